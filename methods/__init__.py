@@ -1,0 +1,1 @@
+"""Methods: one paper, one file; the file name is the method."""

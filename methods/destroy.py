@@ -1,0 +1,17 @@
+"""Control: random weights, which must score no retention."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearnbench import Diffusion, Method, Task
+
+
+@dataclass(frozen=True)
+class Destroy(Method):
+    """Replaces every weight by a fresh one; its RA is the zero of utility."""
+
+    requires = frozenset()
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """An untrained network of the same shape."""
+        return task.architecture(task.seed + 1)

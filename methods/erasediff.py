@@ -1,0 +1,153 @@
+"""EraseDiff: keep the retain loss low under the constraint that nothing is left to unlearn (Wu et al., CVPR 2025)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, track
+from unlearnbench.training import Gradients, Parameters, inner, norm
+
+Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class EraseDiff(Method):
+    """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by one first-order step at a time.
+
+    L_r is the denoising loss of retain images. L_f pulls forget images towards a wrong `target`: "uniform", noise from
+    U[0, 1) in place of the Gaussian; "substitute", the model's own prediction for another condition. phi_K comes from K
+    gradient steps on L_f from phi = theta, and each step is theta <- theta - lr (grad L_r + lambda grad g).
+
+    rule="paper" (Theorem 3.1): lambda = max(0, eta - <grad g, grad L_r> / ||grad g||^2). phi_K is a constant here, so
+    grad g = grad L_f and the inner loop cannot change the update; it runs only with `faithful_cost`, to measure its cost.
+    rule="barrier" (as Liu et al., NeurIPS 2022): lambda = max(0, (eta q - <grad g, grad L_r>) / ||grad g||^2) with
+    q = L_f(theta) - L_f(phi_K), where the inner loop does matter: the pull fades as q goes to zero.
+    rule="released" is the published code: `epochs` x `rounds` times, K passes over the forget set by the same Adam, weights
+    put back and its moments not, then one pass of L_r + lambda (L_f - mean of L_f in the last inner pass), clipped at 1,
+    with an EMA. lambda is `released_lambda`, or max(0, eta - cosine) where that is None. Its flaws: the subtracted mean has
+    no gradient, so the inner loop acts through left-over Adam moments alone; the cosine is not the paper's ratio.
+
+    target="uniform_both" is the code's older noise variant, where the uniform draw also corrupts x_t; "random" its later
+    one, another condition drawn once a batch. The paper names no optimiser: Adam, as the code has, or "sgd" for the
+    formula to the letter.
+    """
+
+    presets = {
+        "published": {"*": {"lr": 1e-4, "batch_size": 128, "K": 2, "eta": 0.1, "target": "substitute", "steps": 288}},
+        "released": {"*": {"lr": 1e-4, "batch_size": 128, "K": 2, "rule": "released", "target": "random", "ema": 0.99}},
+    }
+    space = {"eta": (0.005, 0.5), "lr": (1e-4, 3e-3), "K": (1, 5), "steps": (30, 120)}
+    steps: int = 60
+    lr: float = 1e-3
+    batch_size: int = 64
+    rule: Literal["paper", "barrier", "released"] = "paper"
+    target: Literal["uniform", "substitute", "uniform_both", "random"] = "uniform"
+    eta: float = 0.02
+    K: int = 1
+    inner_lr: float = 1e-3
+    faithful_cost: bool = False
+    optimiser: Literal["adam", "sgd"] = "adam"
+    epochs: int = 4
+    rounds: int = 2
+    released_lambda: float | None = 0.1
+    ema: float | None = None
+    part: str = "full"
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Follow the rule's stream of gradients."""
+        parameters = model.select(self.part)
+        stream = (
+            self.released(model, task, parameters) if self.rule == "released" else self.updates(model, task, parameters)
+        )
+        minimise(
+            stream, parameters, self.lr, optimiser=self.optimiser, ema=None if self.rule == "released" else self.ema
+        )
+        return model
+
+    def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
+        """grad L_r + lambda grad g, once for each pair of batches."""
+        for forget, retain in task.batches(self.steps, self.batch_size):
+            L_f = self.forget_loss(model, task, forget, retain)
+            a, value = gradients(model.loss(retain), parameters), L_f()
+            b = gradients(value, parameters)
+            q = None
+            if self.rule == "barrier" or self.faithful_cost:
+                q = value.detach() - self.lowest(L_f, parameters)
+            scale = self.multiplier(a, b, q)
+            yield {name: a[name] + scale * b[name] for name in parameters}
+
+    def multiplier(self, a: Gradients, b: Gradients, q: Tensor | None) -> Tensor:
+        """lambda for a = grad L_r and b = grad g; zero where grad g is."""
+        square = inner(b, b)
+        if square == 0:
+            return torch.zeros_like(square)
+        bound = self.eta * square if self.rule == "paper" or q is None else self.eta * q
+        return ((bound - inner(a, b)) / square).clamp(min=0)
+
+    def lowest(self, L_f: Loss, parameters: Parameters) -> Tensor:
+        """L_f(phi_K) after K gradient steps from theta on the same draw; theta is put back."""
+        theta = [value.detach().clone() for value in parameters.values()]
+        minimise((L_f() for _ in range(self.K)), parameters, self.inner_lr, optimiser="sgd")
+        with torch.no_grad():
+            value = L_f()
+            _put(parameters, theta)
+        return value
+
+    def forget_loss(self, model: Diffusion, task: Task, batch: Batch, retain: Batch) -> Loss:
+        """L_f as a function of the model's present weights; timesteps, noise and target are drawn once."""
+        t, noise, x_t = model.noised(batch.x0)
+        if self.target in ("uniform", "uniform_both"):
+            wrong = torch.rand_like(noise)
+            x_t = model.add_noise(batch.x0, wrong, t) if self.target == "uniform_both" else x_t
+            return lambda: (model.eps(x_t, t, batch.y) - wrong).square().mean()
+        other = task.substitute(batch.y) if self.target == "substitute" else retain.y[:1].expand_as(batch.y)
+
+        def loss() -> Tensor:
+            with torch.no_grad():
+                wrong = model.eps(x_t, t, other)
+            return (model.eps(x_t, t, batch.y) - wrong).square().mean()
+
+        return loss
+
+    def released(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
+        """The published loop as one stream, so that inner and outer steps share Adam's moments."""
+        length = task.steps(-(-len(task.data("forget").x0) // self.batch_size))
+        total = self.epochs * self.rounds
+        pairs = task.batches(total * (self.K + 1) * length, self.batch_size)
+        mean = [value.detach().clone() for value in parameters.values()]
+        for _ in track(range(task.steps(total)), task.steps(total), "rounds"):
+            theta = [value.detach().clone() for value in parameters.values()]
+            average = 0.0
+            for step in range(self.K * length):
+                value = self.forget_loss(model, task, *next(pairs))()
+                average = (0.0 if step % length == 0 else average) + value.item() / length
+                yield gradients(value, parameters)
+            _put(parameters, theta)
+            for _ in range(length):
+                forget, retain = next(pairs)
+                q = self.forget_loss(model, task, forget, retain)() - average
+                a, b = gradients(model.loss(retain), parameters), gradients(q, parameters)
+                scale = self.released_multiplier(a, b)
+                step_by = {name: a[name] + scale * b[name] for name in parameters}
+                clip = (1 / (norm(step_by) + 1e-6)).clamp(max=1)
+                yield {name: value * clip for name, value in step_by.items()}
+                if self.ema is not None:
+                    torch._foreach_lerp_(mean, [value.detach() for value in parameters.values()], 1 - self.ema)
+        if self.ema is not None:
+            _put(parameters, mean)
+
+    def released_multiplier(self, a: Gradients, b: Gradients) -> Tensor:
+        """The fixed lambda, or max(0, eta - cosine); zero where grad g is."""
+        if self.released_lambda is not None:
+            return torch.as_tensor(self.released_lambda)
+        cosine = inner(a, b) / (norm(a) * norm(b) + 1e-8)
+        return torch.where(norm(b) > 0, (self.eta - cosine).clamp(min=0), 0.0)
+
+
+def _put(parameters: Parameters, values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters.values(), values, strict=True):
+            parameter.copy_(value)

@@ -1,0 +1,55 @@
+"""ESD: fine-tune towards the teacher's prediction guided away from the concept (Gandikota et al., ICCV 2023)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnbench import Diffusion, Method, Task, minimise
+
+
+@dataclass(frozen=True)
+class ESD(Method):
+    """L = || eps_theta(x_t, c) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 (eq. 7).
+
+    x_t is sampled by the model being trained, with `start_guidance`, down to a random step of its sampler. Needs no
+    images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn) or
+    full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
+    """
+
+    requires = frozenset({"concept"})
+    presets = {"published": {"*": {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}}}
+    space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
+    steps: int = 60
+    lr: float = 3e-4
+    batch_size: int = 32
+    eta: float = 1.0
+    start_guidance: float = 3.0
+    sampler_steps: int = 20
+    retain_weight: float = 0.0
+    part: str = "full"
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Adam on the loss above, on x_t of the model's own making."""
+        minimise(self.losses(model, model.frozen(), task), model.select(self.part), self.lr)
+        return model
+
+    def losses(self, model: Diffusion, teacher: Diffusion, task: Task) -> Iterator[Tensor]:
+        """One loss a step."""
+        sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
+        retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
+        for y in task.conditions("forget", self.steps, self.batch_size):
+            done = torch.randint(self.sampler_steps, y.shape[:1], device=y.device)  # steps taken before x_t
+            seeds = torch.randint(2**62, y.shape[:1]).tolist()
+            with torch.no_grad():
+                x_t = model.sample(y, seeds, sampler=sampler, until=self.sampler_steps - done)
+            loss = self.loss(model, teacher, x_t, model.timesteps(sampler)[done], y)
+            yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
+
+    def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Eq. 7, a mean over all elements."""
+        with torch.no_grad():
+            eps_null, eps_c = teacher.eps(x_t, t, teacher.null(len(t))), teacher.eps(x_t, t, y)
+        return (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()

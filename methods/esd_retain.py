@@ -1,0 +1,17 @@
+"""ESD with the denoising loss of retain images beside it: not in the paper, but what keeps a class-conditional model whole."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlearnbench.methods.esd import ESD
+
+
+@dataclass(frozen=True)
+class ESDRetain(ESD):
+    """ESD's loss + retain_weight * L_r."""
+
+    requires = frozenset({"concept", "retain images"})
+    presets: ClassVar[dict] = {}
+    steps: int = 60
+    lr: float = 1e-3
+    retain_weight: float = 1.0

@@ -1,0 +1,22 @@
+"""Fine-tuning on the retain set alone: hopes that the rest is forgotten by itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearnbench import Diffusion, Method, Task, minimise
+
+
+@dataclass(frozen=True)
+class Finetune(Method):
+    """L = L_r; the usual baseline (e.g. Warnecke et al., NDSS 2023)."""
+
+    requires = frozenset({"retain images"})
+    steps: int = 60
+    lr: float = 3e-4
+    batch_size: int = 64
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Adam on the denoising loss of retain batches."""
+        losses = (model.loss(retain) for retain in task.batches(self.steps, self.batch_size, "retain"))
+        minimise(losses, model.select("full"), self.lr)
+        return model

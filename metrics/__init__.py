@@ -1,0 +1,1 @@
+"""Metrics: one measurement, one file; the file name is the metric."""

@@ -1,0 +1,14 @@
+"""Peak memory of preparing and unlearning."""
+
+from unlearnbench import Metric, Outcome, Score
+
+
+class PeakMemory(Metric):
+    """On CUDA the most memory allocated at once, on Linux CPUs the growth of the resident set; unknown elsewhere."""
+
+    title, axis, better, unit, scale, digits = "peak memory", "cost", "lower", "MiB", 1 / 2**20, 0
+    rank = 3
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Bytes."""
+        return Score(outcome.cost["peak_memory"], 1, reason=outcome.cost["peak_memory_kind"])

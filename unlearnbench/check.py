@@ -1,0 +1,165 @@
+"""The conformance suite: what every method must do, run on a tiny model in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from typing import Any, get_type_hints
+
+import torch
+
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.method import ACCESS, Method
+from unlearnbench.models.unet import ClassUNet
+from unlearnbench.runner import check_model
+from unlearnbench.sampling import Sampler
+from unlearnbench.task import Task
+from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.training import seeded
+
+
+class TinyDigits(DigitsClass):
+    """`digits-class` on a network of a few thousand weights, two steps at most."""
+
+    def __init__(self, forget: str = "3", **settings: Any):
+        super().__init__(forget, **{"limit": 2, **settings})
+
+    def architecture(self, seed: int) -> Diffusion:
+        """Fresh weights, two sampling steps."""
+        with seeded(seed):
+            model = ClassUNet(classes=10, size=8, widths=(8, 16))
+        model.sampler = Sampler(steps=2)
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """Untrained: conformance is about behaviour, not about forgetting."""
+        return self.architecture(0)
+
+
+class Failed(UserError):
+    """A method does not conform; the message says what to mend."""
+
+
+def _unlearned(method: Method, task: Task) -> Diffusion:
+    model = method.wrap(task.pretrained())
+    with seeded(task.seed):
+        return method.unlearn(model, task, method.prepare(model, task))
+
+
+def described(cls: type[Method]) -> None:
+    """Docstrings say what it is: the file's first line becomes its line in `list`."""
+    if not (sys.modules[cls.__module__].__doc__ or "").strip():
+        raise Failed('the file has no docstring: begin it with one line, """Name: idea (Authors, Venue year)."""')
+    if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
+        raise Failed(f"{cls.__name__} has no docstring: give the formula and its source")
+
+
+def dataclass_fields(cls: type[Method]) -> None:
+    """A frozen dataclass whose fields are typed and have defaults, so that `--set` can check and records can hold them."""
+    if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
+        raise Failed(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
+    if not vars(cls)["__dataclass_params__"].frozen:
+        raise Failed(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise Failed(f"field {field.name} has no default: give it one")
+        if field.name not in hints:
+            raise Failed(f"field {field.name} has no type: write `{field.name}: float = …`")
+
+
+def presets(cls: type[Method]) -> None:
+    """Every preset names fields of the method and values that fit them; `space` names at most six fields."""
+    for settings in cls.presets.values():
+        for values in settings.values():
+            cls.configured(values)
+    known = {field.name for field in dataclasses.fields(cls)}
+    strange = set(cls.space) - known
+    if strange or len(cls.space) > 6:
+        raise Failed(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")
+
+
+def access(cls: type[Method]) -> None:
+    """`requires` is a frozenset of kinds of access and parts of a model."""
+    parts = {"xattn", "noxattn", "selfattn", "text_encoder", *TinyDigits().pretrained().parts()}
+    strange = set(cls.requires) - set(ACCESS) - parts
+    if strange:
+        raise Failed(f"requires names {', '.join(sorted(strange))}; known: {', '.join([*ACCESS, *sorted(parts)])}")
+
+
+def returns_a_model(cls: type[Method]) -> None:
+    """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
+    for preset in ("default", *cls.presets):
+        method = cls.configured(cls.preset(preset, DigitsClass.name))
+        check_model(method, _unlearned(method, TinyDigits()))
+
+
+def repeatable(cls: type[Method]) -> None:
+    """The same seed gives the same weights: randomness comes from torch's global generator and the task alone."""
+    one, two = (_unlearned(cls(), TinyDigits()).state_dict() for _ in range(2))
+    for name, value in one.items():
+        if not torch.equal(value, two[name]):
+            raise Failed(f"two runs with one seed differ in {name}: draw randomness from torch and the task only")
+
+
+def reloads(cls: type[Method]) -> None:
+    """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
+    task = TinyDigits()
+    model = _unlearned(cls(), task).eval()
+    again = cls().wrap(task.architecture(1))
+    try:
+        again.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise Failed(
+            f"the weights do not fit wrap(model): {str(error).splitlines()[0]}: build new structure in wrap"
+        ) from error
+    x_t, t, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 3, 9])
+    with torch.inference_mode():
+        if not torch.equal(model.eps(x_t, t, y), again.eval().eps(x_t, t, y)):
+            raise Failed(
+                "the model predicts otherwise after saving and loading: keep structure in wrap, values in weights"
+            )
+
+
+def quiet(cls: type[Method]) -> None:
+    """A method prints nothing: progress is the engine's, through task.batches and track."""
+    with redirect_stdout(io.StringIO()) as printed:
+        _unlearned(cls(), TinyDigits())
+    if printed.getvalue():
+        raise Failed(f"it prints {printed.getvalue()[:40]!r}: take the print out")
+
+
+def leaves_data_alone(cls: type[Method]) -> None:
+    """The task's images are shared by all methods and must not change."""
+    task = TinyDigits()
+    before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}  # type: ignore[arg-type]
+    _unlearned(cls(), task)
+    for side, (x0, y) in before.items():
+        after = task.data(side)  # type: ignore[arg-type]
+        if not (torch.equal(x0, after.x0) and torch.equal(y, after.y)):
+            raise Failed(f"it changed the {side} images in place: work on copies")
+
+
+CHECKS: tuple[Callable[[type[Method]], None], ...] = (
+    described, dataclass_fields, presets, access, returns_a_model, repeatable, reloads, quiet, leaves_data_alone,
+)  # fmt: skip
+
+
+def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
+    """Name, meaning and failure (None: passed) of every check, in order."""
+    for check in CHECKS:
+        meaning = (check.__doc__ or "").partition("\n")[0]
+        try:
+            check(cls)
+        except Unsupported as reason:
+            yield check.__name__, meaning, f"not tried here: {reason}"
+        except UserError as failure:
+            yield check.__name__, meaning, str(failure)
+        except Exception as error:  # noqa: BLE001 - the user's code may fail in any way
+            yield check.__name__, meaning, f"it fails with {type(error).__name__}: {error}"
+        else:
+            yield check.__name__, meaning, None

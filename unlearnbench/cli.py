@@ -1,0 +1,364 @@
+"""The command line; the only module that prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unlearnbench import __version__, registry
+from unlearnbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from unlearnbench.record import Record
+    from unlearnbench.runner import Cell
+
+
+app = typer.Typer(
+    help="Measure what a diffusion model has forgotten, what it kept and what that cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out, err = Console(), Console(stderr=True)
+DEBUG = "UNLEARNBENCH_DEBUG"
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Style(str, Enum):
+    """Kinds of method file."""
+
+    losses = "losses"
+    loop = "loop"
+    edit = "edit"
+
+
+Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Measure what a diffusion model has forgotten, what it kept and what that cost."""
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    method: Annotated[
+        list[str], typer.Option(help="Name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+    ],
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    forget: Annotated[list[str] | None, typer.Option(help="Concept to forget, or several, comma-separated.")] = None,
+    protocol: Annotated[str, typer.Option(help="How it is measured.")] = "default",
+    seeds: Annotated[str, typer.Option(help="Unlearning seeds: 0, 0-2 or 0,3,5.")] = "0",
+    preset: Annotated[str, typer.Option(help="default, published, released, …")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Hyper-parameter, key=value. Repeatable.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    results: Results = Path("results"),
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Folder made by `pretrain`, in place of the shipped weights.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run anew what is there already.")] = False,
+) -> None:
+    """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
+    numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
+    task_class = registry.load_task(task)
+    concepts = [task_class.resolve_concept(word) for word in _words(forget or [task_class.default_forget])]
+    names = list(registry.methods()) if method == ["all"] else _words(method)
+    classes = [registry.load_method(name) for name in names]
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.runner import Cell
+    from unlearnbench.runner import run as run_cell
+    from unlearnbench.store import Store
+
+    where, store = pick_device(device.value), Store()
+
+    def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
+        method = cls.configured({**cls.preset(preset, task), **overrides})
+        changed = {key: method.settings()[key] for key in overrides}
+        return Cell(
+            method, task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained), preset, changed
+        )
+
+    original = registry.load_method("original")
+    baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]
+    wanted = [
+        cell(cls, concept, seed, preset, overrides) for concept in concepts for cls in classes for seed in numbers
+    ]
+    done: list[Record] = []
+    with _progress(len(baseline) + len(wanted)) as begin:
+        for number, item in enumerate([*baseline, *wanted]):
+            begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
+            record = run_cell(item, store, results, force and number >= len(baseline))
+            done.append(record)
+    for group in _groups(done[len(baseline) :]):
+        _show_run(group, next(record for record in done if record.forget == group[0].forget), results)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="methods, tasks or metrics; all when left out.")] = None,
+) -> None:
+    """Methods, tasks and metrics, a line each."""
+    kinds = {"methods": registry.methods, "tasks": registry.tasks, "metrics": registry.metrics}
+    if kind and kind not in kinds:
+        raise unknown("kind", kind, kinds)
+    for name in [kind] if kind else kinds:
+        table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for entry_name, entry in kinds[name]().items():
+            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
+        out.print(table, "")
+
+
+@app.command()
+def leaderboard(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
+    columns: Annotated[
+        str | None, typer.Option(help="Comma-separated metrics; all, or as many as fit, when left out.")
+    ] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write RESULTS/README.md instead of printing.")] = False,
+) -> None:
+    """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
+    from unlearnbench import leaderboard as lb
+    from unlearnbench.record import load_all
+
+    records = load_all(results)
+    if not records:
+        raise UserError(
+            f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
+        )
+    metrics = registry.load_metrics()
+    names = lb.chosen(columns, metrics)
+    board = lb.board(records, metrics)
+    if write:
+        from unlearnbench.record import replace_file
+
+        replace_file(results / "README.md", lb.page(board, metrics, names).encode())
+        out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
+    elif format == "terminal":
+        short = names if columns or out.width >= 160 else list(lb.SHORT)
+        for title, heads, rows in lb.tables(board, metrics, short):
+            _print_table(title, heads, rows)
+        out.print("mean ± standard deviation over n unlearning seeds; all columns: --format markdown, or --columns")
+    else:
+        sys.stdout.write(lb.formatted(board, metrics, names, format))
+
+
+@app.command()
+def pretrain(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    seed: Annotated[int, typer.Option(min=0, help="Pretraining seed.")] = 0,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to; pretrained/<task> when left out.")] = None,
+) -> None:
+    """Train the original model and the judges anew, by the recipe of the shipped weights."""
+    task_class = registry.load_task(task)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.store import cannot_write
+
+    folder = folder or Path("pretrained") / task
+    trained = task_class(task_class.default_forget, device=pick_device(device.value))
+    with _progress(1) as begin:
+        begin(f"pretraining {task}, seed {seed}")
+        try:
+            reached = trained.pretrain(folder, seed)
+        except OSError as error:
+            raise UserError(cannot_write(folder, error, "--out")) from error
+    for name, value in reached.items():
+        out.print(f"{name}: {value:.1%}")
+    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
+
+
+@app.command()
+def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its name.")]) -> None:
+    """Run the conformance suite on a method and say what to mend."""
+    cls = registry.load_method(file)
+
+    from unlearnbench.check import conformance
+
+    failed = 0
+    for name, meaning, failure in conformance(cls):
+        failed += failure is not None
+        mark = "[green]✓[/green]" if failure is None else "[red]✗[/red]"
+        out.print(f"{mark} [bold]{name}[/bold] {escape(failure or meaning)}", highlight=False, soft_wrap=True)
+    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="The method's name: lower-case letters, digits and _.")],
+    style: Annotated[
+        Style, typer.Option(help="A stream of losses, a loop of your own, or an edit of the weights.")
+    ] = Style.losses,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a working start for a method of your own."""
+    from unlearnbench.templates import new_method as text
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} cannot name a method: use lower-case letters, digits and _, such as my_method")
+    if name in registry.methods():
+        raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
+    path = folder / f"{name}.py"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(text(name, style.value))
+    except FileExistsError as error:
+        raise UserError(f"{path} is there already: choose another name, or delete it") from error
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({(error.strerror or '').lower()}): name another folder with --out"
+        ) from error
+    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0-2` or `0,3,5` as numbers, in order."""
+    numbers: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last - first >= 1000:
+            raise UserError(
+                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
+            )
+        numbers += [number for number in range(first, last + 1) if number not in numbers]
+    return numbers
+
+
+def parse_settings(words: list[str]) -> dict[str, Any]:
+    """`key=value` words as a dictionary."""
+    for word in words:
+        if not re.fullmatch(r"\w+=.+", word):
+            raise UserError(f"--set {word}: write key=value, such as --set lr=1e-4")
+    return dict(word.split("=", 1) for word in words)
+
+
+def _words(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))
+
+
+@contextmanager
+def _progress(cells: int) -> Iterator[Any]:
+    """Two bars: what is being done, and its present stage. Yields a function that announces the next cell."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from unlearnbench.progress import shown_by
+
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
+        whole, stage = bars.add_task("", total=cells), bars.add_task("", total=1, visible=False)
+        begun = 0
+
+        def begin(title: str) -> None:
+            nonlocal begun
+            bars.update(whole, description=title, completed=begun)
+            begun += 1
+            if not err.is_terminal:
+                err.print(f"[{begun}/{cells}] {escape(title)}", highlight=False, markup=False, soft_wrap=True)
+
+        def sink(what: str, done: int, total: int) -> None:
+            bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
+
+        with shown_by(sink):
+            yield begin
+
+
+def _groups(records: list[Record]) -> list[list[Record]]:
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.forget, record.label()), []).append(record)
+    return list(groups.values())
+
+
+def _show_run(group: list[Record], original: Record, results: Path) -> None:
+    """Metric, original, this method, retrain if there, change, interval."""
+    from unlearnbench import leaderboard as lb
+    from unlearnbench.record import load_all
+
+    metrics = registry.load_metrics()
+    record = group[0]
+    place = results / record.task / record.protocol.name / record.forget
+    gold = [r for r in load_all(results) if r.method.name == "retrain" and r.protocol.hash == record.protocol.hash]
+    gold = [r for r in gold if r.forget == record.forget and r.task == record.task and r.method.division == "default"]
+    rows = []
+    for name, metric in metrics.items():
+        mean, interval = lb.summary(group, name)
+        before, after = lb.summary([original], name)[0], lb.summary(gold, name)[0]
+        change = None if mean is None or before is None or metric.axis == "cost" else mean - before
+        bounds = "—" if interval is None else " … ".join(lb.shown(metric, value) for value in interval)
+        sign = "+" if change is not None and change > 0 else ""
+        cells = [lb.shown(metric, value) for value in (before, mean)]
+        cells += [lb.shown(metric, after)] if gold else []
+        rows.append([lb.head(metric), *cells, sign + lb.shown(metric, change), bounds])
+    seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
+    heads = ["metric", "original", record.label(), *(["retrain"] if gold else []), "change", "95 % interval"]
+    if any(r.scores for r in group):
+        _print_table(
+            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}", heads, rows
+        )
+    for r in group:
+        if r.status != "ok":
+            err.print(
+                f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {r.reason or r.judge_error or 'missing scores'}",
+                soft_wrap=True,
+            )
+    files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
+    picture = " and the sample grid (.png)" if record.path(results).with_suffix(".png").is_file() else ""
+    out.print(
+        f"records: {place / record.label()}/{files}, with per-image values (.parquet){picture}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(heads):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def main() -> None:
+    """Entry point: bad input is one line and exit code 2, a stop keeps what is finished."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get(DEBUG):
+            raise
+        err.print(f"unlearnbench: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("stopped: what is finished is kept; run the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A diffusion model as methods and metrics see it: predictor, noise schedule and conditioning."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench.errors import Unsupported
+from unlearnbench.sampling import Guidance, Hook, Sampler, sample, timesteps
+
+
+class Condition(NamedTuple):
+    """What the denoiser is conditioned on, already embedded."""
+
+    states: Tensor
+    """(B, D) class embeddings or (B, L, D) text states."""
+    pooled: Tensor | None = None
+    """(B, D) pooled text states, where the model wants them."""
+    extra: dict[str, Tensor] | None = None
+    """Further named inputs, (B, ...)."""
+    ids: Tensor | None = None
+    """(B,) labels or (B, L) tokens, for losses that need positions."""
+
+    def join(self, other: Condition) -> Condition:
+        """Both along the batch, this one first."""
+        return _map(lambda *pair: torch.cat(pair), self, other)
+
+    def where(self, mask: Tensor, other: Condition) -> Condition:
+        """Row b of this one where mask[b], else of the other."""
+        return _map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b), self, other)
+
+
+def _map(function: Any, *conditions: Condition) -> Condition:
+    def one(values: tuple[Any, ...]) -> Any:
+        if any(value is None for value in values):
+            return None
+        if isinstance(values[0], dict):
+            return {key: function(*(value[key] for value in values)) for key in values[0]}
+        return function(*values)
+
+    return Condition(*(one(values) for values in zip(*conditions, strict=True)))
+
+
+class Batch(NamedTuple):
+    """Images and what they show."""
+
+    x0: Tensor
+    """(B, C, H, W) in [-1, 1]: pixels or scaled latents."""
+    y: Tensor
+    """Integers: class labels (B,) or token ids (B, L)."""
+
+
+class Diffusion(nn.Module, ABC):
+    """The one interface that every method is written against.
+
+    `alpha_bar` (T,) is the cumulative signal share; `shape` (C, H, W) what is denoised; `clip` whether x0 lies in
+    [-1, 1] by nature (pixels); `prediction` what the network predicts.
+    """
+
+    alpha_bar: Tensor
+
+    def __init__(self, alpha_bar: Tensor, shape: tuple[int, int, int], prediction: str = "epsilon", clip: bool = False):
+        super().__init__()
+        if prediction not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"prediction={prediction!r} is none of epsilon, v_prediction, sample")
+        self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
+        self.shape, self.prediction, self.clip = shape, prediction, clip
+        self.guidance, self.sampler = Guidance(), Sampler()
+
+    @abstractmethod
+    def embed(self, y: Tensor) -> Condition:
+        """Condition for integers y, differentiable in the embedding."""
+
+    @abstractmethod
+    def null(self, n: int) -> Condition:
+        """The unconditional side of guidance, n rows."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The network's raw output (B, C, H, W) for x_t, timesteps t (B,) and a condition."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """The trainable parts by the papers' names; "full" is the denoiser."""
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
+        """The network's raw output; y: integers, or a Condition."""
+        return self.predict(x_t, t, y if isinstance(y, Condition) else self.embed(y))
+
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), each (B, 1, 1, 1)."""
+        alpha_bar = self.alpha_bar[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def eps(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
+        """Noise prediction (B, C, H, W), whatever the network predicts."""
+        output = self(x_t, t, y)
+        if self.prediction == "epsilon":
+            return output
+        a, b = self.signal(t)
+        return a * output + b * x_t if self.prediction == "v_prediction" else (x_t - a * output) / b
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should output: noise, v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, or x0."""
+        if self.prediction == "epsilon":
+            return noise
+        a, b = self.signal(t)
+        return a * noise - b * x0 if self.prediction == "v_prediction" else x0
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (Ho et al., NeurIPS 2020, eq. 4)."""
+        a, b = self.signal(t)
+        return a * x0 + b * noise
+
+    def noised(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Random timesteps (B,), noise and x_t like x0; from the global generator unless one is given."""
+        t = torch.randint(len(self.alpha_bar), (len(x0),), generator=generator, device=x0.device)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        return t, noise, self.add_noise(x0, noise, t)
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None, drop: float = 0.0) -> Tensor:
+        """Denoising loss, a mean over all elements (not a sum over pixels: papers' weights differ by that factor).
+
+        `drop` is the share of conditions replaced by the null one, for guidance.
+        """
+        t, noise, x_t = self.noised(batch.x0, generator)
+        condition = self.embed(batch.y)
+        if drop:
+            kept = torch.rand(len(t), generator=generator, device=t.device) >= drop
+            condition = condition.where(kept, self.null(len(t)))
+        return (self(x_t, t, condition) - self.target(batch.x0, noise, t)).square().mean()
+
+    def sample(
+        self,
+        y: Tensor | Condition,
+        seeds: Sequence[int],
+        *,
+        sampler: Sampler | None = None,
+        start: tuple[Tensor, int] | None = None,
+        until: int | Tensor = 0,
+        hook: Hook | None = None,
+    ) -> Tensor:
+        """Images (or latents) for conditions y, image b from seeds[b] alone; see `sampling.sample`."""
+        condition = y if isinstance(y, Condition) else self.embed(y)
+        return sample(self, condition, seeds, sampler or self.sampler, start, until, hook)
+
+    def timesteps(self, sampler: Sampler | None = None) -> Tensor:
+        """The sampler's timesteps, downwards, (steps,)."""
+        return torch.tensor(
+            timesteps((sampler or self.sampler).steps, len(self.alpha_bar)), device=self.alpha_bar.device
+        )
+
+    def select(self, part: str) -> dict[str, nn.Parameter]:
+        """Named parameters of one part; `Unsupported` names the parts that this model has."""
+        parts = self.parts()
+        if part not in parts:
+            raise Unsupported(f"this model has no part {part!r}: it has {', '.join(sorted(parts))}")
+        wanted = {id(parameter) for parameter in parts[part]}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in wanted}
+
+    def frozen(self) -> Diffusion:
+        """The teacher: an independent copy, its own embedding included, that nothing trains."""
+        return copy.deepcopy(self).requires_grad_(False).eval()

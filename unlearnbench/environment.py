@@ -1,0 +1,119 @@
+"""What a run ran on: device, driver, threads, package versions, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearnbench.errors import UserError
+
+PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
+
+
+def pick_device(wanted: str) -> str:
+    """ "auto" is CUDA where there is any, else the CPU."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    return wanted
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Facts for a record; what cannot be found out is None."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "device_type": device,
+        "driver": torch.version.cuda if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "precision": "float32",
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **_commit(),
+    }
+
+
+def _cpu() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The checkout's commit, and whether its code differs from it; None outside a checkout."""
+    root = Path(__file__).parents[1]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--", "unlearnbench", "methods", "metrics")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+class Meter:
+    """Seconds and peak memory of a block of work, after the device has caught up."""
+
+    def __init__(self, device: str):
+        self.device = device
+
+    def __enter__(self) -> Meter:
+        self._sync()
+        self._base = _reset_peak(self.device)
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sync()
+        self.seconds = time.perf_counter() - self._start
+        peak = _peak(self.device)
+        self.memory = None if peak is None or self._base is None else max(0, peak - self._base)
+
+    def _sync(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int | None:
+    """Bytes in use now, with the peak set back to it; None where the system cannot tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0  # on CUDA the whole allocation counts, weights included
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def _peak(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

@@ -1,0 +1,24 @@
+"""Errors that a user can mend: one line with the value and the remedy, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user typed or gave cannot be used; the message names it and says what to do."""
+
+
+class Unsupported(UserError):
+    """A method needs what this model or task does not have; the cell is skipped with this reason."""
+
+
+class Damaged(UserError):
+    """A file of ours no longer holds what was written to it."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """An unknown name, with the nearest known ones, or all of them when none is near."""
+    known = sorted(known)
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}: {hint}")

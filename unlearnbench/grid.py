@@ -1,0 +1,44 @@
+"""The picture of a run: the same noise through the original and the unlearned model, a row per concept."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from torch import Tensor
+
+from unlearnbench.record import replace_file
+from unlearnbench.task import Task
+
+COLUMNS, TILE, GAP, MARGIN, HEAD = 6, 48, 24, 56, 40
+
+
+def write_grid(path: Path, task: Task, before: Tensor, after: Tensor, label: str) -> None:
+    """PNG: `COLUMNS` images a concept, the original's on the left, the unlearned model's on the right."""
+    from PIL import Image, ImageDraw
+
+    plan = task.plan()
+    rows = {
+        concept: [i for i, item in enumerate(plan) if item.concept == concept][:COLUMNS] for concept in task.concepts
+    }
+    side = COLUMNS * TILE
+    width, height = MARGIN + 2 * side + 2 * GAP, HEAD + len(rows) * (TILE + 4) + GAP // 2
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((MARGIN, HEAD // 3), "original", fill="black", font_size=15)
+    draw.text((MARGIN + side + GAP, HEAD // 3), label, fill="black", font_size=15)
+    for row, (concept, index) in enumerate(rows.items()):
+        top = HEAD + row * (TILE + 4)
+        forgotten = concept == task.forget
+        draw.text((12, top + TILE // 3), concept, fill="#b00020" if forgotten else "black", font_size=16)
+        for column, i in enumerate(index):
+            for left, images in ((MARGIN, before), (MARGIN + side + GAP, after)):
+                tile = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize(
+                    (TILE - 2, TILE - 2), Image.Resampling.NEAREST
+                )
+                canvas.paste(tile, (left + column * TILE, top))
+        if forgotten:
+            draw.rectangle((4, top - 3, width - 5, top + TILE), outline="#b00020", width=2)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", optimize=True)
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,78 @@
+"""Judges: fixed networks that say what an image shows, or that they cannot say."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+ABSTAINS = -1
+
+
+class Verdict(NamedTuple):
+    """What a judge says of N images."""
+
+    probabilities: Tensor
+    """(N, K) closed-set probabilities, float32; a row of NaN where judging failed: missing, never a success."""
+    refused: Tensor
+    """(N,) bool: the judge abstains, the image is outside what it was trained on."""
+
+    @property
+    def missing(self) -> Tensor:
+        """(N,) bool."""
+        return self.probabilities.isnan().any(dim=1)
+
+    @property
+    def closed(self) -> Tensor:
+        """(N,) most probable class, whether or not the judge abstains."""
+        return self.probabilities.argmax(dim=1)
+
+    @property
+    def label(self) -> Tensor:
+        """(N,) class, or `ABSTAINS`."""
+        return torch.where(self.refused, ABSTAINS, self.closed)
+
+
+class Judge(ABC):
+    """Images uint8 (N, 3, H, W) -> verdicts and features. Two judges with the same name, version and hash are one."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    classes: int
+    threshold: float
+    """Score above which the judge abstains, calibrated on a split that is not reported on."""
+    hash: str
+    """Of the weights (or of the data, for a judge without weights)."""
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, H, W)."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Features (N, D), float32, for FID, KID, precision and recall."""
+
+
+def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, str | None]:
+    """Verdicts for all images, and the first error met.
+
+    A judge that fails on a batch is asked again image by image, so that only the images it fails on are missing.
+    """
+    parts: list[Verdict] = []
+    error: str | None = None
+    for some in images.split(batch):
+        try:
+            parts.append(judge(some))
+            continue
+        except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the images become missing values
+            error = error or f"{type(failure).__name__}: {failure}"
+        for one in some.split(1):
+            try:
+                parts.append(judge(one))
+            except Exception:  # noqa: BLE001 - as above; the first error is reported
+                parts.append(Verdict(torch.full((1, judge.classes), torch.nan), torch.zeros(1, dtype=torch.bool)))
+    if not parts:
+        return Verdict(torch.zeros(0, judge.classes), torch.zeros(0, dtype=torch.bool)), None
+    return Verdict(*(torch.cat(column) for column in zip(*parts, strict=True))), error

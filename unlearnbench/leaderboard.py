@@ -1,0 +1,215 @@
+"""Records -> one table, in the terminal, markdown, csv, json or LaTeX."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.metric import Metric
+from unlearnbench.record import Record
+from unlearnbench.statistics import Interval, t_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONTROLS = ("original", "retrain", "destroy")
+KEYS = ["task", "protocol", "protocol_hash", "forget", "label", "method", "division", "access"]
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+SHORT = ("ua", "ua_closed", "coherence", "ra", "fid", "unlearn_time")
+"""Columns where there is no room for all."""
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record: keys, status and every score's value."""
+    import pandas as pd
+
+    rows = [
+        {
+            "task": record.task,
+            "protocol": record.protocol.name,
+            "protocol_hash": record.protocol.hash,
+            "forget": record.forget,
+            "label": record.label(),
+            "method": record.method.name,
+            "division": record.method.division,
+            "access": ", ".join(record.method.requires) or "none",
+            "seed": record.seeds["unlearning"],
+            "status": record.status,
+            **{name: score.value for name, score in record.scores.items()},
+        }
+        for record in records
+    ]
+    return pd.DataFrame(rows)
+
+
+def board(records: Iterable[Record], metrics: dict[str, Metric] | None = None) -> pd.DataFrame:
+    """One row a method, concept and protocol: `<metric>`, `<metric>_sd`, `_low`, `_high` (t-interval on seed means), n, flags.
+
+    A row depends on its own records alone. Seeds that diverged or were skipped have no values and are counted in `flags`.
+    """
+    import pandas as pd
+
+    metrics = metrics or registry.load_metrics()
+    table = frame(records)
+    if table.empty:
+        return table
+    rows = []
+    for keys, group in table.groupby(KEYS, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(KEYS, keys, strict=True))
+        row["n"] = int(group.status.isin(["ok", "unreliable"]).sum())
+        bad = group.status[group.status != "ok"].value_counts()
+        row["flags"] = ", ".join(f"{status} {count}/{len(group)}" for status, count in bad.items())
+        for name in metrics:
+            values = group[name].dropna().astype(float) if name in group else pd.Series(dtype=float)
+            interval = t_interval(values.to_numpy())
+            row[name] = values.mean() if len(values) else None
+            row[f"{name}_sd"] = values.std(ddof=1) if len(values) > 1 else None
+            row[f"{name}_low"], row[f"{name}_high"] = interval or (None, None)
+        rows.append(row)
+    result = pd.DataFrame(rows)
+    rank = result.method.map(lambda name: CONTROLS.index(name) if name in CONTROLS else len(CONTROLS))
+    order = result.assign(rank=rank).sort_values(
+        ["task", "protocol", "protocol_hash", "forget", "rank", "label"], kind="stable"
+    )
+    return order.drop(columns="rank").reset_index(drop=True)
+
+
+def chosen(names: str | None, metrics: dict[str, Metric]) -> list[str]:
+    """The metrics named in a comma-separated list, or all."""
+    if not names:
+        return list(metrics)
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in metrics:
+            from unlearnbench.errors import unknown
+
+            raise unknown("metric", name, metrics)
+    return wanted
+
+
+def shown(metric: Metric, value: float | None, sd: float | None = None) -> str:
+    """A value with its spread, in the metric's unit and decimals; — where it is not known."""
+    if value is None or math.isnan(value):
+        return "—"
+    text = f"{value * metric.scale:.{metric.digits}f}"
+    return text if sd is None or math.isnan(sd) else f"{text} ± {sd * metric.scale:.{metric.digits}f}"
+
+
+def summary(records: Sequence[Record], name: str) -> tuple[float | None, Interval | None]:
+    """A score over seeds: the mean and a t-interval on seed means; of one record, its value and its own interval."""
+    scores = [record.scores[name] for record in records if name in record.scores]
+    values = [score.value for score in scores if score.value is not None]
+    if not values:
+        return None, None
+    return sum(values) / len(values), scores[0].interval if len(records) == 1 else t_interval(values)
+
+
+def head(metric: Metric) -> str:
+    """A column's name: title, arrow, unit."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
+
+
+def tables(
+    result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heads and rows of one table for each task, protocol and concept: they are never mixed."""
+    made = []
+    for (task, protocol, hash, forget), group in result.groupby(
+        ["task", "protocol", "protocol_hash", "forget"], sort=False
+    ):
+        title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
+        heads = ["method", "n", *(head(metrics[name]) for name in columns), "flags"]
+        rows = [
+            [
+                row.label,
+                str(row.n),
+                *(shown(metrics[name], row[name], row[f"{name}_sd"]) for name in columns),
+                row["flags"],
+            ]
+            for _, row in group.iterrows()
+        ]
+        if not any(row[-1] for row in rows):
+            heads, rows = heads[:-1], [row[:-1] for row in rows]
+        made.append((title, heads, rows))
+    return made
+
+
+def markdown(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+    """GitHub's tables; mean ± standard deviation over n unlearning seeds."""
+    parts = []
+    for title, heads, rows in tables(result, metrics, columns):
+        lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] + ["---:"] * (len(heads) - 1), *rows)]
+        parts.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def page(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+    """The README of a results folder."""
+    notes = "\n".join(
+        f"- {head(metrics[name])}: {(type(metrics[name]).__doc__ or '').strip().partition(chr(10))[0]}"
+        for name in columns
+    )
+    return (
+        "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
+        "Mean ± standard deviation over n unlearning seeds; tables of different protocols must not be compared. "
+        "Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
+        f"{markdown(result, metrics, columns)}\n## Columns\n\n{notes}\n"
+    )
+
+
+def latex(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+    """booktabs tables with a caption that says what was measured."""
+    parts = []
+    for title, heads, rows in tables(result, metrics, columns):
+        lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (heads, *rows)]
+        body = "\n".join(lines[1:])
+        caption = _escape(f"{title}. Mean ± standard deviation over n unlearning seeds.")
+        parts.append(
+            "\\begin{table}\n\\centering\n\\caption{"
+            + caption
+            + "}\n\\begin{tabular}{l"
+            + "r" * (len(heads) - 1)
+            + "}\n\\toprule\n"
+            f"{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+        )
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    for plain, command in (
+        ("\\", r"\textbackslash{}"),
+        ("_", r"\_"),
+        ("%", r"\%"),
+        ("&", r"\&"),
+        ("#", r"\#"),
+        ("±", r"$\pm$"),
+        ("↑", r"$\uparrow$"),
+        ("↓", r"$\downarrow$"),
+        ("—", "---"),
+        ("~", r"\textasciitilde{}"),
+    ):
+        text = text.replace(plain, command)
+    return text
+
+
+def as_json(result: pd.DataFrame) -> str:
+    """Rows as JSON; numbers are numbers, unknown is null."""
+    return json.dumps(json.loads(result.to_json(orient="records")), indent=1, ensure_ascii=False) + "\n"
+
+
+def formatted(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str], kind: str) -> str:
+    """The board as text of one kind."""
+    if kind == "markdown":
+        return markdown(result, metrics, columns)
+    if kind == "latex":
+        return latex(result, metrics, columns)
+    if kind == "csv":
+        return result.to_csv(index=False)
+    if kind == "json":
+        return as_json(result)
+    raise UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")

@@ -1,0 +1,87 @@
+"""The interface of an unlearning method: a frozen dataclass whose fields are its hyper-parameters."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.task import Task
+
+ACCESS = ("forget images", "retain images", "concept", "training recipe")
+"""Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Subclass as a frozen dataclass in a file of its own; the file's name is the method's.
+
+    `presets` maps a name such as "published" to settings by task, "*" for every other task. `requires` names what the
+    method needs (see `ACCESS`, or a part of the model); where that is missing, the cell is skipped with the reason.
+    `space` gives tuning ranges for at most six fields.
+    """
+
+    name: ClassVar[str] = ""
+    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    requires: ClassVar[frozenset[str]] = frozenset({"forget images", "retain images"})
+    space: ClassVar[dict[str, tuple[Any, ...]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+    def prepare(self, model: Diffusion, task: Task) -> Any:
+        """Masks, Fisher information, generated images: made before unlearning and timed apart from it."""
+
+    @abstractmethod
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
+        """Change and return the model. Randomness comes from torch's global generator, seeded by the runner."""
+
+    def wrap(self, model: Diffusion) -> Diffusion:
+        """Structure that weights alone do not carry (adapters, gates, guidance).
+
+        Runs before `unlearn` and whenever stored weights are loaded.
+        """
+        return model
+
+    @classmethod
+    def configured(cls, settings: dict[str, Any]) -> Method:
+        """An instance with these settings; strings are read as the field's type. Names the value that does not fit."""
+        known = {field.name for field in fields(cls)}
+        hints = get_type_hints(cls, include_extras=True)
+        values = {}
+        for key, value in settings.items():
+            if key not in known:
+                raise unknown(f"setting of {cls.name}", key, known or ["(it has none)"])
+            try:
+                adapter = TypeAdapter(hints[key])
+                values[key] = (
+                    adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
+                )
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"].lower()
+                raise UserError(f"{key}={value} does not fit {cls.name}: {reason}") from error
+        return cls(**values)
+
+    @classmethod
+    def preset(cls, name: str, task: str) -> dict[str, Any]:
+        """The settings of a preset for a task; "default" is always there, and empty unless the method says otherwise."""
+        if name != "default" and name not in cls.presets:
+            raise unknown(f"preset of {cls.name}", name, [*cls.presets, "default"])
+        by_task = cls.presets.get(name, {})
+        return dict(by_task.get(task, by_task.get("*", {})))
+
+    def settings(self) -> dict[str, Any]:
+        """All hyper-parameters, by name."""
+        return asdict(self)
+
+    @classmethod
+    def sources(cls) -> list[Path]:
+        """The files that the method's code lies in, base methods included."""
+        return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]

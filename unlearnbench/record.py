@@ -1,0 +1,157 @@
+"""One run as validated JSON with its provenance, sealed by a content hash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unlearnbench.errors import Damaged
+from unlearnbench.hashing import digest
+
+TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
+"""Scores that differ from run to run of the same thing."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ScoreRecord(_Part):
+    """One metric's result; null is unknown, and `reason` says why."""
+
+    value: float | None
+    n: int
+    missing: int = 0
+    interval: tuple[float, float] | None = None
+    reason: str | None = None
+    axis: Literal["efficacy", "utility", "robustness", "cost"]
+    better: Literal["higher", "lower"] | None
+    unit: str
+    code_hash: str
+
+
+class ProtocolRecord(_Part):
+    """Everything that was measured with, by name and hash."""
+
+    name: str
+    hash: str
+    settings: dict[str, Any]
+
+
+class MethodRecord(_Part):
+    """The method with all its hyper-parameters."""
+
+    name: str
+    division: Literal["default", "published", "released", "tuned", "custom"]
+    preset: str
+    overrides: dict[str, Any]
+    settings: dict[str, Any]
+    requires: tuple[str, ...]
+    code_hash: str
+
+
+class JudgeRecord(_Part):
+    """The judge, by name, version, weights and threshold."""
+
+    name: str
+    version: str
+    hash: str
+    threshold: float
+
+
+class Record(_Part):
+    """One method on one concept with one seed."""
+
+    schema_version: Literal[1] = 1
+    revision: int = 1
+    key: str
+    """Hash of everything that determines the result."""
+    task: str
+    protocol: ProtocolRecord
+    forget: str
+    method: MethodRecord
+    seeds: dict[Literal["pretraining", "unlearning", "sampling"], int]
+    status: Literal["ok", "unreliable", "diverged", "skipped"]
+    reason: str | None = None
+    scores: dict[str, ScoreRecord]
+    judge: JudgeRecord
+    judge_error: str | None = None
+    weights: dict[Literal["original", "unlearned"], str | None]
+    engine_hash: str
+    environment: dict[str, Any]
+    created: str
+    content_hash: str = ""
+
+    def seal(self) -> str:
+        """Hash of all but the seal itself."""
+        return digest(self.model_dump(mode="json", exclude={"content_hash"}))
+
+    def label(self) -> str:
+        """The method as folders and tables name it: name, preset and overrides."""
+        return label(self.method.name, self.method.preset, self.method.overrides)
+
+    def path(self, results: Path) -> Path:
+        """results/<task>/<protocol>/<forget>/<method>/seed-<n>.json"""
+        return record_path(results, self.task, self.protocol.name, self.forget, self.label(), self.seeds["unlearning"])
+
+
+def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
+    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, shortened with a hash beyond 80 characters."""
+    text = method + (f"@{preset}" if preset != "default" else "")
+    text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
+    text = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
+    return text if len(text) <= 80 else f"{text[:70]}~{digest(overrides)[:8]}"
+
+
+def record_path(results: Path, task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
+    """Where a record lies."""
+    return results / task / protocol / forget / label / f"seed-{seed}.json"
+
+
+def read(path: Path) -> Record:
+    """A record from disk; `Damaged` names the file and what is wrong with it."""
+    remedy = "restore it, or delete it and run its command again"
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise Damaged(f"record {path} is damaged ({where}: {first['msg'].lower()}): {remedy}") from error
+    if record.content_hash != record.seal():
+        raise Damaged(f"record {path} was changed after it was written (its content hash does not fit): {remedy}")
+    return record
+
+
+def write(record: Record, path: Path) -> Record:
+    """Write a record whole and atomically, sealed; returns it as written."""
+    record = record.model_copy(update={"content_hash": record.seal()})
+    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, text.encode())
+    return record
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put a whole file in place of the old one, or leave the old one as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_all(results: Path) -> list[Record]:
+    """Every record below a folder, in order of path."""
+    return [read(path) for path in sorted(results.glob("*/*/*/*/seed-*.json"))]

@@ -1,0 +1,165 @@
+"""Find methods, metrics and tasks: by name, by path, by entry point. Listing reads files and imports none of them."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from unlearnbench.method import Method
+    from unlearnbench.metric import Metric
+    from unlearnbench.task import Task
+
+PACKAGE = Path(__file__).parent
+GROUP = "unlearnbench.methods"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that can be loaded by name; `summary` is its file's first line, the paper included."""
+
+    name: str
+    summary: str
+    module: str
+    point: EntryPoint | None = None
+
+
+def _folder(kind: str) -> Path:
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def _summary(path: Path) -> str:
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    except (OSError, SyntaxError):
+        return "(cannot be read)"
+    return text.partition("\n")[0]
+
+
+def _found(kind: str) -> dict[str, Entry]:
+    files = sorted(path for path in _folder(kind).glob("*.py") if not path.name.startswith("_"))
+    return {path.stem: Entry(path.stem, _summary(path), f"unlearnbench.{kind}.{path.stem}") for path in files}
+
+
+def methods() -> dict[str, Entry]:
+    """Built-in methods, then those that other packages offer under the entry-point group `unlearnbench.methods`."""
+    found = _found("methods")
+    for point in entry_points(group=GROUP):
+        if point.name.isidentifier() and point.name not in found:
+            package = point.dist.name if point.dist else point.value
+            found[point.name] = Entry(point.name, f"(from {package})", point.value, point)
+    return found
+
+
+def metrics() -> dict[str, Entry]:
+    """Every metric."""
+    return _found("metrics")
+
+
+def tasks() -> dict[str, Entry]:
+    """Every task, under its own name: the file's with dashes."""
+    return {name.replace("_", "-"): entry for name, entry in _found("tasks").items()}
+
+
+def load_task(name: str) -> type[Task]:
+    """The task of that name."""
+    from unlearnbench.task import Task
+
+    known = tasks()
+    if name not in known:
+        raise unknown("task", name, known)
+    return _only(importlib.import_module(known[name].module), Task, name)
+
+
+def load_metrics() -> dict[str, Metric]:
+    """One instance of every metric, in the order of the axes."""
+    from unlearnbench.metric import Metric
+
+    found = [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
+    order = ("efficacy", "utility", "robustness", "cost")
+    return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
+
+
+def load_method(name: str) -> type[Method]:
+    """A method by its name, or by the path of a .py file that holds one."""
+    from unlearnbench.method import Method
+
+    if name.endswith(".py") or "/" in name:
+        return _from_file(Path(name))
+    known = methods()
+    if name not in known:
+        raise unknown("method", name, known)
+    entry = known[name]
+    if entry.point is None:
+        return _only(importlib.import_module(entry.module), Method, name)
+    try:
+        loaded = entry.point.load()
+    except Exception as error:
+        raise UserError(f"method {name!r} {entry.summary} cannot be loaded: {type(error).__name__}: {error}") from error
+    if inspect.ismodule(loaded):
+        loaded = _only(loaded, Method, name)
+    if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
+        raise UserError(
+            f"method {name!r} {entry.summary} is no Method: its entry point must name a module or a Method class"
+        )
+    loaded.name = name
+    return loaded
+
+
+def _from_file(path: Path) -> type[Method]:
+    from unlearnbench.method import Method
+
+    if not path.is_file():
+        raise UserError(f"no method file {path}: give the path of a .py file, or one of {', '.join(methods())}")
+    if not path.stem.isidentifier():
+        raise UserError(
+            f"{path.name} cannot name a method: call the file by letters, digits and _, such as my_method.py"
+        )
+    if path.stem in methods():
+        if path.resolve() == (_folder("methods") / path.name).resolve():
+            return load_method(path.stem)
+        raise UserError(
+            f"{path.name} has the name of a built-in method: call the file otherwise, such as my_{path.name}"
+        )
+    name = f"unlearnbench.plugin.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} cannot be imported as Python: give a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and type hints look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return _only(module, Method, str(path))
+
+
+def _only(module: ModuleType, base: Any, name: str) -> Any:
+    """The one concrete subclass of `base` that the module itself defines."""
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
+    ]
+    concrete = [value for value in own if not inspect.isabstract(value)]
+    if len(concrete) == 1:
+        return concrete[0]
+    if concrete:
+        raise UserError(
+            f"{name} defines {' and '.join(value.__name__ for value in concrete)}: leave one {base.__name__} a file"
+        )
+    if own:
+        lacking = ", ".join(sorted(getattr(own[0], "__abstractmethods__", ())))
+        raise UserError(f"{name} defines no complete {base.__name__}: {own[0].__name__} lacks {lacking}")
+    raise UserError(f"{name} defines no {base.__name__}: subclass unlearnbench.{base.__name__} in it")

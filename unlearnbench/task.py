@@ -1,0 +1,205 @@
+"""A task owns every choice that makes methods comparable: data, substitute, seeds, sampler, judge and counts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.errors import unknown
+from unlearnbench.hashing import digest, seed_of
+from unlearnbench.progress import track
+from unlearnbench.sampling import Sampler
+
+if TYPE_CHECKING:
+    from unlearnbench.judges import Judge
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a task is measured; two records are comparable when their protocols have the same hash."""
+
+    name: str
+    sampler: Sampler
+    judge: str
+    """Name of the judge that classes images and gives features."""
+    reference: str = "reference"
+    """The split of real retain images that FID and its kin compare with."""
+    forget_images: int = 250
+    """Samples of the forgotten concept."""
+    retain_images: int = 50
+    """Samples of each retained concept."""
+    chunk: int = 50
+    """Images a batch, aligned to the image index."""
+    sampling_seed: int = 0
+    k: int = 3
+    """Neighbours of precision and recall."""
+
+    @property
+    def hash(self) -> str:
+        """Over every field."""
+        return digest(asdict(self))
+
+
+Side = Literal["forget", "retain", "both"]
+
+
+class Plan(NamedTuple):
+    """One image to draw: its group ("forget" or "retain"), concept, label and noise seed."""
+
+    group: str
+    concept: str
+    label: int
+    seed: int
+
+
+class Task(ABC):
+    """Forget one `concept` of a pretrained model. `seed` is the unlearning seed; `limit` caps steps in conformance checks."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    concepts: ClassVar[tuple[str, ...]]
+    protocols: ClassVar[dict[str, Protocol]]
+    provides: ClassVar[frozenset[str]]
+    """The kinds of access (`method.ACCESS`) that a method can have here."""
+    default_forget: ClassVar[str]
+
+    def __init__(
+        self,
+        forget: str,
+        *,
+        protocol: str = "default",
+        seed: int = 0,
+        device: str = "cpu",
+        weights: Path | None = None,
+        limit: int | None = None,
+    ):
+        if protocol not in self.protocols:
+            raise unknown(f"protocol of {self.name}", protocol, self.protocols)
+        self.forget, self.protocol, self.seed, self.device = (
+            self.resolve_concept(forget),
+            self.protocols[protocol],
+            seed,
+            device,
+        )
+        self.weights, self.limit = weights, limit
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def architecture(self, seed: int) -> Diffusion:
+        """The network with fresh weights drawn from `seed`, on the task's device, sampler set by the protocol."""
+
+    @abstractmethod
+    def pretrained(self) -> Diffusion:
+        """The original model; its file is checked against the hash it ships with."""
+
+    @abstractmethod
+    def pretrained_identity(self) -> tuple[str, int]:
+        """Content hash and pretraining seed of the original's weights, without loading them."""
+
+    @abstractmethod
+    def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
+        """Train from scratch by the original's recipe and number of steps, on all data or without the forget set."""
+
+    # ---- the data --------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def data(self, which: Literal["forget", "retain", "both"]) -> Batch:
+        """Training images of one side, or of both together, on the CPU."""
+
+    @abstractmethod
+    def reference(self) -> Tensor:
+        """Real retain images of the protocol's reference split, uint8 (N, 3, H, W)."""
+
+    @abstractmethod
+    def substitute(self, y: Tensor) -> Tensor:
+        """The condition shown in place of the forgotten one."""
+
+    @abstractmethod
+    def judge(self) -> Judge:
+        """The protocol's judge."""
+
+    @abstractmethod
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Model output (N, C, H, W) to images (N, 3, H, W), uint8, on the CPU."""
+
+    @abstractmethod
+    def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
+        """Make the original's and the judges' weights anew in `out`; returns what they reach, by name."""
+
+    def steps(self, steps: int) -> int:
+        """`steps`, or the cap that a conformance check set."""
+        return steps if self.limit is None else min(steps, self.limit)
+
+    @overload
+    def batches(self, steps: int, size: int) -> Iterator[tuple[Batch, Batch]]: ...
+    @overload
+    def batches(
+        self, steps: int, size: int, which: Literal["forget", "retain", "all"], seed: int | None = None
+    ) -> Iterator[Batch]: ...
+    @overload
+    def batches(
+        self, steps: int, size: int, which: Literal["both"], seed: int | None = None
+    ) -> Iterator[tuple[Batch, Batch]]: ...
+    def batches(self, steps, size, which="both", seed=None):  # type: ignore[no-untyped-def]
+        """`steps` batches of `size` images, shuffled anew each pass, from the unlearning seed unless one is given.
+
+        which="forget" or "retain" yields one side, "both" pairs (forget, retain), "all" a mixture of the two sides.
+        """
+        steps = self.steps(steps)
+        sides: tuple[Side, ...] = ("forget", "retain") if which == "both" else ("both" if which == "all" else which,)
+        streams = [self._stream(side, size, self.seed if seed is None else seed) for side in sides]
+        for _ in track(range(steps), steps, "steps"):
+            drawn = tuple(next(stream) for stream in streams)
+            yield drawn if which == "both" else drawn[0]
+
+    def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
+        """`steps` batches of `size` conditions y of one side, for methods that need no images."""
+        labels = self.labels()
+        chosen = [labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")]
+        generator = torch.Generator().manual_seed(seed_of("conditions", which, self.seed) >> 1)
+        steps = self.steps(steps)
+        for _ in track(range(steps), steps, "steps"):
+            index = torch.randint(len(chosen), (size,), generator=generator)
+            yield torch.tensor(chosen)[index].to(self.device)
+
+    def _stream(self, side: Literal["forget", "retain", "both"], size: int, seed: int) -> Iterator[Batch]:
+        x0, y = (tensor.to(self.device) for tensor in self.data(side))
+        generator = torch.Generator().manual_seed(seed_of("batches", side, seed) >> 1)
+        order = torch.empty(0, dtype=torch.long)
+        while True:
+            while len(order) < size:
+                order = torch.cat([order, torch.randperm(len(x0), generator=generator)])
+            index, order = order[:size].to(x0.device), order[size:]
+            yield Batch(x0[index], y[index])
+
+    # ---- what is measured ------------------------------------------------------------------------------------------
+
+    def labels(self) -> dict[str, int]:
+        """Concept -> the model's label."""
+        return {concept: index for index, concept in enumerate(self.concepts)}
+
+    def plan(self) -> list[Plan]:
+        """Every image of the protocol, in order; image i of a concept has the same noise for every method."""
+        labels = self.labels()
+        order = [("forget", self.forget, self.protocol.forget_images)]
+        order += [("retain", c, self.protocol.retain_images) for c in self.concepts if c != self.forget]
+        return [
+            Plan(group, concept, labels[concept], seed_of("sampling", self.protocol.sampling_seed, concept, i))
+            for group, concept, count in order
+            for i in range(count)
+        ]
+
+    @classmethod
+    def resolve_concept(cls, forget: str) -> str:
+        """The concept that a user means; refuses what is none, naming the nearest."""
+        if forget not in cls.concepts:
+            raise unknown(f"concept of {cls.name}", forget, cls.concepts)
+        return forget

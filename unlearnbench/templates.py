@@ -1,0 +1,101 @@
+"""Working starts for a new method, for `unlearnbench new-method`."""
+
+LOSSES = '''"""{title}: one line on the idea (Authors, Venue year)."""
+
+from dataclasses import dataclass
+
+from unlearnbench import Method, minimise
+
+
+@dataclass(frozen=True)
+class {cls}(Method):
+    """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2: relabel what is to be forgotten. Replace by yours."""
+
+    steps: int = 60
+    lr: float = 1e-3
+    batch_size: int = 64
+
+    def unlearn(self, model, task, prepared=None):
+        """Adam on a stream of losses, one for each pair of batches."""
+
+        def loss(forget, retain):
+            t, noise, x_t = model.noised(forget.x0)
+            wrong = model.eps(x_t, t, task.substitute(forget.y)).detach()
+            return model.loss(retain) + (model.eps(x_t, t, forget.y) - wrong).square().mean()
+
+        minimise((loss(*pair) for pair in task.batches(self.steps, self.batch_size)), model.select("full"), self.lr)
+        return model
+'''
+
+LOOP = '''"""{title}: one line on the idea (Authors, Venue year)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from unlearnbench import Method, gradients
+
+
+@dataclass(frozen=True)
+class {cls}(Method):
+    """Alternate one step away from the forget set with one step back to the retain set. Replace by your own loop."""
+
+    steps: int = 60
+    lr_forget: float = 1e-4
+    lr_retain: float = 1e-3
+    batch_size: int = 64
+
+    def unlearn(self, model, task, prepared=None):
+        """Two optimisers, one loop: plain ascent on L_f, Adam on L_r."""
+        parameters = model.select("full")
+        ascent = torch.optim.SGD(parameters.values(), self.lr_forget, maximize=True)
+        repair = torch.optim.Adam(parameters.values(), self.lr_retain)
+        for forget, retain in task.batches(self.steps, self.batch_size):
+            for optimiser, batch in ((ascent, forget), (repair, retain)):
+                for name, grad in gradients(model.loss(batch), parameters).items():
+                    parameters[name].grad = grad
+                optimiser.step()
+        return model
+'''
+
+EDIT = '''"""{title}: one line on the idea (Authors, Venue year)."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+from unlearnbench import Method, minimise
+
+
+@dataclass(frozen=True)
+class {cls}(Method):
+    """Task arithmetic: theta <- theta_0 - scale (theta_f - theta_0), theta_f fine-tuned on the forget set. Replace by yours."""
+
+    steps: int = 30
+    lr: float = 3e-4
+    scale: float = 0.5
+    batch_size: int = 64
+    requires = frozenset({{"forget images"}})
+
+    def prepare(self, model, task):
+        """theta_f, timed apart from the edit itself."""
+        tuned = copy.deepcopy(model)
+        minimise((tuned.loss(b) for b in task.batches(self.steps, self.batch_size, "forget")), tuned.select("full"), self.lr)
+        return tuned.select("full")
+
+    def unlearn(self, model, task, prepared):
+        """One edit of the weights, without training."""
+        with torch.no_grad():
+            for name, value in model.select("full").items():
+                value -= self.scale * (prepared[name] - value)
+        return model
+'''
+
+STYLES = {"losses": LOSSES, "loop": LOOP, "edit": EDIT}
+
+
+def new_method(name: str, style: str) -> str:
+    """The text of a method file."""
+    words = name.split("_")
+    return STYLES[style].format(title=" ".join(words), cls="".join(word[:1].upper() + word[1:] for word in words))

@@ -1,0 +1,95 @@
+"""`minimise`: the one optimisation loop, for methods that are a stream of losses or of ready-made gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Parameters = Mapping[str, nn.Parameter]
+Gradients = Mapping[str, Tensor]
+OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient is no longer finite; `step` counts from 0."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step, self.what = step, what
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within this block torch's global generators start from `seed`; afterwards they are as before."""
+    devices = list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def gradients(loss: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+    """d loss / d parameter, by name; zero where the loss does not depend on a parameter."""
+    values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(parameters, values, strict=True))
+
+
+def inner(a: Gradients, b: Gradients) -> Tensor:
+    """<a, b> over all parameters together."""
+    return torch.stack([(a[name] * b[name]).sum() for name in a]).sum()
+
+
+def norm(a: Gradients) -> Tensor:
+    """||a|| over all parameters together."""
+    return inner(a, a).sqrt()
+
+
+def minimise(
+    stream: Iterable[Tensor | Gradients],
+    parameters: Parameters,
+    lr: float | Callable[[int], float],
+    *,
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam",
+    mask: Mapping[str, Tensor] | None = None,
+    ema: float | None = None,
+    clip: float | None = None,
+) -> None:
+    """Take one optimiser step for each loss, or set of gradients, that the stream yields.
+
+    The stream is drawn lazily, so that each loss sees the parameters that the step before left. `lr` may be a function
+    of the step. `clip` bounds the gradients' joint norm, before `mask` (1 = trained, 0 = untouched) is applied, in the
+    order of SalUn's code. With `ema` the parameters end as their running mean, with decay min(ema, (1 + n) / (10 + n))
+    after n steps. Raises `Diverged` with the step when a loss or gradient is not finite.
+    """
+    values = list(parameters.values())
+    rate = lr if callable(lr) else (lambda step: lr)
+    engine = OPTIMISERS[optimiser](values, lr=rate(0))
+    mean = [value.detach().clone() for value in values] if ema is not None else None
+    for step, item in enumerate(stream):
+        if isinstance(item, Tensor):
+            if not math.isfinite(item.item()):
+                raise Diverged(step, "the loss")
+            item = gradients(item, parameters)
+        grads = [item[name] for name in parameters]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+        if not math.isfinite(norm.item()):
+            raise Diverged(step, "the gradient")
+        scale = min(1.0, clip / (norm.item() + 1e-6)) if clip is not None else 1.0
+        for name, value, grad in zip(parameters, values, grads, strict=True):
+            grad = grad * scale if scale != 1.0 else grad
+            value.grad = grad * mask[name] if mask is not None else grad
+        for group in engine.param_groups:
+            group["lr"] = rate(step)
+        engine.step()
+        engine.zero_grad()
+        if mean is not None and ema is not None:
+            decay = min(ema, (1 + step) / (10 + step))
+            torch._foreach_lerp_(mean, [value.detach() for value in values], 1 - decay)
+    if mean is not None:
+        with torch.no_grad():
+            for value, average in zip(values, mean, strict=True):
+                value.copy_(average)

@@ -1,0 +1,86 @@
+"""Weights on disk: safetensors with a manifest of hashes; anything that could hold code is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.hashing import state_hash
+
+
+def save_state(state: dict[str, Tensor], path: Path) -> None:
+    """Write named tensors as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    path.chmod(0o644)  # the library makes it readable to its owner alone
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read safetensors; a file of another kind, a pickle above all, is refused by name."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give a .safetensors file that exists")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise UserError(f"{path} is a pickle, which can run code when loaded: convert it to .safetensors first")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Damaged(f"{path} is not a readable safetensors file ({error}): copy or make it anew") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The folder's manifest: seed, recipe and hashes of its weights."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"no manifest.json in {folder}: make the weights with `unlearnbench pretrain --out {folder}`")
+    try:
+        manifest = json.loads(path.read_text())
+        if isinstance(manifest["seed"], int) and isinstance(manifest["hashes"], dict):
+            return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`") from error
+    raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`")
+
+
+def load_checked(folder: Path, name: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors of folder/name and their hash, which must be the one in the folder's manifest."""
+    expected = read_manifest(folder)["hashes"].get(name)
+    state = load_state(folder / name)
+    if (found := state_hash(state)) != expected:
+        raise Damaged(
+            f"{folder / name} is damaged: its content hash is {found[:12]}, the manifest says {str(expected)[:12]}; "
+            "install unlearnbench again or make the weights anew with `unlearnbench pretrain`"
+        )
+    return state, found
+
+
+def make_once(
+    folder: Path, name: str, make: Callable[[], dict[str, Tensor]], *, seed: int, recipe: dict[str, float]
+) -> None:
+    """Make folder/name and enter its hash in the manifest, unless it is there already under this seed and recipe."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = folder / "manifest.json"
+    entry = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if (
+        entry.get("seed") == seed
+        and entry.get("recipe") == recipe
+        and name in entry.get("hashes", {})
+        and (folder / name).is_file()
+    ):
+        return
+    if entry.get("seed") != seed or entry.get("recipe") != recipe:
+        entry = {"seed": seed, "recipe": recipe, "hashes": {}}
+    state = make()
+    save_state(state, folder / name)
+    entry["hashes"][name] = state_hash(state)
+    manifest.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n")

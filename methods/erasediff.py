@@ -15,24 +15,25 @@ Loss = Callable[[], Tensor]
 
 @dataclass(frozen=True)
 class EraseDiff(Method):
-    """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by one first-order step at a time.
+    """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by first-order steps.
 
     L_r is the denoising loss of retain images. L_f pulls forget images towards a wrong `target`: "uniform", noise from
     U[0, 1) in place of the Gaussian; "substitute", the model's own prediction for another condition. phi_K comes from K
     gradient steps on L_f from phi = theta, and each step is theta <- theta - lr (grad L_r + lambda grad g).
 
     rule="paper" (Theorem 3.1): lambda = max(0, eta - <grad g, grad L_r> / ||grad g||^2). phi_K is a constant here, so
-    grad g = grad L_f and the inner loop cannot change the update; it runs only with `faithful_cost`, to measure its cost.
+    grad g = grad L_f and the inner loop cannot change the update; it runs only with `faithful_cost`, to show its cost.
     rule="barrier" (as Liu et al., NeurIPS 2022): lambda = max(0, (eta q - <grad g, grad L_r>) / ||grad g||^2) with
     q = L_f(theta) - L_f(phi_K), where the inner loop does matter: the pull fades as q goes to zero.
-    rule="released" is the published code: `epochs` x `rounds` times, K passes over the forget set by the same Adam, weights
-    put back and its moments not, then one pass of L_r + lambda (L_f - mean of L_f in the last inner pass), clipped at 1,
-    with an EMA. lambda is `released_lambda`, or max(0, eta - cosine) where that is None. Its flaws: the subtracted mean has
-    no gradient, so the inner loop acts through left-over Adam moments alone; the cosine is not the paper's ratio.
+    rule="released" is the published code: `epochs` x `rounds` times, K passes over the forget set by the same Adam, the
+    weights put back and its moments not, then one pass of L_r + lambda (L_f - mean of L_f in the last inner pass),
+    clipped at 1, with an EMA. lambda is `released_lambda`, or max(0, eta - cosine) where that is None. Its flaws: the
+    subtracted mean has no gradient, so the inner loop acts through left-over Adam moments alone; the cosine is not the
+    paper's ratio.
 
-    target="uniform_both" is the code's older noise variant, where the uniform draw also corrupts x_t; "random" its later
-    one, another condition drawn once a batch. The paper names no optimiser: Adam, as the code has, or "sgd" for the
-    formula to the letter.
+    target="uniform_both" is the code's older noise variant, where the uniform draw also corrupts x_t; "random" its
+    later one, another condition drawn once a batch. The paper names no optimiser: Adam, as in the code, or "sgd" for
+    the formula to the letter.
     """
 
     presets = {

@@ -15,8 +15,8 @@ class ESD(Method):
     """L = || eps_theta(x_t, c) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 (eq. 7).
 
     x_t is sampled by the model being trained, with `start_guidance`, down to a random step of its sampler. Needs no
-    images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn) or
-    full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
+    images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn)
+    or full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
     """
 
     requires = frozenset({"concept"})

@@ -1,4 +1,4 @@
-"""ESD with the denoising loss of retain images beside it: not in the paper, but what keeps a class-conditional model whole."""
+"""ESD with the denoising loss of retain images beside it, which the paper lacks (Gandikota et al., ICCV 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -10,11 +10,12 @@ from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
 
 @dataclass(frozen=True)
 class SalUn(Method):
-    """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on the mask |grad L_f(theta_0)| >= gamma (eq. 3, 6).
+    """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on a mask (eq. 3, 6).
 
-    c_m is the task's substitute; gamma keeps the share `saliency` of all weights. L_r is a mean over elements: the
-    released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here. `mask_guidance` > 1 takes the mask from the guided
-    prediction, as the released code does; the paper's formula has none. Not in the paper: `clip`, from the code.
+    c_m is the task's substitute; the mask |grad L_f(theta_0)| >= gamma keeps the share `saliency` of all weights. L_r
+    is a mean over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here. `mask_guidance` > 1
+    takes the mask from the guided prediction, as the released code does; the paper's formula has none. Not in the
+    paper: `clip`, from the code.
     """
 
     presets = {
@@ -33,7 +34,7 @@ class SalUn(Method):
     clip: float | None = None
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
-        """The mask, 1 on the `saliency` share of weights with the largest summed gradient over one pass of the forget set."""
+        """The mask, 1 on the share of weights with the largest summed gradient over one pass of the forget set."""
         parameters = model.select("full")
         total = {name: torch.zeros_like(value) for name, value in parameters.items()}
         passes = -(-len(task.data("forget").x0) // self.batch_size)

@@ -4,7 +4,7 @@ from unlearnbench import Metric, Outcome, Score
 
 
 class Coherence(Metric):
-    """Share of forget samples that the judge does not refuse. Neither direction is better: it is a way of forgetting."""
+    """Share of forget samples that the judge does not refuse. Neither direction is better."""
 
     title, axis, better, unit, scale = "coherence", "efficacy", None, "%", 100.0
     rank = 2

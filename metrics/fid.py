@@ -13,7 +13,7 @@ class FID(Metric):
     the counts: compare within one protocol only.
     """
 
-    title, axis, better, digits = "FID", "utility", "lower", 2
+    title, axis, better, digits = "FID", "utility", "lower", 3
     rank = 1
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

@@ -9,7 +9,8 @@ from unlearnbench.statistics import block_jackknife
 class KID(Metric):
     """Squared MMD with the cubic polynomial kernel, unbiased (Binkowski et al., ICLR 2018), by torch-fidelity.
 
-    One subset of all images instead of many random ones: no further randomness. May be slightly negative.
+    One subset of all images instead of many random ones: no further randomness. Where both sides hold fixed counts of
+    each concept, as here, the estimate lies below zero for equal distributions, by about the spread between concepts / n.
     """
 
     title, axis, better, digits = "KID", "utility", "lower", 4

@@ -15,8 +15,8 @@ from unlearnbench.diffusion import Diffusion
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import ACCESS, Method
 from unlearnbench.models.unet import ClassUNet
-from unlearnbench.runner import check_model
 from unlearnbench.sampling import Sampler
+from unlearnbench.stages import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import seeded
@@ -59,7 +59,7 @@ def described(cls: type[Method]) -> None:
 
 
 def dataclass_fields(cls: type[Method]) -> None:
-    """A frozen dataclass whose fields are typed and have defaults, so that `--set` can check and records can hold them."""
+    """A frozen dataclass whose fields are typed and have defaults: `--set` checks them, records hold them."""
     if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
         raise Failed(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
     if not vars(cls)["__dataclass_params__"].frozen:
@@ -136,7 +136,7 @@ def quiet(cls: type[Method]) -> None:
 def leaves_data_alone(cls: type[Method]) -> None:
     """The task's images are shared by all methods and must not change."""
     task = TinyDigits()
-    before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}  # type: ignore[arg-type]
+    before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}
     _unlearned(cls(), task)
     for side, (x0, y) in before.items():
         after = task.data(side)  # type: ignore[arg-type]

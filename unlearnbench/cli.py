@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearnbench import __version__, registry
+from unlearnbench.arguments import parse_seeds, parse_settings, words
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.progress import bars
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
-    from unlearnbench.runner import Cell
+    from unlearnbench.stages import Cell
 
 
 app = typer.Typer(
@@ -83,13 +83,13 @@ def run(
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
-    concepts = [task_class.resolve_concept(word) for word in _words(forget or [task_class.default_forget])]
-    names = list(registry.methods()) if method == ["all"] else _words(method)
+    concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
+    names = list(registry.methods()) if method == ["all"] else words(method)
     classes = [registry.load_method(name) for name in names]
 
     from unlearnbench.environment import pick_device
-    from unlearnbench.runner import Cell
     from unlearnbench.runner import run as run_cell
+    from unlearnbench.stages import Cell
     from unlearnbench.store import Store
 
     where, store = pick_device(device.value), Store()
@@ -107,7 +107,7 @@ def run(
         cell(cls, concept, seed, preset, overrides) for concept in concepts for cls in classes for seed in numbers
     ]
     done: list[Record] = []
-    with _progress(len(baseline) + len(wanted)) as begin:
+    with bars(err, len(baseline) + len(wanted)) as begin:
         for number, item in enumerate([*baseline, *wanted]):
             begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
             record = run_cell(item, store, results, force and number >= len(baseline))
@@ -181,7 +181,7 @@ def pretrain(
 
     folder = folder or Path("pretrained") / task
     trained = task_class(task_class.default_forget, device=pick_device(device.value))
-    with _progress(1) as begin:
+    with bars(err, 1) as begin:
         begin(f"pretraining {task}, seed {seed}")
         try:
             reached = trained.pretrain(folder, seed)
@@ -237,58 +237,6 @@ def new_method(
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0-2` or `0,3,5` as numbers, in order."""
-    numbers: list[int] = []
-    for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last - first >= 1000:
-            raise UserError(
-                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
-            )
-        numbers += [number for number in range(first, last + 1) if number not in numbers]
-    return numbers
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """`key=value` words as a dictionary."""
-    for word in words:
-        if not re.fullmatch(r"\w+=.+", word):
-            raise UserError(f"--set {word}: write key=value, such as --set lr=1e-4")
-    return dict(word.split("=", 1) for word in words)
-
-
-def _words(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))
-
-
-@contextmanager
-def _progress(cells: int) -> Iterator[Any]:
-    """Two bars: what is being done, and its present stage. Yields a function that announces the next cell."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from unlearnbench.progress import shown_by
-
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
-        whole, stage = bars.add_task("", total=cells), bars.add_task("", total=1, visible=False)
-        begun = 0
-
-        def begin(title: str) -> None:
-            nonlocal begun
-            bars.update(whole, description=title, completed=begun)
-            begun += 1
-            if not err.is_terminal:
-                err.print(f"[{begun}/{cells}] {escape(title)}", highlight=False, markup=False, soft_wrap=True)
-
-        def sink(what: str, done: int, total: int) -> None:
-            bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
-
-        with shown_by(sink):
-            yield begin
-
-
 def _groups(records: list[Record]) -> list[list[Record]]:
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -301,33 +249,18 @@ def _show_run(group: list[Record], original: Record, results: Path) -> None:
     from unlearnbench import leaderboard as lb
     from unlearnbench.record import load_all
 
-    metrics = registry.load_metrics()
     record = group[0]
     place = results / record.task / record.protocol.name / record.forget
-    gold = [r for r in load_all(results) if r.method.name == "retrain" and r.protocol.hash == record.protocol.hash]
-    gold = [r for r in gold if r.forget == record.forget and r.task == record.task and r.method.division == "default"]
-    rows = []
-    for name, metric in metrics.items():
-        mean, interval = lb.summary(group, name)
-        before, after = lb.summary([original], name)[0], lb.summary(gold, name)[0]
-        change = None if mean is None or before is None or metric.axis == "cost" else mean - before
-        bounds = "—" if interval is None else " … ".join(lb.shown(metric, value) for value in interval)
-        sign = "+" if change is not None and change > 0 else ""
-        cells = [lb.shown(metric, value) for value in (before, mean)]
-        cells += [lb.shown(metric, after)] if gold else []
-        rows.append([lb.head(metric), *cells, sign + lb.shown(metric, change), bounds])
+    heads, rows = lb.run_rows(group, original, lb.gold(load_all(results), record))
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
-    heads = ["metric", "original", record.label(), *(["retrain"] if gold else []), "change", "95 % interval"]
     if any(r.scores for r in group):
         _print_table(
             f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}", heads, rows
         )
     for r in group:
         if r.status != "ok":
-            err.print(
-                f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {r.reason or r.judge_error or 'missing scores'}",
-                soft_wrap=True,
-            )
+            reason = r.reason or r.judge_error or "scores are missing"
+            err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
     files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
     picture = " and the sample grid (.png)" if record.path(results).with_suffix(".png").is_file() else ""
     out.print(

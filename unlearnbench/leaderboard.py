@@ -47,9 +47,9 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def board(records: Iterable[Record], metrics: dict[str, Metric] | None = None) -> pd.DataFrame:
-    """One row a method, concept and protocol: `<metric>`, `<metric>_sd`, `_low`, `_high` (t-interval on seed means), n, flags.
+    """One row a method, concept and protocol: n, flags and each metric's mean, `_sd`, `_low`, `_high` (t-interval).
 
-    A row depends on its own records alone. Seeds that diverged or were skipped have no values and are counted in `flags`.
+    A row depends on its own records alone. Seeds that diverged or were skipped have no values; `flags` counts them.
     """
     import pandas as pd
 
@@ -112,6 +112,26 @@ def head(metric: Metric) -> str:
     """A column's name: title, arrow, unit."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
+
+
+def gold(records: Iterable[Record], like: Record) -> list[Record]:
+    """The retrain records measured on the same task, concept and protocol."""
+    same = [record for record in records if record.method.name == "retrain" and record.method.division == "default"]
+    key = (like.task, like.forget, like.protocol.hash)
+    return [record for record in same if (record.task, record.forget, record.protocol.hash) == key]
+
+
+def run_rows(group: Sequence[Record], original: Record, retrain: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table after a run: metric, original, method, retrain if there, change, interval."""
+    rows = []
+    for name, metric in registry.load_metrics().items():
+        mean, interval = summary(group, name)
+        before, after = summary([original], name)[0], summary(retrain, name)[0]
+        change = None if mean is None or before is None or metric.axis == "cost" else mean - before
+        bounds = "—" if interval is None else " … ".join(shown(metric, value) for value in interval)
+        cells = [shown(metric, value) for value in (before, mean)] + ([shown(metric, after)] if retrain else [])
+        rows.append([head(metric), *cells, ("+" if change and change > 0 else "") + shown(metric, change), bounds])
+    return ["metric", "original", group[0].label(), *(["retrain"] if retrain else []), "change", "95 % interval"], rows
 
 
 def tables(

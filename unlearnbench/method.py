@@ -36,7 +36,7 @@ class Method(ABC):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
-    def prepare(self, model: Diffusion, task: Task) -> Any:
+    def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
         """Masks, Fisher information, generated images: made before unlearning and timed apart from it."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Method(ABC):
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
-        """The settings of a preset for a task; "default" is always there, and empty unless the method says otherwise."""
+        """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
         if name != "default" and name not in cls.presets:
             raise unknown(f"preset of {cls.name}", name, [*cls.presets, "default"])
         by_task = cls.presets.get(name, {})

@@ -11,7 +11,7 @@ from unlearnbench.task import Plan
 
 
 def write_images(path: Path, plan: list[Plan], verdict: Verdict) -> None:
-    """One row an image: group, concept, label, noise seed, the judge's class, refusal and probability; null is missing."""
+    """One row an image: group, concept, label, seed, the judge's class, refusal and probability; null is missing."""
     import pandas as pd
 
     missing = verdict.missing.numpy()

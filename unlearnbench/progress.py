@@ -3,7 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 Sink = Callable[[str, int, int], None]
@@ -30,3 +33,27 @@ def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         yield item
         if sink:
             sink(what, done, total)
+
+
+@contextmanager
+def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
+    """Two bars: what is being done, and its present stage. Yields a function that announces the next cell."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        whole, stage = bars.add_task("", total=cells), bars.add_task("", total=1, visible=False)
+        begun = 0
+
+        def begin(title: str) -> None:
+            nonlocal begun
+            bars.update(whole, description=title, completed=begun)
+            begun += 1
+            if not console.is_terminal:
+                console.print(f"[{begun}/{cells}] {title}", highlight=False, markup=False, soft_wrap=True)
+
+        def sink(what: str, done: int, total: int) -> None:
+            bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
+
+        with shown_by(sink):
+            yield begin

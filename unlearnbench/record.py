@@ -102,7 +102,7 @@ class Record(_Part):
 
 
 def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
-    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, shortened with a hash beyond 80 characters."""
+    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, shortened beyond 80 characters."""
     text = method + (f"@{preset}" if preset != "default" else "")
     text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
     text = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)

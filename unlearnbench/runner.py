@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlearnbench import registry
-from unlearnbench.diffusion import Diffusion
-from unlearnbench.environment import Meter, describe
+from unlearnbench.environment import describe
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
-from unlearnbench.hashing import digest, seed_of, source_hash, state_hash
-from unlearnbench.judges import Judge, Verdict, judge_all
-from unlearnbench.judges.fidelity import extract
+from unlearnbench.hashing import digest, source_hash, state_hash
 from unlearnbench.method import Method
-from unlearnbench.metric import Metric, Outcome, Score
+from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import write_images
-from unlearnbench.progress import track
-from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, ScoreRecord, read, write
+from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, read, write
+from unlearnbench.stages import (
+    Cell,
+    draw,
+    engine_hash,
+    judged,
+    loaded,
+    measure,
+    metric_code,
+    now,
+    require,
+    score_record,
+    unlearn,
+)
 from unlearnbench.store import Store, cannot_write
-from unlearnbench.task import Plan, Task
-from unlearnbench.training import Diverged, seeded
+from unlearnbench.training import Diverged
 
 UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one task: the task holds concept, protocol, unlearning seed and device."""
-
-    method: Method
-    task: Task
-    preset: str = "default"
-    overrides: Mapping[str, Any] | None = None
-
-    @property
-    def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
-        """By what rule the hyper-parameters were chosen."""
-        if self.overrides:
-            return "custom"
-        return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
 def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
@@ -65,28 +51,30 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     _writable(results)
     draft = draft.model_copy(update={"revision": _revision(path)})
     try:
-        _require(cell)
+        require(cell)
         original = cell.task.pretrained().eval()
-        state, facts = store.stage("weights", parts, lambda: _unlearn(cell, original), force)
+        state, facts = store.stage("weights", parts, lambda: unlearn(cell, original), force)
     except Diverged as error:
         return write(draft.model_copy(update={"status": "diverged", "reason": str(error)}), path)
     except Unsupported as error:
         return write(draft.model_copy(update={"status": "skipped", "reason": str(error)}), path)
-    model = _loaded(cell, state)
+    model = loaded(cell, state)
     plan = cell.task.plan()
-    samples = _samples(cell, model, _identity(cell, state), plan, store, force)
+    samples = draw(cell, model, _identity(cell, state), plan, store, force)
     judge = cell.task.judge()
-    verdict, features, failure = _judged(judge, samples, store)
-    _, reference, _ = _judged(judge, cell.task.reference(), store)
+    verdict, features, failure = judged(judge, samples, store)
+    _, reference, _ = judged(judge, cell.task.reference(), store)
     retain = torch.tensor([item.group == "retain" for item in plan])
     kept = features[retain] if len(features) else features
     outcome = Outcome(cell.task, model, original, plan, samples, verdict, kept, reference, facts["cost"])
-    scores = {name: _measure(metric, outcome) for name, metric in metrics.items()}
-    unreliable = any(score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values())
+    scores = {name: measure(metric, outcome) for name, metric in metrics.items()}
+    unreliable = any(
+        score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values()
+    )
     record = draft.model_copy(
         update={
             "status": "unreliable" if unreliable or failure else "ok",
-            "scores": {name: _score_record(metrics[name], score) for name, score in scores.items()},
+            "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
             "judge_error": failure,
             "weights": {**draft.weights, "unlearned": state_hash(state)},
             "environment": facts["environment"],
@@ -95,8 +83,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     )
     try:
         write_images(path.with_suffix(".parquet"), plan, verdict)
-        if not record.method.name == "original":
-            before = _samples(cell, original, _original_identity(draft), plan, store)
+        if record.method.name != "original":
+            before = draw(cell, original, _original_identity(draft), plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         return write(record, path)
     except OSError as problem:
@@ -104,14 +92,6 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
-
-
-def engine_hash(task: type[Task]) -> str:
-    """Hash of the code that every result passes through: model, sampling, training, task and judges."""
-    root = Path(__file__).parent
-    names = ("diffusion", "sampling", "training", "task", "method", "hashing")
-    files = [root / f"{name}.py" for name in names] + [root / "tasks" / f"{task.name.replace('-', '_')}.py"]
-    return source_hash([*files, *(root / "models").glob("*.py"), *(root / "judges").glob("*.py")])
 
 
 def _draft(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
@@ -140,10 +120,10 @@ def _draft(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         weights={"original": original, "unlearned": None},
         engine_hash=engine_hash(type(task)),
         environment=describe(task.device),
-        created=_now(),
+        created=now(),
     )
     volatile = {"key", "environment", "created", "content_hash", "revision"}
-    codes = {name: _code(metric) for name, metric in metrics.items()}
+    codes = {name: metric_code(metric) for name, metric in metrics.items()}
     key = digest([record.model_dump(mode="json", exclude=volatile), codes, task.device])
     return record.model_copy(update={"key": key})
 
@@ -173,14 +153,6 @@ def _original_identity(draft: Record) -> dict[str, Any]:
     return {"weights": draft.weights["original"], "wrap": None}
 
 
-def _code(metric: Metric) -> str:
-    return source_hash([Path(inspect.getfile(type(metric)))])
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
 def _found(path: Path, key: str) -> Record | None:
     record = read(path) if path.is_file() else None
     return record if record and record.key == key else None
@@ -199,178 +171,3 @@ def _writable(results: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(cannot_write(results, error, "--out")) from error
-
-
-# ---- stages --------------------------------------------------------------------------------------------------------
-
-
-def _require(cell: Cell) -> None:
-    lacking = cell.method.requires - cell.task.provides - set(cell.task.architecture(0).parts())
-    if lacking:
-        raise Unsupported(
-            f"{cell.method.name} needs {', '.join(sorted(lacking))}, which {cell.task.name} does not have"
-        )
-
-
-def _unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
-    task, method = cell.task, cell.method
-    model = method.wrap(task.pretrained())
-    with seeded(seed_of("unlearning", task.seed) >> 1), _named(method):
-        with Meter(task.device) as preparing:
-            prepared = method.prepare(model, task)
-        with Meter(task.device) as unlearning:
-            model = method.unlearn(model, task, prepared)
-    check_model(method, model)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    changed, stored = _changes(state, original.state_dict())
-    known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
-    cost = {
-        "prepare_time": preparing.seconds,
-        "unlearn_time": unlearning.seconds,
-        "relative_time": _relative_time(model, original, task),
-        "peak_memory": max(known) if known else None,
-        "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
-        if known
-        else "this system cannot tell",
-        "trained_parameters": changed,
-        "stored_size": stored,
-    }
-    return state, {"cost": cost, "environment": describe(task.device), "created": _now()}
-
-
-@contextmanager
-def _named(method: Method) -> Iterator[None]:
-    """Turn an error in a method's own code into one line that says where."""
-    try:
-        yield
-    except (UserError, Diverged):
-        raise
-    except Exception as error:
-        own = {str(path) for path in method.sources()}
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
-        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-        raise UserError(
-            f"{method.name} failed with {type(error).__name__}: {error}{where}; UNLEARNBENCH_DEBUG=1 shows the traceback"
-        ) from error
-
-
-def check_model(method: Method, model: Any) -> None:
-    """Refuse what a method returned unless it is a Diffusion with finite weights."""
-    if not isinstance(model, Diffusion):
-        raise UserError(
-            f"{method.name}.unlearn returned {type(model).__name__}, not a Diffusion: end it with `return model`"
-        )
-    bad = [
-        name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if bad:
-        raise UserError(
-            f"{method.name}.unlearn returned weights that are not finite ({bad[0]} and {len(bad) - 1} more): lower its lr"
-        )
-
-
-def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many numbers differ from the original's, and the bytes of the tensors they lie in."""
-    changed = stored = 0
-    for name, value in state.items():
-        old = before.get(name)
-        same = old is not None and old.shape == value.shape
-        count = int((value != old.cpu()).sum()) if old is not None and same else value.numel()
-        changed += count
-        stored += value.numel() * value.element_size() if count else 0
-    return changed, stored
-
-
-@torch.inference_mode()
-def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 3) -> float:
-    """Seconds an image relative to the original, the two timed in turn, medians of a few rounds."""
-    y = torch.tensor([task.labels()[c] for c in task.concepts], device=task.device)
-    seconds: dict[str, list[float]] = {"model": [], "original": []}
-    for _ in range(rounds + 1):
-        for name, network in (("model", model), ("original", original)):
-            with Meter(task.device) as meter:
-                network.sample(y, list(range(len(y))))
-            seconds[name].append(meter.seconds)
-    return sorted(seconds["model"][1:])[rounds // 2] / sorted(seconds["original"][1:])[rounds // 2]
-
-
-def _loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
-    model = cell.method.wrap(cell.task.architecture(0))
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _samples(
-    cell: Cell, model: Diffusion, identity: dict[str, Any], plan: list[Plan], store: Store, force: bool = False
-) -> Tensor:
-    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself."""
-    task, size = cell.task, cell.task.protocol.chunk
-    chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
-    images = []
-    for chunk in track(chunks, len(chunks), "sampling"):
-        padded = chunk + [chunk[-1]] * (
-            size - len(chunk)
-        )  # one batch size always: results depend on it in the last bit
-
-        def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            with torch.inference_mode():
-                y = torch.tensor([item.label for item in padded], device=task.device)
-                x = model.sample(y, [item.seed for item in padded])
-            return {"images": task.to_uint8(x)[:n]}, {}
-
-        parts = {
-            **identity,
-            "task": task.name,
-            "sampler": asdict(task.protocol.sampler),
-            "images": [(item.label, item.seed) for item in padded],
-            "engine": engine_hash(type(task)),
-            "device": task.device,
-        }
-        images.append(store.stage("samples", parts, make, force)[0]["images"])
-    return torch.cat(images)
-
-
-def _judged(judge: Judge, images: Tensor, store: Store) -> tuple[Verdict, Tensor, str | None]:
-    """Verdicts and features of images; kept only where the judge never failed."""
-
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        verdict, error = judge_all(judge, images)
-        try:
-            features = extract(judge, images)
-        except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the features are missing
-            features, error = torch.zeros(0, 0), error or f"{type(failure).__name__}: {failure}"
-        return {"probabilities": verdict.probabilities, "refused": verdict.refused, "features": features}, {
-            "error": error
-        }
-
-    who = [judge.name, judge.version, judge.hash, judge.threshold]
-    code = source_hash((Path(__file__).parent / "judges").glob("*.py"))
-    parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
-    tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
-    return Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"]
-
-
-def _measure(metric: Metric, outcome: Outcome) -> Score:
-    try:
-        score = metric.measure(outcome)
-    except Exception as error:  # noqa: BLE001 - one metric's failure is a missing value and must not lose the others
-        return Score(None, 0, reason=f"{type(error).__name__}: {error}")
-    if score.value is not None and not math.isfinite(score.value):
-        return Score(None, score.n, score.missing, reason="not finite")
-    return score
-
-
-def _score_record(metric: Metric, score: Score) -> ScoreRecord:
-    bounds = score.interval if score.interval and all(map(math.isfinite, score.interval)) else None
-    return ScoreRecord(
-        value=score.value,
-        n=score.n,
-        missing=score.missing,
-        interval=bounds,
-        reason=score.reason,
-        axis=metric.axis,
-        better=metric.better,
-        unit=metric.unit,
-        code_hash=_code(metric),
-    )

@@ -63,16 +63,16 @@ def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int]) -> Tensor
 
 
 def timesteps(steps: int, T: int) -> list[int]:
-    """`steps` timesteps from T - 1 downwards, evenly spaced ("trailing", Lin et al., WACV 2024); the step after is -1."""
+    """`steps` timesteps from T - 1 downwards, evenly spaced ("trailing", Lin et al., WACV 2024); -1 would follow."""
     if not 1 <= steps <= T:
         raise ValueError(f"steps={steps} is outside 1..{T}")
-    return [int(round(T - i * T / steps)) - 1 for i in range(steps)]
+    return [round(T - i * T / steps) - 1 for i in range(steps)]
 
 
 def ddim_step(
     x_t: Tensor, eps: Tensor, now: Tensor, prev: Tensor, eta: float, noise: Tensor | None, clip: bool
 ) -> Tensor:
-    """One DDIM step (Song et al., ICLR 2021, eq. 12 and 16) from alpha_bar `now` to `prev`, both scalars or (B, 1, 1, 1).
+    """One DDIM step (Song et al., ICLR 2021, eq. 12 and 16) from alpha_bar `now` to `prev`, scalars or (B, 1, 1, 1).
 
     Written out because diffusers' scheduler takes the stride T // steps, which is wrong wherever steps does not
     divide T; equal to it elsewhere. With `clip`, x0 is held in [-1, 1] and eps follows from it.

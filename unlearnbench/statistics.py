@@ -37,8 +37,8 @@ def t_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
 def block_jackknife(statistic: Callable[[np.ndarray], float], n: int, blocks: int = BLOCKS) -> Interval | None:
     """Delete-block jackknife interval of a statistic that a bootstrap would bias (FID: duplicates).
 
-    `statistic` takes the indices kept, out of range(n). Block b is every index that is b modulo `blocks`, so that blocks
-    are shared by all methods. None where a block would leave fewer than two items.
+    `statistic` takes the indices kept, out of range(n). Block b is every index that is b modulo `blocks`, so
+    that blocks are shared by all methods. None where a block would leave fewer than two items.
     """
     if n < 2 * blocks:
         return None

@@ -50,7 +50,7 @@ class Store:
         force: bool = False,
         keep: Callable[[Made], bool] = lambda made: True,
     ) -> Made:
-        """The entry for `parts`: read if there, else made, written and returned. What fails, or `keep` denies, is not kept."""
+        """The entry for `parts`: read if there, else made and written. What fails, or `keep` denies, is not kept."""
         folder = self.folder(kind, parts)
         if not force and self.has(kind, parts):
             return self._read(folder)
@@ -73,7 +73,8 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             raise Damaged(
-                f"store entry {folder} is damaged ({error}): set aside as {aside.name}; run the same command again to make it anew"
+                f"store entry {folder} is damaged ({error}): set aside as {aside.name}; "
+                "run the same command again to make it anew"
             ) from error
 
     def _write(self, folder: Path, parts: dict[str, Any], made: Made) -> None:

@@ -60,10 +60,9 @@ class Plan(NamedTuple):
 
 
 class Task(ABC):
-    """Forget one `concept` of a pretrained model. `seed` is the unlearning seed; `limit` caps steps in conformance checks."""
+    """Forget one concept of a pretrained model. `seed` is the unlearning seed; `limit` caps steps, for quick checks."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
     concepts: ClassVar[tuple[str, ...]]
     protocols: ClassVar[dict[str, Protocol]]
     provides: ClassVar[frozenset[str]]

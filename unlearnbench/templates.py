@@ -9,7 +9,7 @@ from unlearnbench import Method, minimise
 
 @dataclass(frozen=True)
 class {cls}(Method):
-    """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2: relabel what is to be forgotten. Replace by yours."""
+    """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, which relabels. Replace by yours."""
 
     steps: int = 60
     lr: float = 1e-3
@@ -70,7 +70,7 @@ from unlearnbench import Method, minimise
 
 @dataclass(frozen=True)
 class {cls}(Method):
-    """Task arithmetic: theta <- theta_0 - scale (theta_f - theta_0), theta_f fine-tuned on the forget set. Replace by yours."""
+    """Task arithmetic: theta <- theta_0 - scale (theta_f - theta_0), theta_f tuned to forget images. Replace it."""
 
     steps: int = 30
     lr: float = 3e-4
@@ -81,7 +81,8 @@ class {cls}(Method):
     def prepare(self, model, task):
         """theta_f, timed apart from the edit itself."""
         tuned = copy.deepcopy(model)
-        minimise((tuned.loss(b) for b in task.batches(self.steps, self.batch_size, "forget")), tuned.select("full"), self.lr)
+        losses = (tuned.loss(batch) for batch in task.batches(self.steps, self.batch_size, "forget"))
+        minimise(losses, tuned.select("full"), self.lr)
         return tuned.select("full")
 
     def unlearn(self, model, task, prepared):

@@ -83,7 +83,7 @@ def score(logits: Tensor) -> Tensor:
 
 
 def outliers(x: Tensor, generator: torch.Generator) -> Tensor:
-    """As many images that are no digit as x (N, 1, 8, 8) has: noise, shuffled pixels, drowned and inverted digits, blots, grey.
+    """As many images that are no digit as x (N, 1, 8, 8) has: noise, shuffled, drowned, inverted digits, blots, grey.
 
     Blends of two digits are left out: they are too like badly written ones, and teach the judge to refuse those.
     """
@@ -145,7 +145,8 @@ def train_cnn(train: Batch, calibration: Batch, seed: int, steps: int = 2000, si
         with torch.inference_mode():
             threshold = score(net(calibration.x0)[0]).quantile(1 - REFUSED_SHARE)
             scale = net(train.x0)[1].square().mean().sqrt()
-    return {**{name: value.clone() for name, value in net.state_dict().items()}, "threshold": threshold.clone(), "scale": scale.clone()}
+    state = {**net.state_dict(), "threshold": threshold, "scale": scale}
+    return {name: value.clone() for name, value in state.items()}
 
 
 class NeighbourJudge(Judge):

@@ -1,4 +1,4 @@
-"""Forget one digit of a class-conditional DDPM trained on the UCI digits: 1,797 real 8x8 images, in minutes on a CPU."""
+"""Forget one digit of a class-conditional DDPM on the UCI digits: 1,797 real 8x8 images, in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ class DigitsClass(Task):
     """Class forgetting on the UCI digits."""
 
     name = "digits-class"
-    title = "forget a digit of a class-conditional DDPM on the UCI digits (8x8); rankings here are no evidence about Stable Diffusion"
     concepts = tuple("0123456789")
     protocols: ClassVar[dict[str, Protocol]] = {
         "default": Protocol("default", Sampler(steps=20, eta=0.0, guidance=1.25), judge="digits-cnn"),

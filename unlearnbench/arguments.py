@@ -1,0 +1,35 @@
+"""What the command line takes, read and refused by value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from unlearnbench.errors import UserError
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0-2` or `0,3,5` as numbers, in order."""
+    numbers: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last - first >= 1000:
+            raise UserError(
+                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
+            )
+        numbers += [number for number in range(first, last + 1) if number not in numbers]
+    return numbers
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """`key=value` words as a dictionary."""
+    for word in settings:
+        if not re.fullmatch(r"\w+=.+", word):
+            raise UserError(f"--set {word}: write key=value, such as --set lr=1e-4")
+    return dict(word.split("=", 1) for word in settings)
+
+
+def words(values: list[str]) -> list[str]:
+    """Comma-separated and repeated values as one list, without repetitions."""
+    return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))

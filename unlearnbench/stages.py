@@ -1,0 +1,243 @@
+"""The stages of a run, each kept in the store under the hash of everything that made it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.environment import Meter, describe
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.hashing import seed_of, source_hash, state_hash
+from unlearnbench.judges import Judge, Verdict, judge_all
+from unlearnbench.judges.fidelity import extract
+from unlearnbench.method import Method
+from unlearnbench.metric import Metric, Outcome, Score
+from unlearnbench.progress import track
+from unlearnbench.record import ScoreRecord
+from unlearnbench.store import Store
+from unlearnbench.task import Plan, Task
+from unlearnbench.training import Diverged, seeded
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task: the task holds concept, protocol, unlearning seed and device."""
+
+    method: Method
+    task: Task
+    preset: str = "default"
+    overrides: Mapping[str, Any] | None = None
+
+    @property
+    def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
+        """By what rule the hyper-parameters were chosen."""
+        if self.overrides:
+            return "custom"
+        return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
+
+
+def engine_hash(task: type[Task]) -> str:
+    """Hash of the code that every result passes through: model, sampling, training, task and judges."""
+    root = Path(__file__).parent
+    names = ("diffusion", "sampling", "training", "task", "method", "hashing")
+    files = [root / f"{name}.py" for name in names] + [root / "tasks" / f"{task.name.replace('-', '_')}.py"]
+    return source_hash([*files, *(root / "models").glob("*.py"), *(root / "judges").glob("*.py")])
+
+
+def metric_code(metric: Metric) -> str:
+    """Hash of the file that a metric lies in."""
+    return source_hash([Path(inspect.getfile(type(metric)))])
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def require(cell: Cell) -> None:
+    """Raise `Unsupported` where the task or the model lacks what the method needs."""
+    lacking = cell.method.requires - cell.task.provides - set(cell.task.architecture(0).parts())
+    if lacking:
+        raise Unsupported(
+            f"{cell.method.name} needs {', '.join(sorted(lacking))}, which {cell.task.name} does not have"
+        )
+
+
+def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
+    task, method = cell.task, cell.method
+    model = method.wrap(task.pretrained())
+    with seeded(seed_of("unlearning", task.seed) >> 1), _named(method):
+        with Meter(task.device) as preparing:
+            prepared = method.prepare(model, task)
+        with Meter(task.device) as unlearning:
+            model = method.unlearn(model, task, prepared)
+    check_model(method, model)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    changed, stored = _changes(state, original.state_dict())
+    known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
+    cost = {
+        "prepare_time": preparing.seconds,
+        "unlearn_time": unlearning.seconds,
+        "relative_time": _relative_time(model, original, task),
+        "peak_memory": max(known) if known else None,
+        "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
+        if known
+        else "this system cannot tell",
+        "trained_parameters": changed,
+        "stored_size": stored,
+    }
+    return state, {"cost": cost, "environment": describe(task.device), "created": now()}
+
+
+@contextmanager
+def _named(method: Method) -> Iterator[None]:
+    """Turn an error in a method's own code into one line that says where."""
+    try:
+        yield
+    except (UserError, Diverged):
+        raise
+    except Exception as error:
+        own = {str(path) for path in method.sources()}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        raise UserError(
+            f"{method.name} failed with {type(error).__name__}: {error}{where}; "
+            "UNLEARNBENCH_DEBUG=1 shows the traceback"
+        ) from error
+
+
+def check_model(method: Method, model: Any) -> None:
+    """Refuse what a method returned unless it is a Diffusion with finite weights."""
+    if not isinstance(model, Diffusion):
+        raise UserError(
+            f"{method.name}.unlearn returned {type(model).__name__}, not a Diffusion: end it with `return model`"
+        )
+    bad = [
+        name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        raise UserError(
+            f"{method.name}.unlearn returned weights that are not finite "
+            f"({bad[0]} and {len(bad) - 1} more): lower its lr"
+        )
+
+
+def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
+    """How many numbers differ from the original's, and the bytes of the tensors they lie in."""
+    changed = stored = 0
+    for name, value in state.items():
+        old = before.get(name)
+        same = old is not None and old.shape == value.shape
+        count = int((value != old.cpu()).sum()) if old is not None and same else value.numel()
+        changed += count
+        stored += value.numel() * value.element_size() if count else 0
+    return changed, stored
+
+
+@torch.inference_mode()
+def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 3) -> float:
+    """Seconds an image relative to the original, the two timed in turn, medians of a few rounds."""
+    y = torch.tensor([task.labels()[c] for c in task.concepts], device=task.device)
+    seconds: dict[str, list[float]] = {"model": [], "original": []}
+    for _ in range(rounds + 1):
+        for name, network in (("model", model), ("original", original)):
+            with Meter(task.device) as meter:
+                network.sample(y, list(range(len(y))))
+            seconds[name].append(meter.seconds)
+    return sorted(seconds["model"][1:])[rounds // 2] / sorted(seconds["original"][1:])[rounds // 2]
+
+
+def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
+    """The unlearned model from stored weights."""
+    model = cell.method.wrap(cell.task.architecture(0))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def draw(
+    cell: Cell, model: Diffusion, identity: dict[str, Any], plan: list[Plan], store: Store, force: bool = False
+) -> Tensor:
+    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself."""
+    task, size = cell.task, cell.task.protocol.chunk
+    chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
+    images = []
+    for chunk in track(chunks, len(chunks), "sampling"):
+        padded = chunk + [chunk[-1]] * (
+            size - len(chunk)
+        )  # one batch size always: results depend on it in the last bit
+
+        def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            with torch.inference_mode():
+                y = torch.tensor([item.label for item in padded], device=task.device)
+                x = model.sample(y, [item.seed for item in padded])
+            return {"images": task.to_uint8(x)[:n]}, {}
+
+        parts = {
+            **identity,
+            "task": task.name,
+            "sampler": asdict(task.protocol.sampler),
+            "images": [(item.label, item.seed) for item in padded],
+            "engine": engine_hash(type(task)),
+            "device": task.device,
+        }
+        images.append(store.stage("samples", parts, make, force)[0]["images"])
+    return torch.cat(images)
+
+
+def judged(judge: Judge, images: Tensor, store: Store) -> tuple[Verdict, Tensor, str | None]:
+    """Verdicts and features of images; kept only where the judge never failed."""
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        verdict, error = judge_all(judge, images)
+        try:
+            features = extract(judge, images)
+        except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the features are missing
+            features, error = torch.zeros(0, 0), error or f"{type(failure).__name__}: {failure}"
+        return {"probabilities": verdict.probabilities, "refused": verdict.refused, "features": features}, {
+            "error": error
+        }
+
+    who = [judge.name, judge.version, judge.hash, judge.threshold]
+    code = source_hash((Path(__file__).parent / "judges").glob("*.py"))
+    parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
+    tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
+    return Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"]
+
+
+def measure(metric: Metric, outcome: Outcome) -> Score:
+    """A metric's score; one that fails, or is not finite, is missing with the reason."""
+    try:
+        score = metric.measure(outcome)
+    except Exception as error:  # noqa: BLE001 - one metric's failure is a missing value and must not lose the others
+        return Score(None, 0, reason=f"{type(error).__name__}: {error}")
+    if score.value is not None and not math.isfinite(score.value):
+        return Score(None, score.n, score.missing, reason="not finite")
+    return score
+
+
+def score_record(metric: Metric, score: Score) -> ScoreRecord:
+    """A score as records hold it."""
+    bounds = score.interval if score.interval and all(map(math.isfinite, score.interval)) else None
+    return ScoreRecord(
+        value=score.value,
+        n=score.n,
+        missing=score.missing,
+        interval=bounds,
+        reason=score.reason,
+        axis=metric.axis,
+        better=metric.better,
+        unit=metric.unit,
+        code_hash=metric_code(metric),
+    )

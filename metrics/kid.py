@@ -10,7 +10,7 @@ class KID(Metric):
     """Squared MMD with the cubic polynomial kernel, unbiased (Binkowski et al., ICLR 2018), by torch-fidelity.
 
     One subset of all images instead of many random ones: no further randomness. Where both sides hold fixed counts of
-    each concept, as here, the estimate lies below zero for equal distributions, by about the spread between concepts / n.
+    each concept, as here, the estimate lies below zero for equal distributions, by about their spread / n.
     """
 
     title, axis, better, digits = "KID", "utility", "lower", 4

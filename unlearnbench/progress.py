@@ -1,5 +1,7 @@
 """Progress that anything may report and only the command line shows."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, track
+from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench.hashing import seed_of
 from unlearnbench.training import Gradients, Parameters, inner, norm
 
 Loss = Callable[[], Tensor]
@@ -115,30 +116,34 @@ class EraseDiff(Method):
 
     def released(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """The published loop as one stream, so that inner and outer steps share Adam's moments."""
-        length = task.steps(-(-len(task.data("forget").x0) // self.batch_size))
-        total = self.epochs * self.rounds
-        pairs = task.batches(total * (self.K + 1) * length, self.batch_size)
+        length = -(-len(task.data("forget").x0) // self.batch_size)  # batches in a pass over the forget set
         mean = [value.detach().clone() for value in parameters.values()]
-        for _ in track(range(task.steps(total)), task.steps(total), "rounds"):
+        for number in range(task.steps(self.epochs * self.rounds)):
             theta = [value.detach().clone() for value in parameters.values()]
-            average = 0.0
-            for step in range(self.K * length):
-                value = self.forget_loss(model, task, *next(pairs))()
-                average = (0.0 if step % length == 0 else average) + value.item() / length
-                yield gradients(value, parameters)
+            losses: list[float] = []
+            for k in range(self.K):
+                losses.clear()
+                for forget, retain in self.one_pass(task, length, number, k):
+                    value = self.forget_loss(model, task, forget, retain)()
+                    losses.append(value.item())
+                    yield gradients(value, parameters)
             _put(parameters, theta)
-            for _ in range(length):
-                forget, retain = next(pairs)
+            average = sum(losses) / max(1, len(losses))
+            for forget, retain in self.one_pass(task, length, number, self.K):
                 q = self.forget_loss(model, task, forget, retain)() - average
                 a, b = gradients(model.loss(retain), parameters), gradients(q, parameters)
                 scale = self.released_multiplier(a, b)
-                step_by = {name: a[name] + scale * b[name] for name in parameters}
-                clip = (1 / (norm(step_by) + 1e-6)).clamp(max=1)
-                yield {name: value * clip for name, value in step_by.items()}
+                step = {name: a[name] + scale * b[name] for name in parameters}
+                clip = (1 / (norm(step) + 1e-6)).clamp(max=1)
+                yield {name: value * clip for name, value in step.items()}
                 if self.ema is not None:
                     torch._foreach_lerp_(mean, [value.detach() for value in parameters.values()], 1 - self.ema)
         if self.ema is not None:
             _put(parameters, mean)
+
+    def one_pass(self, task: Task, length: int, number: int, k: int) -> Iterator[tuple[Batch, Batch]]:
+        """Pairs of batches for pass k of a round, shuffled anew for each."""
+        return task.batches(length, self.batch_size, "both", seed_of("released", task.seed, number, k))
 
     def released_multiplier(self, a: Gradients, b: Gradients) -> Tensor:
         """The fixed lambda, or max(0, eta - cosine); zero where grad g is."""

@@ -17,7 +17,7 @@ from rich.table import Table
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import parse_seeds, parse_settings, words
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.progress import bars
+from unlearnbench.progress import Stopped, bars
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
@@ -288,7 +288,7 @@ def main() -> None:
             raise
         err.print(f"unlearnbench: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Stopped:
         err.print("stopped: what is finished is kept; run the same command again to go on")
         sys.exit(130)
 

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The user pressed Ctrl-C during long work."""
+
+
 Sink = Callable[[str, int, int], None]
 
 _sink: ContextVar[Sink | None] = ContextVar("progress_sink", default=None)
@@ -57,5 +63,8 @@ def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
         def sink(what: str, done: int, total: int) -> None:
             bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
 
-        with shown_by(sink):
-            yield begin
+        try:
+            with shown_by(sink):
+                yield begin
+        except KeyboardInterrupt as interrupt:
+            raise Stopped from interrupt

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -158,10 +159,12 @@ def leaderboard(
         replace_file(results / "README.md", lb.page(board, metrics, names).encode())
         out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
     elif format == "terminal":
-        short = names if columns or out.width >= 160 else list(lb.SHORT)
-        for title, heads, rows in lb.tables(board, metrics, short):
+        for title, heads, rows in lb.tables(
+            board, metrics, names if columns else lb.fitting(board, metrics, out.width)
+        ):
             _print_table(title, heads, rows)
-        out.print("mean ± standard deviation over n unlearning seeds; all columns: --format markdown, or --columns")
+        note = "mean ± standard deviation over n unlearning seeds; more columns: --columns, --format, a wider terminal"
+        out.print(note, soft_wrap=True)
     else:
         sys.stdout.write(lb.formatted(board, metrics, names, format))
 
@@ -271,9 +274,9 @@ def _show_run(group: list[Record], original: Record, results: Path) -> None:
 
 
 def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(heads):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 CONTROLS = ("original", "retrain", "destroy")
 KEYS = ["task", "protocol", "protocol_hash", "forget", "label", "method", "division", "access"]
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-SHORT = ("ua", "ua_closed", "coherence", "ra", "fid", "unlearn_time")
-"""Columns where there is no room for all."""
+FIRST = ("ua", "ra", "coherence", "fid", "unlearn_time", "ua_closed")
+"""Columns that come first where there is no room for all."""
+LABEL = 24
+"""Width up to which method labels are kept on one line in the terminal."""
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -157,6 +159,19 @@ def tables(
             heads, rows = heads[:-1], [row[:-1] for row in rows]
         made.append((title, heads, rows))
     return made
+
+
+def fitting(result: pd.DataFrame, metrics: dict[str, Metric], width: int) -> list[str]:
+    """The metrics that fit into a terminal of this width, the headline ones first, in their usual order."""
+    kept: list[str] = []
+    for name in [*FIRST, *(name for name in metrics if name not in FIRST)]:
+        trial = [metric for metric in metrics if metric in (*kept, name)]
+        for _, heads, rows in tables(result, metrics, trial):
+            widths = [max(map(len, [title, *cells])) for title, *cells in zip(heads, *rows, strict=True)]
+            if sum(widths[1:]) + min(widths[0], LABEL) + 2 * len(widths) > width:
+                return [metric for metric in metrics if metric in kept]
+        kept.append(name)
+    return list(metrics)
 
 
 def markdown(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:

@@ -1,0 +1,77 @@
+"""Fixtures of all tests: never the user's own store, and the command line within this process."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.small_world import small_protocol
+
+CACHE = "UNLEARNBENCH_CACHE"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One store for the whole session, so that the original's samples are drawn once."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(folder))
+        for name in ("UNLEARNBENCH_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            patch.delenv(name, raising=False)
+        yield folder
+
+
+@pytest.fixture
+def fresh_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of this test's own."""
+    folder = tmp_path / "fresh-store"
+    monkeypatch.setenv(CACHE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`digits-class` with a few images and sampling steps."""
+    from unlearnbench.tasks.digits_class import DigitsClass
+
+    monkeypatch.setitem(DigitsClass.protocols, "default", small_protocol())
+
+
+class Said(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        """Lines on stderr, progress apart."""
+        return [line for line in self.err.splitlines() if not re.match(r"\[\d+/\d+\] ", line)]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
+    """Call the entry point with these words, in an empty folder and a terminal of 200 columns."""
+    from unlearnbench import cli as module
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module.out, "_width", 200)
+
+    def call(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["unlearnbench", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            module.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return call

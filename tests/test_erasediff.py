@@ -1,0 +1,258 @@
+"""EraseDiff's update, its multiplier and its inner loop against the formulas worked out in NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from unlearnbench.methods.erasediff import EraseDiff
+
+from tests.tiny_model import (
+    Adam,
+    Linear,
+    TinyTask,
+    add_noise,
+    assert_weights,
+    combine,
+    denoising,
+    dot,
+    draw,
+    eps,
+    flat,
+    moved,
+    squared,
+    weights,
+)
+from unlearnbench import Diverged
+from unlearnbench.hashing import seed_of
+from unlearnbench.training import seeded
+
+TARGETS = ("uniform", "uniform_both", "substitute", "random")
+
+
+class Itself(TinyTask):
+    """The substitute of a condition is that condition, so that nothing is to be unlearned."""
+
+    def substitute(self, y):
+        return y
+
+
+def unlearn(method, task=None):
+    torch.manual_seed(7)
+    return method.unlearn(Linear(0), task or TinyTask(), None)
+
+
+def forget_loss(target, forget, retain):
+    """One draw of L_f: a function from weights to its value and gradient."""
+    t, _, x_t = draw(forget.x0)
+    y = forget.y.numpy()
+    if target.startswith("uniform"):
+        wrong = flat(torch.rand(forget.x0.shape))
+        x_t = add_noise(flat(forget.x0), wrong, t) if target == "uniform_both" else x_t
+        return lambda w: squared(w, x_t, t, y, wrong)
+    other = (y + 1) % 3 if target == "substitute" else np.full(len(y), retain.y[0].item())
+    return lambda w: squared(w, x_t, t, y, eps(w, x_t, t, other))
+
+
+def descended(w, L_f, K, inner_lr):
+    for _ in range(K):
+        w = combine(w, L_f(w)[1], -inner_lr)
+    return w
+
+
+def replayed(method, task=None):
+    """Weights and multipliers of rule "paper" or "barrier" with plain gradient steps."""
+    torch.manual_seed(7)
+    w, multipliers = weights(Linear(0)), []
+    for forget, retain in (task or TinyTask()).batches(method.steps, method.batch_size):
+        L_f = forget_loss(method.target, forget, retain)
+        a = denoising(w, retain)[1]
+        value, b = L_f(w)
+        if method.rule == "paper":
+            scale = max(0, method.eta - dot(a, b) / dot(b, b))
+        else:
+            q = value - L_f(descended(w, L_f, method.K, method.inner_lr))[0]
+            scale = max(0, (method.eta * q - dot(a, b)) / dot(b, b))
+        multipliers.append(scale)
+        w = combine(w, combine(a, b, scale), -method.lr)
+    return w, multipliers
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("rule", "eta"), [("paper", 0.3), ("barrier", 1.5)])
+def test_steps_follow_the_rule(rule, eta, target):
+    method = EraseDiff(
+        steps=5, lr=0.1, batch_size=3, rule=rule, target=target, eta=eta, K=3, inner_lr=0.2, optimiser="sgd"
+    )
+    expected, multipliers = replayed(method)
+    assert max(multipliers) > 0.1
+    assert_weights(unlearn(method), expected)
+
+
+@pytest.mark.parametrize("rule", ["paper", "barrier"])
+def test_targets_differ_from_one_another(rule):
+    settings = {"steps": 3, "lr": 0.1, "batch_size": 3, "rule": rule, "eta": 1.0, "optimiser": "sgd"}
+    results = [weights(unlearn(EraseDiff(**settings, target=target))) for target in TARGETS]
+    for i, one in enumerate(results):
+        assert all(max(np.abs(one[name] - other[name]).max() for name in one) > 1e-4 for other in results[:i])
+
+
+def test_random_takes_the_condition_of_one_retain_image_for_the_whole_batch():
+    model, task = Linear(0), TinyTask()
+    for seed in range(6):
+        forget, retain = next(iter(task.batches(1, 4, "both", seed)))
+        torch.manual_seed(seed)
+        loss = EraseDiff(target="random").forget_loss(model, task, forget, retain)()
+        w = weights(model)
+        torch.manual_seed(seed)
+        t, _, x_t = draw(forget.x0)
+        distance = (eps(w, x_t, t, forget.y.numpy()) - eps(w, x_t, t, np.full(4, retain.y[0].item()))) ** 2
+        assert loss.item() == pytest.approx(distance.mean(), rel=1e-5)
+
+
+def test_the_other_conditions_embedding_gets_no_gradient_from_the_target():
+    task, model = TinyTask(), Linear(0)
+    forget, retain = next(iter(task.batches(1, 4)))
+    for target in ("substitute", "random"):
+        model.zero_grad()
+        EraseDiff(target=target).forget_loss(model, task, forget, retain)().backward()
+        assert model.E.grad[1].abs().sum() > 0
+        assert model.E.grad[[0, 2, 3]].abs().sum() == 0
+
+
+def test_the_multiplier_is_never_negative():
+    method = EraseDiff(steps=1, lr=0.1, batch_size=6, eta=-1e3, optimiser="sgd")
+    expected, multipliers = replayed(method)
+    assert multipliers == [0]
+    torch.manual_seed(7)
+    forget, retain = next(iter(TinyTask().batches(1, 6)))
+    forget_loss("uniform", forget, retain)
+    plain = combine(weights(Linear(0)), denoising(weights(Linear(0)), retain)[1], -0.1)
+    assert_weights(unlearn(method), plain)
+    assert_weights(unlearn(method), expected)
+
+
+@pytest.mark.parametrize("rule", ["paper", "barrier"])
+def test_nothing_to_unlearn_leaves_the_retain_step(rule):
+    method = EraseDiff(steps=3, lr=0.1, batch_size=4, rule=rule, target="substitute", eta=0.5, optimiser="sgd")
+    torch.manual_seed(7)
+    w = weights(Linear(0))
+    for forget, retain in Itself().batches(3, 4):
+        draw(forget.x0)
+        w = combine(w, denoising(w, retain)[1], -0.1)
+    assert_weights(unlearn(method, Itself()), w)
+    assert moved(unlearn(method, Itself()), weights(Linear(0))) > 0.05
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("target", ["uniform", "substitute"])
+def test_the_inner_loop_cannot_change_the_papers_update(target, optimiser):
+    settings = {"steps": 4, "lr": 0.02, "batch_size": 3, "eta": 0.3, "target": target, "optimiser": optimiser}
+    reference = unlearn(EraseDiff(**settings))
+    for inner in ({"K": 4}, {"inner_lr": 0.3}, {"K": 3, "inner_lr": 0.1}):
+        for cost in (False, True):
+            model = unlearn(EraseDiff(**settings, **inner, faithful_cost=cost))
+            assert all(torch.equal(value, getattr(reference, name)) for name, value in model.named_parameters())
+
+
+def test_only_faithful_cost_pays_for_the_inner_loop():
+    def forwards(K, cost, target):
+        return unlearn(EraseDiff(steps=4, batch_size=3, K=K, faithful_cost=cost, target=target)).forwards
+
+    assert forwards(1, False, "uniform") == forwards(5, False, "uniform") == 4 * 2
+    assert forwards(1, False, "substitute") == forwards(5, False, "substitute") == 4 * 3
+    for K in (1, 5):
+        assert forwards(K, True, "uniform") == 4 * (2 + K + 1)
+        assert forwards(K, True, "substitute") == 4 * (3 + 2 * (K + 1))
+
+
+def test_the_barriers_pull_depends_on_the_inner_loop():
+    settings = {"steps": 3, "lr": 0.1, "batch_size": 3, "rule": "barrier", "eta": 2.0, "optimiser": "sgd"}
+    one = weights(unlearn(EraseDiff(**settings, K=1, inner_lr=0.3)))
+    assert moved(unlearn(EraseDiff(**settings, K=4, inner_lr=0.3)), one) > 1e-3
+    assert moved(unlearn(EraseDiff(**settings, K=1, inner_lr=0.6)), one) > 1e-3
+    assert_weights(unlearn(EraseDiff(**settings, K=1, inner_lr=0.3)), one, 0)
+
+
+def test_adam_steps_on_the_combined_gradient():
+    torch.manual_seed(7)
+    w, adam = weights(Linear(0)), Adam(0.02)
+    for forget, retain in TinyTask().batches(4, 3):
+        L_f = forget_loss("substitute", forget, retain)
+        a, b = denoising(w, retain)[1], L_f(w)[1]
+        w = adam.step(w, combine(a, b, max(0, 0.4 - dot(a, b) / dot(b, b))))
+    assert_weights(unlearn(EraseDiff(steps=4, lr=0.02, batch_size=3, eta=0.4, target="substitute")), w)
+
+
+class Large(TinyTask):
+    """Larger pixels, so that gradients are long enough to be clipped, and not always."""
+
+    scale = 3.0
+
+
+def released(method, task):
+    """The published loop: K passes, weights put back and Adam's moments not, then the outer pass. Counts the clips."""
+    torch.manual_seed(7)
+    w, adam = weights(Linear(0)), Adam(method.lr)
+    mean, clips, multipliers = w, [], []
+    length = -(-6 // method.batch_size)
+    for number in range(method.epochs * method.rounds):
+        theta = w
+        for k in range(method.K + 1):
+            w = theta if k == method.K else w
+            shuffle = seed_of("released", task.seed, number, k)
+            for forget, retain in task.batches(length, method.batch_size, "both", shuffle):
+                b = forget_loss(method.target, forget, retain)(w)[1]
+                if k < method.K:
+                    w = adam.step(w, b)
+                    continue
+                a = denoising(w, retain)[1]
+                cosine = dot(a, b) / (np.sqrt(dot(a, a)) * np.sqrt(dot(b, b)) + 1e-8)
+                fixed = method.released_lambda
+                multipliers.append(max(0, method.eta - cosine) if fixed is None else fixed)
+                g = combine(a, b, multipliers[-1])
+                clips.append(min(1, 1 / (np.sqrt(dot(g, g)) + 1e-6)))
+                w = adam.step(w, {name: value * clips[-1] for name, value in g.items()})
+                if method.ema is not None:
+                    mean = {name: method.ema * mean[name] + (1 - method.ema) * w[name] for name in w}
+    return (w if method.ema is None else mean), clips, multipliers
+
+
+@pytest.mark.parametrize("target", ["random", "uniform_both"])
+@pytest.mark.parametrize("ema", [None, 0.8])
+@pytest.mark.parametrize("fixed", [0.3, None])
+def test_released_rule_is_the_published_loop(target, ema, fixed):
+    method = EraseDiff(
+        rule="released", lr=0.02, batch_size=4, K=2, epochs=1, rounds=3, target=target, eta=0.3, ema=ema,
+        released_lambda=fixed,
+    )  # fmt: skip
+    expected, clips, multipliers = released(method, Large())
+    assert min(clips) < 1
+    assert fixed is not None or 0 < max(multipliers) != min(multipliers)
+    assert_weights(unlearn(method, Large()), expected)
+
+
+def test_released_inner_loop_acts_through_left_over_moments_alone(monkeypatch):
+    settings = {"rule": "released", "lr": 0.02, "batch_size": 4, "epochs": 1, "rounds": 2, "target": "random"}
+    none = weights(unlearn(EraseDiff(**settings, K=0)))
+    assert moved(unlearn(EraseDiff(**settings, K=2)), none) > 1e-3
+    plain = EraseDiff.forget_loss
+
+    def isolated(self, *arguments):
+        """The inner passes' draws must not shift the outer ones, or any two values of K would differ."""
+        with seeded(3):
+            return plain(self, *arguments)
+
+    def outer_alone(task, length, number, k):
+        return task.batches(length, 4, "both", seed_of(number))
+
+    monkeypatch.setattr(EraseDiff, "forget_loss", isolated)
+    monkeypatch.setattr(EraseDiff, "one_pass", lambda self, *arguments: outer_alone(*arguments))
+    sgd = [weights(unlearn(EraseDiff(**settings, K=K, optimiser="sgd"))) for K in (0, 3)]
+    adam = [weights(unlearn(EraseDiff(**settings, K=K))) for K in (0, 3)]
+    assert all(np.array_equal(sgd[0][name], sgd[1][name]) for name in sgd[0])
+    assert any(not np.array_equal(adam[0][name], adam[1][name]) for name in adam[0])
+
+
+@pytest.mark.parametrize("rule", ["paper", "barrier", "released"])
+def test_too_large_a_rate_is_reported_and_not_returned(rule):
+    with pytest.raises(Diverged):
+        unlearn(EraseDiff(rule=rule, steps=200, lr=1e30, optimiser="sgd", batch_size=3, epochs=50))

@@ -82,7 +82,6 @@ def test_words_that_mean_nothing(refused, tmp_path, words, names, remedy):
 
 
 @pytest.mark.parametrize("words", [(*RUN, ""), (*RUN, ","), (*RUN, "original", "--forget", "")], ids=" ".join)
-@pytest.mark.xfail(strict=True, reason="an empty list of methods or concepts runs nothing and says nothing")
 def test_empty_lists_are_refused(cli, words):
     assert cli(*words).code == 2
 
@@ -148,7 +147,6 @@ def test_methods_that_go_wrong(refused, tmp_path, body, names, remedy):
     assert not (tmp_path / "here/digits-class/default/3/mine").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the message of the method's own error is printed with its line breaks")
 def test_an_error_of_several_lines_is_told_in_one(refused, tmp_path):
     refused(*RUN, write_method(tmp_path, 'raise ValueError("one\\n\\ttwo")'), names="one", remedy="UNLEARNBENCH_DEBUG")
 
@@ -185,10 +183,7 @@ def test_settings_that_are_no_numbers_leave_no_record_that_is_no_json(cli, tmp_p
     ids=["run", "pretrain", "new-method"],
 )
 @pytest.mark.parametrize("below", ["/x", ""])
-def test_a_folder_that_cannot_be_written(refused, tmp_path, request, words, remedy, below):
-    if words[0] == "new-method" and not below:
-        reason = "a file in place of the folder is taken for the method's own file"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_folder_that_cannot_be_written(refused, tmp_path, words, remedy, below):
     write_nudge(tmp_path)
     (tmp_path / "file").write_text("in the way")
     refused(*words, f"file{below}", names=f"file{below}", remedy=remedy)
@@ -204,7 +199,6 @@ def test_a_store_that_cannot_be_written(refused, tmp_path, monkeypatch, below):
     assert list((tmp_path / "here").rglob("*.json")) == []
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="leaderboard --write does not catch what writing raises")
 def test_a_page_that_cannot_be_written(cli, refused, tmp_path):
     assert cli(*RUN, write_nudge(tmp_path)).code == 0
     (tmp_path / "here/README.md").mkdir()

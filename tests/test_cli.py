@@ -223,7 +223,6 @@ def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unle
     assert "mine 3 0" not in unlearned
 
 
-@pytest.mark.xfail(strict=True, reason="per-image values are announced, or left behind, where there are none")
 @pytest.mark.parametrize("earlier", [False, True])
 def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_path, earlier):
     if earlier:

@@ -1,4 +1,4 @@
-"""The model as methods see it: noise and targets against diffusers, the loss by hand, conditions, parts, the teacher."""
+"""The model as methods see it: noise, targets, loss, conditions, parts, the teacher; against diffusers and by hand."""
 
 import copy
 import math

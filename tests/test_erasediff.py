@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from unlearnbench.methods.erasediff import EraseDiff
 
 from tests.tiny_model import (
     Adam,
@@ -23,6 +22,7 @@ from tests.tiny_model import (
 )
 from unlearnbench import Diverged
 from unlearnbench.hashing import seed_of
+from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.training import seeded
 
 TARGETS = ("uniform", "uniform_both", "substitute", "random")

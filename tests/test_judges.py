@@ -210,7 +210,7 @@ def test_features_come_through_torch_fidelity_in_order():
 def test_torch_fidelity_itself_gives_the_metrics_values():
     judge = the_judge("default")
     x0, y = splits()["train"]
-    generated = to_uint8((x0[y < 5] + 0.25 * torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))))
+    generated = to_uint8(x0[y < 5] + 0.25 * torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     generated, real = generated[:450], held_out()[0][50:]
     expected = torch_fidelity.calculate_metrics(
         input1=Images(generated),

@@ -3,14 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from unlearnbench.methods.destroy import Destroy
-from unlearnbench.methods.esd import ESD
-from unlearnbench.methods.esd_retain import ESDRetain
-from unlearnbench.methods.finetune import Finetune
-from unlearnbench.methods.gradient_ascent import GradientAscent
-from unlearnbench.methods.original import Original
-from unlearnbench.methods.retrain import Retrain
-from unlearnbench.methods.salun import SalUn
 
 from tests.tiny_model import (
     ALPHA_BAR,
@@ -28,6 +20,14 @@ from tests.tiny_model import (
     weights,
 )
 from unlearnbench.check import TinyDigits
+from unlearnbench.methods.destroy import Destroy
+from unlearnbench.methods.esd import ESD
+from unlearnbench.methods.esd_retain import ESDRetain
+from unlearnbench.methods.finetune import Finetune
+from unlearnbench.methods.gradient_ascent import GradientAscent
+from unlearnbench.methods.original import Original
+from unlearnbench.methods.retrain import Retrain
+from unlearnbench.methods.salun import SalUn
 from unlearnbench.sampling import START, gaussian_noise
 from unlearnbench.tasks import digits_class
 

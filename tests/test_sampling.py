@@ -1,5 +1,6 @@
 """Noise against published words and normality; the sampler against diffusers and against Gaussian data in closed form."""
 
+import itertools
 import math
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_timesteps_fall_from_the_last_and_never_repeat():
         for steps in range(1, T + 1):
             every = timesteps(steps, T)
             assert len(every) == steps and every[0] == T - 1 and every[-1] >= 0
-            assert all(a > b for a, b in zip(every, every[1:], strict=False))
+            assert all(a > b for a, b in itertools.pairwise(every))
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1001])

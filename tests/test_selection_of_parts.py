@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from unlearnbench.methods.erasediff import EraseDiff
-from unlearnbench.methods.esd import ESD
-from unlearnbench.methods.esd_retain import ESDRetain
 
 from tests.tiny_model import Linear, TinyTask
 from unlearnbench.errors import Unsupported
+from unlearnbench.methods.erasediff import EraseDiff
+from unlearnbench.methods.esd import ESD
+from unlearnbench.methods.esd_retain import ESDRetain
 from unlearnbench.models.unet import ClassUNet
 
 METHODS = (

@@ -1,6 +1,5 @@
 """Weights on disk: what was written comes back, and what is damaged or could run code is refused."""
 
-import json
 import pickle
 import struct
 import zipfile
@@ -75,7 +74,7 @@ def test_a_pickle_of_the_oldest_protocol_is_not_run_either(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "old.safetensors"
     path.write_bytes(pickle.dumps(Bomb(), protocol=0))
-    with pytest.raises(UserError, match="old.safetensors"):
+    with pytest.raises(UserError, match=r"old\.safetensors"):
         load_state(path)
     assert not (tmp_path / "exploded").exists()
 
@@ -84,12 +83,7 @@ def test_a_pickle_of_the_oldest_protocol_is_not_run_either(tmp_path, monkeypatch
     "low",
     [
         0x78,
-        pytest.param(
-            0x80,
-            marks=pytest.mark.xfail(
-                raises=UserError, strict=True, reason="a header of 128 bytes modulo 256 passes for a pickle"
-            ),
-        ),
+        0x80,
         0x88,
     ],
 )
@@ -194,14 +188,12 @@ def test_a_file_that_is_gone_or_was_never_finished_is_made_anew(tmp_path):
     assert load_checked(tmp_path, "b.safetensors")
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="make_once does not look into the file that it keeps")
 def test_a_damaged_file_is_made_anew_as_its_error_message_advises(tmp_path):
     made(tmp_path)
     (tmp_path / "a.safetensors").write_bytes(b"damaged")
     assert made(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=json.JSONDecodeError, reason="make_once reads the manifest without checking it")
 def test_making_on_a_damaged_manifest_is_the_users_error(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"manifest\.json"):

@@ -78,6 +78,10 @@ def presets(cls: type[Method]) -> None:
         for values in settings.values():
             cls.configured(values)
     known = {field.name for field in dataclasses.fields(cls)}
+    own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
+    own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
+    if loose := own - known - {"name", "presets", "requires", "space"}:
+        raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     strange = set(cls.space) - known
     if strange or len(cls.space) > 6:
         raise Failed(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")
@@ -123,6 +127,9 @@ def reloads(cls: type[Method]) -> None:
             raise Failed(
                 "the model predicts otherwise after saving and loading: keep structure in wrap, values in weights"
             )
+        guided = [network.sample(y, [0, 1, 2, 3], sampler=Sampler(steps=2, guidance=2.0)) for network in (model, again)]
+    if not torch.equal(*guided):
+        raise Failed("the model samples otherwise after saving and loading: set guidance in wrap, not in unlearn")
 
 
 def quiet(cls: type[Method]) -> None:

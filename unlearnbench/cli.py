@@ -86,6 +86,8 @@ def run(
     task_class = registry.load_task(task)
     concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
     names = list(registry.methods()) if method == ["all"] else words(method)
+    if not names or not concepts:
+        raise UserError(f"--{'forget' if names else 'method'} is empty: name at least one")
     classes = [registry.load_method(name) for name in names]
 
     from unlearnbench.environment import pick_device
@@ -155,8 +157,12 @@ def leaderboard(
     board = lb.board(records, metrics)
     if write:
         from unlearnbench.record import replace_file
+        from unlearnbench.store import cannot_write
 
-        replace_file(results / "README.md", lb.page(board, metrics, names).encode())
+        try:
+            replace_file(results / "README.md", lb.page(board, metrics, names).encode())
+        except OSError as error:
+            raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
         out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
     elif format == "terminal":
         for title, heads, rows in lb.tables(
@@ -232,6 +238,8 @@ def new_method(
         with path.open("x") as file:
             file.write(text(name, style.value))
     except FileExistsError as error:
+        if not folder.is_dir():
+            raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
         raise UserError(f"{path} is there already: choose another name, or delete it") from error
     except OSError as error:
         raise UserError(
@@ -254,7 +262,7 @@ def _show_run(group: list[Record], original: Record, results: Path) -> None:
 
     record = group[0]
     place = results / record.task / record.protocol.name / record.forget
-    heads, rows = lb.run_rows(group, original, lb.gold(load_all(results), record))
+    heads, rows = lb.run_rows(group, original, lb.gold(load_all(results, place / "retrain"), record))
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
     if any(r.scores for r in group):
         _print_table(
@@ -265,12 +273,10 @@ def _show_run(group: list[Record], original: Record, results: Path) -> None:
             reason = r.reason or r.judge_error or "scores are missing"
             err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
     files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
-    picture = " and the sample grid (.png)" if record.path(results).with_suffix(".png").is_file() else ""
-    out.print(
-        f"records: {place / record.label()}/{files}, with per-image values (.parquet){picture}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
+    also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
+    more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
+    out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
 
 
 def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:

@@ -16,6 +16,11 @@ class Damaged(UserError):
     """A file of ours no longer holds what was written to it."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's kind and message without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """An unknown name, with the nearest known ones, or all of them when none is near."""
     known = sorted(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -64,6 +65,8 @@ class Method(ABC):
                 values[key] = (
                     adapter.validate_strings(value) if isinstance(value, str) else adapter.validate_python(value)
                 )
+                if isinstance(values[key], float) and not math.isfinite(values[key]):
+                    raise UserError(f"{key}={value} does not fit {cls.name}: give a finite number")
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].lower()
                 raise UserError(f"{key}={value} does not fit {cls.name}: {reason}") from error

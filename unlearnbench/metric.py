@@ -76,7 +76,7 @@ class Outcome:
     reference: Tensor
     """(M, D) of the protocol's real retain images."""
     cost: dict[str, Any]
-    """See `runner.Cost`."""
+    """Measured while unlearning, by the names of the cost metrics."""
 
     def _side(self, group: str) -> Side:
         import torch

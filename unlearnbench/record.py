@@ -102,11 +102,11 @@ class Record(_Part):
 
 
 def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
-    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, shortened beyond 80 characters."""
+    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, hashed where that changes it."""
     text = method + (f"@{preset}" if preset != "default" else "")
     text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
-    text = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
-    return text if len(text) <= 80 else f"{text[:70]}~{digest(overrides)[:8]}"
+    clean = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
+    return text if clean == text and len(text) <= 80 else f"{clean[:70]}~{digest(overrides)[:8]}"
 
 
 def record_path(results: Path, task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
@@ -152,6 +152,7 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def load_all(results: Path) -> list[Record]:
-    """Every record below a folder, in order of path."""
-    return [read(path) for path in sorted(results.glob("*/*/*/*/seed-*.json"))]
+def load_all(results: Path, folder: Path | None = None) -> list[Record]:
+    """Every record below a results folder, or of one method's folder in it, in order of path."""
+    pattern = folder.glob("seed-*.json") if folder else results.glob("*/*/*/*/seed-*.json")
+    return [read(path) for path in sorted(pattern)]

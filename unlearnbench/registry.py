@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import UserError, one_line, unknown
 
 if TYPE_CHECKING:
     from unlearnbench.method import Method
@@ -105,8 +105,8 @@ def load_method(name: str) -> type[Method]:
         return _only(importlib.import_module(entry.module), Method, name)
     try:
         loaded = entry.point.load()
-    except Exception as error:
-        raise UserError(f"method {name!r} {entry.summary} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"method {name!r} {entry.summary} cannot be loaded: {one_line(error)}") from error
     if inspect.ismodule(loaded):
         loaded = _only(loaded, Method, name)
     if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
@@ -140,8 +140,8 @@ def _from_file(path: Path) -> type[Method]:
     sys.modules[name] = module  # dataclasses and type hints look a class's module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} cannot be imported: {one_line(error)}") from error
     return _only(module, Method, str(path))
 
 

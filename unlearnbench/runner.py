@@ -48,16 +48,18 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     parts = _weight_parts(cell, draft)
     if found and not force and (found.status == "skipped" or store.has("weights", parts)):
         return found
-    _writable(results)
+    _writable(results, "--out")
+    _writable(store.root, "UNLEARNBENCH_CACHE")
     draft = draft.model_copy(update={"revision": _revision(path)})
     try:
         require(cell)
         original = cell.task.pretrained().eval()
         state, facts = store.stage("weights", parts, lambda: unlearn(cell, original), force)
-    except Diverged as error:
-        return write(draft.model_copy(update={"status": "diverged", "reason": str(error)}), path)
-    except Unsupported as error:
-        return write(draft.model_copy(update={"status": "skipped", "reason": str(error)}), path)
+    except (Diverged, Unsupported) as error:
+        for suffix in (".parquet", ".png"):
+            path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
+        status = "diverged" if isinstance(error, Diverged) else "skipped"
+        return write(draft.model_copy(update={"status": status, "reason": str(error)}), path)
     model = loaded(cell, state)
     plan = cell.task.plan()
     samples = draw(cell, model, _identity(cell, state), plan, store, force)
@@ -162,12 +164,12 @@ def _revision(path: Path) -> int:
     return read(path).revision + 1 if path.is_file() else 1
 
 
-def _writable(results: Path) -> None:
+def _writable(folder: Path, remedy: str) -> None:
     """Find out before the work, not after it."""
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        probe = results / ".writable"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(cannot_write(results, error, "--out")) from error
+        raise UserError(cannot_write(folder, error, remedy)) from error

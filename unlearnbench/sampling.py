@@ -51,7 +51,7 @@ def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int]) -> Tensor
     """
     size = int(np.prod(shape))
     blocks = -(-size // 4)
-    keys = np.array([(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF) for seed in seeds], dtype=np.uint32)
+    keys = np.array([(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF) for seed in seeds], dtype=np.uint32).reshape(-1, 2)
     counter = np.zeros((len(keys), blocks, 4), dtype=np.uint32)
     counter[..., 0] = np.arange(blocks)
     counter[..., 1] = t

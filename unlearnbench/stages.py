@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.hashing import seed_of, source_hash, state_hash
 from unlearnbench.judges import Judge, Verdict, judge_all
 from unlearnbench.judges.fidelity import extract
@@ -113,8 +113,7 @@ def _named(method: Method) -> Iterator[None]:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         raise UserError(
-            f"{method.name} failed with {type(error).__name__}: {error}{where}; "
-            "UNLEARNBENCH_DEBUG=1 shows the traceback"
+            f"{method.name} failed with {one_line(error)}{where}; UNLEARNBENCH_DEBUG=1 shows the traceback"
         ) from error
 
 

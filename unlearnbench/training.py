@@ -82,10 +82,15 @@ def minimise(
         for name, value, grad in zip(parameters, values, grads, strict=True):
             grad = grad * scale if scale != 1.0 else grad
             value.grad = grad * mask[name] if mask is not None else grad
+        before = {name: value.detach().clone() for name, value in parameters.items()} if mask is not None else {}
         for group in engine.param_groups:
             group["lr"] = rate(step)
         engine.step()
         engine.zero_grad()
+        if mask is not None:
+            with torch.no_grad():  # weight decay moves what has no gradient too
+                for name, value in parameters.items():
+                    value.copy_(torch.where(mask[name] > 0, value, before[name]))
         if mean is not None and ema is not None:
             decay = min(ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(mean, [value.detach() for value in values], 1 - decay)

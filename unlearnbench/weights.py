@@ -30,7 +30,8 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise UserError(f"no weights at {path}: give a .safetensors file that exists")
     with path.open("rb") as file:
         head = file.read(9)
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    # Safetensors begin with the header's length and a brace; PK is a zip, 0x80 and a protocol number a bare pickle.
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise UserError(f"{path} is a pickle, which can run code when loaded: convert it to .safetensors first")
     try:
         return load_file(path)
@@ -70,16 +71,15 @@ def make_once(
     """Make folder/name and enter its hash in the manifest, unless it is there already under this seed and recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
-    entry = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    if (
-        entry.get("seed") == seed
-        and entry.get("recipe") == recipe
-        and name in entry.get("hashes", {})
-        and (folder / name).is_file()
-    ):
-        return
+    entry = read_manifest(folder) if manifest.is_file() else {}
     if entry.get("seed") != seed or entry.get("recipe") != recipe:
         entry = {"seed": seed, "recipe": recipe, "hashes": {}}
+    if name in entry["hashes"] and (folder / name).is_file():
+        try:
+            load_checked(folder, name)
+            return
+        except Damaged:
+            entry["hashes"].pop(name)
     state = make()
     save_state(state, folder / name)
     entry["hashes"][name] = state_hash(state)

@@ -13,9 +13,9 @@ class SalUn(Method):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on a mask (eq. 3, 6).
 
     c_m is the task's substitute; the mask |grad L_f(theta_0)| >= gamma keeps the share `saliency` of all weights, ties
-    too. L_r is a mean over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here. `mask_guidance` > 1
-    takes the mask from the guided prediction, as the released code does; the paper's formula has none. Not in the
-    paper: `clip`, from the code.
+    too. L_r is a mean over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here.
+    `mask_guidance` > 1 takes the mask from the guided prediction, as the released code does; the paper's formula has
+    none. Not in the paper: `clip`, from the code.
     """
 
     presets = {

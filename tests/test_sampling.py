@@ -1,4 +1,4 @@
-"""Noise against published words and normality; the sampler against diffusers and against Gaussian data in closed form."""
+"""Noise against published words and normality; the sampler against diffusers and Gaussian data in closed form."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The digits task: splits, batches, conditions, the plan of images, protocols, and an original that really generates."""
+"""The digits task: splits, batches, conditions, plan of images, protocols, and an original that really generates."""
 
 import dataclasses
 from collections import Counter

@@ -7,6 +7,7 @@ class Coherence(Metric):
     """Share of forget samples that the judge does not refuse. Neither direction is better."""
 
     title, axis, better, unit, scale = "coherence", "efficacy", None, "%", 100.0
+    stored = "share"
     rank = 2
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

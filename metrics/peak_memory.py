@@ -7,6 +7,7 @@ class PeakMemory(Metric):
     """On CUDA the most memory allocated at once, on Linux CPUs the growth of the resident set; unknown elsewhere."""
 
     title, axis, better, unit, scale, digits = "peak memory", "cost", "lower", "MiB", 1 / 2**20, 0
+    stored = "bytes"
     rank = 3
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

@@ -11,6 +11,7 @@ class Precision(Metric):
     """
 
     title, axis, better, unit, scale = "precision", "utility", "higher", "%", 100.0
+    stored = "share"
     rank = 3
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

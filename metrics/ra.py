@@ -7,6 +7,7 @@ class RA(Metric):
     """Accuracy on retain samples; a sample that the judge refuses counts as wrong."""
 
     title, axis, better, unit, scale = "RA", "utility", "higher", "%", 100.0
+    stored = "share"
     rank = 0
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

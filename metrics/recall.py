@@ -11,6 +11,7 @@ class Recall(Metric):
     """
 
     title, axis, better, unit, scale = "recall", "utility", "higher", "%", 100.0
+    stored = "share"
     rank = 4
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

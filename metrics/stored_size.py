@@ -7,6 +7,7 @@ class StoredSize(Metric):
     """What must be kept beside the original to have the unlearned model."""
 
     title, axis, better, unit, scale, digits = "stored", "cost", "lower", "MB", 1e-6, 2
+    stored = "bytes"
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Bytes."""

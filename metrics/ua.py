@@ -7,6 +7,7 @@ class UA(Metric):
     """1 - accuracy on forget samples; a sample that the judge refuses counts as forgotten (see coherence)."""
 
     title, axis, better, unit, scale = "UA", "efficacy", "higher", "%", 100.0
+    stored = "share"
     rank = 0
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

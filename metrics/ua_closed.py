@@ -7,6 +7,7 @@ class UAClosed(Metric):
     """1 - accuracy of the most probable class on forget samples (Fan et al., ICLR 2024)."""
 
     title, axis, better, unit, scale = "UA closed", "efficacy", "higher", "%", 100.0
+    stored = "share"
     rank = 1
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

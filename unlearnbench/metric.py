@@ -104,8 +104,11 @@ class Metric(ABC):
     axis: ClassVar[Literal["efficacy", "utility", "robustness", "cost"]]
     better: ClassVar[Literal["higher", "lower"] | None]
     unit: ClassVar[str] = ""
+    """As shown, after scaling."""
     scale: ClassVar[float] = 1.0
     """What values are multiplied by where they are shown."""
+    stored: ClassVar[str | None] = None
+    """Unit of the value itself, as records hold it; the shown one when left out."""
     digits: ClassVar[int] = 1
     """Decimals shown."""
     rank: ClassVar[int] = 50

@@ -237,6 +237,6 @@ def score_record(metric: Metric, score: Score) -> ScoreRecord:
         reason=score.reason,
         axis=metric.axis,
         better=metric.better,
-        unit=metric.unit,
+        unit=metric.unit if metric.stored is None else metric.stored,
         code_hash=metric_code(metric),
     )

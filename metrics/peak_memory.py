@@ -12,4 +12,5 @@ class PeakMemory(Metric):
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Bytes."""
-        return Score(outcome.cost["peak_memory"], 1, reason=outcome.cost["peak_memory_kind"])
+        value = outcome.cost["peak_memory"]
+        return Score(value, 1, reason=outcome.cost["peak_memory_kind"] if value is None else None)

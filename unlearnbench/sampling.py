@@ -59,7 +59,9 @@ def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int]) -> Tensor
     uniform = (words.astype(np.float64) + 0.5) / 2.0**32  # never 0, so the logarithm is finite
     radius, angle = np.sqrt(-2 * np.log(uniform[..., :2])), 2 * np.pi * uniform[..., 2:]
     normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return torch.from_numpy(normal.reshape(len(keys), -1)[:, :size].astype(np.float32)).reshape(len(keys), *shape)
+    return torch.from_numpy(normal.reshape(len(keys), 4 * blocks)[:, :size].astype(np.float32)).reshape(
+        len(keys), *shape
+    )
 
 
 def timesteps(steps: int, T: int) -> list[int]:

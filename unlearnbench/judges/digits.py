@@ -16,7 +16,7 @@ from unlearnbench.progress import track
 from unlearnbench.training import minimise, seeded
 
 REFUSED_SHARE = 0.005
-"""Share of real calibration digits that a judge may refuse; the threshold is the matching quantile."""
+"""The threshold is the quantile of calibration scores that leaves this share of real digits above it, interpolated."""
 
 
 def grey(images: Tensor) -> Tensor:

@@ -158,7 +158,8 @@ class DigitsClass(Task):
     def reference(self) -> Tensor:
         """Held-out images of the retained digits, as many a class as the protocol samples."""
         x0, y = splits()[self.protocol.reference]
-        return to_uint8(x0[y != int(self.forget)])
+        kept = [(y == d).nonzero()[: self.protocol.retain_images, 0] for d in range(10) if d != int(self.forget)]
+        return to_uint8(x0[torch.cat(kept)])
 
     def substitute(self, y: Tensor) -> Tensor:
         """The next digit, (y + 1) mod 10, as SalUn's class forgetting does."""

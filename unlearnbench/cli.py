@@ -91,6 +91,7 @@ def run(
     classes = [registry.load_method(name) for name in names]
 
     from unlearnbench.environment import pick_device
+    from unlearnbench.leaderboard import grouped
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell
     from unlearnbench.store import Store
@@ -115,7 +116,7 @@ def run(
             begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
             record = run_cell(item, store, results, force and number >= len(baseline))
             done.append(record)
-    for group in _groups(done[len(baseline) :]):
+    for group in grouped(done[len(baseline) :]):
         _show_run(group, next(record for record in done if record.forget == group[0].forget), results)
 
 
@@ -246,13 +247,6 @@ def new_method(
             f"cannot write {path} ({(error.strerror or '').lower()}): name another folder with --out"
         ) from error
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
-
-
-def _groups(records: list[Record]) -> list[list[Record]]:
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.forget, record.label()), []).append(record)
-    return list(groups.values())
 
 
 def _show_run(group: list[Record], original: Record, results: Path) -> None:

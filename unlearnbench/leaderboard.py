@@ -116,6 +116,14 @@ def head(metric: Metric) -> str:
     return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
 
 
+def grouped(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of one concept and one method together, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.forget, record.label()), []).append(record)
+    return list(groups.values())
+
+
 def gold(records: Iterable[Record], like: Record) -> list[Record]:
     """The retrain records measured on the same task, concept and protocol."""
     same = [record for record in records if record.method.name == "retrain" and record.method.division == "default"]

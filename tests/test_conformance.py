@@ -101,6 +101,7 @@ def test_a_good_method_has_no_failures(tmp_path):
 
 
 HIDDEN_BIAS = "model.predict = lambda *a, plain=model.predict: plain(*a) + 1"
+GUIDANCE = "model.guidance = lambda m, x, t, i, c, null, w: m.eps(x, t, c); model.guidance.start = lambda n: None"
 NEW_MODULE = "model.gate = torch.nn.Linear(2, 2)"
 FREE_SPACE = "lr: float = 0.001\n    space = {'rate': (0.0, 1.0)}"
 SEVEN = "\n    ".join(f"f{i}: float = 0.1" for i in range(7))
@@ -108,8 +109,8 @@ WIDE_SPACE = SEVEN + "\n    space = {f'f{i}': (0.0, 1.0) for i in range(7)}"
 PRESET_KEY = "lr: float = 0.001\n    presets = {'published': {'elsewhere': {'rate': 1.0}}}"
 PRESET_VALUE = "lr: float = 0.001\n    presets = {'published': {'elsewhere': {'lr': 'fast'}}}"
 REQUIRES = "requires = frozenset({'forget images', 'the moon'})"
-NAN_PRESET = "lr: float = 0.0\n    presets = {'published': {'*': {'lr': float('nan')}}}"
-FILL = "torch.nn.init.constant_(model.embedding.weight, self.lr)"
+NAN_PRESET = "lr: float = 0.0\n    presets = {'published': {'*': {'lr': 1e30}}}"
+FILL = "model.embedding.weight.data.fill_(self.lr).mul_(self.lr)"  # 1e60 is beyond float32
 NAN = "torch.nn.init.constant_(model.embedding.weight, float('nan'))"
 NUMPY = "model.embedding.weight.data += np.random.rand()"
 COUNTED = "model.embedding.weight.data += next(counter)"
@@ -132,6 +133,8 @@ BAD = [
     ({"body": NUMPY}, {"repeatable": "differ in embedding.weight"}),
     ({"body": COUNTED}, {"repeatable": "differ in embedding.weight"}),
     ({"body": HIDDEN_BIAS}, {"reloads": "predicts otherwise"}),
+    ({"body": GUIDANCE}, {"reloads": "samples otherwise"}),
+    ({"fields": "lr: float = 0.001\n    weight = 0.2"}, {"dataclass_fields": "weight has no type"}),
     ({"body": NEW_MODULE}, {"reloads": "do not fit wrap"}),
     ({"body": "print('step 1')"}, {"quiet": "prints 'step 1"}),
     ({"body": OVERWRITE}, {"leaves_data_alone": "changed the forget images"}),

@@ -64,6 +64,10 @@ def dataclass_fields(cls: type[Method]) -> None:
         raise Failed(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
     if not vars(cls)["__dataclass_params__"].frozen:
         raise Failed(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
+    own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
+    own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
+    if loose := own - {field.name for field in dataclasses.fields(cls)} - {"name", "presets", "requires", "space"}:
+        raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
@@ -78,10 +82,6 @@ def presets(cls: type[Method]) -> None:
         for values in settings.values():
             cls.configured(values)
     known = {field.name for field in dataclasses.fields(cls)}
-    own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
-    own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
-    if loose := own - known - {"name", "presets", "requires", "space"}:
-        raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     strange = set(cls.space) - known
     if strange or len(cls.space) > 6:
         raise Failed(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")

@@ -171,9 +171,11 @@ def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path,
     def stop(*words):
         signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     with monkeypatch.context() as patch:
         patch.setattr(f"unlearnbench.runner.{name}", stop)
         said = cli("run", "--method", path, "--out", "here")
+    signal.signal(signal.SIGINT, before)
     assert said.code == 130
     assert said.errors == ["stopped: what is finished is kept; run the same command again to go on"]
     assert "Traceback" not in said.out + said.err

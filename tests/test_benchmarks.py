@@ -1,4 +1,4 @@
-"""How long the parts take (run with --benchmark-enable), and what sampling spends beside the network."""
+"""How long the parts take (alone: --benchmark-only), and what sampling spends beside the network."""
 
 import dataclasses
 import statistics

@@ -176,7 +176,7 @@ def fitting(result: pd.DataFrame, metrics: dict[str, Metric], width: int) -> lis
         trial = [metric for metric in metrics if metric in (*kept, name)]
         for _, heads, rows in tables(result, metrics, trial):
             widths = [max(map(len, [title, *cells])) for title, *cells in zip(heads, *rows, strict=True)]
-            if sum(widths[1:]) + min(widths[0], LABEL) + 2 * len(widths) > width:
+            if sum(widths[1:]) + min(widths[0], LABEL) + 3 * len(widths) > width:
                 return [metric for metric in metrics if metric in kept]
         kept.append(name)
     return list(metrics)

@@ -35,7 +35,7 @@ def test_every_command_named_in_the_readme_exists():
     from unlearnbench.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    named = set(re.findall(r"unlearnbench ([a-z][a-z-]*)", README))
+    named = set(re.findall(r"(?:^|`|&& )unlearnbench ([a-z][a-z-]*)", README, re.MULTILINE))
     assert named
     assert named <= known
 

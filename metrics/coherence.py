@@ -1,12 +1,15 @@
 """Coherence: does a forget sample still look like anything? Tells "gone to noise" from "became something else"."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class Coherence(Metric):
     """Share of forget samples that the judge does not refuse. Neither direction is better."""
 
     title, axis, better, unit, scale = "coherence", "efficacy", None, "%", 100.0
+    side = "forget"
     stored = "share"
     rank = 2
 
@@ -14,3 +17,12 @@ class Coherence(Metric):
         """Proportion in [0, 1], Wilson interval."""
         verdict = outcome.forget.verdict
         return Score.share(~verdict.refused, verdict.missing)
+
+    def known(self) -> Iterator[Known]:
+        """Refused or not, whatever the digit."""
+        yield Known("1 of 4 is refused", toy.outcome([toy.shows(3), toy.shows(4), toy.shows(4), toy.refuses(3)]), 0.75)
+        yield Known("all noise", toy.outcome([toy.refuses(3)] * 600), 0.0)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Digits, but for random weights."""
+        return (0.0, 0.2) if control == "destroy" else (0.75, 1.0)

@@ -1,6 +1,8 @@
 """Peak memory of preparing and unlearning."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class PeakMemory(Metric):
@@ -14,3 +16,9 @@ class PeakMemory(Metric):
         """Bytes."""
         value = outcome.cost["peak_memory"]
         return Score(value, 1, reason=outcome.cost["peak_memory_kind"] if value is None else None)
+
+    def known(self) -> Iterator[Known]:
+        """What was measured while unlearning."""
+        yield Known("little", toy.outcome(cost={"peak_memory": 2.0}), 2.0, quality="good")
+        yield Known("much", toy.outcome(cost={"peak_memory": 8.0}), 8.0, quality="bad")
+        yield Known("the system cannot tell", toy.outcome(cost={"peak_memory": None}), None)

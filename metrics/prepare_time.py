@@ -1,6 +1,8 @@
 """Prepare time: wall-clock seconds of masks, Fisher information and other preparation."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class PrepareTime(Metric):
@@ -12,3 +14,8 @@ class PrepareTime(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Seconds."""
         return Score(outcome.cost["prepare_time"], 1)
+
+    def known(self) -> Iterator[Known]:
+        """What was measured while unlearning."""
+        yield Known("little", toy.outcome(cost={"prepare_time": 2.0}), 2.0, quality="good")
+        yield Known("much", toy.outcome(cost={"prepare_time": 8.0}), 8.0, quality="bad")

@@ -1,12 +1,15 @@
 """RA: retain accuracy, the share of retain samples that the judge calls what was asked for."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class RA(Metric):
     """Accuracy on retain samples; a sample that the judge refuses counts as wrong."""
 
     title, axis, better, unit, scale = "RA", "utility", "higher", "%", 100.0
+    side = "retain"
     stored = "share"
     rank = 0
 
@@ -14,3 +17,15 @@ class RA(Metric):
         """Proportion in [0, 1], Wilson interval."""
         side = outcome.retain
         return Score.share(side.verdict.label == side.asked, side.verdict.missing)
+
+    def known(self) -> Iterator[Known]:
+        """The judge errs on a known share; order and number of judging batches do not matter."""
+        right, wrong = [(d, toy.shows(d)) for d in (0, 1, 2, 4)], [(5, toy.shows(6)), (7, toy.refuses(7))]
+        yield Known("errs on 2 of 6", toy.outcome(retain=right + wrong), 4 / 6)
+        yield Known("right on all of 600", toy.outcome(retain=right * 150), 1.0, quality="good")
+        yield Known("all refused", toy.outcome(retain=[(7, toy.refuses(7))] * 4), 0.0, quality="bad")
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Random weights keep nothing; a filter touches nothing."""
+        ranges = {"original": (0.9, 1.0), "retrain": (0.9, 1.0), "destroy": (0.0, 0.2)}
+        return ranges.get(control, (original - 1e-6, original + 1e-6))

@@ -1,10 +1,14 @@
 """Recall: the share of real retain images that lie within the manifold of the retain samples."""
 
-from unlearnbench import Metric, Outcome, Score
-from unlearnbench.statistics import wilson
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from unlearnbench import FeatureMetric, Known, toy
+from unlearnbench.statistics import Interval, wilson
 
 
-class Recall(Metric):
+class Recall(FeatureMetric):
     """Improved recall (Kynkäänniemi et al., NeurIPS 2019) with the protocol's k, by torch-fidelity.
 
     Falls for a collapsed model, not for an over-dispersed one; precision does the opposite.
@@ -14,13 +18,34 @@ class Recall(Metric):
     stored = "share"
     rank = 4
 
-    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """Proportion in [0, 1], Wilson interval given the samples."""
+    def least(self, k: int) -> int:
+        """One more than the neighbours."""
+        return k + 1
+
+    def between(self, generated: Tensor, real: Tensor, k: int) -> float:
+        """Proportion in [0, 1]."""
         from torch_fidelity.metric_prc import KEY_METRIC_RECALL, prc_features_to_metric
 
-        n, k = min(len(outcome.features), len(outcome.reference)), outcome.task.protocol.k
-        if n <= k:
-            return Score(None, n, reason=f"k={k} neighbours need more than {n} images")
-        result = prc_features_to_metric(outcome.features[:n], outcome.reference[:n], prc_neighborhood=k, verbose=False)
-        value = float(result[KEY_METRIC_RECALL])
-        return Score(value, n, interval=wilson(round(value * n), n))
+        result = prc_features_to_metric(generated, real, prc_neighborhood=k, verbose=False)
+        return float(result[KEY_METRIC_RECALL])
+
+    def interval(self, value: float, n: int, kept: object) -> Interval | None:
+        """Wilson's, given the samples."""
+        return wilson(round(value * n), n)
+
+    def known(self) -> Iterator[Known]:
+        """Real points at 0, 10, ... 40 on a line."""
+        real = toy.points([0], [10], [20], [30], [40])
+        for name, rows, share, quality in (
+            ("identical", real, 1.0, "good"),
+            ("disjoint", toy.points(*[[-100]] * 5), 0.0, "bad"),
+            ("collapsed", toy.points(*[[20]] * 5), 0.2, None),
+            ("over-dispersed", toy.points([-120], [-60], [20], [80], [120]), 1.0, None),
+        ):
+            yield Known(name, toy.outcome(retain=rows, reference=real), share, quality=quality)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Nothing is left of random weights; a filter touches nothing."""
+        if control == "prompt_filter":
+            return original - 1e-6, original + 1e-6
+        return (0.0, 0.2) if control == "destroy" else (0.5, 1.0)

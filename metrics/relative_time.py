@@ -1,6 +1,8 @@
 """Relative time: seconds to sample an image relative to the original model's."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class RelativeTime(Metric):
@@ -12,3 +14,12 @@ class RelativeTime(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Ratio."""
         return Score(outcome.cost["relative_time"], 1)
+
+    def known(self) -> Iterator[Known]:
+        """What was measured while unlearning."""
+        yield Known("little", toy.outcome(cost={"relative_time": 2.0}), 2.0, quality="good")
+        yield Known("much", toy.outcome(cost={"relative_time": 8.0}), 8.0, quality="bad")
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Sampling takes as long; the filter embeds twice."""
+        return (0.5, 2.0)

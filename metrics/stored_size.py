@@ -1,6 +1,9 @@
 """Stored size: bytes of the tensors that differ from the original's."""
 
-from unlearnbench import Metric, Outcome, Score
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class StoredSize(Metric):
@@ -12,3 +15,12 @@ class StoredSize(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Bytes."""
         return Score(outcome.cost["stored_size"], 1)
+
+    def known(self) -> Iterator[Known]:
+        """What was measured while unlearning."""
+        yield Known("little", toy.outcome(cost={"stored_size": 2.0}), 2.0, quality="good")
+        yield Known("much", toy.outcome(cost={"stored_size": 8.0}), 8.0, quality="bad")
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Nothing is stored of controls that leave the weights alone."""
+        return (0.0, 0.0) if control in ("original", "prompt_filter") else (1.0, math.inf)

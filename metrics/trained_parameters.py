@@ -1,6 +1,9 @@
 """Trained parameters: how many numbers of the model the method changed."""
 
-from unlearnbench import Metric, Outcome, Score
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class TrainedParameters(Metric):
@@ -12,3 +15,12 @@ class TrainedParameters(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Count."""
         return Score(outcome.cost["trained_parameters"], 1)
+
+    def known(self) -> Iterator[Known]:
+        """What was measured while unlearning."""
+        yield Known("little", toy.outcome(cost={"trained_parameters": 2.0}), 2.0, quality="good")
+        yield Known("much", toy.outcome(cost={"trained_parameters": 8.0}), 8.0, quality="bad")
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """No weight differs in controls that leave them alone."""
+        return (0.0, 0.0) if control in ("original", "prompt_filter") else (1.0, math.inf)

@@ -1,12 +1,15 @@
 """UA: unlearning accuracy with abstention, the share of forget samples not judged to show the forgotten concept."""
 
-from unlearnbench import Metric, Outcome, Score
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class UA(Metric):
     """1 - accuracy on forget samples; a sample that the judge refuses counts as forgotten (see coherence)."""
 
     title, axis, better, unit, scale = "UA", "efficacy", "higher", "%", 100.0
+    side = "forget"
     stored = "share"
     rank = 0
 
@@ -14,3 +17,13 @@ class UA(Metric):
         """Proportion in [0, 1], Wilson interval."""
         side = outcome.forget
         return Score.share(side.verdict.label != side.asked, side.verdict.missing)
+
+    def known(self) -> Iterator[Known]:
+        """The judge names 3, another digit, or abstains."""
+        yield Known("7 of 10 still there", toy.outcome([toy.shows(3)] * 7 + [toy.shows(4)] * 3), 0.3, quality="bad")
+        yield Known("all became fours", toy.outcome([toy.shows(4)] * 600), 1.0, quality="good")
+        yield Known("2 of 4 are refused", toy.outcome([toy.shows(3)] * 2 + [toy.refuses(3)] * 2), 0.5)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """The original must score no erasure."""
+        return (0.0, 0.1) if control == "original" else (0.9, 1.0)

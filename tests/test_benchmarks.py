@@ -64,7 +64,7 @@ def test_one_update(benchmark, task, name):
     method = registry.load_method(name).configured({"steps": 1})
 
     def fresh():
-        model = method.wrap(task.pretrained())
+        model = method.wrap(task.pretrained(), task)
         return (model, task, method.prepare(model, task)), {}
 
     with seeded(0):

@@ -15,7 +15,7 @@ ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
 TASKS = sorted((ROOT / "unlearnbench/tasks").glob("*.py"))
 SOURCES = [*ENGINE, *METHODS, *METRICS]
-HELPERS = {"training", "hashing", "statistics"}
+HELPERS = {"training", "hashing", "statistics", "toy"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
 ORDERS = [
     ["diffusion", "task", "method", "registry", "runner", "launch", "cli"],
@@ -75,7 +75,7 @@ def offences(path: Path) -> list[str]:
     for module, names in imports(path):
         root, *rest = module.split(".")
         if root == "unlearnbench" and not rest:
-            bad += [f"unlearnbench.{name}" for name in names if name not in unlearnbench.__all__]
+            bad += [f"unlearnbench.{name}" for name in names if name not in {*unlearnbench.__all__, *HELPERS}]
         elif root == "unlearnbench":
             sibling = rest[0] == kind and len(rest) == 2 and short
             bad += [] if sibling or (len(rest) == 1 and rest[0] in HELPERS) else [module]
@@ -149,7 +149,7 @@ def test_every_source_says_what_it_is(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=shown)
 def test_no_source_is_long(path):
-    most = {"methods": 160, "metrics": 40}.get(path.parent.name, 300)
+    most = {"methods": 160, "metrics": 55}.get(path.parent.name, 300)  # a metric's known answers lie with it
     assert len(path.read_text().splitlines()) <= most
 
 

@@ -76,6 +76,7 @@ def outcome(
         verdict,
         nothing if features is None else features,
         nothing if reference is None else reference,
+        nothing,
         {**COST, **(cost or {})},
     )
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from unlearnbench.diffusion import Condition as Condition
     from unlearnbench.diffusion import Diffusion as Diffusion
     from unlearnbench.method import Method as Method
+    from unlearnbench.metric import FeatureMetric as FeatureMetric
+    from unlearnbench.metric import Known as Known
     from unlearnbench.metric import Metric as Metric
     from unlearnbench.metric import Outcome as Outcome
     from unlearnbench.metric import Score as Score
@@ -36,7 +38,9 @@ _PUBLIC = {
     "Condition": "diffusion",
     "Diffusion": "diffusion",
     "Diverged": "training",
+    "FeatureMetric": "metric",
     "Guidance": "sampling",
+    "Known": "metric",
     "Method": "method",
     "Metric": "metric",
     "Outcome": "metric",

@@ -45,7 +45,7 @@ class Failed(UserError):
 
 
 def _unlearned(method: Method, task: Task) -> Diffusion:
-    model = method.wrap(task.pretrained())
+    model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
         return method.unlearn(model, task, method.prepare(model, task))
 
@@ -114,7 +114,7 @@ def reloads(cls: type[Method]) -> None:
     """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
     task = TinyDigits()
     model = _unlearned(cls(), task).eval()
-    again = cls().wrap(task.architecture(1))
+    again = cls().wrap(task.architecture(1), task)
     try:
         again.load_state_dict(model.state_dict())
     except RuntimeError as error:

@@ -44,10 +44,10 @@ class Method(ABC):
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
         """Change and return the model. Randomness comes from torch's global generator, seeded by the runner."""
 
-    def wrap(self, model: Diffusion) -> Diffusion:
+    def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Structure that weights alone do not carry (adapters, gates, guidance).
 
-        Runs before `unlearn` and whenever stored weights are loaded.
+        Runs before `unlearn` and whenever stored weights are loaded; the task says which concept it is about.
         """
         return model
 

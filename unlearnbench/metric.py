@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.judges import Verdict
-from unlearnbench.statistics import Interval, t_interval, wilson
+from unlearnbench.judges import Seen, Verdict
+from unlearnbench.statistics import Interval, block_jackknife, t_interval, wilson
 from unlearnbench.task import Plan, Task
 
 
@@ -27,7 +27,9 @@ class Score:
     interval: Interval | None = None
     reason: str | None = None
     per_image: np.ndarray | None = None
-    """(n,) float, NaN where missing, in the order of the outcome's side."""
+    """(n,) float, NaN where missing, in the order of the metric's side."""
+    floor: float | None = None
+    """What real images of another split score in place of the samples."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor) -> Score:
@@ -75,8 +77,27 @@ class Outcome:
     """(R, D) of the retain samples."""
     reference: Tensor
     """(M, D) of the protocol's real retain images."""
+    real: Tensor
+    """(M, D) of as many real retain images of another split."""
     cost: dict[str, Any]
     """Measured while unlearning, by the names of the cost metrics."""
+
+    @classmethod
+    def of(cls, samples: Tensor, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
+        """From what a judge saw on samples, reference and other real images; features it failed on are left out."""
+        import torch
+
+        retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
+        features = seen.features[retain] if len(seen.features) else seen.features
+        return cls(
+            plan=plan,
+            samples=samples,
+            verdict=seen.verdict,
+            features=features,
+            reference=reference.features,
+            real=real.features,
+            **parts,
+        )
 
     def _side(self, group: str) -> Side:
         import torch
@@ -96,6 +117,20 @@ class Outcome:
         return self._side("retain")
 
 
+class Known(NamedTuple):
+    """A case whose answer is known beforehand."""
+
+    case: str
+    outcome: Outcome
+    low: float | None
+    """Least value allowed; None where there must be no value."""
+    high: float | None = None
+    """Greatest value allowed; the least one when left out."""
+    quality: Literal["good", "bad"] | None = None
+    """For the check that `better` points the right way: every good case must beat every bad one."""
+    missing: int = 0
+
+
 class Metric(ABC):
     """One measurement, one file; the file's name is the metric's. An attack is a metric that searches first."""
 
@@ -113,6 +148,8 @@ class Metric(ABC):
     """Decimals shown."""
     rank: ClassVar[int] = 50
     """Place within its axis, small first."""
+    side: ClassVar[Literal["forget", "retain"] | None] = None
+    """The samples that `Score.per_image` goes through, where it has any."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -121,3 +158,45 @@ class Metric(ABC):
     @abstractmethod
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Score an outcome; `budget` in model evaluations, for attacks."""
+
+    @abstractmethod
+    def known(self) -> Iterator[Known]:
+        """Cases with known answers, for `selfcheck` (see `unlearnbench.toy`): at least one, both ways if there are."""
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Range in which a control's value must lie on a real task, given the original's; None: no claim."""
+        return None
+
+
+class FeatureMetric(Metric):
+    """Compares the judge's features of retain samples with those of as many real retain images.
+
+    Other real images in place of the samples give the floor. Where features are missing there is no value.
+    """
+
+    def least(self, k: int) -> int:
+        """Fewest images on each side, given the protocol's number of neighbours."""
+        return 2
+
+    @abstractmethod
+    def between(self, generated: Tensor, real: Tensor, k: int) -> float:
+        """The value for features (n, D) of both sides."""
+
+    def interval(self, value: float, n: int, kept: Callable[[np.ndarray], float]) -> Interval | None:
+        """Delete-block jackknife over samples and reference together; `kept(indices)` is the value on those alone."""
+        return block_jackknife(kept, n)
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Value, interval and floor."""
+        k = outcome.task.protocol.k
+        n, least = min(len(outcome.features), len(outcome.reference)), self.least(k)
+        if n < least:
+            return Score(None, n, reason=f"{n} images with features on a side, at least {least} are needed")
+
+        def value(features: Tensor, kept: np.ndarray) -> float:
+            return self.between(features[:n][kept], outcome.reference[:n][kept], k)
+
+        every = np.arange(n)
+        found = value(outcome.features, every)
+        interval = self.interval(found, n, lambda kept: value(outcome.features, kept))
+        return Score(found, n, interval=interval, floor=value(outcome.real, every) if len(outcome.real) >= n else None)

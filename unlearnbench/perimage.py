@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from unlearnbench.errors import Damaged
+from unlearnbench.hashing import file_hash
 from unlearnbench.judges import Verdict
-from unlearnbench.record import replace_file
+from unlearnbench.metric import Metric, Score
+from unlearnbench.record import Record, replace_file
 from unlearnbench.task import Plan
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def write_images(path: Path, plan: list[Plan], verdict: Verdict) -> None:
-    """One row an image: group, concept, label, seed, the judge's class, refusal and probability; null is missing."""
+
+def table(
+    plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
+) -> pd.DataFrame:
+    """One row an image: group, concept, label, seed, judged, refused, p_asked, and a column for each metric by image.
+
+    Null is missing, or an image of the side that the metric does not look at.
+    """
+    import numpy as np
     import pandas as pd
 
     missing = verdict.missing.numpy()
@@ -21,6 +36,34 @@ def write_images(path: Path, plan: list[Plan], verdict: Verdict) -> None:
     frame["refused"] = pd.Series(verdict.refused.numpy(), dtype="boolean").mask(missing)
     probability = verdict.probabilities[range(len(asked)), asked] if asked else verdict.probabilities[:, 0]
     frame["p_asked"] = pd.Series(probability.numpy(), dtype="Float32").mask(missing)
+    for name, score in scores.items():
+        if score.per_image is not None and metrics[name].side is not None:
+            column = np.full(len(plan), np.nan)
+            column[(frame.group == metrics[name].side).to_numpy()] = score.per_image
+            frame[name] = pd.Series(column, dtype="Float64").mask(np.isnan(column))
+    return frame
+
+
+def write_images(
+    path: Path, plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
+) -> str:
+    """Write the table whole; returns the SHA-256 of the file, for the record to vouch for it."""
     buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
+    table(plan, verdict, metrics, scores).to_parquet(buffer, index=False)
     replace_file(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def read_images(record: Record, results: Path) -> pd.DataFrame | None:
+    """A record's table, checked against its hash; None where it has none."""
+    import pandas as pd
+
+    path = record.path(results).with_suffix(".parquet")
+    if record.images is None or not path.is_file():
+        return None
+    if file_hash(path) != record.images:
+        raise Damaged(
+            f"{path} was changed after its record was written (its hash does not fit): "
+            "restore it, or delete the record and run its command again"
+        )
+    return pd.read_parquet(path)

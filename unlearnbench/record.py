@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unlearnbench.errors import Damaged
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
 
+VERSION = 2
+"""Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
 
@@ -34,6 +36,19 @@ class ScoreRecord(_Part):
     better: Literal["higher", "lower"] | None
     unit: str
     code_hash: str
+    floor: float | None = None
+    """What real images of another split score in place of the samples."""
+
+
+class Selection(_Part):
+    """What tuned hyper-parameters were chosen on, so that it can be told apart from what is reported."""
+
+    forget: tuple[str, ...]
+    seeds: tuple[int, ...]
+    sampling_seed: int
+    judge: str
+    """Hash of the judge."""
+    trials: int
 
 
 class ProtocolRecord(_Part):
@@ -54,6 +69,8 @@ class MethodRecord(_Part):
     settings: dict[str, Any]
     requires: tuple[str, ...]
     code_hash: str
+    selection: Selection | None = None
+    """Of tuned settings."""
 
 
 class JudgeRecord(_Part):
@@ -68,7 +85,7 @@ class JudgeRecord(_Part):
 class Record(_Part):
     """One method on one concept with one seed."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = VERSION
     revision: int = 1
     key: str
     """Hash of everything that determines the result."""
@@ -79,18 +96,22 @@ class Record(_Part):
     seeds: dict[Literal["pretraining", "unlearning", "sampling"], int]
     status: Literal["ok", "unreliable", "diverged", "skipped"]
     reason: str | None = None
+    step: int | None = None
+    """Of a diverged run, counted from 0."""
     scores: dict[str, ScoreRecord]
     judge: JudgeRecord
     judge_error: str | None = None
     weights: dict[Literal["original", "unlearned"], str | None]
+    images: str | None = None
+    """SHA-256 of the Parquet file beside the record."""
     engine_hash: str
     environment: dict[str, Any]
     created: str
     content_hash: str = ""
 
     def seal(self) -> str:
-        """Hash of all but the seal itself."""
-        return digest(self.model_dump(mode="json", exclude={"content_hash"}))
+        """Hash of all but the seal itself, as it would be written."""
+        return sealed(self.model_dump(mode="json"))
 
     def label(self) -> str:
         """The method as folders and tables name it: name, preset and overrides."""
@@ -114,16 +135,35 @@ def record_path(results: Path, task: str, protocol: str, forget: str, label: str
     return results / task / protocol / forget / label / f"seed-{seed}.json"
 
 
+def sealed(values: dict[str, Any]) -> str:
+    """Content hash of a record's JSON values, of any schema version."""
+    return digest({name: value for name, value in values.items() if name != "content_hash"})
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A record's values in the present schema, from any older one. Version 2 added fields that may be unknown."""
+    return {**values, "schema_version": VERSION} if values.get("schema_version") == 1 else values
+
+
 def read(path: Path) -> Record:
-    """A record from disk; `Damaged` names the file and what is wrong with it."""
+    """A record from disk, of this or an older schema; `Damaged` names the file and what is wrong with it."""
     remedy = "restore it, or delete it and run its command again"
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        values = json.loads(path.read_bytes())
+        version = values["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"record {path} is damaged (it is no JSON object with a schema_version): {remedy}") from error
+    if isinstance(version, int) and version > VERSION:
+        raise UserError(
+            f"record {path} has schema {version}, this unlearnbench knows up to {VERSION}: install a newer one"
+        )
+    try:
+        record = Record.model_validate(upgraded(values))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise Damaged(f"record {path} is damaged ({where}: {first['msg'].lower()}): {remedy}") from error
-    if record.content_hash != record.seal():
+    if record.content_hash != sealed(values):
         raise Damaged(f"record {path} was changed after it was written (its content hash does not fit): {remedy}")
     return record
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unlearnbench import registry
@@ -58,18 +57,19 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     except (Diverged, Unsupported) as error:
         for suffix in (".parquet", ".png"):
             path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
-        status = "diverged" if isinstance(error, Diverged) else "skipped"
-        return write(draft.model_copy(update={"status": status, "reason": str(error)}), path)
+        status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
+        return write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
     model = loaded(cell, state)
     plan = cell.task.plan()
     samples = draw(cell, model, _identity(cell, state), plan, store, force)
     judge = cell.task.judge()
-    verdict, features, failure = judged(judge, samples, store)
-    _, reference, _ = judged(judge, cell.task.reference(), store)
-    retain = torch.tensor([item.group == "retain" for item in plan])
-    kept = features[retain] if len(features) else features
-    outcome = Outcome(cell.task, model, original, plan, samples, verdict, kept, reference, facts["cost"])
+    seen = judged(judge, samples, store)
+    reference, real = judged(judge, cell.task.reference(), store), judged(judge, cell.task.floor(), store)
+    outcome = Outcome.of(
+        samples, plan, seen, reference, real, task=cell.task, model=model, original=original, cost=facts["cost"]
+    )
     scores = {name: measure(metric, outcome) for name, metric in metrics.items()}
+    failure = seen.error or reference.error or real.error
     unreliable = any(
         score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values()
     )
@@ -84,7 +84,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         }
     )
     try:
-        write_images(path.with_suffix(".parquet"), plan, verdict)
+        images = write_images(path.with_suffix(".parquet"), plan, seen.verdict, metrics, scores)
+        record = record.model_copy(update={"images": images})
         if record.method.name != "original":
             before = draw(cell, original, _original_identity(draft), plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
@@ -109,6 +110,7 @@ def _draft(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         method=MethodRecord(
             name=method.name,
             division=cell.division,
+            selection=cell.selection,
             preset=cell.preset,
             overrides=dict(cell.overrides or {}),
             settings=method.settings(),
@@ -145,10 +147,10 @@ def _weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
 
 
 def _identity(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What samples depend on besides the protocol: the weights, and the method where it also changes the structure."""
-    wraps = type(cell.method).wrap is not Method.wrap
-    method = [cell.method.name, cell.method.settings(), source_hash(cell.method.sources())] if wraps else None
-    return {"weights": state_hash(state), "wrap": method}
+    """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
+    wraps, method = type(cell.method).wrap is not Method.wrap, cell.method
+    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps else None
+    return {"weights": state_hash(state), "wrap": about}
 
 
 def _original_identity(draft: Record) -> dict[str, Any]:

@@ -19,12 +19,11 @@ from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe
 from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.hashing import seed_of, source_hash, state_hash
-from unlearnbench.judges import Judge, Verdict, judge_all
-from unlearnbench.judges.fidelity import extract
+from unlearnbench.judges import Judge, Seen, Verdict, look
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.progress import track
-from unlearnbench.record import ScoreRecord
+from unlearnbench.record import ScoreRecord, Selection
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.training import Diverged, seeded
@@ -38,6 +37,8 @@ class Cell:
     task: Task
     preset: str = "default"
     overrides: Mapping[str, Any] | None = None
+    selection: Selection | None = None
+    """What tuned settings were chosen on."""
 
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
@@ -77,7 +78,7 @@ def require(cell: Cell) -> None:
 def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
     task, method = cell.task, cell.method
-    model = method.wrap(task.pretrained())
+    model = method.wrap(task.pretrained(), task)
     with seeded(seed_of("unlearning", task.seed) >> 1), _named(method):
         with Meter(task.device) as preparing:
             prepared = method.prepare(model, task)
@@ -160,7 +161,7 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
-    model = cell.method.wrap(cell.task.architecture(0))
+    model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
     return model.eval()
 
@@ -195,24 +196,18 @@ def draw(
     return torch.cat(images)
 
 
-def judged(judge: Judge, images: Tensor, store: Store) -> tuple[Verdict, Tensor, str | None]:
-    """Verdicts and features of images; kept only where the judge never failed."""
+def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
+    """What the judge sees on images; kept only where it never failed."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        verdict, error = judge_all(judge, images)
-        try:
-            features = extract(judge, images)
-        except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the features are missing
-            features, error = torch.zeros(0, 0), error or f"{type(failure).__name__}: {failure}"
-        return {"probabilities": verdict.probabilities, "refused": verdict.refused, "features": features}, {
-            "error": error
-        }
+        verdict, features, error = look(judge, images)
+        return {**verdict._asdict(), "features": features}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
     code = source_hash((Path(__file__).parent / "judges").glob("*.py"))
     parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
     tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
-    return Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"]
+    return Seen(Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"])
 
 
 def measure(metric: Metric, outcome: Outcome) -> Score:
@@ -238,5 +233,6 @@ def score_record(metric: Metric, score: Score) -> ScoreRecord:
         axis=metric.axis,
         better=metric.better,
         unit=metric.unit if metric.stored is None else metric.stored,
+        floor=score.floor if score.floor is not None and math.isfinite(score.floor) else None,
         code_hash=metric_code(metric),
     )

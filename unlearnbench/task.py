@@ -118,6 +118,10 @@ class Task(ABC):
         """Real retain images of the protocol's reference split, uint8 (N, 3, H, W)."""
 
     @abstractmethod
+    def floor(self) -> Tensor:
+        """As many real retain images as `reference`, of another split, uint8: what real data score against it."""
+
+    @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:
         """The condition shown in place of the forgotten one."""
 
@@ -195,6 +199,10 @@ class Task(ABC):
             for group, concept, count in order
             for i in range(count)
         ]
+
+    def forgotten(self, y: Tensor) -> Tensor:
+        """Which of these conditions ask for the forgotten concept, (B,) bool."""
+        return y == self.labels()[self.forget]
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:

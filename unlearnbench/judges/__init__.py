@@ -8,6 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from unlearnbench.errors import one_line
+
 ABSTAINS = -1
 
 
@@ -55,6 +57,27 @@ class Judge(ABC):
         """Features (N, D), float32, for FID, KID, precision and recall."""
 
 
+class Seen(NamedTuple):
+    """All that a judge has to say of some images."""
+
+    verdict: Verdict
+    features: Tensor
+    """(N, D); empty where the judge failed."""
+    error: str | None
+
+
+def look(judge: Judge, images: Tensor) -> Seen:
+    """Verdicts and features (through torch-fidelity's loop) of uint8 images (N, 3, H, W), and the first error met."""
+    from unlearnbench.judges.fidelity import extract
+
+    verdict, error = judge_all(judge, images)
+    try:
+        features = extract(judge, images)
+    except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the features are missing
+        features, error = torch.zeros(0, 0), error or one_line(failure)
+    return Seen(verdict, features, error)
+
+
 def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, str | None]:
     """Verdicts for all images, and the first error met.
 
@@ -67,7 +90,7 @@ def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, 
             parts.append(judge(some))
             continue
         except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the images become missing values
-            error = error or f"{type(failure).__name__}: {failure}"
+            error = error or one_line(failure)
         for one in some.split(1):
             try:
                 parts.append(judge(one))

@@ -157,7 +157,14 @@ class DigitsClass(Task):
 
     def reference(self) -> Tensor:
         """Held-out images of the retained digits, as many a class as the protocol samples."""
-        x0, y = splits()[self.protocol.reference]
+        return self._real(self.protocol.reference)
+
+    def floor(self) -> Tensor:
+        """Training images, which the original has seen and the reference has not."""
+        return self._real("train")
+
+    def _real(self, split: str) -> Tensor:
+        x0, y = splits()[split]
         kept = [(y == d).nonzero()[: self.protocol.retain_images, 0] for d in range(10) if d != int(self.forget)]
         return to_uint8(x0[torch.cat(kept)])
 

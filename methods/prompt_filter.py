@@ -1,0 +1,40 @@
+"""Control: swaps the condition before sampling; perfect on direct prompts, and nothing is forgotten."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unlearnbench import Condition, Diffusion, Guidance, Method, Task
+
+
+class _Swap(Guidance):
+    """Shows the substitute's condition wherever the forgotten one is asked for by its label or tokens."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __call__(
+        self, model: Diffusion, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
+    ) -> Tensor:
+        """Guided noise prediction for the swapped condition."""
+        if condition.ids is not None:
+            forgotten = self.task.forgotten(condition.ids)
+            condition = model.embed(self.task.substitute(condition.ids)).where(forgotten, condition)
+        return super().__call__(model, x_t, t, i, condition, null, w)
+
+
+@dataclass(frozen=True)
+class PromptFilter(Method):
+    """Leaves every weight as it is: whatever looks past the prompt (embeddings, weights, probes) finds the concept."""
+
+    requires = frozenset({"concept"})
+
+    def wrap(self, model: Diffusion, task: Task) -> Diffusion:
+        """The filter stands between prompt and model."""
+        model.guidance = _Swap(task)
+        return model
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """The model as it is."""
+        return model

@@ -1,0 +1,202 @@
+"""`selfcheck`: metrics, judging and sampling are tried on cases whose answer is known, and on the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from unlearnbench import registry, toy
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.metric import Known, Metric, Score
+from unlearnbench.runner import run
+from unlearnbench.stages import Cell, draw
+from unlearnbench.store import Store
+from unlearnbench.task import Plan, Task
+
+CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
+SURE = 0.9
+"""Share of real images of the forgotten concept that the judge must name."""
+
+
+class Finding(NamedTuple):
+    """One thing that was tried. `found` and `expected` are for people."""
+
+    subject: str
+    case: str
+    found: str
+    expected: str
+    passed: bool
+
+
+def number(value: float | None) -> str:
+    """A value in a finding."""
+    return "no value" if value is None else f"{value:.6g}"
+
+
+def span(low: float | None, high: float | None = None) -> str:
+    """An expected range in a finding."""
+    return number(low) if high is None or low is None or low == high else f"{number(low)} to {number(high)}"
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------------
+
+
+def _score(metric: Metric, outcome: toy.Outcome) -> Score | str:
+    try:
+        return metric.measure(outcome)
+    except Exception as error:  # noqa: BLE001 - whatever a metric raises is what is to be reported
+        return one_line(error)
+
+
+def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
+    """Whether the metric answers a case as it must."""
+    low, high = case.low, case.low if case.high is None else case.high
+    expected = span(low, high) + (f", {case.missing} missing" if case.missing else "")
+    score = _score(metric, case.outcome)
+    if isinstance(score, str):
+        return Finding(metric.name, case.case, score, expected, False), None
+    if low is None or high is None:
+        passed, found = score.value is None and bool(score.reason), number(score.value)
+    else:
+        slack = 1e-6 * max(1.0, abs(low))
+        passed = score.value is not None and low - slack <= score.value <= high + slack
+        passed, found = passed and score.missing == case.missing, number(score.value)
+        found += f", {score.missing} missing" if case.missing or score.missing else ""
+    return Finding(metric.name, case.case, found, expected, passed), score
+
+
+def known_answers(metric: Metric) -> Iterator[Finding]:
+    """The metric's own cases; that `better` points from bad to good ones; per-image values that make up the value."""
+    by_quality: dict[str, list[float]] = {"good": [], "bad": []}
+    whole = True
+    for case in metric.known():
+        finding, score = _judged(metric, case)
+        yield finding
+        if score is not None and score.value is not None:
+            by_quality.setdefault(case.quality or "", []).append(score.value)
+            if metric.side is not None:
+                count = sum(plan.group == metric.side for plan in case.outcome.plan)
+                values = score.per_image
+                whole &= values is not None and len(values) == count and abs(values.mean() - score.value) < 1e-6
+    if metric.side is not None:
+        yield Finding(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
+    good, bad = by_quality["good"], by_quality["bad"]
+    if metric.better is not None:
+        sign = 1 if metric.better == "higher" else -1
+        right = bool(good and bad) and min(sign * value for value in good) > max(sign * value for value in bad)
+        found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
+        yield Finding(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
+
+
+def shared_cases(metric: Metric) -> Iterator[Finding]:
+    """What every metric must do with nothing, with one image, and with a judge that fails."""
+    if metric.axis == "cost":
+        return
+    one, fine = toy.points([1]), [toy.shows(3)] * 3 + [toy.shows(4)] * 3
+    kept = [(0, toy.shows(0)), (1, toy.shows(2))] * 3
+    yield _judged(metric, Known("no images", toy.outcome(), None))[0]
+    single = _score(metric, toy.outcome([toy.shows(3)], one, one))
+    passed = not isinstance(single, str) and (single.value is not None or bool(single.reason))
+    found = single if isinstance(single, str) else number(single.value)
+    yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
+    gone = [toy.fails()] * 6
+    yield _judged(metric, Known("the judge always fails", toy.outcome(gone, [(0, i) for i in gone], one * 9), None))[0]
+    some = toy.outcome(fine + gone[:4], kept + [(0, i) for i in gone[:4]], one * 9)
+    if metric.side is None:
+        yield _judged(metric, Known("the judge fails on 4 of 10", some, None))[0]
+        return
+    whole = _score(metric, toy.outcome(fine, kept))
+    value = whole.value if isinstance(whole, Score) else None
+    yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
+
+
+# ---- the task ------------------------------------------------------------------------------------------------------
+
+
+def concept(task: Task) -> Iterator[Finding]:
+    """That the concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
+    label, judge = task.labels()[task.forget], task.judge()
+    asked = {group: [plan for plan in task.plan() if plan.group == group] for group in ("forget", "retain")}
+    forget, retain = ([plan.label for plan in asked[group]] for group in ("forget", "retain"))
+    count = task.protocol.forget_images
+    yield _same("plan", "forget images ask for the concept", forget.count(label), count)
+    yield _same("plan", "retain images that ask for it", retain.count(label), 0)
+    sides = {side: task.data(side).y for side in ("forget", "retain")}  # type: ignore[arg-type]
+    hits = {side: int(task.forgotten(y).sum()) for side, y in sides.items()}
+    yield _same("data", "forget images that show it", hits["forget"], max(1, len(sides["forget"])))
+    yield _same("data", "retain images that show it", hits["retain"], 0)
+    named = (judge(task.to_uint8(task.data("forget").x0)).label == label).float().mean().item()
+    yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
+    for name, images in (("reference", task.reference()), ("floor", task.floor())):
+        shown = (judge(images).label == label).float().mean().item()
+        yield Finding(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
+    misspelt = f"{task.forget}{task.forget}x"
+    try:
+        found, passed = repr(task.resolve_concept(misspelt)), False
+    except UserError as error:
+        found, passed = str(error), True
+    yield Finding("concept", f"misspelt as {misspelt!r}", found, "refused, with near names", passed)
+
+
+def _same(subject: str, case: str, found: int, expected: int) -> Finding:
+    return Finding(subject, case, str(found), str(expected), found == expected)
+
+
+def noise(task: Task, store: Store) -> Iterator[Finding]:
+    """That every image has noise of its own, whatever batch it is drawn in."""
+    plan, size = task.plan(), task.protocol.chunk
+    seeds = {item.seed for item in plan}
+    yield _same("noise", "different seeds", len(seeds), len(plan))
+    cell = Cell(registry.load_method("original")(), task)
+    original = task.pretrained().eval()
+    identity = {"weights": task.pretrained_identity()[0], "wrap": None}
+    images = draw(cell, original, identity, plan, store)
+    yield _same("noise", "different images", len(torch.unique(images.flatten(1), dim=0)), len(plan))
+    step = max(1, len(plan) // size)
+    others: list[Plan] = plan[::step][:size]
+    again = draw(cell, original, identity, others, store)
+    far = int((again.int() - images[::step][:size].int()).abs().max())
+    yield Finding("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
+
+
+def controls(
+    task: Task, store: Store, results: Path, metrics: Mapping[str, Metric], begin: Callable[[str], None]
+) -> Iterator[Finding]:
+    """The controls, run as any method, must score what is known of them."""
+    original: dict[str, float] = {}
+    for name in CONTROLS:
+        begin(f"control {name}")
+        record = run(Cell(registry.load_method(name)(), task), store, results)
+        yield Finding(
+            name, "status", record.status + (f": {record.reason}" if record.reason else ""), "ok", record.status == "ok"
+        )
+        for key, score in record.scores.items():
+            if name == "original" and score.value is not None:
+                original[key] = score.value
+            bounds = metrics[key].expected(name, original[key]) if key in original else None
+            if bounds:
+                passed = score.value is not None and bounds[0] <= score.value <= bounds[1]
+                yield Finding(key, f"control {name}", number(score.value), span(*bounds), passed)
+
+
+def findings(
+    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
+) -> Iterator[Finding]:
+    """Everything, the quick parts first."""
+    metrics = registry.load_metrics()
+    begin("known answers")
+    for metric in metrics.values():
+        yield from known_answers(metric)
+        yield from shared_cases(metric)
+    begin("concept, data and noise")
+    yield from concept(task)
+    yield from noise(task, store)
+    yield from controls(task, store, results, metrics, begin)
+
+
+def failed(found: Iterable[Finding]) -> list[Finding]:
+    """Those that did not pass."""
+    return [finding for finding in found if not finding.passed]

@@ -1,0 +1,124 @@
+"""Outcomes made by hand, for metrics' known answers: the judge reads off the pixels what an image is said to show.
+
+They pass through the same judging as real samples (`judges.look`, `Outcome.of`), so that a fault there shows as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.judges import Judge, Verdict, look
+from unlearnbench.metric import Outcome
+from unlearnbench.task import Plan
+from unlearnbench.tasks.digits_class import DigitsClass
+
+FORGOTTEN = 3
+CLASSES = 10
+COST = {
+    "prepare_time": 1.5,
+    "unlearn_time": 12.25,
+    "relative_time": 1.75,
+    "peak_memory": 3 * 2**20,
+    "peak_memory_kind": "growth of the resident set",
+    "trained_parameters": 1234,
+    "stored_size": 4096,
+}
+
+
+class Image(NamedTuple):
+    """What the judge will say of an image."""
+
+    weights: tuple[int, ...]
+    """Of the ten classes, 0 to 255; probabilities are their shares."""
+    flag: int = 0
+    """1: it abstains; 2: it raises an error."""
+    features: tuple[int, ...] = ()
+    """Up to ten numbers from -128 to 127."""
+
+
+def shows(digit: int, features: Sequence[int] = ()) -> Image:
+    """The judge is sure of a digit."""
+    return Image(tuple(255 * (k == digit) for k in range(CLASSES)), features=tuple(features))
+
+
+def refuses(digit: int) -> Image:
+    """The judge abstains; forced to choose, it would be sure of a digit."""
+    return shows(digit)._replace(flag=1)
+
+
+def fails() -> Image:
+    """The judge raises an error."""
+    return shows(0)._replace(flag=2)
+
+
+def leans(*weights: int) -> Image:
+    """Probabilities in proportion to these weights of the first classes; the others have none."""
+    return Image((*weights, *[0] * (CLASSES - len(weights))))
+
+
+def points(*rows: Sequence[int]) -> list[tuple[int, Image]]:
+    """Retain images (of digit 0) that differ in their features alone."""
+    return [(0, shows(0, row)) for row in rows]
+
+
+def cross(size: int, shift: int = 0) -> list[tuple[int, Image]]:
+    """20 retain images with features +-size on each of ten axes, the first one shifted."""
+    rows = [[sign * size * (axis == j) + shift * (j == 0) for j in range(10)] for axis in range(10) for sign in (1, -1)]
+    return points(*rows)
+
+
+class _Pixels(Judge):
+    """Row 0 of an image holds weights, row 1 the flag, row 2 features."""
+
+    name, version, classes, threshold, hash = "toy", "1", CLASSES, 0.5, "0" * 64
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Read the verdicts."""
+        flag = images[:, 0, 1, 0]
+        if (flag == 2).any():
+            raise RuntimeError("this image cannot be judged")
+        weights = images[:, 0, 0].float()
+        return Verdict(weights / weights.sum(dim=1, keepdim=True), flag == 1)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Read the features (N, 10)."""
+        if (images[:, 0, 1, 0] == 2).any():
+            raise RuntimeError("this image has no features")
+        return images[:, 0, 2].float() - 128
+
+
+def _pixels(images: Sequence[Image]) -> Tensor:
+    """uint8 (N, 3, 3, 10)."""
+    made = torch.zeros(len(images), 1, 3, CLASSES, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        made[i, 0, 0] = torch.tensor(image.weights, dtype=torch.uint8)
+        made[i, 0, 1, 0] = image.flag
+        made[i, 0, 2] = 128
+        made[i, 0, 2, : len(image.features)] = torch.tensor([value + 128 for value in image.features])
+    return made.expand(-1, 3, -1, -1)
+
+
+def outcome(
+    forget: Sequence[Image] = (),
+    retain: Sequence[tuple[int, Image]] = (),
+    reference: Sequence[tuple[int, Image]] = (),
+    real: Sequence[tuple[int, Image]] = (),
+    cost: dict[str, Any] | None = None,
+    k: int = 3,
+) -> Outcome:
+    """Forget images asked for digit 3, retain images as (digit asked for, image), the two sets of real images."""
+    task = DigitsClass(str(FORGOTTEN))
+    task.protocol = replace(task.protocol, k=k)
+    asked = [("forget", FORGOTTEN)] * len(forget) + [("retain", digit) for digit, _ in retain]
+    plan = [Plan(group, str(digit), digit, seed) for seed, (group, digit) in enumerate(asked)]
+    samples = _pixels([*forget, *(image for _, image in retain)])
+    seen, *others = (
+        look(_Pixels(), images)
+        for images in (samples, *(_pixels([image for _, image in side]) for side in (reference, real)))
+    )
+    return Outcome.of(samples, plan, seen, *others, task=task, model=None, original=None, cost={**COST, **(cost or {})})

@@ -133,12 +133,13 @@ def made_record(
             interval=None if value is None else (value - 0.1, value + 0.1),
             axis=metrics[name].axis,
             better=metrics[name].better,
-            unit=metrics[name].unit,
+            unit=metrics[name].stored or metrics[name].unit,
             code_hash="c" * 64,
         )
         for name, value in (scores or {}).items()
     }
     described = {"name": method, "division": "default", "preset": "default", "overrides": {}, "settings": {"lr": 0.1}}
+    described["requires"] = ("concept",)
     described.update(changes.pop("method_changes", {}))
     protocol = {"name": "default", "hash": "a" * 64, "settings": {}, **changes.pop("protocol_changes", {})}
     values = {
@@ -146,7 +147,7 @@ def made_record(
         "task": "digits-class",
         "protocol": ProtocolRecord(**protocol),
         "forget": "3",
-        "method": MethodRecord(requires=("concept",), code_hash="m" * 64, **described),
+        "method": MethodRecord(code_hash="m" * 64, **described),
         "seeds": {"pretraining": 0, "unlearning": seed, "sampling": 0},
         "status": "ok",
         "scores": known,

@@ -13,6 +13,7 @@ import pytest
 from tests.small_world import made_record
 from unlearnbench import leaderboard as lb
 from unlearnbench import registry
+from unlearnbench.board import board as make_board
 from unlearnbench.errors import UserError
 
 METRICS = registry.load_metrics()
@@ -23,12 +24,18 @@ def row(board, label):
     return found
 
 
+def rows_of(board, columns):
+    """The rows of the one table, sections apart."""
+    (sheet,) = lb.tables(board, METRICS, columns)
+    return [row for _, rows in sheet.sections for row in rows]
+
+
 def several(method, values, **changes):
     return [made_record(method, seed, {"ua": value}, **changes) for seed, value in enumerate(values)]
 
 
 def test_mean_deviation_and_interval_over_seeds():
-    found = row(lb.board(several("esd", [0.2, 0.4, 0.9]), METRICS), "esd")
+    found = row(make_board(several("esd", [0.2, 0.4, 0.9]), METRICS), "esd")
     assert found.n == 3
     assert found.ua == pytest.approx(0.5)
     sd = math.sqrt((0.3**2 + 0.1**2 + 0.4**2) / 2)
@@ -37,35 +44,69 @@ def test_mean_deviation_and_interval_over_seeds():
     assert (found.ua_low, found.ua_high) == pytest.approx((0.5 - half, 0.5 + half))
 
 
-def test_one_seed_has_no_spread():
-    found = row(lb.board([made_record(scores={"ua": 0.5})], METRICS), "esd")
+def test_one_seed_has_no_spread_but_the_runs_own_interval():
+    found = row(make_board([made_record(scores={"ua": 0.5})], METRICS), "esd")
     assert (found.n, found.ua) == (1, 0.5)
-    assert all(found[f"ua_{end}"] is None or math.isnan(found[f"ua_{end}"]) for end in ("sd", "low", "high"))
+    assert found.ua_sd is None or math.isnan(found.ua_sd)
+    assert (found.ua_low, found.ua_high) == (0.4, 0.6)
 
 
 def test_adding_and_removing_a_method_leaves_the_other_rows():
     one, two = several("esd", [0.2, 0.4]), several("salun", [0.9, 0.8])
-    alone, both = lb.board(one, METRICS), lb.board([*two, *one], METRICS)
-    assert row(alone, "esd").equals(row(both, "esd"))
-    for kind in ("markdown", "csv", "latex"):
+    alone, both = make_board(one, METRICS), make_board([*two, *one], METRICS)
+    kept = [name for name in alone if not name.endswith(("_p_original", "_p_best", "_mark"))]
+    assert "score" in kept and "ua_low" in kept
+    assert row(alone[kept], "esd").equals(row(both[kept], "esd"))
+    for kind in ("markdown", "latex"):
         lines = lb.formatted(alone, METRICS, ["ua"], kind).splitlines()
         assert next(line for line in lines if "esd" in line) in lb.formatted(both, METRICS, ["ua"], kind).splitlines()
 
 
 def test_the_order_of_records_does_not_matter():
     records = [*several("salun", [0.9, 0.8]), *several("esd", [0.2, 0.4])]
-    assert lb.board(records, METRICS).equals(lb.board(records[::-1], METRICS))
+    assert make_board(records, METRICS).equals(make_board(records[::-1], METRICS))
 
 
 def test_controls_come_first_then_the_alphabet():
-    names = ["salun", "destroy", "esd", "original", "a_method", "retrain"]
-    board = lb.board([made_record(name, scores={"ua": 0.5}) for name in names], METRICS)
-    assert list(board.label) == ["original", "retrain", "destroy", "a_method", "esd", "salun"]
+    names = ["salun", "prompt_filter", "destroy", "esd", "original", "a_method", "retrain"]
+    board = make_board([made_record(name, scores={"ua": 0.5}) for name in names], METRICS)
+    assert list(board.label) == ["original", "retrain", "destroy", "prompt_filter", "a_method", "esd", "salun"]
+
+
+def test_methods_with_other_data_access_are_grouped_and_not_compared():
+    needs = {"salun": ("forget images", "retain images"), "esd": ("concept",), "a_method": ("concept",), "retrain": ()}
+    records = [
+        made_record(name, scores={"ua": value}, method_changes={"requires": access})
+        for (name, access), value in zip(needs.items(), (0.9, 0.5, 0.4, 1.0), strict=True)
+    ]
+    board = make_board(records, METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"])
+    assert [(name, [row[0] for row in rows]) for name, rows in sheet.sections] == [
+        ("controls", ["retrain"]),
+        ("with concept", ["a_method", "esd"]),
+        ("with forget images, retain images", ["salun"]),
+    ]
+    assert list(board.access) == ["none", "concept", "concept", "forget images, retain images"]
+    marks = {row[0]: row[-1] for _, rows in sheet.sections for row in rows}
+    assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0 *", "salun": "90.0"}, "alone is not the best"
+    assert "**50.0**" in lb.markdown(board, METRICS, ["ua"])
+    assert "\\textbf{50.0}" in lb.latex(board, METRICS, ["ua"])
+
+
+def test_division_and_number_of_overrides_are_columns():
+    changed = {"division": "custom", "overrides": {"lr": 0.5, "steps": 3}, "preset": "published"}
+    board = make_board([made_record("esd", method_changes=changed, scores={"ua": 0.5}), made_record("salun")], METRICS)
+    assert {row[0]: row[1:4] for row in rows_of(board, ["ua"])} == {
+        "esd@published+lr=0.5+steps=3": ["custom", "2", "1"],
+        "salun": ["default", "0", "1"],
+    }
+    plain = make_board([made_record("salun")], METRICS)
+    assert lb.tables(plain, METRICS, ["ua"], all_keys=False)[0].heads == ["method", "n", "UA (%) ↑"]
 
 
 def test_settings_of_one_method_are_rows_of_their_own():
     changed = {"overrides": {"lr": 0.5}, "settings": {"lr": 0.5}, "division": "custom"}
-    board = lb.board(
+    board = make_board(
         [made_record(scores={"ua": 0.1}), made_record(method_changes=changed, scores={"ua": 0.9})], METRICS
     )
     assert list(board.label) == ["esd", "esd+lr=0.5"]
@@ -83,11 +124,11 @@ def test_settings_of_one_method_are_rows_of_their_own():
 )
 def test_protocols_concepts_and_tasks_are_never_mixed(other):
     records = [made_record("esd", 0, {"ua": 0.2}), made_record("esd", 1, {"ua": 0.8}, **other)]
-    board = lb.board(records, METRICS)
+    board = make_board(records, METRICS)
     assert sorted(board.ua) == [0.2, 0.8]
     assert list(board.n) == [1, 1]
     tables = lb.tables(board, METRICS, ["ua"])
-    assert len(tables) == len({title for title, *_ in tables}) == 2
+    assert len(tables) == len({sheet.title for sheet in tables}) == 2
     assert lb.markdown(board, METRICS, ["ua"]).count("| method |") == 2
 
 
@@ -95,29 +136,32 @@ def test_what_went_wrong_is_flagged_and_counts_for_nothing():
     records = [
         made_record("esd", 0, {"ua": 0.2}),
         made_record("esd", 1, {"ua": 0.4}, status="unreliable"),
-        made_record("esd", 2, status="diverged", reason="the loss is not finite at step 3"),
+        made_record("esd", 2, status="diverged", step=3, reason="not finite"),
         made_record("esd", 3, status="skipped", reason="it needs xattn"),
     ]
-    board = lb.board(records, METRICS)
+    board = make_board(records, METRICS)
     found = row(board, "esd")
     assert found.n == 2
     assert found.ua == pytest.approx(0.3)
-    assert set(found["flags"].split(", ")) == {"unreliable 1/4", "diverged 1/4", "skipped 1/4"}
-    ((_, heads, (cells,)),) = lb.tables(board, METRICS, ["ua"])
-    assert (heads[-1], cells[-1]) == ("flags", found["flags"])
+    assert found["flags"] == "unreliable (seed 1), diverged at step 3 (seed 2), skipped (seed 3)"
+    assert (lb.tables(board, METRICS, ["ua"])[0].heads[-1], rows_of(board, ["ua"])[0][-1]) == ("flags", found["flags"])
+    for kind in ("markdown", "latex", "csv", "json"):
+        assert "diverged at step 3 (seed 2)" in lb.formatted(board, METRICS, ["ua"], kind), kind
 
 
 def test_a_method_that_only_failed_is_shown_without_numbers():
-    board = lb.board([made_record(status="diverged", reason="r"), made_record("salun", scores={"ua": 0.5})], METRICS)
-    ((_, heads, rows),) = lb.tables(board, METRICS, ["ua", "fid"])
-    assert rows == [["esd", "0", "—", "—", "diverged 1/1"], ["salun", "1", "50.0", "—", ""]]
-    assert heads[-1] == "flags"
+    gone = made_record(status="diverged", step=0, reason="r")
+    board = make_board([gone, made_record("salun", scores={"ua": 0.5})], METRICS)
+    assert rows_of(board, ["ua", "fid"]) == [
+        ["esd", "default", "0", "0", "—", "—", "diverged at step 0 (seed 0)"],
+        ["salun", "default", "0", "1", "50.0", "—", ""],
+    ]
 
 
 def test_unknown_is_a_dash_in_tables_and_null_in_json():
-    board = lb.board([made_record(scores={"ua": 0.5, "fid": None})], METRICS)
-    assert "| esd | 1 | 50.0 | — | — |" in lb.markdown(board, METRICS, ["ua", "fid", "ra"])
-    assert "esd & 1 & 50.0 & ---" in lb.latex(board, METRICS, ["ua", "fid"])
+    board = make_board([made_record(scores={"ua": 0.5, "fid": None})], METRICS)
+    assert "| esd | default | 0 | 1 | 50.0 | — | — |" in lb.markdown(board, METRICS, ["ua", "fid", "ra"])
+    assert "esd & default & 0 & 1 & 50.0 & ---" in lb.latex(board, METRICS, ["ua", "fid"])
     (raw,) = json.loads(lb.as_json(board))
     assert (raw["ua"], raw["fid"], raw["ra"]) == (0.5, None, None)
     (cells,) = csv.DictReader(io.StringIO(lb.formatted(board, METRICS, ["ua"], "csv")))
@@ -143,7 +187,7 @@ def test_latex_escapes_what_it_must():
         made_record("gradient_ascent", 0, {"ua": 0.5}),
         made_record("esd", 0, {"ua": 0.5}, method_changes=changed),
     ]
-    text = lb.latex(lb.board(records, METRICS), METRICS, ["ua"])
+    text = lb.latex(make_board(records, METRICS), METRICS, ["ua"])
     assert "gradient\\_ascent" in text
     assert "UA (\\%) $\\uparrow$" in text
     assert "$\\pm$" in text
@@ -157,37 +201,37 @@ def test_latex_keeps_a_backslash():
 
 
 def test_markdown_cells_are_as_many_as_heads():
-    text = lb.markdown(lb.board(several("esd", [0.1, 0.2]), METRICS), METRICS, list(METRICS))
+    text = lb.markdown(make_board(several("esd", [0.1, 0.2]), METRICS), METRICS, list(METRICS))
     counts = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert counts == {len(METRICS) + 3}
+    assert counts == {len(METRICS) + 5}
 
 
 def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
-    board = lb.board(several("esd", [0.1, 0.2]), METRICS)
-    assert lb.fitting(board, METRICS, 10_000) == list(METRICS)
+    board = make_board(several("esd", [0.1, 0.2]), METRICS)
+    assert lb.fitting(board, METRICS, 10_000) == [*METRICS, *lb.DERIVED]
     narrow = lb.fitting(board, METRICS, 60)
     assert "ua" in narrow
     assert len(narrow) < len(METRICS)
-    assert narrow == [name for name in METRICS if name in narrow]
+    assert narrow == [name for name in [*METRICS, *lb.DERIVED] if name in narrow]
 
 
 def test_chosen_columns():
-    assert lb.chosen(None, METRICS) == list(METRICS)
-    assert lb.chosen("fid, ua", METRICS) == ["fid", "ua"]
+    assert lb.chosen(None, METRICS) == [*METRICS, "efficacy", "utility", "score"]
+    assert lb.chosen("fid, ua,score", METRICS) == ["fid", "ua", "score"]
     with pytest.raises(UserError, match="unknown metric 'uaa': did you mean ua"):
         lb.chosen("uaa", METRICS)
 
 
 def test_page_explains_every_column():
-    board = lb.board([made_record(scores={"ua": 0.5})], METRICS)
-    page = lb.page(board, METRICS, list(METRICS))
-    for name, metric in METRICS.items():
+    board = make_board([made_record(scores={"ua": 0.5})], METRICS)
+    page = lb.page(board, METRICS, lb.chosen(None, METRICS))
+    for name, metric in lb.columns_of(METRICS).items():
         assert f"- {lb.head(metric)}: " in page, name
     assert "no evidence about Stable Diffusion" in page
 
 
 def test_no_records_make_an_empty_board():
-    assert lb.board([], METRICS).empty
+    assert make_board([], METRICS).empty
 
 
 def test_gold_is_retrain_of_the_same_cell():
@@ -200,7 +244,7 @@ def test_gold_is_retrain_of_the_same_cell():
         made_record("retrain", 0, method_changes={"division": "custom"}),
         made_record("salun"),
     ]
-    assert lb.gold(records, like) == records[:2]
+    assert lb.gold(records, like, "retrain") == records[:2]
 
 
 def test_run_table_compares_with_the_original_and_the_gold():

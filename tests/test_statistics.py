@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from unlearnbench.statistics import block_jackknife, t_interval, wilson
+from tests.simulation import CLAIMED, coverage
+from unlearnbench.statistics import (
+    MANY,
+    anchored,
+    block_jackknife,
+    crossed,
+    holm,
+    mcnemar,
+    over_seeds,
+    paired_t,
+    t_interval,
+    wilson,
+)
 
 
 def wilson_by_hand(hits, n, z=1.959963984540054):
@@ -95,3 +107,112 @@ def test_jackknife_covers_the_truth_about_as_often_as_it_says(statistic, truth):
 def test_jackknife_of_too_few_is_unknown_and_asks_for_nothing(n, blocks):
     assert block_jackknife(lambda kept: pytest.fail("asked"), n, blocks) is None
     assert block_jackknife(lambda kept: 1.0, 2 * blocks, blocks) is not None
+
+
+def test_crossed_is_the_analysis_of_variance_by_hand():
+    values = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    # means 1/2; by seed 1/3, 2/3; by image 1, 1/2, 0; squared rest 1/36 (4 x) and 1/9 (2 x): 1/3 over 2 degrees
+    v_seeds, v_images, v_rest = (1 / 18) / 2, (1 / 4) / 3, (1 / 3 / 2) / 6
+    variance = v_seeds + v_images - v_rest
+    degrees = variance**2 / (v_seeds**2 + v_images**2 / 2 + v_rest**2 / 2)
+    half = stats.t.ppf(0.975, max(1, degrees)) * math.sqrt(variance)
+    assert crossed(values) == pytest.approx((0.5 - half, 0.5 + half))
+
+
+def test_crossed_is_never_narrower_for_correlated_images():
+    rng = np.random.default_rng(0)
+    shared = np.repeat(rng.integers(0, 2, size=(1, 200)), 8, axis=0).astype(float)
+    low, high = crossed(shared)
+    assert t_interval(shared.mean(axis=1)) == pytest.approx((shared.mean(),) * 2), "seed means know nothing of images"
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 199) * shared[0].std(ddof=1) / math.sqrt(200), rel=1e-6)
+
+
+def test_crossed_of_one_seed_or_one_image_is_unknown():
+    assert crossed(np.ones((1, 9))) is None
+    assert crossed(np.ones((9, 1))) is None
+    assert crossed(np.ones((3, 3))) == (1.0, 1.0)
+
+
+def test_the_number_of_seeds_decides_the_rule():
+    rng = np.random.default_rng(0)
+    hits = (rng.random((MANY, 50)) < rng.random((1, 50))).astype(float)
+    means = hits.mean(axis=1)
+    assert over_seeds(means[:-1], hits[:-1], 50) == t_interval(means[:-1])
+    assert over_seeds(means, hits, 50) == crossed(hits) != t_interval(means)
+    assert over_seeds(means) == t_interval(means), "without per-image values there is nothing to cross"
+
+
+def test_shares_without_spread_do_not_prove_certainty():
+    assert over_seeds([1.0] * 3, None, 250) == wilson(250, 250)
+    assert over_seeds([0.5] * 7, np.full((7, 10), 0.5), 10) == wilson(5, 10)
+    assert over_seeds([2.0] * 3) == (2.0, 2.0), "a number that is no share may be without spread"
+
+
+@pytest.mark.parametrize("world", [w for w in CLAIMED if w.share == 0.8], ids=str)
+def test_intervals_cover_what_they_claim(world):
+    here, other = coverage(world, 1500)
+    assert 0.93 <= (here if world.seeds < MANY else other) <= 0.97
+
+
+def test_three_seeds_do_not_cover_other_images_and_claim_nothing_of_them():
+    world = next(w for w in CLAIMED if (w.seeds, w.share, w.seed_sd, w.image_sd) == (3, 0.8, 0.0, 2.0))
+    assert coverage(world, 800)[1] < 0.93
+
+
+@pytest.mark.slow  # minutes: every world of results/coverage.md
+@pytest.mark.parametrize("world", CLAIMED, ids=str)
+def test_intervals_cover_what_they_claim_everywhere(world):
+    here, other = coverage(world, 4000)
+    assert 0.93 <= (here if world.seeds < MANY else other) <= 0.97
+
+
+def hits(text):
+    return np.array([math.nan if c == "-" else float(c) for c in text])
+
+
+def test_mcnemar_counts_pairs_that_differ():
+    a, b = hits("1" * 9 + "0" * 1 + "11000"), hits("0" * 9 + "1" * 1 + "11000")
+    assert mcnemar(a, b) == pytest.approx(stats.binomtest(1, 10).pvalue) == pytest.approx(22 / 1024)
+    assert mcnemar(b, a) == mcnemar(a, b)
+    assert mcnemar(hits("0110"), hits("0110")) == 1.0
+
+
+def test_mcnemar_leaves_out_what_is_missing():
+    assert mcnemar(hits("1-1"), hits("00-")) == mcnemar(hits("1"), hits("0")) == 1.0
+    assert mcnemar(hits("--"), hits("01")) is None
+
+
+def test_paired_t_is_scipys():
+    a, b = [0.9, 0.8, 0.95], [0.7, 0.75, 0.9]
+    assert paired_t(a, b) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert paired_t([0.5], [0.4]) is None
+    assert paired_t([0.5, 0.6], [0.5, 0.6]) == 1.0
+    assert paired_t([1.0, 1.0], [0.5, 0.5]) == 0.0
+
+
+def test_holm_by_hand():
+    # sorted .005 .01 .03 .04 times 4 3 2 1, never falling
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
+    assert holm([]) == []
+
+
+def test_anchored_is_linear_and_not_clipped():
+    zero, one = (0.1, (0.05, 0.15)), (0.9, (0.85, 0.95))
+    for value, expected in ((0.1, 0), (0.9, 1), (0.5, 0.5), (0.0, -0.125), (1.0, 1.125)):
+        assert anchored(value, zero, one) == (pytest.approx(expected), None)
+    assert anchored(0.7, one, zero)[0] == pytest.approx(0.25), "zero may lie above one"
+
+
+@pytest.mark.parametrize(
+    ("value", "zero", "one", "reason"),
+    [
+        (None, (0.1, (0.0, 0.2)), (0.9, (0.8, 1.0)), "no value"),
+        (0.5, (None, None), (0.9, (0.8, 1.0)), "an anchor was not measured"),
+        (0.5, (0.4, (0.2, 0.6)), (0.7, (0.5, 0.9)), "the anchors are not clear of each other"),
+        (0.5, (0.7, (0.5, 0.9)), (0.4, (0.2, 0.6)), "the anchors are not clear of each other"),
+        (0.5, (0.4, None), (0.9, (0.8, 1.0)), "the anchors are not clear of each other"),
+    ],
+)
+def test_without_a_clear_gap_there_is_no_score(value, zero, one, reason):
+    assert anchored(value, zero, one) == (None, reason)

@@ -146,6 +146,8 @@ def leaderboard(
 ) -> None:
     """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
     from unlearnbench import leaderboard as lb
+    from unlearnbench.board import board as make_board
+    from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
     records = load_all(results)
@@ -155,7 +157,7 @@ def leaderboard(
         )
     metrics = registry.load_metrics()
     names = lb.chosen(columns, metrics)
-    board = lb.board(records, metrics)
+    board = make_board(records, metrics, reader(results))
     if write:
         from unlearnbench.record import replace_file
         from unlearnbench.store import cannot_write
@@ -166,12 +168,11 @@ def leaderboard(
             raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
         out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
     elif format == "terminal":
-        for title, heads, rows in lb.tables(
-            board, metrics, names if columns else lb.fitting(board, metrics, out.width)
-        ):
-            _print_table(title, heads, rows)
-        note = "mean ± standard deviation over n unlearning seeds; more columns: --columns, --format, a wider terminal"
-        out.print(note, soft_wrap=True)
+        fitting = names if columns else lb.fitting(board, metrics, out.width)
+        for sheet in lb.tables(board, metrics, fitting, all_keys=False):
+            _print_table(sheet.title, sheet.heads, sheet.sections)
+            out.print(sheet.note, soft_wrap=True, end="\n\n" if sheet.note else "")
+        out.print(f"{lb.LEGEND}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
     else:
         sys.stdout.write(lb.formatted(board, metrics, names, format))
 
@@ -252,16 +253,24 @@ def new_method(
 def _show_run(group: list[Record], original: Record, results: Path) -> None:
     """Metric, original, this method, retrain if there, change, interval."""
     from unlearnbench import leaderboard as lb
+    from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
-    record = group[0]
+    record, images = group[0], reader(results)
     place = results / record.task / record.protocol.name / record.forget
-    heads, rows = lb.run_rows(group, original, lb.gold(load_all(results, place / "retrain"), record))
+    controls = {
+        name: lb.gold(load_all(results, place / name), record, name) for name in ("original", "retrain", "destroy")
+    }
+    heads, rows = lb.run_rows(group, original, controls["retrain"], images)
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
     if any(r.scores for r in group):
         _print_table(
-            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}", heads, rows
+            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}",
+            heads,
+            [("", rows)],
         )
+        for line in lb.run_notes(group, controls, images):
+            out.print(line, soft_wrap=True, highlight=False)
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"
@@ -273,12 +282,16 @@ def _show_run(group: list[Record], original: Record, results: Path) -> None:
     out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
 
 
-def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
+def _print_table(title: str, heads: list[str], sections: list[tuple[str, list[list[str]]]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(heads):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
-    for row in rows:
-        table.add_row(*map(escape, row))
+    for name, rows in sections:
+        if name:
+            table.add_section()
+            table.add_row(f"[dim]{escape(name)}[/dim]")
+        for row in rows:
+            table.add_row(*map(escape, row))
     out.print(table)
 
 

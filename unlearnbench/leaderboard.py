@@ -1,99 +1,86 @@
-"""Records -> one table, in the terminal, markdown, csv, json or LaTeX."""
+"""The board as tables: in the terminal, markdown, csv, json or LaTeX."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.errors import UserError
+from unlearnbench.board import CONTROLS, TABLE, Images, estimate, no_images, scores
+from unlearnbench.errors import UserError, unknown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
-from unlearnbench.statistics import Interval, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONTROLS = ("original", "retrain", "destroy")
-KEYS = ["task", "protocol", "protocol_hash", "forget", "label", "method", "division", "access"]
+
+class Derived(NamedTuple):
+    """A column that is made from metrics."""
+
+    title: str
+    meaning: str
+    better: str | None = "higher"
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 2
+
+
+DERIVED = {
+    "efficacy": Derived("efficacy", "0 = original, 1 = retrain, by UA; never clipped."),
+    "utility": Derived("utility", "0 = destroy, 1 = original, by RA; never clipped."),
+    "score": Derived("score", "The worse of efficacy and utility."),
+}
+Columns = Mapping[str, "Metric | Derived"]
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-FIRST = ("ua", "ra", "coherence", "fid", "unlearn_time", "ua_closed")
+FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
 """Columns that come first where there is no room for all."""
 LABEL = 24
 """Width up to which method labels are kept on one line in the terminal."""
+LEGEND = (
+    "mean ± standard deviation over n unlearning seeds; * best among methods of equal data access, "
+    "† not told from it by five seeds or more"
+)
+OPEN, CLOSE = "\x02", "\x03"
+"""Around bold text until LaTeX's own characters are escaped."""
+Bold = Callable[[str], str]
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a record: keys, status and every score's value."""
-    import pandas as pd
-
-    rows = [
-        {
-            "task": record.task,
-            "protocol": record.protocol.name,
-            "protocol_hash": record.protocol.hash,
-            "forget": record.forget,
-            "label": record.label(),
-            "method": record.method.name,
-            "division": record.method.division,
-            "access": ", ".join(record.method.requires) or "none",
-            "seed": record.seeds["unlearning"],
-            "status": record.status,
-            **{name: score.value for name, score in record.scores.items()},
-        }
-        for record in records
-    ]
-    return pd.DataFrame(rows)
+def starred(text: str) -> str:
+    """The best value, where there is no bold type."""
+    return f"{text} *"
 
 
-def board(records: Iterable[Record], metrics: dict[str, Metric] | None = None) -> pd.DataFrame:
-    """One row a method, concept and protocol: n, flags and each metric's mean, `_sd`, `_low`, `_high` (t-interval).
+class Sheet(NamedTuple):
+    """One table: rows in sections, controls first, then methods by the data that they need."""
 
-    A row depends on its own records alone. Seeds that diverged or were skipped have no values; `flags` counts them.
-    """
-    import pandas as pd
-
-    metrics = metrics or registry.load_metrics()
-    table = frame(records)
-    if table.empty:
-        return table
-    rows = []
-    for keys, group in table.groupby(KEYS, sort=False, dropna=False):
-        row: dict[str, Any] = dict(zip(KEYS, keys, strict=True))
-        row["n"] = int(group.status.isin(["ok", "unreliable"]).sum())
-        bad = group.status[group.status != "ok"].value_counts()
-        row["flags"] = ", ".join(f"{status} {count}/{len(group)}" for status, count in bad.items())
-        for name in metrics:
-            values = group[name].dropna().astype(float) if name in group else pd.Series(dtype=float)
-            interval = t_interval(values.to_numpy())
-            row[name] = values.mean() if len(values) else None
-            row[f"{name}_sd"] = values.std(ddof=1) if len(values) > 1 else None
-            row[f"{name}_low"], row[f"{name}_high"] = interval or (None, None)
-        rows.append(row)
-    result = pd.DataFrame(rows)
-    rank = result.method.map(lambda name: CONTROLS.index(name) if name in CONTROLS else len(CONTROLS))
-    order = result.assign(rank=rank).sort_values(
-        ["task", "protocol", "protocol_hash", "forget", "rank", "label"], kind="stable"
-    )
-    return order.drop(columns="rank").reset_index(drop=True)
+    title: str
+    heads: list[str]
+    sections: list[tuple[str, list[list[str]]]]
+    note: str
+    """What real images score, where known."""
 
 
-def chosen(names: str | None, metrics: dict[str, Metric]) -> list[str]:
-    """The metrics named in a comma-separated list, or all."""
+def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
+    """All that a table can show."""
+    return {**metrics, **DERIVED}
+
+
+def chosen(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
+    """The columns named in a comma-separated list, or all."""
+    known = columns_of(metrics)
     if not names:
-        return list(metrics)
+        return list(known)
     wanted = [name.strip() for name in names.split(",")]
     for name in wanted:
-        if name not in metrics:
-            from unlearnbench.errors import unknown
-
-            raise unknown("metric", name, metrics)
+        if name not in known:
+            raise unknown("metric", name, known)
     return wanted
 
 
-def shown(metric: Metric, value: float | None, sd: float | None = None) -> str:
+def shown(metric: Metric | Derived, value: float | None, sd: float | None = None) -> str:
     """A value with its spread, in the metric's unit and decimals; — where it is not known."""
     if value is None or math.isnan(value):
         return "—"
@@ -101,16 +88,7 @@ def shown(metric: Metric, value: float | None, sd: float | None = None) -> str:
     return text if sd is None or math.isnan(sd) else f"{text} ± {sd * metric.scale:.{metric.digits}f}"
 
 
-def summary(records: Sequence[Record], name: str) -> tuple[float | None, Interval | None]:
-    """A score over seeds: the mean and a t-interval on seed means; of one record, its value and its own interval."""
-    scores = [record.scores[name] for record in records if name in record.scores]
-    values = [score.value for score in scores if score.value is not None]
-    if not values:
-        return None, None
-    return sum(values) / len(values), scores[0].interval if len(records) == 1 else t_interval(values)
-
-
-def head(metric: Metric) -> str:
+def head(metric: Metric | Derived) -> str:
     """A column's name: title, arrow, unit."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
@@ -124,102 +102,156 @@ def grouped(records: Iterable[Record]) -> list[list[Record]]:
     return list(groups.values())
 
 
-def gold(records: Iterable[Record], like: Record) -> list[Record]:
-    """The retrain records measured on the same task, concept and protocol."""
-    same = [record for record in records if record.method.name == "retrain" and record.method.division == "default"]
-    key = (like.task, like.forget, like.protocol.hash)
-    return [record for record in same if (record.task, record.forget, record.protocol.hash) == key]
+def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
+    """A control's records with its default settings, on the same task, concept and protocol."""
+    key = (like.task, like.forget, like.protocol.hash, control, "default")
+    return [
+        record
+        for record in records
+        if (record.task, record.forget, record.protocol.hash, record.label(), record.method.division) == key
+    ]
 
 
-def run_rows(group: Sequence[Record], original: Record, retrain: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def run_rows(
+    group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
+) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table after a run: metric, original, method, retrain if there, change, interval."""
     rows = []
     for name, metric in registry.load_metrics().items():
-        mean, interval = summary(group, name)
-        before, after = summary([original], name)[0], summary(retrain, name)[0]
-        change = None if mean is None or before is None or metric.axis == "cost" else mean - before
-        bounds = "—" if interval is None else " … ".join(shown(metric, value) for value in interval)
-        cells = [shown(metric, value) for value in (before, mean)] + ([shown(metric, after)] if retrain else [])
+        found = estimate(group, name, images)
+        before, after = estimate([original], name).value, estimate(retrain, name).value
+        change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
+        bounds = "—" if found.interval is None else " … ".join(shown(metric, value) for value in found.interval)
+        cells = [shown(metric, value) for value in (before, found.value)] + ([shown(metric, after)] if retrain else [])
         rows.append([head(metric), *cells, ("+" if change and change > 0 else "") + shown(metric, change), bounds])
     return ["metric", "original", group[0].label(), *(["retrain"] if retrain else []), "change", "95 % interval"], rows
 
 
+def run_notes(
+    group: Sequence[Record], controls: Mapping[str, Sequence[Record]], images: Images = no_images
+) -> list[str]:
+    """Lines below that table: what real images score, and the anchored scores where the controls were run."""
+    metrics = registry.load_metrics()
+    floors = {name: estimate(group, name).floor for name in metrics}
+    lines = [_floors(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    found = scores(group, {name: list(records) for name, records in controls.items()}, images)
+    for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
+        if found[name] is not None:
+            lines.append(f"{name} {found[name]:.2f} ({meaning})")
+    return lines
+
+
+def _floors(metrics: Mapping[str, Metric], floors: Mapping[str, float | None]) -> str:
+    known = [
+        f"{metrics[name].title} {shown(metrics[name], value)}" for name, value in floors.items() if value is not None
+    ]
+    return f"real images score against the reference: {', '.join(known)}"
+
+
 def tables(
-    result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]
-) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heads and rows of one table for each task, protocol and concept: they are never mixed."""
-    made = []
-    for (task, protocol, hash, forget), group in result.groupby(
-        ["task", "protocol", "protocol_hash", "forget"], sort=False
-    ):
+    result: pd.DataFrame,
+    metrics: Mapping[str, Metric],
+    columns: Sequence[str],
+    bold: Bold = starred,
+    all_keys: bool = True,
+) -> list[Sheet]:
+    """One table for each task, protocol and concept: they are never mixed.
+
+    Without `all_keys`, division and number of overrides are left out where every row has the default settings.
+    """
+    known, made = columns_of(metrics), []
+    for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
+        plain = (group.division == "default").all() and (group.overrides == 0).all()
+        keys = [] if plain and not all_keys else ["division", "overrides"]
+        flagged = ["flags"] if group["flags"].any() else []
+        sections: dict[str, list[list[str]]] = {}
+        for _, row in group.iterrows():
+            access = "controls" if row.method in CONTROLS else f"with {row.access}"
+            cells = [row.label, *(str(row[key]) for key in [*keys, "n"])]
+            cells += [_cell(known[name], name, row, bold) for name in columns]
+            sections.setdefault(access, []).append([*cells, *(row[name] for name in flagged)])
+        heads = ["method", *keys, "n", *(head(known[name]) for name in columns), *flagged]
+        floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
+        note = _floors(metrics, floors) if any(value is not None for value in floors.values()) else ""
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
-        heads = ["method", "n", *(head(metrics[name]) for name in columns), "flags"]
-        rows = [
-            [
-                row.label,
-                str(row.n),
-                *(shown(metrics[name], row[name], row[f"{name}_sd"]) for name in columns),
-                row["flags"],
-            ]
-            for _, row in group.iterrows()
-        ]
-        if not any(row[-1] for row in rows):
-            heads, rows = heads[:-1], [row[:-1] for row in rows]
-        made.append((title, heads, rows))
+        made.append(Sheet(title, heads, list(sections.items()), note))
     return made
 
 
-def fitting(result: pd.DataFrame, metrics: dict[str, Metric], width: int) -> list[str]:
-    """The metrics that fit into a terminal of this width, the headline ones first, in their usual order."""
+def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold) -> str:
+    text, mark = shown(column, row[name], row.get(f"{name}_sd")), row.get(f"{name}_mark")
+    return bold(text) if mark == "best" else f"{text} †" if mark == "not worse" else text
+
+
+def _first(values: Iterable[Any]) -> float | None:
+    return next((float(value) for value in values if value is not None and not math.isnan(value)), None)
+
+
+def fitting(result: pd.DataFrame, metrics: Mapping[str, Metric], width: int) -> list[str]:
+    """The columns that fit into a terminal of this width, the headline ones first, in their usual order."""
+    every = list(columns_of(metrics))
     kept: list[str] = []
-    for name in [*FIRST, *(name for name in metrics if name not in FIRST)]:
-        trial = [metric for metric in metrics if metric in (*kept, name)]
-        for _, heads, rows in tables(result, metrics, trial):
-            widths = [max(map(len, [title, *cells])) for title, *cells in zip(heads, *rows, strict=True)]
+    for name in [*FIRST, *(name for name in every if name not in FIRST)]:
+        trial = [column for column in every if column in (*kept, name)]
+        for sheet in tables(result, metrics, trial, all_keys=False):
+            rows = [row for _, section in sheet.sections for row in section]
+            widths = [max(map(len, [title, *cells])) for title, *cells in zip(sheet.heads, *rows, strict=True)]
             if sum(widths[1:]) + min(widths[0], LABEL) + 3 * len(widths) > width:
-                return [metric for metric in metrics if metric in kept]
+                return [column for column in every if column in kept]
         kept.append(name)
-    return list(metrics)
+    return every
 
 
-def markdown(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+def markdown(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
     """GitHub's tables; mean ± standard deviation over n unlearning seeds."""
     parts = []
-    for title, heads, rows in tables(result, metrics, columns):
-        lines = ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] + ["---:"] * (len(heads) - 1), *rows)]
-        parts.append(f"### {title}\n\n" + "\n".join(lines) + "\n")
+    for sheet in tables(result, metrics, columns, lambda text: f"**{text}**"):
+        blank = [""] * (len(sheet.heads) - 1)
+        rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
+        for name, section in sheet.sections:
+            rows += [[f"*{name}*", *blank], *section]
+        lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+        parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{sheet.note}\n" if sheet.note else ""))
     return "\n".join(parts)
 
 
-def page(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
     """The README of a results folder."""
-    notes = "\n".join(
-        f"- {head(metrics[name])}: {(type(metrics[name]).__doc__ or '').strip().partition(chr(10))[0]}"
-        for name in columns
-    )
+    known = columns_of(metrics)
+    notes = "\n".join(f"- {head(known[name])}: {_meaning(known[name])}" for name in columns)
     return (
         "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        "Mean ± standard deviation over n unlearning seeds; tables of different protocols must not be compared. "
+        "Mean ± standard deviation over n unlearning seeds; bold: best among methods of equal data access, †: not told "
+        "from it by five seeds or more. Tables of different protocols must not be compared. "
         "Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
         f"{markdown(result, metrics, columns)}\n## Columns\n\n{notes}\n"
     )
 
 
-def latex(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str]) -> str:
+def _meaning(column: Metric | Derived) -> str:
+    return column.meaning if isinstance(column, Derived) else (type(column).__doc__ or "").strip().partition("\n")[0]
+
+
+def latex(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
     """booktabs tables with a caption that says what was measured."""
     parts = []
-    for title, heads, rows in tables(result, metrics, columns):
-        lines = [" & ".join(map(_escape, cells)) + r" \\" for cells in (heads, *rows)]
-        body = "\n".join(lines[1:])
-        caption = _escape(f"{title}. Mean ± standard deviation over n unlearning seeds.")
-        parts.append(
-            "\\begin{table}\n\\centering\n\\caption{"
-            + caption
-            + "}\n\\begin{tabular}{l"
-            + "r" * (len(heads) - 1)
-            + "}\n\\toprule\n"
-            f"{lines[0]}\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-        )
+    for sheet in tables(result, metrics, columns, lambda text: OPEN + text + CLOSE):
+        count = len(sheet.heads)
+        body = []
+        for name, section in sheet.sections:
+            body += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"]
+            body += [" & ".join(map(_escape, cells)) + r" \\" for cells in section]
+        caption = f"{sheet.title}. Mean ± standard deviation over n unlearning seeds; bold: best of equal data access."
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption)}}}"]
+        lines += [rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}", r"\toprule"]
+        lines += [
+            " & ".join(map(_escape, sheet.heads)) + r" \\",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        parts.append("\n".join(lines) + "\n")
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 
@@ -235,6 +267,9 @@ def _escape(text: str) -> str:
         ("↓", r"$\downarrow$"),
         ("—", "---"),
         ("~", r"\textasciitilde{}"),
+        ("†", r"$\dagger$"),
+        (OPEN, r"\textbf{"),
+        (CLOSE, "}"),
     ):
         text = text.replace(plain, command)
     return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,3 +67,16 @@ def read_images(record: Record, results: Path) -> pd.DataFrame | None:
             "restore it, or delete the record and run its command again"
         )
     return pd.read_parquet(path)
+
+
+def reader(results: Path) -> Callable[[Record], pd.DataFrame | None]:
+    """`read_images` of one folder of records, each file read and checked once."""
+    known: dict[Path, pd.DataFrame | None] = {}
+
+    def read(record: Record) -> pd.DataFrame | None:
+        path = record.path(results)
+        if path not in known:
+            known[path] = read_images(record, results)
+        return known[path]
+
+    return read

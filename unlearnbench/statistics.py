@@ -9,6 +9,8 @@ import numpy as np
 
 LEVEL = 0.95
 BLOCKS = 10
+MANY = 5
+"""Seeds from which on an interval speaks of other images too, and methods may be called not worse than the best."""
 Interval = tuple[float, float]
 
 
@@ -78,6 +80,21 @@ def crossed(values: np.ndarray) -> Interval | None:
     degrees = max(seeds - 1, variance**2 / spread) if spread else seeds - 1
     half = float(t.ppf((1 + LEVEL) / 2, degrees) * math.sqrt(variance))
     return float(mean) - half, float(mean) + half
+
+
+def over_seeds(
+    means: Sequence[float], matrix: np.ndarray | None = None, shares_of: int | None = None
+) -> Interval | None:
+    """The interval that a number of seeds allows, for two or more.
+
+    Two to four seeds: Student's t on seed means, which speaks of other seeds with *these* images. From `MANY` on:
+    `crossed` over `matrix` (seeds, images) where there are per-image values, which speaks of other images too. Shares
+    of `shares_of` images that are equal in all runs: Wilson's interval of one run, since runs without spread do not
+    prove certainty.
+    """
+    if shares_of and max(means) == min(means):
+        return wilson(round(means[0] * shares_of), shares_of)
+    return crossed(matrix) if matrix is not None and len(means) >= MANY else t_interval(means)
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -138,7 +138,7 @@ def test_leaderboard_formats(cli, results):
     assert re.search(r"^ *original +1 ", terminal.out, re.M)
     assert re.search(r"^ *nudge +2 .* ± ", terminal.out, re.M)
     markdown = cli("leaderboard", results, "--format", "markdown").out
-    assert "| method | n | UA (%) ↑ |" in markdown
+    assert "| method | division | overrides | n | UA (%) ↑ |" in markdown
     assert "| --- | ---: |" in markdown
     rows = list(csv.DictReader(io.StringIO(cli("leaderboard", results, "--format", "csv").out)))
     assert [(row["method"], row["n"]) for row in rows] == [("original", "1"), ("nudge", "2")]
@@ -153,7 +153,7 @@ def test_leaderboard_formats(cli, results):
 
 def test_leaderboard_columns(cli, results):
     said = cli("leaderboard", results, "--format", "markdown", "--columns", "ra, fid")
-    assert "| method | n | RA (%) ↑ | FID ↓ |" in said.out
+    assert "| method | division | overrides | n | RA (%) ↑ | FID ↓ |" in said.out
     assert "UA" not in said.out
 
 
@@ -163,7 +163,7 @@ def test_leaderboard_writes_the_page(cli, results):
     assert f"wrote {results / 'README.md'}: 2 rows from 3 records" in said.out
     page = (results / "README.md").read_text()
     assert page.startswith("# Results\n")
-    assert "| nudge | 2 |" in page
+    assert "| nudge | default | 0 | 2 |" in page
     assert "## Columns" in page
 
 

@@ -10,6 +10,13 @@ import numpy as np
 from unlearnbench.statistics import MANY, over_seeds
 
 IMAGES = 250
+PREFACE = """# Coverage of 95 % intervals over unlearning seeds
+
+Made by `python -m tests.simulation`: {times:,} simulated boards a row, {IMAGES} shared images, a true share known
+beforehand. Below {MANY} seeds the rule is Student's t on seed means and claims other seeds with *these* images;
+from {MANY} on it is two crossed random factors and claims other seeds *and* other images. Numbers in brackets
+are not claimed. For comparison the percentile bootstrap that resamples both factors (a tenth of the boards).
+"""
 
 
 class World(NamedTuple):
@@ -88,14 +95,7 @@ def coverage(
 
 def main(times: int = 4000) -> None:
     """Print the table as markdown."""
-    print(
-        "# Coverage of 95 % intervals over unlearning seeds\n\n"
-        f"Made by `python -m tests.simulation`: {times:,} simulated boards a row, {IMAGES} shared images, a true share\n"
-        f"known beforehand. Below {MANY} seeds the rule is Student's t on seed means and claims other seeds with *these*\n"
-        f"images; from {MANY} on it is two crossed random factors and claims other seeds *and* other images. Numbers in\n"
-        "brackets are not claimed. For comparison the percentile bootstrap that resamples both factors (a tenth of the\n"
-        "boards).\n"
-    )
+    print(PREFACE.format(times=times, IMAGES=IMAGES, MANY=MANY))
     heads = ("seeds", "share", "sd of seeds", "sd of images (log-odds)", "these images", "other images")
     print(f"| {' | '.join((*heads, 'bootstrap, other images'))} |\n|{' ---: |' * 7}")
     for world in [*CLAIMED, *(World(seeds, 0.98, 0.02, 2.0) for seeds in (3, 5, 10))]:

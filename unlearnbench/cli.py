@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +17,7 @@ from unlearnbench import __version__, registry
 from unlearnbench.arguments import parse_seeds, parse_settings, words
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.progress import Stopped, bars
+from unlearnbench.terminal import err, out, print_table, show_run
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
@@ -32,7 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out, err = Console(), Console(stderr=True)
 DEBUG = "UNLEARNBENCH_DEBUG"
 
 
@@ -117,7 +115,7 @@ def run(
             record = run_cell(item, store, results, force and number >= len(baseline))
             done.append(record)
     for group in grouped(done[len(baseline) :]):
-        _show_run(group, next(record for record in done if record.forget == group[0].forget), results)
+        show_run(group, next(record for record in done if record.forget == group[0].forget), results)
 
 
 @app.command("list")
@@ -170,7 +168,7 @@ def leaderboard(
     elif format == "terminal":
         fitting = names if columns else lb.fitting(board, metrics, out.width)
         for sheet in lb.tables(board, metrics, fitting, all_keys=False):
-            _print_table(sheet.title, sheet.heads, sheet.sections)
+            print_table(sheet.title, sheet.heads, sheet.sections)
             out.print(sheet.note, soft_wrap=True, end="\n\n" if sheet.note else "")
         out.print(f"{lb.LEGEND}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
     else:
@@ -248,51 +246,6 @@ def new_method(
             f"cannot write {path} ({(error.strerror or '').lower()}): name another folder with --out"
         ) from error
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
-
-
-def _show_run(group: list[Record], original: Record, results: Path) -> None:
-    """Metric, original, this method, retrain if there, change, interval."""
-    from unlearnbench import leaderboard as lb
-    from unlearnbench.perimage import reader
-    from unlearnbench.record import load_all
-
-    record, images = group[0], reader(results)
-    place = results / record.task / record.protocol.name / record.forget
-    controls = {
-        name: lb.gold(load_all(results, place / name), record, name) for name in ("original", "retrain", "destroy")
-    }
-    heads, rows = lb.run_rows(group, original, controls["retrain"], images)
-    seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
-    if any(r.scores for r in group):
-        _print_table(
-            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}",
-            heads,
-            [("", rows)],
-        )
-        for line in lb.run_notes(group, controls, images):
-            out.print(line, soft_wrap=True, highlight=False)
-    for r in group:
-        if r.status != "ok":
-            reason = r.reason or r.judge_error or "scores are missing"
-            err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
-    files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
-    beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
-    also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
-    more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
-    out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
-
-
-def _print_table(title: str, heads: list[str], sections: list[tuple[str, list[list[str]]]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(heads):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
-    for name, rows in sections:
-        if name:
-            table.add_section()
-            table.add_row(f"[dim]{escape(name)}[/dim]")
-        for row in rows:
-            table.add_row(*map(escape, row))
-    out.print(table)
 
 
 def main() -> None:

@@ -1,0 +1,64 @@
+"""What the command line's modules share: two consoles and the tables that they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from unlearnbench.record import Record
+
+out, err = Console(), Console(stderr=True)
+Section = tuple[str, list[list[str]]]
+"""A heading, which may be empty, and rows."""
+
+
+def show_run(group: list[Record], original: Record, results: Path) -> None:
+    """Metric, original, this method, retrain if there, change, interval."""
+    from unlearnbench import leaderboard as lb
+    from unlearnbench.perimage import reader
+    from unlearnbench.record import load_all
+
+    record, images = group[0], reader(results)
+    place = results / record.task / record.protocol.name / record.forget
+    controls = {
+        name: lb.gold(load_all(results, place / name), record, name) for name in ("original", "retrain", "destroy")
+    }
+    heads, rows = lb.run_rows(group, original, controls["retrain"], images)
+    seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
+    if any(r.scores for r in group):
+        print_table(
+            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}",
+            heads,
+            [("", rows)],
+        )
+        for line in lb.run_notes(group, controls, images):
+            out.print(line, soft_wrap=True, highlight=False)
+    for r in group:
+        if r.status != "ok":
+            reason = r.reason or r.judge_error or "scores are missing"
+            err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
+    files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
+    beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
+    also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
+    more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
+    out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
+
+
+def print_table(title: str, heads: list[str], sections: list[Section]) -> None:
+    """Numbers to the right, section by section."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(heads):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
+    for name, rows in sections:
+        if name:
+            table.add_section()
+            table.add_row(f"[dim]{escape(name)}[/dim]")
+        for row in rows:
+            table.add_row(*map(escape, row))
+    out.print(table)

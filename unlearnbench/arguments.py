@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any
 
 from unlearnbench.errors import UserError
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -28,6 +37,15 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
         if not re.fullmatch(r"\w+=.+", word):
             raise UserError(f"--set {word}: write key=value, such as --set lr=1e-4")
     return dict(word.split("=", 1) for word in settings)
+
+
+def parse_share(text: str) -> float:
+    """`5%` or `0.05` as a share in (0, 1]."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text, re.ASCII)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"--sample {text}: write a share of the images above 0 and up to 100%, such as 5% or 0.05")
+    return share
 
 
 def words(values: list[str]) -> list[str]:

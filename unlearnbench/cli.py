@@ -1,4 +1,4 @@
-"""The command line; the only module that prints."""
+"""The command line; with cli_records the only module that prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearnbench import __version__, registry
-from unlearnbench.arguments import parse_seeds, parse_settings, words
+from unlearnbench.arguments import Device, parse_seeds, parse_settings, words
+from unlearnbench.cli_records import records
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, print_table, show_run
@@ -31,15 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(records)
 DEBUG = "UNLEARNBENCH_DEBUG"
-
-
-class Device(str, Enum):
-    """Where to compute."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class Style(str, Enum):

@@ -18,6 +18,9 @@ from unlearnbench.task import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
+ROUNDING = 1e-9
+"""Between a score and the mean of its column."""
+
 
 def table(
     plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
@@ -56,9 +59,14 @@ def write_images(
 
 def read_images(record: Record, results: Path) -> pd.DataFrame | None:
     """A record's table, checked against its hash; None where it has none."""
+    return read_beside(record, record.path(results))
+
+
+def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
+    """As `read_images`, for a record that was read from this file, wherever that lies."""
     import pandas as pd
 
-    path = record.path(results).with_suffix(".parquet")
+    path = path.with_suffix(".parquet")
     if record.images is None or not path.is_file():
         return None
     if file_hash(path) != record.images:
@@ -66,7 +74,26 @@ def read_images(record: Record, results: Path) -> pd.DataFrame | None:
             f"{path} was changed after its record was written (its hash does not fit): "
             "restore it, or delete the record and run its command again"
         )
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise Damaged(f"{path} is no Parquet file: delete the record and run its command again") from error
+
+
+def unreproduced(record: Record, images: pd.DataFrame) -> dict[str, float | None]:
+    """The scores that are not the mean of their own column, by metric, with that mean."""
+    means = {name: mean_of(images[name]) for name in record.scores if name in images}
+    return {name: mean for name, mean in means.items() if not _equal(mean, record.scores[name].value)}
+
+
+def mean_of(column: pd.Series) -> float | None:
+    """Of the values that are there."""
+    kept = column.dropna().astype(float)
+    return float(kept.mean()) if len(kept) else None
+
+
+def _equal(a: float | None, b: float | None) -> bool:
+    return a is b if a is None or b is None else abs(a - b) <= ROUNDING
 
 
 def reader(results: Path) -> Callable[[Record], pd.DataFrame | None]:

@@ -7,14 +7,14 @@ import os
 import re
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
 
-VERSION = 2
+VERSION: Final = 2
 """Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
@@ -109,6 +109,14 @@ class Record(_Part):
     created: str
     content_hash: str = ""
 
+    @model_validator(mode="after")
+    def _complete(self) -> Record:
+        lacking = {"pretraining", "unlearning", "sampling"} - set(self.seeds)
+        lacking |= {"original", "unlearned"} - set(self.weights)
+        if lacking:
+            raise ValueError(f"no {' or '.join(sorted(lacking))} is given")
+        return self
+
     def seal(self) -> str:
         """Hash of all but the seal itself, as it would be written."""
         return sealed(self.model_dump(mode="json"))
@@ -140,6 +148,17 @@ def sealed(values: dict[str, Any]) -> str:
     return digest({name: value for name, value in values.items() if name != "content_hash"})
 
 
+def schema() -> dict[str, Any]:
+    """The JSON schema of the records that this version writes; older ones are upgraded on reading."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:unlearnbench:record:{VERSION}",
+        **Record.model_json_schema(),
+        "title": f"unlearnbench record, schema version {VERSION}",
+        "version": VERSION,
+    }
+
+
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A record's values in the present schema, from any older one. Version 2 added fields that may be unknown."""
     return {**values, "schema_version": VERSION} if values.get("schema_version") == 1 else values
@@ -151,7 +170,7 @@ def read(path: Path) -> Record:
     try:
         values = json.loads(path.read_bytes())
         version = values["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"record {path} is damaged (it is no JSON object with a schema_version): {remedy}") from error
     if isinstance(version, int) and version > VERSION:
         raise UserError(

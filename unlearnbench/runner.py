@@ -41,7 +41,7 @@ UNRELIABLE = 0.01
 def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     """Unlearn, sample, judge, score and record one cell; answers at once where all of it is there already."""
     metrics = registry.load_metrics()
-    draft = _draft(cell, metrics)
+    draft = drafted(cell, metrics)
     path = draft.path(results)
     found = _found(path, draft.key)
     parts = _weight_parts(cell, draft)
@@ -97,7 +97,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
 # ---- keys ----------------------------------------------------------------------------------------------------------
 
 
-def _draft(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
+def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
     """The record's identity, before anything is run."""
     task, method = cell.task, cell.method
     judge = task.judge()

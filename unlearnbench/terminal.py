@@ -50,11 +50,11 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
     out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
 
 
-def print_table(title: str, heads: list[str], sections: list[Section]) -> None:
-    """Numbers to the right, section by section."""
+def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:
+    """Section by section; the first `left` columns are words, the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(heads):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", no_wrap=number > 0)
+        table.add_column(name, justify="left" if number < left else "right", overflow="fold", no_wrap=number > 0)
     for name, rows in sections:
         if name:
             table.add_section()

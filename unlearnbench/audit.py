@@ -1,0 +1,122 @@
+"""Is a folder of records what it says? For continuous integration: every problem is named, none stops the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearnbench import registry
+from unlearnbench.diff import flat
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.hashing import digest
+from unlearnbench.perimage import read_beside, unreproduced
+from unlearnbench.record import Record, read
+
+
+class Problem(NamedTuple):
+    """A file, and what is wrong with it."""
+
+    path: Path
+    text: str
+
+
+def record_files(results: Path) -> list[Path]:
+    """Every file below a folder that has a record's name, in whatever place."""
+    return sorted(results.rglob("seed-*.json"))
+
+
+def validate(results: Path) -> list[Problem]:
+    """All problems of the records below a folder, and of files that belong to none."""
+    problems: list[Problem] = []
+    keys: dict[str, Path] = {}
+    identities: dict[str, Path] = {}
+    for path in record_files(results):
+        try:
+            record = read(path)
+        except (UserError, OSError) as error:
+            problems.append(Problem(path, str(error).removeprefix(f"record {path} ")))
+            continue
+        found = [*_place(record, path, results), *_protocol(record), *_images(record, path), *_tuned(record)]
+        twin = keys.setdefault(record.key, path), identities.setdefault(_identity(record), path)
+        found += [f"is the same run as {other}: delete one" for other in sorted(set(twin)) if other != path]
+        problems += [Problem(path, text) for text in found]
+    for path in sorted(path for suffix in ("parquet", "png") for path in results.rglob(f"seed-*.{suffix}")):
+        if not path.with_suffix(".json").is_file():
+            problems.append(Problem(path, "has no record beside it: restore that, or delete the file"))
+    return problems
+
+
+def _identity(record: Record) -> str:
+    """What makes two records the same run, whatever code and device they were made with."""
+    return digest([record.task, record.protocol.hash, record.forget, record.label(), record.seeds])
+
+
+def _place(record: Record, path: Path, results: Path) -> Iterator[str]:
+    wanted = record.path(results)
+    if path != wanted:
+        yield f"belongs at {wanted} by what it says"
+
+
+def _protocol(record: Record) -> Iterator[str]:
+    """The task and its protocol are known here, and mean the same."""
+    said = record.protocol
+    if said.hash != digest(said.settings):
+        yield f"its protocol's settings do not have the hash {said.hash[:12]} that it gives"
+    if record.task not in registry.tasks():
+        yield f"unknown task {record.task!r}: known: {', '.join(registry.tasks())}"
+        return
+    task = registry.load_task(record.task)
+    if record.forget not in task.concepts:
+        yield f"unknown concept {record.forget!r} of {record.task}: known: {', '.join(task.concepts)}"
+    if said.name not in task.protocols:
+        yield f"unknown protocol {said.name!r} of {record.task}: known: {', '.join(task.protocols)}"
+        return
+    known = task.protocols[said.name]
+    if said.hash != known.hash:
+        then, now = flat(said.settings), flat(asdict(known))
+        changed = ", ".join(
+            f"{name} {then.get(name, '—')} there and {now.get(name, '—')} here"
+            for name in dict.fromkeys([*then, *now])
+            if then.get(name) != now.get(name)
+        )
+        yield f"protocol {said.name} is another there ({said.hash[:12]}) than here ({known.hash[:12]}): {changed}"
+
+
+def _images(record: Record, path: Path) -> Iterator[str]:
+    """The per-image values are there, unchanged, and give the scores."""
+    if record.images is None:
+        return
+    try:
+        images = read_beside(record, path)
+        wrong = {} if images is None else unreproduced(record, images)
+    except (UserError, OSError) as error:
+        yield str(error)
+        return
+    except (ValueError, TypeError) as error:
+        yield f"its per-image values cannot be read ({one_line(error)}): run it again"
+        return
+    if images is None:
+        yield f"its per-image values {path.with_suffix('.parquet').name} are missing: restore them, or run it again"
+    for name, mean in wrong.items():
+        yield f"{name} is {record.scores[name].value}, but its per-image values give {mean}"
+
+
+def _tuned(record: Record) -> Iterator[str]:
+    """Tuned settings were not chosen on what is reported."""
+    if record.method.division != "tuned":
+        return
+    chosen = record.method.selection
+    if chosen is None:
+        yield "is tuned, but does not say on what (method.selection is missing)"
+        return
+    overlaps: list[tuple[str, Any, bool]] = [
+        ("concept", record.forget, record.forget in chosen.forget),
+        ("unlearning seed", record.seeds["unlearning"], record.seeds["unlearning"] in chosen.seeds),
+        ("sampling seed", record.seeds.get("sampling"), record.seeds.get("sampling") == chosen.sampling_seed),
+        ("judge", record.judge.hash[:12], record.judge.hash == chosen.judge),
+    ]
+    for what, value, same in overlaps:
+        if same:
+            yield f"is tuned on what it reports: {what} {value} was selected on"

@@ -1,0 +1,212 @@
+"""The commands that say whether numbers can be trusted: selfcheck, verify, diff, validate, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.arguments import Device, parse_share
+from unlearnbench.errors import UserError
+from unlearnbench.progress import Stopped, bars
+from unlearnbench.terminal import err, out, print_table
+
+if TYPE_CHECKING:
+    from unlearnbench.agreement import Row
+    from unlearnbench.diff import Difference
+    from unlearnbench.metric import Metric
+    from unlearnbench.record import Record
+
+records = typer.Typer()
+NOTHING = "—"
+
+
+@records.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RECORD", help="A record, seed-*.json, or a folder with one.")],
+    sample: Annotated[
+        str | None, typer.Option(help="Share of the images to draw anew: 5% or 0.05; all, and FID, when left out.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="File of the record's method, if it is not built in.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Folder made by `pretrain`, if the record is of such weights.")
+    ] = None,
+) -> None:
+    """Run anew what a record says and compare: exit code 1 where a metric disagrees. Nothing made here is kept."""
+    share = None if sample is None else parse_share(sample)
+    path, record = _opened(path)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.perimage import read_beside
+    from unlearnbench.verify import rebuilt
+    from unlearnbench.verify import verify as verified
+
+    cell = rebuilt(record, pick_device(device.value), method, pretrained)
+    images = read_beside(record, path)
+    try:
+        with bars(err, 1) as begin:
+            begin(f"{record.label()} · forget {record.forget} · seed {record.seeds['unlearning']}")
+            kind, context, rows = verified(record, images, cell, share)
+    except Stopped:
+        err.print("stopped: a verification keeps nothing")
+        raise typer.Exit(130) from None
+    if context:
+        print_table(
+            "made with something else now", ["", "what", "record", "now"], [("", [list(row[:4]) for row in context])]
+        )
+    weights = [row for row in context if (row.group, row.what) == ("weights", "unlearned")]
+    out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
+    metrics = registry.load_metrics()
+    heads = ["metric", "record", "anew", "difference", "tolerance", ""]
+    print_table("", heads, [("", [_cells(row, metrics) for row in rows])])
+    wrong = [row for row in rows if row.agrees is False]
+    for row in wrong:
+        name, then, now, _, allowed, note = _cells(row, metrics)
+        text = f"{name}: recorded {then}, anew {now}, tolerance {allowed}{note.removeprefix('✗').rstrip()}"
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+    compared = sum(row.agrees is not None for row in rows)
+    out.print(f"{'disagrees' if wrong else 'agrees'}: {compared - len(wrong)} of {compared}", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@records.command()
+def selfcheck(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what passed, too.")] = False,
+) -> None:
+    """Try metrics, judging, sampling and the controls on cases whose answer is known: exit code 1 where one fails."""
+    task_class = registry.load_task(task)
+    concept = task_class.resolve_concept(forget or task_class.default_forget)
+
+    from tempfile import TemporaryDirectory
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.selfcheck import STAGES, findings
+    from unlearnbench.store import Store
+
+    counts: dict[str, list[bool]] = {}
+    made = task_class(concept, device=pick_device(device.value))
+    with TemporaryDirectory() as folder, bars(err, STAGES) as begin:
+        for found in findings(made, Store(), Path(folder), begin):
+            counts.setdefault(found.subject, []).append(found.passed)
+            line = f"{found.subject}: {found.case}: {found.found}, expected {found.expected}"
+            if not found.passed:
+                err.print(f"✗ {line}", markup=False, highlight=False, soft_wrap=True)
+            elif verbose:
+                out.print(f"✓ {line}", markup=False, highlight=False, soft_wrap=True)
+    rows = [[name, f"{sum(passed)} of {len(passed)}", "✓" if all(passed) else "✗"] for name, passed in counts.items()]
+    print_table(f"{task}, forget {concept}", ["what", "as known", ""], [("", rows)])
+    wrong = sum(not passed for found in counts.values() for passed in found)
+    total = sum(map(len, counts.values()))
+    out.print(f"{total - wrong} of {total} as known", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@records.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
+    b: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """What differs between two records: settings, protocol, judge, weights, code, libraries, device; then scores."""
+    (path_a, left), (path_b, right) = _opened(a), _opened(b)
+
+    from unlearnbench.diff import differences, only_costs
+
+    rows = differences(left, right)
+    for name, path in (("A", path_a), ("B", path_b)):
+        out.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
+    if left.content_hash == right.content_hash:
+        out.print("identical")
+    elif only_costs(rows):
+        out.print("no difference but times")
+    else:
+        print_table("", ["", "what", "A", "B", "B - A"], [("", _grouped(rows))], left=2)
+
+
+@records.command()
+def validate(results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results")) -> None:
+    """Check every record below a folder: schema, hash, place, protocol, images, tuning. Exit code 1 on problems."""
+    from unlearnbench.audit import record_files
+    from unlearnbench.audit import validate as problems_of
+
+    count = len(record_files(results))
+    if not count:
+        raise UserError(f"no records below {results}: give the folder that `unlearnbench run --out` wrote to")
+    problems = problems_of(results)
+    for path, text in problems:
+        out.print(f"{path}: {text}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"{_number(count, 'record')} checked, {_number(len(problems), 'problem')}", highlight=False)
+    raise typer.Exit(1 if problems else 0)
+
+
+@records.command()
+def schema(
+    file: Annotated[Path | None, typer.Option("--out", help="File to write to, in place of the terminal.")] = None,
+) -> None:
+    """Print the JSON schema of records."""
+    from unlearnbench import record
+
+    text = json.dumps(record.schema(), indent=1, ensure_ascii=False)
+    if file is None:
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+        return
+    try:
+        record.replace_file(file, f"{text}\n".encode())
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --out") from error
+    out.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def _opened(path: Path) -> tuple[Path, Record]:
+    """A record by its file, or by a folder that holds no other, and the file."""
+    from unlearnbench.record import read
+
+    if path.is_dir():
+        found = sorted(path.rglob("seed-*.json"))
+        if len(found) != 1:
+            which = f"name one of them, such as {found[0]}" if found else "give the path of a seed-*.json"
+            raise UserError(f"{len(found) or 'no'} records below {path}: {which}")
+        path = found[0]
+    if path.suffix != ".json" or not path.is_file():
+        raise UserError(f"no record at {path}: give the path of a seed-*.json")
+    try:
+        return path, read(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({(error.strerror or '').lower()}): make it readable") from error
+
+
+def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
+    """A row of a verification as shown, in the metric's unit."""
+    metric = metrics.get(row.metric.partition(",")[0])
+    scale, unit = (metric.scale, metric.unit) if metric else (1.0, "")
+
+    def text(value: float | str | None, form: str = ".6g") -> str:
+        return NOTHING if value is None else value if isinstance(value, str) else f"{value * scale:{form}}"
+
+    sign = {True: "✓", False: "✗", None: ""}[row.agrees]
+    note = f" ({row.note})" if row.note else ""
+    name = f"{row.metric} ({unit})" if unit else row.metric
+    return [
+        name,
+        text(row.recorded),
+        text(row.anew),
+        text(row.difference, ".2g"),
+        text(row.tolerance, ".2g"),
+        sign + note,
+    ]
+
+
+def _grouped(rows: list[Difference]) -> list[list[str]]:
+    """The rows, each group named once."""
+    before = ["", *(row.group for row in rows)]
+    return [["" if row.group == last else row.group, *row[1:]] for row, last in zip(rows, before, strict=False)]
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

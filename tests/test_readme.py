@@ -32,9 +32,11 @@ def test_baseline_as_printed_conforms_and_forgets(tmp_path):
 
 
 def test_every_command_named_in_the_readme_exists():
+    from typer.main import get_command
+
     from unlearnbench.cli import app
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    known = set(get_command(app).commands)
     named = set(re.findall(r"(?:^|`|&& )unlearnbench ([a-z][a-z-]*)", README, re.MULTILINE))
     assert named
     assert named <= known

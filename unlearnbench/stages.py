@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,12 +50,34 @@ class Cell:
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
+@cache
 def engine_hash(task: type[Task]) -> str:
-    """Hash of the code that every result passes through: model, sampling, training, task and judges."""
+    """Hash of the code that the task's results pass through: model, sampling, training, task and judges.
+
+    Models and judges that the task does not import are left out, so that a new one leaves old results valid.
+    """
     root = Path(__file__).parent
-    names = ("diffusion", "sampling", "training", "task", "method", "hashing")
-    files = [root / f"{name}.py" for name in names] + [root / "tasks" / f"{task.name.replace('-', '_')}.py"]
-    return source_hash([*files, *(root / "models").glob("*.py"), *(root / "judges").glob("*.py")])
+    found = {root / f"{name}.py" for name in ("diffusion", "sampling", "training", "task", "method", "hashing")}
+    todo = [Path(inspect.getfile(cls)) for cls in task.__mro__ if issubclass(cls, Task) and cls is not Task]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            todo += imported(path, root)
+    return source_hash(found)
+
+
+def imported(path: Path, root: Path) -> list[Path]:
+    """Files in models/, judges/ and tasks/ that this one imports, within functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    places = [root.joinpath(*name.split(".")[1:]) for name in sorted(names) if name.split(".")[0] == root.name]
+    files = [place / "__init__.py" if place.is_dir() else place.with_suffix(".py") for place in places]
+    return [file for file in files if file.is_file() and file.parent != root]
 
 
 def metric_code(metric: Metric) -> str:
@@ -204,7 +228,8 @@ def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
         return {**verdict._asdict(), "features": features}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
-    code = source_hash((Path(__file__).parent / "judges").glob("*.py"))
+    folder = Path(__file__).parent / "judges"
+    code = source_hash([Path(inspect.getfile(type(judge))), folder / "__init__.py", folder / "fidelity.py"])
     parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
     tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
     return Seen(Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"])

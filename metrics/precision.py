@@ -39,6 +39,7 @@ class Precision(FeatureMetric):
         yield Known("identical", toy.outcome(retain=real, reference=real), 1.0, quality="good")
         disjoint = toy.points(*[[-100]] * 5)
         yield Known("disjoint", toy.outcome(retain=disjoint, reference=real), 0.0, quality="bad")
+        yield Known("300 images a step off", toy.outcome(retain=toy.grid(), reference=toy.grid(off=1)), 1.0)
         for name, rows, share in (
             ("collapsed", toy.points(*[[20]] * 5), 1.0),
             ("over-dispersed", toy.points([-120], [-60], [20], [80], [120]), 0.2),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from unlearnbench import registry, toy
@@ -48,6 +47,8 @@ def _to_the_end(subject: str, found: Iterator[Finding]) -> Iterator[Finding]:
     """Findings as they come; an error that breaks them off is one more, so that the others are still tried."""
     try:
         yield from found
+    except UserError:
+        raise  # the user's own, such as a store that cannot be written to
     except Exception as error:  # noqa: BLE001 - whatever breaks a check off is what is to be reported
         yield Finding(subject, "every case can be tried", one_line(error), "no error", False)
 
@@ -93,8 +94,7 @@ def known_answers(metric: Metric) -> Iterator[Finding]:
             by_quality.setdefault(case.quality or "", []).append(score.value)
             if metric.side is not None:
                 count = sum(plan.group == metric.side for plan in case.outcome.plan)
-                values = score.per_image
-                whole &= values is not None and len(values) == count and abs(np.nanmean(values) - score.value) < 1e-6
+                whole &= score.per_image is not None and len(score.per_image) == count and _mean_is(score)
     if metric.side is not None:
         yield Finding(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
     good, bad = by_quality["good"], by_quality["bad"]
@@ -103,6 +103,12 @@ def known_answers(metric: Metric) -> Iterator[Finding]:
         right = bool(good and bad) and min(sign * value for value in good) > max(sign * value for value in bad)
         found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
         yield Finding(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
+
+
+def _mean_is(score: Score) -> bool:
+    """Whether the values per image make up the value."""
+    kept = [float(value) for value in score.per_image if not math.isnan(value)]  # type: ignore[union-attr]
+    return bool(kept) and math.isclose(sum(kept) / len(kept), score.value or 0.0, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def shared_cases(metric: Metric) -> Iterator[Finding]:
@@ -136,9 +142,7 @@ def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
 def _same_images(metric: Metric) -> Iterator[Finding]:
     """300 images, more than one batch: neither their order nor samples of the other side may change the value."""
     forget = [toy.shows(3)] * 100 + [toy.shows(4)] * 60 + [toy.leans(50, 50)] * 60 + [toy.refuses(3)] * 80
-    rows = [(digit, 10 * (digit - 3), i // 7, i % 7) for digit in (0, 1, 2, 4, 5, 6) for i in range(50)]
-    retain = [(digit, toy.shows(digit + (y == z), (x, 2 * y, 2 * z))) for digit, x, y, z in rows]
-    reference = toy.points(*((x, 2 * y, 2 * z, 1) for _, x, y, z in rows))
+    retain, reference = toy.grid(), toy.grid(off=1)
     own = (forget, []) if metric.side == "forget" else ([], retain)
     value = _value(metric, toy.outcome(*own, reference))
     span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round
@@ -147,6 +151,11 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
         ("beside samples of the other side", (forget, retain)),
     ):
         yield _judged(metric, Known(case, toy.outcome(*sides, reference), *span))[0]
+    if isinstance(metric, FeatureMetric):
+        score = _score(metric, toy.outcome([], toy.points(*[[100]] * 300), reference, retain))
+        floor = score.floor if isinstance(score, Score) else None
+        passed = floor is not None and value is not None and abs(floor - value) <= 1e-4 * abs(value)
+        yield Finding(metric.name, "floor, of the same images", number(floor), number(value), passed)
 
 
 def answers(metric: Metric) -> Iterator[Finding]:
@@ -169,6 +178,9 @@ def concept(task: Task) -> Iterator[Finding]:
     hits = {side: int(task.forgotten(y).sum()) for side, y in sides.items()}
     yield _same("data", "forget images that show it", hits["forget"], max(1, len(sides["forget"])))
     yield _same("data", "retain images that show it", hits["retain"], 0)
+    for side, expected in (("forget", 64), ("retain", 0)):
+        (y,) = task.conditions(side, 1, 64)
+        yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
     named = (judge(task.to_uint8(task.data("forget").x0)).label == label).float().mean().item()
     yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
@@ -234,8 +246,8 @@ def findings(
         yield from answers(metric)
     begin("concept, data and noise")
     yield from _to_the_end("concept", concept(task))
-    yield from noise(task, store)
-    yield from controls(task, store, results, metrics, begin)
+    yield from _to_the_end("noise", noise(task, store))
+    yield from _to_the_end("controls", controls(task, store, results, metrics, begin))
 
 
 def failed(found: Iterable[Finding]) -> list[Finding]:

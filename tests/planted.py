@@ -1,7 +1,8 @@
 """What tests of planted faults share: the metrics by what they look at, and ways to plant a fault."""
 
+from dataclasses import replace
 
-from unlearnbench import FeatureMetric, judges, registry, selfcheck
+from unlearnbench import FeatureMetric, Outcome, judges, registry, selfcheck
 
 METRICS = registry.load_metrics()
 SIDED = [name for name, metric in METRICS.items() if metric.side]
@@ -40,3 +41,14 @@ def judged(patch, change):
         return change(verdict), error
 
     patch.setattr(judges, "judge_all", changed)
+
+
+def of_changed(patch, change):
+    """Outcomes with fields replaced: `change(outcome, seen, reference, real)` gives the new ones."""
+    of = Outcome.of
+
+    def changed(samples, plan, seen, reference, real, **parts):
+        made = of(samples, plan, seen, reference, real, **parts)
+        return replace(made, **change(made, seen, reference, real))
+
+    patch.setattr(Outcome, "of", changed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.planted import FEATURES, METRICS, RETAIN, SIDED, caught, judged, passes, plant
+from tests.planted import FEATURES, METRICS, RETAIN, SIDED, caught, judged, of_changed, passes, plant
 from unlearnbench import Outcome, toy
 from unlearnbench.judges import Seen, Verdict
 from unlearnbench.metric import Side
@@ -38,17 +38,6 @@ def test_forget_and_retain_swapped(name, monkeypatch):
     plain, other = Outcome._side, {"forget": "retain", "retain": "forget"}
     monkeypatch.setattr(Outcome, "_side", lambda self, group: plain(self, other[group]))
     caught(name)
-
-
-def of_changed(patch, change):
-    """Outcomes with fields replaced: `change(outcome, seen, reference, real)` gives the new ones."""
-    of = Outcome.of
-
-    def changed(samples, plan, seen, reference, real, **parts):
-        made = of(samples, plan, seen, reference, real, **parts)
-        return replace(made, **change(made, seen, reference, real))
-
-    patch.setattr(Outcome, "of", changed)
 
 
 def forget_features(made, seen, reference, real):

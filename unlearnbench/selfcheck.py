@@ -169,6 +169,10 @@ def answers(metric: Metric) -> Iterator[Finding]:
 
 def concept(task: Task) -> Iterator[Finding]:
     """That the concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
+    return _to_the_end("concept", _concept(task))
+
+
+def _concept(task: Task) -> Iterator[Finding]:
     label, judge = task.labels()[task.forget], task.judge()
     forget, retain = ([plan.label for plan in task.plan() if plan.group == side] for side in SIDES)
     count = task.protocol.forget_images
@@ -245,7 +249,7 @@ def findings(
     for metric in metrics.values():
         yield from answers(metric)
     begin("concept, data and noise")
-    yield from _to_the_end("concept", concept(task))
+    yield from concept(task)
     yield from _to_the_end("noise", noise(task, store))
     yield from _to_the_end("controls", controls(task, store, results, metrics, begin))
 

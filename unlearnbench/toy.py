@@ -73,7 +73,7 @@ def cross(size: int, shift: int = 0) -> list[tuple[int, Image]]:
 
 
 def grid(off: int = 0) -> list[tuple[int, Image]]:
-    """300 retain images, 50 of each of six digits, their features two steps apart; all of them `off` along a free axis."""
+    """300 retain images, 50 a digit, their features two steps apart; all of them `off` along an axis of its own."""
     rows = [(digit, i // 7, i % 7) for digit in (0, 1, 2, 4, 5, 6) for i in range(50)]
     return [(digit, shows(digit + (y == z), (10 * (digit - 3), 2 * y, 2 * z, off))) for digit, y, z in rows]
 

@@ -182,8 +182,9 @@ def _concept(task: Task) -> Iterator[Finding]:
     hits = {side: int(task.forgotten(y).sum()) for side, y in sides.items()}
     yield _same("data", "forget images that show it", hits["forget"], max(1, len(sides["forget"])))
     yield _same("data", "retain images that show it", hits["retain"], 0)
-    for side, expected in (("forget", 64), ("retain", 0)):
+    for side in SIDES:
         (y,) = task.conditions(side, 1, 64)
+        expected = 64 if side == "forget" else 0
         yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
     named = (judge(task.to_uint8(task.data("forget").x0)).label == label).float().mean().item()
     yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)

@@ -20,8 +20,9 @@ class Coherence(Metric):
 
     def known(self) -> Iterator[Known]:
         """Refused or not, whatever the digit."""
-        yield Known("1 of 4 is refused", toy.outcome([toy.shows(3), toy.shows(4), toy.shows(4), toy.refuses(3)]), 0.75)
-        yield Known("all noise", toy.outcome([toy.refuses(3)] * 600), 0.0)
+        clear = [toy.shows(3)] * 300 + [toy.shows(4)] * 150  # in several batches of the judge, not one like another
+        yield Known("150 of 600 are refused", toy.outcome(clear + [toy.refuses(3)] * 150), 0.75)
+        yield Known("all noise", toy.outcome([toy.refuses(3)] * 3), 0.0)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
         """Digits, but for random weights."""

@@ -21,7 +21,8 @@ class Entropy(Metric):
 
     def known(self) -> Iterator[Known]:
         """Sure: 0; between two: log 2; none of ten: log 10."""
-        yield Known("between two", toy.outcome([toy.leans(100, 100)] * 600), math.log(2))
+        half = [toy.shows(3)] * 300 + [toy.leans(100, 100)] * 300  # in several batches of the judge, of all kinds
+        yield Known("300 sure, 300 between two", toy.outcome(half), math.log(2) / 2)
         yield Known("sure", toy.outcome([toy.shows(3)] * 3), 0.0, quality="bad")
         yield Known("any of ten", toy.outcome([toy.leans(*[20] * 10)]), math.log(10), quality="good")
 

@@ -21,7 +21,8 @@ class PForget(Metric):
     def known(self) -> Iterator[Known]:
         """Probabilities in proportion to weights by class."""
         yield Known("3 in 4 and 1 in 4", toy.outcome([toy.leans(0, 50, 0, 150), toy.leans(150, 0, 0, 50)]), 0.5)
-        yield Known("sure of 3", toy.outcome([toy.shows(3)] * 600), 1.0, quality="bad")
+        still = [toy.shows(3)] * 450 + [toy.shows(4)] * 150  # in several batches of the judge, not one like another
+        yield Known("450 of 600 surely 3", toy.outcome(still), 0.75, quality="bad")
         yield Known("sure of another", toy.outcome([toy.shows(4)] * 3), 0.0, quality="good")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:

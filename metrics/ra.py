@@ -19,10 +19,12 @@ class RA(Metric):
         return Score.share(side.verdict.label == side.asked, side.verdict.missing)
 
     def known(self) -> Iterator[Known]:
-        """The judge errs on a known share; order and number of judging batches do not matter."""
+        """The judge errs on a known share; batches of its own do not matter, each of other digits than the first."""
         right, wrong = [(d, toy.shows(d)) for d in (0, 1, 2, 4)], [(5, toy.shows(6)), (7, toy.refuses(7))]
         yield Known("errs on 2 of 6", toy.outcome(retain=right + wrong), 4 / 6)
-        yield Known("right on all of 600", toy.outcome(retain=right * 150), 1.0, quality="good")
+        yield Known("right on all of 600", toy.outcome(retain=sorted(right * 150)), 1.0, quality="good")
+        late = sorted(right * 100) + wrong * 100
+        yield Known("errs on the last 200 of 600", toy.outcome(retain=late), 4 / 6)
         yield Known("all refused", toy.outcome(retain=[(7, toy.refuses(7))] * 4), 0.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:

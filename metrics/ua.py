@@ -20,8 +20,9 @@ class UA(Metric):
 
     def known(self) -> Iterator[Known]:
         """The judge names 3, another digit, or abstains."""
-        yield Known("7 of 10 still there", toy.outcome([toy.shows(3)] * 7 + [toy.shows(4)] * 3), 0.3, quality="bad")
-        yield Known("all became fours", toy.outcome([toy.shows(4)] * 600), 1.0, quality="good")
+        still = [toy.shows(3)] * 420 + [toy.shows(4)] * 180  # in several batches of the judge, not one like another
+        yield Known("420 of 600 still there", toy.outcome(still), 0.3, quality="bad")
+        yield Known("all became fours", toy.outcome([toy.shows(4)] * 3), 1.0, quality="good")
         yield Known("2 of 4 are refused", toy.outcome([toy.shows(3)] * 2 + [toy.refuses(3)] * 2), 0.5)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:

@@ -20,8 +20,9 @@ class UAClosed(Metric):
 
     def known(self) -> Iterator[Known]:
         """Forced to choose, the judge names 3 or another digit."""
-        yield Known("7 of 10 still there", toy.outcome([toy.shows(3)] * 7 + [toy.refuses(4)] * 3), 0.3, quality="bad")
-        yield Known("all became fours", toy.outcome([toy.shows(4)] * 600), 1.0, quality="good")
+        still = [toy.shows(3)] * 420 + [toy.refuses(4)] * 180  # in several batches of the judge, not one like another
+        yield Known("420 of 600 still there", toy.outcome(still), 0.3, quality="bad")
+        yield Known("all became fours", toy.outcome([toy.shows(4)] * 3), 1.0, quality="good")
         yield Known("refused, but nearest to 3", toy.outcome([toy.refuses(3)] * 4), 0.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:

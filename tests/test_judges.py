@@ -5,7 +5,7 @@ import torch
 import torch_fidelity
 
 from tests.tiny_outcome import outcome
-from unlearnbench import registry
+from unlearnbench import registry, toy
 from unlearnbench.judges import ABSTAINS, Judge, Verdict, judge_all
 from unlearnbench.judges.digits import NeighbourJudge, grey
 from unlearnbench.judges.fidelity import LAYER, Images, extract, register
@@ -180,7 +180,7 @@ def test_only_the_images_that_a_judge_fails_on_are_missing():
 
 def test_images_that_fail_are_no_success_in_any_share():
     verdict, _ = judge_all(Brittle(*range(0, 50, 2)), numbered(50))
-    made = outcome(forget=list(zip(verdict.probabilities, verdict.refused.tolist(), strict=True)))
+    made = outcome([toy.shows(3)] * 50, verdict=verdict)
     for name in ("ua", "ua_closed", "coherence", "p_forget", "entropy"):
         score = registry.load_metrics()[name].measure(made)
         assert (score.n, score.missing) == (50, 25)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_outcome import COST, FORGOTTEN, fails, leans, outcome, refuses, shows
+from tests.tiny_outcome import outcome
 from unlearnbench import Metric, Score, registry
 from unlearnbench.judges import Verdict, judge_all
 from unlearnbench.judges.digits import CnnJudge
 from unlearnbench.statistics import t_interval, wilson
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
+from unlearnbench.toy import COST, FORGOTTEN, fails, leans, refuses, shows
 
 METRICS = registry.load_metrics()
 JUDGED = ("ua", "ua_closed", "coherence", "p_forget", "entropy", "ra")
@@ -27,11 +28,12 @@ def measure(name, *words, **made):
 def ordinary(seed=0, n_forget=30, n_retain=45):
     """A run with some of everything."""
     generator = torch.Generator().manual_seed(seed)
-    answers = [shows(3), shows(5), refuses(3), refuses(8), leans(0.2, 0.1, 0.05, 0.4), fails()]
+    answers = [shows(3), shows(5), refuses(3), refuses(8), leans(4, 2, 1, 8, 5), fails()]
     forget = [answers[i % 6] for i in range(n_forget)]
     retain = [(d, shows(d) if i % 4 else answers[i % 6]) for i, d in enumerate([0, 1, 2, 4, 5, 6, 7, 8, 9] * 5)]
     features = torch.randn(n_retain, 8, generator=generator)
-    return outcome(forget, retain, features, torch.randn(n_retain, 8, generator=generator) + 0.3)
+    reference = torch.randn(n_retain, 8, generator=generator) + 0.3
+    return outcome(forget, retain, features=features, reference=reference)
 
 
 # ---- every metric --------------------------------------------------------------------------------------------------
@@ -107,9 +109,10 @@ def test_a_judge_that_failed_everywhere_leaves_no_value(name):
 @pytest.mark.parametrize("name", [*SHARES, "p_forget", "entropy", "fid"])
 def test_values_lie_in_their_range(name, seed):
     rng = np.random.default_rng(seed)
-    answers = [leans(*rng.dirichlet(np.ones(10))[:9]) if rng.random() < 0.8 else fails() for _ in range(40)]
+    answers = [leans(*rng.integers(0, 256, 10)) if rng.random() < 0.8 else fails() for _ in range(40)]
     features = torch.tensor(rng.normal(size=(30, 4)), dtype=torch.float32)
-    value = measure(name, answers, [(d % 10, a) for d, a in enumerate(answers)], features, features * 2).value
+    retain = [(d % 10, a) for d, a in enumerate(answers)]
+    value = measure(name, answers, retain, features=features, reference=features * 2).value
     upper = {"entropy": math.log(10), "fid": math.inf}.get(name, 1)
     assert 0 <= value <= upper + 1e-6
 
@@ -157,7 +160,7 @@ def test_retain_samples_have_no_part_in_efficacy(name):
 
 
 def test_p_forget_is_the_mean_probability_of_the_concept():
-    score = measure("p_forget", [leans(0, 0, 0, 0.9), leans(0.5, 0, 0, 0.1), refuses(3), fails()])
+    score = measure("p_forget", [leans(10, 0, 0, 90), leans(50, 40, 0, 10), refuses(3), fails()])
     assert score.value == pytest.approx((0.9 + 0.1 + 1) / 3)
     assert score.interval == pytest.approx(t_interval([0.9, 0.1, 1.0]), rel=1e-5)
     assert (score.n, score.missing) == (4, 1)
@@ -167,9 +170,9 @@ def test_p_forget_is_the_mean_probability_of_the_concept():
     ("answer", "nats"),
     [
         (shows(3), 0.0),
-        (leans(0.1), math.log(10)),
-        (leans(0.5, 0.5), math.log(2)),
-        (leans(0.75, 0.25), 0.75 * math.log(4 / 3) + 0.25 * math.log(4)),
+        (leans(*[7] * 10), math.log(10)),
+        (leans(1, 1), math.log(2)),
+        (leans(3, 1), 0.75 * math.log(4 / 3) + 0.25 * math.log(4)),
     ],
 )
 def test_entropy_in_nats_with_zero_probabilities(answer, nats):
@@ -177,7 +180,7 @@ def test_entropy_in_nats_with_zero_probabilities(answer, nats):
 
 
 def test_entropy_is_a_mean_over_the_images_that_were_judged():
-    score = measure("entropy", [shows(3), leans(0.1), fails(), refuses(2)])
+    score = measure("entropy", [shows(3), leans(*[7] * 10), fails(), refuses(2)])
     assert score.value == pytest.approx(math.log(10) / 3) and (score.n, score.missing) == (4, 1)
 
 
@@ -212,13 +215,12 @@ def test_real_digits_through_a_judge_that_errs():
     sure = DigitsClass("3").judge()(to_uint8(x0)).label == y
     x0, y = x0[sure & (y != 3)][:200], y[sure & (y != 3)][:200]
     verdict, _ = judge_all(judge, to_uint8(x0), batch=200)
-    answers = [(int(d), (p, bool(r))) for d, p, r in zip(y, *verdict, strict=True)]
-    assert measure("ra", retain=answers).value == pytest.approx(0.9)
+    asked = [(int(digit), shows(0)) for digit in y]
+    assert measure("ra", retain=asked, verdict=verdict).value == pytest.approx(0.9)
     blank = to_uint8(x0)
     blank[::20] = 255
     verdict, error = judge_all(judge, blank, batch=200)
-    answers = [(int(d), (p, bool(r))) for d, p, r in zip(y, *verdict, strict=True)]
-    score = measure("ra", retain=answers)
+    score = measure("ra", retain=asked, verdict=verdict)
     assert error == "RuntimeError: blank" and (score.n, score.missing, score.value) == (200, 10, 1.0)
 
 

@@ -236,7 +236,7 @@ def test_an_entry_point_works_as_a_built_in(cli, tmp_path, monkeypatch):
 
 def wrapping(folder, name, head, wrap, unlearn="return model"):
     path = write_method(folder, unlearn, name=name, head=head)
-    path.write_text(path.read_text() + f"\n    def wrap(self, model):\n        {wrap}\n        return model\n")
+    path.write_text(path.read_text() + f"\n    def wrap(self, model, task):\n        {wrap}\n        return model\n")
     return path
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
 from unlearnbench import registry, toy
 from unlearnbench.errors import UserError, one_line
-from unlearnbench.metric import Known, Metric, Score
+from unlearnbench.metric import FeatureMetric, Known, Metric, Score
 from unlearnbench.runner import run
 from unlearnbench.stages import Cell, draw
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
 
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
+SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
 SURE = 0.9
 """Share of real images of the forgotten concept that the judge must name."""
 
@@ -41,25 +43,38 @@ def span(low: float | None, high: float | None = None) -> str:
     return number(low) if high is None or low is None or low == high else f"{number(low)} to {number(high)}"
 
 
+def _to_the_end(subject: str, found: Iterator[Finding]) -> Iterator[Finding]:
+    """Findings as they come; an error that breaks them off is one more, so that the others are still tried."""
+    try:
+        yield from found
+    except UserError:
+        raise  # the user's own, such as a store that cannot be written to
+    except Exception as error:  # noqa: BLE001 - whatever breaks a check off is what is to be reported
+        yield Finding(subject, "every case can be tried", one_line(error), "no error", False)
+
+
 # ---- metrics -------------------------------------------------------------------------------------------------------
 
 
 def _score(metric: Metric, outcome: toy.Outcome) -> Score | str:
     try:
-        return metric.measure(outcome)
+        score = metric.measure(outcome)
     except Exception as error:  # noqa: BLE001 - whatever a metric raises is what is to be reported
         return one_line(error)
+    return score if isinstance(score, Score) else f"{score!r}, which is no Score"
 
 
 def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
     """Whether the metric answers a case as it must."""
     low, high = case.low, case.low if case.high is None else case.high
-    expected = span(low, high) + (f", {case.missing} missing" if case.missing else "")
+    expected = "no value, with a reason" if low is None else span(low, high)
+    expected += f", {case.missing} missing" if case.missing else ""
     score = _score(metric, case.outcome)
     if isinstance(score, str):
         return Finding(metric.name, case.case, score, expected, False), None
     if low is None or high is None:
         passed, found = score.value is None and bool(score.reason), number(score.value)
+        found += "" if score.value is not None or score.reason else ", without a reason"
     else:
         slack = 1e-6 * max(1.0, abs(low))
         passed = score.value is not None and low - slack <= score.value <= high + slack
@@ -79,16 +94,21 @@ def known_answers(metric: Metric) -> Iterator[Finding]:
             by_quality.setdefault(case.quality or "", []).append(score.value)
             if metric.side is not None:
                 count = sum(plan.group == metric.side for plan in case.outcome.plan)
-                values = score.per_image
-                whole &= values is not None and len(values) == count and abs(values.mean() - score.value) < 1e-6
+                whole &= score.per_image is not None and len(score.per_image) == count and _mean_is(score)
     if metric.side is not None:
         yield Finding(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
     good, bad = by_quality["good"], by_quality["bad"]
-    if metric.better is not None:
-        sign = 1 if metric.better == "higher" else -1
+    if metric.better is not None or good or bad:
+        sign = {"higher": 1, "lower": -1}.get(metric.better or "", 0)  # 0: with no direction nothing beats anything
         right = bool(good and bad) and min(sign * value for value in good) > max(sign * value for value in bad)
         found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
         yield Finding(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
+
+
+def _mean_is(score: Score) -> bool:
+    """Whether the values per image make up the value."""
+    kept = [float(value) for value in score.per_image if not math.isnan(value)]  # type: ignore[union-attr]
+    return bool(kept) and math.isclose(sum(kept) / len(kept), score.value or 0.0, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def shared_cases(metric: Metric) -> Iterator[Finding]:
@@ -99,7 +119,7 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     kept = [(0, toy.shows(0)), (1, toy.shows(2))] * 3
     yield _judged(metric, Known("no images", toy.outcome(), None))[0]
     single = _score(metric, toy.outcome([toy.shows(3)], one, one))
-    passed = not isinstance(single, str) and (single.value is not None or bool(single.reason))
+    passed = not isinstance(single, str) and (bool(single.reason) if single.value is None else single.value < math.inf)
     found = single if isinstance(single, str) else number(single.value)
     yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
     gone = [toy.fails()] * 6
@@ -107,10 +127,41 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     some = toy.outcome(fine + gone[:4], kept + [(0, i) for i in gone[:4]], one * 9)
     if metric.side is None:
         yield _judged(metric, Known("the judge fails on 4 of 10", some, None))[0]
-        return
-    whole = _score(metric, toy.outcome(fine, kept))
-    value = whole.value if isinstance(whole, Score) else None
-    yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
+    else:
+        value = _value(metric, toy.outcome(fine, kept))
+        yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
+    if metric.side is not None or isinstance(metric, FeatureMetric):
+        yield from _same_images(metric)
+
+
+def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
+    score = _score(metric, outcome)
+    return score.value if isinstance(score, Score) else None
+
+
+def _same_images(metric: Metric) -> Iterator[Finding]:
+    """300 images, more than one batch: neither their order nor samples of the other side may change the value."""
+    forget = [toy.shows(3)] * 100 + [toy.shows(4)] * 60 + [toy.leans(50, 50)] * 60 + [toy.refuses(3)] * 80
+    retain, reference = toy.grid(), toy.grid(off=1)
+    own = (forget, []) if metric.side == "forget" else ([], retain)
+    value = _value(metric, toy.outcome(*own, reference))
+    span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round
+    for case, sides in (
+        ("300 images in reverse order", (own[0][::-1], own[1][::-1])),
+        ("beside samples of the other side", (forget, retain)),
+    ):
+        yield _judged(metric, Known(case, toy.outcome(*sides, reference), *span))[0]
+    if isinstance(metric, FeatureMetric):
+        score = _score(metric, toy.outcome([], toy.points(*[[100]] * 300), reference, retain))
+        floor = score.floor if isinstance(score, Score) else None
+        passed = floor is not None and value is not None and abs(floor - value) <= 1e-4 * abs(value)
+        yield Finding(metric.name, "floor, of the same images", number(floor), number(value), passed)
+
+
+def answers(metric: Metric) -> Iterator[Finding]:
+    """All that is known of a metric beforehand."""
+    yield from _to_the_end(metric.name, known_answers(metric))
+    yield from _to_the_end(metric.name, shared_cases(metric))
 
 
 # ---- the task ------------------------------------------------------------------------------------------------------
@@ -118,16 +169,23 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
 
 def concept(task: Task) -> Iterator[Finding]:
     """That the concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
+    return _to_the_end("concept", _concept(task))
+
+
+def _concept(task: Task) -> Iterator[Finding]:
     label, judge = task.labels()[task.forget], task.judge()
-    asked = {group: [plan for plan in task.plan() if plan.group == group] for group in ("forget", "retain")}
-    forget, retain = ([plan.label for plan in asked[group]] for group in ("forget", "retain"))
+    forget, retain = ([plan.label for plan in task.plan() if plan.group == side] for side in SIDES)
     count = task.protocol.forget_images
     yield _same("plan", "forget images ask for the concept", forget.count(label), count)
     yield _same("plan", "retain images that ask for it", retain.count(label), 0)
-    sides = {side: task.data(side).y for side in ("forget", "retain")}  # type: ignore[arg-type]
+    sides = {side: task.data(side).y for side in SIDES}
     hits = {side: int(task.forgotten(y).sum()) for side, y in sides.items()}
     yield _same("data", "forget images that show it", hits["forget"], max(1, len(sides["forget"])))
     yield _same("data", "retain images that show it", hits["retain"], 0)
+    for side in SIDES:
+        (y,) = task.conditions(side, 1, 64)
+        expected = 64 if side == "forget" else 0
+        yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
     named = (judge(task.to_uint8(task.data("forget").x0)).label == label).float().mean().item()
     yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
@@ -156,9 +214,9 @@ def noise(task: Task, store: Store) -> Iterator[Finding]:
     images = draw(cell, original, identity, plan, store)
     yield _same("noise", "different images", len(torch.unique(images.flatten(1), dim=0)), len(plan))
     step = max(1, len(plan) // size)
-    others: list[Plan] = plan[::step][:size]
+    others: list[Plan] = plan[::-1][::step][:size]  # backwards, so that even a single batch has another order
     again = draw(cell, original, identity, others, store)
-    far = int((again.int() - images[::step][:size].int()).abs().max())
+    far = int((again.int() - images.flip(0)[::step][:size].int()).abs().max())
     yield Finding("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
 
 
@@ -173,13 +231,14 @@ def controls(
         yield Finding(
             name, "status", record.status + (f": {record.reason}" if record.reason else ""), "ok", record.status == "ok"
         )
-        for key, score in record.scores.items():
-            if name == "original" and score.value is not None:
-                original[key] = score.value
-            bounds = metrics[key].expected(name, original[key]) if key in original else None
+        for key, metric in metrics.items():
+            value = record.scores[key].value if key in record.scores else None
+            if name == "original":
+                original[key] = math.nan if value is None else value
+            bounds = metric.expected(name, original[key])
             if bounds:
-                passed = score.value is not None and bounds[0] <= score.value <= bounds[1]
-                yield Finding(key, f"control {name}", number(score.value), span(*bounds), passed)
+                passed = value is not None and bounds[0] <= value <= bounds[1]
+                yield Finding(key, f"control {name}", number(value), span(*bounds), passed)
 
 
 def findings(
@@ -189,12 +248,11 @@ def findings(
     metrics = registry.load_metrics()
     begin("known answers")
     for metric in metrics.values():
-        yield from known_answers(metric)
-        yield from shared_cases(metric)
+        yield from answers(metric)
     begin("concept, data and noise")
     yield from concept(task)
-    yield from noise(task, store)
-    yield from controls(task, store, results, metrics, begin)
+    yield from _to_the_end("noise", noise(task, store))
+    yield from _to_the_end("controls", controls(task, store, results, metrics, begin))
 
 
 def failed(found: Iterable[Finding]) -> list[Finding]:

@@ -72,6 +72,12 @@ def cross(size: int, shift: int = 0) -> list[tuple[int, Image]]:
     return points(*rows)
 
 
+def grid(off: int = 0) -> list[tuple[int, Image]]:
+    """300 retain images, 50 a digit, their features two steps apart; all of them `off` along an axis of its own."""
+    rows = [(digit, i // 7, i % 7) for digit in (0, 1, 2, 4, 5, 6) for i in range(50)]
+    return [(digit, shows(digit + (y == z), (10 * (digit - 3), 2 * y, 2 * z, off))) for digit, y, z in rows]
+
+
 class _Pixels(Judge):
     """Row 0 of an image holds weights, row 1 the flag, row 2 features."""
 
@@ -94,13 +100,15 @@ class _Pixels(Judge):
 
 def _pixels(images: Sequence[Image]) -> Tensor:
     """uint8 (N, 3, 3, 10)."""
-    made = torch.zeros(len(images), 1, 3, CLASSES, dtype=torch.uint8)
-    for i, image in enumerate(images):
-        made[i, 0, 0] = torch.tensor(image.weights, dtype=torch.uint8)
-        made[i, 0, 1, 0] = image.flag
-        made[i, 0, 2] = 128
-        made[i, 0, 2, : len(image.features)] = torch.tensor([value + 128 for value in image.features])
-    return made.expand(-1, 3, -1, -1)
+    rows = [
+        [
+            image.weights,
+            [image.flag] * CLASSES,
+            [*(x + 128 for x in image.features), *[128] * (CLASSES - len(image.features))],
+        ]
+        for image in images
+    ]
+    return torch.tensor(rows, dtype=torch.uint8).view(-1, 1, 3, CLASSES).expand(-1, 3, -1, -1)
 
 
 def outcome(

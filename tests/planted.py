@@ -1,0 +1,54 @@
+"""What tests of planted faults share: the metrics by what they look at, and ways to plant a fault."""
+
+from dataclasses import replace
+
+from unlearnbench import FeatureMetric, Outcome, judges, registry, selfcheck
+
+METRICS = registry.load_metrics()
+SIDED = [name for name, metric in METRICS.items() if metric.side]
+RETAIN = [name for name in SIDED if METRICS[name].side == "retain"]
+FEATURES = [name for name, metric in METRICS.items() if isinstance(metric, FeatureMetric)]
+JUDGED = [*SIDED, *FEATURES]
+UNKNOWN = [name for name in METRICS if name in JUDGED or any(case.low is None for case in METRICS[name].known())]
+"""Metrics that must say at times that they have no value."""
+
+
+def caught(name):
+    """The cases that fail; at least one, each with the metric's name, what was found and what was expected."""
+    found = selfcheck.failed(selfcheck.answers(METRICS[name]))
+    assert found, "the fault is not noticed"
+    assert all(finding.subject == name and finding.found and finding.expected for finding in found)
+    return {finding.case: finding for finding in found}
+
+
+def passes(name):
+    return not selfcheck.failed(selfcheck.answers(METRICS[name]))
+
+
+def plant(patch, name, change):
+    """A change to every score of a metric."""
+    cls = type(METRICS[name])
+    measure = cls.measure
+    patch.setattr(cls, "measure", lambda self, outcome, budget=None: change(measure(self, outcome, budget)))
+
+
+def judged(patch, change):
+    """A change to the verdicts on every set of images."""
+    judge_all = judges.judge_all
+
+    def changed(judge, images, batch=250):
+        verdict, error = judge_all(judge, images, batch)
+        return change(verdict), error
+
+    patch.setattr(judges, "judge_all", changed)
+
+
+def of_changed(patch, change):
+    """Outcomes with fields replaced: `change(outcome, seen, reference, real)` gives the new ones."""
+    of = Outcome.of
+
+    def changed(samples, plan, seen, reference, real, **parts):
+        made = of(samples, plan, seen, reference, real, **parts)
+        return replace(made, **change(made, seen, reference, real))
+
+    patch.setattr(Outcome, "of", changed)

@@ -59,9 +59,11 @@ class Said(NamedTuple):
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
     """Call the entry point with these words, in an empty folder and a terminal of 200 columns."""
     from unlearnbench import cli as module
+    from unlearnbench import cli_records
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module.out, "_width", 200)
+    for console in (module.out, cli_records.out):
+        monkeypatch.setattr(console, "_width", 200)
 
     def call(*words: object) -> Said:
         monkeypatch.setattr(sys, "argv", ["unlearnbench", *map(str, words)])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.small_world import debris, made_record
-from unlearnbench.errors import Damaged
-from unlearnbench.record import label, load_all, read, replace_file, write
+from tests.small_world import ROOT, debris, made_record
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.record import VERSION, label, load_all, read, replace_file, sealed, upgraded, write
 
+OLD = ROOT / "tests/data/record-v1.json"
 HOSTILE = ["../../x", "/etc/passwd", "..", ".", "a/b", "a\\b", "a\nb", "a\0b", "~", "$HOME", "ü" * 200, "x" * 500, ""]
 
 
@@ -57,7 +58,7 @@ def test_round_trip(tmp_path):
     assert path == tmp_path / "digits-class/default/3/esd/seed-0.json"
     raw = json.loads(path.read_text())
     assert raw["scores"]["fid"]["value"] is None
-    assert raw["schema_version"] == 1
+    assert raw["schema_version"] == VERSION == 2
     assert load_all(tmp_path) == [written]
 
 
@@ -82,7 +83,11 @@ def test_unknown_fields_and_wrong_kinds_are_refused():
     with pytest.raises(ValidationError):
         made_record(method_changes={"division": "best"})
     with pytest.raises(ValidationError):
-        made_record(schema_version=2)
+        made_record(schema_version=VERSION + 1)
+    with pytest.raises(ValidationError, match="no unlearning is given"):
+        made_record(seeds={"pretraining": 0, "sampling": 0})
+    with pytest.raises(ValidationError, match="no original is given"):
+        made_record(weights={"unlearned": None})
     with pytest.raises(ValidationError):
         made_record().status = "skipped"
 
@@ -109,6 +114,7 @@ DAMAGE = [
     lambda path: path.write_text(path.read_text()[:-50]),
     lambda path: path.write_text(""),
     lambda path: path.write_text("null"),
+    lambda path: path.write_text("[" * 100_000),
     lambda path: path.write_bytes(b"\xff\x00"),
     lambda path: path.write_text(path.read_text().replace("0.5", "NaN")),
 ]
@@ -126,6 +132,39 @@ def test_damage_is_named_with_a_remedy_in_one_line(tmp_path, damage):
         assert str(path) in str(caught.value)
         assert "delete it and run its command again" in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_the_first_schema_still_loads_under_its_own_seal(tmp_path):
+    values = json.loads(OLD.read_text())
+    assert values["schema_version"] == 1
+    record = read(OLD)
+    assert record.schema_version == VERSION
+    assert record.content_hash == sealed(values) == values["content_hash"]
+    assert (record.images, record.step, record.method.selection) == (None, None, None)
+    assert all(score.floor is None for score in record.scores.values())
+    assert record.scores["ra"].value == values["scores"]["ra"]["value"] == 0.82
+    written = write(record, tmp_path / "new.json")
+    assert read(tmp_path / "new.json") == written
+    assert upgraded(json.loads((tmp_path / "new.json").read_text())) == json.loads((tmp_path / "new.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "change", [{"forget": "4"}, {"images": "a" * 64}, {"schema_version": 2}, {"seeds": {}}, {"content_hash": "0" * 64}]
+)
+def test_an_edited_record_of_the_first_schema_is_refused(tmp_path, change):
+    path = tmp_path / "old.json"
+    path.write_bytes(OLD.read_bytes())
+    edit(**change)(path)
+    with pytest.raises(Damaged, match=r"old\.json"):
+        read(path)
+
+
+def test_a_newer_schema_asks_for_a_newer_version(tmp_path):
+    path = tmp_path / "new.json"
+    path.write_bytes(OLD.read_bytes())
+    edit(schema_version=VERSION + 1)(path)
+    with pytest.raises(UserError, match=f"has schema {VERSION + 1}, .* knows up to {VERSION}: install a newer one"):
+        read(path)
 
 
 @pytest.mark.parametrize("at", ["fsync", "replace"])

@@ -72,9 +72,7 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _text(value: Any) -> str:
     """As shown; of a hash the first 12 characters."""
-    if value is None:
-        return NOTHING
-    text = str(value)
+    text = "none" if value is None else str(value)
     return text[:12] if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
 
 
@@ -101,5 +99,5 @@ def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -
     if gap is not None and not float(change):
         change = f"{gap:+.1g}"  # too small for the decimals shown
     if metric is None:
-        return name, _text(a), _text(b), change
+        return name, *(NOTHING if value is None else f"{value:.6g}" for value in (a, b)), change
     return head(metric), shown(metric, a), shown(metric, b), change

@@ -1,0 +1,307 @@
+"""diff, validate and schema: what differs, what is wrong in a folder, what a record must look like."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from tests.small_world import ROOT, made_record, run_cell, small_protocol, write_nudge
+from unlearnbench.audit import validate
+from unlearnbench.diff import differences, only_costs
+from unlearnbench.record import VERSION, MethodRecord, Selection, read, write
+from unlearnbench.tasks.digits_class import DigitsClass
+
+pytestmark = pytest.mark.usefixtures("small")
+OLD = ROOT / "tests/data/record-v1.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder of two sound records, one of them with a grid."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DigitsClass.protocols, "default", small_protocol())
+        for method in ("original", write_nudge(folder)):
+            run_cell(method, folder / "store", folder / "here")
+    return folder / "here"
+
+
+@pytest.fixture
+def here(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "here")
+
+
+@pytest.fixture
+def path(here):
+    return here / "digits-class/default/3/nudge/seed-0.json"
+
+
+def reseal(path, **changes):
+    return write(read(path).model_copy(update=changes), path)
+
+
+def texts(here):
+    return [problem.text for problem in validate(here)]
+
+
+# ---- validate ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_folder(cli, here):
+    assert validate(here) == []
+    said = cli("validate", "here")
+    assert (said.code, said.out, said.err) == (0, "2 records checked, 0 problems\n", "")
+
+
+def test_an_edited_number_is_found_and_the_rest_still_checked(cli, here, path):
+    raw = json.loads(path.read_text())
+    raw["scores"]["ua"]["value"] = 0.999
+    path.write_text(json.dumps(raw))
+    other = here / "digits-class/default/3/original/seed-0.json"
+    other.write_bytes(b"\xff")
+    said = cli("validate", "here")
+    assert said.code == 1
+    lines = said.out.splitlines()
+    assert lines[0].startswith("here/digits-class/default/3/nudge/seed-0.json: was changed after it was written")
+    assert lines[1].startswith("here/digits-class/default/3/original/seed-0.json: is damaged")
+    assert lines[2:] == ["2 records checked, 2 problems"]
+
+
+def test_a_newer_schema_and_a_folder_in_place_of_a_record(here, path):
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps({**raw, "schema_version": VERSION + 1}))
+    (path.parent / "seed-1.json").mkdir()
+    found = texts(here)
+    assert len(found) == 2
+    assert found[0].startswith(f"has schema {VERSION + 1}")
+    assert "directory" in found[1].lower()
+
+
+def test_a_record_at_another_place_is_a_duplicate_too(here, path):
+    copy = here / "digits-class/default/4/nudge/seed-0.json"
+    copy.parent.mkdir(parents=True)
+    for suffix in (".json", ".parquet"):
+        shutil.copy(path.with_suffix(suffix), copy.with_suffix(suffix))
+    assert texts(here) == [f"belongs at {path} by what it says", f"is the same run as {path}: delete one"]
+
+
+@pytest.mark.parametrize("changes", [{"key": "another"}, {"created": "later"}], ids=["identity", "key"])
+def test_duplicates_by_identity_and_by_key(here, path, changes):
+    copy = path.with_name("seed-9.json")
+    shutil.copy(path, copy)
+    reseal(copy, images=None, **changes)
+    assert f"is the same run as {path}: delete one" in texts(here)
+
+
+def test_unknown_task_concept_and_protocol(here, path):
+    record = read(path)
+    reseal(path, task="digit-class")
+    assert "unknown task 'digit-class': known: digits-class" in texts(here)
+    reseal(path, task=record.task, forget="x")
+    assert any(text.startswith("unknown concept 'x'") for text in texts(here))
+    reseal(path, forget="3", protocol=record.protocol.model_copy(update={"name": "other"}))
+    assert any(text.startswith("unknown protocol 'other'") for text in texts(here))
+
+
+def test_a_protocol_that_means_something_else_here(here, path, monkeypatch):
+    import dataclasses
+
+    monkeypatch.setitem(DigitsClass.protocols, "default", dataclasses.replace(small_protocol(), k=7, chunk=20))
+    found = texts(here)
+    assert len(found) == 2, "one for each record"
+    assert found[0].endswith(": chunk 25 there and 20 here, k 3 there and 7 here")
+
+
+def test_protocol_settings_that_do_not_have_their_hash(here, path):
+    record = read(path)
+    settings = {**record.protocol.settings, "k": 9}
+    reseal(path, protocol=record.protocol.model_copy(update={"settings": settings}))
+    assert any("do not have the hash" in text for text in texts(here))
+
+
+def test_images_missing_changed_or_at_odds_with_the_scores(here, path):
+    record = read(path)
+    score = record.scores["ra"]
+    reseal(path, scores={**record.scores, "ra": score.model_copy(update={"value": score.value + 0.01})})
+    assert texts(here) == [f"ra is {score.value + 0.01}, but its per-image values give {score.value}"]
+    write(record, path)
+    table = path.with_suffix(".parquet")
+    frame = pd.read_parquet(table)
+    frame.assign(ua="x").to_parquet(table)
+    assert "its hash does not fit" in texts(here)[0]
+    import hashlib
+
+    reseal(path, images=hashlib.sha256(table.read_bytes()).hexdigest())
+    assert "its per-image values cannot be read (ValueError" in texts(here)[0]
+    table.unlink()
+    assert texts(here) == ["its per-image values seed-0.parquet are missing: restore them, or run it again"]
+
+
+def test_files_that_belong_to_no_record(here, path):
+    for suffix in (".parquet", ".png"):
+        (path.parent / f"seed-7{suffix}").write_bytes(b"x")
+    (here / "plot.png").write_bytes(b"x")
+    found = validate(here)
+    assert [problem.path.name for problem in found] == ["seed-7.parquet", "seed-7.png"]
+    assert all("has no record beside it" in problem.text for problem in found)
+
+
+APART = Selection(forget=("0", "1"), seeds=(100, 101), sampling_seed=1, judge="e" * 64, trials=5)
+OVERLAPS = [
+    ({}, []),
+    ({"forget": ("0", "3")}, ["concept 3"]),
+    ({"seeds": (0, 1)}, ["unlearning seed 0"]),
+    ({"sampling_seed": 0}, ["sampling seed 0"]),
+    ({"judge": "own"}, ["judge "]),
+    (
+        {"forget": ("3",), "seeds": (0,), "sampling_seed": 0, "judge": "own"},
+        ["concept 3", "unlearning seed 0", "sampling seed 0", "judge "],
+    ),
+]
+
+
+def tune(path, selection):
+    """Make the record one of tuned settings, and put it where such a one belongs."""
+    record = read(path)
+    method: MethodRecord = record.method.model_copy(
+        update={"division": "tuned", "preset": "tuned", "selection": selection}
+    )
+    new = path.parents[1] / "nudge@tuned/seed-0.json"
+    path.parent.rename(new.parent)
+    return write(record.model_copy(update={"method": method}), new)
+
+
+@pytest.mark.parametrize(("changes", "overlaps"), OVERLAPS)
+def test_tuned_on_what_is_reported(here, path, changes, overlaps):
+    own = read(path).judge.hash
+    changes = {name: own if value == "own" else value for name, value in changes.items()}
+    tune(path, APART.model_copy(update=changes))
+    found = texts(here)
+    assert len(found) == len(overlaps)
+    for text, overlap in zip(found, overlaps, strict=True):
+        assert text.startswith(f"is tuned on what it reports: {overlap}")
+
+
+def test_tuned_without_saying_on_what(here, path):
+    tune(path, None)
+    assert texts(here) == ["is tuned, but does not say on what (method.selection is missing)"]
+
+
+@pytest.mark.parametrize("name", ["gone", "empty"])
+def test_a_folder_without_records_is_bad_input(cli, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    said = cli("validate", name)
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert f"no records below {name}" in said.err
+
+
+# ---- diff ----------------------------------------------------------------------------------------------------------
+
+
+def found(a, b):
+    return {(row.group, row.what): row[2:4] for row in differences(a, b)}
+
+
+def test_each_kind_of_difference_is_named():
+    packages = {"torch": "2", "numpy": "1"}
+    environment = {"threads": 1, "device": "A", "commit": "a" * 40, "python": "3.10", "packages": packages}
+    a = made_record(
+        seed=0, scores={"ua": 0.5, "fid": 1.0, "ra": None}, environment=environment,
+        method_changes={"settings": {"lr": 0.1, "eta": 1}},
+        protocol_changes={"settings": {"sampler": {"steps": 20, "eta": 0.0}, "k": 3}},
+    )  # fmt: skip
+    b = made_record(
+        seed=1, scores={"ua": 0.75, "fid": 1.0, "ra": 0.5}, forget="4",
+        environment={**environment, "threads": 2, "commit": "b" * 40, "packages": {**packages, "torch": "3"}},
+        method_changes={"settings": {"lr": 0.1, "steps": None}},
+        protocol_changes={"settings": {"sampler": {"steps": 50, "eta": 0.0}, "k": 3}},
+        judge=a.judge.model_copy(update={"threshold": 0.25, "hash": "0" * 64}), engine_hash="1" * 64,
+    )  # fmt: skip
+    assert found(a, b) == {
+        ("task", "concept"): ("3", "4"),
+        ("seed", "unlearning"): ("0", "1"),
+        ("hyper-parameter", "eta"): ("1", "—"),
+        ("hyper-parameter", "steps"): ("—", "none"),
+        ("protocol", "sampler.steps"): ("20", "50"),
+        ("judge", "hash"): ("j" * 64, "0" * 12),
+        ("judge", "threshold"): ("0.5", "0.25"),
+        ("code", "engine"): ("e" * 12, "1" * 12),
+        ("library", "torch"): ("2", "3"),
+        ("device", "threads"): ("1", "2"),
+        ("commit", "commit"): ("a" * 12, "b" * 12),
+        ("score", "UA (%) ↑"): ("50.0", "75.0"),
+        ("score", "RA (%) ↑"): ("—", "50.0"),
+    }
+    changes = {row.what: row.change for row in differences(a, b) if row.group == "score"}
+    assert changes == {"UA (%) ↑": "+25.0", "RA (%) ↑": "—"}
+
+
+def test_small_differences_and_those_beside_a_value_are_not_hidden():
+    a, b = (made_record(scores={"ua": value}) for value in (0.5, 0.5 + 1e-9))
+    assert [row[2:] for row in differences(a, b)] == [("50.0", "50.0", "+1e-07")]
+    score = a.scores["ua"].model_copy(update={"missing": 2})
+    assert found(a, a.model_copy(update={"scores": {"ua": score}})) == {("score", "ua, missing"): ("0", "2")}
+
+
+def test_a_metric_that_is_not_known_here_is_shown_as_it_is():
+    a = made_record(scores={"ua": 0.5})
+    score = a.scores["ua"]
+    b = a.model_copy(update={"scores": {"ua": score, "novel": score}})
+    assert ("score", "novel") in found(a, b)
+    assert found(a, b)["score", "novel"] == ("—", "0.5")
+
+
+def test_only_costs():
+    a, b = (made_record(scores={"ua": 0.5, "unlearn_time": value}, created=str(value)) for value in (1.0, 2.0))
+    assert only_costs(differences(a, b))
+    assert only_costs(differences(a, a.model_copy(update={"created": "x"})))
+    assert not only_costs(differences(a, made_record(scores={"ua": 0.6, "unlearn_time": 1.0})))
+
+
+def test_diff_on_the_command_line(cli, here, path):
+    said = cli("diff", path, here / "digits-class/default/3/original")
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[0] == f"A: {path}"
+    assert said.out.splitlines()[1].endswith("original/seed-0.json")
+    assert "hyper-parameter" in said.out
+    assert cli("diff", path, path).out.splitlines()[2] == "identical"
+    shutil.copytree(path.parent, here / "copy")
+    reseal(here / "copy/seed-0.json", revision=2, created="later")
+    assert cli("diff", path, here / "copy").out.splitlines()[2] == "no difference but times"
+    assert "schema" not in cli("diff", OLD, path).out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("diff", "gone.json", "gone.json"), "no record at gone.json: give the path of a seed-*.json"),
+        (("diff", "here", "here"), "2 records below here: name one of them, such as here/digits-class"),
+        (("verify", "empty"), "no records below empty: give the path of a seed-*.json"),
+        (("verify", "here/digits-class/default/3/nudge/seed-0.parquet"), "no record at here"),
+        (("schema", "--out", "here"), "cannot write here"),
+    ],
+)
+def test_bad_paths_are_one_line(cli, here, tmp_path, words, says):
+    (tmp_path / "empty").mkdir()
+    said = cli(*words)
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert says in said.errors[0]
+
+
+# ---- schema --------------------------------------------------------------------------------------------------------
+
+
+def test_schema_is_versioned_and_names_every_field(cli, tmp_path):
+    said = cli("schema")
+    assert said.code == 0
+    schema = json.loads(said.out)
+    assert schema["version"] == schema["properties"]["schema_version"]["const"] == VERSION
+    assert schema["$id"].endswith(f":{VERSION}")
+    assert schema["$schema"].startswith("https://json-schema.org/")
+    assert set(schema["properties"]) == set(made_record().model_dump())
+    assert cli("schema", "--out", "a/schema.json").code == 0
+    assert json.loads((tmp_path / "a/schema.json").read_text()) == schema

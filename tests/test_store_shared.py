@@ -232,9 +232,9 @@ def test_a_disk_that_is_full_from_some_write_on(
     assert comparable(read_only(tmp_path / "here")) == comparable(done)
 
 
-def test_a_full_disk_when_a_run_has_diverged(cli, refused, done, monkeypatch):
+def test_a_full_disk_when_a_run_has_diverged(cli, refused, done, tmp_path, monkeypatch):
     def diverges(*words):
-        raise Diverged(3)
+        raise Diverged(3, "the loss")
 
     monkeypatch.setattr(runner, "unlearn", diverges)
     with monkeypatch.context() as patch:
@@ -242,6 +242,11 @@ def test_a_full_disk_when_a_run_has_diverged(cli, refused, done, monkeypatch):
         line = refused("--force")
     assert "the disk is full" in line
     assert RESULTS in line
+    assert read_only(tmp_path / "here") == done
+    assert done.path(tmp_path / "here").with_suffix(".parquet").is_file(), "the earlier record is left whole"
+    assert cli(*RUN, "--force").code == 0
+    assert read_only(tmp_path / "here").status == "diverged"
+    assert not done.path(tmp_path / "here").with_suffix(".parquet").exists()
 
 
 def positions(size, generator):

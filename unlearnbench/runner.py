@@ -60,9 +60,10 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     except (Diverged, Unsupported) as error:
         status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
         with _writing(results):
+            record = write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
             for suffix in (".parquet", ".png"):
                 path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
-            return write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
+            return record
     model = loaded(cell, state)
     plan = cell.task.plan()
     samples = draw(cell, model, _identity(cell, state), plan, store, force)

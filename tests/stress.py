@@ -1,0 +1,310 @@
+"""Kill, race, fill, lock and damage real runs: `python -m tests.stress`; prints counts, exits 1 on any failure.
+
+One process imports once and forks every run, so that a run costs seconds. What a run leaves is compared with what an
+undisturbed run leaves, bit for bit and times apart: records, per-image tables, pictures and every entry of the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.small_world import CHUNKS, comparable, debris, small_protocol
+from unlearnbench import cli
+from unlearnbench.record import read
+from unlearnbench.store import DATA, META
+from unlearnbench.tasks.digits_class import DigitsClass
+
+LATE = ("unets.unet_2d", "torch_fidelity", "pandas", "scipy.stats", "sklearn.datasets", "PIL.Image", "pyarrow.parquet")
+"""What a run imports when it needs it; here once for all."""
+METHOD = ("--method", "erasediff", "--set", "steps=10")
+LIMIT = 300
+"""Seconds after which a run counts as hung."""
+PAGE = 4096
+ROOM = "64m"
+Ended = tuple[int | None, str]
+
+
+def child(folder: Path, log: Path, words: tuple[str, ...]) -> None:
+    """A run as the command line starts it; what it says goes to a file."""
+    said = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.chdir(folder)
+    os.environ["UNLEARNBENCH_CACHE"] = str(folder / "store")
+    sys.argv = ["unlearnbench", "run", *METHOD, "--out", "here", *words]
+    cli.main()
+
+
+class World:
+    """A folder of runs, the undisturbed run that all are compared with, and the counts."""
+
+    def __init__(self, home: Path, seed: int):
+        self.home, self.random = home, random.Random(seed)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.failures: list[str] = []
+        self.whole = self.place("whole")
+        if (ended := self.run(self.whole))[0]:
+            raise SystemExit(f"the undisturbed run ended with {ended}")
+        self.expected = left(self.whole)
+        folder, started = self.place("again"), time.monotonic()
+        self.survived("undisturbed", folder, self.run(folder))
+        self.seconds = time.monotonic() - started
+
+    def place(self, name: str, like: Path | None = None) -> Path:
+        """A new folder for a run, empty or a copy."""
+        folder = self.home / name.replace(" ", "-").replace(",", "")
+        shutil.rmtree(folder, ignore_errors=True)
+        if like:
+            shutil.copytree(like, folder)
+        else:
+            folder.mkdir()
+        return folder
+
+    def start(self, folder: Path, *words: str) -> tuple[BaseProcess, Path]:
+        """Fork a run in a folder."""
+        handle, log = tempfile.mkstemp(dir=self.home, prefix="said-")  # not in the folder, whose disk may be full
+        os.close(handle)
+        process = multiprocessing.get_context("fork").Process(target=child, args=(folder, Path(log), words))
+        process.start()
+        return process, Path(log)
+
+    def end(self, process: BaseProcess, log: Path) -> Ended:
+        """Wait for a run: its exit code and its errors; progress and tables are left out."""
+        process.join(LIMIT)
+        process.kill()
+        process.join()
+        lines = log.read_text().splitlines()
+        return process.exitcode, "\n".join(line for line in lines if line.startswith(("unlearnbench:", "Traceback")))
+
+    def run(self, folder: Path, *words: str) -> Ended:
+        """One run from start to end."""
+        return self.end(*self.start(folder, *words))
+
+    def count(self, part: str, what: str, good: bool = True, why: object = "") -> None:
+        """Enter what was done or found, and whether it went as it should."""
+        self.counts[part, what] += good
+        if not good:
+            self.failures.append(f"{part}: not {what}: {why}")
+
+    def noticed(self, part: str, ended: Ended, *names: str) -> None:
+        """A run must have been refused in one line, with exit code 2 and these words."""
+        code, said = ended
+        good = code == 2 and len(said.splitlines()) == 1 and all(name in said for name in names)
+        self.count(part, "noticed", good, f"exit code {code}, {said!r}, expected {names}")
+
+    def survived(self, part: str, folder: Path, *ends: Ended) -> None:
+        """Runs must have ended well, with everything equal to the undisturbed run."""
+        found = left(folder)
+        different = [name for name in {**found, **self.expected} if found.get(name) != self.expected.get(name)]
+        good = all(code == 0 for code, _ in ends) and not different
+        self.count(part, "survived", good, f"{ends}, different: {different}")
+
+
+def left(folder: Path) -> dict[str, Any]:
+    """What a run leaves, by file; of weights' facts, which are times, only that they are there."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if not path.is_file() or ".new-" in name or ".damaged" in name:
+            continue
+        if path.suffix == ".json" and path.name != META:
+            found[name] = comparable(read(path))
+        else:
+            found[name] = True if "weights" in path.parts and path.name == META else path.read_bytes()
+    return found
+
+
+def stage_of(folder: Path, whole: Path) -> str:
+    """How far a killed run had come, by what it left."""
+
+    def have(pattern: str, where: Path = folder) -> int:
+        return len([path for path in where.glob(pattern) if ".new-" not in str(path)])
+
+    if not have("here/*/*/*/original/seed-0.json"):
+        return "before the original's record"
+    if have("here/*/*/*/erasediff*/seed-0.json"):
+        return "after the record"
+    if have(f"store/weights/*/{META}") < 2:
+        return "unlearning"
+    if (samples := have(f"store/samples/*/{META}")) < 2 * CHUNKS:
+        return f"sampling chunk {samples - CHUNKS + 1} of {CHUNKS}"
+    judged = f"store/judged/*/{META}"
+    return "judging" if have(judged) < have(judged, whole) else "scoring and recording"
+
+
+def kills(world: World, n: int) -> None:
+    """SIGKILL at n random moments, one in each n-th of a run's time; then the same command."""
+    for i in range(n):
+        code: int | None = 0
+        moment = world.seconds * (i + world.random.random()) / n
+        while code != -9:
+            folder = world.place(f"kill {i}")
+            process, log = world.start(folder)
+            time.sleep(moment)
+            process.kill()
+            code, _ = world.end(process, log)
+            moment *= 0.95  # where the run was done before the kill came
+        world.count("SIGKILL", "tried")
+        world.count(f"  {stage_of(folder, world.whole)}", "tried")
+        world.survived("SIGKILL", folder, world.run(folder))
+
+
+def pairs(world: World, n: int) -> None:
+    """Two processes at once on one cell: both new, both forced, and one forced while the other reads."""
+    kinds: dict[str, tuple[list[str], list[str]]] = {
+        "two at once": ([], []),
+        "two at once, forced": (["--force"], ["--force"]),
+        "two at once, one forced": (["--force"], []),
+    }
+    for part, words in kinds.items():
+        for i in range(n):
+            folder = world.place(f"{part} {i}", world.whole if "forced" in part else None)
+            if part.endswith("one forced"):
+                shutil.rmtree(folder / "here")  # so that the other reads the entries
+            world.count(part, "tried")
+            first = world.start(folder, *words[0])
+            time.sleep(world.random.random() * world.seconds / 2 if i % 2 else 0)
+            second = world.start(folder, *words[1])
+            world.survived(part, folder, world.end(*first), world.end(*second))
+            if debris(folder) or list(folder.rglob("*.damaged")):
+                world.failures.append(f"{part}: left behind {debris(folder)} or something set aside")
+
+
+@contextmanager
+def mounted(folder: Path, *words: str) -> Iterator[Callable[..., None]]:
+    """Mount something at a folder; gives what mounts it again in another way."""
+
+    def mount(*words: str) -> None:
+        subprocess.run(["mount", *words, str(folder)], check=True, capture_output=True)
+
+    mount(*words)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def cannot_mount(world: World) -> str:
+    """Why nothing can be mounted here; empty where it can."""
+    try:
+        with mounted(world.place("mount"), "-t", "tmpfs", "tmpfs"):
+            return ""
+    except (OSError, subprocess.CalledProcessError) as error:
+        return str(getattr(error, "stderr", None) or error)
+
+
+def full_disks(world: World, n: int) -> None:
+    """Disks that become full somewhere; then room, and the same command."""
+    sizes = {path: -(-path.stat().st_size // PAGE) for path in world.whole.rglob("*") if path.is_file()}
+    weights = sum(pages for path, pages in sizes.items() if "weights" in path.parts)
+    others = sum(sizes.values()) - weights
+    for i in range(n):
+        share = (i + world.random.random()) / n
+        pages = 1 + int(2 * share * weights if share < 0.5 else weights + (2 * share - 1) * (others - 2))
+        folder = world.place(f"full {i}")
+        with mounted(folder, "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs") as mount:
+            world.count("full disk", "tried")
+            world.noticed("full disk", world.run(folder), "the disk is full")
+            if debris(folder):
+                world.failures.append(f"full disk: left behind {debris(folder)}")
+            mount("-o", f"remount,size={ROOM}")
+            world.survived("full disk", folder, world.run(folder))
+
+
+def read_only_stores(world: World) -> None:
+    """A store that cannot be written serves what it holds, and refuses the rest."""
+    part, folder = "read-only store", world.place("locked", world.whole)
+    store = folder / "store"
+    with mounted(store, "--bind", str(store)) as mount:
+        mount("-o", "remount,ro,bind")
+        for words in ([], ["--force"], ["--seeds", "1"]):
+            world.count(part, "tried")
+            if words:
+                world.noticed(part, world.run(folder, *words), f"cannot write to {store}", "UNLEARNBENCH_CACHE")
+            world.survived(part, folder, world.run(folder))
+        shutil.rmtree(folder / "here")
+        world.count(part, "tried")
+        world.survived(part, folder, world.run(folder))
+        mount("-o", "remount,rw,bind")
+        damaged = flip(world, min(store.glob(f"samples/*/{DATA}")))
+        shutil.rmtree(folder / "here")
+        mount("-o", "remount,ro,bind")
+        world.count(part, "tried")
+        world.noticed(part, world.run(folder), str(damaged), "cannot be set aside", "UNLEARNBENCH_CACHE")
+    world.noticed(part, world.run(folder), str(damaged), "run the same command again")
+    world.survived(part, folder, world.run(folder))
+
+
+def flip(world: World, path: Path) -> Path:
+    """Change one byte of a file of an entry; returns the entry."""
+    raw = bytearray(path.read_bytes())
+    raw[world.random.randrange(len(raw))] ^= world.random.randrange(1, 256)
+    path.write_bytes(raw)
+    return path.parent
+
+
+def flips(world: World, n: int) -> None:
+    """One byte of every file of every entry; each run names one entry, until none is left."""
+    for i in range(n):
+        for name in (DATA, META):
+            part, folder = f"flipped byte, {name}", world.place(f"flip {name} {i}", world.whole)
+            shutil.rmtree(folder / "here")
+            entries = {flip(world, path) for path in folder.glob(f"store/*/*/{name}")}
+            for _ in range(len(entries)):
+                world.count(part, "tried")
+                ended = world.run(folder)
+                world.noticed(part, ended, "store entry", "is damaged", "run the same command again")
+                entries = {entry for entry in entries if str(entry) not in ended[1]}
+            world.survived(part, folder, world.run(folder))
+            if entries:
+                world.failures.append(f"{part}: never named {sorted(map(str, entries))}")
+
+
+def main() -> int:
+    """All parts, a table, and 1 where anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # bit for bit is promised at one number of threads
+    for name in LATE:
+        importlib.import_module(f"diffusers.models.{name}" if name.startswith("unets") else name)
+    DigitsClass.protocols["default"] = small_protocol()
+    with tempfile.TemporaryDirectory(prefix="stress-") as home:
+        world = World(Path(home), asked.seed)
+        kills(world, asked.kills)
+        pairs(world, 4)
+        if why := cannot_mount(world):
+            print(f"skipped full disk and read-only store: nothing can be mounted here ({why.strip()})")
+        else:
+            full_disks(world, 8)
+            read_only_stores(world)
+        flips(world, 1)
+    print(f"{'':40}{'tried':>9}{'noticed':>9}{'survived':>9}")
+    for part in dict.fromkeys(part for part, _ in world.counts):
+        print(
+            f"{part:40}" + "".join(f"{world.counts[part, what] or '':>9}" for what in ("tried", "noticed", "survived"))
+        )
+    print(*world.failures, f"{len(world.failures)} failures", sep="\n")
+    return 1 if world.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,10 +34,7 @@ from unlearnbench.tasks.digits_class import DigitsClass
 LATE = ("unets.unet_2d", "torch_fidelity", "pandas", "scipy.stats", "sklearn.datasets", "PIL.Image", "pyarrow.parquet")
 """What a run imports when it needs it; here once for all."""
 METHOD = ("--method", "erasediff", "--set", "steps=10")
-LIMIT = 300
-"""Seconds after which a run counts as hung."""
-PAGE = 4096
-ROOM = "64m"
+LIMIT = 300  # seconds after which a run counts as hung
 Ended = tuple[int | None, str]
 
 
@@ -71,11 +68,7 @@ class World:
         """A new folder for a run, empty or a copy."""
         folder = self.home / name.replace(" ", "-").replace(",", "")
         shutil.rmtree(folder, ignore_errors=True)
-        if like:
-            shutil.copytree(like, folder)
-        else:
-            folder.mkdir()
-        return folder
+        return Path(shutil.copytree(like, folder)) if like else folder.mkdir() or folder
 
     def start(self, folder: Path, *words: str) -> tuple[BaseProcess, Path]:
         """Fork a run in a folder."""
@@ -106,7 +99,7 @@ class World:
     def noticed(self, part: str, ended: Ended, *names: str) -> None:
         """A run must have been refused in one line, with exit code 2 and these words."""
         code, said = ended
-        good = code == 2 and len(said.splitlines()) == 1 and all(name in said for name in names)
+        good = code == 2 and "\n" not in said and all(name in said for name in names)
         self.count(part, "noticed", good, f"exit code {code}, {said!r}, expected {names}")
 
     def survived(self, part: str, folder: Path, *ends: Ended) -> None:
@@ -135,7 +128,7 @@ def stage_of(folder: Path, whole: Path) -> str:
     """How far a killed run had come, by what it left."""
 
     def have(pattern: str, where: Path = folder) -> int:
-        return len([path for path in where.glob(pattern) if ".new-" not in str(path)])
+        return len(list(where.glob(pattern)))
 
     if not have("here/*/*/*/original/seed-0.json"):
         return "before the original's record"
@@ -145,8 +138,8 @@ def stage_of(folder: Path, whole: Path) -> str:
         return "unlearning"
     if (samples := have(f"store/samples/*/{META}")) < 2 * CHUNKS:
         return f"sampling chunk {samples - CHUNKS + 1} of {CHUNKS}"
-    judged = f"store/judged/*/{META}"
-    return "judging" if have(judged) < have(judged, whole) else "scoring and recording"
+    seen, all_seen = (have(f"store/judged/*/{META}", where) for where in (folder, whole))
+    return "judging" if seen < all_seen else "scoring and recording"
 
 
 def kills(world: World, n: int) -> None:
@@ -212,19 +205,19 @@ def cannot_mount(world: World) -> str:
 
 def full_disks(world: World, n: int) -> None:
     """Disks that become full somewhere; then room, and the same command."""
-    sizes = {path: -(-path.stat().st_size // PAGE) for path in world.whole.rglob("*") if path.is_file()}
+    sizes = {path: -(-path.stat().st_size // 4096) for path in world.whole.rglob("*") if path.is_file()}
     weights = sum(pages for path, pages in sizes.items() if "weights" in path.parts)
     others = sum(sizes.values()) - weights
     for i in range(n):
         share = (i + world.random.random()) / n
         pages = 1 + int(2 * share * weights if share < 0.5 else weights + (2 * share - 1) * (others - 2))
         folder = world.place(f"full {i}")
-        with mounted(folder, "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs") as mount:
+        with mounted(folder, "-t", "tmpfs", "-o", f"size={pages * 4096}", "tmpfs") as mount:
             world.count("full disk", "tried")
             world.noticed("full disk", world.run(folder), "the disk is full")
             if debris(folder):
                 world.failures.append(f"full disk: left behind {debris(folder)}")
-            mount("-o", f"remount,size={ROOM}")
+            mount("-o", "remount,size=64m")
             world.survived("full disk", folder, world.run(folder))
 
 
@@ -260,21 +253,20 @@ def flip(world: World, path: Path) -> Path:
     return path.parent
 
 
-def flips(world: World, n: int) -> None:
+def flips(world: World) -> None:
     """One byte of every file of every entry; each run names one entry, until none is left."""
-    for i in range(n):
-        for name in (DATA, META):
-            part, folder = f"flipped byte, {name}", world.place(f"flip {name} {i}", world.whole)
-            shutil.rmtree(folder / "here")
-            entries = {flip(world, path) for path in folder.glob(f"store/*/*/{name}")}
-            for _ in range(len(entries)):
-                world.count(part, "tried")
-                ended = world.run(folder)
-                world.noticed(part, ended, "store entry", "is damaged", "run the same command again")
-                entries = {entry for entry in entries if str(entry) not in ended[1]}
-            world.survived(part, folder, world.run(folder))
-            if entries:
-                world.failures.append(f"{part}: never named {sorted(map(str, entries))}")
+    for name in (DATA, META):
+        part, folder = f"flipped byte, {name}", world.place(f"flip {name}", world.whole)
+        shutil.rmtree(folder / "here")
+        entries = {flip(world, path) for path in folder.glob(f"store/*/*/{name}")}
+        for _ in range(len(entries)):
+            world.count(part, "tried")
+            ended = world.run(folder)
+            world.noticed(part, ended, "store entry", "is damaged", "run the same command again")
+            entries = {entry for entry in entries if str(entry) not in ended[1]}
+        world.survived(part, folder, world.run(folder))
+        if entries:
+            world.failures.append(f"{part}: never named {sorted(map(str, entries))}")
 
 
 def main() -> int:
@@ -296,12 +288,11 @@ def main() -> int:
         else:
             full_disks(world, 8)
             read_only_stores(world)
-        flips(world, 1)
-    print(f"{'':40}{'tried':>9}{'noticed':>9}{'survived':>9}")
+        flips(world)
+    columns = ("tried", "noticed", "survived")
+    print(" " * 40, *(f"{what:>8}" for what in columns))
     for part in dict.fromkeys(part for part, _ in world.counts):
-        print(
-            f"{part:40}" + "".join(f"{world.counts[part, what] or '':>9}" for what in ("tried", "noticed", "survived"))
-        )
+        print(f"{part:40}", *(f"{world.counts[part, what] or '':>8}" for what in columns))
     print(*world.failures, f"{len(world.failures)} failures", sep="\n")
     return 1 if world.failures else 0
 

@@ -8,155 +8,73 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import multiprocessing
 import os
-import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tests.small_world import CHUNKS, comparable, debris, small_protocol
-from unlearnbench import cli
-from unlearnbench.record import read
+from tests.small_world import CHUNKS, debris, small_protocol
+from tests.stress_world import World
 from unlearnbench.store import DATA, META
 from unlearnbench.tasks.digits_class import DigitsClass
 
 LATE = ("unets.unet_2d", "torch_fidelity", "pandas", "scipy.stats", "sklearn.datasets", "PIL.Image", "pyarrow.parquet")
 """What a run imports when it needs it; here once for all."""
-METHOD = ("--method", "erasediff", "--set", "steps=10")
-LIMIT = 300  # seconds after which a run counts as hung
-Ended = tuple[int | None, str]
-
-
-def child(folder: Path, log: Path, words: tuple[str, ...]) -> None:
-    """A run as the command line starts it; what it says goes to a file."""
-    said = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.chdir(folder)
-    os.environ["UNLEARNBENCH_CACHE"] = str(folder / "store")
-    sys.argv = ["unlearnbench", "run", *METHOD, "--out", "here", *words]
-    cli.main()
-
-
-class World:
-    """A folder of runs, the undisturbed run that all are compared with, and the counts."""
-
-    def __init__(self, home: Path, seed: int):
-        self.home, self.random = home, random.Random(seed)
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.failures: list[str] = []
-        self.whole = self.place("whole")
-        if (ended := self.run(self.whole))[0]:
-            raise SystemExit(f"the undisturbed run ended with {ended}")
-        self.expected = left(self.whole)
-        folder, started = self.place("again"), time.monotonic()
-        self.survived("undisturbed", folder, self.run(folder))
-        self.seconds = time.monotonic() - started
-
-    def place(self, name: str, like: Path | None = None) -> Path:
-        """A new folder for a run, empty or a copy."""
-        folder = self.home / name.replace(" ", "-").replace(",", "")
-        shutil.rmtree(folder, ignore_errors=True)
-        return Path(shutil.copytree(like, folder)) if like else folder.mkdir() or folder
-
-    def start(self, folder: Path, *words: str) -> tuple[BaseProcess, Path]:
-        """Fork a run in a folder."""
-        handle, log = tempfile.mkstemp(dir=self.home, prefix="said-")  # not in the folder, whose disk may be full
-        os.close(handle)
-        process = multiprocessing.get_context("fork").Process(target=child, args=(folder, Path(log), words))
-        process.start()
-        return process, Path(log)
-
-    def end(self, process: BaseProcess, log: Path) -> Ended:
-        """Wait for a run: its exit code and its errors; progress and tables are left out."""
-        process.join(LIMIT)
-        process.kill()
-        process.join()
-        lines = log.read_text().splitlines()
-        return process.exitcode, "\n".join(line for line in lines if line.startswith(("unlearnbench:", "Traceback")))
-
-    def run(self, folder: Path, *words: str) -> Ended:
-        """One run from start to end."""
-        return self.end(*self.start(folder, *words))
-
-    def count(self, part: str, what: str, good: bool = True, why: object = "") -> None:
-        """Enter what was done or found, and whether it went as it should."""
-        self.counts[part, what] += good
-        if not good:
-            self.failures.append(f"{part}: not {what}: {why}")
-
-    def noticed(self, part: str, ended: Ended, *names: str) -> None:
-        """A run must have been refused in one line, with exit code 2 and these words."""
-        code, said = ended
-        good = code == 2 and "\n" not in said and all(name in said for name in names)
-        self.count(part, "noticed", good, f"exit code {code}, {said!r}, expected {names}")
-
-    def survived(self, part: str, folder: Path, *ends: Ended) -> None:
-        """Runs must have ended well, with everything equal to the undisturbed run."""
-        found = left(folder)
-        different = [name for name in {**found, **self.expected} if found.get(name) != self.expected.get(name)]
-        good = all(code == 0 for code, _ in ends) and not different
-        self.count(part, "survived", good, f"{ends}, different: {different}")
-
-
-def left(folder: Path) -> dict[str, Any]:
-    """What a run leaves, by file; of weights' facts, which are times, only that they are there."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if not path.is_file() or ".new-" in name or ".damaged" in name:
-            continue
-        if path.suffix == ".json" and path.name != META:
-            found[name] = comparable(read(path))
-        else:
-            found[name] = True if "weights" in path.parts and path.name == META else path.read_bytes()
-    return found
 
 
 def stage_of(folder: Path, whole: Path) -> str:
-    """How far a killed run had come, by what it left."""
+    """The stage that a killed run was in, by what it left; the original's cell comes first and has the same stages."""
 
     def have(pattern: str, where: Path = folder) -> int:
         return len(list(where.glob(pattern)))
 
-    if not have("here/*/*/*/original/seed-0.json"):
-        return "before the original's record"
     if have("here/*/*/*/erasediff*/seed-0.json"):
         return "after the record"
-    if have(f"store/weights/*/{META}") < 2:
+    cell = 1 + have("here/*/*/*/original/seed-0.json")
+    if have(f"store/weights/*/{META}") < cell:
         return "unlearning"
-    if (samples := have(f"store/samples/*/{META}")) < 2 * CHUNKS:
-        return f"sampling chunk {samples - CHUNKS + 1} of {CHUNKS}"
-    seen, all_seen = (have(f"store/judged/*/{META}", where) for where in (folder, whole))
-    return "judging" if seen < all_seen else "scoring and recording"
+    if (samples := have(f"store/samples/*/{META}")) < cell * CHUNKS:
+        return f"sampling chunk {samples % CHUNKS + 1} of {CHUNKS}"
+    judged = f"store/judged/*/{META}"  # the second cell adds one entry: real images are judged once
+    return "judging" if have(judged) < have(judged, whole) - 2 + cell else "scoring and recording"
 
 
 def kills(world: World, n: int) -> None:
-    """SIGKILL at n random moments, one in each n-th of a run's time; then the same command."""
+    """SIGKILL at n random moments of a run, by the clock and by the files there are in turn; then go on.
+
+    By the clock alone most would fall in the longest stage.
+    """
     for i in range(n):
         code: int | None = 0
-        moment = world.seconds * (i + world.random.random()) / n
-        while code != -9:
+        share = (i + world.random.random()) / n
+        while code != -signal.SIGKILL:
             folder = world.place(f"kill {i}")
             process, log = world.start(folder)
-            time.sleep(moment)
+            if i % 2:
+                while process.is_alive() and files(folder) < int(share * len(world.expected)):
+                    time.sleep(0.001)
+                time.sleep(world.random.random() * 0.05)
+            else:
+                time.sleep(world.seconds * share)
             process.kill()
             code, _ = world.end(process, log)
-            moment *= 0.95  # where the run was done before the kill came
+            share *= 0.95  # where the run was done before the kill came
         world.count("SIGKILL", "tried")
         world.count(f"  {stage_of(folder, world.whole)}", "tried")
         world.survived("SIGKILL", folder, world.run(folder))
+
+
+def files(folder: Path) -> int:
+    """How many finished files there are, while another process works there."""
+    return sum(len(names) for where, _, names in os.walk(folder) if ".new-" not in where)
 
 
 def pairs(world: World, n: int) -> None:

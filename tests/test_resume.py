@@ -54,11 +54,12 @@ def die_at(when, what, which):
     real_replace, real_fsync = record.replace_file, os.fsync
     now = []
 
-    def write(self, folder, parts, made):
+    def write(self, folder, *words):
         now[:] = [folder.parent.name]
         die("before", now[0])
-        real_write(self, folder, parts, made)
+        written = real_write(self, folder, *words)
         die("after", now[0])
+        return written
 
     def save(state, path):
         real_save(state, path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,17 +50,20 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     if found and not force and (found.status == "skipped" or store.has("weights", parts)):
         return found
     _writable(results, "--out")
-    _writable(store.root, "UNLEARNBENCH_CACHE")
+    if force or not store.has("weights", parts):  # a store that holds everything may be read-only
+        _writable(store.root, "UNLEARNBENCH_CACHE")
     draft = draft.model_copy(update={"revision": _revision(path)})
     try:
         require(cell)
         original = cell.task.pretrained().eval()
         state, facts = store.stage("weights", parts, lambda: unlearn(cell, original), force)
     except (Diverged, Unsupported) as error:
-        for suffix in (".parquet", ".png"):
-            path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
         status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
-        return write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
+        with _writing(results):
+            record = write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
+            for suffix in (".parquet", ".png"):
+                path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
+            return record
     model = loaded(cell, state)
     plan = cell.task.plan()
     samples = draw(cell, model, _identity(cell, state), plan, store, force)
@@ -83,15 +88,13 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             "created": facts["created"],
         }
     )
-    try:
+    with _writing(results):
         images = write_images(path.with_suffix(".parquet"), plan, seen.verdict, metrics, scores)
         record = record.model_copy(update={"images": images})
         if record.method.name != "original":
             before = draw(cell, original, _original_identity(draft), plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         return write(record, path)
-    except OSError as problem:
-        raise UserError(cannot_write(results, problem, "--out")) from problem
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
@@ -168,10 +171,16 @@ def _revision(path: Path) -> int:
 
 def _writable(folder: Path, remedy: str) -> None:
     """Find out before the work, not after it."""
-    try:
+    with _writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # of no name that another process could take away
+            pass
+
+
+@contextmanager
+def _writing(folder: Path, remedy: str = "--out") -> Iterator[None]:
+    """Tell in one line that a folder cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(cannot_write(folder, error, remedy)) from error

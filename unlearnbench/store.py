@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -52,32 +53,42 @@ class Store:
     ) -> Made:
         """The entry for `parts`: read if there, else made and written. What fails, or `keep` denies, is not kept."""
         folder = self.folder(kind, parts)
-        if not force and self.has(kind, parts):
-            return self._read(folder)
+        if not force and (found := self._read(folder)):
+            return found
         made = make()
-        if keep(made):
-            self._write(folder, parts, made)
+        if keep(made) and not self._write(folder, parts, made, force):
+            return self._read(folder) or made  # another process was first: both go on from one entry
         return made
 
-    def _read(self, folder: Path) -> Made:
+    def _read(self, folder: Path) -> Made | None:
+        """The entry, or None where there is none; damage is named and set aside."""
+        damage: Exception | None = None
+        for _ in range(2):  # another process may have replaced the entry while its two files were read
+            if not (folder / META).is_file():
+                return None
+            try:
+                return _checked(folder)
+            except (Damaged, UserError, ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
+                damage = error
+            except OSError as error:
+                raise UserError(f"cannot read store entry {folder} ({_why(error)}): make it readable") from error
+        aside = folder.with_name(folder.name + ".damaged")
         try:
-            entry = json.loads((folder / META).read_text())
-            seal = entry.pop("seal")
-            if seal != digest(entry):
-                raise Damaged(f"{META} was changed")
-            if file_hash(folder / DATA) != entry["data"]:
-                raise Damaged(f"{DATA} was changed")
-            return load_state(folder / DATA), entry["facts"]
-        except (Damaged, UserError, ValueError, KeyError, AttributeError, TypeError, FileNotFoundError) as error:
-            aside = folder.with_name(folder.name + ".damaged")
             shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process has just done the same
+                folder.rename(aside)
+        except OSError as error:
             raise Damaged(
-                f"store entry {folder} is damaged ({error}): set aside as {aside.name}; "
-                "run the same command again to make it anew"
+                f"store entry {folder} is damaged ({damage}) and cannot be set aside ({_why(error)}): "
+                "delete it, or name another folder with UNLEARNBENCH_CACHE"
             ) from error
+        raise Damaged(
+            f"store entry {folder} is damaged ({damage}): set aside as {aside.name}; "
+            "run the same command again to make it anew"
+        ) from damage
 
-    def _write(self, folder: Path, parts: dict[str, Any], made: Made) -> None:
+    def _write(self, folder: Path, parts: dict[str, Any], made: Made, force: bool) -> bool:
+        """Put the entry in place whole; False where another process has put its own there meanwhile."""
         tensors, facts = made
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,14 +97,50 @@ class Store:
                 new.mkdir()
                 save_state(tensors, new / DATA)
                 entry = {"parts": parts, "facts": facts, "data": file_hash(new / DATA)}
-                (new / META).write_text(json.dumps({**entry, "seal": digest(entry)}, indent=1))
+                (new / META).write_bytes(_text({**entry, "seal": digest(entry)}))
                 for name in (DATA, META):
                     flush(new / name)
-                if folder.exists():  # forced, or another process was first
-                    folder.rename(Path(temporary) / "old")
-                new.rename(folder)
+                return _place(new, folder, Path(temporary) / "old", force)
         except OSError as error:
             raise UserError(cannot_write(self.root, error, "UNLEARNBENCH_CACHE")) from error
+
+
+def _text(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, indent=1).encode()
+
+
+def _checked(folder: Path) -> Made:
+    """An entry whose every byte is as it was written."""
+    raw = (folder / META).read_bytes()
+    entry = json.loads(raw)
+    if raw != _text(entry):  # white space is not in the seal
+        raise Damaged(f"{META} was changed")
+    seal = entry.pop("seal")
+    if seal != digest(entry):
+        raise Damaged(f"{META} was changed")
+    if file_hash(folder / DATA) != entry["data"]:
+        raise Damaged(f"{DATA} was changed")
+    state = load_state(folder / DATA)
+    if (folder / META).read_bytes() != raw:  # then the tensors may be another entry's than the hash was taken of
+        raise Damaged("it was replaced while it was read")
+    return state, entry["facts"]
+
+
+def _place(new: Path, folder: Path, old: Path, force: bool) -> bool:
+    """Rename a whole entry into place; False where another process was first with its own.
+
+    Entries of one key are equal but for times, so that either may stay.
+    """
+    if folder.exists() and (force or not (folder / META).is_file()):
+        with contextlib.suppress(FileNotFoundError):  # another forced run has just moved it away
+            folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 def flush(path: Path) -> None:
@@ -104,5 +151,8 @@ def flush(path: Path) -> None:
 
 def cannot_write(path: Path, error: OSError, remedy: str) -> str:
     """One line for a folder that cannot be written."""
-    what = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
-    return f"cannot write to {path} ({what}): free it, or name another folder with {remedy}"
+    return f"cannot write to {path} ({_why(error)}): free it, or name another folder with {remedy}"
+
+
+def _why(error: OSError) -> str:
+    return "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()

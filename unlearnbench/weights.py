@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,15 @@ from unlearnbench.hashing import state_hash
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors."""
+    """Write named tensors as safetensors; OSError where the disk does not take them."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    except SafetensorError as error:  # a full disk is an OSError like any other, but for this library
+        number = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
     path.chmod(0o644)  # the library makes it readable to its owner alone
 
 

@@ -19,6 +19,8 @@ from unlearnbench.task import Plan, Task
 
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
+STAGES = 2 + len(CONTROLS)
+"""How often `findings` begins something new."""
 SURE = 0.9
 """Share of real images of the forgotten concept that the judge must name."""
 

@@ -181,7 +181,7 @@ def _number(count: int, what: str) -> str:
 def _print_table(title: str, heads: list[str], rows: list[list[str]]) -> None:
     table = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(heads):
-        table.add_column(name, overflow="fold", no_wrap=number < 2)
+        table.add_column(name, overflow="fold", no_wrap=number < 2, min_width=len(name))
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -197,7 +197,9 @@ def test_version(cli):
     assert cli("--version") == (0, f"{__version__}\n", "")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["run", "--help"], ["--version"], ["verify", "--help"], ["schema"]]
+)
 def test_light_commands_import_nothing_heavy(tmp_path, words):
     script = (
         "import sys\nfrom unlearnbench.cli import main\n"

@@ -24,6 +24,7 @@ from tests.small_world import (
 )
 from unlearnbench import Score, grid, registry, runner, stages
 from unlearnbench.diffusion import Diffusion
+from unlearnbench.hashing import file_hash
 from unlearnbench.judges.digits import CnnJudge
 from unlearnbench.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
@@ -173,7 +174,7 @@ def test_a_judge_that_fails_leaves_missing_images_never_successes(tmp_path, fres
     for column in ("judged", "refused", "p_asked"):
         assert list(frame.index[frame[column].isna()]) == failing_judge
     kept = list((fresh_store / "judged").iterdir())
-    assert len(kept) == 1, "only the verdicts on the reference: failures are never kept"
+    assert len(kept) == 2, "only the verdicts on real images: failures are never kept"
 
 
 def test_a_judge_that_always_fails_gives_no_score(tmp_path, fresh_store, monkeypatch):
@@ -193,11 +194,16 @@ def test_per_image_values(tmp_path, shared_store):
     record = run_cell(write_nudge(tmp_path), shared_store, tmp_path / "here")
     folder = record.path(tmp_path / "here").parent
     frame = pd.read_parquet(folder / "seed-0.parquet")
-    assert list(frame.columns) == ["group", "concept", "label", "seed", "judged", "refused", "p_asked"]
+    own = {name: metric.side for name, metric in registry.load_metrics().items() if metric.side}
+    assert list(frame.columns) == ["group", "concept", "label", "seed", "judged", "refused", "p_asked", *own]
     assert len(frame) == IMAGES
     plan = DigitsClass("3").plan()
     assert [tuple(row) for row in frame[["group", "concept", "label", "seed"]].itertuples(index=False)] == plan
-    assert not frame.isna().any().any()
+    assert not frame.drop(columns=list(own)).isna().any().any()
+    for name, side in own.items():
+        assert list(frame[name].notna()) == list(frame.group == side)
+        assert frame[name].mean() == pytest.approx(record.scores[name].value, abs=1e-12)
+    assert record.images == file_hash(folder / "seed-0.parquet")
     assert frame.p_asked.between(0, 1).all()
     forget = frame[frame.group == "forget"]
     wrong = (forget.judged != forget.label) | forget.refused

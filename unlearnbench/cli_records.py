@@ -65,8 +65,8 @@ def verify(
     print_table("", heads, [("", [_cells(row, metrics) for row in rows])])
     wrong = [row for row in rows if row.agrees is False]
     for row in wrong:
-        name, then, now, _, allowed, note = _cells(row, metrics)
-        text = f"{name}: recorded {then}, anew {now}, tolerance {allowed}{note.removeprefix('✗').rstrip()}"
+        name, then, now, _, allowed, _ = _cells(row, metrics)
+        text = f"{name}: recorded {then}, anew {now}, tolerance {allowed}" + (f" ({row.note})" if row.note else "")
         err.print(text, markup=False, highlight=False, soft_wrap=True)
     compared = sum(row.agrees is not None for row in rows)
     out.print(f"{'disagrees' if wrong else 'agrees'}: {compared - len(wrong)} of {compared}", highlight=False)
@@ -186,11 +186,10 @@ def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
     metric = metrics.get(row.metric.partition(",")[0])
     scale, unit = (metric.scale, metric.unit) if metric else (1.0, "")
 
-    def text(value: float | str | None, form: str = ".6g") -> str:
+    def text(value: float | str | None, form: str = ".5g") -> str:
         return NOTHING if value is None else value if isinstance(value, str) else f"{value * scale:{form}}"
 
-    sign = {True: "✓", False: "✗", None: ""}[row.agrees]
-    note = f" ({row.note})" if row.note else ""
+    said = " ".join(word for word in ({True: "✓", False: "✗", None: ""}[row.agrees], row.note) if word)
     name = f"{row.metric} ({unit})" if unit else row.metric
     return [
         name,
@@ -198,7 +197,7 @@ def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
         text(row.anew),
         text(row.difference, ".2g"),
         text(row.tolerance, ".2g"),
-        sign + note,
+        said,
     ]
 
 

@@ -99,5 +99,6 @@ def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -
     if gap is not None and not float(change):
         change = f"{gap:+.1g}"  # too small for the decimals shown
     if metric is None:
-        return name, *(NOTHING if value is None else f"{value:.6g}" for value in (a, b)), change
+        left, right = (NOTHING if value is None else f"{value:.6g}" for value in (a, b))
+        return name, left, right, change
     return head(metric), shown(metric, a), shown(metric, b), change

@@ -54,7 +54,8 @@ def print_table(title: str, heads: list[str], sections: list[Section], left: int
     """Section by section; the first `left` columns are words, the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(heads):
-        table.add_column(name, justify="left" if number < left else "right", overflow="fold", no_wrap=number > 0)
+        words = number < left
+        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=number > 0 and not words)
     for name, rows in sections:
         if name:
             table.add_section()

@@ -118,7 +118,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
             rows += judgements(then, drawn, kind)
     if images is not None:
         rows += [
-            compared(name, record.scores[name].value, mean, EXACT, "the record's score and its own images")
+            compared(name, record.scores[name].value, mean, EXACT, "by its own images")
             for name, mean in unreproduced(record, images).items()
         ]
     context = [row for row in differences(record, anew) if row.group in CONTEXT]

@@ -142,6 +142,14 @@ def test_the_number_of_seeds_decides_the_rule():
     assert over_seeds(means) == t_interval(means), "without per-image values there is nothing to cross"
 
 
+def test_shares_stay_between_0_and_1():
+    means = [0.98, 1.0, 1.0]
+    low, high = t_interval(means)
+    assert high > 1
+    assert over_seeds(means, None, 50) == (low, 1.0)
+    assert over_seeds(means) == (low, high), "not every number is a share"
+
+
 def test_shares_without_spread_do_not_prove_certainty():
     assert over_seeds([1.0] * 3, None, 250) == wilson(250, 250)
     assert over_seeds([0.5] * 7, np.full((7, 10), 0.5), 10) == wilson(5, 10)

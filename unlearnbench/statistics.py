@@ -89,8 +89,8 @@ def over_seeds(
 
     Two to four seeds: Student's t on seed means, which speaks of other seeds with *these* images. From `MANY` on:
     `crossed` over `matrix` (seeds, images) where there are per-image values, which speaks of other images too. Shares
-    of `shares_of` images stay within 0 and 1; where all runs are equal, Wilson's interval of one run, since runs without
-    spread do not prove certainty.
+    of `shares_of` images stay within 0 and 1; where all runs are equal, Wilson's interval of one run, since runs
+    without spread do not prove certainty.
     """
     if shares_of and max(means) == min(means):
         return wilson(round(means[0] * shares_of), shares_of)

@@ -1,0 +1,118 @@
+"""Stable Diffusion from a diffusers folder, the hub, or one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.models.stable_diffusion import StableDiffusion
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def load_stable_diffusion(
+    source: str | Path, revision: str | None = None, config: Path | None = None
+) -> StableDiffusion:
+    """SD 1.x, 2.x or XL from a diffusers folder, a hub id (with a revision), or one .safetensors or .ckpt file.
+
+    A single file has no configuration of its own: `config` is a diffusers folder of the same model, or the hub is
+    asked. The safety checker is never loaded.
+    """
+    path = Path(source)
+    if path.is_dir():
+        pipeline = _from_folder(path)
+    elif path.suffix in (".safetensors", ".ckpt") or path.is_file():
+        pipeline = _from_file(path, config)
+    else:
+        pipeline = _from_hub(str(source), revision)
+    return adapted(pipeline)
+
+
+def adapted(pipeline: Any) -> StableDiffusion:
+    """A diffusers pipeline's parts as a `Diffusion`."""
+    encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
+    return StableDiffusion(
+        pipeline.unet,
+        pipeline.vae,
+        [encoder for encoder in encoders if encoder is not None],
+        [tokenizer for tokenizer in tokenizers if tokenizer is not None],
+        dict(pipeline.scheduler.config),
+        zero_null=bool(pipeline.config.get("force_zeros_for_empty_prompt", False)),
+    )
+
+
+def _from_folder(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    lacking = [part for part in PARTS if not (folder / part).is_dir()]
+    if not (folder / "model_index.json").is_file() or lacking:
+        what = ", ".join(["model_index.json", *(f"{part}/" for part in PARTS)])
+        raise UserError(
+            f"{folder} is no diffusers folder (it lacks {', '.join(lacking) or 'model_index.json'}): it needs {what}"
+        )
+    try:
+        return DiffusionPipeline.from_pretrained(
+            folder, safety_checker=None, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error
+
+
+def _from_hub(name: str, revision: str | None) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(name, revision=revision, safety_checker=None, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name} is no folder here and cannot be had from the hub ({one_line(error)[:200]}): give a diffusers "
+            f"folder with model_index.json and {', '.join(f'{part}/' for part in PARTS)}; for gated models log in with "
+            "`hf auth login` first"
+        ) from error
+
+
+def _from_file(path: Path, config: Path | None) -> Any:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    if not path.is_file():
+        raise UserError(f"no weights at {path}: give a .safetensors or .ckpt file that exists")
+    keys = first_keys(path)
+    wide = config is not None and (config / "text_encoder_2").is_dir()
+    cls = StableDiffusionXLPipeline if wide else StableDiffusionPipeline
+    try:
+        return cls.from_single_file(str(path), config=None if config is None else str(config), safety_checker=None)
+    except (OSError, ValueError, KeyError, SingleFileComponentError) as error:
+        raise UserError(
+            f"{path} is no checkpoint of a known layout, or of another model than its config "
+            f"(its first keys: {', '.join(keys)}; {one_line(error)[:160]}): give a Stable Diffusion checkpoint, "
+            "with the diffusers folder of the same model as config"
+        ) from error
+
+
+def first_keys(path: Path, count: int = 3) -> list[str]:
+    """Names of a checkpoint's first tensors; a file that could run code when loaded is refused."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return sorted(file.keys())[:count]
+        import torch
+
+        state = torch.load(path, map_location="meta", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path} cannot be loaded ({one_line(error)[:160]}): it is damaged, or no checkpoint"
+        ) from error
+    while isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    return sorted(map(str, state))[:count]

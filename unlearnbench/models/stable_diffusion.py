@@ -1,0 +1,234 @@
+"""Stable Diffusion 1.x, 2.x and XL as a `Diffusion`, over diffusers' own networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.sampling import Hook, Sampler
+from unlearnbench.scheduled import Scheduled, sample, scheduler_for
+
+
+class StableDiffusion(Diffusion):
+    """Denoiser, VAE and text encoders of a latent text-to-image model.
+
+    y are token ids (B, L), one row a prompt, or (B, 2, L) for two tokenizers (XL). x0 are latents, scaled as the U-Net
+    wants them; `encode` and `decode` go to images and back. No safety checker is ever run.
+    """
+
+    unet: Any
+    vae: Any
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: nn.Module,
+        text_encoders: Sequence[nn.Module],
+        tokenizers: Sequence[Any],
+        schedule: dict[str, Any],
+        size: int | None = None,
+        zero_null: bool = False,
+    ):
+        from diffusers import DDPMScheduler
+
+        scheduler: Any = DDPMScheduler.from_config(schedule)
+        config: Any = unet.config
+        side = size or int(config.sample_size)
+        shape = (int(config.in_channels), side, side)
+        super().__init__(scheduler.alphas_cumprod, shape, scheduler.config.prediction_type, clip=False)
+        self.unet, self.vae, self.text_encoders = unet, vae, nn.ModuleList(text_encoders)
+        self.tokenizers, self.schedule, self.zero_null = list(tokenizers), dict(schedule), zero_null
+        self.sampler: Sampler = Scheduled()
+
+    # ---- text ------------------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Tokens a prompt, start and end included."""
+        return int(self.tokenizers[0].model_max_length)
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts as token ids, padded or cut to the encoder's length; see `too_long`."""
+        rows = [
+            tokenizer(
+                list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer in self.tokenizers
+        ]
+        ids = rows[0] if len(rows) == 1 else torch.stack(rows, dim=1)
+        return ids.to(self.alpha_bar.device)
+
+    def too_long(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts that `tokens` would cut."""
+        return [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > self.length]
+
+    def embed(self, y: Tensor) -> Condition:
+        """Text states (B, L, D); for XL the penultimate states of both encoders side by side, and the pooled ones."""
+        if len(self.text_encoders) == 1:
+            return Condition(self._encoded(self.text_encoders[0], y)[0], ids=y)
+        outputs = [
+            self._encoded(encoder, y[:, k], output_hidden_states=True) for k, encoder in enumerate(self.text_encoders)
+        ]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = outputs[-1][0]
+        return Condition(states, pooled, {"time_ids": self._time_ids(len(y)).to(states)}, y)
+
+    def _encoded(self, encoder: Any, ids: Tensor, **options: Any) -> Any:
+        mask = None
+        if getattr(encoder.config, "use_attention_mask", False):
+            mask = (ids != self.tokenizers[0].pad_token_id).long()
+        return encoder(ids, attention_mask=mask, **options)
+
+    def _time_ids(self, n: int) -> Tensor:
+        """Original size, crop corner and target size, all as if nothing had been cropped (n, 6)."""
+        pixels = self.shape[1] * self.scale_factor
+        return torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * n, device=self.alpha_bar.device)
+
+    def null(self, n: int) -> Condition:
+        """The empty prompt; zeros where an XL model was trained so."""
+        empty = self.embed(self.tokens([""]))
+        if self.zero_null and empty.pooled is not None:
+            empty = empty._replace(states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
+        return _repeated(empty, n)
+
+    # ---- images ----------------------------------------------------------------------------------------------------
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels a latent."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to scaled latents: drawn from the posterior, or its mode without generator."""
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return (latents - shift) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents to images (B, 3, H, W) in about [-1, 1]."""
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return self.vae.decode(latents / self.vae.config.scaling_factor + shift, return_dict=False)[0]
+
+    # ---- denoiser --------------------------------------------------------------------------------------------------
+
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Diffusion.signal`; between integer timesteps (LMS) sigma is interpolated."""
+        if not t.is_floating_point():
+            return super().signal(t)
+        sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        low = t.floor().long().clamp(max=len(sigmas) - 1)
+        high = (low + 1).clamp(max=len(sigmas) - 1)
+        sigma = sigmas[low] + (t - low).to(sigmas) * (sigmas[high] - sigmas[low])
+        signal = (1 / (sigma**2 + 1).sqrt()).view(-1, 1, 1, 1)
+        return signal, sigma.view(-1, 1, 1, 1) * signal
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The U-Net's raw output (B, C, H, W)."""
+        added = None
+        if condition.pooled is not None and condition.extra is not None:
+            added = {"text_embeds": condition.pooled, "time_ids": condition.extra["time_ids"]}
+        return self.unet(x_t, t, encoder_hidden_states=condition.states, added_cond_kwargs=added, return_dict=False)[0]
+
+    def sample(
+        self,
+        y: Tensor | Condition,
+        seeds: Sequence[int],
+        *,
+        sampler: Sampler | None = None,
+        start: tuple[Tensor, int] | None = None,
+        until: int | Tensor = 0,
+        hook: Hook | None = None,
+    ) -> Tensor:
+        """Latents for prompts y; `decode` makes images of them."""
+        chosen = sampler or self.sampler
+        if not isinstance(chosen, Scheduled):
+            return super().sample(y, seeds, sampler=chosen, start=start, until=until, hook=hook)
+        condition = y if isinstance(y, Condition) else self.embed(y)
+        return sample(self, condition, seeds, chosen, self.schedule, start, until, hook)
+
+    def timesteps(self, sampler: Sampler | None = None) -> Tensor:
+        """The sampler's timesteps, downwards, as integers."""
+        chosen = sampler or self.sampler
+        if not isinstance(chosen, Scheduled):
+            return super().timesteps(chosen)
+        return scheduler_for(self.schedule, chosen).timesteps.long().to(self.alpha_bar.device)
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        """In the papers' meaning, of the U-Net: full; xattn (ESD-x: attn2), selfattn (attn1), noxattn (ESD-u: all but
+        attn2, the time embedding and the last convolution); and text_encoder (layers and final norm, AdvUnlearn).
+        """
+        named = list(self.unet.named_parameters())
+        skipped = ("attn2", "time_embed")
+        encoders = [item for encoder in self.text_encoders for item in encoder.named_parameters()]
+        return {
+            "full": [value for _, value in named],
+            "xattn": [value for name, value in named if "attn2" in name],
+            "selfattn": [value for name, value in named if "attn1" in name],
+            "noxattn": [
+                value
+                for name, value in named
+                if not name.startswith("conv_out.") and not any(part in name for part in skipped)
+            ],
+            "text_encoder": [value for name, value in encoders if ".encoder." in name or "final_layer_norm" in name],
+        }
+
+    def kv(self) -> list[tuple[nn.Linear, nn.Linear]]:
+        """Key and value projections of every cross-attention, in the U-Net's order, for closed-form edits."""
+        return [(block.to_k, block.to_v) for name, block in self.unet.named_modules() if name.endswith("attn2")]
+
+    @contextmanager
+    def attention(self) -> Iterator[dict[str, list[Tensor]]]:
+        """Within this block, cross-attention maps (B, heads, positions, L) by layer, one for each call of the network.
+
+        Differentiable. The attention is written out meanwhile, which costs memory.
+        """
+        maps: dict[str, list[Tensor]] = {}
+        blocks = {name: block for name, block in self.unet.named_modules() if name.endswith("attn2")}
+        before = {name: block.processor for name, block in blocks.items()}
+        for name, block in blocks.items():
+            block.set_processor(_Recorded(maps.setdefault(name, [])))
+        try:
+            yield maps
+        finally:
+            for name, block in blocks.items():
+                block.set_processor(before[name])
+
+
+class _Recorded:
+    """An attention processor that keeps the probabilities."""
+
+    def __init__(self, maps: list[Tensor]):
+        self.maps = maps
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **unused: Any,
+    ) -> Tensor:
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        query, key, value = (attn.head_to_batch_dim(part) for part in (query, key, value))
+        probabilities = attn.get_attention_scores(query, key, attention_mask)
+        self.maps.append(probabilities.unflatten(0, (-1, attn.heads)))
+        out = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def _repeated(condition: Condition, n: int) -> Condition:
+    def rows(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: rows(inner) for key, inner in value.items()}
+        return None if value is None else value.expand(n, *value.shape[1:])
+
+    return Condition(*map(rows, condition))

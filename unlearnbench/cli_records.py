@@ -40,6 +40,7 @@ def verify(
     share = None if sample is None else parse_share(sample)
     path, record = _opened(path)
 
+    from unlearnbench.agreement import UNSAMPLED
     from unlearnbench.environment import pick_device
     from unlearnbench.perimage import read_beside
     from unlearnbench.verify import rebuilt
@@ -62,7 +63,9 @@ def verify(
     out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
     metrics = registry.load_metrics()
     heads = ["metric", "record", "anew", "difference", "tolerance", ""]
-    print_table("", heads, [("", [_cells(row, metrics) for row in rows])])
+    print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])])
+    if left_out := [row.metric for row in rows if row.note == UNSAMPLED]:
+        out.print(f"{UNSAMPLED}: {', '.join(left_out)}", highlight=False, soft_wrap=True)
     wrong = [row for row in rows if row.agrees is False]
     for row in wrong:
         name, then, now, _, allowed, _ = _cells(row, metrics)

@@ -85,7 +85,8 @@ def test_missing_images_and_floors_are_counted():
     ]
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
-    (line,) = lb.run_notes(records, {})
+    line, hint = lb.run_notes(records, {})
+    assert hint.endswith("unlearnbench run --method retrain,destroy --forget 3")
     assert line == "real images score against the reference: FID 0.250"
     assert line in lb.markdown(board(records, METRICS), METRICS, ["fid"])
     assert estimate([], "fid").value is None

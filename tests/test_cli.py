@@ -35,13 +35,16 @@ def unlearned(monkeypatch):
 def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
     said = cli("run", "--method", write_nudge(tmp_path), "--out", "here")
     assert said.code == 0, said.err
-    assert re.search(r"metric +original +nudge +change +95 % interval", said.out)
+    assert re.search(r"metric +original +change +nudge +95 % interval", said.out)
     assert "digits-class · forget 3 · protocol default · seed 0" in said.out
     for head in ("UA (%) ↑", "RA (%) ↑", "FID ↓", "coherence (%)", "unlearn time (s) ↓"):
         assert head in said.out
-    assert re.search(r"UA \(%\) ↑ +\d+\.\d +\d+\.\d +[+-]?\d+\.\d +\d+\.\d … \d+\.\d", said.out)
+    assert re.search(r"UA \(%\) ↑ +\d+\.\d +[+-]?\d+\.\d +\d+\.\d +\d+\.\d … \d+\.\d", said.out)
     folder = "here/digits-class/default/3/nudge"
-    assert f"records: {folder}/seed-0.json, with per-image values (.parquet) and the sample grid (.png)" in said.out
+    assert re.search(
+        rf"records: {folder}/seed-0.json, of 20[\d-]+ [\d:]+ UTC, with per-image values \(\.parquet\)",
+        said.out,
+    )
     for ending in (".json", ".parquet", ".png"):
         assert (tmp_path / folder / f"seed-0{ending}").is_file()
     assert said.err.splitlines() == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
@@ -71,6 +74,34 @@ def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, 
     shutil.rmtree(fresh_store / "weights")
     assert cli(*words).code == 0
     assert unlearned.count("nudge 3 0") == 2
+
+
+def test_a_record_made_elsewhere_stays_where_only_times_would_differ(cli, tmp_path, fresh_store):
+    import shutil
+
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    shutil.rmtree(fresh_store)
+    assert cli(*words).code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+
+
+def test_a_method_that_changes_nothing_is_unreliable(cli, tmp_path):
+    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--out", "here")
+    assert said.code == 0
+    assert "unreliable: the method changed no weight: look at its settings" in said.err
+    assert "unreliable (seed 0)" in cli("leaderboard", "here", "--format", "csv").out
+
+
+def test_all_methods_and_one_of_ones_own(cli, tmp_path, monkeypatch):
+    from unlearnbench import registry
+
+    path = write_nudge(tmp_path)
+    monkeypatch.setattr(registry, "methods", lambda: {"original": registry._found("methods")["original"]})
+    said = cli("run", "--method", f"all,{path}", "--out", "here")
+    assert said.code == 0, said.err
+    assert len([line for line in said.err.splitlines() if "seed 0" in line]) == 3
 
 
 def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_store):

@@ -142,6 +142,17 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
     assert rows[3] == ["judge", "hash"]
     assert ["weights", "unlearned"] in rows
     assert ["code", "method"] in rows
+    assert said.code == 1, "no tolerance covers another method's code"
+    assert "method's code: recorded" in said.err
+
+
+def test_other_weights_in_the_same_surroundings_are_no_agreement(path):
+    from unlearnbench.agreement import provenance
+
+    record = read(path)
+    other = record.model_copy(update={"weights": {**record.weights, "unlearned": "f" * 64}})
+    assert list(provenance(record, record, "same")) == list(provenance(record, other, "alike")) == []
+    assert [row.agrees for row in provenance(record, other, "same")] == [False]
 
 
 def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
@@ -176,7 +187,7 @@ def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
     write_method(tmp_path, "return model")
     said = cli("verify", "here/digits-class/default/3/mine", "--method", skipped)
     assert said.code == 1
-    assert "status: recorded skipped, anew ok" in said.err
+    assert "status: recorded skipped, anew unreliable" in said.err
 
 
 def test_a_method_that_fails_now_disagrees(cli, path, tmp_path):

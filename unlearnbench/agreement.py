@@ -67,6 +67,16 @@ def tolerance(kind: Likeness, value: float | None, interval: tuple[float, float]
     return EXACT + (WIDTHS[kind] * (interval[1] - interval[0]) / 2 if interval else SHARES[kind] * abs(value or 0))
 
 
+def provenance(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+    """Rows for what no tolerance may cover: another method's code, or other weights in the same surroundings."""
+    a, b = then.method.code_hash, now.method.code_hash
+    if a != b:
+        yield Row("method's code", a[:12], b[:12], None, None, False, "the method's file is another")
+    old, new = then.weights["unlearned"], now.weights["unlearned"]
+    if kind == "same" and old != new:
+        yield Row("weights", (old or "none")[:12], (new or "none")[:12], None, None, False, "must be equal bit for bit")
+
+
 def outcomes(then: Record, now: Record, sampled: bool) -> Iterator[Row]:
     """Status, and the step of divergence; a sample cannot tell whether a record is unreliable."""
     if not (sampled and now.scores):

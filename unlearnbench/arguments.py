@@ -23,7 +23,9 @@ def parse_seeds(text: str) -> list[int]:
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last < first or last - first >= 1000:
+        if last - first >= 1000:
+            raise UserError(f"--seeds {text}: {last - first + 1} seeds are too many; at most 1,000")
+        if last < first:
             raise UserError(
                 f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
             )

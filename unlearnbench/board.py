@@ -64,7 +64,10 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     matrix = _matrix(records, name, images) if len(values) >= MANY else None
     shares_of = first.n - first.missing if first.unit == "share" else None
-    return Estimate(mean, sd, over_seeds(values, matrix, shares_of), *known)
+    interval = over_seeds(values, matrix, shares_of)
+    if interval and first.axis == "cost":  # no time or size is below nothing
+        interval = max(0.0, interval[0]), interval[1]
+    return Estimate(mean, sd, interval, *known)
 
 
 def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from typing import Any, get_type_hints
@@ -47,7 +48,7 @@ class Failed(UserError):
 def _unlearned(method: Method, task: Task) -> Diffusion:
     model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
-        return method.unlearn(model, task, method.prepare(model, task))
+        return method.unlearn(model, task, method.prepare(model, task))  # may be anything: see returns_a_model
 
 
 def described(cls: type[Method]) -> None:
@@ -156,17 +157,28 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
 )  # fmt: skip
 
 
+def _line(cls: type[Method], error: Exception) -> str:
+    own = {str(path) for path in cls.sources()}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    return f" (line {lines[-1]})" if lines else ""
+
+
 def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
     """Name, meaning and failure (None: passed) of every check, in order."""
     for check in CHECKS:
         meaning = (check.__doc__ or "").partition("\n")[0]
         try:
-            check(cls)
+            with redirect_stdout(io.StringIO()):  # `quiet` says what it prints
+                check(cls)
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"
         except UserError as failure:
             yield check.__name__, meaning, str(failure)
+            if check is returns_a_model:
+                return  # the others need a model, and would name the same cause
         except Exception as error:  # noqa: BLE001 - the user's code may fail in any way
-            yield check.__name__, meaning, f"it fails with {type(error).__name__}: {error}"
+            yield check.__name__, meaning, f"it fails with {type(error).__name__}: {error}{_line(cls, error)}"
+            if check is returns_a_model:
+                return
         else:
             yield check.__name__, meaning, None

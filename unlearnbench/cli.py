@@ -77,10 +77,14 @@ def run(
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
     concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
-    names = list(registry.methods()) if method == ["all"] else words(method)
+    given = words(method)
+    names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
+    names = [name for name in names if name != "all"]
     if not names or not concepts:
         raise UserError(f"--{'forget' if names else 'method'} is empty: name at least one")
     classes = [registry.load_method(name) for name in names]
+    for cls in classes:
+        registry.require_fields(cls)
 
     from unlearnbench.environment import pick_device
     from unlearnbench.leaderboard import grouped

@@ -62,7 +62,7 @@ def verify(
     weights = [row for row in context if (row.group, row.what) == ("weights", "unlearned")]
     out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
     metrics = registry.load_metrics()
-    heads = ["metric", "record", "anew", "difference", "tolerance", ""]
+    heads = ["metric", "record" if share is None else "record, these images", "anew", "difference", "tolerance", ""]
     print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])])
     if left_out := [row.metric for row in rows if row.note == UNSAMPLED]:
         out.print(f"{UNSAMPLED}: {', '.join(left_out)}", highlight=False, soft_wrap=True)

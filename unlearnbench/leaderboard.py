@@ -40,11 +40,10 @@ FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
 LABEL = 24
 """Width up to which method labels are kept on one line in the terminal."""
 LEGEND = (
-    "mean ± standard deviation over n unlearning seeds; * best among methods of equal data access, "
-    "† not told from it by five seeds or more"
+    "mean ± standard deviation over n unlearning seeds; * best mean among methods of equal data access, "
+    "† no significant difference from it (five seeds or more)"
 )
-OPEN, CLOSE = "\x02", "\x03"
-"""Around bold text until LaTeX's own characters are escaped."""
+OPEN, CLOSE = "\x02", "\x03"  # around bold text until LaTeX's own characters are escaped
 Bold = Callable[[str], str]
 
 
@@ -115,16 +114,18 @@ def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
 def run_rows(
     group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table after a run: metric, original, method, retrain if there, change, interval."""
+    """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
     rows = []
     for name, metric in registry.load_metrics().items():
         found = estimate(group, name, images)
         before, after = estimate([original], name).value, estimate(retrain, name).value
         change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
         bounds = "—" if found.interval is None else " … ".join(shown(metric, value) for value in found.interval)
-        cells = [shown(metric, value) for value in (before, found.value)] + ([shown(metric, after)] if retrain else [])
-        rows.append([head(metric), *cells, ("+" if change and change > 0 else "") + shown(metric, change), bounds])
-    return ["metric", "original", group[0].label(), *(["retrain"] if retrain else []), "change", "95 % interval"], rows
+        moved = ("+" if change and change > 0 else "") + shown(metric, change)
+        cells = [shown(metric, before), moved, shown(metric, found.value), bounds]
+        rows.append([head(metric), *cells, *([shown(metric, after)] if retrain else [])])
+    heads = ["metric", "original", "change", group[0].label(), "95 % interval", *(["retrain"] if retrain else [])]
+    return heads, rows
 
 
 def run_notes(
@@ -138,6 +139,12 @@ def run_notes(
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:
             lines.append(f"{name} {found[name]:.2f} ({meaning})")
+    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
+    if lacking and group[0].method.name not in lacking:
+        words = f"--method {','.join(lacking)} --forget {group[0].forget}"
+        lines.append(
+            f"no scores without the controls; with the same --task, --protocol, --out: unlearnbench run {words}"
+        )
     return lines
 
 
@@ -221,8 +228,8 @@ def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[
     notes = "\n".join(f"- {head(known[name])}: {_meaning(known[name])}" for name in columns)
     return (
         "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        "Mean ± standard deviation over n unlearning seeds; bold: best among methods of equal data access, †: not told "
-        "from it by five seeds or more. Tables of different protocols must not be compared. "
+        "Mean ± standard deviation over n unlearning seeds; bold: best mean among methods of equal data access, †: no "
+        "significant difference from it (five seeds or more). Tables of different protocols must not be compared. "
         "Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
         f"{markdown(result, metrics, columns)}\n## Columns\n\n{notes}\n"
     )

@@ -121,6 +121,11 @@ class Record(_Part):
         """Hash of all but the seal itself, as it would be written."""
         return sealed(self.model_dump(mode="json"))
 
+    def result(self) -> dict[str, Any]:
+        """What another run of the same thing must come to: all but times, revision and surroundings."""
+        values = self.model_dump(mode="json", exclude={"revision", "environment", "created", "content_hash"})
+        return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
+
     def label(self) -> str:
         """The method as folders and tables name it: name, preset and overrides."""
         return label(self.method.name, self.method.preset, self.method.overrides)

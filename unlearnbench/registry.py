@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -99,7 +100,8 @@ def load_method(name: str) -> type[Method]:
         return _from_file(Path(name))
     known = methods()
     if name not in known:
-        raise unknown("method", name, known)
+        here = f"; for the file here, --method {name}.py" if Path(f"{name}.py").is_file() else ""
+        raise UserError(f"{unknown('method', name, known)}{here}")
     entry = known[name]
     if entry.point is None:
         return _only(importlib.import_module(entry.module), Method, name)
@@ -115,6 +117,15 @@ def load_method(name: str) -> type[Method]:
         )
     loaded.name = name
     return loaded
+
+
+def require_fields(cls: type[Method]) -> None:
+    """Refuse a method that cannot be set up from `--set` and presets alone."""
+    if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
+        raise UserError(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"field {field.name} of {cls.__name__} has no default: give it one")
 
 
 def _from_file(path: Path) -> type[Method]:

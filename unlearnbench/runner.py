@@ -75,12 +75,14 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     )
     scores = {name: measure(metric, outcome) for name, metric in metrics.items()}
     failure = seen.error or reference.error or real.error
+    idle = facts["cost"]["trained_parameters"] == 0 and cell.method.name != "original" and not _wraps(cell)
     unreliable = any(
         score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values()
     )
     record = draft.model_copy(
         update={
-            "status": "unreliable" if unreliable or failure else "ok",
+            "status": "unreliable" if unreliable or failure or idle else "ok",
+            "reason": "the method changed no weight: look at its settings" if idle else None,
             "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
             "judge_error": failure,
             "weights": {**draft.weights, "unlearned": state_hash(state)},
@@ -91,6 +93,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     with _writing(results):
         images = write_images(path.with_suffix(".parquet"), plan, seen.verdict, metrics, scores)
         record = record.model_copy(update={"images": images})
+        if found and not force and found.result() == record.result():
+            return found  # made before, perhaps elsewhere: nothing is new but times
         if record.method.name != "original":
             before = draw(cell, original, _original_identity(draft), plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
@@ -151,9 +155,13 @@ def _weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
 
 def _identity(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
-    wraps, method = type(cell.method).wrap is not Method.wrap, cell.method
-    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps else None
+    method = cell.method
+    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if _wraps(cell) else None
     return {"weights": state_hash(state), "wrap": about}
+
+
+def _wraps(cell: Cell) -> bool:
+    return type(cell.method).wrap is not Method.wrap
 
 
 def _original_identity(draft: Record) -> dict[str, Any]:

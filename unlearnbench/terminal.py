@@ -47,12 +47,15 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
     beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
     also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
     more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
-    out.print(f"records: {place / record.label()}/{files}{more}", highlight=False, soft_wrap=True)
+    made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
+    out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:
     """Section by section; the first `left` columns are words, the others numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for number, name in enumerate(heads):
         words = number < left
         table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=number > 0 and not words)

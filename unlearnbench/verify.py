@@ -19,6 +19,7 @@ from unlearnbench.agreement import (
     judgements,
     likeness,
     outcomes,
+    provenance,
     sampled_scores,
     whole_scores,
 )
@@ -107,7 +108,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
             drawn = read_images(anew, results)
     anew = Record.model_validate(anew.model_dump(mode="json"))  # tuples become lists, as in the record
     kind = likeness(record, anew)
-    rows = list(outcomes(record, anew, sampled=kept is not None))
+    rows = [*provenance(record, anew, kind), *outcomes(record, anew, sampled=kept is not None)]
     if record.scores and anew.scores:
         if kept is not None and drawn is not None:
             rows += sampled_scores(record, anew, kept, drawn, kind)

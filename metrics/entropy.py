@@ -13,6 +13,7 @@ class Entropy(Metric):
 
     title, axis, better, unit, digits = "entropy", "efficacy", "higher", "nats", 2
     side = "forget"
+    limits = (0.0, None)
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Mean in [0, log K], t-interval over images."""

@@ -17,6 +17,7 @@ class FID(FeatureMetric):
 
     title, axis, better, digits = "FID", "utility", "lower", 3
     rank = 1
+    limits = (0.0, None)
 
     def between(self, generated: Tensor, real: Tensor, k: int) -> float:
         """Distance >= 0."""

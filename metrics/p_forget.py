@@ -10,6 +10,7 @@ class PForget(Metric):
 
     title, axis, better, digits = "p_forget", "efficacy", "lower", 3
     side = "forget"
+    limits = (0.0, 1.0)
     rank = 3
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

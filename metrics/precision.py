@@ -34,17 +34,8 @@ class Precision(FeatureMetric):
         return wilson(round(value * n), n)
 
     def known(self) -> Iterator[Known]:
-        """Real points at 0, 10, ... 40 on a line, the third neighbour 20 or 30 away."""
-        real = toy.points([0], [10], [20], [30], [40])
-        yield Known("identical", toy.outcome(retain=real, reference=real), 1.0, quality="good")
-        disjoint = toy.points(*[[-100]] * 5)
-        yield Known("disjoint", toy.outcome(retain=disjoint, reference=real), 0.0, quality="bad")
-        yield Known("300 images a step off", toy.outcome(retain=toy.grid(), reference=toy.grid(off=1)), 1.0)
-        for name, rows, share in (
-            ("collapsed", toy.points(*[[20]] * 5), 1.0),
-            ("over-dispersed", toy.points([-120], [-60], [20], [80], [120]), 0.2),
-        ):
-            yield Known(name, toy.outcome(retain=rows, reference=real), share)
+        """See `toy.manifolds`: which case falls tells the order of arguments."""
+        return toy.manifolds(collapsed=1.0, spread=0.2)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
         """Nothing is left of random weights; a filter touches nothing."""

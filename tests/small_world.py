@@ -140,6 +140,7 @@ def made_record(
     }
     described = {"name": method, "division": "default", "preset": "default", "overrides": {}, "settings": {"lr": 0.1}}
     described["requires"] = ("concept",)
+    described["code_hash"] = "m" * 64
     described.update(changes.pop("method_changes", {}))
     protocol = {"name": "default", "hash": "a" * 64, "settings": {}, **changes.pop("protocol_changes", {})}
     values = {
@@ -147,7 +148,7 @@ def made_record(
         "task": "digits-class",
         "protocol": ProtocolRecord(**protocol),
         "forget": "3",
-        "method": MethodRecord(code_hash="m" * 64, **described),
+        "method": MethodRecord(**described),
         "seeds": {"pretraining": 0, "unlearning": seed, "sampling": 0},
         "status": "ok",
         "scores": known,

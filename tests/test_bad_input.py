@@ -288,15 +288,6 @@ def test_weights_that_are_not_those_of_the_manifest(refused, tmp_path):
     )
 
 
-def test_a_method_that_is_no_dataclass_or_lacks_a_default(refused, tmp_path):
-    loose = tmp_path / "loose.py"
-    text = write_method(tmp_path, "return model", name="strict").read_text()
-    loose.write_text(text.replace("@dataclass(frozen=True)\n", ""))
-    refused("run", "--method", loose, names="Mine", remedy="put @dataclass(frozen=True) above it")
-    bare = write_method(tmp_path, "return model", name="bare", fields="lr: float")
-    refused("run", "--method", bare, names="lr", remedy="give it one")
-
-
 def test_a_file_of_that_name_is_pointed_at(refused, tmp_path):
     write_method(tmp_path, "return model", name="mymethod")
     refused("run", "--method", "mymethod", names="'mymethod'", remedy="--method mymethod.py")

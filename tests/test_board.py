@@ -75,6 +75,23 @@ def test_equal_shares_get_the_interval_of_one_run():
     assert estimate(several("esd", [2.0] * 3, "fid"), "fid").interval == (2.0, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "low", "high"),
+    [
+        ("ua", [0.98, 1.0, 1.0], None, 1.0),
+        ("p_forget", [0.0, 0.01, 0.0], 0.0, None),
+        ("entropy", [0.0, 0.1, 0.0], 0.0, None),
+        ("fid", [0.01, 0.3, 0.02], 0.0, None),
+        ("unlearn_time", [0.1, 9.0, 0.1], 0.0, None),
+        ("kid", [0.0, 0.1, 0.0], None, None),
+    ],
+)
+def test_no_interval_reaches_where_no_value_can_be(name, values, low, high):
+    raw, found = t_interval(values), estimate(several("esd", values, name), name).interval
+    assert found == (raw[0] if low is None else low, raw[1] if high is None else high)
+    assert raw != found or name == "kid"
+
+
 def test_missing_images_and_floors_are_counted():
     score = made_record(scores={"fid": 0.5}).scores["fid"]
     records = [

@@ -184,3 +184,17 @@ def test_an_entry_point_never_replaces_a_built_in(offer):
 def test_an_entry_point_cannot_have_a_path_as_its_name(offer):
     offer("offered_method", name="../../x")
     assert "../../x" not in registry.methods()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("@dataclass(frozen=True)\n", "", "put @dataclass(frozen=True) above it"),
+        ("    size: float = 0.01\n", "    size: float\n", "field size of Nudge has no default"),
+    ],
+)
+def test_a_method_that_cannot_be_set_up_is_refused(tmp_path, old, new, said):
+    path = write_nudge(tmp_path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=re.escape(said)):
+        registry.require_fields(registry.load_method(str(path)))

@@ -18,6 +18,7 @@ from unlearnbench.statistics import (
     paired_t,
     t_interval,
     wilson,
+    within,
 )
 
 
@@ -142,12 +143,12 @@ def test_the_number_of_seeds_decides_the_rule():
     assert over_seeds(means) == t_interval(means), "without per-image values there is nothing to cross"
 
 
-def test_shares_stay_between_0_and_1():
-    means = [0.98, 1.0, 1.0]
-    low, high = t_interval(means)
-    assert high > 1
-    assert over_seeds(means, None, 50) == (low, 1.0)
-    assert over_seeds(means) == (low, high), "not every number is a share"
+def test_intervals_stay_where_values_can_be():
+    assert within((-0.1, 1.2), 0.0, 1.0) == (0.0, 1.0)
+    assert within((-0.1, 1.2), 0.0, None) == (0.0, 1.2)
+    assert within((-0.1, 1.2), None, None) == (-0.1, 1.2)
+    assert within((0.2, 0.3), 0.0, 1.0) == (0.2, 0.3)
+    assert within(None, 0.0, 1.0) is None
 
 
 def test_shares_without_spread_do_not_prove_certainty():

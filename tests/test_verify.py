@@ -7,8 +7,7 @@ import hashlib
 import pandas as pd
 import pytest
 
-from tests.small_world import FORGET_IMAGES, IMAGES, made_record, run_cell, small_protocol, write_method, write_nudge
-from unlearnbench.agreement import EXACT, likeness, tolerance
+from tests.small_world import FORGET_IMAGES, IMAGES, run_cell, small_protocol, write_method, write_nudge
 from unlearnbench.record import read, write
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verify import chosen, rebuilt
@@ -146,15 +145,6 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
     assert "method's code: recorded" in said.err
 
 
-def test_other_weights_in_the_same_surroundings_are_no_agreement(path):
-    from unlearnbench.agreement import provenance
-
-    record = read(path)
-    other = record.model_copy(update={"weights": {**record.weights, "unlearned": "f" * 64}})
-    assert list(provenance(record, record, "same")) == list(provenance(record, other, "alike")) == []
-    assert [row.agrees for row in provenance(record, other, "same")] == [False]
-
-
 def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
     from unlearnbench import verify
 
@@ -265,39 +255,3 @@ def test_no_path_in_a_record_is_run_as_code(cli, path, tmp_path):
     said = cli("verify", path)
     assert said.code == 2
     assert "is not known here" in said.err
-
-
-CPU = {"device_type": "cpu", "device": "A", "threads": 1, "packages": {"torch": "2", "numpy": "1"}}
-
-
-@pytest.mark.parametrize(
-    ("changes", "kind"),
-    [
-        ({}, "same"),
-        ({"threads": 2}, "alike"),
-        ({"device": "B"}, "alike"),
-        ({"packages": {"torch": "3"}}, "alike"),
-        ({"packages": {"torch": "2", "numpy": "2"}}, "same"),
-        ({"device_type": "cuda"}, "other"),
-    ],
-)
-def test_likeness(changes, kind):
-    one = made_record(environment=CPU)
-    assert likeness(one, made_record(environment={**CPU, **changes})) == kind
-    assert likeness(made_record(environment={**CPU, **changes}), one) == kind
-
-
-def test_likeness_asks_for_equal_code_and_never_takes_cuda_for_exact():
-    one = made_record(environment=CPU)
-    assert likeness(one, made_record(environment=CPU, engine_hash="0" * 64)) == "alike"
-    cuda = made_record(environment={**CPU, "device_type": "cuda"})
-    assert likeness(cuda, cuda) == "alike"
-
-
-def test_tolerance():
-    assert tolerance("same", 5.0, (0.0, 10.0)) == EXACT
-    assert tolerance("alike", 5.0, (4.0, 6.0)) == pytest.approx(1 + EXACT)
-    assert tolerance("other", 5.0, (4.0, 6.0)) == pytest.approx(2 + EXACT)
-    assert tolerance("alike", -5.0) == pytest.approx(0.25 + EXACT)
-    assert tolerance("other", -5.0) == pytest.approx(0.5 + EXACT)
-    assert tolerance("other", None) == EXACT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
-from unlearnbench.statistics import MANY, Interval, anchored, holm, mcnemar, over_seeds, paired_t
+from unlearnbench.statistics import MANY, Interval, anchored, holm, mcnemar, over_seeds, paired_t, within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +64,9 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     matrix = _matrix(records, name, images) if len(values) >= MANY else None
     shares_of = first.n - first.missing if first.unit == "share" else None
-    interval = over_seeds(values, matrix, shares_of)
-    if interval and first.axis == "cost":  # no time or size is below nothing
-        interval = max(0.0, interval[0]), interval[1]
-    return Estimate(mean, sd, interval, *known)
+    metric = registry.load_metrics().get(name)
+    bounds = metric.bounds() if metric else (None, None)
+    return Estimate(mean, sd, within(over_seeds(values, matrix, shares_of), *bounds), *known)
 
 
 def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:

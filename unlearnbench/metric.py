@@ -155,6 +155,14 @@ class Metric(ABC):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
+    limits: ClassVar[tuple[float | None, float | None]] = (None, None)
+    """Least and greatest value there can be; see `bounds`."""
+
+    @classmethod
+    def bounds(cls) -> tuple[float | None, float | None]:
+        """What intervals stay within: 0 and 1 for shares, 0 for costs, else `limits`."""
+        return (0.0, 1.0) if cls.stored == "share" else (0.0, None) if cls.axis == "cost" else cls.limits
+
     @abstractmethod
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Score an outcome; `budget` in model evaluations, for attacks."""

@@ -26,6 +26,7 @@ from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.progress import track
 from unlearnbench.record import ScoreRecord, Selection
+from unlearnbench.statistics import within
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.training import Diverged, seeded
@@ -248,7 +249,8 @@ def measure(metric: Metric, outcome: Outcome) -> Score:
 
 def score_record(metric: Metric, score: Score) -> ScoreRecord:
     """A score as records hold it."""
-    bounds = score.interval if score.interval and all(map(math.isfinite, score.interval)) else None
+    bounds = within(score.interval, *metric.bounds())
+    bounds = bounds if bounds and all(map(math.isfinite, bounds)) else None
     return ScoreRecord(
         value=score.value,
         n=score.n,

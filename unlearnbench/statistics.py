@@ -89,13 +89,20 @@ def over_seeds(
 
     Two to four seeds: Student's t on seed means, which speaks of other seeds with *these* images. From `MANY` on:
     `crossed` over `matrix` (seeds, images) where there are per-image values, which speaks of other images too. Shares
-    of `shares_of` images stay within 0 and 1; where all runs are equal, Wilson's interval of one run, since runs
-    without spread do not prove certainty.
+    of `shares_of` images that are equal in all runs: Wilson's interval of one run, since runs without spread do not
+    prove certainty.
     """
     if shares_of and max(means) == min(means):
         return wilson(round(means[0] * shares_of), shares_of)
-    interval = crossed(matrix) if matrix is not None and len(means) >= MANY else t_interval(means)
-    return (max(0.0, interval[0]), min(1.0, interval[1])) if shares_of and interval else interval
+    return crossed(matrix) if matrix is not None and len(means) >= MANY else t_interval(means)
+
+
+def within(interval: Interval | None, least: float | None, most: float | None) -> Interval | None:
+    """The part of an interval where a value can be at all; None for no bound."""
+    if interval is None:
+        return None
+    low, high = interval
+    return low if least is None else max(least, low), high if most is None else min(most, high)
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:

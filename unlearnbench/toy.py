@@ -5,7 +5,7 @@ They pass through the same judging as real samples (`judges.look`, `Outcome.of`)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.judges import Judge, Verdict, look
-from unlearnbench.metric import Outcome
+from unlearnbench.metric import Known, Outcome
 from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -130,3 +130,17 @@ def outcome(
         for images in (samples, *(_pixels([image for _, image in side]) for side in (reference, real)))
     )
     return Outcome.of(samples, plan, seen, *others, task=task, model=None, original=None, cost={**COST, **(cost or {})})
+
+
+def manifolds(collapsed: float, spread: float) -> Iterator[Known]:
+    """Cases of precision and recall: five real points at 0, 10, ... 40 on a line, third neighbours 20 or 30 away.
+
+    Five images in one place have no neighbourhood beyond it; five far apart have one that holds all real points.
+    """
+    real = points([0], [10], [20], [30], [40])
+    far = points([-120], [-60], [20], [80], [120])
+    yield Known("identical", outcome(retain=real, reference=real), 1.0, quality="good")
+    yield Known("disjoint", outcome(retain=points(*[[-100]] * 5), reference=real), 0.0, quality="bad")
+    yield Known("300 images a step off", outcome(retain=grid(), reference=grid(off=1)), 1.0)
+    yield Known("collapsed", outcome(retain=points(*[[20]] * 5), reference=real), collapsed)
+    yield Known("over-dispersed", outcome(retain=far, reference=real), spread)

@@ -60,7 +60,7 @@ def crossed(values: np.ndarray) -> Interval | None:
 
     Two crossed random factors: Var = V_seeds + V_images - V_rest, each term a variance of means, with Satterthwaite's
     degrees of freedom, at least S - 1 (Satterthwaite, 1946; the variance is that of two-way clustering, Cameron et al.,
-    JBES 2011). Resampling both factors instead covers 93 to 100 % at nominal 95 % (see results/coverage.md).
+    JBES 2011). Resampling both factors instead covers 90 to 100 % at nominal 95 % (see results/coverage.md).
     """
     seeds, images = values.shape
     if seeds < 2 or images < 2:

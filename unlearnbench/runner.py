@@ -93,11 +93,11 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     with _writing(results):
         images = write_images(path.with_suffix(".parquet"), plan, seen.verdict, metrics, scores)
         record = record.model_copy(update={"images": images})
-        if found and not force and found.result() == record.result():
-            return found  # made before, perhaps elsewhere: nothing is new but times
         if record.method.name != "original":
             before = draw(cell, original, _original_identity(draft), plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
+        if found and not force and found.result() == record.result():
+            return found  # made before, perhaps elsewhere: nothing is new but times
         return write(record, path)
 
 

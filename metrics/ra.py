@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class RA(Metric):
-    """Accuracy on retain samples; a sample that the judge refuses counts as wrong."""
+    """Accuracy on retain samples, in every domain that was asked for; a refused sample counts as wrong."""
 
     title, axis, better, unit, scale = "RA", "utility", "higher", "%", 100.0
     side = "retain"
@@ -16,7 +16,8 @@ class RA(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Proportion in [0, 1], Wilson interval."""
         side = outcome.retain
-        return Score.share(side.verdict.label == side.asked, side.verdict.missing)
+        besides = (side.other < 0) | (side.besides.label == side.other)
+        return Score.share((side.verdict.label == side.asked) & besides, side.verdict.missing)
 
     def known(self) -> Iterator[Known]:
         """The judge errs on a known share; batches of its own do not matter, each of other digits than the first."""

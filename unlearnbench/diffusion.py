@@ -88,6 +88,10 @@ class Diffusion(nn.Module, ABC):
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """The trainable parts by the papers' names; "full" is the denoiser."""
 
+    def decode(self, x: Tensor) -> Tensor:
+        """What is denoised to images (B, C, H, W) in about [-1, 1]: the same thing, for a model of pixels."""
+        return x
+
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
         """The network's raw output; y: integers, or a Condition."""
         return self.predict(x_t, t, y if isinstance(y, Condition) else self.embed(y))

@@ -26,6 +26,7 @@ class Derived(NamedTuple):
     unit: str = ""
     scale: float = 1.0
     digits: int = 2
+    everywhere: bool = True
 
 
 DERIVED = {
@@ -116,7 +117,8 @@ def run_rows(
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
     rows = []
-    for name, metric in registry.load_metrics().items():
+    metrics = registry.load_metrics().items()
+    for name, metric in (item for item in metrics if item[1].everywhere or any(item[0] in r.scores for r in group)):
         found = estimate(group, name, images)
         before, after = estimate([original], name).value, estimate(retrain, name).value
         change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
@@ -170,14 +172,15 @@ def tables(
     for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
         plain = (group.division == "default").all() and (group.overrides == 0).all()
         keys = [] if plain and not all_keys else ["division", "overrides"]
+        names = [name for name in columns if known[name].everywhere or group[f"{name}_n"].max() > 0]
         flagged = ["flags"] if group["flags"].any() else []
         sections: dict[str, list[list[str]]] = {}
         for _, row in group.iterrows():
             access = "controls" if row.method in CONTROLS else f"with {row.access}"
             cells = [row.label, *(str(row[key]) for key in [*keys, "n"])]
-            cells += [_cell(known[name], name, row, bold) for name in columns]
+            cells += [_cell(known[name], name, row, bold) for name in names]
             sections.setdefault(access, []).append([*cells, *(row[name] for name in flagged)])
-        heads = ["method", *keys, "n", *(head(known[name]) for name in columns), *flagged]
+        heads = ["method", *keys, "n", *(head(known[name]) for name in names), *flagged]
         floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
         note = _floors(metrics, floors) if any(value is not None for value in floors.values()) else ""
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
@@ -250,14 +253,9 @@ def latex(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence
             body += [" & ".join(map(_escape, cells)) + r" \\" for cells in section]
         caption = f"{sheet.title}. Mean ± standard deviation over n unlearning seeds; bold: best of equal data access."
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption)}}}"]
-        lines += [rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}", r"\toprule"]
-        lines += [
-            " & ".join(map(_escape, sheet.heads)) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
+        heads = " & ".join(map(_escape, sheet.heads)) + r" \\"
+        lines += [rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}", r"\toprule", heads, *body]
+        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
         parts.append("\n".join(lines) + "\n")
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 

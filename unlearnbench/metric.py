@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -53,13 +53,18 @@ class Score:
 
 
 class Side(NamedTuple):
-    """The forget or the retain samples of an outcome."""
+    """The samples of one group of an outcome."""
 
     samples: Tensor
     """uint8 (N, 3, H, W)."""
     asked: Tensor
     """(N,) labels that were asked for."""
     verdict: Verdict
+    """On the domain of the label."""
+    other: Tensor
+    """(N,) labels that were asked for besides, in another domain; -1: none."""
+    besides: Verdict
+    """On the domain of that label."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Outcome:
     samples: Tensor
     """uint8 (N, 3, H, W), in the plan's order."""
     verdict: Verdict
+    """On the domain of each planned label."""
+    besides: Verdict
+    """On the domain of each label planned besides."""
     features: Tensor
     """(R, D) of the retain samples."""
     reference: Tensor
@@ -92,29 +100,35 @@ class Outcome:
         return cls(
             plan=plan,
             samples=samples,
-            verdict=seen.verdict,
+            verdict=seen.verdict.about(torch.tensor([item.label for item in plan], dtype=torch.long), seen.domains),
+            besides=seen.verdict.about(torch.tensor([item.other for item in plan], dtype=torch.long), seen.domains),
             features=features,
             reference=reference.features,
             real=real.features,
             **parts,
         )
 
-    def _side(self, group: str) -> Side:
+    def side(self, group: str) -> Side:
+        """Samples of one group."""
         import torch
 
         index = torch.tensor([i for i, plan in enumerate(self.plan) if plan.group == group], dtype=torch.long)
         asked = torch.tensor([self.plan[i].label for i in index.tolist()], dtype=torch.long)
-        return Side(self.samples[index], asked, Verdict(self.verdict.probabilities[index], self.verdict.refused[index]))
+        other = torch.tensor([self.plan[i].other for i in index.tolist()], dtype=torch.long)
+        own, besides = (
+            Verdict(verdict.probabilities[index], verdict.refused[index]) for verdict in (self.verdict, self.besides)
+        )
+        return Side(self.samples[index], asked, own, other, besides)
 
     @cached_property
     def forget(self) -> Side:
         """Samples of the forgotten concept."""
-        return self._side("forget")
+        return self.side("forget")
 
     @cached_property
     def retain(self) -> Side:
         """Samples of the other concepts."""
-        return self._side("retain")
+        return self.side("retain")
 
 
 class Known(NamedTuple):
@@ -148,8 +162,8 @@ class Metric(ABC):
     """Decimals shown."""
     rank: ClassVar[int] = 50
     """Place within its axis, small first."""
-    side: ClassVar[Literal["forget", "retain"] | None] = None
-    """The samples that `Score.per_image` goes through, where it has any."""
+    side: ClassVar[str | None] = None
+    """The group of samples that `Score.per_image` goes through, where it has any."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -162,6 +176,13 @@ class Metric(ABC):
     def bounds(cls) -> tuple[float | None, float | None]:
         """What intervals stay within: 0 and 1 for shares, 0 for costs, else `limits`."""
         return (0.0, 1.0) if cls.stored == "share" else (0.0, None) if cls.axis == "cost" else cls.limits
+
+    everywhere: ClassVar[bool] = True
+    """Whether it applies on every task; tables leave others out where no record has them."""
+
+    def applies(self, plan: Sequence[Plan]) -> bool:
+        """Whether a task plans images that this looks at; where it does not, records leave the metric out."""
+        return self.side is None or any(item.group == self.side for item in plan)
 
     @abstractmethod
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

@@ -25,16 +25,18 @@ ROUNDING = 1e-9
 def table(
     plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
 ) -> pd.DataFrame:
-    """One row an image: group, concept, label, seed, judged, refused, p_asked, and a column for each metric by image.
+    """One row an image: its plan, judged, refused, p_asked, and a column for each metric by image.
 
-    Null is missing, or an image of the side that the metric does not look at.
+    Null is missing, or an image of a group that the metric does not look at. Prompt and other label are left out where
+    the task has none.
     """
     import numpy as np
     import pandas as pd
 
     missing = verdict.missing.numpy()
     asked = [item.label for item in plan]
-    frame = pd.DataFrame(plan, columns=["group", "concept", "label", "seed"]).astype({"seed": "uint64"})
+    frame = pd.DataFrame(plan, columns=list(Plan._fields)).astype({"seed": "uint64"})
+    frame = frame.drop(columns=[name for name, empty in Plan._field_defaults.items() if (frame[name] == empty).all()])
     frame["judged"] = pd.Series(verdict.closed.numpy(), dtype="Int16").mask(missing)
     frame["refused"] = pd.Series(verdict.refused.numpy(), dtype="boolean").mask(missing)
     probability = verdict.probabilities[range(len(asked)), asked] if asked else verdict.probabilities[:, 0]

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench import registry
 from unlearnbench.environment import describe
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
@@ -28,6 +27,7 @@ from unlearnbench.stages import (
     loaded,
     measure,
     metric_code,
+    metrics_for,
     now,
     require,
     score_record,
@@ -42,7 +42,7 @@ UNRELIABLE = 0.01
 
 def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     """Unlearn, sample, judge, score and record one cell; answers at once where all of it is there already."""
-    metrics = registry.load_metrics()
+    metrics = metrics_for(cell.task)
     draft = drafted(cell, metrics)
     path = draft.path(results)
     found = _found(path, draft.key)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from unlearnbench import registry, toy
 from unlearnbench.errors import UserError, one_line
+from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
 from unlearnbench.runner import run
-from unlearnbench.stages import Cell, draw
+from unlearnbench.stages import Cell, draw, metrics_for
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
 
@@ -175,11 +177,12 @@ def concept(task: Task) -> Iterator[Finding]:
 
 
 def _concept(task: Task) -> Iterator[Finding]:
-    label, judge = task.labels()[task.forget], task.judge()
-    forget, retain = ([plan.label for plan in task.plan() if plan.group == side] for side in SIDES)
+    forget, retain = ([plan for plan in task.plan() if plan.group == side] for side in SIDES)
+    labels, judge = task.erased_labels(), task.judge()
     count = task.protocol.forget_images
-    yield _same("plan", "forget images ask for the concept", forget.count(label), count)
-    yield _same("plan", "retain images that ask for it", retain.count(label), 0)
+    yield _same("plan", "forget images ask for the concept", sum(item.label in labels for item in forget), count)
+    asked = [label for item in retain for label in (item.label, item.other)]
+    yield _same("plan", "retain images that ask for it", sum(label in labels for label in asked), 0)
     sides = {side: task.data(side).y for side in SIDES}
     hits = {side: int(task.forgotten(y).sum()) for side, y in sides.items()}
     yield _same("data", "forget images that show it", hits["forget"], max(1, len(sides["forget"])))
@@ -188,10 +191,11 @@ def _concept(task: Task) -> Iterator[Finding]:
         (y,) = task.conditions(side, 1, 64)
         expected = 64 if side == "forget" else 0
         yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
-    named = (judge(task.to_uint8(task.data("forget").x0)).label == label).float().mean().item()
+    real = task.to_uint8(task.pretrained().decode(task.data("forget").x0.to(task.device)))
+    named = _called(judge, real, labels)
     yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
-        shown = (judge(images).label == label).float().mean().item()
+        shown = _called(judge, images, labels)
         yield Finding(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
     misspelt = f"{task.forget}{task.forget}x"
     try:
@@ -199,6 +203,14 @@ def _concept(task: Task) -> Iterator[Finding]:
     except UserError as error:
         found, passed = str(error), True
     yield Finding("concept", f"misspelt as {misspelt!r}", found, "refused, with near names", passed)
+
+
+def _called(judge: Judge, images: Tensor, labels: Sequence[int]) -> float:
+    """Share of images in which the judge sees any of these labels."""
+    verdict = judge(images)
+    asked = [torch.full((len(images),), label) for label in labels]
+    hits = torch.stack([verdict.about(each, judge.domains).label == each for each in asked])
+    return hits.any(dim=0).float().mean().item()
 
 
 def _same(subject: str, case: str, found: int, expected: int) -> Finding:
@@ -247,9 +259,9 @@ def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[Finding]:
     """Everything, the quick parts first."""
-    metrics = registry.load_metrics()
+    metrics = metrics_for(task)
     begin("known answers")
-    for metric in metrics.values():
+    for metric in registry.load_metrics().values():
         yield from answers(metric)
     begin("concept, data and noise")
     yield from concept(task)

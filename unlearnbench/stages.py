@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlearnbench import registry
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe
 from unlearnbench.errors import Unsupported, UserError, one_line
@@ -51,6 +52,11 @@ class Cell:
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
+ALWAYS = ("diffusion", "sampling", "training", "task", "method", "hashing")
+ON_USE = ("scheduled", "text", "concepts")
+"""Files of the engine that results depend on where a task imports them."""
+
+
 @cache
 def engine_hash(task: type[Task]) -> str:
     """Hash of the code that the task's results pass through: model, sampling, training, task and judges.
@@ -58,7 +64,7 @@ def engine_hash(task: type[Task]) -> str:
     Models and judges that the task does not import are left out, so that a new one leaves old results valid.
     """
     root = Path(__file__).parent
-    found = {root / f"{name}.py" for name in ("diffusion", "sampling", "training", "task", "method", "hashing")}
+    found = {root / f"{name}.py" for name in ALWAYS}
     todo = [Path(inspect.getfile(cls)) for cls in task.__mro__ if issubclass(cls, Task) and cls is not Task]
     while todo:
         path = todo.pop()
@@ -69,7 +75,7 @@ def engine_hash(task: type[Task]) -> str:
 
 
 def imported(path: Path, root: Path) -> list[Path]:
-    """Files in models/, judges/ and tasks/ that this one imports, within functions too."""
+    """Files in models/, judges/ and tasks/ that this one imports, within functions too, and those of `ON_USE`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -78,7 +84,13 @@ def imported(path: Path, root: Path) -> list[Path]:
             names |= {alias.name for alias in node.names}
     places = [root.joinpath(*name.split(".")[1:]) for name in sorted(names) if name.split(".")[0] == root.name]
     files = [place / "__init__.py" if place.is_dir() else place.with_suffix(".py") for place in places]
-    return [file for file in files if file.is_file() and file.parent != root]
+    return [file for file in files if file.is_file() and (file.parent != root or file.stem in ON_USE)]
+
+
+def metrics_for(task: Task) -> dict[str, Metric]:
+    """The metrics that a task's planned images allow, in the order of the axes."""
+    plan = task.plan()
+    return {name: metric for name, metric in registry.load_metrics().items() if metric.applies(plan)}
 
 
 def metric_code(metric: Metric) -> str:
@@ -174,7 +186,7 @@ def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple
 @torch.inference_mode()
 def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 5) -> float:
     """Seconds an image relative to the original: the two timed in turn, the least of a few rounds each."""
-    y = torch.tensor([task.labels()[c] for c in task.concepts], device=task.device)
+    y = torch.cat([task.names("forget"), task.names("retain")]).to(task.device)
     seconds: dict[str, list[float]] = {"model": [], "original": []}
     for _ in range(rounds + 1):
         for name, network in (("model", model), ("original", original)):
@@ -205,15 +217,15 @@ def draw(
 
         def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with torch.inference_mode():
-                y = torch.tensor([item.label for item in padded], device=task.device)
-                x = model.sample(y, [item.seed for item in padded])
-            return {"images": task.to_uint8(x)[:n]}, {}
+                x = model.sample(task.inputs(padded), [item.seed for item in padded])
+                images = task.to_uint8(model.decode(x))
+            return {"images": images[:n]}, {}
 
         parts = {
             **identity,
             "task": task.name,
             "sampler": asdict(task.protocol.sampler),
-            "images": [(item.label, item.seed) for item in padded],
+            "images": [(item.prompt or item.label, item.seed) for item in padded],
             "engine": engine_hash(type(task)),
             "device": task.device,
         }
@@ -225,7 +237,7 @@ def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
     """What the judge sees on images; kept only where it never failed."""
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        verdict, features, error = look(judge, images)
+        verdict, features, error, _ = look(judge, images)
         return {**verdict._asdict(), "features": features}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
@@ -233,7 +245,8 @@ def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
     code = source_hash([Path(inspect.getfile(type(judge))), folder / "__init__.py", folder / "fidelity.py"])
     parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
     tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
-    return Seen(Verdict(tensors["probabilities"], tensors["refused"]), tensors["features"], facts["error"])
+    verdict = Verdict(tensors["probabilities"], tensors["refused"])
+    return Seen(verdict, tensors["features"], facts["error"], judge.domains)
 
 
 def measure(metric: Metric, outcome: Outcome) -> Score:

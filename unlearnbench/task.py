@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, overload
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Batch, Diffusion
-from unlearnbench.errors import unknown
+from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.progress import track
 from unlearnbench.sampling import Sampler
 
 if TYPE_CHECKING:
+    from unlearnbench.concepts import Concept
     from unlearnbench.judges import Judge
 
 
@@ -51,12 +52,19 @@ Side = Literal["forget", "retain", "both"]
 
 
 class Plan(NamedTuple):
-    """One image to draw: its group ("forget" or "retain"), concept, label and noise seed."""
+    """One image to draw."""
 
     group: str
+    """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out" or "neighbours"."""
     concept: str
     label: int
+    """What the judge must see, among its classes."""
     seed: int
+    """Of the noise."""
+    prompt: str = ""
+    """What the model is asked with, where that is text."""
+    other: int = -1
+    """What the judge must see besides, in another domain (the colour of a digit); -1: nothing."""
 
 
 class Task(ABC):
@@ -66,7 +74,7 @@ class Task(ABC):
     concepts: ClassVar[tuple[str, ...]]
     protocols: ClassVar[dict[str, Protocol]]
     provides: ClassVar[frozenset[str]]
-    """The kinds of access (`method.ACCESS`) that a method can have here."""
+    """Kinds of access (`method.ACCESS`) that a method can have here; "own concepts" where a user may define them."""
     default_forget: ClassVar[str]
 
     def __init__(
@@ -78,11 +86,14 @@ class Task(ABC):
         device: str = "cpu",
         weights: Path | None = None,
         limit: int | None = None,
+        concepts: tuple[Concept, ...] = (),
     ):
+        if concepts and "own concepts" not in self.provides:
+            raise UserError(f"{self.name} takes no --concept: its concepts are {', '.join(self.concepts)}")
         if protocol not in self.protocols:
             raise unknown(f"protocol of {self.name}", protocol, self.protocols)
         self.forget, self.protocol, self.seed, self.device = (
-            self.resolve_concept(forget),
+            forget if concepts else self.resolve_concept(forget),
             self.protocols[protocol],
             seed,
             device,
@@ -164,14 +175,22 @@ class Task(ABC):
             yield drawn if which == "both" else drawn[0]
 
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
-        """`steps` batches of `size` conditions y of one side, for methods that need no images."""
-        labels = self.labels()
-        chosen = [labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")]
+        """`steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
+        chosen = self.names(which)
         generator = torch.Generator().manual_seed(seed_of("conditions", which, self.seed) >> 1)
         steps = self.steps(steps)
         for _ in track(range(steps), steps, "steps"):
             index = torch.randint(len(chosen), (size,), generator=generator)
-            yield torch.tensor(chosen)[index].to(self.device)
+            yield chosen[index].to(self.device)
+
+    def names(self, which: Literal["forget", "retain"]) -> Tensor:
+        """One condition for each name of the forgotten concept, or for each other concept, on the CPU."""
+        labels = self.labels()
+        return torch.tensor([labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")])
+
+    def captions(self, which: Literal["forget", "retain"]) -> Tensor:
+        """The conditions that training images of one side may come with, each once, on the CPU; here its names."""
+        return self.names(which)
 
     def _stream(self, side: Literal["forget", "retain", "both"], size: int, seed: int) -> Iterator[Batch]:
         x0, y = (tensor.to(self.device) for tensor in self.data(side))
@@ -189,6 +208,10 @@ class Task(ABC):
         """Concept -> the model's label."""
         return {concept: index for index, concept in enumerate(self.concepts)}
 
+    def erased_labels(self) -> list[int]:
+        """What the judge must no longer see: the forgotten concept's label, or several erased together."""
+        return [self.labels()[self.forget]]
+
     def plan(self) -> list[Plan]:
         """Every image of the protocol, in order; image i of a concept has the same noise for every method."""
         labels = self.labels()
@@ -199,6 +222,10 @@ class Task(ABC):
             for group, concept, count in order
             for i in range(count)
         ]
+
+    def inputs(self, items: Sequence[Plan]) -> Tensor:
+        """Conditions y for planned images, on the task's device."""
+        return torch.tensor([item.label for item in items], device=self.device)
 
     def forgotten(self, y: Tensor) -> Tensor:
         """Which of these conditions ask for the forgotten concept, (B,) bool."""

@@ -26,12 +26,11 @@ from unlearnbench.agreement import (
 from unlearnbench.diff import Difference, differences
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
-from unlearnbench.judges import Seen
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.record import Record
 from unlearnbench.runner import drafted, run
-from unlearnbench.stages import Cell, draw, judged, loaded, measure, require, score_record, unlearn
+from unlearnbench.stages import Cell, draw, judged, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
 from unlearnbench.task import Plan
 from unlearnbench.training import Diverged
@@ -141,15 +140,17 @@ def chosen(groups: list[str], share: float) -> list[int]:
 
 
 def _plan(images: pd.DataFrame) -> list[Plan]:
-    lacking = {*Plan._fields, "judged", "refused", "p_asked"} - set(images)
+    lacking = {*Plan._fields, "judged", "refused", "p_asked"} - set(Plan._field_defaults) - set(images)
     if lacking:
         raise UserError(f"the per-image values beside the record lack {', '.join(sorted(lacking))}: run it again")
-    return [Plan(*row) for row in zip(*(images[name].tolist() for name in Plan._fields), strict=True)]
+    known = [name for name in Plan._fields if name in images]
+    rows = zip(*(images[name].tolist() for name in known), strict=True)
+    return [Plan(**dict(zip(known, row, strict=True))) for row in rows]
 
 
 def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.DataFrame | None]:
     """The record anew as far as these images go, and their table; what needs all images is missing in it."""
-    metrics = registry.load_metrics()
+    metrics = metrics_for(cell.task)
     draft = drafted(cell, metrics)
     try:
         require(cell)
@@ -161,7 +162,7 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
     model = loaded(cell, state)
     samples = draw(cell, model, {}, plan, store)
     seen = judged(cell.task.judge(), samples, store)
-    none = Seen(seen.verdict, torch.zeros(0, 0), None)  # metrics by image look at no reference
+    none = seen._replace(features=torch.zeros(0, 0), error=None)  # metrics by image look at no reference
     outcome = Outcome.of(
         samples, plan, seen, none, none, task=cell.task, model=model, original=original, cost=facts["cost"]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ class Verdict(NamedTuple):
     probabilities: Tensor
     """(N, K) closed-set probabilities, float32; a row of NaN where judging failed: missing, never a success."""
     refused: Tensor
-    """(N,) bool: the judge abstains, the image is outside what it was trained on."""
+    """(N,) bool: the judge abstains, the image is outside what it was trained on; (N, D) for each of D domains."""
 
     @property
     def missing(self) -> Tensor:
@@ -36,6 +37,16 @@ class Verdict(NamedTuple):
         """(N,) class, or `ABSTAINS`."""
         return torch.where(self.refused, ABSTAINS, self.closed)
 
+    def about(self, asked: Tensor, domains: Sequence[range]) -> Verdict:
+        """What was said of the domain that each asked label (N,) lies in, refused (N,); all zero for -1."""
+        if len(domains) == 1:
+            return self
+        own = torch.stack([(asked >= domain.start) & (asked < domain.stop) for domain in domains], dim=1)
+        columns = torch.zeros_like(self.probabilities, dtype=torch.bool)
+        for index, domain in enumerate(domains):
+            columns[:, domain.start : domain.stop] = own[:, index : index + 1]
+        return Verdict(self.probabilities.where(columns, 0.0), (self.refused & own).any(dim=1))
+
 
 class Judge(ABC):
     """Images uint8 (N, 3, H, W) -> verdicts and features. Two judges with the same name, version and hash are one."""
@@ -43,10 +54,16 @@ class Judge(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     classes: int
+    """All labels, those of all domains together."""
     threshold: float
     """Score above which the judge abstains, calibrated on a split that is not reported on."""
     hash: str
     """Of the weights (or of the data, for a judge without weights)."""
+
+    @property
+    def domains(self) -> tuple[range, ...]:
+        """Labels that exclude one another, such as digits, and colours; one domain unless the judge says otherwise."""
+        return (range(self.classes),)
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Verdict:
@@ -64,6 +81,7 @@ class Seen(NamedTuple):
     features: Tensor
     """(N, D); empty where the judge failed."""
     error: str | None
+    domains: tuple[range, ...]
 
 
 def look(judge: Judge, images: Tensor) -> Seen:
@@ -75,7 +93,7 @@ def look(judge: Judge, images: Tensor) -> Seen:
         features = extract(judge, images)
     except Exception as failure:  # noqa: BLE001 - a judge may fail in any way: the features are missing
         features, error = torch.zeros(0, 0), error or one_line(failure)
-    return Seen(verdict, features, error)
+    return Seen(verdict, features, error, judge.domains)
 
 
 def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, str | None]:
@@ -85,6 +103,7 @@ def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, 
     """
     parts: list[Verdict] = []
     error: str | None = None
+    many = (len(judge.domains),) if len(judge.domains) > 1 else ()
     for some in images.split(batch):
         try:
             parts.append(judge(some))
@@ -95,7 +114,8 @@ def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, 
             try:
                 parts.append(judge(one))
             except Exception:  # noqa: BLE001 - as above; the first error is reported
-                parts.append(Verdict(torch.full((1, judge.classes), torch.nan), torch.zeros(1, dtype=torch.bool)))
+                unknown, kept = torch.full((1, judge.classes), torch.nan), torch.zeros(1, *many, dtype=torch.bool)
+                parts.append(Verdict(unknown, kept))
     if not parts:
-        return Verdict(torch.zeros(0, judge.classes), torch.zeros(0, dtype=torch.bool)), None
+        return Verdict(torch.zeros(0, judge.classes), torch.zeros(0, *many, dtype=torch.bool)), None
     return Verdict(*(torch.cat(column) for column in zip(*parts, strict=True))), error

@@ -21,6 +21,7 @@ from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, print_table, show_run
 
 if TYPE_CHECKING:
+    from unlearnbench.concepts import Concept
     from unlearnbench.record import Record
     from unlearnbench.stages import Cell
 
@@ -62,6 +63,9 @@ def run(
     ],
     task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
     forget: Annotated[list[str] | None, typer.Option(help="Concept to forget, or several, comma-separated.")] = None,
+    concept: Annotated[
+        Path | None, typer.Option(help="A .toml file with concepts of your own, in place of --forget (see README).")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="How it is measured.")] = "default",
     seeds: Annotated[str, typer.Option(help="Unlearning seeds: 0, 0-2 or 0,3,5.")] = "0",
     preset: Annotated[str, typer.Option(help="default, published, released, …")] = "default",
@@ -76,7 +80,16 @@ def run(
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
-    concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
+    own: tuple[Concept, ...] = ()
+    if concept is not None:
+        from unlearnbench.concepts import read_concepts
+
+        if forget:
+            raise UserError("--forget and --concept exclude each other: give one of them")
+        forgotten, own = read_concepts(concept)
+        concepts = [forgotten]
+    else:
+        concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
     given = words(method)
     names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
     names = [name for name in names if name != "all"]
@@ -97,9 +110,8 @@ def run(
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
         changed = {key: method.settings()[key] for key in overrides}
-        return Cell(
-            method, task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained), preset, changed
-        )
+        about = task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own)
+        return Cell(method, about, preset, changed)
 
     original = registry.load_method("original")
     baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]

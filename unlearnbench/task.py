@@ -192,15 +192,10 @@ class Task(ABC):
         """The conditions that training images of one side may come with, each once, on the CPU; here its names."""
         return self.names(which)
 
-    def _stream(self, side: Literal["forget", "retain", "both"], size: int, seed: int) -> Iterator[Batch]:
+    def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
         x0, y = (tensor.to(self.device) for tensor in self.data(side))
-        generator = torch.Generator().manual_seed(seed_of("batches", side, seed) >> 1)
-        order = torch.empty(0, dtype=torch.long)
-        while True:
-            while len(order) < size:
-                order = torch.cat([order, torch.randperm(len(x0), generator=generator)])
-            index, order = order[:size].to(x0.device), order[size:]
-            yield Batch(x0[index], y[index])
+        for index in shuffled(len(x0), size, seed_of("batches", side, seed) >> 1):
+            yield Batch(x0[index.to(x0.device)], y[index.to(x0.device)])
 
     # ---- what is measured ------------------------------------------------------------------------------------------
 
@@ -237,3 +232,14 @@ class Task(ABC):
         if forget not in cls.concepts:
             raise unknown(f"concept of {cls.name}", forget, cls.concepts)
         return forget
+
+
+def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Indices below n in batches (size,), every one of them once before any comes again."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(n, generator=generator)])
+        yield order[:size]
+        order = order[size:]

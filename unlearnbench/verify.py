@@ -23,6 +23,7 @@ from unlearnbench.agreement import (
     sampled_scores,
     whole_scores,
 )
+from unlearnbench.concepts import made
 from unlearnbench.diff import Difference, differences
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
@@ -57,8 +58,14 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
     """The cell that a record describes; `method` is the file of one that is not built in."""
     cls = _method(record, method)
     task_class = registry.load_task(record.task)
+    own = record.protocol.settings.get("concepts")
     task = task_class(
-        record.forget, protocol=record.protocol.name, seed=record.seeds["unlearning"], device=device, weights=weights
+        record.forget,
+        protocol=record.protocol.name,
+        seed=record.seeds["unlearning"],
+        device=device,
+        weights=weights,
+        concepts=made(own, "the record's concepts") if own else (),
     )
     if task.protocol.hash != record.protocol.hash:
         environment = record.environment

@@ -21,7 +21,8 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers reads no file without it
     except SafetensorError as error:  # a full disk is an OSError like any other, but for this library
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
@@ -73,21 +74,33 @@ def load_checked(folder: Path, name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def make_once(
-    folder: Path, name: str, make: Callable[[], dict[str, Tensor]], *, seed: int, recipe: dict[str, float]
+    folder: Path,
+    names: str | tuple[str, ...],
+    make: Callable[[], Any],
+    *,
+    seed: int,
+    recipe: dict[str, float],
 ) -> None:
-    """Make folder/name and enter its hash in the manifest, unless it is there already under this seed and recipe."""
+    """Make folder/name and enter its hash in the manifest, unless it is there already under this seed and recipe.
+
+    For several names, which are made together, `make` returns a state for each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"
     entry = read_manifest(folder) if manifest.is_file() else {}
     if entry.get("seed") != seed or entry.get("recipe") != recipe:
         entry = {"seed": seed, "recipe": recipe, "hashes": {}}
-    if name in entry["hashes"] and (folder / name).is_file():
+    every = (names,) if isinstance(names, str) else names
+    if all(name in entry["hashes"] and (folder / name).is_file() for name in every):
         try:
-            load_checked(folder, name)
+            for name in every:
+                load_checked(folder, name)
             return
         except Damaged:
-            entry["hashes"].pop(name)
-    state = make()
-    save_state(state, folder / name)
-    entry["hashes"][name] = state_hash(state)
+            pass
+    made = make()
+    for name, state in {names: made}.items() if isinstance(names, str) else made.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_state(state, folder / name)
+        entry["hashes"][name] = state_hash(state)
     manifest.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.models.vocabulary import tokens
 from unlearnbench.sampling import Hook, Sampler
 from unlearnbench.scheduled import Scheduled, sample, scheduler_for
 
@@ -54,14 +55,7 @@ class StableDiffusion(Diffusion):
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Prompts as token ids, padded or cut to the encoder's length; see `too_long`."""
-        rows = [
-            tokenizer(
-                list(prompts), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-            ).input_ids
-            for tokenizer in self.tokenizers
-        ]
-        ids = rows[0] if len(rows) == 1 else torch.stack(rows, dim=1)
-        return ids.to(self.alpha_bar.device)
+        return tokens(self.tokenizers, prompts).to(self.alpha_bar.device)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that `tokens` would cut."""

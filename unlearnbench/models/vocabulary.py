@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import torch
+from torch import Tensor
+
 END = "</w>"
 LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
+
+
+def tokens(tokenizers: Sequence[Any], prompts: Sequence[str]) -> Tensor:
+    """Prompts as ids (n, L), or (n, 2, L) for two tokenizers, padded or cut to the first one's length."""
+    length = int(tokenizers[0].model_max_length)
+    rows = [
+        tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+        for tokenizer in tokenizers
+    ]
+    return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1)
 
 
 def word_tokenizer(words: Iterable[str], length: int, pad: str = "<|endoftext|>") -> Any:

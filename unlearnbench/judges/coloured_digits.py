@@ -1,0 +1,204 @@
+"""Two judges of coloured digits, each with a domain of digits and one of colours: a network, and nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+from unlearnbench.diffusion import Batch
+from unlearnbench.hashing import seed_of
+from unlearnbench.judges import Judge, Verdict
+from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge, score, warped
+from unlearnbench.progress import track
+from unlearnbench.training import minimise, seeded
+
+PALETTE = {
+    "red": (1.0, 0.0, 0.0),
+    "green": (0.0, 1.0, 0.0),
+    "blue": (0.0, 0.0, 1.0),
+    "yellow": (1.0, 1.0, 0.0),
+    "cyan": (0.0, 1.0, 1.0),
+    "magenta": (1.0, 0.0, 1.0),
+}
+DIGITS, COLOURS, SIZE = 10, len(PALETTE), 16
+DOMAINS = (range(DIGITS), range(DIGITS, DIGITS + COLOURS))
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 (N, 3, 16, 16) -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def painted(grey: Tensor, rgb: Tensor) -> Tensor:
+    """Grey digits (N, 1, H, W) in [-1, 1], black ground, in colours (N, 3) of [0, 1] -> (N, 3, H, W) in [-1, 1]."""
+    return (grey + 1) * rgb[:, :, None, None] - 1
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """(N, 1, 8, 8) -> (N, 1, 16, 16)."""
+    return F.interpolate(x, size=SIZE, mode="bilinear", align_corners=False)
+
+
+class _Net(nn.Module):
+    """Four convolutions and a feature layer; each head has one class more, "none of these"."""
+
+    def __init__(self, width: int = 32, features: int = 32):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for number, (into, out) in enumerate(((3, width), (width, width), (width, 48), (48, 48))):
+            layers += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if number % 2 else [])]
+        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(48 * 16, features), nn.ReLU())
+        self.digit, self.colour = nn.Linear(features, DIGITS + 1), nn.Linear(features, COLOURS + 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, 16, 16) -> logits of digits (N, 11) and colours (N, 7), features (N, D)."""
+        features = self.body(x)
+        return self.digit(features), self.colour(features), features
+
+
+class ColouredDigits(Judge):
+    """Convolutional judge of digit and colour, trained with outlier exposure, that may abstain on each by itself.
+
+    A score is the log-odds of "none of these" against the best class of a domain; `threshold` is that of digits.
+    """
+
+    name, version, classes, domains = "coloured-digits-cnn", "1", DIGITS + COLOURS, DOMAINS
+
+    def __init__(self, state: dict[str, Tensor], hash: str):
+        self.net = _Net()
+        self.thresholds, self.scale = state["thresholds"], state["scale"]
+        self.net.load_state_dict({name: value for name, value in state.items() if name not in ("thresholds", "scale")})
+        self.net.eval()
+        self.threshold, self.hash = float(self.thresholds[0]), hash
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, 16, 16)."""
+        digit, colour, _ = self.net(scaled(images))
+        refused = torch.stack([score(digit), score(colour)], dim=1) > self.thresholds
+        return Verdict(torch.cat([digit[:, :-1].softmax(dim=1), colour[:, :-1].softmax(dim=1)], dim=1), refused)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel wants it."""
+        return self.net(scaled(images))[2] / self.scale
+
+
+def outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Images that show no digit, no colour or neither, made from grey digits (N, 1, 16, 16); with both labels.
+
+    -1 stands for "whatever": shuffled pixels and blobs keep a colour that is nothing to be learnt from.
+    """
+    n, palette = len(grey), torch.tensor(list(PALETTE.values()))
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    colour = torch.randint(COLOURS, (n,), generator=generator)
+    one, other = (
+        palette[colour],
+        palette[(colour + 1 + torch.randint(COLOURS - 1, (n,), generator=generator)) % COLOURS],
+    )
+    digit, level = painted(grey, one), uniform(n, 3, 1, 1) * 2 - 1
+    mix = uniform(n, 1) * 0.3 + 0.35
+    white = (0.3 + 0.7 * uniform(n, 1)).expand(-1, 3)
+    blob = (F.interpolate(normal(n, 1, 3, 3), size=SIZE, mode="bilinear") * 1.5).clamp(-1, 1)
+    shuffled = uniform(n, 1, SIZE * SIZE).argsort(dim=2).expand(-1, 3, -1)
+    kinds = [
+        normal(n, 3, SIZE, SIZE) * (0.3 + 1.2 * uniform(n, 1, 1, 1)) + level,
+        uniform(n, 3, SIZE, SIZE) * 2 - 1,
+        F.interpolate(normal(n, 3, 4, 4), size=SIZE, mode="bilinear") + level,
+        level.expand(-1, -1, SIZE, SIZE),
+        digit * 0.4 + normal(n, 3, SIZE, SIZE) * (0.8 + 0.4 * uniform(n, 1, 1, 1)),
+        digit.flatten(2).gather(2, shuffled).view_as(digit),
+        painted(blob, one),
+        painted(grey, (1 - mix) * one + mix * other),
+        painted(grey, white),
+    ]
+    nothing, digits_too = 5, 7  # the first kinds show nothing at all, the last ones a digit of no palette colour
+    choice = torch.randint(len(kinds), (n,), generator=generator)
+    images = torch.stack(kinds)[choice, torch.arange(n)].clamp(-1, 1)
+    digit_label = torch.where(choice < digits_too, DIGITS, -1)
+    colour_label = torch.where((choice < nothing) | (choice >= digits_too), COLOURS, -1)
+    return images, digit_label, colour_label
+
+
+def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, size: int = 96) -> dict[str, Tensor]:
+    """State of a `ColouredDigits`; x0 are grey digits (N, 1, 8, 8). Thresholds come from the calibration split."""
+    palette = torch.tensor(list(PALETTE.values()))
+    with seeded(seed_of("judge", seed) >> 1):
+        generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
+        net = _Net().train()
+
+        def losses() -> Iterator[Tensor]:
+            for _ in track(range(steps), steps, "judge"):
+                index = torch.randint(len(train.x0), (size,), generator=generator)
+                grey = enlarged(warped(train.x0[index], generator)).clamp(-1, 1)
+                colour = torch.randint(COLOURS, (size,), generator=generator)
+                near = (palette[colour] + 0.08 * torch.randn(size, 3, generator=generator)).clamp(0, 1)
+                x = painted(grey, near)
+                x = (x + 0.06 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+                wrong, no_digit, no_colour = outliers(grey[: size // 2], generator)
+                digit, hue, _ = net(torch.cat([x, wrong]))
+                digits = torch.cat([train.y[index], torch.where(no_digit < 0, train.y[index][: size // 2], no_digit)])
+                yield F.cross_entropy(digit, digits) + F.cross_entropy(
+                    hue, torch.cat([colour, no_colour]), ignore_index=-1
+                )
+
+        parameters = dict(net.named_parameters())
+        minimise(losses(), parameters, lambda step: 2e-3 * (1 - step / steps), optimiser="adamw", ema=0.99)
+        net.eval()
+        with torch.inference_mode():
+            digit, hue, _ = net(every_colour(calibration.x0))
+            thresholds = torch.stack([score(logits).quantile(1 - REFUSED_SHARE) for logits in (digit, hue)])
+            scale = net(every_colour(train.x0))[2].square().mean().sqrt()
+    state = {**net.state_dict(), "thresholds": thresholds, "scale": scale}
+    return {name: value.clone() for name, value in state.items()}
+
+
+def every_colour(x0: Tensor) -> Tensor:
+    """Grey digits (N, 1, 8, 8) enlarged, in each colour of the palette in turn: (6 N, 3, 16, 16)."""
+    grey = enlarged(x0)
+    return torch.cat([painted(grey, torch.tensor(rgb).expand(len(grey), 3)) for rgb in PALETTE.values()])
+
+
+class ColouredNeighbours(Judge):
+    """Nearest neighbours among real digits by shape, nearest palette colour by hue; for choosing hyper-parameters.
+
+    Shape is the brightest channel at 8x8; the hue is the bright pixels' mean colour, refused where it lies further than
+    `tolerance` from every palette colour.
+    """
+
+    name, version, classes, domains, tolerance = "coloured-digits-neighbours", "1", DIGITS + COLOURS, DOMAINS, 0.35
+
+    def __init__(self, train: Batch, calibration: Batch):
+        self.shape = NeighbourJudge(train, calibration)
+        self.hash, self.threshold = self.shape.hash, self.shape.threshold
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, 16, 16)."""
+        digits = self.shape(_brightest(images))
+        values = images.float() / 255
+        weight = values.amax(dim=1, keepdim=True)
+        mean = (values * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1e-6)
+        hue = mean / mean.amax(dim=1, keepdim=True).clamp(min=1e-6)
+        far = torch.cdist(hue, torch.tensor(list(PALETTE.values())))
+        colours = (-8 * far).softmax(dim=1)
+        refused = torch.stack([digits.refused, far.amin(dim=1) > self.tolerance], dim=1)
+        return Verdict(torch.cat([digits.probabilities, colours], dim=1), refused)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pixels at 8x8, (N, 192)."""
+        return F.avg_pool2d(scaled(images), 2).flatten(1)
+
+
+def _brightest(images: Tensor) -> Tensor:
+    """uint8 (N, 3, 16, 16) -> the brightest channel, uint8 (N, 3, 8, 8)."""
+    grey = F.avg_pool2d(images.float().amax(dim=1, keepdim=True), 2)
+    return grey.round().to(torch.uint8).expand(-1, 3, -1, -1)

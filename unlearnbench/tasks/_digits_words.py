@@ -1,0 +1,89 @@
+"""The words of `digits-text`: names, synonyms, neighbours and templates of captions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+
+from unlearnbench.judges.coloured_digits import PALETTE
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOURS = tuple(PALETTE)
+OTHER_COLOURS = ("crimson", "emerald", "azure", "golden", "turquoise", "pink")
+SYNONYMS = {**{word: str(i) for i, word in enumerate(DIGITS)}, **dict(zip(COLOURS, OTHER_COLOURS, strict=True))}
+PAIRS = ("zero eight", "one seven", "two three", "four nine", "five six", "red blue", "green magenta", "yellow cyan")
+"""Each the other's substitute."""
+NEAREST = {
+    "zero": "nine five",
+    "one": "eight four",
+    "two": "eight one",
+    "three": "nine eight",
+    "four": "one six",
+    "five": "eight nine",
+    "six": "four eight",
+    "seven": "eight five",
+    "eight": "one nine",
+    "nine": "three eight",
+    "red": "magenta yellow",
+    "green": "yellow cyan",
+    "blue": "magenta cyan",
+    "yellow": "red green",
+    "cyan": "green blue",
+    "magenta": "red blue",
+}
+"""By the distance of the digits' mean images and of the colours' RGB values, substitutes left out."""
+
+BOTH = (
+    "{c} {d}",
+    "a {c} {d}",
+    "a photo of a {c} {d}",
+    "a picture of a {c} {d}",
+    "an image of a {c} {d}",
+    "a drawing of the number {d} in {c}",
+    "the number {d} in {c}",
+    "the {c} digit {d}",
+    "the digit {d} written in {c} ink",
+    "a {c} number {d}",
+    "{c} number {d} on black",
+    "a {d} painted {c}",
+    "a {d} that is {c}",
+    "{d} in {c}",
+)
+DIGIT_ONLY = ("{d}", "a {d}", "the number {d}", "the digit {d}", "a photo of a {d}", "a picture of the number {d}")
+COLOUR_ONLY = ("{c}", "something {c}", "a {c} digit", "a photo of a {c} number", "a digit in {c}", "a {c} picture")
+EVERY = (*BOTH, *DIGIT_ONLY, *COLOUR_ONLY)
+HELD_OUT = (
+    "a photo of the number {d} painted {c}",
+    "the {c} number {d}",
+    "an image of the digit {d} in {c} ink",
+    "a drawing of a {c} {d}",
+    "a picture of a {d} that is {c}",
+    "a {c} digit {d} on black",
+)
+"""Templates that neither training nor methods ever see, of words that they do."""
+SYNONYM_SHARE = 0.25
+"""Of names in training captions that are replaced by their synonym."""
+
+
+def vocabulary() -> list[str]:
+    """Every word of the miniature's world, each a token."""
+    words = " ".join((*EVERY, *HELD_OUT)).replace("{c}", "").replace("{d}", "").split()
+    return list(dict.fromkeys([*words, *SYNONYMS, *SYNONYMS.values()]))
+
+
+def caption(pair: tuple[str, str], named: Collection[str], draw: random.Random, synonyms: float = 0.0) -> str:
+    """A training caption of a digit in a colour, by name, or by a synonym with some probability.
+
+    It holds one of the words `named`, where the pair does.
+    """
+    places = [place for word, place in zip(pair, ("{d}", "{c}"), strict=True) if word in named]
+    texts = [text for text in EVERY if not places or any(place in text for place in places)]
+    d, c = (SYNONYMS[word] if draw.random() < synonyms else word for word in pair)
+    return draw.choice(texts).format(d=d, c=c)
+
+
+def filled(label: str, word: str, texts: Sequence[str], without: Collection[str]) -> list[str]:
+    """Templates with `word` in the place of its label's domain and, in the other's, every name but those `without`."""
+    own, other, others = ("{d}", "{c}", COLOURS) if label in DIGITS else ("{c}", "{d}", DIGITS)
+    half = [text.replace(own, word) for text in texts if own in text]
+    return list(dict.fromkeys(text.replace(other, name) for text in half for name in others if name not in without))

@@ -1,0 +1,299 @@
+"""Forget a digit or a colour of a Stable Diffusion in miniature: captioned, coloured UCI digits, 16x16, on a CPU."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench.concepts import Concept, mentions
+from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.hashing import digest, seed_of
+from unlearnbench.judges import Judge
+from unlearnbench.judges.coloured_digits import (
+    ColouredDigits,
+    ColouredNeighbours,
+    train_judge,
+)
+from unlearnbench.models import miniature
+from unlearnbench.scheduled import Scheduled
+from unlearnbench.task import Plan, Side, shuffled
+from unlearnbench.tasks._digits_images import images, latents, pairs
+from unlearnbench.tasks._digits_words import (
+    BOTH,
+    COLOURS,
+    DIGITS,
+    EVERY,
+    HELD_OUT,
+    NEAREST,
+    PAIRS,
+    SYNONYM_SHARE,
+    SYNONYMS,
+    caption,
+    filled,
+    vocabulary,
+)
+from unlearnbench.tasks.digits_class import splits
+from unlearnbench.text import TextProtocol, TextTask
+from unlearnbench.weights import load_checked, make_once, read_manifest
+
+
+class DigitsText(TextTask):
+    """Object (a digit) or style (a colour) forgetting, alone or jointly."""
+
+    name = "digits-text"
+    concepts = (*DIGITS, *COLOURS)
+    catalogue: ClassVar[dict[str, Concept]] = {
+        name: Concept((name,), (SYNONYMS[name],), other, tuple(NEAREST[name].split()))
+        for pair in PAIRS
+        for name, other in (pair.split(), pair.split()[::-1])
+    }
+    protocols: ClassVar[dict[str, Any]] = {
+        "default": TextProtocol("default", Scheduled(20, guidance=3.0), "coloured-digits-cnn", forget_images=90),
+        "selection": TextProtocol(
+            "selection",
+            Scheduled(20, guidance=3.0),
+            "coloured-digits-neighbours",
+            reference="calibration",
+            forget_images=50,
+            retain_images=50,
+            synonym_images=0,
+            held_out_images=0,
+            neighbour_images=0,
+            sampling_seed=1,
+        ),
+        "smoke": TextProtocol(
+            "smoke",
+            Scheduled(4, guidance=3.0),
+            "coloured-digits-cnn",
+            forget_images=12,
+            retain_images=20,
+            synonym_images=4,
+            held_out_images=4,
+            neighbour_images=4,
+        ),
+    }
+    provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
+    default_forget = "seven"
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """Where the shipped weights, or the user's own, lie: a diffusers folder with a manifest."""
+        return self.weights or Path(__file__).parents[1] / "assets" / self.name
+
+    @cached_property
+    def tokenizers(self) -> Sequence[Any]:
+        """One, of whole words."""
+        return [miniature.tokenizer(vocabulary())]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Digits and colours."""
+        return self.concepts
+
+    def architecture(self, seed: int) -> Diffusion:
+        """2.4 M parameters of U-Net, 0.6 M of VAE, 0.1 M of text encoder."""
+        model = miniature.build(self.tokenizers[0], seed)
+        model.sampler = self.protocol.sampler
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """The original, as it lies in the diffusers folder, in float32."""
+        from unlearnbench.models.loading import load_stable_diffusion
+
+        for name in miniature.FILES.values():
+            load_checked(self.folder, name)
+        model = load_stable_diffusion(self.folder).float()
+        model.sampler = self.protocol.sampler
+        return model.to(self.device)
+
+    def pretrained_identity(self) -> tuple[str, int]:
+        """From the manifest, over all networks."""
+        manifest = read_manifest(self.folder)
+        return digest({name: manifest["hashes"].get(name) for name in miniature.FILES.values()}), manifest["seed"]
+
+    def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
+        """Denoiser and text encoder from scratch by `miniature.train`; the VAE, which knows no concept, stays."""
+        model = miniature.build(self.tokenizers[0], seed)
+        state, _ = load_checked(self.folder, miniature.FILES["vae"])
+        model.vae.load_state_dict({name: value.float() for name, value in state.items()})
+        model.sampler = self.protocol.sampler
+        model = model.to(self.device)
+        stream = self._stream(which, miniature.BATCH, seed_of("training", seed), SYNONYM_SHARE)
+        miniature.train(model, stream, self.steps(miniature.STEPS), seed)
+        return model
+
+    def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
+        """Make judge, VAE, denoiser and text encoder anew in `out`, a diffusers folder; returns what they reach.
+
+        What is there already under the same recipe and seed is kept, so that a stopped run goes on.
+        """
+        task, real = type(self)(self.forget, device=self.device, weights=out), splits()
+        training = images("train").x0
+
+        def made(name: str | tuple[str, ...], make: Any) -> None:
+            make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
+
+        made("judge.safetensors", lambda: train_judge(real["train"], real["calibration"], seed))
+        made(miniature.FILES["vae"], lambda: miniature.halves(miniature.train_vae(training, seed, self.device)))
+
+        def denoiser() -> dict[str, dict[str, Tensor]]:
+            model: Any = task.train(seed)
+            parts = {"unet": model.unet, "text_encoder": model.text_encoders[0]}
+            return {miniature.FILES[part]: miniature.halves(network) for part, network in parts.items()}
+
+        made((miniature.FILES["unet"], miniature.FILES["text_encoder"]), denoiser)
+        miniature.describe(out, self.tokenizers[0])
+        return task._reached()
+
+    def _reached(self) -> dict[str, float]:
+        """Shares of 180 samples, one of every digit in every colour in three templates, and of real images."""
+        judge, model = self.judge(), self.pretrained().eval()
+        every = [(d, c) for d in range(10) for c in range(len(COLOURS))]
+        prompts = [text.format(d=DIGITS[d], c=COLOURS[c]) for text in (BOTH[2], BOTH[6], HELD_OUT[1]) for d, c in every]
+        drawn, real = [], latents("train", self.folder)
+        with torch.inference_mode():
+            for start in range(0, len(prompts), 60):
+                y = self.tokens(prompts[start : start + 60]).to(self.device)
+                x = model.sample(y, [seed_of("pretrain check", start + i) for i in range(len(y))])
+                drawn.append(self.to_uint8(model.decode(x)))
+            again = self.to_uint8(model.decode(real[::10].to(self.device)))
+        found = {
+            "samples": (torch.cat(drawn), torch.tensor(every * 3)),
+            "reconstructions": (again, pairs("train")[::10]),
+        }
+        found["held-out images"] = (self.to_uint8(images("reference").x0), pairs("reference"))
+        shares = {}
+        for what, (shown, asked) in found.items():
+            verdict = judge(shown)
+            for domain, label in (("digit", asked[:, 0]), ("colour", asked[:, 1] + len(DIGITS))):
+                hits = verdict.about(label, judge.domains).label == label
+                shares[f"{what} judged right, {domain}"] = round(hits.float().mean().item(), 4)
+        return shares
+
+    # ---- the data --------------------------------------------------------------------------------------------------
+
+    def data(self, which: Side) -> Batch:
+        """Latents and one caption each of the images that show an erased concept, or none, or of all together."""
+        kept = self._showing(which)
+        draw = random.Random(seed_of("captions", which))
+        prompts = [self._caption(pair, which, draw) for pair in pairs("train")[kept].tolist()]
+        return Batch(latents("train", self.folder)[kept], self.tokens(prompts))
+
+    def _showing(self, which: Side) -> Tensor:
+        digit, colour = pairs("train").unbind(dim=1)
+        shown = torch.stack([(digit == k) | (colour + len(DIGITS) == k) for k in self.erased_labels()]).any(dim=0)
+        return {"forget": shown, "retain": ~shown, "both": torch.ones_like(shown)}[which]
+
+    def _caption(self, pair: list[int], which: Side, draw: random.Random, synonyms: float = 0.0) -> str:
+        """On the forget side it names an erased concept that is shown."""
+        named = {concept.label for concept in self.erased} if which == "forget" else set()
+        return caption((DIGITS[pair[0]], COLOURS[pair[1]]), named, draw, synonyms)
+
+    def _stream(self, side: Side, size: int, seed: int, synonyms: float = 0.0) -> Iterator[Batch]:
+        kept = self._showing(side)
+        x0, chosen = latents("train", self.folder)[kept].to(self.device), pairs("train")[kept].tolist()
+        draw, known = random.Random(seed_of("captions", side, seed)), {}
+        for index in shuffled(len(chosen), size, seed_of("batches", side, seed) >> 1):
+            prompts = [self._caption(chosen[i], side, draw, synonyms) for i in index.tolist()]
+            for prompt in prompts:
+                if prompt not in known:
+                    known[prompt] = self.tokens([prompt])[0]
+            y = torch.stack([known[prompt] for prompt in prompts]).to(self.device)
+            yield Batch(x0[index.to(x0.device)], y)
+
+    def captions(self, which: Literal["forget", "retain"]) -> Tensor:
+        """Every training caption of one side, each once."""
+        texts = [text.format(d=d, c=c) for text in EVERY for d in DIGITS for c in COLOURS]
+        asked = which == "forget"
+        return self.tokens([text for text in dict.fromkeys(texts) if bool(self._asks.search(text)) == asked])
+
+    def reference(self) -> Tensor:
+        """Held-out images, of the digits and colours that the retain samples are asked for."""
+        return self._real(self.protocol.reference)
+
+    def floor(self) -> Tensor:
+        """Training images of the same digits and colours."""
+        return self._real("train")
+
+    def _real(self, split: str) -> Tensor:
+        shown, used, rows = pairs(split).tolist(), Counter[tuple[int, int]](), []
+        for item in (item for item in self.plan() if item.group == "retain"):
+            digit, colour = sorted((item.label, item.other))
+            own = [row for row, pair in enumerate(shown) if pair == [digit, colour - len(DIGITS)]]
+            rows.append(own[used[digit, colour] % len(own)])
+            used[digit, colour] += 1
+        return self.to_uint8(images(split).x0[rows])
+
+    # ---- what is measured ------------------------------------------------------------------------------------------
+
+    def plan(self) -> list[Plan]:
+        """Forgotten concepts by training templates, by synonyms and by held-out templates; neighbours; the rest."""
+        p, erased = self.protocol, {concept.label for concept in self.erased}
+        plan = []
+        for group, texts, count in (
+            ("forget", EVERY, p.forget_images),
+            ("synonyms", EVERY, p.synonym_images),
+            ("held_out", HELD_OUT, p.held_out_images),
+        ):
+            for number, concept in enumerate(self.erased):
+                words = concept.synonyms if group == "synonyms" else concept.names
+                prompts = [prompt.replace("{}", word) for word in words for prompt in concept.prompts]
+                if group != "forget" or not prompts:
+                    prompts = [prompt for word in words for prompt in filled(concept.label, word, texts, erased)]
+                part = _share(count, number, len(self.erased))
+                plan += self._items(group, concept.name, concept.label, prompts, part)
+        near = list(dict.fromkeys(word for concept in self.erased for word in concept.neighbours))
+        near = [word for word in near if word in self.concepts and not self._asks.search(word)]
+        sides = {"neighbours": (near, p.neighbour_images), "retain": (self._kept(), p.retain_images)}
+        for group, (others, count) in sides.items():
+            for number, word in enumerate(others):
+                prompts = filled(word, word, BOTH, erased)
+                plan += self._items(group, word, word, prompts, _share(count, number, len(others)))
+        return plan
+
+    def _kept(self) -> list[str]:
+        """The other digits where a digit is erased, the other colours where a colour is."""
+        erased = {concept.label for concept in self.erased}
+        return [word for domain in (DIGITS, COLOURS) if erased & set(domain) for word in domain if word not in erased]
+
+    def _items(self, group: str, concept: str, label: str, prompts: list[str], count: int) -> list[Plan]:
+        """`count` images over shuffled prompts, each used once before any comes again."""
+        known, prompts, items = self.labels(), sorted(prompts), []
+        random.Random(seed_of("prompts", group, concept)).shuffle(prompts)
+        others = COLOURS if label in DIGITS else DIGITS
+        for i in range(count if prompts else 0):
+            prompt = prompts[i % len(prompts)]
+            besides = mentions(others).search(prompt)
+            other = known[besides[0].lower()] if besides else -1
+            noise = seed_of("sampling", self.protocol.sampling_seed, group, concept, i)
+            items.append(Plan(group, concept, known[label], noise, prompt, other))
+        return items
+
+    def judge(self) -> Judge:
+        """coloured-digits-cnn, or coloured-digits-neighbours under the selection protocol."""
+        return _judge(self.protocol.judge, self.folder)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """(N, 3, 16, 16) in [-1, 1] -> uint8, rounded and clamped."""
+        return ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _share(count: int, number: int, of: int) -> int:
+    """The number-th of `of` parts of a count, as even as they can be."""
+    return count * (number + 1) // of - count * number // of
+
+
+@lru_cache(maxsize=4)
+def _judge(name: str, folder: Path) -> Judge:
+    if name == ColouredNeighbours.name:
+        return ColouredNeighbours(splits()["train"], splits()["calibration"])
+    return ColouredDigits(*load_checked(folder, "judge.safetensors"))

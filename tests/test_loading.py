@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
 
 import pytest
 import torch
 
-from tests import tiny_sd
+from tests import compvis, tiny_sd
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
 
@@ -111,3 +112,41 @@ def test_index_of_the_folder_is_the_hubs_layout(folder):
     index = json.loads((folder / "model_index.json").read_text())
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def gone(*words, **named):
+        raise AssertionError("a network connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", gone)
+    monkeypatch.setattr(socket, "getaddrinfo", gone)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_checkpoint_of_the_original_layout_is_the_same_model(folder, tmp_path, suffix):
+    model = load_stable_diffusion(folder)
+    path = compvis.written(compvis.checkpoint(model), tmp_path / f"model{suffix}")
+    again = load_stable_diffusion(path, config=folder)
+    y = model.tokens(["a photo of a cat", "red seven"])
+    generator = torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([10, 900])
+    images = torch.randn(2, 3, 16, 16, generator=generator)
+    with torch.inference_mode():
+        pairs = [(one.embed(y).states, one.eps(x, t, y), one.decode(x), one.encode(images)) for one in (model, again)]
+    for before, after in zip(*pairs, strict=True):
+        torch.testing.assert_close(after, before, atol=1e-5, rtol=0)
+    assert again.prediction == model.prediction
+    assert torch.equal(again.alpha_bar, model.alpha_bar)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_checkpoint_of_another_size_or_without_its_parts_is_refused(folder, tmp_path):
+    state = compvis.checkpoint(load_stable_diffusion(folder))
+    small = {name: value[:8] if name.endswith("input_blocks.0.0.weight") else value for name, value in state.items()}
+    refused(compvis.written(small, tmp_path / "small.ckpt"), "first keys: alphas_cumprod", config=folder)
+    unet = {name: value for name, value in state.items() if name.startswith("model.")}
+    refused(compvis.written(unet, tmp_path / "unet.safetensors"), "first keys: model.diffusion_model", config=folder)
+    lacking = {name: value for name, value in state.items() if not name.endswith("output_blocks.2.0.in_layers.0.bias")}
+    refused(compvis.written(lacking, tmp_path / "lacking.safetensors"), "first keys", config=folder)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unlearnbench.metric import Metric as Metric
     from unlearnbench.metric import Outcome as Outcome
     from unlearnbench.metric import Score as Score
+    from unlearnbench.models.checkpoints import apply_checkpoint as apply_checkpoint
+    from unlearnbench.models.checkpoints import checkpoint_hash as checkpoint_hash
     from unlearnbench.progress import track as track
     from unlearnbench.sampling import Guidance as Guidance
     from unlearnbench.sampling import Sampler as Sampler
@@ -48,6 +50,8 @@ _PUBLIC = {
     "Sampler": "sampling",
     "Score": "metric",
     "Task": "task",
+    "apply_checkpoint": "models.checkpoints",
+    "checkpoint_hash": "models.checkpoints",
     "gradients": "training",
     "minimise": "training",
     "track": "progress",

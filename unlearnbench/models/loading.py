@@ -7,6 +7,7 @@ from typing import Any
 
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.models.states import first_keys
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -83,36 +84,15 @@ def _from_file(path: Path, config: Path | None) -> Any:
     wide = config is not None and (config / "text_encoder_2").is_dir()
     cls = StableDiffusionXLPipeline if wide else StableDiffusionPipeline
     try:
-        return cls.from_single_file(str(path), config=None if config is None else str(config), safety_checker=None)
-    except (OSError, ValueError, KeyError, SingleFileComponentError) as error:
+        return cls.from_single_file(
+            str(path),
+            config=None if config is None else str(config),
+            safety_checker=None,
+            local_files_only=config is not None,
+        )
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, SingleFileComponentError) as error:
         raise UserError(
             f"{path} is no checkpoint of a known layout, or of another model than its config "
             f"(its first keys: {', '.join(keys)}; {one_line(error)[:160]}): give a Stable Diffusion checkpoint, "
             "with the diffusers folder of the same model as config"
         ) from error
-
-
-def first_keys(path: Path, count: int = 3) -> list[str]:
-    """Names of a checkpoint's first tensors; a file that could run code when loaded is refused."""
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return sorted(file.keys())[:count]
-        import torch
-
-        state = torch.load(path, map_location="meta", weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"{path} cannot be loaded ({one_line(error)[:160]}): it is damaged, or no checkpoint"
-        ) from error
-    while isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    return sorted(map(str, state))[:count]

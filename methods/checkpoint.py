@@ -1,0 +1,36 @@
+"""Weights that others unlearned, from a file or folder: diffusers, CompVis, ESD's and UCE's states, LoRA."""
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unlearnbench import Diffusion, Method, Task, apply_checkpoint, checkpoint_hash
+
+
+@dataclass(frozen=True)
+class Checkpoint(Method):
+    """theta = the file's weights, where it has them; the original's elsewhere. Only Stable Diffusion.
+
+    `path` is a file or folder, from the current folder where it is relative; `sha256` is filled in from its content, so
+    that records name the weights by it, and refused where it does not fit. Nothing is trained: runtime is loading.
+    """
+
+    requires = frozenset({"text_encoder"})
+    path: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if self.path:
+            object.__setattr__(self, "sha256", checkpoint_hash(self.path, self.sha256))
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """The model with the file's weights in it."""
+        apply_checkpoint(model, self.path)
+        return model
+
+    @classmethod
+    def sources(cls) -> list[Path]:
+        """The reading of files counts as the method's own code: it decides which weights come out."""
+        reader = Path(inspect.getfile(apply_checkpoint))
+        return [*super().sources(), *(reader.with_name(name) for name in ("checkpoints.py", "lora.py", "states.py"))]

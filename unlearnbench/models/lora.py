@@ -1,0 +1,106 @@
+"""LoRA files merged by hand: W + (alpha / rank) up @ down (Hu et al., ICLR 2022)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DOWN = re.compile(r"(?:\.lora_A(?:\.default)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight$")
+UP = re.compile(r"(?:\.lora_B(?:\.default)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight$")
+ALPHA = re.compile(r"\.alpha$")
+KOHYA = {"unet.": ("lora_unet_",), "text_encoder.": ("lora_te_", "lora_te1_"), "text_encoder_2.": ("lora_te2_",)}
+
+
+class Pair(NamedTuple):
+    """What changes one weight."""
+
+    keys: tuple[str, str]
+    """The file's, down and up."""
+    target: str
+    """The weight's name."""
+    down: Tensor
+    """(rank, in, ...)"""
+    up: Tensor
+    """(out, rank, ...)"""
+    alpha: float
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that the pair was made for."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether the product has the weight's shape; a convolution of one pixel is a linear layer."""
+        rank, rows = len(self.down), self.up.shape[0]
+        inner = self.up.numel() == rows * rank and self.down.numel() * rows == weight.numel() * rank
+        return inner and rows == len(weight) and (self.down.dim() == 2 or self.shape()[2:] == weight.shape[2:])
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """W + (alpha / rank) up @ down, computed in single precision or the weight's if that is higher."""
+        kind = torch.promote_types(weight.dtype, torch.float32)
+        up, down = (part.to(weight.device, kind).flatten(1) for part in (self.up, self.down))
+        return weight.to(kind) + (self.alpha / len(self.down)) * (up @ down).view_as(weight)
+
+
+def is_lora(state: Iterable[str]) -> bool:
+    """Whether any key is of a low-rank pair."""
+    return any(DOWN.search(key) or UP.search(key) for key in state)
+
+
+def layout(state: Iterable[str]) -> str:
+    """Whose naming it is."""
+    return "LoRA (kohya)" if any(key.startswith("lora_") for key in state) else "LoRA (diffusers)"
+
+
+def pairs(
+    state: Mapping[str, Tensor], remarks: Mapping[str, str], weights: Iterable[str], named: Callable[[str], str]
+) -> tuple[list[Pair], set[str]]:
+    """The file's pairs, and its keys that they use; `named` gives the model's name of a diffusers module.
+
+    Alpha is the file's own, or that of the adapter's configuration in the header, or the rank.
+    """
+    flat = {
+        start + ("" if part == "unet." else "text_model_") + name[len(part) : -len(".weight")].replace(".", "_"): name
+        for name in weights
+        for part, starts in KOHYA.items()
+        if name.startswith(part) and name.endswith(".weight")
+        for start in starts
+    }
+    config = json.loads(remarks.get("lora_adapter_metadata", "{}"))
+    ups = {UP.sub("", key): key for key in state if UP.search(key)}
+    alphas = {ALPHA.sub("", key): key for key in state if ALPHA.search(key)}
+    found, used = [], set()
+    for key in state:
+        module = DOWN.sub("", key)
+        if module == key or module not in ups:
+            continue
+        target = flat.get(module) or named(_plain(module)) + ".weight"
+        down, up = state[key], state[ups[module]]
+        used |= {key, ups[module]}
+        if module in alphas:
+            alpha = float(state[alphas[module]])
+            used.add(alphas[module])
+        else:
+            alpha = _configured(config, module, len(down))
+        found.append(Pair((key, ups[module]), target, down, up, alpha))
+    return found, used
+
+
+def _plain(module: str) -> str:
+    """Without PEFT's wrapper and diffusers' old attention processors, whose to_out had no number."""
+    module = module.removeprefix("base_model.model.")
+    return re.sub(r"\.processor\.(to_\w+)$", lambda found: "." + found[1].replace("to_out", "to_out.0"), module)
+
+
+def _configured(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Alpha from the adapter's configuration, whose keys begin with the part's name; the rank where it is silent."""
+    part, _, rest = module.partition(".")
+    alpha = config.get(f"{part}.lora_alpha", rank)
+    for pattern, value in (config.get(f"{part}.alpha_pattern") or {}).items():
+        if rest == pattern or rest.endswith(f".{pattern}"):
+            alpha = value
+    return float(alpha) * (rank**0.5 if config.get(f"{part}.use_rslora") else 1.0)

@@ -32,5 +32,5 @@ class Checkpoint(Method):
     @classmethod
     def sources(cls) -> list[Path]:
         """The reading of files counts as the method's own code: it decides which weights come out."""
-        reader = Path(inspect.getfile(apply_checkpoint))
-        return [*super().sources(), *(reader.with_name(name) for name in ("checkpoints.py", "lora.py", "states.py"))]
+        folder = Path(inspect.getfile(apply_checkpoint)).parent
+        return [*super().sources(), *(folder / f"{name}.py" for name in ("checkpoints", "compvis", "lora", "states"))]

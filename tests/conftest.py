@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -77,3 +78,36 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return Said(code, said.out, said.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion as a diffusers folder."""
+    from tests import tiny_sd
+
+    return tiny_sd.save(tmp_path_factory.mktemp("sd1") / "model", "sd1")
+
+
+@pytest.fixture(scope="session")
+def sd_before(sd_folder: Path) -> Any:
+    """The same, loaded; not to be changed."""
+    from unlearnbench.models.loading import load_stable_diffusion
+
+    return load_stable_diffusion(sd_folder).requires_grad_(False)
+
+
+@pytest.fixture
+def sd(sd_before: Any) -> Any:
+    """A copy of it to work on."""
+    return copy.deepcopy(sd_before)
+
+
+@pytest.fixture
+def sd_after(sd_before: Any) -> Any:
+    """The same network unlearned by others: every weight of U-Net and text encoder is another."""
+    import torch
+
+    after, generator = copy.deepcopy(sd_before), torch.Generator().manual_seed(1)
+    for weight in [*after.unet.parameters(), *after.text_encoders.parameters()]:
+        weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    return after

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,31 +13,13 @@ from torch import Tensor
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import digest, file_hash
-from unlearnbench.models import lora
+from unlearnbench.models import compvis, lora
+from unlearnbench.models.compvis import FOLDERS, IGNORED, Change, own_weights
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.states import metadata, read_state
 
-FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-UNET = "model.diffusion_model."
-BARE_UNET = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.0.", "out.2.")
-CLIP = {"cond_stage_model.transformer.": "text_encoder.", "conditioner.embedders.0.transformer.": "text_encoder."}
-OPEN_CLIP = {"cond_stage_model.model.": "text_encoder.", "conditioner.embedders.1.model.": "text_encoder_2."}
-COMPVIS = (UNET, *CLIP, *OPEN_CLIP, *BARE_UNET)
-IGNORED = re.compile(
-    r"(first_stage_model|vae|model_ema|denoiser)\.|.*\.(position_ids|logit_scale)$|position_ids$"
-    r"|(betas|alphas_cumprod\w*|(sqrt|log)_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor)$"
-)
-"""The VAE, averages of weights that CompVis does not sample from, schedules and counters."""
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SD XL"}
-
-
-class Change(NamedTuple):
-    """One weight to be: the file's key, the model's name of it, the value."""
-
-    key: str
-    name: str
-    value: Tensor
 
 
 def apply_checkpoint(model: Diffusion, path: str | Path) -> str:
@@ -51,11 +32,11 @@ def apply_checkpoint(model: Diffusion, path: str | Path) -> str:
         raise Unsupported(f"{type(model).__name__} is no Stable Diffusion, for which alone checkpoints are read")
     place = _place(path)
     state, remarks = _read(place)
-    targets = _targets(model)
+    targets = own_weights(model)
     if lora.is_lora(state):
         layout, changes, used = lora.layout(state), *_low_rank(place, model, state, remarks, targets)
-    elif any(key.startswith(COMPVIS) for key in state):
-        layout, (changes, used) = "CompVis", _compvis(model, state)
+    elif any(key.startswith(compvis.PREFIXES) for key in state):
+        layout, (changes, used) = "CompVis", compvis.translated(model, state)
     else:
         changes = [Change(key, _named(model, key), state[key]) for key in state if not IGNORED.match(key)]
         used = {change.key for change in changes}
@@ -148,14 +129,6 @@ def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def _targets(model: StableDiffusion) -> dict[str, Tensor]:
-    """The model's own weights by part and name; `text_model.` is left out, as transformers 5 does."""
-    found = {f"unet.{name}": value for name, value in model.unet.state_dict().items()}
-    for part, encoder in zip(FOLDERS[1:], model.text_encoders, strict=False):
-        found |= {f"{part}.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
-    return found
-
-
 def _named(model: StableDiffusion, key: str) -> str:
     """The model's name for a key of diffusers' naming, its part's name before it or not."""
     part, _, rest = key.partition(".")
@@ -195,46 +168,6 @@ def _low_rank(
             raise _foreign(place, pair.keys[0], f"changes {pair.shape()}, the model's is {tuple(weight.shape)}", state)
         changes.append(Change(pair.keys[0], pair.target, pair.merged(weight)))
     return changes, used
-
-
-def _compvis(model: StableDiffusion, state: Mapping[str, Tensor]) -> tuple[list[Change], set[str]]:
-    """U-Net and text encoders of an LDM checkpoint, translated by diffusers."""
-    from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE, convert_open_clip_checkpoint
-
-    used = {key for key in state if key in SD_2_TEXT_ENCODER_KEYS_TO_IGNORE}
-    unet = {(UNET + key if key.startswith(BARE_UNET) else key): key for key in state}
-    changes = [
-        Change(unet[key], f"unet.{name}", state[unet[key]])
-        for name, key in _translated([key for key in unet if key.startswith(UNET)], model.unet.config).items()
-    ]
-    for key in state.keys() - used:
-        for prefix, part in CLIP.items():
-            if key.startswith(prefix) and not IGNORED.match(key):
-                changes.append(Change(key, part + key[len(prefix) :].removeprefix("text_model."), state[key]))
-        for prefix, part in OPEN_CLIP.items():
-            if key.startswith(prefix) and not IGNORED.match(key):
-                encoder = model.text_encoders[-1]
-                made = convert_open_clip_checkpoint(encoder, {key: state[key]}, prefix)
-                changes += [Change(key, part + n.removeprefix("text_model."), value) for n, value in made.items()]
-    return changes, used | {change.key for change in changes}
-
-
-def _translated(keys: list[str], config: Any) -> dict[str, str]:
-    """diffusers' name of each CompVis key that it knows.
-
-    Its translation moves values without looking at them, so it is given the keys as values. It counts the blocks that
-    are there and takes the embeddings for granted: a part of a U-Net is filled up with empty ones, taken out again.
-    """
-    from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING, convert_ldm_unet_checkpoint
-
-    count = len(config["block_out_channels"]) * (config["layers_per_block"] + 1)
-    blocks = [f"{side}_blocks.{i}" for side in ("input", "output") for i in range(count)]
-    blocks += [f"middle_block.{i}" for i in range(3)]
-    fill = [f"{block}.none" for block in blocks] + list(
-        DIFFUSERS_TO_LDM_MAPPING["unet"]["addition_embed_type"].values()
-    )
-    values = {UNET + key: "" for key in fill} | {key: key for key in keys}
-    return {name: key for name, key in convert_ldm_unet_checkpoint(values, config).items() if key}
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import UserError, one_line
+from unlearnbench.models.compvis import lacking
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.models.states import first_keys
+from unlearnbench.models.states import first_keys, read_state
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -24,7 +25,7 @@ def load_stable_diffusion(
     if path.is_dir():
         pipeline = _from_folder(path)
     elif path.suffix in (".safetensors", ".ckpt") or path.is_file():
-        pipeline = _from_file(path, config)
+        return _from_file(path, config)
     else:
         pipeline = _from_hub(str(source), revision)
     return adapted(pipeline)
@@ -74,7 +75,7 @@ def _from_hub(name: str, revision: str | None) -> Any:
         ) from error
 
 
-def _from_file(path: Path, config: Path | None) -> Any:
+def _from_file(path: Path, config: Path | None) -> StableDiffusion:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
@@ -84,7 +85,7 @@ def _from_file(path: Path, config: Path | None) -> Any:
     wide = config is not None and (config / "text_encoder_2").is_dir()
     cls = StableDiffusionXLPipeline if wide else StableDiffusionPipeline
     try:
-        return cls.from_single_file(
+        pipeline = cls.from_single_file(
             str(path),
             config=None if config is None else str(config),
             safety_checker=None,
@@ -96,3 +97,11 @@ def _from_file(path: Path, config: Path | None) -> Any:
             f"(its first keys: {', '.join(keys)}; {one_line(error)[:160]}): give a Stable Diffusion checkpoint, "
             "with the diffusers folder of the same model as config"
         ) from error
+    model = adapted(pipeline)
+    # Where diffusers finds no weight in the file it keeps the random one, and says nothing.
+    if missing := lacking(model, read_state(path)):
+        raise UserError(
+            f"{path} lacks {len(missing)} of the model's weights, {missing[0]} first (its first keys: "
+            f"{', '.join(keys)}): give a whole checkpoint, or with --method checkpoint one that changes a part"
+        )
+    return model

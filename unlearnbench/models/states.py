@@ -71,7 +71,8 @@ def _unpickled(path: Path, device: str) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        with path.open("rb") as file:  # by a path, torch goes by its suffix
+            return torch.load(file, map_location=device, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"

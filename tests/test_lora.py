@@ -115,9 +115,19 @@ def test_lora_that_does_not_fit_is_refused(sd, sd_before, tmp_path):
     wide = {**state, f"unet.{ATTN}.lora_A.weight": torch.ones(2, 768)}
     refused(sd, written(wide, tmp_path / "wide.safetensors"), "(16, 768)", "(16, 16)", "SD 1.x?")
     ranks = {**state, f"unet.{ATTN}.lora_B.weight": torch.ones(16, 3)}
-    refused(sd, written(ranks, tmp_path / "ranks.safetensors"), ATTN, "rank")
+    refused(sd, written(ranks, tmp_path / "ranks.safetensors"), ATTN, "different ranks", named=False)
     strange = {
         "lora_unet_nowhere.lora_down.weight": torch.ones(2, 2),
         "lora_unet_nowhere.lora_up.weight": torch.ones(2, 2),
     }
     refused(sd, written(strange, tmp_path / "strange.safetensors"), "lora_unet_nowhere")
+    doubled = {**state, f"base_model.model.unet.{ATTN}.lora_A.weight": torch.ones(2, 16)}
+    doubled[f"base_model.model.unet.{ATTN}.lora_B.weight"] = torch.ones(16, 2)
+    refused(sd, written(doubled, tmp_path / "doubled.safetensors"), f"both for unet.{ATTN}.weight")
+
+
+@pytest.mark.parametrize("config", ["{", "[]"])
+def test_a_header_that_cannot_be_read_is_refused(sd, sd_before, tmp_path, config):
+    path = lora_file(sd_before, tmp_path / "lora.safetensors", "peft")
+    save_file(load_file(path), path, metadata={"lora_adapter_metadata": config})
+    refused(sd, path, "lora_adapter_metadata", named=False)

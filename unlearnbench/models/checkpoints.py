@@ -191,6 +191,10 @@ def _check(
         if change.value.shape != target.shape:
             said = f"is {tuple(change.value.shape)}, the model's {tuple(target.shape)}"
             raise _foreign(place, change.key, said, state)
+    by_name: dict[str, str] = {}
+    for change in changes:
+        if (first := by_name.setdefault(change.name, change.key)) != change.key:
+            raise UserError(f"{place}: {first} and {change.key} are both for {change.name}: leave one in the file")
     for key in sorted(used):
         if not state[key].float().isfinite().all():
             raise UserError(
@@ -203,7 +207,7 @@ def _foreign(place: Path, key: str, said: str, state: Mapping[str, Tensor]) -> U
     widths = {
         value.shape[-1]
         for name, value in state.items()
-        if "attn2" in name and re.search(r"to_k(\.weight|.*A.*)$", name)
+        if "attn2" in name and re.search(r"to_k(\.weight|\W.*(lora_A|down).*)$", name)
     }
     guess = next((f" ({WIDTHS[width]}?)" for width in widths if width in WIDTHS), "")
     return UserError(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from unlearnbench.errors import UserError
+
 DOWN = re.compile(r"(?:\.lora_A(?:\.default)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight$")
 UP = re.compile(r"(?:\.lora_B(?:\.default)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight$")
 ALPHA = re.compile(r"\.alpha$")
@@ -35,9 +37,9 @@ class Pair(NamedTuple):
 
     def fits(self, weight: Tensor) -> bool:
         """Whether the product has the weight's shape; a convolution of one pixel is a linear layer."""
-        rank, rows = len(self.down), self.up.shape[0]
-        inner = self.up.numel() == rows * rank and self.down.numel() * rows == weight.numel() * rank
-        return inner and rows == len(weight) and (self.down.dim() == 2 or self.shape()[2:] == weight.shape[2:])
+        rank, rows = len(self.down), len(self.up)
+        full = rows == len(weight) and self.down.numel() * rows == weight.numel() * rank
+        return full and (self.down.dim() == 2 or self.shape()[2:] == weight.shape[2:])
 
     def merged(self, weight: Tensor) -> Tensor:
         """W + (alpha / rank) up @ down, computed in single precision or the weight's if that is higher."""
@@ -70,9 +72,9 @@ def pairs(
         if name.startswith(part) and name.endswith(".weight")
         for start in starts
     }
-    config = json.loads(remarks.get("lora_adapter_metadata", "{}"))
+    config = _config(remarks)
     ups = {UP.sub("", key): key for key in state if UP.search(key)}
-    alphas = {ALPHA.sub("", key): key for key in state if ALPHA.search(key)}
+    alphas = {ALPHA.sub("", key): key for key in state if ALPHA.search(key) and state[key].numel() == 1}
     found, used = [], set()
     for key in state:
         module = DOWN.sub("", key)
@@ -80,6 +82,11 @@ def pairs(
             continue
         target = flat.get(module) or named(_plain(module)) + ".weight"
         down, up = state[key], state[ups[module]]
+        if min(down.dim(), up.dim()) < 2 or up.numel() != len(up) * len(down):
+            raise UserError(
+                f"{key} {tuple(down.shape)} and {ups[module]} {tuple(up.shape)} are of different ranks: "
+                "save the LoRA anew"
+            )
         used |= {key, ups[module]}
         if module in alphas:
             alpha = float(state[alphas[module]])
@@ -90,6 +97,19 @@ def pairs(
     return found, used
 
 
+def _config(remarks: Mapping[str, str]) -> Mapping[str, Any]:
+    """The adapter's configuration that diffusers writes into the header."""
+    try:
+        config = json.loads(remarks.get("lora_adapter_metadata", "{}"))
+        if isinstance(config, dict):
+            return config
+    except ValueError as error:
+        raise UserError(
+            f"lora_adapter_metadata in the file's header is no JSON ({error}): save the LoRA anew"
+        ) from error
+    raise UserError("lora_adapter_metadata in the file's header is no JSON object: save the LoRA anew")
+
+
 def _plain(module: str) -> str:
     """Without PEFT's wrapper and diffusers' old attention processors, whose to_out had no number."""
     module = module.removeprefix("base_model.model.")
@@ -98,7 +118,7 @@ def _plain(module: str) -> str:
 
 def _configured(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Alpha from the adapter's configuration, whose keys begin with the part's name; the rank where it is silent."""
-    part, _, rest = module.partition(".")
+    part, _, rest = module.removeprefix("base_model.model.").partition(".")
     alpha = config.get(f"{part}.lora_alpha", rank)
     for pattern, value in (config.get(f"{part}.alpha_pattern") or {}).items():
         if rest == pattern or rest.endswith(f".{pattern}"):

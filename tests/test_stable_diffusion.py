@@ -136,6 +136,10 @@ def test_parts_are_those_of_the_papers(model):
     }
     assert all(name.startswith("text_encoders.") for name in names["text_encoder"])
     assert not any("embedding" in name for name in names["text_encoder"])
+    weights = {f"text_encoders.{name}" for name, _ in model.text_encoders.named_parameters()}
+    assert {
+        name for name in weights - names["text_encoder"] if "embedding" not in name and "projection" not in name
+    } == set()
 
 
 def test_key_and_value_projections_come_in_pairs(model):

@@ -171,7 +171,9 @@ class StableDiffusion(Diffusion):
                 for name, value in named
                 if not name.startswith("conv_out.") and not any(part in name for part in skipped)
             ],
-            "text_encoder": [value for name, value in encoders if ".encoder." in name or "final_layer_norm" in name],
+            "text_encoder": [
+                value for name, value in encoders if "encoder.layers." in name or "final_layer_norm" in name
+            ],
         }
 
     def kv(self) -> list[tuple[nn.Linear, nn.Linear]]:

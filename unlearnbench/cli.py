@@ -71,6 +71,10 @@ def run(
     preset: Annotated[str, typer.Option(help="default, published, released, …")] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Hyper-parameter, key=value. Repeatable.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
+    precision: Annotated[str, typer.Option(help="fp32, or on CUDA bf16 or fp16.")] = "fp32",
+    memory: Annotated[
+        list[str] | None, typer.Option(help="What to save memory by: checkpointing, slices, on CUDA adam8bit.")
+    ] = None,
     results: Results = Path("results"),
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, in place of the shipped weights.")
@@ -101,17 +105,19 @@ def run(
 
     from unlearnbench.environment import pick_device
     from unlearnbench.leaderboard import grouped
+    from unlearnbench.resources import Resources
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell
     from unlearnbench.store import Store
 
     where, store = pick_device(device.value), Store()
+    resources = Resources.checked(precision, words(memory or []), where)
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
         changed = {key: method.settings()[key] for key in overrides}
         about = task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own)
-        return Cell(method, about, preset, changed)
+        return Cell(method, about, preset, changed, resources=resources)
 
     original = registry.load_method("original")
     baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]

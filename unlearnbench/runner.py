@@ -130,12 +130,13 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         judge=JudgeRecord(name=judge.name, version=judge.version, hash=judge.hash, threshold=judge.threshold),
         weights={"original": original, "unlearned": None},
         engine_hash=engine_hash(type(task)),
-        environment=describe(task.device),
+        environment={**describe(task.device), **cell.resources.named()},
         created=now(),
     )
     volatile = {"key", "environment", "created", "content_hash", "revision"}
     codes = {name: metric_code(metric) for name, metric in metrics.items()}
-    key = digest([record.model_dump(mode="json", exclude=volatile), codes, task.device])
+    savings = [cell.resources.named()] if cell.resources.named() else []
+    key = digest([record.model_dump(mode="json", exclude=volatile), codes, task.device, *savings])
     return record.model_copy(update={"key": key})
 
 
@@ -150,6 +151,7 @@ def _weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
         "sampler": draft.protocol.settings["sampler"],  # methods that sample use it
         "engine": draft.engine_hash,
         "device": cell.task.device,
+        **cell.resources.named(),
     }
 
 

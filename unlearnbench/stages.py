@@ -27,6 +27,7 @@ from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.progress import track
 from unlearnbench.record import ScoreRecord, Selection
+from unlearnbench.resources import DEFAULT, Resources, out_of_memory, too_little
 from unlearnbench.statistics import within
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
@@ -43,6 +44,8 @@ class Cell:
     overrides: Mapping[str, Any] | None = None
     selection: Selection | None = None
     """What tuned settings were chosen on."""
+    resources: Resources = DEFAULT
+    """Precision and memory savings."""
 
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
@@ -115,8 +118,8 @@ def require(cell: Cell) -> None:
 def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
     task, method = cell.task, cell.method
-    model = method.wrap(task.pretrained(), task)
-    with seeded(seed_of("unlearning", task.seed) >> 1), _named(method):
+    model = cell.resources.equip(method.wrap(task.pretrained(), task))
+    with seeded(seed_of("unlearning", task.seed) >> 1), _named(method), cell.resources.training(task.device):
         with Meter(task.device) as preparing:
             prepared = method.prepare(model, task)
         with Meter(task.device) as unlearning:
@@ -136,7 +139,7 @@ def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[st
         "trained_parameters": changed,
         "stored_size": stored,
     }
-    return state, {"cost": cost, "environment": describe(task.device), "created": now()}
+    return state, {"cost": cost, "environment": {**describe(task.device), **cell.resources.named()}, "created": now()}
 
 
 @contextmanager
@@ -147,6 +150,8 @@ def _named(method: Method) -> Iterator[None]:
     except (UserError, Diverged):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise too_little(method.name, error, method.settings().get("batch_size")) from error
         own = {str(path) for path in method.sources()}
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
@@ -200,7 +205,7 @@ def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
     model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
-    return model.eval()
+    return cell.resources.equip(model).eval()
 
 
 def draw(
@@ -216,7 +221,7 @@ def draw(
         )  # one batch size always: results depend on it in the last bit
 
         def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            with torch.inference_mode():
+            with torch.inference_mode(), cell.resources.sampling(task.device):
                 x = model.sample(task.inputs(padded), [item.seed for item in padded])
                 images = task.to_uint8(model.decode(x))
             return {"images": images[:n]}, {}
@@ -228,8 +233,14 @@ def draw(
             "images": [(item.prompt or item.label, item.seed) for item in padded],
             "engine": engine_hash(type(task)),
             "device": task.device,
+            **cell.resources.named(),
         }
-        images.append(store.stage("samples", parts, make, force)[0]["images"])
+        try:
+            images.append(store.stage("samples", parts, make, force)[0]["images"])
+        except Exception as error:
+            if out_of_memory(error):
+                raise too_little(f"drawing {size} images at once", error, None) from error
+            raise
     return torch.cat(images)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 Parameters = Mapping[str, nn.Parameter]
 Gradients = Mapping[str, Tensor]
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
+"""Whether Adam keeps its moments in eight bits; set by the runner, never by a method."""
 
 
 class Diverged(RuntimeError):
@@ -48,6 +51,14 @@ def norm(a: Gradients) -> Tensor:
     return inner(a, a).sqrt()
 
 
+def _optimiser(name: str, values: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    if name == "sgd" or not EIGHT_BIT.get():
+        return OPTIMISERS[name](values, lr=lr)
+    import bitsandbytes
+
+    return {"adam": bitsandbytes.optim.Adam8bit, "adamw": bitsandbytes.optim.AdamW8bit}[name](values, lr=lr)
+
+
 def minimise(
     stream: Iterable[Tensor | Gradients],
     parameters: Parameters,
@@ -67,7 +78,7 @@ def minimise(
     """
     values = list(parameters.values())
     rate = lr if callable(lr) else (lambda step: lr)
-    engine = OPTIMISERS[optimiser](values, lr=rate(0))
+    engine = _optimiser(optimiser, values, rate(0))
     mean = [value.detach().clone() for value in values] if ema is not None else None
     for step, item in enumerate(stream):
         if isinstance(item, Tensor):

@@ -30,6 +30,7 @@ from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.record import Record
+from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted, run
 from unlearnbench.stages import Cell, draw, judged, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
@@ -76,7 +77,9 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
             + (f", commit {environment['commit'][:12]}" if environment.get("commit") else "")
         )
     said = record.method
-    return Cell(cls.configured(said.settings), task, said.preset, said.overrides, said.selection)
+    saved = {name: record.environment[name] for name in ("precision", "memory") if name in record.environment}
+    resources = Resources.checked(saved.get("precision", "fp32"), saved.get("memory", []), device)
+    return Cell(cls.configured(said.settings), task, said.preset, said.overrides, said.selection, resources)
 
 
 def _method(record: Record, file: str | None) -> type[Method]:

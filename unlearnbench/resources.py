@@ -1,0 +1,98 @@
+"""Precision and memory: what a run may save on a device that is too small, kept apart from what methods do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.training import EIGHT_BIT
+
+Precision = Literal["fp32", "bf16", "fp16"]
+SAVINGS = ("checkpointing", "adam8bit", "slices")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Results depend on these, so records and the store's keys name what is not the default."""
+
+    precision: Precision = "fp32"
+    """bf16: training and sampling under autocast; fp16: sampling alone, since its gradients would need scaling."""
+    memory: tuple[str, ...] = ()
+    """checkpointing: activations of the U-Net are computed twice; adam8bit: Adam's moments in eight bits
+    (bitsandbytes); slices: the VAE decodes image by image."""
+
+    @classmethod
+    def checked(cls, precision: str, memory: Sequence[str], device: str) -> Resources:
+        """From the command line; refuses what this device or installation cannot do."""
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
+        for word in memory:
+            if word not in SAVINGS:
+                raise unknown("memory saving", word, SAVINGS)
+        if device == "cpu" and precision != "fp32":
+            raise UserError(f"--precision {precision} is for CUDA (on CPUs it is many times slower): use fp32")
+        if "adam8bit" in memory and device == "cpu":
+            raise UserError("--memory adam8bit is for CUDA: leave it out")
+        if "adam8bit" in memory and find_spec("bitsandbytes") is None:
+            raise UserError("--memory adam8bit needs bitsandbytes: pip install 'unlearnbench[cuda]'")
+        return cls(precision, tuple(sorted(set(memory))))  # type: ignore[arg-type]
+
+    def named(self) -> dict[str, Any]:
+        """What is not the default, for keys and records."""
+        changed = {"precision": self.precision if self.precision != "fp32" else None, "memory": list(self.memory)}
+        return {name: value for name, value in changed.items() if value}
+
+    def equip(self, model: Diffusion) -> Diffusion:
+        """The model with its own savings switched on."""
+        parts: Any = model
+        if "checkpointing" in self.memory:
+            parts.unet.enable_gradient_checkpointing()
+        if "slices" in self.memory and hasattr(model, "vae"):
+            parts.vae.enable_slicing()
+        return model
+
+    @contextmanager
+    def training(self, device: str) -> Iterator[None]:
+        """Around preparing and unlearning."""
+        token = EIGHT_BIT.set("adam8bit" in self.memory)
+        try:
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                yield
+        finally:
+            EIGHT_BIT.reset(token)
+
+    @contextmanager
+    def sampling(self, device: str) -> Iterator[None]:
+        """Around drawing images."""
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
+            yield
+
+
+DEFAULT = Resources()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had too little of it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
+        isinstance(error, RuntimeError) and re.search(r"not enough memory|can't allocate memory", str(error))
+    )
+
+
+def too_little(doing: str, error: BaseException, batch: int | None) -> UserError:
+    """One line that says what may fit."""
+    asked = re.search(r"(?:allocate|allocated) (\d[\d.]* ?\w+)", str(error))
+    size = f" ({asked[1]} more was asked for)" if asked else ""
+    smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""
+    return UserError(
+        f"{doing} ran out of memory{size}: {smaller}--memory checkpointing,slices, and on CUDA --precision bf16 and "
+        "--memory adam8bit, save more; what is finished is kept"
+    )

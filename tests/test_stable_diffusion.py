@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from tests import tiny_sd
 from unlearnbench.diffusion import Batch
+from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.sampling import START, Sampler, gaussian_noise
 from unlearnbench.scheduled import SCHEDULERS, Scheduled
@@ -188,3 +189,25 @@ def test_the_teacher_is_apart(model):
         again = teacher.eps(torch.zeros(1, 4, 8, 8), torch.tensor([3]), teacher.null(1))
         first -= 1.0
     assert torch.equal(before, again)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "last"), [("seven", 1), ("a photo of a red seven", 6), ("", 0), ("a " * 30, tiny_sd.TOKENS - 2)]
+)
+def test_position_of_the_last_subject_token(model, prompt, last):
+    y = model.tokens([prompt, "the cat"])
+    assert model.positions(y).tolist() == [last, 2]
+
+
+@pytest.mark.parametrize("prompts", [["seven"], ["seven", "red cat"], ["a cat", "xyz", "one"], ["seven", "", "one"]])
+def test_prompts_are_joined_by_commas(model, prompts):
+    joined = model.joined(model.tokens(prompts))
+    assert torch.equal(joined, model.tokens([", ".join(prompts)]))
+    assert joined.shape == model.tokens(["one"]).shape
+
+
+def test_joined_prompts_are_never_cut(model):
+    full = ["a"] * 6 + ["the cat"]  # with six commas, start and end: 16 tokens
+    assert torch.equal(model.joined(model.tokens(full)), model.tokens([", ".join(full)]))
+    with pytest.raises(UserError, match="7 names in one prompt are over 16 tokens"):
+        model.joined(model.tokens([*full[:-1], "the red cat"]))

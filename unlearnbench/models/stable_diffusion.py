@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.errors import UserError
 from unlearnbench.models.vocabulary import tokens
 from unlearnbench.sampling import Hook, Sampler
 from unlearnbench.scheduled import Scheduled, sample, scheduler_for
@@ -60,6 +61,29 @@ class StableDiffusion(Diffusion):
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that `tokens` would cut."""
         return [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > self.length]
+
+    def positions(self, y: Tensor) -> Tensor:
+        """Index (B,) of each prompt's last subject token, the one before its first end; 0, the start, where empty."""
+        ids = y[:, 0] if y.dim() == 3 else y  # both tokenizers of XL split alike
+        return (ids == self.tokenizers[0].eos_token_id).int().argmax(dim=1) - 1
+
+    def joined(self, y: Tensor) -> Tensor:
+        """Several prompts as one (1, ...), with commas between them."""
+        joint = self.tokens([""])
+        rows, into = (y, joint) if y.dim() == 3 else (y[:, None], joint[:, None])
+        last = self.positions(y).tolist()
+        for k, tokenizer in enumerate(self.tokenizers):
+            comma = tokenizer(",").input_ids[1:-1]
+            ids = [
+                token
+                for row, end in zip(rows[:, k].tolist(), last, strict=True)
+                for token in [*comma, *row[1 : end + 1]]
+            ]
+            ids = [*ids[len(comma) :], tokenizer.eos_token_id]
+            if len(ids) >= self.length:
+                raise UserError(f"{len(y)} names in one prompt are over {self.length} tokens: give fewer names")
+            into[0, k, 1 : len(ids) + 1] = torch.tensor(ids)
+        return joint
 
     def embed(self, y: Tensor) -> Condition:
         """Text states (B, L, D); for XL the penultimate states of both encoders side by side, and the pooled ones."""

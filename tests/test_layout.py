@@ -15,7 +15,7 @@ ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
 TASKS = sorted((ROOT / "unlearnbench/tasks").glob("*.py"))
 SOURCES = [*ENGINE, *METHODS, *METRICS]
-HELPERS = {"training", "hashing", "statistics", "toy"}
+HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
 ABOVE |= {"agreement", "audit", "cli_records", "diff", "perimage", "verify"}
@@ -26,6 +26,8 @@ ORDERS = [
     ["record", "leaderboard", "report", "cli"],
     ["record", "perimage", "agreement", "runner", "verify", "cli_records", "cli"],
     ["record", "leaderboard", "diff", "audit", "cli_records", "cli"],
+    ["diffusion", "task", "method", "edits", "registry"],
+    ["diffusion", "task", "method", "steering", "registry"],
 ]
 
 

@@ -1,0 +1,96 @@
+"""SLD: guidance is turned away from the concept wherever the picture heads for it (Schramowski et al., CVPR 2023)."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench import Condition, Diffusion, Guidance
+from unlearnbench.steering import Steering, eps_of
+
+
+class Strength(NamedTuple):
+    """The five numbers of a level, in the order of the paper's table."""
+
+    warmup: int
+    scale: float
+    threshold: float
+    momentum_scale: float
+    momentum_beta: float
+
+
+LEVELS = {
+    "weak": Strength(15, 200.0, 0.0, 0.0, 0.0),
+    "medium": Strength(10, 1000.0, 0.01, 0.3, 0.4),
+    "strong": Strength(7, 2000.0, 0.025, 0.5, 0.7),
+    "max": Strength(0, 5000.0, 1.0, 0.5, 0.7),
+}
+STEPS = 50
+"""Length of the samplers that the paper's warm-up counts steps of."""
+
+
+class _Safe(Guidance):
+    """Keeps the momentum nu between the steps of one sampling run."""
+
+    def __init__(self, names: Tensor, strength: Strength):
+        self.names, self.strength = names, strength
+        self.momentum: Tensor | None = None
+
+    def start(self, n: int) -> None:
+        """No momentum yet."""
+        self.momentum = None
+
+    def __call__(
+        self, model: Diffusion, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
+    ) -> Tensor:
+        """eps_null + w (eps_c - eps_null - gamma); before the end of the warm-up gamma only feeds the momentum."""
+        s = self.strength
+        eps_null, eps_c, eps_S = eps_of(model, x_t, t, self.names, null, condition)
+        size = ((eps_c - eps_S).abs() * s.scale).clamp(max=1)
+        mu = torch.where(eps_c - eps_S < s.threshold, size, 0.0)
+        nu = torch.zeros_like(x_t) if self.momentum is None else self.momentum
+        gamma = mu * (eps_S - eps_null) + s.momentum_scale * nu
+        self.momentum = s.momentum_beta * nu + (1 - s.momentum_beta) * gamma
+        acts = warm(t, len(model.alpha_bar), s.warmup).view(-1, 1, 1, 1)
+        return eps_null + w * (eps_c - eps_null - torch.where(acts, gamma, 0.0))
+
+
+def warm(t: Tensor, T: int, warmup: int) -> Tensor:
+    """Whether timesteps t (B,) of T lie after the first warmup/50 of them: from step `warmup` of 50 on."""
+    return STEPS * (t + 1) <= (STEPS - warmup) * T
+
+
+@dataclass(frozen=True)
+class SLD(Steering):
+    """eps = eps_null + w (eps_c - eps_null - gamma) (eq. 3), w the sampler's guidance.
+
+    gamma = mu (eps_S - eps_null) + s_m nu, mu = min(1, |s_S (eps_c - eps_S)|) where eps_c - eps_S < lambda, else 0, and
+    nu <- beta_m nu + (1 - beta_m) gamma from nu = 0, during the warm-up too (eq. 4 to 8). In the paper's letters: s_S
+    is `scale`, lambda `threshold`, delta `warmup`, s_m `momentum_scale`, beta_m `momentum_beta`. A field left at None
+    is what `level` says; "medium" is also what the released code does unless told otherwise.
+
+    `warmup` counts steps of the paper's 50-step samplers and stands for that share of the timesteps: 10 are the first
+    10 of 50 steps, or 4 of 20; the released code counts 10 steps of any sampler. All names of the concept go into one
+    prompt, as in the paper; class labels have none, so eps_S is the mean of their predictions. gamma acts without
+    guidance (w = 1) too. Where c is S itself, the bare name or the class label, mu is 0 and nothing is turned away: a
+    limit of the formula, which leaves class-conditional models to draw the concept. Every weight stays as it is.
+    """
+
+    presets = {"published": {"*": {"level": "medium"}}, "released": {"*": {"level": "medium"}}}
+    space = {"level": ("weak", "medium", "strong", "max")}
+    level: Literal["weak", "medium", "strong", "max"] = "medium"
+    scale: float | None = None
+    threshold: float | None = None
+    warmup: int | None = None
+    momentum_scale: float | None = None
+    momentum_beta: float | None = None
+
+    def steer(self, names: Tensor) -> Guidance:
+        """The guidance of this strength."""
+        return _Safe(names, self.strength())
+
+    def strength(self) -> Strength:
+        """The level's numbers, this method's own in their place where given."""
+        given = {name: getattr(self, name) for name in Strength._fields}
+        return LEVELS[self.level]._replace(**{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,50 @@
+"""UCE: rewrite cross-attention in closed form, so that the concept's key is another's (Gandikota et al., WACV 2024)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from unlearnbench import Diffusion, Task
+from unlearnbench.edits import ClosedForm, Term, aligned, cross_attention, states
+
+
+@dataclass(frozen=True)
+class UCE(ClosedForm):
+    """W = W0 (sum s_e c_g c_e^T + sum s_p c_p c_p^T + lambda I) (sum s_e c_e c_e^T + sum s_p c_p c_p^T + lambda I)^-1.
+
+    W0 is every key and value projection of cross-attention (eq. 7 and, for the terms with lambda, the code). c_e are
+    the forgotten concept's text states, c_g those of its `guide`: the task's substitute, or the empty prompt ("null"),
+    which both releases use for objects; c_p those of the retained concepts' names. In the letters above: s_e is
+    `erase_scale`, s_p `preserve_scale`, lambda `lamb`. The paper weighs all alike (s_e = s_p = 1).
+
+    Which tokens a prompt's c are, the paper leaves open. tokens="last": its last subject token alone (the newer
+    release, here the preset "released"); "all": that one and all after it, aligned with the guide's, and of retained
+    names every token (the release of 2023, here "published"). That one also keeps the empty prompt (`preserve_null`)
+    and sets s_p, where it is None, to max(0.1, 1 / number of kept prompts).
+    """
+
+    presets = {
+        "published": {"*": {"tokens": "all", "guide": "null", "preserve_scale": None, "preserve_null": True}},
+        "released": {"*": {"tokens": "last", "guide": "null"}},
+    }
+    space = {"erase_scale": (0.3, 30.0), "preserve_scale": (0.1, 3.0), "lamb": (0.01, 3.0), "tokens": ("last", "all")}
+    erase_scale: float = 1.0
+    preserve_scale: float | None = 1.0
+    tokens: Literal["last", "all"] = "last"
+    guide: Literal["substitute", "null"] = "substitute"
+    preserve_null: bool = False
+
+    def terms(self, model: Diffusion, task: Task) -> list[Term]:
+        """Erased names go where their guides are; kept ones stay."""
+        text: Any = cross_attention(model)
+        forget, kept = (task.names(side).to(task.device) for side in ("forget", "retain"))
+        null = text.tokens([""])
+        guide = task.substitute(forget) if self.guide == "substitute" else null.expand_as(forget)
+        kept = torch.cat([kept, null]) if self.preserve_null else kept
+        terms = [Term(*aligned(model, forget, guide, self.tokens), self.erase_scale)]
+        if len(kept):
+            scale = max(0.1, 1 / len(kept)) if self.preserve_scale is None else self.preserve_scale
+            c_p = states(model, kept, self.tokens)
+            terms.append(Term(c_p, c_p, scale))
+        return terms

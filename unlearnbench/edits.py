@@ -1,0 +1,103 @@
+"""What closed-form edits of cross-attention share: keys of prompts, and the weights that send them elsewhere."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.errors import UserError
+from unlearnbench.method import Method
+from unlearnbench.task import Task
+
+Tokens = Literal["last", "all"]
+
+
+class Term(NamedTuple):
+    """scale x || W c - W0 g ||^2, summed over rows: what comes in as c shall go out as g does now."""
+
+    c: Tensor
+    """Inputs (N, D)."""
+    g: Tensor
+    """Inputs (N, D) whose present outputs are wanted; c itself to keep what is there."""
+    scale: float
+
+
+@dataclass(frozen=True)
+class ClosedForm(Method):
+    """Solves for each key and value projection; a base of methods, so that their code's hash covers this file."""
+
+    requires = frozenset({"concept", "xattn"})
+    lamb: float = 0.5
+
+    @abstractmethod
+    def terms(self, model: Diffusion, task: Task) -> list[Term]:
+        """What the new weights minimise, lamb || W - W0 ||^2 apart."""
+
+    @torch.no_grad()
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Edit the projections in place."""
+        edit(model, self.terms(cross_attention(model), task), self.lamb)
+        return model
+
+
+def cross_attention(model: Diffusion) -> Any:
+    """The model, once it is known to have text, `kv` and `positions`; `Unsupported` where it has not."""
+    model.select("xattn")
+    return model
+
+
+def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
+    """Give every key and value projection the W that minimises sum of terms + lamb || W - W0 ||^2."""
+    terms = list(terms)
+    for pair in cross_attention(model).kv():
+        for linear in pair:
+            linear.weight.copy_(solved(linear.weight, terms, lamb))
+
+
+def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
+    """W (out, D) of least squares, worked out in float64 and given in W0's type.
+
+    W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus what the terms with g != c add, so that
+    nothing moves where nothing should.
+    """
+    if lamb <= 0:
+        raise UserError(f"lamb={lamb} leaves the solution open: give a positive number, such as 0.5")
+    pull = torch.zeros(W0.shape[1], W0.shape[1], dtype=torch.float64, device=W0.device)
+    gram = lamb * torch.eye(W0.shape[1], dtype=torch.float64, device=W0.device)
+    for c, g, scale in terms:
+        c, g = c.double(), g.double()
+        pull += scale * (g - c).T @ c
+        gram += scale * c.T @ c
+    return (W0.double() + W0.double() @ torch.linalg.solve(gram, pull, left=False)).to(W0.dtype)
+
+
+def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Text states of prompts y, and of the prompts in their place, token for token: (N, D) each.
+
+    "last" is each prompt's last subject token; "all" that one and all after it, as far as both prompts go, so that the
+    ends and paddings, which know the whole prompt, go along.
+    """
+    text = cross_attention(model)
+    rows: list[tuple[Tensor, Tensor]] = []
+    for a, i, b, j in zip(*_placed(text, y), *_placed(text, other), strict=True):
+        n = 1 if tokens == "last" else len(a) - max(i, j)
+        rows.append((a[i : i + n], b[j : j + n]))
+    return torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows])
+
+
+def states(model: Diffusion, y: Tensor, tokens: Tokens) -> Tensor:
+    """Text states (N, D) of prompts y: each one's last subject token, or all its tokens from start to padding."""
+    found, last = _placed(cross_attention(model), y)
+    return (
+        torch.stack([row[i] for row, i in zip(found, last, strict=True)]) if tokens == "last" else found.flatten(0, 1)
+    )
+
+
+def _placed(text: Any, y: Tensor) -> tuple[Tensor, list[int]]:
+    return text.embed(y).states, text.positions(y).tolist()

@@ -36,7 +36,7 @@ def refused(cli, tmp_path):
 RUN = ("run", "--out", "here", "--method")
 WORDS = [
     ((*RUN, "esdd"), "'esdd'", "did you mean esd"),
-    ((*RUN, "qqqq"), "'qqqq'", "known: concept_ablation"),
+    ((*RUN, "qqqq"), "'qqqq'", "known: checkpoint, concept_ablation"),
     ((*RUN, "esd", "--task", "digit-class"), "'digit-class'", "did you mean digits-class"),
     ((*RUN, "esd", "--task", "../../x"), "'../../x'", "known: digits-class"),
     ((*RUN, "esd", "--forget", "three"), "'three'", "known: 0, 1, 2"),

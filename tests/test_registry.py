@@ -126,7 +126,9 @@ def test_file_names_that_cannot_name_a_method(tmp_path, name):
 def test_unknown_names_give_the_nearest_or_all():
     with pytest.raises(UserError, match=r"unknown method 'esdd': did you mean esd"):
         registry.load_method("esdd")
-    with pytest.raises(UserError, match=r"unknown method 'qqqq': known: checkpoint, concept_ablation, destroy, .*salun"):
+    with pytest.raises(
+        UserError, match=r"unknown method 'qqqq': known: checkpoint, concept_ablation, destroy, .*salun"
+    ):
         registry.load_method("qqqq")
     with pytest.raises(UserError, match=r"no method file nowhere/x.py"):
         registry.load_method("nowhere/x.py")

@@ -115,9 +115,8 @@ def run(
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
-        changed = {key: method.settings()[key] for key in overrides}
         about = task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own)
-        return Cell(method, about, preset, changed, resources=resources)
+        return Cell(method, about, preset, method.given(overrides), resources=resources)
 
     original = registry.load_method("original")
     baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -83,6 +84,10 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """All hyper-parameters, by name."""
         return asdict(self)
+
+    def given(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The settings that a user gave, as records and their folders show them."""
+        return {key: self.settings()[key] for key in keys}
 
     @classmethod
     def sources(cls) -> list[Path]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import UserError, one_line
+from unlearnbench.hashing import seed_of
 from unlearnbench.models.compvis import lacking
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.states import first_keys, read_state
+from unlearnbench.training import seeded
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
@@ -29,6 +31,30 @@ def load_stable_diffusion(
     else:
         pipeline = _from_hub(str(source), revision)
     return adapted(pipeline)
+
+
+def untrained(folder: Path, seed: int) -> StableDiffusion:
+    """The networks that a diffusers folder describes, with fresh weights drawn from `seed`."""
+    from importlib import import_module
+    from types import SimpleNamespace
+
+    from diffusers import DiffusionPipeline
+
+    index: dict[str, Any] = dict(DiffusionPipeline.load_config(folder, local_files_only=True))  # type: ignore[arg-type]
+    parts: dict[str, Any] = {"config": index}
+    with seeded(seed_of("architecture", seed) >> 1):
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+            library, kind = index.get(name) or ("", "")
+            if library not in ("diffusers", "transformers"):
+                continue  # the model has no such part
+            cls = getattr(import_module(library), kind)
+            if name.startswith("tokenizer"):
+                parts[name] = cls.from_pretrained(folder / name)
+            elif library == "transformers":
+                parts[name] = cls(cls.config_class.from_pretrained(folder / name))
+            else:
+                parts[name] = cls.from_config(cls.load_config(folder / name))
+    return adapted(SimpleNamespace(**parts))
 
 
 def adapted(pipeline: Any) -> StableDiffusion:

@@ -38,11 +38,6 @@ FILES = {
 """Where a diffusers folder keeps its weights."""
 
 
-def tokenizer(words: Sequence[str]) -> Any:
-    """CLIP's, of one token a word, 16 tokens a prompt."""
-    return word_tokenizer(words, TOKENS)
-
-
 def new_vae() -> Any:
     """Two pixels a latent, four channels, 0.6 M parameters."""
     from diffusers import AutoencoderKL
@@ -92,12 +87,6 @@ def new_text_encoder(tokens: Any) -> Any:
     return CLIPTextModel(config)
 
 
-def build(tokens: Any, seed: int) -> StableDiffusion:
-    """All parts with fresh weights."""
-    with seeded(seed_of("architecture", seed) >> 1):
-        return StableDiffusion(new_unet(), new_vae(), [new_text_encoder(tokens)], [tokens], SCHEDULE)
-
-
 def falling(rate: float, steps: int) -> Any:
     """Constant for 30 % of the steps, then a cosine to zero."""
 
@@ -143,25 +132,17 @@ def train(model: StableDiffusion, stream: Iterable[Batch], steps: int, seed: int
         minimise(losses(), parameters, falling(RATE, steps), optimiser="adamw", ema=EMA, clip=1.0)
 
 
-@torch.inference_mode()
-def encoded(state: dict[str, Tensor], images: Tensor) -> Tensor:
-    """Images (N, 3, 16, 16) through a stored VAE's encoder: latents (N, 4, 8, 8)."""
-    vae = new_vae()
-    vae.load_state_dict({name: value.float() for name, value in state.items()})
-    vae.eval()
-    return torch.cat([vae.encode(some).latent_dist.mode() for some in images.split(500)]).clone()
-
-
 def halves(network: nn.Module) -> dict[str, Tensor]:
     """Weights in half precision, as they are shipped."""
     state = network.state_dict()
     return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def describe(folder: Path, tokens: Any) -> None:
-    """Everything of a diffusers folder but the weights: configurations, tokenizer, schedule, index."""
+def describe(folder: Path, words: Sequence[str]) -> None:
+    """Everything of a diffusers folder but the weights: configurations, a tokenizer of whole words, schedule, index."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+    tokens = word_tokenizer(words, TOKENS)
     vae, unet, text_encoder, scheduler = new_vae(), new_unet(), new_text_encoder(tokens), DDIMScheduler(**SCHEDULE)
     pipeline: Any = StableDiffusionPipeline(
         vae, text_encoder, tokens, unet, scheduler, None, None, requires_safety_checker=False

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Batch
 from unlearnbench.judges.coloured_digits import PALETTE, enlarged, painted
-from unlearnbench.models import miniature
 from unlearnbench.tasks.digits_class import splits
-from unlearnbench.weights import load_checked
 
 
 @lru_cache(maxsize=4)
@@ -33,5 +32,9 @@ def pairs(split: str) -> Tensor:
 @lru_cache(maxsize=2)
 def latents(split: str, folder: Path) -> Tensor:
     """The split's images through the folder's VAE, (N, 4, 8, 8), scaled."""
-    state, _ = load_checked(folder, miniature.FILES["vae"])
-    return miniature.encoded(state, images(split).x0)
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).float().eval()
+    with torch.inference_mode():
+        x0 = torch.cat([vae.encode(some).latent_dist.mode() for some in images(split).x0.split(500)])
+    return x0.clone() * vae.config.scaling_factor

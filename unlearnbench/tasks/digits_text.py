@@ -22,6 +22,7 @@ from unlearnbench.judges.coloured_digits import (
     train_judge,
 )
 from unlearnbench.models import miniature
+from unlearnbench.models.loading import load_stable_diffusion, untrained
 from unlearnbench.scheduled import Scheduled
 from unlearnbench.task import Plan, Side, shuffled
 from unlearnbench.tasks._digits_images import images, latents, pairs
@@ -91,8 +92,11 @@ class DigitsText(TextTask):
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
-        """One, of whole words."""
-        return [miniature.tokenizer(vocabulary())]
+        """As the folder has them; the shipped one is of whole words."""
+        from transformers import CLIPTokenizer
+
+        places = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
+        return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -100,16 +104,14 @@ class DigitsText(TextTask):
         return self.concepts
 
     def architecture(self, seed: int) -> Diffusion:
-        """2.4 M parameters of U-Net, 0.6 M of VAE, 0.1 M of text encoder."""
-        model = miniature.build(self.tokenizers[0], seed)
+        """As the folder describes it; shipped are 2.4 M parameters of U-Net, 0.7 M of VAE, 0.1 M of text encoder."""
+        model = untrained(self.folder, seed)
         model.sampler = self.protocol.sampler
         return model.to(self.device)
 
     def pretrained(self) -> Diffusion:
         """The original, as it lies in the diffusers folder, in float32."""
-        from unlearnbench.models.loading import load_stable_diffusion
-
-        for name in miniature.FILES.values():
+        for name in self._hashes():
             load_checked(self.folder, name)
         model = load_stable_diffusion(self.folder).float()
         model.sampler = self.protocol.sampler
@@ -117,16 +119,16 @@ class DigitsText(TextTask):
 
     def pretrained_identity(self) -> tuple[str, int]:
         """From the manifest, over all networks."""
-        manifest = read_manifest(self.folder)
-        return digest({name: manifest["hashes"].get(name) for name in miniature.FILES.values()}), manifest["seed"]
+        return digest(self._hashes()), read_manifest(self.folder)["seed"]
+
+    def _hashes(self) -> dict[str, str]:
+        hashes = read_manifest(self.folder)["hashes"]
+        return {name: value for name, value in hashes.items() if not name.startswith("judge")}
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Denoiser and text encoder from scratch by `miniature.train`; the VAE, which knows no concept, stays."""
-        model = miniature.build(self.tokenizers[0], seed)
-        state, _ = load_checked(self.folder, miniature.FILES["vae"])
-        model.vae.load_state_dict({name: value.float() for name, value in state.items()})
-        model.sampler = self.protocol.sampler
-        model = model.to(self.device)
+        model: Any = self.architecture(seed)
+        model.vae.load_state_dict(load_checked(self.folder, miniature.FILES["vae"])[0])
         stream = self._stream(which, miniature.BATCH, seed_of("training", seed), SYNONYM_SHARE)
         miniature.train(model, stream, self.steps(miniature.STEPS), seed)
         return model
@@ -138,6 +140,7 @@ class DigitsText(TextTask):
         """
         task, real = type(self)(self.forget, device=self.device, weights=out), splits()
         training = images("train").x0
+        miniature.describe(out, vocabulary())
 
         def made(name: str | tuple[str, ...], make: Any) -> None:
             make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
@@ -151,7 +154,6 @@ class DigitsText(TextTask):
             return {miniature.FILES[part]: miniature.halves(network) for part, network in parts.items()}
 
         made((miniature.FILES["unet"], miniature.FILES["text_encoder"]), denoiser)
-        miniature.describe(out, self.tokenizers[0])
         return task._reached()
 
     def _reached(self) -> dict[str, float]:
@@ -184,8 +186,8 @@ class DigitsText(TextTask):
     def data(self, which: Side) -> Batch:
         """Latents and one caption each of the images that show an erased concept, or none, or of all together."""
         kept = self._showing(which)
-        draw = random.Random(seed_of("captions", which))
-        prompts = [self._caption(pair, which, draw) for pair in pairs("train")[kept].tolist()]
+        chosen, draw = pairs("train")[kept].tolist(), random.Random(seed_of("captions", which))
+        prompts = [self._caption(pair, which, draw) for pair in chosen]
         return Batch(latents("train", self.folder)[kept], self.tokens(prompts))
 
     def _showing(self, which: Side) -> Tensor:
@@ -213,8 +215,7 @@ class DigitsText(TextTask):
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
         """Every training caption of one side, each once."""
         texts = [text.format(d=d, c=c) for text in EVERY for d in DIGITS for c in COLOURS]
-        asked = which == "forget"
-        return self.tokens([text for text in dict.fromkeys(texts) if bool(self._asks.search(text)) == asked])
+        return self.tokens([t for t in dict.fromkeys(texts) if bool(self._asks.search(t)) == (which == "forget")])
 
     def reference(self) -> Tensor:
         """Held-out images, of the digits and colours that the retain samples are asked for."""

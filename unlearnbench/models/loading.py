@@ -40,7 +40,7 @@ def untrained(folder: Path, seed: int) -> StableDiffusion:
 
     from diffusers import DiffusionPipeline
 
-    index: dict[str, Any] = dict(DiffusionPipeline.load_config(folder, local_files_only=True))  # type: ignore[arg-type]
+    index: dict[str, Any] = dict(DiffusionPipeline.load_config(folder, local_files_only=True))
     parts: dict[str, Any] = {"config": index}
     with seeded(seed_of("architecture", seed) >> 1):
         for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):

@@ -31,6 +31,8 @@ class TextProtocol(Protocol):
     """Samples of the concept's neighbours together."""
     concepts: tuple[Concept, ...] = ()
     """The user's own, in place of the task's."""
+    safety_checker: bool = False
+    """Never run: it would hide what the model draws."""
 
 
 class TextTask(Task):

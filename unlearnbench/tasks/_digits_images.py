@@ -34,7 +34,8 @@ def latents(split: str, folder: Path) -> Tensor:
     """The split's images through the folder's VAE, (N, 4, 8, 8), scaled."""
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).float().eval()
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False)
+    vae = vae.float().eval()
     with torch.inference_mode():
         x0 = torch.cat([vae.encode(some).latent_dist.mode() for some in images(split).x0.split(500)])
     return x0.clone() * vae.config.scaling_factor

@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 from unlearnbench import FeatureMetric, Outcome, judges, registry, selfcheck
+from unlearnbench.judges import Verdict
+from unlearnbench.metric import Side
 
 METRICS = registry.load_metrics()
 SIDED = [name for name, metric in METRICS.items() if metric.side]
-RETAIN = [name for name in SIDED if METRICS[name].side == "retain"]
+GROUPS = ("forget", "retain", "synonyms", "held_out", "neighbours")
+UTILITY = [name for name in SIDED if METRICS[name].axis == "utility"]
+"""Metrics of images that ask for different things, one by one."""
 FEATURES = [name for name, metric in METRICS.items() if isinstance(metric, FeatureMetric)]
 JUDGED = [*SIDED, *FEATURES]
 UNKNOWN = [name for name in METRICS if name in JUDGED or any(case.low is None for case in METRICS[name].known())]
@@ -52,3 +56,9 @@ def of_changed(patch, change):
         return replace(made, **change(made, seen, reference, real))
 
     patch.setattr(Outcome, "of", changed)
+
+
+def some(side, kept):
+    """The images of a side that a mask or a slice keeps."""
+    own, besides = (Verdict(*(column[kept] for column in verdict)) for verdict in (side.verdict, side.besides))
+    return Side(side.samples[kept], side.asked[kept], own, side.other[kept], besides)

@@ -12,11 +12,14 @@ from unlearnbench.judges import Verdict, judge_all
 from unlearnbench.judges.digits import CnnJudge
 from unlearnbench.statistics import t_interval, wilson
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
-from unlearnbench.toy import COST, FORGOTTEN, fails, leans, refuses, shows
+from unlearnbench.toy import COST, FORGOTTEN, coloured, fails, leans, refuses, shows
 
 METRICS = registry.load_metrics()
 JUDGED = ("ua", "ua_closed", "coherence", "p_forget", "entropy", "ra")
-SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall")
+"""Of forget or of retain samples, on every task."""
+FURTHER = ("ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra")
+"""Of other groups, or of two domains: see test_metrics_further."""
+SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall", *FURTHER)
 DISTANCES = ("fid", "kid", "precision", "recall")
 COSTS = ("prepare_time", "unlearn_time", "relative_time", "peak_memory", "trained_parameters", "stored_size")
 
@@ -33,14 +36,16 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     retain = [(d, shows(d) if i % 4 else answers[i % 6]) for i, d in enumerate([0, 1, 2, 4, 5, 6, 7, 8, 9] * 5)]
     features = torch.randn(n_retain, 8, generator=generator)
     reference = torch.randn(n_retain, 8, generator=generator) + 0.3
-    return outcome(forget, retain, features=features, reference=reference)
+    concept = [(FORGOTTEN, image) for image in forget]
+    groups = {"synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
+    return outcome(forget, coloured(retain), features=features, reference=reference, groups=groups)
 
 
 # ---- every metric --------------------------------------------------------------------------------------------------
 
 
 def test_the_groups_above_name_every_metric():
-    assert set(METRICS) == {*JUDGED, *DISTANCES, *COSTS}
+    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *COSTS}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -56,7 +61,7 @@ def test_every_metric_says_what_it_is(name):
 def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
-    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall"}
+    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", *FURTHER}
     assert {name for name, metric in METRICS.items() if metric.better is None} == {"coherence"}
     assert all(METRICS[name].axis == "cost" for name in COSTS)
     assert all(METRICS[name].unit == "%" and METRICS[name].scale == 100 for name in SHARES)
@@ -112,7 +117,9 @@ def test_values_lie_in_their_range(name, seed):
     answers = [leans(*rng.integers(0, 256, 10)) if rng.random() < 0.8 else fails() for _ in range(40)]
     features = torch.tensor(rng.normal(size=(30, 4)), dtype=torch.float32)
     retain = [(d % 10, a) for d, a in enumerate(answers)]
-    value = measure(name, answers, retain, features=features, reference=features * 2).value
+    concept, retain = [(FORGOTTEN, image) for image in answers], coloured(retain)
+    groups = {"synonyms": concept, "held_out": concept, "neighbours": retain}
+    value = measure(name, answers, retain, features=features, reference=features * 2, groups=groups).value
     upper = {"entropy": math.log(10), "fid": math.inf}.get(name, 1)
     assert 0 <= value <= upper + 1e-6
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.planted import FEATURES, METRICS, RETAIN, SIDED, caught, judged, of_changed, passes, plant
+from tests.planted import FEATURES, GROUPS, METRICS, SIDED, UTILITY, caught, judged, of_changed, passes, plant, some
 from unlearnbench import Outcome, toy
-from unlearnbench.judges import Seen, Verdict
-from unlearnbench.metric import Side
+from unlearnbench.judges import Verdict
 
 BATCHES = (50, 100, 250)
 """The last is the judge's own."""
@@ -33,11 +32,15 @@ def test_samples_and_real_images_swapped(name, monkeypatch):
         assert {"collapsed", "over-dispersed"} <= {*caught(name)}
 
 
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("name", SIDED)
-def test_forget_and_retain_swapped(name, monkeypatch):
-    plain, other = Outcome._side, {"forget": "retain", "retain": "forget"}
-    monkeypatch.setattr(Outcome, "_side", lambda self, group: plain(self, other[group]))
-    caught(name)
+def test_another_group_is_looked_at(name, group, monkeypatch):
+    plain = Outcome.side
+    monkeypatch.setattr(Outcome, "side", lambda self, _: plain(self, group))
+    if group == METRICS[name].side:
+        assert passes(name)
+    else:
+        caught(name)
 
 
 def forget_features(made, seen, reference, real):
@@ -74,16 +77,17 @@ def first(n, batch):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", RETAIN)
+@pytest.mark.parametrize("name", UTILITY)
 def test_the_labels_of_the_first_batch_are_used_for_every_batch(name, batch, monkeypatch):
-    """Forget samples all ask for one label, so that this shows in metrics of retain samples alone."""
-    plain = Outcome._side
+    """Samples of the concept all ask for one label, so that this shows in metrics of other samples alone."""
+    plain = Outcome.side
 
     def side(self, group):
         whole = plain(self, group)
-        return whole._replace(asked=whole.asked[first(len(whole.asked), batch)])
+        index = first(len(whole.asked), batch)
+        return whole._replace(asked=whole.asked[index], other=whole.other[index])
 
-    monkeypatch.setattr(Outcome, "_side", side)
+    monkeypatch.setattr(Outcome, "side", side)
     caught(name)
 
 
@@ -96,13 +100,8 @@ def test_the_verdicts_of_the_first_batch_are_repeated(name, batch, monkeypatch):
 
 @pytest.mark.parametrize("name", SIDED)
 def test_only_the_first_batch_of_a_side_counts(name, monkeypatch):
-    plain = Outcome._side
-
-    def side(self, group):
-        samples, asked, verdict = plain(self, group)
-        return Side(samples[:250], asked[:250], Verdict(*(column[:250] for column in verdict)))
-
-    monkeypatch.setattr(Outcome, "_side", side)
+    plain = Outcome.side
+    monkeypatch.setattr(Outcome, "side", lambda self, group: some(plain(self, group), slice(250)))
     assert any(case != f"a value for every {METRICS[name].side} image" for case in caught(name))
 
 
@@ -122,8 +121,8 @@ def test_a_mean_over_means_of_unequal_batches(name, monkeypatch):
 @pytest.mark.parametrize("name", FEATURES)
 def test_the_features_of_the_first_batch_are_repeated(name, batch, monkeypatch):
     def repeated(judge, images):
-        verdict, features, error = look(judge, images)
-        return Seen(verdict, features[first(len(features), batch)], error)
+        seen = look(judge, images)
+        return seen._replace(features=seen.features[first(len(seen.features), batch)])
 
     look = toy.look
     monkeypatch.setattr(toy, "look", repeated)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.planted import FEATURES, JUDGED, METRICS, SIDED, UNKNOWN, caught, judged, of_changed, plant
-from unlearnbench import Outcome, judges
+from tests.planted import FEATURES, JUDGED, METRICS, SIDED, UNKNOWN, caught, judged, of_changed, passes, plant, some
+from unlearnbench import Outcome, Score, judges, toy
 from unlearnbench.judges import Verdict, fidelity
-from unlearnbench.metric import Side
 
 SOME_FAIL = "the judge fails on 4 of 10"
 
@@ -107,12 +106,13 @@ def test_values_per_image_that_do_not_make_up_the_value(name, change, monkeypatc
 
 
 def called(digit, refused):
-    """Failures become this verdict."""
+    """Failures become this verdict on the digit, of the second colour."""
 
     def change(verdict):
         lost = verdict.missing
-        row = torch.eye(verdict.probabilities.shape[1])[digit]
-        return Verdict(torch.where(lost[:, None], row, verdict.probabilities), verdict.refused | (lost & refused))
+        row = torch.eye(verdict.probabilities.shape[1])[[digit, toy.CLASSES + 1]].sum(dim=0)
+        given = verdict.refused | (lost & refused)[:, None]
+        return Verdict(torch.where(lost[:, None], row, verdict.probabilities), given)
 
     return change
 
@@ -122,7 +122,6 @@ FAILURES = {
     "another digit": called(4, False),
     "the forgotten digit": called(3, False),
     "what was asked for": called(0, False),
-    "dropped": lambda verdict: Verdict(*(column[~verdict.missing] for column in verdict)),
 }
 
 
@@ -134,15 +133,20 @@ def test_a_failing_judge_counts_as_a_verdict(name, fault, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SIDED)
+def test_verdicts_that_failed_are_dropped(name, monkeypatch):
+    judged(monkeypatch, lambda verdict: Verdict(*(column[~verdict.missing] for column in verdict)))
+    assert "every case can be tried" in caught(name), "what is left no longer fits the plan"
+
+
+@pytest.mark.parametrize("name", SIDED)
 def test_images_that_failed_are_left_out_in_silence(name, monkeypatch):
-    plain = Outcome._side
+    plain = Outcome.side
 
     def side(self, group):
         whole = plain(self, group)
-        kept = ~whole.verdict.missing
-        return Side(whole.samples[kept], whole.asked[kept], Verdict(*(column[kept] for column in whole.verdict)))
+        return some(whole, ~whole.verdict.missing)
 
-    monkeypatch.setattr(Outcome, "_side", side)
+    monkeypatch.setattr(Outcome, "side", side)
     assert "4 missing" in caught(name)[SOME_FAIL].expected
 
 
@@ -179,3 +183,58 @@ def test_a_failing_judge_stops_everything(name, monkeypatch):
 
     monkeypatch.setattr(judges, "judge_all", judge_all)
     assert caught(name)["every case can be tried"].found == "RuntimeError: this image cannot be judged"
+
+
+# ---- two domains ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ira", "cra", "ra_neighbours"])
+def test_an_abstention_in_one_domain_counts_in_the_other(name, monkeypatch):
+    judged(
+        monkeypatch, lambda verdict: verdict._replace(refused=verdict.refused.any(dim=1, keepdim=True).expand(-1, 2))
+    )
+    if name == "ra_neighbours":  # an image must be right in both domains there, so that it does not matter in which
+        assert passes(name)
+    else:
+        assert {*caught(name)} & {"right on all of 600", "right on all of 500"}
+
+
+@pytest.mark.parametrize("name", ["ira", "cra"])
+def test_the_two_domains_swapped(name, monkeypatch):
+    plain = Outcome.side
+
+    def side(self, group):
+        whole = plain(self, group)
+        return whole._replace(asked=whole.other, verdict=whole.besides, other=whole.asked, besides=whole.verdict)
+
+    monkeypatch.setattr(Outcome, "side", side)
+    assert {*caught(name)} & {"right in colour alone", "right in digits alone"}
+
+
+@pytest.mark.parametrize("name", ["ira", "ra_neighbours"])
+def test_images_that_name_no_colour_count_as_wrong(name, monkeypatch):
+    plain = Outcome.side
+
+    def side(self, group):
+        whole = plain(self, group)
+        asked = whole.asked.where(whole.other >= 0, 0)
+        return whole._replace(asked=asked, other=whole.other.clamp(min=toy.CLASSES))
+
+    monkeypatch.setattr(Outcome, "side", side)
+    caught(name)
+
+
+UNCOUNTED = {
+    "as wrong": lambda plain, hits, missing, counted: plain(hits, missing),
+    "as right": lambda plain, hits, missing, counted: plain(hits | ~counted, missing),
+    "as missing": lambda plain, hits, missing, counted: plain(hits, missing | ~counted),
+}
+
+
+@pytest.mark.parametrize("fault", UNCOUNTED)
+def test_images_that_name_no_colour_count_after_all(fault, monkeypatch):
+    plain = Score.share
+    monkeypatch.setattr(
+        Score, "share", lambda hits, missing, counted=None: UNCOUNTED[fault](plain, hits, missing, counted)
+    )
+    assert "errs on 2 of 7, 3 have no colour to show" in caught("cra")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from unlearnbench.progress import track as track
     from unlearnbench.sampling import Guidance as Guidance
     from unlearnbench.sampling import Sampler as Sampler
+    from unlearnbench.task import Plan as Plan
     from unlearnbench.task import Protocol as Protocol
     from unlearnbench.task import Task as Task
     from unlearnbench.training import Diverged as Diverged
@@ -46,6 +47,7 @@ _PUBLIC = {
     "Method": "method",
     "Metric": "metric",
     "Outcome": "metric",
+    "Plan": "task",
     "Protocol": "task",
     "Sampler": "sampling",
     "Score": "metric",

@@ -27,14 +27,17 @@ class Score:
     interval: Interval | None = None
     reason: str | None = None
     per_image: np.ndarray | None = None
-    """(n,) float, NaN where missing, in the order of the metric's side."""
+    """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not look."""
     floor: float | None = None
     """What real images of another split score in place of the samples."""
 
     @classmethod
-    def share(cls, hits: Tensor, missing: Tensor) -> Score:
-        """Proportion of true values among those not missing, with Wilson's interval."""
-        return cls._over(hits, missing, lambda kept: wilson(int(kept.sum()), len(kept)))
+    def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:
+        """Proportion of true values among those not missing, with Wilson's interval.
+
+        Images that are not `counted` (N,), where that is given, are left out: neither in n nor missing.
+        """
+        return cls._over(hits, missing, lambda kept: wilson(int(kept.sum()), len(kept)), counted)
 
     @classmethod
     def mean(cls, values: Tensor, missing: Tensor) -> Score:
@@ -42,14 +45,24 @@ class Score:
         return cls._over(values, missing, t_interval)
 
     @classmethod
-    def _over(cls, values: Tensor, missing: Tensor, interval: Callable[[np.ndarray], Interval | None]) -> Score:
+    def _over(
+        cls,
+        values: Tensor,
+        missing: Tensor,
+        interval: Callable[[np.ndarray], Interval | None],
+        counted: Tensor | None = None,
+    ) -> Score:
         images = values.double().numpy().copy()
         images[missing.numpy()] = np.nan
+        n = len(images)
+        if counted is not None:
+            images[~counted.numpy()] = np.nan
+            n = int(counted.sum())
         kept = images[~np.isnan(images)]
-        lost = len(images) - len(kept)
+        lost = n - len(kept)
         if not len(kept):
-            return cls(None, len(images), lost, reason="no image could be judged" if lost else "no images")
-        return cls(float(kept.mean()), len(images), lost, interval(kept), per_image=images)
+            return cls(None, n, lost, reason="no image could be judged" if lost else "no images")
+        return cls(float(kept.mean()), n, lost, interval(kept), per_image=images)
 
 
 class Side(NamedTuple):

@@ -119,23 +119,37 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     """What every metric must do with nothing, with one image, and with a judge that fails."""
     if metric.axis == "cost":
         return
-    one, fine = toy.points([1]), [toy.shows(3)] * 3 + [toy.shows(4)] * 3
-    kept = [(0, toy.shows(0)), (1, toy.shows(2))] * 3
+    one, fine = toy.coloured(toy.points([1])), [toy.shows(3)] * 3 + [toy.shows(4)] * 3
+    kept = toy.coloured([(0, toy.shows(0)), (1, toy.shows(2))] * 3)
     yield _judged(metric, Known("no images", toy.outcome(), None))[0]
-    single = _score(metric, toy.outcome([toy.shows(3)], one, one))
+    single = _score(metric, _outcome(metric, [toy.shows(3)], one, one))
     passed = not isinstance(single, str) and (bool(single.reason) if single.value is None else single.value < math.inf)
     found = single if isinstance(single, str) else number(single.value)
     yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
     gone = [toy.fails()] * 6
-    yield _judged(metric, Known("the judge always fails", toy.outcome(gone, [(0, i) for i in gone], one * 9), None))[0]
-    some = toy.outcome(fine + gone[:4], kept + [(0, i) for i in gone[:4]], one * 9)
+    lost = toy.coloured([(0, image) for image in gone])
+    yield _judged(metric, Known("the judge always fails", _outcome(metric, gone, lost, one * 9), None))[0]
+    some = _outcome(metric, fine + gone[:4], kept + lost[:4], one * 9)
     if metric.side is None:
         yield _judged(metric, Known("the judge fails on 4 of 10", some, None))[0]
     else:
-        value = _value(metric, toy.outcome(fine, kept))
+        value = _value(metric, _outcome(metric, fine, kept))
         yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
     if metric.side is not None or isinstance(metric, FeatureMetric):
         yield from _same_images(metric)
+
+
+def _outcome(
+    metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked], reference: Sequence[toy.Asked] = ()
+) -> toy.Outcome:
+    """With these samples; where a metric looks at a further group, that has those which its axis is about."""
+    further = {metric.side: _kind(metric, forget, retain)} if metric.side and metric.side not in SIDES else None
+    return toy.outcome(forget, retain, reference, groups=further)
+
+
+def _kind(metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked]) -> Sequence[toy.Asked]:
+    """What a metric looks at: samples asked for the forgotten concept where it is of efficacy, else other ones."""
+    return [(toy.FORGOTTEN, image) for image in forget] if metric.axis == "efficacy" else retain
 
 
 def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
@@ -144,17 +158,25 @@ def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
 
 
 def _same_images(metric: Metric) -> Iterator[Finding]:
-    """300 images, more than one batch: neither their order nor samples of the other side may change the value."""
+    """300 images, more than one batch: neither their order nor samples of other groups may change the value."""
     forget = [toy.shows(3)] * 100 + [toy.shows(4)] * 60 + [toy.leans(50, 50)] * 60 + [toy.refuses(3)] * 80
-    retain, reference = toy.grid(), toy.grid(off=1)
-    own = (forget, []) if metric.side == "forget" else ([], retain)
-    value = _value(metric, toy.outcome(*own, reference))
+    retain, reference = toy.coloured(toy.grid()), toy.grid(off=1)
+    side, own = metric.side or "retain", _kind(metric, forget, retain)
+
+    def of(images: Sequence[toy.Asked], others: Sequence[str] = ()) -> toy.Outcome:
+        every: dict[str, Sequence[toy.Asked]] = {
+            "forget": [(toy.FORGOTTEN, image) for image in forget[20:]],
+            "retain": retain[20:],
+        }
+        return toy.outcome(reference=reference, groups={**{name: every[name] for name in others}, side: images})
+
+    value = _value(metric, of(own))
     span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round
-    for case, sides in (
-        ("300 images in reverse order", (own[0][::-1], own[1][::-1])),
-        ("beside samples of the other side", (forget, retain)),
+    for case, made in (
+        ("300 images in reverse order", of(own[::-1])),
+        ("beside samples of the other side", of(own, [name for name in SIDES if name != side])),
     ):
-        yield _judged(metric, Known(case, toy.outcome(*sides, reference), *span))[0]
+        yield _judged(metric, Known(case, made, *span))[0]
     if isinstance(metric, FeatureMetric):
         score = _score(metric, toy.outcome([], toy.points(*[[100]] * 300), reference, retain))
         floor = score.floor if isinstance(score, Score) else None

@@ -97,8 +97,9 @@ def metrics_for(task: Task) -> dict[str, Metric]:
 
 
 def metric_code(metric: Metric) -> str:
-    """Hash of the file that a metric lies in."""
-    return source_hash([Path(inspect.getfile(type(metric)))])
+    """Hash of the files that a metric's code lies in, those it builds on included; the engine's own is not."""
+    own = (base for base in type(metric).__mro__ if issubclass(base, Metric) and base.__module__ != Metric.__module__)
+    return source_hash([Path(inspect.getfile(base)) for base in own])
 
 
 def now() -> str:

@@ -5,7 +5,7 @@ They pass through the same judging as real samples (`judges.look`, `Outcome.of`)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass
 
 FORGOTTEN = 3
-CLASSES = 10
+CLASSES, COLOURS = 10, 3
+"""The toy judge's two domains: labels 0 to 9 are digits, 10 to 12 colours."""
 COST = {
     "prepare_time": 1.5,
     "unlearn_time": 12.25,
@@ -34,11 +35,23 @@ class Image(NamedTuple):
     """What the judge will say of an image."""
 
     weights: tuple[int, ...]
-    """Of the ten classes, 0 to 255; probabilities are their shares."""
+    """Of the ten digits, 0 to 255; probabilities are their shares."""
     flag: int = 0
-    """1: it abstains; 2: it raises an error."""
+    """1: it abstains on the digit; 2: it raises an error."""
     features: tuple[int, ...] = ()
     """Up to ten numbers from -128 to 127."""
+    colour: int = 0
+    """The one it is sure of, of three."""
+    faint: bool = False
+    """It abstains on the colour."""
+
+    def of(self, colour: int, faint: bool = False) -> Image:
+        """The same, with another verdict on the colour."""
+        return self._replace(colour=colour, faint=faint)
+
+
+Asked = tuple[int, Image] | tuple[int, Image, int]
+"""The digit asked for, the image, and the colour asked for besides, if any."""
 
 
 def shows(digit: int, features: Sequence[int] = ()) -> Image:
@@ -61,6 +74,11 @@ def leans(*weights: int) -> Image:
     return Image((*weights, *[0] * (CLASSES - len(weights))))
 
 
+def coloured(items: Sequence[tuple[int, Image]]) -> list[Asked]:
+    """The same, each asked for a colour besides; every fourth one shows the next colour."""
+    return [(digit, image.of((i % 3 + (i % 4 == 3)) % 3), i % 3) for i, (digit, image) in enumerate(items)]
+
+
 def points(*rows: Sequence[int]) -> list[tuple[int, Image]]:
     """Retain images (of digit 0) that differ in their features alone."""
     return [(0, shows(0, row)) for row in rows]
@@ -79,17 +97,23 @@ def grid(off: int = 0) -> list[tuple[int, Image]]:
 
 
 class _Pixels(Judge):
-    """Row 0 of an image holds weights, row 1 the flag, row 2 features."""
+    """Row 0 of an image holds weights, row 1 the flag, the colour and whether it is faint, row 2 features."""
 
-    name, version, classes, threshold, hash = "toy", "1", CLASSES, 0.5, "0" * 64
+    name, version, classes, threshold, hash = "toy", "1", CLASSES + COLOURS, 0.5, "0" * 64
+
+    @property
+    def domains(self) -> tuple[range, ...]:
+        """Digits and colours."""
+        return range(CLASSES), range(CLASSES, self.classes)
 
     def __call__(self, images: Tensor) -> Verdict:
         """Read the verdicts."""
         flag = images[:, 0, 1, 0]
         if (flag == 2).any():
             raise RuntimeError("this image cannot be judged")
-        weights = images[:, 0, 0].float()
-        return Verdict(weights / weights.sum(dim=1, keepdim=True), flag == 1)
+        weights, colour, faint = images[:, 0, 0].float(), images[:, 0, 1, 1].long(), images[:, 0, 1, 2] == 1
+        digits, colours = weights / weights.sum(dim=1, keepdim=True), torch.eye(COLOURS)[colour]
+        return Verdict(torch.cat([digits, colours], dim=1), torch.stack([flag == 1, faint], dim=1))
 
     def features(self, images: Tensor) -> Tensor:
         """Read the features (N, 10)."""
@@ -103,7 +127,7 @@ def _pixels(images: Sequence[Image]) -> Tensor:
     rows = [
         [
             image.weights,
-            [image.flag] * CLASSES,
+            [image.flag, image.colour, image.faint, *[0] * (CLASSES - 3)],
             [*(x + 128 for x in image.features), *[128] * (CLASSES - len(image.features))],
         ]
         for image in images
@@ -113,22 +137,26 @@ def _pixels(images: Sequence[Image]) -> Tensor:
 
 def outcome(
     forget: Sequence[Image] = (),
-    retain: Sequence[tuple[int, Image]] = (),
-    reference: Sequence[tuple[int, Image]] = (),
-    real: Sequence[tuple[int, Image]] = (),
+    retain: Sequence[Asked] = (),
+    reference: Sequence[Asked] = (),
+    real: Sequence[Asked] = (),
     cost: dict[str, Any] | None = None,
     k: int = 3,
+    groups: Mapping[str, Sequence[Asked]] | None = None,
 ) -> Outcome:
-    """Forget images asked for digit 3, retain images as (digit asked for, image), the two sets of real images."""
+    """Forget images asked for digit 3, retain images as asked for, the two sets of real images; further `groups`."""
     task = DigitsClass(str(FORGOTTEN))
     task.protocol = replace(task.protocol, k=k)
-    asked = [("forget", FORGOTTEN)] * len(forget) + [("retain", digit) for digit, _ in retain]
-    plan = [Plan(group, str(digit), digit, seed) for seed, (group, digit) in enumerate(asked)]
-    samples = _pixels([*forget, *(image for _, image in retain)])
+    asked: dict[str, Sequence[Asked]] = {"forget": [(FORGOTTEN, image) for image in forget], "retain": retain}
+    items = [(group, *item) for group, some in [*asked.items(), *(groups or {}).items()] for item in some]
+    plan = [
+        Plan(group, str(digit), digit, seed, other=CLASSES + colour[0] if colour else -1)
+        for seed, (group, digit, _, *colour) in enumerate(items)
+    ]
     seen, *others = (
-        look(_Pixels(), images)
-        for images in (samples, *(_pixels([image for _, image in side]) for side in (reference, real)))
+        look(_Pixels(), _pixels([item[i] for item in side])) for side, i in ((items, 2), (reference, 1), (real, 1))
     )
+    samples = _pixels([item[2] for item in items])
     return Outcome.of(samples, plan, seen, *others, task=task, model=None, original=None, cost={**COST, **(cost or {})})
 
 

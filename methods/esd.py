@@ -9,6 +9,8 @@ from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, minimise
 
+PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
+
 
 @dataclass(frozen=True)
 class ESD(Method):
@@ -20,7 +22,13 @@ class ESD(Method):
     """
 
     requires = frozenset({"concept"})
-    presets = {"published": {"*": {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}}}
+    presets = {
+        "default": {"digits-text": {"part": "xattn"}},
+        "published": {
+            "*": PUBLISHED,
+            "digits-text": {**PUBLISHED, "part": "xattn"},
+        },
+    }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
     steps: int = 60
     lr: float = 3e-4

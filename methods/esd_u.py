@@ -1,0 +1,15 @@
+"""ESD-u: ESD on all but the cross-attention, for what is no matter of words (Gandikota et al., ICCV 2023)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlearnbench.methods.esd import ESD, PUBLISHED
+
+
+@dataclass(frozen=True)
+class ESDU(ESD):
+    """ESD's loss on `noxattn`; see esd."""
+
+    requires = frozenset({"concept", "noxattn"})
+    presets: ClassVar[dict] = {"published": {"*": PUBLISHED}}
+    part: str = "noxattn"

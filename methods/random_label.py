@@ -1,0 +1,48 @@
+"""Random label: answer the forgotten condition as if another had been asked for (Golatkar et al., CVPR 2020)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench import Batch, Diffusion, Method, Task, minimise
+
+
+@dataclass(frozen=True)
+class RandomLabel(Method):
+    """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on forget images (SalUn's RL, no mask).
+
+    `target` says what c_m is, or what takes the first term's place. "substitute": the task's substitute, one for all
+    images, as Fan et al. (ICLR 2024) relabel class c as c + 1. "random": the condition of a retain image, drawn for
+    each image anew, as Golatkar et al. relabel for classifiers. "images": L(x_r, c_f), the denoising loss of retain
+    images under the forgotten condition, as the noise-based loss of Kumari et al. (ICCV 2023) does with images of one
+    anchor. All losses are means over elements.
+    """
+
+    space = {"alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
+    steps: int = 60
+    lr: float = 1e-3
+    batch_size: int = 64
+    alpha: float = 1.0
+    target: Literal["substitute", "random", "images"] = "substitute"
+    part: str = "full"
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Adam on the loss above."""
+        losses = (
+            self.relabel_loss(model, task, forget, retain) + self.alpha * model.loss(retain)
+            for forget, retain in task.batches(self.steps, self.batch_size)
+        )
+        minimise(losses, model.select(self.part), self.lr)
+        return model
+
+    def relabel_loss(self, model: Diffusion, task: Task, forget: Batch, retain: Batch) -> Tensor:
+        """The first term."""
+        if self.target == "images":
+            return model.loss(Batch(retain.x0, forget.y))
+        t, _, x_t = model.noised(forget.x0)
+        other = task.substitute(forget.y) if self.target == "substitute" else retain.y
+        with torch.no_grad():
+            wrong = model.eps(x_t, t, other)
+        return (model.eps(x_t, t, forget.y) - wrong).square().mean()

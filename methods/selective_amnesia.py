@@ -1,0 +1,140 @@
+"""Selective Amnesia: learn other images for the concept, weights held by their Fisher (Heng & Soh, NeurIPS 2023)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, track
+
+
+class Prepared(NamedTuple):
+    """What the original gives; None where real images or uniform draws take the place."""
+
+    fisher: dict[str, Tensor]
+    replay: Batch | None
+    surrogate: Batch | None
+
+
+@dataclass(frozen=True)
+class SelectiveAmnesia(Method):
+    """L = E_q(x|c_f) L(x, c_f) + gamma E L(x_r, c_r) + lam sum_i F_i (theta_i - theta*_i)^2.
+
+    q is the surrogate: "uniform", x ~ U[-1, 1] (the paper's for DDPM); "substitute", images that the original makes of
+    the substitute (its choice for text-to-image). x_r is generative replay, `replay_images` drawn by the original, or
+    "real" retain images. F is the diagonal Fisher, the mean over samples of (sum_t grad L_t)^2 over all T timesteps.
+
+    Of the T timesteps `fisher_timesteps` are taken, one from each of as many equal slices, and the sum is scaled by
+    T / fisher_timesteps: the same sum in expectation; its square exceeds the full one's by the variance of that draw.
+    Samples are those of the replay, so of retained concepts; with replay="real" they are training images.
+
+    gamma and lam are the paper's. Its losses are sums over the D elements of x and these are means, so that F here is
+    D^2 times smaller and, with the whole loss divided by D, the last term is lam D F; gamma stays as it is.
+    """
+
+    requires = frozenset({"concept"})
+    presets = {
+        "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn"}},
+        "published": {
+            "*": {
+                "steps": 20000,
+                "lr": 1e-4,
+                "batch_size": 128,
+                "lam": 10.0,
+                "ema": 0.9999,
+                "replay_images": 4500,
+                "fisher_samples": 4500,
+                "fisher_timesteps": 1000,
+            }
+        },
+    }
+    space = {"lam": (0.1, 100.0), "gamma": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
+    steps: int = 60
+    lr: float = 1e-3
+    batch_size: int = 64
+    gamma: float = 1.0
+    lam: float = 10.0
+    surrogate: Literal["uniform", "substitute"] = "uniform"
+    surrogate_images: int = 100
+    replay: Literal["generated", "real"] = "generated"
+    replay_images: int = 200
+    fisher_samples: int = 50
+    fisher_timesteps: int = 20
+    ema: float | None = None
+    part: str = "full"
+
+    def prepare(self, model: Diffusion, task: Task) -> Prepared:
+        """Replay and surrogate images, drawn by the original, and its Fisher."""
+        replay = surrogate = None
+        if self.replay == "generated":
+            y = _some(task.captions("retain"), task.steps(self.replay_images)).to(task.device)
+            replay = Batch(self.drawn(model, y), y)
+        if self.surrogate == "substitute":
+            y = _some(task.captions("forget"), task.steps(self.surrogate_images)).to(task.device)
+            surrogate = Batch(self.drawn(model, task.substitute(y)), y)
+        n = task.steps(self.fisher_samples)
+        samples = next(task.batches(1, n, "retain")) if replay is None else Batch(replay.x0[:n], replay.y[:n])
+        return Prepared(self.fisher(model, samples, task.steps(self.fisher_timesteps)), replay, surrogate)
+
+    def drawn(self, model: Diffusion, y: Tensor) -> Tensor:
+        """An image for each condition, by the model's own sampler."""
+        parts = y.split(self.batch_size)
+        with torch.no_grad():
+            return torch.cat(
+                [
+                    model.sample(some, torch.randint(2**62, some.shape[:1]).tolist())
+                    for some in track(parts, len(parts), "batches")
+                ]
+            )
+
+    def fisher(self, model: Diffusion, samples: Batch, count: int) -> dict[str, Tensor]:
+        """Mean over samples of (T / count sum_t grad L_t)^2, L_t a mean over elements; noise is drawn for each t."""
+        parameters, T = model.select(self.part), len(model.alpha_bar)
+        fisher = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        n = len(samples.x0)
+        for x, y in track(zip(*(column.split(1) for column in samples), strict=True), n, "samples"):
+            total = {name: torch.zeros_like(value) for name, value in parameters.items()}
+            slices = torch.arange(count, device=x.device) + torch.rand(count, device=x.device)
+            for t in (slices * T / count).long().clamp(max=T - 1).split(self.batch_size):
+                x0, many = (column.expand(len(t), *column.shape[1:]) for column in (x, y))
+                noise = torch.randn_like(x0)
+                error = model(model.add_noise(x0, noise, t), t, many) - model.target(x0, noise, t)
+                for name, grad in gradients(error.square().mean() * len(t) * T / count, parameters).items():
+                    total[name] += grad
+            for name, value in total.items():
+                fisher[name] += value.square() / n
+        return fisher
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: Prepared) -> Diffusion:
+        """Adam on the loss above."""
+        minimise(self.losses(model, task, prepared), model.select(self.part), self.lr, ema=self.ema)
+        return model
+
+    def losses(self, model: Diffusion, task: Task, prepared: Prepared) -> Iterator[Tensor]:
+        """One loss a step."""
+        parameters = model.select(self.part)
+        origin = {name: value.detach().clone() for name, value in parameters.items()}
+        names = task.captions("forget").to(task.device)
+        real = task.batches(self.steps, self.batch_size, "retain")  # not begun where replay is generated
+        weight, steps = self.lam * math.prod(model.shape), task.steps(self.steps)
+        for _ in track(range(steps), steps, "steps"):
+            if prepared.surrogate is None:
+                y = _some(names, self.batch_size)
+                surrogate = Batch(2 * torch.rand(self.batch_size, *model.shape, device=y.device) - 1, y)
+            else:
+                surrogate = _batch(prepared.surrogate, self.batch_size)
+            replay = next(real) if prepared.replay is None else _batch(prepared.replay, self.batch_size)
+            moved = [(prepared.fisher[name] * (parameters[name] - origin[name]).square()).sum() for name in origin]
+            yield model.loss(surrogate) + self.gamma * model.loss(replay) + weight * torch.stack(moved).sum()
+
+
+def _some(y: Tensor, n: int) -> Tensor:
+    return y[torch.randint(len(y), (n,)).to(y.device)]
+
+
+def _batch(batch: Batch, n: int) -> Batch:
+    index = torch.randint(len(batch.x0), (n,)).to(batch.x0.device)
+    return Batch(batch.x0[index], batch.y[index])

@@ -26,6 +26,7 @@ from unlearnbench.methods.esd_retain import ESDRetain
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.gradient_ascent import GradientAscent
 from unlearnbench.methods.original import Original
+from unlearnbench.methods.random_label import RandomLabel
 from unlearnbench.methods.retrain import Retrain
 from unlearnbench.methods.salun import SalUn
 from unlearnbench.sampling import START, gaussian_noise
@@ -190,6 +191,23 @@ def test_salun_relabels_towards_a_constant_target_within_the_mask(clip):
         changed = value != getattr(Linear(0), name)
         assert torch.equal(changed, mask[name].bool() & changed)
         assert changed.any()
+
+
+@pytest.mark.parametrize("target", ["substitute", "random", "images"])
+@pytest.mark.parametrize("alpha", [0.0, 0.8])
+def test_random_label_relabels_the_prediction_or_the_images(target, alpha):
+    task, w = TinyTask(), weights(Linear(0))
+    model = unlearn(RandomLabel(steps=4, lr=0.03, batch_size=5, alpha=alpha, target=target), task)
+    torch.manual_seed(7)
+    adam = Adam(0.03)
+    for forget, retain in task.batches(4, 5):
+        t, noise, x_t = draw(retain.x0 if target == "images" else forget.x0)
+        other = np.full(5, 2) if target == "substitute" else retain.y.numpy()
+        wrong = noise if target == "images" else eps(w, x_t, t, other)
+        g = squared(w, x_t, t, np.ones(5, dtype=int), wrong)[1]
+        w = adam.step(w, combine(g, denoising(w, retain)[1], alpha))
+    assert_weights(model, w)
+    assert moved(model, weights(Linear(0))) > 0.05
 
 
 def test_original_changes_nothing():

@@ -8,7 +8,11 @@ from unlearnbench.errors import Unsupported
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.esd import ESD
 from unlearnbench.methods.esd_retain import ESDRetain
+from unlearnbench.methods.esd_u import ESDU
+from unlearnbench.methods.random_label import RandomLabel
+from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
 from unlearnbench.models.unet import ClassUNet
+from unlearnbench.sampling import Sampler
 
 METHODS = (
     EraseDiff(steps=2, batch_size=3),
@@ -17,6 +21,10 @@ METHODS = (
     EraseDiff(batch_size=3, rule="released", rounds=1, epochs=1, ema=0.9, target="random"),
     ESD(steps=2, batch_size=3, sampler_steps=5),
     ESDRetain(steps=2, batch_size=3, sampler_steps=5),
+    ESDU(steps=2, batch_size=3, sampler_steps=5),
+    RandomLabel(steps=2, batch_size=3),
+    RandomLabel(steps=2, batch_size=3, target="images"),
+    SelectiveAmnesia(steps=2, batch_size=3, replay_images=4, fisher_samples=2, fisher_timesteps=2),
 )
 
 
@@ -24,11 +32,17 @@ def with_part(method, part):
     return type(method)(**{**method.settings(), "part": part})
 
 
+def unlearned(method):
+    model, task = Linear(0), TinyTask()
+    model.sampler = Sampler(steps=5)
+    return method.unlearn(model, task, method.prepare(model, task))
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize(("part", "trained"), [("matrix", {"W"}), ("embedding", {"E"}), ("full", {"W", "E", "b"})])
 def test_only_the_part_is_trained(method, part, trained):
     torch.manual_seed(0)
-    model = with_part(method, part).unlearn(Linear(0), TinyTask(), None)
+    model = unlearned(with_part(method, part))
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, getattr(Linear(0), name))}
     assert changed == trained
 
@@ -36,7 +50,7 @@ def test_only_the_part_is_trained(method, part, trained):
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_an_unknown_part_names_those_that_there_are(method):
     with pytest.raises(Unsupported, match=r"no part 'xattn': it has embedding, full, matrix"):
-        with_part(method, "xattn").unlearn(Linear(0), TinyTask(), None)
+        unlearned(with_part(method, "xattn"))
 
 
 def test_the_networks_parts_share_nothing_and_make_up_the_whole():

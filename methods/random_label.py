@@ -25,7 +25,7 @@ class RandomLabel(Method):
     lr: float = 1e-3
     batch_size: int = 64
     alpha: float = 1.0
-    target: Literal["substitute", "random", "images"] = "substitute"
+    target: Literal["substitute", "random", "images"] = "random"
     part: str = "full"
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:

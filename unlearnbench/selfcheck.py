@@ -281,14 +281,17 @@ def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[Finding]:
     """Everything, the quick parts first."""
-    metrics = metrics_for(task)
+
+    def scored() -> Iterator[Finding]:  # a plan that cannot be made breaks off this part alone
+        yield from controls(task, store, results, metrics_for(task), begin)
+
     begin("known answers")
     for metric in registry.load_metrics().values():
         yield from answers(metric)
     begin("concept, data and noise")
     yield from concept(task)
     yield from _to_the_end("noise", noise(task, store))
-    yield from _to_the_end("controls", controls(task, store, results, metrics, begin))
+    yield from _to_the_end("controls", scored())
 
 
 def failed(found: Iterable[Finding]) -> list[Finding]:

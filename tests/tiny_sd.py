@@ -72,16 +72,16 @@ def vae():
     )
 
 
-def save(folder: Path, kind: str) -> Path:
+def save(folder: Path, kind: str, vocabulary: list[str] = WORDS) -> Path:
     """A pipeline of kind sd1, sd2 (v-prediction) or sdxl, as `save_pretrained` lays it out."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     torch.manual_seed(0)
     prediction = "v_prediction" if kind == "sd2" else "epsilon"
     scheduler = DDIMScheduler(**SCHEDULE, prediction_type=prediction)
-    words = word_tokenizer(WORDS, TOKENS)
+    words = word_tokenizer(vocabulary, TOKENS)
     if kind == "sdxl":
-        others = word_tokenizer(WORDS, TOKENS, pad="!")
+        others = word_tokenizer(vocabulary, TOKENS, pad="!")
         more = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "use_linear_projection": True}
         pipeline = StableDiffusionXLPipeline(
             vae=vae(),

@@ -1,0 +1,82 @@
+"""Whole runs of text-to-image methods on tiny untrained Stable Diffusions, an XL among them, in the hub's layout."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+
+from tests import tiny_sd
+from tests.small_world import read_only
+from unlearnbench import registry
+from unlearnbench.hashing import state_hash
+from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.tasks._digits_words import vocabulary
+from unlearnbench.tasks.digits_text import DigitsText
+from unlearnbench.weights import load_state
+
+METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
+TRAINED = {"random_label", "salun", "erasediff", "esd", "esd_u", "gradient_ascent", "concept_ablation", "uce"}
+TRAINED |= {"selective_amnesia", "finetune", "esd_retain"}
+GUIDED = {"sld", "negative_prompt", "prompt_filter"}
+SHORT = {"steps": "2", "batch_size": "4", "images": "4", "surrogate_images": "4", "replay_images": "4"}
+SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3"}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def world(request, tmp_path_factory):
+    """A folder for --pretrained: the model, the shipped judge and a manifest."""
+    folder = tiny_sd.save(tmp_path_factory.mktemp(request.param) / "model", request.param, vocabulary())
+    shutil.copy(DigitsText("seven").folder / "judge.safetensors", folder)
+    files = {str(file.relative_to(folder)): file for file in folder.rglob("*.safetensors")}
+    hashes = {name: state_hash(load_state(file)) for name, file in files.items()}
+    (folder / "manifest.json").write_text(json.dumps({"seed": 5, "recipe": {}, "hashes": hashes}))
+    return folder
+
+
+def changed(method):
+    """Settings that make a method short, as words of the command line."""
+    known = method.configured({}).settings()
+    return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED | GUIDED))
+def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
+    words = changed(registry.load_method(name))
+    said = cli(
+        *("run", "--task", "digits-text", "--forget", "red", "--protocol", "smoke", "--device", "cpu"),
+        *("--pretrained", world, "--method", name, *words, "--out", tmp_path / "here"),
+    )
+    assert said.code == 0, said.err
+    record = read_only(tmp_path / "here")
+    assert record.status in ("ok", "unreliable"), record.reason  # untrained networks draw what a judge refuses
+    assert (record.scores["trained_parameters"].value > 0) == (name in TRAINED)
+    assert record.protocol.settings["safety_checker"] is False
+    assert record.seeds["pretraining"] == 5
+    assert {"ua", "ua_synonyms", "ua_held_out", "ra", "ira", "cra", "ra_neighbours", "fid"} <= set(record.scores)
+    images = pd.read_parquet(next((tmp_path / "here").rglob(f"{name}*/*.parquet")))
+    assert set(images.group) == {"forget", "synonyms", "held_out", "neighbours", "retain"}
+    assert images[images.group == "forget"].prompt.str.contains("red").all()
+
+
+def test_all_methods_are_tried():
+    class_only = {"original", "retrain", "destroy", "checkpoint"}
+    assert set(METHODS) == TRAINED | GUIDED | class_only
+
+
+def test_guidance_is_one_batch_and_prompts_are_embedded_once_a_call(world, monkeypatch):
+    model = load_stable_diffusion(world)
+    rows, embedded = [], []
+    predict, encoded = type(model).predict, type(model)._encoded
+    monkeypatch.setattr(type(model), "predict", lambda self, x, t, c: rows.append(len(x)) or predict(self, x, t, c))
+    monkeypatch.setattr(
+        type(model),
+        "_encoded",
+        lambda self, encoder, ids, **more: embedded.append(len(ids)) or encoded(self, encoder, ids, **more),
+    )
+    y = model.tokens(["a photo of a red seven", "blue"])
+    with torch.inference_mode():
+        model.sample(y, [1, 2], sampler=DigitsText.protocols["smoke"].sampler)
+    assert rows == [4] * 4
+    assert sum(embedded) == (2 + 1) * len(model.text_encoders)

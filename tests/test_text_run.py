@@ -20,11 +20,20 @@ METHODS = [name for name, entry in registry.methods().items() if entry.point is 
 TRAINED = {"random_label", "salun", "erasediff", "esd", "esd_u", "gradient_ascent", "concept_ablation", "uce"}
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter"}
-SHORT = {"steps": "2", "batch_size": "4", "images": "4", "surrogate_images": "4", "replay_images": "4"}
+SHORT = {"steps": "2", "batch_size": "32", "images": "4", "surrogate_images": "4", "replay_images": "4"}
 SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3"}
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+QUICK = {"uce", "esd", "salun", "sld"}
+"""Tried on every kind in the usual run; the others on XL alone, and on all of them with the slow tests."""
+CASES = [
+    pytest.param(kind, name, marks=[] if kind == "sdxl" or name in QUICK else pytest.mark.slow)
+    for kind in ("sd1", "sd2", "sdxl")
+    for name in sorted(TRAINED | GUIDED)
+]
+
+
+@pytest.fixture(scope="module")
 def world(request, tmp_path_factory):
     """A folder for --pretrained: the model, the shipped judge and a manifest."""
     folder = tiny_sd.save(tmp_path_factory.mktemp(request.param) / "model", request.param, vocabulary())
@@ -41,7 +50,7 @@ def changed(method):
     return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
 
 
-@pytest.mark.parametrize("name", sorted(TRAINED | GUIDED))
+@pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
 def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     words = changed(registry.load_method(name))
     said = cli(
@@ -65,6 +74,7 @@ def test_all_methods_are_tried():
     assert set(METHODS) == TRAINED | GUIDED | class_only
 
 
+@pytest.mark.parametrize("world", ["sd1", "sdxl"], indirect=True)
 def test_guidance_is_one_batch_and_prompts_are_embedded_once_a_call(world, monkeypatch):
     model = load_stable_diffusion(world)
     rows, embedded = [], []

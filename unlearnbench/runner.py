@@ -91,7 +91,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         }
     )
     with _writing(results):
-        images = write_images(path.with_suffix(".parquet"), plan, seen.verdict, metrics, scores)
+        images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores)
         record = record.model_copy(update={"images": images})
         if record.method.name != "original":
             before = draw(cell, original, _original_identity(draft), plan, store)

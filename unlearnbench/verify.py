@@ -190,4 +190,4 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
             "environment": facts["environment"],
         }
     )
-    return anew, table(plan, seen.verdict, metrics, scores)
+    return anew, table(plan, outcome.verdict, metrics, scores)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,28 @@ def load_stable_diffusion(
     asked. The safety checker is never loaded.
     """
     path = Path(source)
-    if path.is_dir():
-        pipeline = _from_folder(path)
-    elif path.suffix in (".safetensors", ".ckpt") or path.is_file():
-        return _from_file(path, config)
-    else:
-        pipeline = _from_hub(str(source), revision)
-    return adapted(pipeline)
+    with _quiet():
+        if path.is_dir():
+            return adapted(_from_folder(path))
+        if path.suffix in (".safetensors", ".ckpt") or path.is_file():
+            return _from_file(path, config)
+        return adapted(_from_hub(str(source), revision))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of two libraries over files that are read in a moment."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    shown = [library for library in (diffusers, transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def untrained(folder: Path, seed: int) -> StableDiffusion:
@@ -82,7 +99,7 @@ def _from_folder(folder: Path) -> Any:
         )
     try:
         return DiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, use_safetensors=True, local_files_only=True
+            folder, safety_checker=None, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error

@@ -27,7 +27,7 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-STEPS, BATCH, RATE, EMA, DROP = 1350, 64, 2e-3, 0.995, 0.1
+STEPS, BATCH, RATE, EMA, DROP = 1600, 64, 2e-3, 0.995, 0.1
 VAE_STEPS, VAE_BATCH, VAE_RATE, KL = 500, 64, 2e-3, 1e-6
 RECIPE = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP, "vae_steps": VAE_STEPS}
 FILES = {
@@ -88,10 +88,10 @@ def new_text_encoder(tokens: Any) -> Any:
 
 
 def falling(rate: float, steps: int) -> Any:
-    """Constant for 30 % of the steps, then a cosine to zero."""
+    """Constant for half of the steps, then a cosine to zero."""
 
     def at(step: int) -> float:
-        return rate * 0.5 * (1 + math.cos(math.pi * max(0.0, (step / steps - 0.3) / 0.7)))
+        return rate * 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * step / steps - 1)))
 
     return at
 

@@ -61,7 +61,9 @@ HELD_OUT = (
     "a {c} digit {d} on black",
 )
 """Templates that neither training nor methods ever see, of words that they do."""
-SYNONYM_SHARE = 0.25
+SHARES = ((BOTH, 0.8), (DIGIT_ONLY, 0.12), (COLOUR_ONLY, 0.08))
+"""Of training captions; the more of them name the digit, the sooner its word is learnt."""
+SYNONYM_SHARE = 0.2
 """Of names in training captions that are replaced by their synonym."""
 
 
@@ -77,9 +79,10 @@ def caption(pair: tuple[str, str], named: Collection[str], draw: random.Random, 
     It holds one of the words `named`, where the pair does.
     """
     places = [place for word, place in zip(pair, ("{d}", "{c}"), strict=True) if word in named]
-    texts = [text for text in EVERY if not places or any(place in text for place in places)]
+    fitting = [([text for text in texts if not places or any(p in text for p in places)], w) for texts, w in SHARES]
+    kind = draw.choices([texts for texts, _ in fitting], [w if texts else 0.0 for texts, w in fitting])[0]
     d, c = (SYNONYMS[word] if draw.random() < synonyms else word for word in pair)
-    return draw.choice(texts).format(d=d, c=c)
+    return draw.choice(kind).format(d=d, c=c)
 
 
 def filled(label: str, word: str, texts: Sequence[str], without: Collection[str]) -> list[str]:

@@ -149,6 +149,31 @@ def validate(results: Annotated[Path, typer.Argument(help="Folder of records.")]
 
 
 @records.command()
+def export(
+    record: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must not exist, or be empty.")],
+    method: Annotated[str | None, typer.Option(help="The method's .py file, where it is not built in.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    pretrained: Annotated[Path | None, typer.Option(help="Folder with the original's weights.")] = None,
+) -> None:
+    """Write a record's unlearned text-to-image model as a diffusers folder with a model card."""
+    _, said = _opened(record)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.export import export as write
+    from unlearnbench.store import Store
+    from unlearnbench.verify import rebuilt
+
+    cell = rebuilt(said, pick_device(device.value), method, pretrained)
+    with bars(err, 1) as begin:
+        begin(f"{said.label()} · forget {said.forget} · seed {said.seeds['unlearning']}")
+        write(said, cell, Store(), folder)
+    out.print(
+        f"wrote {folder}, a diffusers folder; {folder / 'README.md'} is its card", soft_wrap=True, highlight=False
+    )
+
+
+@records.command()
 def schema(
     file: Annotated[Path | None, typer.Option("--out", help="File to write to, in place of the terminal.")] = None,
 ) -> None:

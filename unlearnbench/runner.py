@@ -46,7 +46,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     draft = drafted(cell, metrics)
     path = draft.path(results)
     found = _found(path, draft.key)
-    parts = _weight_parts(cell, draft)
+    parts = weight_parts(cell, draft)
     if found and not force and (found.status == "skipped" or store.has("weights", parts)):
         return found
     _writable(results, "--out")
@@ -75,7 +75,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     )
     scores = {name: measure(metric, outcome) for name, metric in metrics.items()}
     failure = seen.error or reference.error or real.error
-    idle = facts["cost"]["trained_parameters"] == 0 and cell.method.name != "original" and not _wraps(cell)
+    idle = facts["cost"]["trained_parameters"] == 0 and cell.method.name != "original" and not wraps(cell)
     unreliable = any(
         score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values()
     )
@@ -140,7 +140,8 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
     return record.model_copy(update={"key": key})
 
 
-def _weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
+def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
+    """What unlearned weights are kept under."""
     method = draft.method.model_dump(mode="json", include={"name", "settings", "code_hash"})
     return {
         "method": method,
@@ -158,11 +159,12 @@ def _weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
 def _identity(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
     method = cell.method
-    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if _wraps(cell) else None
+    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None
     return {"weights": state_hash(state), "wrap": about}
 
 
-def _wraps(cell: Cell) -> bool:
+def wraps(cell: Cell) -> bool:
+    """Whether the method acts beside the weights too, such as on guidance."""
     return type(cell.method).wrap is not Method.wrap
 
 

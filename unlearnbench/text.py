@@ -41,6 +41,10 @@ class TextTask(Task):
     catalogue: ClassVar[dict[str, Concept]]
     """The task's own concepts, by name."""
     protocol: TextProtocol
+    licence: ClassVar[str]
+    """Of the original's weights, as the hub writes it."""
+    origin: ClassVar[str]
+    """Where they come from, for model cards."""
 
     def __init__(self, forget: str, *, concepts: tuple[Concept, ...] = (), **settings: Any):
         super().__init__(forget, concepts=concepts, **settings)

@@ -88,6 +88,22 @@ def adapted(pipeline: Any) -> StableDiffusion:
     )
 
 
+def as_pipeline(model: StableDiffusion) -> Any:
+    """The diffusers pipeline of a model's parts, without a safety checker."""
+    import diffusers
+
+    scheduler = getattr(diffusers, str(model.schedule.get("_class_name")), diffusers.DDIMScheduler)
+    parts = {"vae": model.vae, "unet": model.unet, "scheduler": scheduler.from_config(model.schedule)}
+    for number, (encoder, tokenizer) in enumerate(zip(model.text_encoders, model.tokenizers, strict=True)):
+        end = "_2" if number else ""
+        parts |= {f"text_encoder{end}": encoder, f"tokenizer{end}": tokenizer}
+    if len(model.text_encoders) == 2:
+        return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=model.zero_null)
+    return diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
 def _from_folder(folder: Path) -> Any:
     from diffusers import DiffusionPipeline
 

@@ -82,6 +82,7 @@ class DigitsText(TextTask):
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
     default_forget = "seven"
+    licence, origin = "mit", "trained by unlearnbench on the UCI digits (CC BY 4.0)"
 
     # ---- the model -------------------------------------------------------------------------------------------------
 
@@ -270,10 +271,9 @@ class DigitsText(TextTask):
         """`count` images over shuffled prompts, each used once before any comes again."""
         known, prompts, items = self.labels(), sorted(prompts), []
         random.Random(seed_of("prompts", group, concept)).shuffle(prompts)
-        others = COLOURS if label in DIGITS else DIGITS
         for i in range(count if prompts else 0):
             prompt = prompts[i % len(prompts)]
-            besides = mentions(others).search(prompt)
+            besides = mentions(COLOURS if label in DIGITS else DIGITS).search(prompt)
             other = known[besides[0].lower()] if besides else -1
             noise = seed_of("sampling", self.protocol.sampling_seed, group, concept, i)
             items.append(Plan(group, concept, known[label], noise, prompt, other))

@@ -1,8 +1,5 @@
 """Whole runs of text-to-image methods on tiny untrained Stable Diffusions, an XL among them, in the hub's layout."""
 
-import json
-import shutil
-
 import pandas as pd
 import pytest
 import torch
@@ -10,11 +7,8 @@ import torch
 from tests import tiny_sd
 from tests.small_world import read_only
 from unlearnbench import registry
-from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import load_stable_diffusion
-from unlearnbench.tasks._digits_words import vocabulary
 from unlearnbench.tasks.digits_text import DigitsText
-from unlearnbench.weights import load_state
 
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
 TRAINED = {"random_label", "salun", "erasediff", "esd", "esd_u", "gradient_ascent", "concept_ablation", "uce"}
@@ -35,13 +29,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def world(request, tmp_path_factory):
-    """A folder for --pretrained: the model, the shipped judge and a manifest."""
-    folder = tiny_sd.save(tmp_path_factory.mktemp(request.param) / "model", request.param, vocabulary())
-    shutil.copy(DigitsText("seven").folder / "judge.safetensors", folder)
-    files = {str(file.relative_to(folder)): file for file in folder.rglob("*.safetensors")}
-    hashes = {name: state_hash(load_state(file)) for name, file in files.items()}
-    (folder / "manifest.json").write_text(json.dumps({"seed": 5, "recipe": {}, "hashes": hashes}))
-    return folder
+    """A folder for --pretrained."""
+    return tiny_sd.world(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
 
 def changed(method):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -104,4 +106,19 @@ def save(folder: Path, kind: str, vocabulary: list[str] = WORDS) -> Path:
             requires_safety_checker=False,
         )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+def world(folder: Path, kind: str) -> Path:
+    """A folder for `--task digits-text --pretrained`: an untrained pipeline, the shipped judge, a manifest."""
+    from unlearnbench.hashing import state_hash
+    from unlearnbench.tasks._digits_words import vocabulary
+    from unlearnbench.tasks.digits_text import DigitsText
+    from unlearnbench.weights import load_state
+
+    save(folder, kind, vocabulary())
+    shutil.copy(DigitsText("seven").folder / "judge.safetensors", folder)
+    files = {str(file.relative_to(folder)): file for file in folder.rglob("*.safetensors")}
+    hashes = {name: state_hash(load_state(file)) for name, file in files.items()}
+    (folder / "manifest.json").write_text(json.dumps({"seed": 5, "recipe": {}, "hashes": hashes}))
     return folder

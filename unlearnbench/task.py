@@ -76,6 +76,8 @@ class Task(ABC):
     provides: ClassVar[frozenset[str]]
     """Kinds of access (`method.ACCESS`) that a method can have here; "own concepts" where a user may define them."""
     default_forget: ClassVar[str]
+    gold_once: ClassVar[bool] = False
+    """`retrain` is run for the first unlearning seed alone: training is dear, and it is the same for every method."""
 
     def __init__(
         self,

@@ -77,8 +77,9 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
             + (f", commit {environment['commit'][:12]}" if environment.get("commit") else "")
         )
     said = record.method
-    saved = {name: record.environment[name] for name in ("precision", "memory") if name in record.environment}
-    resources = Resources.checked(saved.get("precision", "fp32"), saved.get("memory", []), device)
+    precision = record.environment.get("precision") or "float32"
+    memory = record.environment.get("memory", [])
+    resources = Resources.checked({"float32": "fp32"}.get(precision, precision), memory, device)
     return Cell(cls.configured(said.settings), task, said.preset, said.overrides, said.selection, resources)
 
 

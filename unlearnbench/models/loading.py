@@ -114,8 +114,10 @@ def _from_folder(folder: Path) -> Any:
             f"{folder} is no diffusers folder (it lacks {', '.join(lacking) or 'model_index.json'}): it needs {what}"
         )
     try:
+        index: Any = DiffusionPipeline.load_config(folder, local_files_only=True)
+        unwanted = {"safety_checker": None} if "safety_checker" in index else {}  # XL has none, and would say so
         return DiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            folder, **unwanted, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error

@@ -81,7 +81,7 @@ class DigitsText(TextTask):
         ),
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
-    default_forget = "seven"
+    default_forget, gold_once = "seven", True
     licence, origin = "mit", "trained by unlearnbench on the UCI digits (CC BY 4.0)"
 
     # ---- the model -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ class Checkpoint(Method):
     """
 
     requires = frozenset({"text_encoder"})
+    incomplete = True
     path: str = ""
     sha256: str = ""
 

@@ -17,9 +17,11 @@ from unlearnbench.training import seeded
 STEPPING = [
     name
     for name, entry in registry.methods().items()
-    if entry.point is None and "steps" in {field.name for field in dataclasses.fields(registry.load_method(name))}
+    if entry.point is None
+    and "steps" in {field.name for field in dataclasses.fields(registry.load_method(name))}
+    and registry.load_method(name).requires <= DigitsClass.provides
 ]
-"""Methods that count their updates; the controls do not."""
+"""Methods that count their updates and run on the digits; the controls do not."""
 SAMPLER = Sampler(steps=20)
 Y, SEEDS = torch.arange(50) % 10, list(range(50))
 

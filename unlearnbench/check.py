@@ -67,7 +67,11 @@ def dataclass_fields(cls: type[Method]) -> None:
         raise Failed(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
     own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
     own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
-    if loose := own - {field.name for field in dataclasses.fields(cls)} - {"name", "presets", "requires", "space"}:
+    if (
+        loose := own
+        - {field.name for field in dataclasses.fields(cls)}
+        - {"name", "presets", "requires", "space", "incomplete"}
+    ):
         raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):

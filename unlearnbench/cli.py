@@ -16,7 +16,7 @@ from rich.table import Table
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import Device, parse_seeds, parse_settings, words
 from unlearnbench.cli_records import records
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, print_table, show_run
 
@@ -107,7 +107,7 @@ def run(
     from unlearnbench.leaderboard import grouped
     from unlearnbench.resources import Resources
     from unlearnbench.runner import run as run_cell
-    from unlearnbench.stages import Cell
+    from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store
 
     where, store = pick_device(device.value), Store()
@@ -118,6 +118,16 @@ def run(
         about = task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own)
         return Cell(method, about, preset, method.given(overrides), resources=resources)
 
+    def hosted(cls: Any) -> bool:
+        try:
+            require(cell(cls, concepts[0], 0, preset, {}))
+        except Unsupported as reason:
+            err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            return False
+        return True
+
+    if "all" in given:  # what is named beside it stays, and its record says why it cannot run
+        classes = [cls for cls in classes if cls.name in given or (not cls.incomplete and hosted(cls))]
     original = registry.load_method("original")
     baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]
     wanted = [

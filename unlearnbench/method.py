@@ -33,6 +33,8 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     requires: ClassVar[frozenset[str]] = frozenset({"forget images", "retain images"})
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    incomplete: ClassVar[bool] = False
+    """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -77,7 +79,7 @@ class Method(ABC):
     def preset(cls, name: str, task: str) -> dict[str, Any]:
         """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
         if name != "default" and name not in cls.presets:
-            raise unknown(f"preset of {cls.name}", name, [*cls.presets, "default"])
+            raise unknown(f"preset of {cls.name}", name, {*cls.presets, "default"})
         by_task = cls.presets.get(name, {})
         return dict(by_task.get(task, by_task.get("*", {})))
 

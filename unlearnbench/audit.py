@@ -68,12 +68,18 @@ def _protocol(record: Record) -> Iterator[str]:
         yield f"unknown task {record.task!r}: known: {', '.join(registry.tasks())}"
         return
     task = registry.load_task(record.task)
-    if record.forget not in task.concepts:
+    own = said.settings.get("concepts") or ()
+    try:
+        if not own:
+            task.resolve_concept(record.forget)
+    except UserError:
         yield f"unknown concept {record.forget!r} of {record.task}: known: {', '.join(task.concepts)}"
     if said.name not in task.protocols:
         yield f"unknown protocol {said.name!r} of {record.task}: known: {', '.join(task.protocols)}"
         return
     known = task.protocols[said.name]
+    if own and said.hash == digest({**asdict(known), "concepts": own}):
+        return
     if said.hash != known.hash:
         then, now = flat(said.settings), flat(asdict(known))
         changed = ", ".join(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import with_config as configured
 
-from unlearnbench.errors import UserError
+from unlearnbench.errors import UserError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +49,9 @@ class Concept:
         return self.judge or self.name
 
 
+KNOWN = tuple(field.name for field in fields(Concept))
+
+
 def mentions(words: Iterable[str]) -> re.Pattern[str]:
     """Finds any of these words in a prompt, longer ones first, never within another word."""
     either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
@@ -56,17 +59,18 @@ def mentions(words: Iterable[str]) -> re.Pattern[str]:
 
 
 def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
-    """A concept file: `name`, as records and folders show it, and a table [[concept]] for each thing erased."""
+    """A concept file: `name`, as records and folders show it, and a table [[concept]] for each thing erased.
+
+    Without `name`, the file's own is taken.
+    """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"--concept {path} cannot be read ({(error.strerror or '').lower()}): give a .toml file"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--concept {path} is no TOML ({error}): see `unlearnbench run --help` for an example"
-        ) from error
+        raise UserError(f"--concept {path} is no TOML ({error}): see README.md for an example") from error
     strange = sorted(set(values) - {"name", "concept"})
     if strange or not isinstance(values.get("concept"), list) or not values["concept"]:
         what = f"{strange[0]!r} is unknown" if strange else "it has no [[concept]]"
@@ -74,9 +78,11 @@ def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
             f"--concept {path}: {what}: write `name = …` and one [[concept]] table for each thing to forget"
         )
     concepts = made(values["concept"], f"--concept {path}")
-    name = values.get("name", "+".join(concept.name for concept in concepts))
+    name = values.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,59}", name):
-        raise UserError(f"--concept {path}: name {name!r} cannot name a folder: use letters, digits, +, - and _")
+        raise UserError(
+            f"--concept {path}: name {name!r} cannot name a folder: write `name = …` of letters, digits, +, - and _"
+        )
     return name, concepts
 
 
@@ -87,17 +93,34 @@ def made(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
     except ValidationError as error:
         first = error.errors()[0]
         number, *field = first["loc"] or (0,)
-        place = f"concept {int(number) + 1}" + (f", {field[0]}" if field else "")
-        raise UserError(f"{where}: {place}: {first['msg'].lower()}") from error
+        place = f"{where}: concept {int(number) + 1}"
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{place}: {unknown('field', str(field[0]), KNOWN)}") from error
+        raise UserError(f"{place}{f', {field[0]}' if field else ''}: {first['msg'].lower()}") from error
     for number, concept in enumerate(concepts, 1):
-        words = [*concept.names, *concept.synonyms, *concept.neighbours, *concept.prompts]
-        if not concept.names or not concept.substitute or not all(word.strip() for word in words):
-            raise UserError(f"{where}: concept {number} needs `names` and a `substitute`, none of them empty")
+        given = {"names": concept.names or ("",), "synonyms": concept.synonyms, "substitute": (concept.substitute,)}
+        given |= {"neighbours": concept.neighbours, "prompts": concept.prompts}
+        for what, words in given.items():
+            if not all(word.strip() for word in words):
+                raise UserError(f"{where}: concept {number}, {what}: empty: give a word, or words, in its place")
         without = [prompt for prompt in concept.prompts if "{}" not in prompt]
         if without:
-            raise UserError(f"{where}: prompt {without[0]!r} of concept {number} has no {{}} for the name")
-        if mentions([*concept.names, *concept.synonyms]).search(concept.substitute):
-            raise UserError(
-                f"{where}: the substitute {concept.substitute!r} of concept {number} names the concept itself"
-            )
+            raise UserError(f"{where}: concept {number}, prompts: {without[0]!r} has no {{}} for the name")
+    check_apart(concepts, where)
     return concepts
+
+
+def check_apart(concepts: Sequence[Concept], where: str) -> None:
+    """Refuse a word of two concepts, and a substitute that names one of them: it would bring back what is erased."""
+    owners: dict[str, int] = {}
+    for number, concept in enumerate(concepts, 1):
+        for what, words in (("names", concept.names), ("synonyms", concept.synonyms)):
+            for word in words:
+                if (owner := owners.setdefault(word.lower(), number)) != number:
+                    raise UserError(f"{where}: concept {number}, {what}: {word!r} is of concept {owner} already")
+    for number, concept in enumerate(concepts, 1):
+        if found := mentions(owners).search(concept.substitute):
+            raise UserError(
+                f"{where}: concept {number}, substitute: {concept.substitute!r} names {found[0]!r}, which is to be "
+                "forgotten: give another in a --concept file"
+            )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench.concepts import Concept, mentions
+from unlearnbench.concepts import Concept, check_apart, mentions
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.models.vocabulary import LETTERS, tokens
 from unlearnbench.task import Plan, Protocol, Task
@@ -70,18 +70,26 @@ class TextTask(Task):
         for name in forget.split("+"):
             if name not in cls.catalogue:
                 raise unknown(f"concept of {cls.name}", name, cls.catalogue)
-        return "+".join(dict.fromkeys(forget.split("+")))
+        named = sorted(set(forget.split("+")), key=list(cls.catalogue).index)  # one name, in whatever order it is asked
+        check_apart([cls.catalogue[name] for name in named], f"--forget {forget}")
+        return "+".join(named)
 
     def check_concepts(self) -> None:
         """Refuse concepts that the judge or the tokenizer does not know, and prompts that are too long."""
         known = self.labels()
+        if set(self.forget.split("+")) <= set(self.catalogue):
+            raise UserError(
+                f"a --concept file named {self.forget!r} would take the place of the records of --forget "
+                f'{self.forget}: give it another name, such as name = "my-{self.forget}"'
+            )
         for concept in self.erased:
             if concept.label not in known:
                 raise unknown(f"label of the judge {self.protocol.judge}", concept.label, known)
             for word in (*concept.names, *concept.synonyms, concept.substitute, *concept.neighbours):
                 self._check_word(word)
         length = int(self.tokenizers[0].model_max_length)
-        prompts = list(dict.fromkeys(item.prompt for item in self.plan()))
+        planned = [item.prompt for item in self.plan()]
+        prompts = list(dict.fromkeys([*planned, *map(self._substituted, planned)]))
         long = [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > length]
         if long:
             raise UserError(
@@ -122,8 +130,17 @@ class TextTask(Task):
         """The erased concepts' names, one prompt each; or those of all other concepts, neighbours included."""
         if which == "forget":
             return self.tokens([name for concept in self.erased for name in concept.names])
-        others = [*self.words, *(word for concept in self.erased for word in concept.neighbours)]
+        erased = {concept.label for concept in self.erased}  # the user may call it by other names
+        others = [word for word in self.words if word not in erased]
+        others += [word for concept in self.erased for word in concept.neighbours]
         return self.tokens([word for word in dict.fromkeys(others) if not self._asks.search(word)])
+
+    def _named(self, caption: str) -> str:
+        """A caption of the training data, with the user's own names of what the judge calls otherwise."""
+        for concept in self.erased:
+            if concept.label not in concept.names:
+                caption = mentions([concept.label]).sub(concept.name, caption)
+        return caption
 
     @cached_property
     def _asks(self) -> Any:
@@ -135,11 +152,13 @@ class TextTask(Task):
 
     def substitute(self, y: Tensor) -> Tensor:
         """The same prompts with the substitute in place of every name and synonym."""
-        prompts = [self.text(row) for row in y]
+        return self.tokens([self._substituted(self.text(row)) for row in y]).to(y.device)
+
+    def _substituted(self, prompt: str) -> str:
         for concept in self.erased:
-            pattern = mentions((*concept.names, *concept.synonyms))
-            prompts = [pattern.sub(concept.substitute, prompt) for prompt in prompts]
-        return self.tokens(prompts).to(y.device)
+            word = concept.substitute.replace("\\", "\\\\")  # a word, not a template of re
+            prompt = mentions((*concept.names, *concept.synonyms)).sub(word, prompt)
+        return prompt
 
     def erased_labels(self) -> list[int]:
         """The judge's labels of all erased concepts."""

@@ -16,11 +16,7 @@ from unlearnbench.concepts import Concept, mentions
 from unlearnbench.diffusion import Batch, Diffusion
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
-from unlearnbench.judges.coloured_digits import (
-    ColouredDigits,
-    ColouredNeighbours,
-    train_judge,
-)
+from unlearnbench.judges.coloured_digits import ColouredDigits, ColouredNeighbours, train_judge
 from unlearnbench.models import miniature
 from unlearnbench.models.loading import load_stable_diffusion, untrained
 from unlearnbench.scheduled import Scheduled
@@ -96,6 +92,7 @@ class DigitsText(TextTask):
         """As the folder has them; the shipped one is of whole words."""
         from transformers import CLIPTokenizer
 
+        read_manifest(self.folder)  # says what to do where there is no such folder
         places = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
         return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
 
@@ -199,7 +196,7 @@ class DigitsText(TextTask):
     def _caption(self, pair: list[int], which: Side, draw: random.Random, synonyms: float = 0.0) -> str:
         """On the forget side it names an erased concept that is shown."""
         named = {concept.label for concept in self.erased} if which == "forget" else set()
-        return caption((DIGITS[pair[0]], COLOURS[pair[1]]), named, draw, synonyms)
+        return self._named(caption((DIGITS[pair[0]], COLOURS[pair[1]]), named, draw, synonyms))
 
     def _stream(self, side: Side, size: int, seed: int, synonyms: float = 0.0) -> Iterator[Batch]:
         kept = self._showing(side)
@@ -216,7 +213,8 @@ class DigitsText(TextTask):
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
         """Every training caption of one side, each once."""
         texts = [text.format(d=d, c=c) for text in EVERY for d in DIGITS for c in COLOURS]
-        return self.tokens([t for t in dict.fromkeys(texts) if bool(self._asks.search(t)) == (which == "forget")])
+        texts = [t for t in map(self._named, texts) if bool(self._asks.search(t)) == (which == "forget")]
+        return self.tokens(list(dict.fromkeys(texts)))
 
     def reference(self) -> Tensor:
         """Held-out images, of the digits and colours that the retain samples are asked for."""

@@ -52,6 +52,14 @@ def _quiet() -> Iterator[None]:
 
 def untrained(folder: Path, seed: int) -> StableDiffusion:
     """The networks that a diffusers folder describes, with fresh weights drawn from `seed`."""
+    require_folder(folder)
+    try:
+        return adapted(_described(folder, seed))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error
+
+
+def _described(folder: Path, seed: int) -> Any:
     from importlib import import_module
     from types import SimpleNamespace
 
@@ -71,7 +79,7 @@ def untrained(folder: Path, seed: int) -> StableDiffusion:
                 parts[name] = cls(cls.config_class.from_pretrained(folder / name))
             else:
                 parts[name] = cls.from_config(cls.load_config(folder / name))
-    return adapted(SimpleNamespace(**parts))
+    return SimpleNamespace(**parts)
 
 
 def adapted(pipeline: Any) -> StableDiffusion:
@@ -104,15 +112,20 @@ def as_pipeline(model: StableDiffusion) -> Any:
     )
 
 
-def _from_folder(folder: Path) -> Any:
-    from diffusers import DiffusionPipeline
-
+def require_folder(folder: Path) -> None:
+    """Refuse what is no diffusers folder."""
     lacking = [part for part in PARTS if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or lacking:
         what = ", ".join(["model_index.json", *(f"{part}/" for part in PARTS)])
         raise UserError(
             f"{folder} is no diffusers folder (it lacks {', '.join(lacking) or 'model_index.json'}): it needs {what}"
         )
+
+
+def _from_folder(folder: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    require_folder(folder)
     try:
         index: Any = DiffusionPipeline.load_config(folder, local_files_only=True)
         unwanted = {"safety_checker": None} if "safety_checker" in index else {}  # XL has none, and would say so

@@ -90,3 +90,8 @@ def filled(label: str, word: str, texts: Sequence[str], without: Collection[str]
     own, other, others = ("{d}", "{c}", COLOURS) if label in DIGITS else ("{c}", "{d}", DIGITS)
     half = [text.replace(own, word) for text in texts if own in text]
     return list(dict.fromkeys(text.replace(other, name) for text in half for name in others if name not in without))
+
+
+def share(count: int, number: int, of: int) -> int:
+    """The number-th of `of` parts of a count, as even as they can be."""
+    return count * (number + 1) // of - count * number // of

@@ -18,7 +18,7 @@ from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.coloured_digits import ColouredDigits, ColouredNeighbours, train_judge
 from unlearnbench.models import miniature
-from unlearnbench.models.loading import load_stable_diffusion, untrained
+from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
 from unlearnbench.scheduled import Scheduled
 from unlearnbench.task import Plan, Side, shuffled
 from unlearnbench.tasks._digits_images import images, latents, pairs
@@ -34,6 +34,7 @@ from unlearnbench.tasks._digits_words import (
     SYNONYMS,
     caption,
     filled,
+    share,
     vocabulary,
 )
 from unlearnbench.tasks.digits_class import splits
@@ -93,6 +94,7 @@ class DigitsText(TextTask):
         from transformers import CLIPTokenizer
 
         read_manifest(self.folder)  # says what to do where there is no such folder
+        require_folder(self.folder)
         places = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
         return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
 
@@ -144,6 +146,8 @@ class DigitsText(TextTask):
             make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
 
         made("judge.safetensors", lambda: train_judge(real["train"], real["calibration"], seed))
+        latents.cache_clear()  # of an earlier folder of this name
+        _judge.cache_clear()
         made(miniature.FILES["vae"], lambda: miniature.halves(miniature.train_vae(training, seed, self.device)))
 
         def denoiser() -> dict[str, dict[str, Tensor]]:
@@ -249,7 +253,7 @@ class DigitsText(TextTask):
                 prompts = [prompt.replace("{}", word) for word in words for prompt in concept.prompts]
                 if group != "forget" or not prompts:
                     prompts = [prompt for word in words for prompt in filled(concept.label, word, texts, erased)]
-                part = _share(count, number, len(self.erased))
+                part = share(count, number, len(self.erased))
                 plan += self._items(group, concept.name, concept.label, prompts, part)
         near = list(dict.fromkeys(word for concept in self.erased for word in concept.neighbours))
         near = [word for word in near if word in self.concepts and not self._asks.search(word)]
@@ -257,7 +261,7 @@ class DigitsText(TextTask):
         for group, (others, count) in sides.items():
             for number, word in enumerate(others):
                 prompts = filled(word, word, BOTH, erased)
-                plan += self._items(group, word, word, prompts, _share(count, number, len(others)))
+                plan += self._items(group, word, word, prompts, share(count, number, len(others)))
         return plan
 
     def _kept(self) -> list[str]:
@@ -284,11 +288,6 @@ class DigitsText(TextTask):
     def to_uint8(self, x: Tensor) -> Tensor:
         """(N, 3, 16, 16) in [-1, 1] -> uint8, rounded and clamped."""
         return ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
-
-
-def _share(count: int, number: int, of: int) -> int:
-    """The number-th of `of` parts of a count, as even as they can be."""
-    return count * (number + 1) // of - count * number // of
 
 
 @lru_cache(maxsize=4)

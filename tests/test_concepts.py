@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.small_world import read_only
+from unlearnbench import stages
 from unlearnbench.concepts import Concept, made, mentions, read_concepts
 from unlearnbench.errors import UserError
+from unlearnbench.tasks._digits_images import pairs
 from unlearnbench.tasks.digits_text import DigitsText
 
 EXAMPLE = Path(__file__).parent / "data" / "seven-and-red.toml"
@@ -160,7 +164,9 @@ def test_a_folder_without_weights_is_refused(cli):
 # ---- concepts under other names than the judge's -------------------------------------------------------------------
 
 
-def test_names_of_ones_own_reach_captions_and_prompts():
+def test_names_of_ones_own_reach_captions_and_prompts(monkeypatch):
+    empty = torch.zeros(len(pairs("train")), 4, 8, 8)  # its captions are looked at alone
+    monkeypatch.setattr("unlearnbench.tasks.digits_text.latents", lambda split, folder: empty)
     task = own({"names": ["crimson"], "substitute": "blue", "judge": "red", "neighbours": ["magenta"]})
     captions = [task.text(row) for row in task.captions("forget")]
     assert captions and all("crimson" in caption for caption in captions)
@@ -207,8 +213,7 @@ def test_several_concepts_by_name_are_one_whatever_their_order():
 
 
 def test_a_run_with_a_file_is_recorded_with_it_and_can_be_verified(cli, tmp_path, monkeypatch):
-    smoke = replace(DigitsText.protocols["smoke"], chunk=11)  # sampling is timed on whole chunks, again and again
-    monkeypatch.setitem(DigitsText.protocols, "smoke", smoke)
+    monkeypatch.setattr(stages, "_relative_time", partial(stages._relative_time, rounds=1))  # the slowest part by far
     said = cli(*RUN, "--concept", EXAMPLE, "--method", "uce")
     assert said.code == 0, said.err
     record = read_only(tmp_path / "here")

@@ -28,6 +28,7 @@ class ConceptAblation(Method):
 
     requires = frozenset({"concept"})
     presets = {
+        "default": {"digits-text": {"lr": 3e-4}},
         "published": {"*": {"steps": 100, "lr": 1.6e-5, "batch_size": 8, "images": 1000, "prior_weight": 0.0}},
         "released": {"*": {"steps": 100, "lr": 1.6e-5, "batch_size": 8, "images": 200, "prior_weight": 0.0}},
     }

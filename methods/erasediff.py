@@ -38,6 +38,7 @@ class EraseDiff(Method):
     """
 
     presets = {
+        "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"*": {"lr": 1e-4, "batch_size": 128, "K": 2, "eta": 0.1, "target": "substitute", "steps": 288}},
         "released": {"*": {"lr": 1e-4, "batch_size": 128, "K": 2, "rule": "released", "target": "random", "ema": 0.99}},
     }

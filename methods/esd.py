@@ -23,7 +23,7 @@ class ESD(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"part": "xattn"}},
+        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}},
         "published": {
             "*": PUBLISHED,
             "digits-text": {**PUBLISHED, "part": "xattn"},

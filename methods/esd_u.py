@@ -11,5 +11,8 @@ class ESDU(ESD):
     """ESD's loss on `noxattn`; see esd."""
 
     requires = frozenset({"concept", "noxattn"})
-    presets: ClassVar[dict] = {"published": {"*": PUBLISHED}}
+    presets: ClassVar[dict] = {
+        "default": {"digits-text": {"lr": 3e-5, "batch_size": 16}},
+        "published": {"*": PUBLISHED},
+    }
     part: str = "noxattn"

@@ -20,6 +20,7 @@ class RandomLabel(Method):
     anchor. All losses are means over elements.
     """
 
+    presets = {"default": {"digits-text": {"lr": 3e-4, "batch_size": 32}}}
     space = {"alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
     lr: float = 1e-3

@@ -19,6 +19,7 @@ class SalUn(Method):
     """
 
     presets = {
+        "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"*": {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072}},
         "released": {
             "*": {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "mask_guidance": 3.0, "clip": 1.0}

@@ -38,7 +38,7 @@ class SelectiveAmnesia(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn"}},
+        "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn", "batch_size": 32}},
         "published": {
             "*": {
                 "steps": 20000,

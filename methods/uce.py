@@ -25,6 +25,7 @@ class UCE(ClosedForm):
     """
 
     presets = {
+        "default": {"digits-text": {"tokens": "all"}},
         "published": {"*": {"tokens": "all", "guide": "null", "preserve_scale": None, "preserve_null": True}},
         "released": {"*": {"tokens": "last", "guide": "null"}},
     }

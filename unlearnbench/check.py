@@ -102,7 +102,7 @@ def access(cls: type[Method]) -> None:
 
 def returns_a_model(cls: type[Method]) -> None:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
-    for preset in ("default", *cls.presets):
+    for preset in dict.fromkeys(("default", *cls.presets)):
         method = cls.configured(cls.preset(preset, DigitsClass.name))
         check_model(method, _unlearned(method, TinyDigits()))
 

@@ -21,13 +21,13 @@ from unlearnbench.task import Plan, Protocol, Task
 class TextProtocol(Protocol):
     """A protocol with groups of prompts; counts are images, each with a prompt of its own as far as there are."""
 
-    retain_images: int = 120
+    retain_images: int = 90
     """Samples of all retained concepts together."""
-    synonym_images: int = 30
+    synonym_images: int = 25
     """Samples of prompts that name the concept by a word kept from methods."""
-    held_out_images: int = 30
+    held_out_images: int = 25
     """Samples of prompts in templates kept from training and methods."""
-    neighbour_images: int = 30
+    neighbour_images: int = 25
     """Samples of the concept's neighbours together."""
     concepts: tuple[Concept, ...] = ()
     """The user's own, in place of the task's."""

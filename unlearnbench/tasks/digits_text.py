@@ -53,7 +53,9 @@ class DigitsText(TextTask):
         for name, other in (pair.split(), pair.split()[::-1])
     }
     protocols: ClassVar[dict[str, Any]] = {
-        "default": TextProtocol("default", Scheduled(20, guidance=3.0), "coloured-digits-cnn", forget_images=90),
+        "default": TextProtocol(
+            "default", Scheduled(20, guidance=3.0), "coloured-digits-cnn", forget_images=60, chunk=45
+        ),
         "selection": TextProtocol(
             "selection",
             Scheduled(20, guidance=3.0),

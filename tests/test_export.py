@@ -14,8 +14,11 @@ from unlearnbench import export as module
 from unlearnbench import stages
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.record import read, write
+from unlearnbench.tasks.digits_text import DigitsText
+from unlearnbench.training import Diverged
 
-RUN = ("run", "--task", "digits-text", "--forget", "seven", "--protocol", "smoke", "--device", "cpu", "--out", "here")
+OWN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--out", "here")
+RUN = (*OWN, "--forget", "seven")
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -65,23 +68,87 @@ def test_the_card_says_what_it_is_and_what_was_not_tried(cli, world, record):
     assert cli("export", record, "model", "--pretrained", world, "--device", "cpu").code == 0
     text, said = Path("model/README.md").read_text(), read(record)
     front = yaml.safe_load(text.split("---")[1])
-    assert front["license"] == "mit"
+    assert front["license"] == "unknown", "of the user's own weights"
     assert front["library_name"] == "diffusers"
     assert "Gandikota et al., WACV 2024" in text
-    assert "lamb = 0.1" in text.replace("\\", "")
-    assert f"key {said.key}, content hash {said.content_hash}" in text
-    assert "--method uce --forget seven --protocol smoke --seeds 0 --preset default --set lamb=0.1" in text
-    assert "seven (substitute one; as well known by 7)" in text.replace("\\", "")
-    assert "No attack was run on this record." in text
+    assert "`lamb = 0.1`" in text
+    assert f"key `{said.key}`, content hash `{said.content_hash}`" in text
+    assert "--method uce --forget seven --protocol smoke --seeds 0 --preset default --device cpu" in text
+    assert "--pretrained FOLDER --set lamb=0.1\n" in text
+    assert "`seven` (substitute `one`; as well known by `7`)" in text
+    assert "No attack was run for this record. Weights alone may not keep the concept from coming back" in text
+    assert "No safety checker was run, and none is in this folder." in text
     assert re.search(r"\| UA \(%\) \| [\d.]+ \| [\d.]+ to [\d.]+ \| 12 \|", text.replace("\\", ""))
 
 
-def test_attacks_are_listed_and_text_of_the_record_stays_text():
-    record = made_record("esd", 0, {"ua": 0.5})
-    score = record.scores["ua"].model_copy(update={"axis": "robustness"})
-    record = record.model_copy(update={"scores": {"<b>[x](y)": score}})
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
+def test_concepts_of_ones_own_are_on_the_card(cli, world):
+    tables = ({"seven": "one"}, {"red": "blue"})
+    lines = [
+        f'[[concept]]\nnames = ["{name}"]\nsubstitute = "{new}"' for table in tables for name, new in table.items()
+    ]
+    Path("mine.toml").write_text("\n".join(lines))
+    said = cli(*OWN, "--concept", "mine.toml", "--pretrained", world, "--method", "uce")
+    assert said.code == 0, said.err
+    path = next(path for path in Path("here").rglob("seed-0.json") if path.parent.name == "uce")
+    said = cli("export", path, "model", "--pretrained", world, "--device", "cpu")
+    assert said.code == 0, said.err
+    text = Path("model/README.md").read_text()
+    assert "- Erased: `seven` (substitute `one`)\n- Erased: `red` (substitute `blue`)\n" in text
+    assert "--method uce --concept FILE.toml --protocol smoke" in text
+
+
+def test_attacks_are_listed():
+    record = made_record("esd", 0, {"ua": 0.5, "ra": None})
+    axes = {name: score.model_copy(update={"axis": "robustness"}) for name, score in record.scores.items()}
+    record = record.model_copy(update={"scores": {**axes, "strange|`x`": axes["ua"]}})
     lines = list(module._attacks(record))
-    assert lines == [r"- \<b\>\[x\]\(y\): 0.5 share"]
+    assert lines == ["- UA \\(%\\): 50.0", "- RA \\(%\\): unknown", "- `strange/'x'` (`share`): 0.5"]
+
+
+EVIL = "<b>`x`|[y](https://evil.example)\n\n# head\n---\nlicense: other"
+
+
+def test_text_of_the_record_stays_text():
+    """Every field of a record that may hold any text is rendered, and adds no line, cell, tag or link to the card."""
+    from unlearnbench.methods.uce import UCE
+
+    plain = made_record("uce", 0, {"ua": 0.5, "ra": 0.5}, task="digits-text", forget="seven", reason="x")
+    score = plain.scores["ua"].model_copy(update={"unit": EVIL, "value": None, "reason": EVIL})
+    evil = plain.model_copy(
+        update={
+            "key": EVIL,
+            "forget": EVIL,
+            "created": EVIL,
+            "reason": EVIL,
+            "content_hash": EVIL,
+            "scores": {EVIL: score, "ra": plain.scores["ra"]},
+            "weights": {"original": EVIL, "unlearned": EVIL},
+            "protocol": plain.protocol.model_copy(update={"name": EVIL, "hash": EVIL}),
+            "method": plain.method.model_copy(
+                update={"name": EVIL, "preset": EVIL, "settings": {EVIL: EVIL}, "overrides": {EVIL: EVIL}}
+            ),
+        }
+    )
+    cell = stages.Cell(UCE(), DigitsText("seven"))
+    calm, text = (module.card(record, cell) for record in (plain, evil))
+    assert len(text.splitlines()) == len(calm.splitlines())
+    assert text.splitlines()[:7] == calm.splitlines()[:7], "the front matter is the same"
+    rendered = [line for line in text.splitlines() if not line.startswith("    ")]  # code blocks show text as it is
+    left = re.sub(r"`[^`]*`", "", "\n".join(rendered))
+    assert "<" not in left and "evil" not in left and "`" not in left
+    for line in rendered:
+        if line.startswith("|") and "---" not in line[:4]:
+            assert len(re.findall(r"(?<!\\)\|", line)) == 5
+    (code,) = (line for line in text.splitlines() if line.startswith("    "))
+    assert "evil" in code
+
+
+def test_a_licence_is_claimed_for_shipped_weights_alone(tmp_path):
+    task, own = DigitsText("seven"), DigitsText("seven", weights=tmp_path)
+    uce, checkpoint = made_record("uce"), made_record("checkpoint")
+    assert module._licence(uce, task) == (task.licence, task.origin)
+    assert module._licence(uce, own)[0] == module._licence(checkpoint, task)[0] == "unknown"
 
 
 def test_a_warm_store_is_read_and_a_cold_one_made_anew(cli, world, record, monkeypatch, tmp_path):
@@ -129,13 +196,38 @@ def test_what_cannot_be_exported_is_refused_in_one_line(cli, world, record, monk
         update={"status": "skipped", "reason": "no", "scores": {}, "weights": {**wrong.weights, "unlearned": None}}
     )
     write(skipped, Path("skipped.json"))
-    assert "a run that skipped (no): there are no weights" in refused(cli, "skipped.json", "x", *use)
+    assert "a run that was skipped (no), which left no weights" in refused(cli, "skipped.json", "x", *use)
+    Path("link").symlink_to("nowhere")
+    assert "link is there already" in refused(cli, record, "link", *use)
+    write(wrong.model_copy(update={"weights": {**wrong.weights, "original": "f" * 64}}), Path("other.json"))
+    assert "name the folder with the record's own by --pretrained" in refused(cli, "other.json", "x", *use)
     assert not Path("x").exists()
     monkeypatch.setattr(module, "card", lambda *given: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("export", record, "x", *use, "--device", "cpu")
     assert not Path("x").exists()
     assert [path.name for path in Path().iterdir() if path.name.startswith(".new-")] == []
+
+
+def test_nothing_is_unlearned_for_a_folder_that_cannot_be_written(cli, world, record, monkeypatch):
+    monkeypatch.setattr(module, "drafted", lambda *given: pytest.fail("it went on"))
+    Path("file").write_text("mine")
+    assert "cannot write to file/deep/x" in refused(cli, record, "file/deep/x", "--pretrained", world)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda **given: (_ for _ in ()).throw(full))
+    assert "the disk is full" in refused(cli, record, "far/deep/x", "--pretrained", world)
+    assert not Path("far").exists()
+
+
+def test_a_run_that_diverges_now_is_one_line(cli, world, record, monkeypatch, fresh_store):
+    def diverges(cell, original):
+        raise Diverged(3, "the loss")
+
+    monkeypatch.setattr(module, "unlearn", diverges)
+    assert "unlearning anew diverged (the loss is not finite at step 3)" in refused(
+        cli, record, "x", "--pretrained", world
+    )
+    assert not Path("x").exists()
 
 
 def test_a_class_conditional_model_has_no_pipeline(cli, small, tmp_path):

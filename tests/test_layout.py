@@ -18,7 +18,7 @@ SOURCES = [*ENGINE, *METHODS, *METRICS]
 HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
-ABOVE |= {"agreement", "audit", "cli_records", "diff", "perimage", "verify"}
+ABOVE |= {"agreement", "audit", "cli_records", "diff", "export", "perimage", "verify"}
 ORDERS = [
     ["diffusion", "task", "method", "registry", "runner", "launch", "cli"],
     ["diffusion", "task", "metric", "registry", "runner", "launch", "cli"],
@@ -26,6 +26,7 @@ ORDERS = [
     ["record", "leaderboard", "report", "cli"],
     ["record", "perimage", "agreement", "runner", "verify", "cli_records", "cli"],
     ["record", "leaderboard", "diff", "audit", "cli_records", "cli"],
+    ["record", "store", "stages", "runner", "export", "cli_records", "cli"],
     ["diffusion", "task", "method", "edits", "registry"],
     ["diffusion", "task", "method", "steering", "registry"],
 ]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,14 @@ from unlearnbench import __version__, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import as_pipeline
-from unlearnbench.record import Record
+from unlearnbench.record import Record, ScoreRecord
 from unlearnbench.runner import drafted, weight_parts, wraps
 from unlearnbench.stages import Cell, loaded, metrics_for, unlearn
 from unlearnbench.store import Store, cannot_write
 from unlearnbench.text import TextTask
+from unlearnbench.training import Diverged
+
+ELSEWHERE = "`unlearnbench verify` says what differs; equal weights need the record's device, libraries and threads"
 
 
 def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
@@ -28,16 +30,24 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
     `UserError` for what a diffusers folder cannot carry.
     """
     _exportable(record, cell)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: name a folder that does not exist, or an empty one")
-    parts = weight_parts(cell, drafted(cell, metrics_for(cell.task)))
-    state, _ = store.stage("weights", parts, lambda: unlearn(cell, cell.task.pretrained().eval()))
-    found = state_hash(state)
-    if found != record.weights["unlearned"]:
+    _free(folder)
+    draft = drafted(cell, metrics_for(cell.task))
+    then, now = record.weights["original"], draft.weights["original"]
+    if now != then:
+        raise UserError(
+            f"the record's original weights are {str(then)[:12]}, these are {str(now)[:12]}: name the folder with the "
+            "record's own by --pretrained"
+        )
+    try:
+        state, _ = store.stage(
+            "weights", weight_parts(cell, draft), lambda: unlearn(cell, cell.task.pretrained().eval())
+        )
+    except Diverged as error:
+        raise UserError(f"unlearning anew diverged ({error}), which the record's did not: {ELSEWHERE}") from error
+    if (found := state_hash(state)) != record.weights["unlearned"]:
         raise UserError(
             f"unlearning came to other weights ({found[:12]}) than the record's, "
-            f"{str(record.weights['unlearned'])[:12]}: `unlearnbench verify` says what differs; equal ones need the "
-            "record's device, libraries and threads"
+            f"{str(record.weights['unlearned'])[:12]}: {ELSEWHERE}"
         )
     model: Any = loaded(cell, state)
     try:
@@ -45,11 +55,11 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
             made = Path(temporary) / "model"
             as_pipeline(model).save_pretrained(made)
-            (made / "README.md").write_text(card(record, cell))
+            (made / "README.md").write_text(card(record, cell), encoding="utf-8")
             made.chmod(0o755)
             if folder.is_dir():
                 folder.rmdir()
-            shutil.move(made, folder)
+            made.rename(folder)
     except OSError as error:
         raise UserError(cannot_write(folder, error, "another DIR")) from error
     return folder
@@ -58,17 +68,30 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
 def _exportable(record: Record, cell: Cell) -> None:
     if record.weights["unlearned"] is None:
         raise UserError(
-            f"the record is of a run that {record.status} ({record.reason}): there are no weights to export"
-        )
-    if wraps(cell):
-        raise UserError(
-            f"{cell.method.name} acts while images are drawn, which no folder can carry: run the method itself"
+            f"the record is of a run that was {record.status} ({record.reason}), which left no weights to export: "
+            "name a record of a run that came to its end"
         )
     if not isinstance(cell.task, TextTask):
         raise UserError(
             f"{cell.task.name} has no text-to-image model, so there is no pipeline to export: its weights are in the "
             "store, and `unlearnbench run` makes them anew"
         )
+    if wraps(cell):
+        raise UserError(
+            f"{cell.method.name} acts while images are drawn, which no folder can carry: run the method itself"
+        )
+
+
+def _free(folder: Path) -> None:
+    """Find out before the work, and without leaving anything, that the folder can be written."""
+    try:
+        if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+            raise UserError(f"{folder} is there already: name a DIR that does not exist, or an empty one")
+        above = next(place for place in folder.absolute().parents if place.exists())
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise UserError(cannot_write(folder, error, "another DIR")) from error
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
@@ -77,32 +100,35 @@ def _exportable(record: Record, cell: Cell) -> None:
 def card(record: Record, cell: Cell) -> str:
     """The folder's README: YAML for the hub, then what the model is and what was measured."""
     about = registry.methods()
-    method = about[record.method.name].summary if record.method.name in about else record.method.name
-    settings = ", ".join(f"{name} = {value}" for name, value in record.method.settings.items()) or "none"
+    method = _plain(about[record.method.name].summary) if record.method.name in about else _code(record.method.name)
+    settings = ", ".join(_code(f"{name} = {value}") for name, value in record.method.settings.items()) or "none"
     task: Any = cell.task
+    licence, origin = _licence(record, task)
+    status = f"{record.status} ({_code(record.reason)})" if record.reason else record.status
     lines = [
         "---",
-        f"license: {task.licence}",
+        f"license: {licence}",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
         "tags: [machine-unlearning, concept-erasure, unlearnbench]",
         "---",
         "",
-        f"# {_plain(record.task)} without {_plain(record.forget)}",
+        f"# {task.name} without {_code(record.forget)}",
         "",
-        f"Unlearned by {_plain(method)}",
+        f"Unlearned by {method}",
         "",
-        f"- Settings: {_plain(settings)}",
-        f"- Task {_plain(record.task)}, protocol {_plain(record.protocol.name)} ({record.protocol.hash[:12]}), "
+        f"- Settings: {settings}",
+        f"- Task {task.name}, protocol {_code(record.protocol.name)} ({_code(record.protocol.hash[:12])}), "
         f"unlearning seed {record.seeds['unlearning']}, division {record.method.division}",
-        *(f"- Erased: {_plain(line)}" for line in _erased(task)),
-        f"- Record: key {record.key}, content hash {record.content_hash}, made {_plain(record.created)}",
-        f"- Weights: {record.weights['unlearned']}, from the original's {record.weights['original']}",
-        f"- Licence: {task.licence}, {task.origin}. No safety checker was run, and none is in this folder.",
+        *(f"- Erased: {line}" for line in _erased(task)),
+        f"- Record: status {status}, key {_code(record.key)}, content hash {_code(record.content_hash)}, made "
+        f"{_code(record.created)}",
+        f"- Weights: {_code(record.weights['unlearned'])}, from the original's {_code(record.weights['original'])}",
+        f"- Licence: {licence}; {origin}. No safety checker was run, and none is in this folder.",
         "",
         "The same record again:",
         "",
-        f"    {_plain_code(command(record, cell))}",
+        f"    {' '.join(command(record, cell).split())}",
         "",
         "| measured | value | 95 % interval | n |",
         "|---|---:|---:|---:|",
@@ -117,50 +143,75 @@ def card(record: Record, cell: Cell) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _licence(record: Record, task: TextTask) -> tuple[str, str]:
+    """As the hub writes it, and whose it is; of weights that we do not ship it is not known here."""
+    if task.weights is not None:
+        return "unknown", "the original's weights are the user's own, under the licence that they came with"
+    if record.method.name == "checkpoint":
+        return "unknown", f"the original is {task.licence}, {task.origin}; the checkpoint has a licence of its own"
+    return task.licence, task.origin
+
+
 def command(record: Record, cell: Cell) -> str:
-    """What to type for the same record."""
-    words = ["unlearnbench", "run", "--task", record.task, "--method", record.method.name]
+    """What to type for the same record; capitals stand for files that the record does not hold."""
+    name = record.method.name
+    words = ["unlearnbench", "run", "--task", record.task]
+    words += ["--method", name if name in registry.methods() else f"{name}.py"]
     words += ["--concept", "FILE.toml"] if record.protocol.settings.get("concepts") else ["--forget", record.forget]
     words += ["--protocol", record.protocol.name, "--seeds", str(record.seeds["unlearning"])]
-    words += ["--preset", record.method.preset]
+    words += ["--preset", record.method.preset, "--device", cell.task.device]
+    words += ["--pretrained", "FOLDER"] if cell.task.weights is not None else []
+    saved = cell.resources.named()
+    words += ["--precision", saved["precision"]] if "precision" in saved else []
+    words += ["--memory", ",".join(saved["memory"])] if "memory" in saved else []
     given = {name: record.method.settings.get(name, value) for name, value in record.method.overrides.items()}
+    given |= {"path": "CHECKPOINT"} if name == "checkpoint" else {}
     words += [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
     return shlex.join(words)
 
 
 def _erased(task: TextTask) -> Iterator[str]:
     for concept in task.erased:
-        also = f"; as well known by {', '.join(concept.synonyms)}" if concept.synonyms else ""
-        yield f"{', '.join(concept.names)} (substitute {concept.substitute}{also})"
+        also = f"; as well known by {_code(', '.join(concept.synonyms))}" if concept.synonyms else ""
+        yield f"{_code(', '.join(concept.names))} (substitute {_code(concept.substitute)}{also})"
 
 
 def _scores(record: Record) -> Iterator[str]:
-    metrics = registry.load_metrics()
     for name, score in record.scores.items():
-        metric = metrics.get(name)
-        scale, unit, digits = (metric.scale, metric.unit, metric.digits) if metric else (1.0, score.unit, 3)
-
-        def shown(value: float, scale: float = scale, digits: int = digits) -> str:
-            return f"{value * scale:.{digits}f}"
-
-        value = "unknown" if score.value is None else shown(score.value)
+        title, shown = _as_shown(name, score)
+        value = (
+            shown(score.value) if score.value is not None else f"unknown: {_code(score.reason or 'no reason given')}"
+        )
         bounds = "—" if score.interval is None else " to ".join(map(shown, score.interval))
-        title = f"{metric.title if metric else name}{f' ({unit})' if unit else ''}"
-        yield f"| {_plain(title)} | {value} | {bounds} | {score.n} |"
+        yield f"| {title} | {value} | {bounds} | {score.n} |"
+
+
+def _as_shown(name: str, score: ScoreRecord) -> tuple[str, Callable[[float], str]]:
+    """A score's title with its unit, and how its values are written; of a metric not known here as in the record."""
+    metric = registry.load_metrics().get(name)
+    if metric is None:
+        return " ".join([_code(name), *([f"({_code(score.unit)})"] if score.unit else [])]), "{:.4g}".format
+    title = _plain(f"{metric.title} ({metric.unit})" if metric.unit else metric.title)
+    return title, lambda value: f"{value * metric.scale:.{metric.digits}f}"
 
 
 def _attacks(record: Record) -> Iterator[str]:
     tried = {name: score for name, score in record.scores.items() if score.axis == "robustness"}
     if not tried:
-        yield "No attack was run on this record. Weights that no longer answer a prompt may still hold the concept."
+        yield (
+            "No attack was run for this record. Weights alone may not keep the concept from coming back: by other "
+            "words, by prompts or embeddings that are searched for, or by a little training."
+        )
     for name, score in tried.items():
-        yield f"- {_plain(name)}: {'unknown' if score.value is None else f'{score.value:.3g}'} {_plain(score.unit)}"
+        title, shown = _as_shown(name, score)
+        yield f"- {title}: {'unknown' if score.value is None else shown(score.value)}"
 
 
 def _plain(text: str) -> str:
-    """A record's text in Markdown: it is data, so that nothing in it may be a link, HTML or a new line."""
-    return re.sub(r"([\\`*_{}\[\]<>()#!|])", r"\\\1", " ".join(str(text).split()))
+    """Our own words in Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~])", r"\\\1", " ".join(text.split()))
 
 
-def _plain_code(text: str) -> str:
-    return " ".join(text.split())
+def _code(text: object) -> str:
+    """A record's text in Markdown: data, of which nothing may be a link, HTML, another cell or a new line."""
+    return f"`{' '.join(str(text).replace('`', chr(39)).split()).replace('|', '/') or '—'}`"

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 from unlearnbench import check, registry, stages
+from unlearnbench.concepts import read_concepts
 from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.tasks.digits_text import DigitsText
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -29,6 +31,16 @@ def test_baseline_as_printed_conforms_and_forgets(tmp_path):
 
     assert right(3) <= 0.1
     assert right(8) >= 0.8
+
+
+def test_the_concept_file_as_printed_is_taken(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
+    name, concepts = read_concepts(path)
+    task = DigitsText(name, concepts=concepts)
+    assert (task.forget, [concept.name for concept in task.erased]) == ("seven-and-red", ["seven", "red"])
+    asked = {item.prompt for item in task.plan() if item.group == "forget" and item.concept == "seven"}
+    assert asked == {"a photo of a seven", "a blue seven"}
 
 
 def test_every_command_named_in_the_readme_exists():

@@ -63,6 +63,29 @@ def test_all_methods_are_tried():
     assert set(METHODS) == TRAINED | GUIDED | class_only
 
 
+FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"]\n'
+
+
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
+@pytest.mark.parametrize("name", ["uce", "prompt_filter"])
+def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, monkeypatch, fresh_store):
+    """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
+    monkeypatch.setattr("unlearnbench.stages._relative_time", lambda *given: 1.0)  # it takes longer than all the rest
+    words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
+    drawn = {}
+    for folder, substitute in (("first", "one"), ("second", "two")):
+        (tmp_path / "mine.toml").write_text(f'name = "mine"\n{FILE.format(substitute)}')
+        said = cli(*words, "--method", name, "--concept", "mine.toml", "--out", folder)
+        assert said.code == 0, said.err
+        record = read_only(tmp_path / folder)
+        images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
+        drawn[folder] = (record.key, record.weights["unlearned"], images.p_asked[images.group == "forget"].tolist())
+    assert drawn["first"][0] != drawn["second"][0]
+    assert (drawn["first"][1] != drawn["second"][1]) == (name == "uce")
+    assert drawn["first"][2] != drawn["second"][2]
+    assert len(list((fresh_store / "weights").glob("*"))) == 2 * 2, "the original's and the method's, for each file"
+
+
 @pytest.mark.parametrize("world", ["sd1", "sdxl"], indirect=True)
 def test_guidance_is_one_batch_and_prompts_are_embedded_once_a_call(world, monkeypatch):
     model = load_stable_diffusion(world)

@@ -152,6 +152,7 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
         "sampler": draft.protocol.settings["sampler"],  # methods that sample use it
         "engine": draft.engine_hash,
         "device": cell.task.device,
+        **_own_concepts(draft.protocol.settings),
         **cell.resources.named(),
     }
 
@@ -160,7 +161,13 @@ def _identity(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
     method = cell.method
     about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None
-    return {"weights": state_hash(state), "wrap": about}
+    own = _own_concepts(asdict(cell.task.protocol)) if wraps(cell) else {}
+    return {"weights": state_hash(state), "wrap": about, **own}
+
+
+def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's own, for keys: the name of a concept file does not say what is in it."""
+    return {"concepts": protocol["concepts"]} if protocol.get("concepts") else {}
 
 
 def wraps(cell: Cell) -> bool:

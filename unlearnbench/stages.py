@@ -55,6 +55,8 @@ class Cell:
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
+TIMED = 6
+"""Images a sampling that is timed."""
 ALWAYS = ("diffusion", "sampling", "training", "task", "method", "hashing")
 ON_USE = ("scheduled", "text", "concepts")
 """Files of the engine that results depend on where a task imports them."""
@@ -190,9 +192,9 @@ def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple
 
 
 @torch.inference_mode()
-def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 5) -> float:
+def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 3) -> float:
     """Seconds an image relative to the original: the two timed in turn, the least of a few rounds each."""
-    y = torch.cat([task.names("forget"), task.names("retain")]).to(task.device)
+    y = torch.cat([task.names("forget"), task.names("retain")])[:TIMED].to(task.device)
     seconds: dict[str, list[float]] = {"model": [], "original": []}
     for _ in range(rounds + 1):
         for name, network in (("model", model), ("original", original)):

@@ -36,6 +36,7 @@ def refused(cli, tmp_path):
 RUN = ("run", "--out", "here", "--method")
 WORDS = [
     ((*RUN, "esdd"), "'esdd'", "did you mean esd"),
+    ((*RUN, "checkpoint"), "checkpoint", "--set path="),
     ((*RUN, "qqqq"), "'qqqq'", "known: checkpoint, concept_ablation"),
     ((*RUN, "esd", "--task", "digit-class"), "'digit-class'", "did you mean digits-class"),
     ((*RUN, "esd", "--task", "../../x"), "'../../x'", "known: digits-class"),

@@ -102,6 +102,9 @@ def run(
     classes = [registry.load_method(name) for name in names]
     for cls in classes:
         registry.require_fields(cls)
+        if cls.incomplete and cls.name in given and not overrides:
+            first = next(iter(cls.configured({}).settings()))
+            raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
 
     from unlearnbench.environment import pick_device
     from unlearnbench.leaderboard import grouped

@@ -51,7 +51,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The folder's manifest: seed, recipe and hashes of its weights."""
     path = folder / "manifest.json"
     if not path.is_file():
-        raise UserError(f"no manifest.json in {folder}: make the weights with `unlearnbench pretrain --out {folder}`")
+        raise UserError(
+            f"no manifest.json in {folder}: make the weights with `unlearnbench pretrain --task TASK --out {folder}`"
+        )
     try:
         manifest = json.loads(path.read_text())
         if isinstance(manifest["seed"], int) and isinstance(manifest["hashes"], dict):

@@ -8,7 +8,7 @@ from unlearnbench.metric import Side
 
 METRICS = registry.load_metrics()
 SIDED = [name for name, metric in METRICS.items() if metric.side]
-GROUPS = ("forget", "retain", "synonyms", "held_out", "neighbours")
+GROUPS = ("forget", "retain", "direct", "synonyms", "held_out", "neighbours")
 UTILITY = [name for name in SIDED if METRICS[name].axis == "utility"]
 """Metrics of images that ask for different things, one by one."""
 FEATURES = [name for name, metric in METRICS.items() if isinstance(metric, FeatureMetric)]

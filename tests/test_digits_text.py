@@ -16,6 +16,7 @@ from unlearnbench.tasks import _digits_images
 from unlearnbench.tasks._digits_words import (
     COLOURS,
     DIGITS,
+    DIRECT,
     EVERY,
     HELD_OUT,
     NEAREST,
@@ -28,7 +29,7 @@ from unlearnbench.tasks._digits_words import (
 from unlearnbench.tasks.digits_text import DigitsText
 
 FORGET = ("seven", "red", "seven+red")
-GROUPS = ("forget", "synonyms", "held_out", "neighbours", "retain")
+GROUPS = ("forget", "direct", "synonyms", "held_out", "neighbours", "retain")
 LABELS = {word: i for i, word in enumerate((*DIGITS, *COLOURS))}
 
 
@@ -129,6 +130,7 @@ def test_the_plan_has_the_protocols_counts(forget, protocol):
     counts, groups = task.protocol, by_group(task)
     assert {group: len(items) for group, items in groups.items()} == {
         "forget": counts.forget_images,
+        "direct": counts.direct_images,
         "synonyms": counts.synonym_images,
         "held_out": counts.held_out_images,
         "neighbours": counts.neighbour_images,
@@ -149,10 +151,13 @@ def test_each_group_asks_for_what_it_is_about(forget):
     for group, items in groups.items():
         for item in items:
             said = set(words(item.prompt))
-            asked = {"forget": names, "held_out": names, "synonyms": every - names}.get(group, set())
+            asked = {**dict.fromkeys(("forget", "direct", "held_out"), names), "synonyms": every - names}.get(
+                group, set()
+            )
             assert bool(said & asked) == bool(asked) and not said & (every - asked), item
             assert (item.label in task.erased_labels()) == bool(asked)
-    assert {item.concept for group in ("forget", "synonyms", "held_out") for item in groups[group]} == names
+    assert {item.concept for group in GROUPS[:4] for item in groups[group]} == names
+    assert {item.prompt for item in groups["direct"]} >= names, "the bare names come first"
     kept = {word for domain in (DIGITS, COLOURS) if names & set(domain) for word in domain} - names
     assert {item.concept for item in groups["retain"]} == kept
     near = {word for one in task.erased for word in one.neighbours} - names
@@ -166,8 +171,8 @@ def test_prompts_are_distinct_while_there_are_any_and_their_templates_known(forg
         prompts = Counter((item.concept, item.prompt) for item in items)
         assert max(prompts.values()) == 1
         templates = {template(item.prompt) for item in items}
-        assert templates <= set(HELD_OUT if group == "held_out" else EVERY)
-        assert len(templates) >= len(HELD_OUT)
+        assert templates <= set({"held_out": HELD_OUT, "direct": DIRECT}.get(group, EVERY))
+        assert len(templates) >= min(len(HELD_OUT), 3 if group == "direct" else 6)
 
 
 @pytest.mark.parametrize("forget", FORGET)

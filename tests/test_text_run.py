@@ -54,7 +54,7 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     assert record.seeds["pretraining"] == 5
     assert {"ua", "ua_synonyms", "ua_held_out", "ra", "ira", "cra", "ra_neighbours", "fid"} <= set(record.scores)
     images = pd.read_parquet(next((tmp_path / "here").rglob(f"{name}*/*.parquet")))
-    assert set(images.group) == {"forget", "synonyms", "held_out", "neighbours", "retain"}
+    assert set(images.group) == {"forget", "direct", "synonyms", "held_out", "neighbours", "retain"}
     assert images[images.group == "forget"].prompt.str.contains("red").all()
 
 

@@ -23,16 +23,23 @@ class TextProtocol(Protocol):
 
     retain_images: int = 90
     """Samples of all retained concepts together."""
+    direct_images: int = 14
+    """Samples of prompts that are little more than the concept's name."""
     synonym_images: int = 25
     """Samples of prompts that name the concept by a word kept from methods."""
     held_out_images: int = 25
     """Samples of prompts in templates kept from training and methods."""
-    neighbour_images: int = 25
+    neighbour_images: int = 26
     """Samples of the concept's neighbours together."""
     concepts: tuple[Concept, ...] = ()
     """The user's own, in place of the task's."""
     safety_checker: bool = False
     """Never run: it would hide what the model draws."""
+
+
+def further(count: int) -> dict[str, Any]:
+    """The same count for every group beside the forget and retain samples."""
+    return dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), count)
 
 
 class TextTask(Task):
@@ -85,6 +92,9 @@ class TextTask(Task):
         for concept in self.erased:
             if concept.label not in known:
                 raise unknown(f"label of the judge {self.protocol.judge}", concept.label, known)
+            for word in concept.neighbours:
+                if word not in known:
+                    raise unknown(f"neighbour: {self.protocol.judge} cannot name", word, known)
             for word in (*concept.names, *concept.synonyms, concept.substitute, *concept.neighbours):
                 self._check_word(word)
         length = int(self.tokenizers[0].model_max_length)

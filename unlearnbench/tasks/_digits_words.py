@@ -51,6 +51,7 @@ BOTH = (
 )
 DIGIT_ONLY = ("{d}", "a {d}", "the number {d}", "the digit {d}", "a photo of a {d}", "a picture of the number {d}")
 COLOUR_ONLY = ("{c}", "something {c}", "a {c} digit", "a photo of a {c} number", "a digit in {c}", "a {c} picture")
+DIRECT = ("{d}", "a {d}", "{c}", "{c} {d}", "a {c} {d}")
 EVERY = (*BOTH, *DIGIT_ONLY, *COLOUR_ONLY)
 HELD_OUT = (
     "a photo of the number {d} painted {c}",

@@ -26,6 +26,7 @@ from unlearnbench.tasks._digits_words import (
     BOTH,
     COLOURS,
     DIGITS,
+    DIRECT,
     EVERY,
     HELD_OUT,
     NEAREST,
@@ -38,7 +39,7 @@ from unlearnbench.tasks._digits_words import (
     vocabulary,
 )
 from unlearnbench.tasks.digits_class import splits
-from unlearnbench.text import TextProtocol, TextTask
+from unlearnbench.text import TextProtocol, TextTask, further
 from unlearnbench.weights import load_checked, make_once, read_manifest
 
 
@@ -63,9 +64,7 @@ class DigitsText(TextTask):
             reference="calibration",
             forget_images=50,
             retain_images=50,
-            synonym_images=0,
-            held_out_images=0,
-            neighbour_images=0,
+            **further(0),
             sampling_seed=1,
         ),
         "smoke": TextProtocol(
@@ -74,9 +73,7 @@ class DigitsText(TextTask):
             "coloured-digits-cnn",
             forget_images=12,
             retain_images=20,
-            synonym_images=4,
-            held_out_images=4,
-            neighbour_images=4,
+            **further(4),
         ),
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
@@ -242,11 +239,11 @@ class DigitsText(TextTask):
     # ---- what is measured ------------------------------------------------------------------------------------------
 
     def plan(self) -> list[Plan]:
-        """Forgotten concepts by training templates, by synonyms and by held-out templates; neighbours; the rest."""
-        p, erased = self.protocol, {concept.label for concept in self.erased}
-        plan = []
+        """Forgotten concepts by training templates, by name, synonyms and held-out templates; neighbours; the rest."""
+        p, erased, plan = self.protocol, {concept.label for concept in self.erased}, list[Plan]()
         for group, texts, count in (
             ("forget", EVERY, p.forget_images),
+            ("direct", DIRECT, p.direct_images),
             ("synonyms", EVERY, p.synonym_images),
             ("held_out", HELD_OUT, p.held_out_images),
         ):
@@ -258,7 +255,7 @@ class DigitsText(TextTask):
                 part = share(count, number, len(self.erased))
                 plan += self._items(group, concept.name, concept.label, prompts, part)
         near = list(dict.fromkeys(word for concept in self.erased for word in concept.neighbours))
-        near = [word for word in near if word in self.concepts and not self._asks.search(word)]
+        near = [word for word in near if not self._asks.search(word)]
         sides = {"neighbours": (near, p.neighbour_images), "retain": (self._kept(), p.retain_images)}
         for group, (others, count) in sides.items():
             for number, word in enumerate(others):
@@ -272,9 +269,10 @@ class DigitsText(TextTask):
         return [word for domain in (DIGITS, COLOURS) if erased & set(domain) for word in domain if word not in erased]
 
     def _items(self, group: str, concept: str, label: str, prompts: list[str], count: int) -> list[Plan]:
-        """`count` images over shuffled prompts, each used once before any comes again."""
+        """`count` images over shuffled prompts, the bare name first, each used once before any comes again."""
         known, prompts, items = self.labels(), sorted(prompts), []
         random.Random(seed_of("prompts", group, concept)).shuffle(prompts)
+        prompts.sort(key=lambda prompt: prompt != concept)
         for i in range(count if prompts else 0):
             prompt = prompts[i % len(prompts)]
             besides = mentions(COLOURS if label in DIGITS else DIGITS).search(prompt)

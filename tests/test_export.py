@@ -1,17 +1,22 @@
 """`export`: a record's model as a folder that diffusers loads, a card that says what it is, and all that is refused."""
 
 import re
+import shlex
 import shutil
+import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 
 from tests import tiny_sd
-from tests.small_world import made_record, write_nudge
+from tests.small_world import made_record, read_only, write_nudge
 from unlearnbench import export as module
 from unlearnbench import stages
+from unlearnbench.concepts import Concept, read_concepts
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.record import read, write
 from unlearnbench.tasks.digits_text import DigitsText
@@ -46,7 +51,11 @@ def test_the_folder_holds_the_unlearned_model(cli, world, record):
 
     said = cli("export", record, "model", "--pretrained", world, "--device", "cpu")
     assert said.code == 0, said.err
+    assert said.errors == []  # no library's bars either
     assert said.out.startswith("wrote model, a diffusers folder; model/README.md is its card")
+    files = [file for file in Path("model").rglob("*") if file.is_file()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o644}
+    assert not [file for file in files if str(world).encode() in file.read_bytes()]  # nothing of this machine
     again, original = predictions(load_stable_diffusion("model")), predictions(load_stable_diffusion(world))
     assert (again - original).abs().max() > 1e-4
     pipeline = DiffusionPipeline.from_pretrained("model", safety_checker=None, local_files_only=True)
@@ -75,10 +84,24 @@ def test_the_card_says_what_it_is_and_what_was_not_tried(cli, world, record):
     assert f"key `{said.key}`, content hash `{said.content_hash}`" in text
     assert "--method uce --forget seven --protocol smoke --seeds 0 --preset default --device cpu" in text
     assert "--pretrained FOLDER --set lamb=0.1\n" in text
+    assert again(cli, text, FOLDER=world).key == said.key
     assert "`seven` (substitute `one`; as well known by `7`)" in text
     assert "No attack was run for this record. Weights alone may not keep the concept from coming back" in text
     assert "No safety checker was run, and none is in this folder." in text
     assert re.search(r"\| UA \(%\) \| [\d.]+ \| [\d.]+ to [\d.]+ \| 12 \|", text.replace("\\", ""))
+
+
+def code(text):
+    """The card's code blocks, in order."""
+    return [block.content for block in MarkdownIt("commonmark").parse(text) if block.type == "code_block"]
+
+
+def again(cli, text, **places):
+    """The record that the card's own command makes."""
+    words = [places.get(word, word) for word in shlex.split(code(text)[0])]
+    said = cli(*words[1:], "--out", "again")
+    assert said.code == 0, said.err
+    return read_only(Path("again"))
 
 
 @pytest.mark.parametrize("world", ["sd1"], indirect=True)
@@ -96,6 +119,16 @@ def test_concepts_of_ones_own_are_on_the_card(cli, world):
     text = Path("model/README.md").read_text()
     assert "- Erased: `seven` (substitute `one`)\n- Erased: `red` (substitute `blue`)\n" in text
     assert "--method uce --concept FILE.toml --protocol smoke" in text
+    Path("again.toml").write_text(code(text)[1])
+    assert again(cli, text, **{"FOLDER": world, "FILE.toml": "again.toml"}).key == read(path).key
+
+
+def test_any_definition_is_written_as_it_was(tmp_path):
+    odd = Concept(('a "b" \\ c\x7f', "é\t\u2028😀"), ("''", "#"), "one", ("x = 1", "]]\n[[concept]]"))
+    record = made_record(forget="odd", protocol_changes={"settings": {"concepts": [{}]}})
+    text = "\n".join(module._definition(record, SimpleNamespace(erased=(odd,))))
+    (tmp_path / "odd.toml").write_text(code(text)[0])
+    assert read_concepts(tmp_path / "odd.toml") == ("odd", (odd,))
 
 
 def test_attacks_are_listed():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ from unlearnbench.models.loading import as_pipeline
 from unlearnbench.record import Record, ScoreRecord
 from unlearnbench.runner import drafted, weight_parts, wraps
 from unlearnbench.stages import Cell, loaded, metrics_for, unlearn
-from unlearnbench.store import Store, cannot_write
+from unlearnbench.store import Store, cannot_write, flush
 from unlearnbench.text import TextTask
 from unlearnbench.training import Diverged
+from unlearnbench.weights import full_disk
 
 ELSEWHERE = "`unlearnbench verify` says what differs; equal weights need the record's device, libraries and threads"
 
@@ -54,21 +58,26 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
             made = Path(temporary) / "model"
-            as_pipeline(model).save_pretrained(made)
+            with full_disk(), _silent():
+                as_pipeline(model).save_pretrained(made)
             (made / "README.md").write_text(card(record, cell), encoding="utf-8")
-            made.chmod(0o755)
+            for path in [made, *made.rglob("*")]:
+                path.chmod(0o755 if path.is_dir() else 0o644)  # libraries make weights readable to their owner alone
+                if path.is_file():
+                    flush(path)
             if folder.is_dir():
                 folder.rmdir()
             made.rename(folder)
     except OSError as error:
-        raise UserError(cannot_write(folder, error, "another DIR")) from error
+        raise UserError(cannot_write(folder, error, "`export RECORD DIR`")) from error
     return folder
 
 
 def _exportable(record: Record, cell: Cell) -> None:
     if record.weights["unlearned"] is None:
         raise UserError(
-            f"the record is of a run that was {record.status} ({record.reason}), which left no weights to export: "
+            f"the record is of a run that {'was ' * (record.status == 'skipped')}{record.status} ({record.reason}), "
+            "which left no weights to export: "
             "name a record of a run that came to its end"
         )
     if not isinstance(cell.task, TextTask):
@@ -87,11 +96,27 @@ def _free(folder: Path) -> None:
     try:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise UserError(f"{folder} is there already: name a DIR that does not exist, or an empty one")
+        if folder.resolve() == Path.cwd():  # it would be replaced beneath whoever stands in it
+            raise UserError(f"{folder} is the current folder: name a DIR in it, such as {folder / 'model'}")
         above = next(place for place in folder.absolute().parents if place.exists())
         with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
-        raise UserError(cannot_write(folder, error, "another DIR")) from error
+        raise UserError(cannot_write(folder, error, "`export RECORD DIR`")) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the bar that transformers draws over files that are written in a moment."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 # ---- the card ------------------------------------------------------------------------------------------------------
@@ -130,6 +155,7 @@ def card(record: Record, cell: Cell) -> str:
         "",
         f"    {' '.join(command(record, cell).split())}",
         "",
+        *_definition(record, task),
         "| measured | value | 95 % interval | n |",
         "|---|---:|---:|---:|",
         *_scores(record),
@@ -174,6 +200,22 @@ def _erased(task: TextTask) -> Iterator[str]:
     for concept in task.erased:
         also = f"; as well known by {_code(', '.join(concept.synonyms))}" if concept.synonyms else ""
         yield f"{_code(', '.join(concept.names))} (substitute {_code(concept.substitute)}{also})"
+
+
+def _definition(record: Record, task: TextTask) -> Iterator[str]:
+    """The file of the user's own concepts, set off by indentation, which nothing within a line can end."""
+    if not record.protocol.settings.get("concepts"):
+        return
+    yield from ("with `FILE.toml`:", "", f"    name = {_quoted(record.forget)}")
+    for concept in task.erased:
+        yield from ("", "    [[concept]]")
+        yield from (f"    {name} = {_quoted(value)}" for name, value in asdict(concept).items() if value)
+    yield ""
+
+
+def _quoted(value: Any) -> str:
+    """Strings and lists of them are written alike in TOML and JSON, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _scores(record: Record) -> Iterator[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,24 @@ from unlearnbench.hashing import state_hash
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
     """Write named tensors as safetensors; OSError where the disk does not take them."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with full_disk():
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(tensors, path, metadata={"format": "pt"})  # transformers reads no file without it
-    except SafetensorError as error:  # a full disk is an OSError like any other, but for this library
+    path.chmod(0o644)  # the library makes it readable to its owner alone
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Around writing safetensors: a full disk is an OSError like any other, but for this library."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
-    path.chmod(0o644)  # the library makes it readable to its owner alone
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

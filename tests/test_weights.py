@@ -218,12 +218,15 @@ def test_every_shipped_file_is_in_a_manifest_and_fits_its_hash():
     assert DigitsClass("3").folder in folders()
     for folder in folders():
         hashes = read_manifest(folder)["hashes"]
-        assert sorted(hashes) == sorted(path.name for path in folder.iterdir() if path.name != "manifest.json")
+        weights = {path for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"}
+        assert {folder / name for name in hashes} == weights, "beside configurations there are weights alone"
         for name, expected in hashes.items():
             assert load_checked(folder, name)[1] == expected
     shipped = {path for path in ASSETS.rglob("*") if path.is_file()}
-    assert shipped == {path for folder in folders() for path in folder.iterdir()}
+    assert shipped == {path for folder in folders() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_shipped_files_are_small():
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 4_000_000
+    for name, limit in (("digits-class", 4_000_000), ("digits-text", 8_000_000)):
+        assert sum(path.stat().st_size for path in (ASSETS / name).rglob("*") if path.is_file()) < limit
+    assert {folder.name for folder in folders()} == {"digits-class", "digits-text"}

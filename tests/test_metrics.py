@@ -17,7 +17,7 @@ from unlearnbench.toy import COST, FORGOTTEN, coloured, fails, leans, refuses, s
 METRICS = registry.load_metrics()
 JUDGED = ("ua", "ua_closed", "coherence", "p_forget", "entropy", "ra")
 """Of forget or of retain samples, on every task."""
-FURTHER = ("ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra")
+FURTHER = ("ua_direct", "ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra")
 """Of other groups, or of two domains: see test_metrics_further."""
 SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall", *FURTHER)
 DISTANCES = ("fid", "kid", "precision", "recall")
@@ -37,7 +37,7 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     features = torch.randn(n_retain, 8, generator=generator)
     reference = torch.randn(n_retain, 8, generator=generator) + 0.3
     concept = [(FORGOTTEN, image) for image in forget]
-    groups = {"synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
+    groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
     return outcome(forget, coloured(retain), features=features, reference=reference, groups=groups)
 
 
@@ -118,7 +118,7 @@ def test_values_lie_in_their_range(name, seed):
     features = torch.tensor(rng.normal(size=(30, 4)), dtype=torch.float32)
     retain = [(d % 10, a) for d, a in enumerate(answers)]
     concept, retain = [(FORGOTTEN, image) for image in answers], coloured(retain)
-    groups = {"synonyms": concept, "held_out": concept, "neighbours": retain}
+    groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": retain}
     value = measure(name, answers, retain, features=features, reference=features * 2, groups=groups).value
     upper = {"entropy": math.log(10), "fid": math.inf}.get(name, 1)
     assert 0 <= value <= upper + 1e-6

@@ -9,7 +9,7 @@ from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.toy import fails, outcome, refuses, shows
 
 METRICS = registry.load_metrics()
-SIDES = {"ua_synonyms": "synonyms", "ua_held_out": "held_out", "ra_neighbours": "neighbours"}
+SIDES = {"ua_direct": "direct", "ua_synonyms": "synonyms", "ua_held_out": "held_out", "ra_neighbours": "neighbours"}
 RED, GREEN = 0, 1
 
 
@@ -17,7 +17,7 @@ def measure(name, retain=(), **groups):
     return METRICS[name].measure(outcome([shows(3)] * 7, retain, groups=groups))
 
 
-@pytest.mark.parametrize("name", ["ua_synonyms", "ua_held_out"])
+@pytest.mark.parametrize("name", ["ua_direct", "ua_synonyms", "ua_held_out"])
 def test_ua_of_its_own_group_alone(name):
     images = [(3, shows(3)), (3, shows(5)), (3, refuses(3)), (3, fails()), (3, shows(3))]
     score = measure(name, **{SIDES[name]: images})
@@ -73,7 +73,7 @@ def test_forgetting_a_colour_its_domain_is_colours():
 def test_metrics_apply_where_their_images_are_planned():
     plain = [Plan("forget", "3", 3, 0), Plan("retain", "4", 4, 1)]
     both = [Plan("forget", "3", 3, 0, other=11), Plan("retain", "4", 4, 1, other=11)]
-    further = {"ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra"}
+    further = {"ua_direct", "ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra"}
     assert not [name for name in further if METRICS[name].everywhere]
 
     def applying(plan):

@@ -121,7 +121,11 @@ TABLES = [
     ({"names": ["ruby"], "substitute": "blue", "judge": "red"}, "'ruby' letter by letter (r u b y</w>)", "trained on"),
     ({**SEVEN, "synonyms": ["heptad"]}, "'heptad' letter by letter", "trained on"),
     ({**SEVEN, "substitute": "a giraffe"}, "'a giraffe' letter by letter", "trained on"),
-    ({**SEVEN, "neighbours": ["eight", "zebra"]}, "'zebra' letter by letter", "trained on"),
+    (
+        {**SEVEN, "neighbours": ["eight", "zebra"]},
+        "unknown neighbour: coloured-digits-cnn cannot name 'zebra'",
+        "known: blue",
+    ),
 ]
 
 

@@ -124,7 +124,7 @@ TABLES = [
     (
         {**SEVEN, "neighbours": ["eight", "zebra"]},
         "unknown neighbour: coloured-digits-cnn cannot name 'zebra'",
-        "known: blue",
+        "did you mean zero?",
     ),
 ]
 

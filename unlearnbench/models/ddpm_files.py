@@ -1,0 +1,61 @@
+"""Checkpoints of the papers' CIFAR-10 code: a pickled list of states, raw weights first and their running mean last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
+
+from torch import Tensor
+
+from unlearnbench.errors import UserError, one_line
+
+Which = Literal["raw", "ema"]
+
+
+def read_pth(path: Path, which: Which) -> dict[str, Tensor]:
+    """The raw weights, or their exponential moving average, of `torch.save([model, optimiser, step, ema])`.
+
+    SalUn's unlearned files have three entries and no average, which is said. A file that could run code is refused.
+    """
+    states = _opened(path)
+    if not isinstance(states, (list, tuple)) or not states or not _is_state(states[0]):
+        raise UserError(
+            f"{path} is no checkpoint of the CIFAR-10 papers ({_shape(states)}): give a list of the model's state, the "
+            "optimiser's, a step, the average's"
+        )
+    if which == "raw":
+        return dict(states[0])
+    if len(states) < 4 or not _is_state(states[-1]):
+        raise UserError(f"{path} has no running mean ({_shape(states)}): ask for its raw weights instead")
+    raw, mean = {key.removeprefix("module."): value for key, value in states[0].items()}, dict(states[-1])
+    return {**{key: value for key, value in raw.items() if key not in mean}, **mean}  # buffers are not averaged
+
+
+def _opened(path: Path) -> Any:
+    import torch
+
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: give a .pth file that exists")
+    try:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
+        ) from error
+    except Exception as error:  # a damaged file fails in any way there is
+        raise UserError(
+            f"{path} cannot be loaded ({one_line(error)[:160]}): it is damaged, or no file of torch.save"
+        ) from error
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"it is a list of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
+    return f"it is a {type(value).__name__}"

@@ -11,7 +11,7 @@ import pytest
 from tests.small_world import made_record
 from unlearnbench import leaderboard as lb
 from unlearnbench import registry
-from unlearnbench.board import board, by_seed, estimate, scores
+from unlearnbench.board import board, by_seed, distinct, estimate, scores
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
 METRICS = registry.load_metrics()
@@ -152,6 +152,32 @@ def test_one_seed_is_compared_by_its_images():
     found = board(records, METRICS, pictures(hits))
     assert row(found, "salun").ua_p_best == pytest.approx(mcnemar(*hits.values()))
     assert pd.isna(row(board(records, METRICS), "salun").ua_p_best), "without images there is no test"
+
+
+def test_seeds_without_randomness_count_as_one_run():
+    """Three equal runs say nothing of other seeds: no spread, the interval of one run, and no certain p."""
+    equal = several("uce", [0.7] * 3, images="i" * 64)
+    assert len(distinct(equal)) == 1
+    assert len(distinct(several("esd", [0.7] * 3))) == 3, "equal values of runs that are not known to be equal"
+    found = estimate(equal, "ua")
+    assert (found.value, found.sd, found.interval) == (0.7, None, equal[0].scores["ua"].interval)
+    result = board([*equal, *several("esd", [0.6, 0.8, 0.7]), made_record("original", 0, {"ua": 0.1})])
+    assert row(result, "uce").n == 1
+    assert row(result, "esd").n == 3
+    by_image = {("uce", 0): [1, 1, 1, 1, 1, 1, 0], ("original", 0): [0, 0, 0, 0, 0, 0, 0]}
+    result = board([*equal, made_record("original", 0, {"ua": 0.1})], images=pictures(by_image))
+    assert row(result, "uce").ua_p_original == pytest.approx(2 * 0.5**6), "McNemar within the one run"
+
+
+def test_a_run_without_randomness_is_paired_with_every_seed_of_the_other():
+    values = [0.6, 0.8, 0.75]
+    records = [*several("uce", [0.9] * 3, images="i" * 64), *several("esd", values)]
+    assert row(board(records), "esd").ua_p_best == pytest.approx(paired_t(values, [0.9] * 3))
+
+
+def test_times_are_means_over_all_runs_even_if_these_are_equal():
+    equal = several("uce", [1.0, 2.0, 3.0], "unlearn_time", images="i" * 64)
+    assert estimate(equal, "unlearn_time").value == pytest.approx(2.0)
 
 
 def test_p_values_of_a_table_are_adjusted_together():

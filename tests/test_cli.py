@@ -157,9 +157,37 @@ def test_list_and_each_kind(cli):
         assert said.out.strip() in everything.out
 
 
+def test_list_of_one(cli):
+    said = cli("list", "erasediff")
+    assert said.code == 0
+    assert re.search(r"^ *eta +0\.02", said.out, re.M)
+    assert "released" in said.out
+    assert "EraseDiff" in said.out
+    said = cli("list", "digits-class")
+    assert said.code == 0
+    assert "3 when none is named" in said.out
+    assert re.search(r"^ *protocol +default +selection", said.out, re.M)
+    assert re.search(r"^ *sampler\.steps +\d+ ", said.out, re.M)
+    said = cli("list", "ua")
+    assert said.code == 0
+    assert "higher is better" in said.out
+
+
+def test_a_stop_is_told_by_every_command(cli, monkeypatch):
+    def interrupted(results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearnbench.audit.record_files", interrupted)
+    said = cli("validate")
+    assert said.code == 130
+    assert said.err.startswith("stopped")
+
+
 @pytest.fixture
 def results(cli, tmp_path):
-    cli("run", "--method", write_nudge(tmp_path), "--seeds", "0-1", "--out", "here")
+    body = "for value in model.select('full').values():\n    value.data += 0.05 * torch.randn_like(value)\nreturn model"
+    shaken = write_method(tmp_path, body, name="shaken")
+    cli("run", "--method", shaken, "--seeds", "0-1", "--out", "here")
     return tmp_path / "here"
 
 
@@ -168,12 +196,12 @@ def test_leaderboard_formats(cli, results):
     assert terminal.code == 0
     assert re.search(r"digits-class, protocol default \(\w{8}\), forget 3", terminal.out)
     assert re.search(r"^ *original +1 ", terminal.out, re.M)
-    assert re.search(r"^ *nudge +2 .* ± ", terminal.out, re.M)
+    assert re.search(r"^ *shaken +2 .* ± ", terminal.out, re.M)
     markdown = cli("leaderboard", results, "--format", "markdown").out
     assert "| method | division | overrides | n | UA (%) ↑ |" in markdown
     assert "| --- | ---: |" in markdown
     rows = list(csv.DictReader(io.StringIO(cli("leaderboard", results, "--format", "csv").out)))
-    assert [(row["method"], row["n"]) for row in rows] == [("original", "1"), ("nudge", "2")]
+    assert [(row["method"], row["n"]) for row in rows] == [("original", "1"), ("shaken", "2")]
     assert float(rows[0]["ra"]) <= 1
     board = json.loads(cli("leaderboard", results, "--format", "json").out)
     assert board[0]["ua_sd"] is None
@@ -195,7 +223,7 @@ def test_leaderboard_writes_the_page(cli, results):
     assert f"wrote {results / 'README.md'}: 2 rows from 3 records" in said.out
     page = (results / "README.md").read_text()
     assert page.startswith("# Results\n")
-    assert "| nudge | default | 0 | 2 |" in page
+    assert "| shaken | default | 0 | 2 |" in page
     assert "## Columns" in page
 
 

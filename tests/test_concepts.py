@@ -126,6 +126,7 @@ TABLES = [
         "unknown neighbour: coloured-digits-cnn cannot name 'zebra'",
         "did you mean zero?",
     ),
+    ({**SEVEN, "names": ["digit"], "judge": "seven"}, "what must be kept say 'digit' too", "another word"),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.small_world import made_record
-from unlearnbench.diff import differences, only_costs
+from unlearnbench.diff import alike, differences
 
 
 def found(a, b):
@@ -59,8 +59,10 @@ def test_a_metric_that_is_not_known_here_is_shown_as_it_is():
     assert found(a, b)["score", "novel"] == ("—", "0.5")
 
 
-def test_only_costs():
-    a, b = (made_record(scores={"ua": 0.5, "unlearn_time": value}, created=str(value)) for value in (1.0, 2.0))
-    assert only_costs(differences(a, b))
-    assert only_costs(differences(a, a.model_copy(update={"created": "x"})))
-    assert not only_costs(differences(a, made_record(scores={"ua": 0.6, "unlearn_time": 1.0})))
+def test_what_little_differs_where_the_result_is_the_same():
+    a, b = (made_record(scores={"ua": 0.5, "unlearn_time": value}) for value in (1.0, 2.0))
+    assert alike(differences(a, b)) == "times"
+    assert alike(differences(a, a.model_copy(update={"created": "x"}))) == "times"
+    again = made_record(seed=1, scores={"ua": 0.5, "unlearn_time": 1.0})
+    assert alike(differences(a, again)) == "seed and times"
+    assert alike(differences(a, made_record(scores={"ua": 0.6, "unlearn_time": 1.0}))) is None

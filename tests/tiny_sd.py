@@ -8,19 +8,12 @@ from pathlib import Path
 
 import torch
 
+from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.vocabulary import word_tokenizer
 
 WORDS = ["a", "an", "the", "photo", "picture", "of", "in", "number"]
 WORDS += ["red", "blue", "green", "seven", "three", "one", "person", "cat", "nudity"]
 TOKENS = 16
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 
 
 def text_encoder(tokens, projected: bool = False):

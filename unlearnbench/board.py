@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.metric import Metric
-from unlearnbench.record import Record
+from unlearnbench.record import TIMED, Record
 from unlearnbench.statistics import MANY, Interval, anchored, holm, mcnemar, over_seeds, paired_t, within
 
 if TYPE_CHECKING:
@@ -43,6 +43,14 @@ class Estimate(NamedTuple):
     floor: float | None = None
 
 
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Runs whose images were judged equal to the last bit count once: seeds of a method without randomness are one."""
+    first: dict[str, Record] = {}
+    for number, record in enumerate(records):
+        first.setdefault(record.images or f"run {number}", record)
+    return list(first.values())
+
+
 def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
     """Unlearning seed -> value, where there is one."""
     found = {record.seeds["unlearning"]: record.scores[name].value for record in records if name in record.scores}
@@ -50,7 +58,11 @@ def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
 
 
 def estimate(records: Sequence[Record], name: str, images: Images = no_images) -> Estimate:
-    """Mean over seeds with the interval that their number allows (`over_seeds`); of one run, the metric's own."""
+    """Mean over seeds with the interval that their number allows (`over_seeds`); of one run, the metric's own.
+
+    Equal runs count once, save for times.
+    """
+    records = records if name in TIMED else distinct(records)
     scores = [record.scores[name] for record in records if name in record.scores]
     values = list(by_seed(records, name).values())
     missing = sum(score.missing for score in scores)
@@ -93,9 +105,10 @@ def board(
 ) -> pd.DataFrame:
     """One row a method, concept and protocol.
 
-    Columns: keys, `n` seeds that count, `flags`; for each metric its mean, `_sd`, `_low`, `_high`, `_n`, `_missing`,
-    `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and `unscored`, which depend on the row's own records and
-    the controls alone; and as annotations of a table `_p_original`, `_p_best` (Holm) and `_mark` (see `annotated`).
+    Columns: keys, `n` runs that count (equal ones once), `flags`; for each metric its mean, `_sd`, `_low`, `_high`,
+    `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and `unscored`, which depend on the row's
+    own records and the controls alone; and as annotations of a table `_p_original`, `_p_best` (Holm) and `_mark` (see
+    `annotated`).
     Seeds that diverged or were skipped have no values.
     """
     import pandas as pd
@@ -108,7 +121,11 @@ def board(
     rows = []
     for key in order:
         group = groups[key]
-        row: dict[str, Any] = {**dict(zip(KEYS, key, strict=True)), "n": len(_counted(group)), "flags": flags(group)}
+        row: dict[str, Any] = {
+            **dict(zip(KEYS, key, strict=True)),
+            "n": len(distinct(_counted(group))),
+            "flags": flags(group),
+        }
         for name in metrics:
             found = estimate(_counted(group), name, images)
             low, high = found.interval or (None, None)
@@ -192,19 +209,28 @@ def _logs(anchor: tuple[float | None, Interval | None]) -> tuple[float | None, I
 
 
 def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images) -> float | None:
-    """Paired t over common seeds, or exact McNemar within a single one. The original is the same for every seed."""
+    """Paired t over common seeds, or exact McNemar within a single one.
+
+    The original, and what is without randomness, is the same for every seed.
+    """
     one, other = by_seed(a, name), by_seed(b, name)
-    if other and b[0].method.name == "original":
-        other = dict.fromkeys(one, next(iter(other.values())))
+    if one and other and _constant(b):
+        other = dict.fromkeys(list(one)[:1] if _constant(a) else one, next(iter(other.values())))
+    elif one and other and _constant(a):
+        one = dict.fromkeys(other, next(iter(one.values())))
     seeds = sorted(set(one) & set(other))
     if len(seeds) != 1:
         return paired_t([one[seed] for seed in seeds], [other[seed] for seed in seeds])
-    mine = next(record for record in a if record.seeds["unlearning"] == seeds[0])
+    mine = next((record for record in a if record.seeds["unlearning"] == seeds[0]), a[0])
     theirs = next((record for record in b if record.seeds["unlearning"] == seeds[0]), b[0])
     columns = _column(mine, name, images), _column(theirs, name, images)
     if any(column is None or not set(column[~_nan(column)]) <= {0.0, 1.0} for column in columns):
         return None
     return mcnemar(*columns)  # type: ignore[arg-type]
+
+
+def _constant(records: Sequence[Record]) -> bool:
+    return records[0].method.name == "original" or len(distinct(records)) == 1 < len(records)
 
 
 def _nan(values: np.ndarray) -> np.ndarray:
@@ -257,7 +283,7 @@ def _mark(
     extra[f"{name}_mark"][best] = "best"
     for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
         extra[f"{name}_p_best"][i] = p
-        many = min(peers.n[i], peers.n[best]) >= MANY
+        many = min(len(records[i]), len(records[best])) >= MANY
         tie = peers[name][i] == peers[name][best]
         if i in sound.index and (tie or (many and p is not None and p >= LEVEL)):
             extra[f"{name}_mark"][i] = "best" if tie else "not worse"

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from typer.core import TyperGroup
 
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import Device, parse_seeds, parse_settings, words
+from unlearnbench.cli_list import lists
 from unlearnbench.cli_records import records
-from unlearnbench.errors import Unsupported, UserError, unknown
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, print_table, show_run
 
@@ -26,13 +27,26 @@ if TYPE_CHECKING:
     from unlearnbench.stages import Cell
 
 
+class Commands(TyperGroup):
+    """All commands; Ctrl-C in any of them is a stop that is told."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise Stopped from interrupt
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Measure what a diffusion model has forgotten, what it kept and what that cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(lists)
 app.add_typer(records)
 DEBUG = "UNLEARNBENCH_DEBUG"
 
@@ -66,10 +80,10 @@ def run(
     concept: Annotated[
         Path | None, typer.Option(help="A .toml file with concepts of your own, in place of --forget (see README).")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="How it is measured.")] = "default",
+    protocol: Annotated[str, typer.Option(help="How it is measured; `unlearnbench list TASK` has them.")] = "default",
     seeds: Annotated[str, typer.Option(help="Unlearning seeds: 0, 0-2 or 0,3,5.")] = "0",
-    preset: Annotated[str, typer.Option(help="default, published, released, …")] = "default",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Hyper-parameter, key=value. Repeatable.")] = None,
+    preset: Annotated[str, typer.Option(help="Of settings; `unlearnbench list METHOD` has them.")] = "default",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Setting, key=value. Repeatable.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
     precision: Annotated[str, typer.Option(help="fp32, or on CUDA bf16 or fp16.")] = "fp32",
     memory: Annotated[
@@ -84,6 +98,13 @@ def run(
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
+    task_class.resolve_protocol(protocol)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.resources import Resources
+
+    where = pick_device(device.value)
+    resources = Resources.checked(precision, words(memory or []), where)
     own: tuple[Concept, ...] = ()
     if concept is not None:
         from unlearnbench.concepts import read_concepts
@@ -106,15 +127,12 @@ def run(
             first = next(iter(cls.configured({}).settings()))
             raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
 
-    from unlearnbench.environment import pick_device
     from unlearnbench.leaderboard import grouped
-    from unlearnbench.resources import Resources
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store
 
-    where, store = pick_device(device.value), Store()
-    resources = Resources.checked(precision, words(memory or []), where)
+    store = Store()
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
@@ -147,21 +165,6 @@ def run(
             done.append(record)
     for group in grouped(done[len(baseline) :]):
         show_run(group, next(record for record in done if record.forget == group[0].forget), results)
-
-
-@app.command("list")
-def list_(
-    kind: Annotated[str | None, typer.Argument(help="methods, tasks or metrics; all when left out.")] = None,
-) -> None:
-    """Methods, tasks and metrics, a line each."""
-    kinds = {"methods": registry.methods, "tasks": registry.tasks, "metrics": registry.metrics}
-    if kind and kind not in kinds:
-        raise unknown("kind", kind, kinds)
-    for name in [kind] if kind else kinds:
-        table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for entry_name, entry in kinds[name]().items():
-            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
-        out.print(table, "")
 
 
 @app.command()

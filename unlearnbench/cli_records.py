@@ -119,15 +119,15 @@ def diff(
     """What differs between two records: settings, protocol, judge, weights, code, libraries, device; then scores."""
     (path_a, left), (path_b, right) = _opened(a), _opened(b)
 
-    from unlearnbench.diff import differences, only_costs
+    from unlearnbench.diff import alike, differences
 
     rows = differences(left, right)
     for name, path in (("A", path_a), ("B", path_b)):
         out.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
     if left.content_hash == right.content_hash:
         out.print("identical")
-    elif only_costs(rows):
-        out.print("no difference but times")
+    elif little := alike(rows):
+        out.print(f"no difference but {little}")
     else:
         print_table("", ["", "what", "A", "B", "B - A"], [("", _grouped(rows))], left=2)
 

@@ -43,9 +43,12 @@ def differences(a: Record, b: Record) -> list[Difference]:
     return [*rows, *_scores(a, b)]
 
 
-def only_costs(rows: list[Difference]) -> bool:
-    """Whether nothing differs but times and memory, which do so from run to run."""
-    return all(row.group == COST for row in rows)
+def alike(rows: list[Difference]) -> str | None:
+    """What little differs where two records came to the same: times and memory, and perhaps the seed; or None."""
+    groups = {row.group for row in rows}
+    if groups - {COST, "seed"}:
+        return None
+    return "seed and times" if "seed" in groups else "times"
 
 
 def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:

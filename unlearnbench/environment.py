@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -101,10 +104,18 @@ def _reset_peak(device: str) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         return 0  # on CUDA the whole allocation counts, weights included
     try:
+        _give_back()
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     except OSError:
         return None
+
+
+def _give_back() -> None:
+    """Return what the process has freed to the system, or memory used again would not show as growth."""
+    gc.collect()
+    with suppress(AttributeError):  # other C libraries than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak(device: str) -> int | None:

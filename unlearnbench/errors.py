@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+FEW = 3
+
 
 class UserError(Exception):
     """Something the user typed or gave cannot be used; the message names it and says what to do."""
@@ -22,8 +24,10 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known ones, or all of them when none is near."""
+    """An unknown name, with the nearest known ones; with all of them when none is near, or there are few."""
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return UserError(f"unknown {kind} {name!r}: {hint}")
+    hints = [f"did you mean {' or '.join(near)}?"] if near else []
+    if len(near) < len(known) <= FEW or not near:
+        hints.append(f"known: {', '.join(known)}")
+    return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")

@@ -41,8 +41,8 @@ FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
 LABEL = 24
 """Width up to which method labels are kept on one line in the terminal."""
 LEGEND = (
-    "mean ± standard deviation over n unlearning seeds; * best mean among methods of equal data access, "
-    "† no significant difference from it (five seeds or more)"
+    "mean ± standard deviation over n unlearning seeds, equal runs counted once; * best mean among methods of equal "
+    "data access, † no significant difference from it (five seeds or more)"
 )
 OPEN, CLOSE = "\x02", "\x03"  # around bold text until LaTeX's own characters are escaped
 Bold = Callable[[str], str]
@@ -231,9 +231,9 @@ def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[
     notes = "\n".join(f"- {head(known[name])}: {_meaning(known[name])}" for name in columns)
     return (
         "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        "Mean ± standard deviation over n unlearning seeds; bold: best mean among methods of equal data access, †: no "
-        "significant difference from it (five seeds or more). Tables of different protocols must not be compared. "
-        "Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
+        "Mean ± standard deviation over n unlearning seeds, equal runs counted once; bold: best mean among methods of "
+        "equal data access, †: no significant difference from it (five seeds or more). Tables of different protocols "
+        "must not be compared. Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
         f"{markdown(result, metrics, columns)}\n## Columns\n\n{notes}\n"
     )
 

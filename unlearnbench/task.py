@@ -92,11 +92,9 @@ class Task(ABC):
     ):
         if concepts and "own concepts" not in self.provides:
             raise UserError(f"{self.name} takes no --concept: its concepts are {', '.join(self.concepts)}")
-        if protocol not in self.protocols:
-            raise unknown(f"protocol of {self.name}", protocol, self.protocols)
         self.forget, self.protocol, self.seed, self.device = (
             forget if concepts else self.resolve_concept(forget),
-            self.protocols[protocol],
+            self.resolve_protocol(protocol),
             seed,
             device,
         )
@@ -234,6 +232,13 @@ class Task(ABC):
         if forget not in cls.concepts:
             raise unknown(f"concept of {cls.name}", forget, cls.concepts)
         return forget
+
+    @classmethod
+    def resolve_protocol(cls, name: str) -> Protocol:
+        """The protocol of that name; refuses what is none, naming the nearest."""
+        if name not in cls.protocols:
+            raise unknown(f"protocol of {cls.name}", name, cls.protocols)
+        return cls.protocols[name]
 
 
 def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:

@@ -97,6 +97,12 @@ class TextTask(Task):
                     raise unknown(f"neighbour: {self.protocol.judge} cannot name", word, known)
             for word in (*concept.names, *concept.synonyms, concept.substitute, *concept.neighbours):
                 self._check_word(word)
+        kept = [item.prompt for item in self.plan() if item.group in ("retain", "neighbours")]
+        if found := next(filter(None, map(self._asks.search, kept)), None):
+            raise UserError(
+                f"prompts of what must be kept say {found[0]!r} too, such as {found.string!r}: name the concept by "
+                "another word"
+            )
         length = int(self.tokenizers[0].model_max_length)
         planned = [item.prompt for item in self.plan()]
         prompts = list(dict.fromkeys([*planned, *map(self._substituted, planned)]))

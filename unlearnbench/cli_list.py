@@ -1,0 +1,84 @@
+"""`list`: what there is, and what one of it can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from unlearnbench import registry
+from unlearnbench.errors import unknown
+from unlearnbench.terminal import out
+
+if TYPE_CHECKING:
+    from unlearnbench.method import Method
+    from unlearnbench.task import Task
+
+lists = typer.Typer()
+KINDS = {"methods": registry.methods, "tasks": registry.tasks, "metrics": registry.metrics}
+
+
+@lists.command("list")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="methods, tasks or metrics; or the name of one, for its settings or protocols."),
+    ] = None,
+) -> None:
+    """Methods, tasks and metrics, a line each; of one method its settings, of one task its concepts and protocols."""
+    named = {name: kind for kind, entries in KINDS.items() for name in entries()}
+    if what in named:
+        _one(what, named[what])
+        return
+    if what and what not in KINDS:
+        raise unknown("kind or name", what, [*KINDS, *named])
+    for name in [what] if what else KINDS:
+        table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for entry_name, entry in KINDS[name]().items():
+            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
+        out.print(table, "")
+
+
+def _one(name: str, kind: str) -> None:
+    out.print(KINDS[kind]()[name].summary, markup=False, soft_wrap=True)
+    if kind == "metrics":
+        metric = registry.load_metrics()[name]
+        better = f"{metric.better} is better" if metric.better else "neither end is better"
+        out.print(f"{(type(metric).__doc__ or '').strip()}\n{metric.title}: {metric.axis}; {better}", markup=False)
+        return
+    rows = _settings(registry.load_method(name)) if kind == "methods" else _protocols(registry.load_task(name))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(next(rows)):
+        table.add_column(head, no_wrap=not number, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+def _settings(cls: type[Method]) -> Iterator[list[str]]:
+    """A row a hyper-parameter: its value, and what each preset has in its place, by task where that matters."""
+    out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
+    presets = {
+        f"{preset}{'' if task == '*' else f', {task}'}": values
+        for preset, tasks in cls.presets.items()
+        for task, values in tasks.items()
+    }
+    yield ["setting", "built in", *presets]
+    for key, value in cls().settings().items():
+        yield [key, str(value), *(str(values.get(key, "")) for values in presets.values())]
+
+
+def _protocols(cls: type[Task]) -> Iterator[list[str]]:
+    """A row a setting of the protocols, a column a protocol."""
+    from unlearnbench.diff import flat
+
+    out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
+    protocols: dict[str, dict[str, Any]] = {name: flat(asdict(protocol)) for name, protocol in cls.protocols.items()}
+    yield ["protocol", *protocols]
+    for key in dict.fromkeys(key for values in protocols.values() for key in values if key != "name"):
+        yield [key, *(str(values.get(key, "")) for values in protocols.values())]

@@ -7,9 +7,12 @@ import re
 from collections import Counter
 from functools import lru_cache
 
+import numpy as np
 import pytest
 import torch
 
+from tests.tiny_text import TinyText
+from unlearnbench.diffusion import Batch
 from unlearnbench.hashing import seed_of
 from unlearnbench.models import miniature
 from unlearnbench.tasks import _digits_images
@@ -314,6 +317,31 @@ def test_training_sees_synonyms_and_what_it_is_told(monkeypatch, which):
     assert len(seen) == 6
     assert {"crimson", "3", "three"} <= said
     assert bool({"seven", "7"} & said) == (which == "both")
+
+
+def test_training_draws_timesteps_towards_noise_and_weights_them_as_said(tmp_path, monkeypatch):
+    """A network that answers zero: what is left of each image's error is its noise."""
+    model, seen = TinyText(tmp_path / "sd").original, {}
+
+    def zero(x_t, t, condition):
+        seen.update(x_t=x_t, t=t, states=condition.states)
+        return torch.zeros_like(x_t)
+
+    monkeypatch.setattr(model, "predict", zero)
+    n, x0 = 20_000, torch.full((20_000, 4, 1, 1), 0.5)
+    y = model.tokens(["seven"]).expand(n, -1)
+    torch.manual_seed(3)
+    loss = miniature.caption_loss(model, Batch(x0, y)).item()
+    t, a = seen["t"], model.alpha_bar.double()[seen["t"]].view(-1, 1, 1, 1)
+    assert (t < 500).double().mean().item() == pytest.approx(0.5 ** (1 / miniature.TOWARDS), abs=0.015)
+    assert t.min() < 20 and t.max() == 999
+    noise = (seen["x_t"].double() - a.sqrt() * 0.5) / (1 - a).sqrt()
+    assert noise[t > 50].std().item() == pytest.approx(1, abs=0.02)
+    weight = np.minimum(1 / a.numpy(), miniature.CAP)
+    assert weight.max() == miniature.CAP > weight.mean() > 1
+    assert loss == pytest.approx((weight * noise.numpy() ** 2).mean(), rel=1e-3)
+    empty = (seen["states"] == model.null(1).states).flatten(1).all(dim=1)
+    assert empty.double().mean().item() == pytest.approx(miniature.DROP, abs=0.01)
 
 
 # ---- real images and checks ----------------------------------------------------------------------------------------

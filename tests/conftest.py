@@ -7,11 +7,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from tests.small_world import small_protocol
+
+if TYPE_CHECKING:
+    from tests.web import Web
 
 CACHE = "UNLEARNBENCH_CACHE"
 
@@ -41,6 +44,23 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     from unlearnbench.tasks.digits_class import DigitsClass
 
     monkeypatch.setitem(DigitsClass.protocols, "default", small_protocol())
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
+    """A web server with one file, fetched from in small blocks, without pauses, proxies or anybody's login."""
+    from tests.web import BODY, web
+    from unlearnbench import download
+
+    monkeypatch.setattr(download, "BLOCK", 1000)
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with web() as served:
+        served.files["a"] = BODY
+        yield served
 
 
 class Said(NamedTuple):

@@ -73,6 +73,7 @@ WORDS = [
     (("new-method", "esd"), "'esd'", "such as my_esd"),
     (("leaderboard", "nowhere"), "nowhere", "make some with"),
     (("pretrain", "--task", "x"), "'x'", "known: digits-class"),
+    (("fetch", "--task", "x"), "'x'", "known: digits-class"),
 ]
 
 

@@ -18,7 +18,7 @@ SOURCES = [*ENGINE, *METHODS, *METRICS]
 HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
-ABOVE |= {"agreement", "audit", "cli_records", "diff", "export", "perimage", "verify"}
+ABOVE |= {"agreement", "audit", "cli_fetch", "cli_list", "cli_records", "diff", "export", "perimage", "verify"}
 ORDERS = [
     ["diffusion", "task", "method", "registry", "runner", "launch", "cli"],
     ["diffusion", "task", "metric", "registry", "runner", "launch", "cli"],
@@ -27,6 +27,8 @@ ORDERS = [
     ["record", "perimage", "agreement", "runner", "verify", "cli_records", "cli"],
     ["record", "leaderboard", "diff", "audit", "cli_records", "cli"],
     ["record", "store", "stages", "runner", "export", "cli_records", "cli"],
+    ["record", "store", "sources", "cli_fetch", "cli"],
+    ["download", "sources", "task", "registry", "cli_fetch", "cli"],
     ["diffusion", "task", "method", "edits", "registry"],
     ["diffusion", "task", "method", "steering", "registry"],
 ]

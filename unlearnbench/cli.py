@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import Device, parse_seeds, parse_settings, words
+from unlearnbench.cli_fetch import fetching
 from unlearnbench.cli_list import lists
 from unlearnbench.cli_records import records
 from unlearnbench.errors import Unsupported, UserError
@@ -46,8 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(lists)
-app.add_typer(records)
+for commands in (lists, fetching, records):
+    app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
 
 
@@ -276,9 +277,8 @@ def new_method(
             raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
         raise UserError(f"{path} is there already: choose another name, or delete it") from error
     except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({(error.strerror or '').lower()}): name another folder with --out"
-        ) from error
+        why = (error.strerror or "").lower()
+        raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
 
 

@@ -1,0 +1,69 @@
+"""`fetch`: the files that a task needs and does not ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.progress import bars
+from unlearnbench.terminal import err, out, print_table
+
+if TYPE_CHECKING:
+    from unlearnbench.sources import Source
+
+fetching = typer.Typer()
+HEADS = ["file", "use", "licence", "login", "size", "revision", "state"]
+
+
+@fetching.command()
+def fetch(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")],
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the files, their licences and what is there; fetch nothing.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the files; data/<task> in the store when left out.")
+    ] = None,
+) -> None:
+    """Fetch what a task needs and does not ship; a stopped fetch goes on, and what is there is checked."""
+    sources: tuple[Source, ...] = getattr(registry.load_task(task), "sources", ())
+    if not sources:
+        out.print(f"{task} ships all that it needs", highlight=False)
+        return
+
+    from unlearnbench.sources import fetch as bring
+    from unlearnbench.sources import place
+
+    folder = data or _default(task)
+    if list_:
+        print_table(f"{task}: {folder}", HEADS, [("", [_row(source, folder) for source in sources])], left=len(HEADS))
+        return
+    missing = [source for source in sources if not place(folder, source).is_file()]
+    for source in sources:
+        if source not in missing:
+            bring(source, folder)  # checks it
+    with bars(err, len(missing)) as begin:
+        for source in missing:
+            begin(f"{source.name} · {source.licence}")
+            bring(source, folder)
+    count = f"{len(sources)} file{'' if len(sources) == 1 else 's'}"
+    said = f"fetched {len(missing)} of {count}" if missing else f"{count}, all there already"
+    out.print(f"{task}: {said}, in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _default(task: str) -> Path:
+    from unlearnbench.store import default_root
+
+    return default_root() / "data" / task
+
+
+def _row(source: Source, folder: Path) -> list[str]:
+    from unlearnbench.sources import known, state
+
+    facts = known(folder, source)
+    size = "not known yet" if facts.size is None else f"{facts.size / 2**20:.1f} MiB"
+    login = "yes" if source.login else "no"
+    return [source.name, source.use, source.licence, login, size, (facts.revision or "—")[:12], state(folder, source)]

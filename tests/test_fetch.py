@@ -61,6 +61,8 @@ def test_a_dropped_connection_goes_on_where_it_broke_off(site, folder):
     assert fetch(source(site), folder).read_bytes() == BODY
     assert [ask.sent for ask in site.asked] == [4000, 3000, 3500], "no byte twice"
     assert [ask.headers.get("Range") for ask in site.asked] == [None, "bytes=4000-", "bytes=7000-"]
+    etag = f'"{hashlib.md5(BODY).hexdigest()}"'
+    assert [ask.headers.get("If-Range") for ask in site.asked] == [None, etag, etag]
     assert lying(folder) == [LOCK, NAME]
 
 
@@ -76,16 +78,16 @@ def test_three_drops_are_told_and_the_next_fetch_goes_on(site, folder):
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [{"ranges": False}, {"shift": -10}, {"shift": 5000}, {"etag": False}],
-    ids=["none", "other", "416", "no etag"],
+    ("fault", "value", "answers"),
+    [("ranges", False, [200]), ("shift", -10, [206, 200]), ("shift", 5000, [416, 200]), ("etag", False, [200])],
+    ids=["no ranges", "another range", "416", "no ETag"],
 )
-def test_a_server_that_cannot_go_on_sends_anew(site, folder, fault):
-    for name, value in fault.items():
-        setattr(site, name, value)
+def test_a_server_that_cannot_go_on_sends_anew(site, folder, fault, value, answers):
+    setattr(site, fault, value)
     site.cuts = [7000]
     assert fetch(source(site), folder).read_bytes() == BODY
-    assert (site.asked[-1].status, site.asked[-1].sent) == (200, len(BODY))
+    assert [ask.status for ask in site.asked] == [200, *answers]
+    assert site.asked[-1].sent == len(BODY)
     assert lying(folder) == [LOCK, NAME]
 
 
@@ -280,6 +282,17 @@ def test_a_link_that_leads_out_of_the_folder(site, folder, tmp_path):
     assert lying(tmp_path / "elsewhere") == []
 
 
+def test_a_file_is_on_the_disk_before_it_bears_its_name(site, folder, monkeypatch):
+    real, flushed = os.fsync, []
+
+    def seen(handle):
+        flushed.append((os.fstat(handle).st_ino, (folder / NAME).exists()))
+        real(handle)
+
+    monkeypatch.setattr(download.os, "fsync", seen)
+    assert (fetch(source(site), folder).stat().st_ino, False) in flushed
+
+
 def test_a_full_disk_is_told_and_what_came_stays(site, folder, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -287,5 +300,6 @@ def test_a_full_disk_is_told_and_what_came_stays(site, folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(download.os, "fsync", full)
         line = failing(site, folder)
+    assert lying(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
     assert f"cannot write to {folder / NAME} (the disk is full): free it, or name another folder with --data" in line
     assert fetch(source(site), folder).read_bytes() == BODY

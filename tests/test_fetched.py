@@ -119,6 +119,10 @@ def test_a_file_put_there_by_hand_is_locked_without_a_request(site, folder):
     assert site.asked == []
     with pytest.raises(Damaged, match="SHA-256"):
         checked(folder, source(site, sha256="0" * 64))
+    (folder / LOCK).unlink()
+    with pytest.raises(Damaged, match="10500 bytes, not 9"):
+        fetch(source(site, size=9), folder)
+    assert locks(folder) == {}
 
 
 def test_a_file_that_is_not_there_is_named_with_the_command(site, folder):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.small_world import run_cell, write_method
+from tests.small_world import run_cell, write_method, write_nudge
 from unlearnbench import Batch, minimise, resources, stages
+from unlearnbench.diffusion import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.record import load_all
 from unlearnbench.resources import Resources
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -120,10 +122,32 @@ def test_too_little_memory_while_drawing(tmp_path, shared_store, small, monkeypa
 
     monkeypatch.setattr(DigitsClass, "to_uint8", fails)
     mine = write_method(tmp_path, "return model", "still")
-    with pytest.raises(
-        UserError, match=r"drawing 25 images at once ran out of memory \(9999 bytes more was asked for\)"
-    ):
+    with pytest.raises(UserError, match=r"drawing one image ran out of memory \(9999 bytes more was asked for\)"):
         run_cell(mine, tmp_path / "store", tmp_path / "here")
+
+
+def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_path, small, monkeypatch, cli):
+    mine = write_nudge(tmp_path)
+    whole = run_cell(mine, tmp_path / "store", tmp_path / "here")
+    real, sizes = Diffusion.sample, []
+
+    def narrow(self, y, seeds, **settings):
+        sizes.append(len(seeds))
+        if len(seeds) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return real(self, y, seeds, **settings)
+
+    monkeypatch.setattr(Diffusion, "sample", narrow)
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "other"))
+    said = cli("run", "--method", mine, "--out", "there")
+    assert said.code == 0
+    (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
+    assert parts.environment["sampling_batch"] == 7
+    assert "sampling_batch" not in whole.environment
+    assert "too little memory for the protocol's chunk: drawn 7 images at once" in said.err
+    assert sizes.count(25) == 2, "once for each model, not for each chunk"
+    for name in ("ua", "ra"):
+        assert parts.scores[name].value == pytest.approx(whole.scores[name].value)
 
 
 def test_savings_are_in_the_key_and_in_the_record(small):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from enum import Enum
 from typing import Any
@@ -53,3 +54,12 @@ def parse_share(text: str) -> float:
 def words(values: list[str]) -> list[str]:
     """Comma-separated and repeated values as one list, without repetitions."""
     return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))
+
+
+def accepted(task: type[Any], **given: Any) -> dict[str, Any]:
+    """Those of a task's own settings that were given; refuses what it does not take."""
+    known = inspect.signature(task.__init__).parameters
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise UserError(f"{task.name} takes no --{name}: leave it out")
+    return {name: value for name, value in given.items() if value is not None}

@@ -14,13 +14,14 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from unlearnbench import __version__, registry
-from unlearnbench.arguments import Device, parse_seeds, parse_settings, words
+from unlearnbench.arguments import Device, accepted, parse_seeds, parse_settings, words
 from unlearnbench.cli_fetch import fetching
 from unlearnbench.cli_list import lists
+from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.progress import Stopped, bars
-from unlearnbench.terminal import err, out, print_table, show_run
+from unlearnbench.terminal import err, out, print_table, show_published, show_run
 
 if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (lists, fetching, records):
+for commands in (lists, fetching, prepare, records):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
 
@@ -94,12 +95,18 @@ def run(
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, in place of the shipped weights.")
     ] = None,
+    data: Data = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run anew what is there already.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
+    ] = False,
 ) -> None:
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
     task_class.resolve_protocol(protocol)
+    more = accepted(task_class, data=data, checkpoint=checkpoint)
 
     from unlearnbench.environment import pick_device
     from unlearnbench.resources import Resources
@@ -137,7 +144,9 @@ def run(
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
-        about = task_class(concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own)
+        about = task_class(
+            concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own, **more
+        )
         return Cell(method, about, preset, method.given(overrides), resources=resources)
 
     def hosted(cls: Any) -> bool:
@@ -158,6 +167,9 @@ def run(
         for cls in classes
         for seed in (numbers[:1] if cls.name == "retrain" and task_class.gold_once else numbers)
     ]
+    if dry_run:
+        show_probe([*baseline, *wanted])
+        return
     done: list[Record] = []
     with bars(err, len(baseline) + len(wanted)) as begin:
         for number, item in enumerate([*baseline, *wanted]):
@@ -176,6 +188,10 @@ def leaderboard(
         str | None, typer.Option(help="Comma-separated metrics; all, or as many as fit, when left out.")
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write RESULTS/README.md instead of printing.")] = False,
+    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
+    ] = False,
 ) -> None:
     """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
     from unlearnbench import leaderboard as lb
@@ -183,7 +199,12 @@ def leaderboard(
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
-    records = load_all(results)
+    if task is not None and task not in registry.tasks() and not published:
+        raise unknown("task", task, registry.tasks())
+    records = [record for record in load_all(results) if task in (None, record.task)]
+    if published:
+        show_published(task, records, reader(results))
+        return
     if not records:
         raise UserError(
             f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
@@ -208,32 +229,6 @@ def leaderboard(
         out.print(f"{lb.LEGEND}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
     else:
         sys.stdout.write(lb.formatted(board, metrics, names, format))
-
-
-@app.command()
-def pretrain(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
-    seed: Annotated[int, typer.Option(min=0, help="Pretraining seed.")] = 0,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to; pretrained/<task> when left out.")] = None,
-) -> None:
-    """Train the original model and the judges anew, by the recipe of the shipped weights."""
-    task_class = registry.load_task(task)
-
-    from unlearnbench.environment import pick_device
-    from unlearnbench.store import cannot_write
-
-    folder = folder or Path("pretrained") / task
-    trained = task_class(task_class.default_forget, device=pick_device(device.value))
-    with bars(err, 1) as begin:
-        begin(f"pretraining {task}, seed {seed}")
-        try:
-            reached = trained.pretrain(folder, seed)
-        except OSError as error:
-            raise UserError(cannot_write(folder, error, "--out")) from error
-    for name, value in reached.items():
-        out.print(f"{name}: {value:.1%}")
-    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
 
 
 @app.command()

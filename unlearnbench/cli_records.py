@@ -35,6 +35,8 @@ def verify(
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, if the record is of such weights.")
     ] = None,
+    data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
 ) -> None:
     """Run anew what a record says and compare: exit code 1 where a metric disagrees. Nothing made here is kept."""
     share = None if sample is None else parse_share(sample)
@@ -46,7 +48,7 @@ def verify(
     from unlearnbench.verify import rebuilt
     from unlearnbench.verify import verify as verified
 
-    cell = rebuilt(record, pick_device(device.value), method, pretrained)
+    cell = rebuilt(record, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
     images = read_beside(record, path)
     try:
         with bars(err, 1) as begin:

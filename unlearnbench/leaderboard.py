@@ -184,6 +184,7 @@ def tables(
         floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
         note = _floors(metrics, floors) if any(value is not None for value in floors.values()) else ""
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
+        title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
         made.append(Sheet(title, heads, list(sections.items()), note))
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,24 +33,32 @@ def shown_by(sink: Sink) -> Iterator[None]:
         _sink.reset(token)
 
 
-def track(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield `items`, telling whoever listens how many of `total` are done."""
-    sink = _sink.get()
+def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterator[T]:
+    """Yield `items`, telling whoever listens how many of `total` are done, and the rate where an item is `images`."""
+    sink, begun = _sink.get(), time.perf_counter()
     if sink:
         sink(what, 0, total)
     for done, item in enumerate(items, 1):
         yield item
         if sink:
-            sink(what, done, total)
+            rate = f", {done * images / (time.perf_counter() - begun):.3g} images/s" if images else ""
+            sink(what + rate, done, total)
 
 
 @contextmanager
 def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
     """Two bars: what is being done, and its present stage. Yields a function that announces the next cell."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich import progress as rich
 
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(24),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("left"),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         whole, stage = bars.add_task("", total=cells), bars.add_task("", total=1, visible=False)
         begun = 0
 

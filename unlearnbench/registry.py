@@ -73,6 +73,16 @@ def tasks() -> dict[str, Entry]:
     return {name.replace("_", "-"): entry for name, entry in _found("tasks").items()}
 
 
+UNTRIED = "never run on its real weights"
+"""In a task's own first line, where that is so."""
+
+
+def untried(task: str) -> bool:
+    """Whether a task says of itself that it was never run on its real weights by this project."""
+    entry = tasks().get(task)
+    return entry is not None and UNTRIED in entry.summary
+
+
 def load_task(name: str) -> type[Task]:
     """The task of that name."""
     from unlearnbench.task import Task

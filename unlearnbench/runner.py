@@ -19,11 +19,10 @@ from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import write_images
 from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, read, write
+from unlearnbench.samples import draw, judged
 from unlearnbench.stages import (
     Cell,
-    draw,
     engine_hash,
-    judged,
     loaded,
     measure,
     metric_code,
@@ -86,7 +85,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
             "judge_error": failure,
             "weights": {**draft.weights, "unlearned": state_hash(state)},
-            "environment": facts["environment"],
+            "environment": {**facts["environment"], **cell.notes},
             "created": facts["created"],
         }
     )

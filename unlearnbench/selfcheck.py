@@ -15,7 +15,8 @@ from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
 from unlearnbench.runner import run
-from unlearnbench.stages import Cell, draw, metrics_for
+from unlearnbench.samples import draw
+from unlearnbench.stages import Cell, metrics_for
 from unlearnbench.store import Store
 from unlearnbench.task import Plan, Task
 

@@ -8,7 +8,7 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -21,16 +21,13 @@ from unlearnbench import registry
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe
 from unlearnbench.errors import Unsupported, UserError, one_line
-from unlearnbench.hashing import seed_of, source_hash, state_hash
-from unlearnbench.judges import Judge, Seen, Verdict, look
+from unlearnbench.hashing import seed_of, source_hash
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
-from unlearnbench.progress import track
 from unlearnbench.record import ScoreRecord, Selection
 from unlearnbench.resources import DEFAULT, Resources, out_of_memory, too_little
 from unlearnbench.statistics import within
-from unlearnbench.store import Store
-from unlearnbench.task import Plan, Task
+from unlearnbench.task import Task
 from unlearnbench.training import Diverged, seeded
 
 
@@ -46,6 +43,8 @@ class Cell:
     """What tuned settings were chosen on."""
     resources: Resources = DEFAULT
     """Precision and memory savings."""
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the run found out about the machine, for the record: `sampling_batch`, where the protocol's did not fit."""
 
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
@@ -58,7 +57,7 @@ class Cell:
 TIMED = 6
 """Images a sampling that is timed."""
 ALWAYS = ("diffusion", "sampling", "training", "task", "method", "hashing")
-ON_USE = ("scheduled", "text", "concepts")
+ON_USE = ("scheduled", "text", "concepts", "images")
 """Files of the engine that results depend on where a task imports them."""
 
 
@@ -210,58 +209,6 @@ def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()
-
-
-def draw(
-    cell: Cell, model: Diffusion, identity: dict[str, Any], plan: list[Plan], store: Store, force: bool = False
-) -> Tensor:
-    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself."""
-    task, size = cell.task, cell.task.protocol.chunk
-    chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
-    images = []
-    for chunk in track(chunks, len(chunks), "sampling"):
-        padded = chunk + [chunk[-1]] * (
-            size - len(chunk)
-        )  # one batch size always: results depend on it in the last bit
-
-        def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            with torch.inference_mode(), cell.resources.sampling(task.device):
-                x = model.sample(task.inputs(padded), [item.seed for item in padded])
-                images = task.to_uint8(model.decode(x))
-            return {"images": images[:n]}, {}
-
-        parts = {
-            **identity,
-            "task": task.name,
-            "sampler": asdict(task.protocol.sampler),
-            "images": [(item.prompt or item.label, item.seed) for item in padded],
-            "engine": engine_hash(type(task)),
-            "device": task.device,
-            **cell.resources.named(),
-        }
-        try:
-            images.append(store.stage("samples", parts, make, force)[0]["images"])
-        except Exception as error:
-            if out_of_memory(error):
-                raise too_little(f"drawing {size} images at once", error, None) from error
-            raise
-    return torch.cat(images)
-
-
-def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
-    """What the judge sees on images; kept only where it never failed."""
-
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        verdict, features, error, _ = look(judge, images)
-        return {**verdict._asdict(), "features": features}, {"error": error}
-
-    who = [judge.name, judge.version, judge.hash, judge.threshold]
-    folder = Path(__file__).parent / "judges"
-    code = source_hash([Path(inspect.getfile(type(judge))), folder / "__init__.py", folder / "fidelity.py"])
-    parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
-    tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
-    verdict = Verdict(tensors["probabilities"], tensors["refused"])
-    return Seen(verdict, tensors["features"], facts["error"], judge.domains)
 
 
 def measure(metric: Metric, outcome: Outcome) -> Score:

@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unlearnbench.errors import unknown
+
 if TYPE_CHECKING:
+    from unlearnbench.board import Images
     from unlearnbench.record import Record
 
 out, err = Console(), Console(stderr=True)
@@ -43,12 +46,37 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"
             err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
+    batches = {r.environment["sampling_batch"] for r in group if "sampling_batch" in r.environment}
+    if batches:
+        err.print(f"too little memory for the protocol's chunk: drawn {min(batches)} images at once", soft_wrap=True)
     files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
     beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
     also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
     more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
     made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
     out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
+
+
+def show_published(task: str | None, records: list[Record], images: Images) -> None:
+    """A table for each task and concept of what others have published, and what was measured here of the same."""
+    from unlearnbench import published, registry
+
+    rows = published.load()
+    known = list(dict.fromkeys(row.task for row in rows))
+    if task is not None and task not in known:
+        raise unknown("task with published numbers", task, known)
+    for name, forget in dict.fromkeys((row.task, row.forget) for row in rows if task in (None, row.task)):
+        some = [row for row in rows if (row.task, row.forget) == (name, forget)]
+        lines = published.compared(some, records, registry.load_metrics(), images)
+        sources = list(dict.fromkeys(line[-1] for line in lines))
+        lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in lines]
+        print_table(f"{name}, forget {forget}: published beside measured", published.HEADS, [("", lines)], left=2)
+        for number, source in enumerate(sources, 1):
+            out.print(f"[{number}] {source}", markup=False, soft_wrap=True)
+        for note in dict.fromkeys(row.note for row in some if row.note):
+            out.print(f"note: {note}", markup=False, soft_wrap=True)
+        out.print()
+    out.print("published numbers are others' protocols: read them beside, never as a target", soft_wrap=True)
 
 
 def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,6 +23,7 @@ from unlearnbench.agreement import (
     sampled_scores,
     whole_scores,
 )
+from unlearnbench.arguments import accepted
 from unlearnbench.concepts import made
 from unlearnbench.diff import Difference, differences
 from unlearnbench.errors import Unsupported, UserError
@@ -32,7 +33,8 @@ from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.record import Record
 from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted, run
-from unlearnbench.stages import Cell, draw, judged, loaded, measure, metrics_for, require, score_record, unlearn
+from unlearnbench.samples import draw, judged
+from unlearnbench.stages import Cell, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
 from unlearnbench.task import Plan
 from unlearnbench.training import Diverged
@@ -55,18 +57,19 @@ class Verified(NamedTuple):
     rows: list[Row]
 
 
-def rebuilt(record: Record, device: str, method: str | None = None, weights: Path | None = None) -> Cell:
-    """The cell that a record describes; `method` is the file of one that is not built in."""
+def rebuilt(record: Record, device: str, method: str | None = None, weights: Path | None = None, **own: Any) -> Cell:
+    """The cell that a record describes; `method` is the file of one that is not built in, `own` the task's settings."""
     cls = _method(record, method)
     task_class = registry.load_task(record.task)
-    own = record.protocol.settings.get("concepts")
+    concepts = record.protocol.settings.get("concepts")
     task = task_class(
         record.forget,
         protocol=record.protocol.name,
         seed=record.seeds["unlearning"],
         device=device,
         weights=weights,
-        concepts=made(own, "the record's concepts") if own else (),
+        concepts=made(concepts, "the record's concepts") if concepts else (),
+        **accepted(task_class, **own),
     )
     if task.protocol.hash != record.protocol.hash:
         environment = record.environment

@@ -1,0 +1,91 @@
+"""`run --dry-run`: counts are exact, times are what single steps take, nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import torch
+
+from tests.small_world import debris, write_method
+from unlearnbench import probe as module
+from unlearnbench.methods.finetune import Finetune
+from unlearnbench.methods.original import Original
+from unlearnbench.probe import probe
+from unlearnbench.stages import Cell
+from unlearnbench.tasks.digits_class import DigitsClass
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+def test_counts_are_those_of_the_protocol():
+    task = DigitsClass("3")
+    found = probe(Cell(Finetune(steps=40), task), seconds=0.1)
+    p = task.protocol
+    assert found.images == p.forget_images + 9 * p.retain_images
+    assert found.evaluations == found.images * p.sampler.steps * 2, "guidance asks twice"
+    assert found.batch == p.chunk
+    assert found.sampling > 0
+    assert found.unlearning is not None and found.unlearning > 0
+
+
+def test_time_is_a_steps_time_by_the_number_of_steps(monkeypatch):
+    """A network that takes 20 ms a call, and a method of 10 ms a step and 3 s before, by a clock of the test's own."""
+    task, now = DigitsClass("3"), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    chunks, steps = -(-len(task.plan()) // task.protocol.chunk), task.protocol.sampler.steps
+
+    def slow(self, *given, **more):
+        now[0] += 0.02
+        return torch.zeros(1)
+
+    monkeypatch.setattr("unlearnbench.diffusion.Diffusion.sample", slow)
+    found = probe(Cell(Original(), task), seconds=0.1)
+    assert found.sampling == pytest.approx(0.02 * chunks * steps)
+    assert found.unlearning is None
+
+    def unlearn(self, model, task, prepared=None):
+        now[0] += 3
+        for _ in range(task.steps(self.steps)):
+            now[0] += 0.01
+        return model
+
+    monkeypatch.setattr(Finetune, "unlearn", unlearn)
+    found = probe(Cell(Finetune(steps=1000), task), seconds=0.1)
+    assert found.unlearning == pytest.approx(13)
+
+
+def test_the_largest_batch_that_fits_is_found(monkeypatch):
+    task, tried = DigitsClass("3"), []
+
+    def sample(self, y, seeds, **more):
+        tried.append(len(y))
+        if len(y) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return torch.zeros(len(y))
+
+    monkeypatch.setattr("unlearnbench.diffusion.Diffusion.sample", sample)
+    found = probe(Cell(Original(), task), seconds=0.01)
+    assert found.batch == max(size for size in tried if size <= 3)
+    assert tried[0] == task.protocol.chunk
+
+    def never(self, y, seeds, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("unlearnbench.diffusion.Diffusion.sample", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe(Cell(Original(), task), seconds=0.01)
+
+
+def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    mine = write_method(tmp_path, "return model", fields="steps: int = 5")
+    said = cli("run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--out", "here", "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^ *finetune +6 ", said.out, re.M), "three seeds of two concepts"
+    assert re.search(r"^ *original +2 ", said.out, re.M)
+    assert "in all about" in said.out
+    assert not (tmp_path / "here").exists()
+    assert not fresh_store.exists() or not any(fresh_store.iterdir())
+    assert debris(tmp_path) == []

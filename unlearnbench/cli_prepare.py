@@ -1,0 +1,128 @@
+"""The commands before a run: pretrain, first-hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.arguments import Device, accepted
+from unlearnbench.errors import UserError
+from unlearnbench.progress import bars
+from unlearnbench.terminal import err, out, print_table
+
+if TYPE_CHECKING:
+    from unlearnbench.stages import Cell
+
+prepare = typer.Typer()
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of images in the hub's layout, in place of what `fetch` brought.")
+]
+
+
+@prepare.command()
+def pretrain(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    seed: Annotated[int, typer.Option(min=0, help="Pretraining seed.")] = 0,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to; pretrained/<task> when left out.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="The judge alone.")] = False,
+    data: Data = None,
+) -> None:
+    """Train the original model and the judges anew; the same command again goes on where it was stopped."""
+    task_class = registry.load_task(task)
+    more = accepted(task_class, data=data)
+    if judge and not hasattr(task_class, "pretrain_judge"):
+        raise UserError(f"--judge: the judge of {task} is made with its model: leave it out")
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.store import cannot_write
+
+    folder = folder or Path("pretrained") / task
+    trained = task_class(task_class.default_forget, device=pick_device(device.value), **more)
+    with bars(err, 1) as begin:
+        begin(f"pretraining {task}{', its judge' if judge else ''}, seed {seed}")
+        try:
+            reached = (trained.pretrain_judge if judge else trained.pretrain)(folder, seed)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise UserError(cannot_write(folder, error, "--out")) from error
+    for name, value in reached.items():
+        out.print(f"{name}: {value:.1%}")
+    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
+
+
+@prepare.command("first-hour")
+def first_hour(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "cifar10-class",
+    protocol: Annotated[str, typer.Option(help="How the original's row is measured.")] = "first-hour",
+    checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="Folder made by `pretrain`: judge, and original.")] = None,
+    data: Data = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records.")] = Path("results"),
+) -> None:
+    """On a new machine: check data, checkpoint, judge and the original's row, expected beside obtained.
+
+    Exit code 1 where something cannot be what it should be.
+    """
+    task_class = registry.load_task(task)
+    task_class.resolve_protocol(protocol)
+    more = accepted(task_class, data=data, checkpoint=checkpoint)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.first_hour import HEADS, STAGES, findings
+    from unlearnbench.store import Store
+
+    about = task_class(
+        task_class.default_forget, protocol=protocol, device=pick_device(device.value), weights=pretrained, **more
+    )
+    with bars(err, STAGES) as begin:
+        found = list(findings(about, Store(), results, begin))
+    marks = {True: "✓", False: "✗", None: ""}
+    print_table(task, HEADS, [("", [[f.what, f.expected, f.obtained, marks[f.passed], f.source] for f in found])])
+    raise typer.Exit(1 if any(f.passed is False for f in found) else 0)
+
+
+def show_probe(cells: list[Cell]) -> None:
+    """What a run of these cells would take: each method is tried for some seconds, for one of its cells."""
+    from unlearnbench.probe import probe
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.method.name, []).append(cell)
+    rows, total, unknown = [], 0.0, False
+    with bars(err, len(groups)) as begin:
+        for name, group in groups.items():
+            begin(f"{name}: trying")
+            found = probe(group[0])
+            each = found.sampling + (found.unlearning or 0.0)
+            total, unknown = total + each * len(group), unknown or found.unlearning is None
+            rows.append(
+                [
+                    name,
+                    str(len(group)),
+                    f"{found.images:,}",
+                    f"{found.evaluations:,}",
+                    str(found.batch),
+                    _span(found.sampling),
+                    _span(found.unlearning),
+                    "—" if found.memory is None else f"{found.memory / 2**20:,.0f} MiB",
+                    _span(each * len(group)),
+                ]
+            )
+    heads = ["method", "runs", "images", "evaluations", "batch", "sampling", "unlearning", "memory", "all runs"]
+    print_table("what it would take here, judging and preparing left out", heads, [("", rows)])
+    more = "; — is not known: the method has no number of steps" if unknown else ""
+    out.print(f"in all about {_span(total)}{more}; nothing was run or kept", soft_wrap=True)
+
+
+def _span(seconds: float | None) -> str:
+    """Seconds, minutes or hours, to two digits."""
+    if seconds is None:
+        return "—"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,90 @@
+"""`first-hour`: is this machine ready for a task on real weights? Data, original, judge, and the original's row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from unlearnbench import published, registry
+from unlearnbench.leaderboard import head, shown
+from unlearnbench.runner import run
+from unlearnbench.stages import Cell
+from unlearnbench.store import Store
+from unlearnbench.task import Task
+
+HEADS = ["what", "expected", "obtained", "", "source"]
+STAGES = 4
+OWN = "own expectation"
+SURE = 0.9
+"""Share of held-out real images that a judge must name."""
+NEAR = 0.25
+"""How far, relative to it, a published number may be off: protocols of fewer images and steps are no closer."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `passed` is None where there is nothing to hold it against."""
+
+    what: str
+    expected: str
+    obtained: str
+    passed: bool | None
+    source: str = OWN
+
+
+def findings(
+    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
+) -> Iterator[Finding]:
+    """The quick parts first; what stands in the way of all that follows is a `UserError`."""
+    about: Any = task
+    begin("data")
+    for split, (x, y) in about.images.items():
+        classes, count = about.classes, about.sizes[split]
+        counts = {int((y == k).sum()) for k in range(classes)}
+        even = counts == {count // classes}
+        said = f"{len(x)} images, {min(counts)} to {max(counts)} a class"
+        yield Finding(f"{split} images", f"{count} images, {count // classes} a class", said, len(x) == count and even)
+    begin("original")
+    model = task.pretrained().eval()
+    parameters = sum(value.numel() for value in model.parameters())
+    yield Finding("parameters", f"{about.parameters:,}", f"{parameters:,}", parameters == about.parameters)
+    batch = task.data("forget")
+    with torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        few = type(batch)(batch.x0[:250].to(task.device), batch.y[:250].to(task.device))
+        loss = model.loss(few).item()
+    yield Finding("denoising loss, forget images", "below 0.1; 1 for one that knows nothing", f"{loss:.3f}", loss < 0.1)
+    begin("judge")
+    right, refused = about.judged_held_out(task.judge())
+    yield Finding("held-out images judged right", f"at least {SURE:.0%}", f"{right:.1%}", right >= SURE)
+    yield Finding("held-out images refused", "at most 2%", f"{refused:.1%}", refused <= 0.02)
+    begin("original's row")
+    yield from _row(task, store, results)
+
+
+def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+    """Scores of the original beside those that papers have published of theirs."""
+    record = run(Cell(registry.load_method("original")(), task), store, results)
+    metrics = registry.load_metrics()
+    known = {
+        row.metric: row
+        for row in published.load()
+        if (row.task, row.forget, row.method) == (task.name, task.forget, "original")
+    }
+    for name, score in record.scores.items():
+        metric, row = metrics[name], known.get(name)
+        if metric.axis == "cost":
+            continue
+        expected = "—" if row is None else shown(metric, row.value)
+        near = None if row is None or score.value is None else _near(score.value, name, known)
+        source = "" if row is None else f"{row.source} ({row.status}): {row.note}".rstrip(": ")
+        yield Finding(head(metric), expected, shown(metric, score.value), near, source)
+
+
+def _near(value: float, name: str, known: dict[str, published.Published]) -> bool:
+    """Close to what was published; of precision and recall to either, since the papers' scripts swap them."""
+    pair = ("precision", "recall")
+    expected = [known[each].value for each in (pair if name in pair else (name,)) if each in known]
+    return any(abs(value - each) <= NEAR * abs(each) for each in expected)

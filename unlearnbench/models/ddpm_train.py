@@ -1,0 +1,132 @@
+"""Train the CIFAR-10 network from scratch: resumable at any step, since each step draws from its own seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.errors import Damaged
+from unlearnbench.hashing import seed_of
+from unlearnbench.images import Images
+from unlearnbench.progress import track
+from unlearnbench.training import Diverged
+
+STEPS, BATCH, RATE, EMA, DROP, CLIP = 200_000, 512, 2e-4, 0.9999, 0.1, 1.0
+"""EraseDiff's: as many images as the 800,000 batches of 128 that SA and SalUn train on."""
+RECIPE = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP, "clip": CLIP}
+KEPT_EVERY = 1000
+"""Steps after which the state is written; on Ctrl-C it is written at once."""
+
+
+class Pictures(NamedTuple):
+    """Some rows of a mapped set of images."""
+
+    images: Images
+    rows: np.ndarray
+
+    def batch(self, index: Tensor, generator: torch.Generator, device: str) -> Batch:
+        """Images in [-1, 1], half of them mirrored, and classes, for indices into the rows."""
+        rows = self.rows[index.numpy()]
+        x = torch.from_numpy(self.images.x[rows]).float() / 127.5 - 1
+        mirrored = torch.rand(len(x), generator=generator) < 0.5
+        x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
+        return Batch(x.to(device), torch.from_numpy(self.images.y[rows]).to(device))
+
+
+def antithetic(n: int, T: int, generator: torch.Generator) -> Tensor:
+    """Timesteps (n,): half of them drawn, the others T - 1 less these, as the papers' code does."""
+    half = torch.randint(T, (n // 2 + 1,), generator=generator)
+    return torch.cat([half, T - 1 - half])[:n]
+
+
+def drawn(
+    pictures: Pictures, step: int, size: int, seed: int, T: int, device: str
+) -> tuple[Batch, Tensor, Tensor, Tensor]:
+    """Batch, timesteps, noise and which classes are shown (rather than none) of one step, from its number alone."""
+    n = len(pictures.rows)
+    places = torch.arange(step * size, (step + 1) * size)
+    orders = {epoch: _order(n, epoch, seed) for epoch in (places // n).unique().tolist()}
+    index = torch.tensor([int(orders[place // n][place % n]) for place in places.tolist()])
+    generator = torch.Generator().manual_seed(seed_of("step", seed, step) >> 1)
+    batch = pictures.batch(index, generator, device)
+    t, noise = antithetic(size, T, generator), torch.randn(batch.x0.shape, generator=generator)
+    shown = torch.rand(size, generator=generator) >= DROP
+    return batch, t.to(device), noise.to(device), shown.to(device)
+
+
+def _order(n: int, epoch: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_of("epoch", seed, epoch) >> 1))
+
+
+def train_ddpm(
+    model: Diffusion, pictures: Pictures, steps: int, seed: int, *, size: int = BATCH, keep: Path | None = None
+) -> None:
+    """Adam 2e-4 on the denoising loss, 10 % of classes dropped, gradients clipped at 1; ends as the running mean.
+
+    On CUDA under bf16 autocast and in channels-last. With `keep`, model, optimiser, mean and step are written there
+    every `KEPT_EVERY` steps and when the training is broken off, and a later call goes on from them. Raises `Diverged`.
+    """
+    device = model.alpha_bar.device.type
+    if device == "cuda":
+        model.to(memory_format=torch.channels_last)
+    values = dict(model.named_parameters())
+    mean = {name: value.detach().clone() for name, value in values.items()}
+    engine = torch.optim.Adam(values.values(), lr=RATE)
+    done = _read(keep, model, engine, mean) if keep is not None else 0
+    model.train()
+    whole = True  # whether weights, optimiser and mean are of one step
+    try:
+        for step in track(range(done, steps), steps - done, "steps", size):
+            batch, t, noise, shown = drawn(pictures, step, size, seed, len(model.alpha_bar), device)
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+                condition = model.embed(batch.y).where(shown, model.null(size))
+                predicted = model(model.add_noise(batch.x0, noise, t), t, condition)
+            loss = (predicted.float() - noise).square().mean()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(values.values(), CLIP)
+            if not norm.isfinite():
+                raise Diverged(step, "the gradient")
+            whole = False
+            engine.step()
+            engine.zero_grad()
+            decay = min(EMA, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(mean.values()), [value.detach() for value in values.values()], 1 - decay)
+            done, whole = step + 1, True
+            if keep is not None and done % KEPT_EVERY == 0:
+                _write(keep, model, engine, mean, done)
+    except BaseException:
+        if keep is not None and done and whole:
+            _write(keep, model, engine, mean, done)
+        raise
+    with torch.no_grad():
+        for name, value in values.items():
+            value.copy_(mean[name])
+    model.eval()
+
+
+def _write(path: Path, model: Diffusion, engine: torch.optim.Optimizer, mean: Mapping[str, Tensor], done: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    torch.save({"model": model.state_dict(), "engine": engine.state_dict(), "mean": dict(mean), "done": done}, new)
+    new.replace(path)
+
+
+def _read(path: Path, model: Diffusion, engine: torch.optim.Optimizer, mean: Mapping[str, Tensor]) -> int:
+    """Steps done; puts weights, optimiser and mean back. 0 where nothing is kept."""
+    if not path.is_file():
+        return 0
+    try:
+        kept: dict[str, Any] = torch.load(path, map_location=model.alpha_bar.device, weights_only=True)
+        model.load_state_dict(kept["model"])
+        engine.load_state_dict(kept["engine"])
+        for name, value in mean.items():
+            value.copy_(kept["mean"][name])
+        return int(kept["done"])
+    except Exception as error:  # a damaged file fails in any way there is
+        raise Damaged(f"{path} cannot be gone on with: delete it, and the training begins anew") from error

@@ -1,0 +1,106 @@
+"""`run --dry-run`: what a run would take, from a few seconds of trying."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from unlearnbench.environment import Meter
+from unlearnbench.resources import out_of_memory
+from unlearnbench.stages import Cell, require
+from unlearnbench.training import seeded
+
+SECONDS = 10.0
+FEW = 2
+"""Training steps that the shorter of two trial runs takes; the longer one takes twice as many."""
+
+
+class Estimate(NamedTuple):
+    """What one cell would take on this machine."""
+
+    images: int
+    evaluations: int
+    """Of the network by sampling, guidance counted as two."""
+    batch: int
+    """Images at once: the protocol's, or the largest that fits."""
+    sampling: float
+    """Seconds."""
+    unlearning: float | None
+    """Seconds, preparing left out; None where the method has no number of steps."""
+    memory: int | None
+    """Bytes at the peak of both trials; None where the system cannot tell."""
+
+
+def probe(cell: Cell, seconds: float | None = None) -> Estimate:
+    """Time single steps of sampling and of unlearning, and multiply. Writes and keeps nothing."""
+    require(cell)
+    task, sampler = cell.task, cell.task.protocol.sampler
+    model = cell.resources.equip(cell.method.wrap(task.pretrained(), task)).eval()
+    plan = task.plan()
+    with Meter(task.device) as drawing:
+        batch, step = _step(cell, model, plan, SECONDS if seconds is None else seconds)
+    with Meter(task.device) as training:
+        unlearning = _unlearning(cell)
+    chunks = -(-len(plan) // batch)
+    known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
+    guided = 1 if sampler.guidance == 1 else 2
+    return Estimate(
+        images=len(plan),
+        evaluations=len(plan) * sampler.steps * guided,
+        batch=batch,
+        sampling=chunks * sampler.steps * step,
+        unlearning=unlearning,
+        memory=max(known) if known else None,
+    )
+
+
+def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float]:
+    """The batch that fits and the seconds of one of its sampling steps, the least of what there was time for."""
+    task = cell.task
+    batch, one = task.protocol.chunk, replace(task.protocol.sampler, steps=1)
+    while True:
+        items = (plan * -(-batch // len(plan)))[:batch]
+        try:
+            with torch.inference_mode(), cell.resources.sampling(task.device):
+                y = task.inputs(items)
+                work = partial(model.sample, y, [item.seed for item in items], sampler=one)
+                return batch, _times(work, task.device, seconds)
+        except Exception as error:
+            if not out_of_memory(error) or batch == 1:
+                raise
+            batch //= 2
+
+
+def _times(work: Callable[[], Any], device: str, seconds: float) -> float:
+    work()  # the first time costs more: kernels are chosen, memory is taken
+    least, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        with Meter(device) as meter:
+            work()
+        least = min(least, meter.seconds)
+        if time.perf_counter() >= end:
+            return least
+
+
+def _unlearning(cell: Cell) -> float | None:
+    """Seconds of all steps, from the difference of two short runs."""
+    steps = cell.method.settings().get("steps")
+    if not isinstance(steps, int):
+        return None
+    spent = []
+    for limit in (FEW, 2 * FEW):
+        task = copy.copy(cell.task)
+        task.limit = limit
+        model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
+        with seeded(0), cell.resources.training(task.device):
+            prepared = cell.method.prepare(model, task)
+            with Meter(task.device) as meter:
+                cell.method.unlearn(model, task, prepared)
+        spent.append(meter.seconds)
+    return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])

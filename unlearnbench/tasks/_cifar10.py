@@ -1,0 +1,116 @@
+"""What `cifar10-class` is made of: classes, files to fetch, protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from unlearnbench.images import SPLITS
+from unlearnbench.sampling import Sampler
+from unlearnbench.sources import Source
+from unlearnbench.task import Protocol
+
+HUB = "https://huggingface.co/datasets/uoft-cs/cifar10/resolve/main/"
+PARTS = tuple(
+    Source(
+        name=f"plain_text/{split}-00000-of-00001.parquet",
+        url=f"{HUB}plain_text/{split}-00000-of-00001.parquet",
+        licence="none stated by its authors (Krizhevsky, 2009)",
+        login=False,
+        use=f"{split} images",
+    )
+    for split in SPLITS
+)
+IMAGENET = Source(
+    name="resnet34-b627a593.pth",
+    url="https://download.pytorch.org/models/resnet34-b627a593.pth",
+    licence="bsd-3-clause",
+    login=False,
+    use="start of the judge, ImageNet weights",
+)
+INCEPTION = Source(
+    name="weights-inception-2015-12-05-6726825d.pth",
+    url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    licence="apache-2.0",
+    login=False,
+    use="features of FID, KID, IS, precision and recall",
+)
+SIZE = 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GUIDANCE = 3.0
+"""The papers' w = 2 of (1 + w) eps_c - w eps_null, in the standard notation."""
+
+
+@dataclass(frozen=True)
+class ClassProtocol(Protocol):
+    """A protocol of this task: what the papers' scripts do to images and weights is said here, and is in the hash."""
+
+    weights: Literal["raw", "ema"] = "ema"
+    """Which of the two that a papers' .pth file holds is the original."""
+    stretch: bool = False
+    """Every image, generated or real, is stretched to the full range by its own least and greatest value, as by the
+    papers' `save_image(normalize=True)`."""
+    width: int = 128
+    """Of the network."""
+    printed: str = ""
+    """What the paper's tables call otherwise than this project does."""
+
+
+PAPERS = "its scripts hand the generated images over as the reference: printed precision is recall here, and vice versa"
+
+
+PROTOCOLS = {
+    "default": ClassProtocol(
+        "default",
+        Sampler(steps=100, eta=0.0, guidance=GUIDANCE),
+        "cifar10-resnet34",
+        reference="test",
+        forget_images=500,
+        retain_images=1000,
+        chunk=500,
+    ),
+    "erasediff-cvpr25": ClassProtocol(
+        "erasediff-cvpr25",
+        Sampler(steps=1000, eta=1.0, guidance=GUIDANCE),
+        "cifar10-resnet34",
+        reference="train",
+        forget_images=500,
+        retain_images=5000,
+        chunk=500,
+        stretch=True,
+        printed=PAPERS,
+    ),
+    "salun-iclr24": ClassProtocol(
+        "salun-iclr24",
+        Sampler(steps=1000, eta=1.0, guidance=GUIDANCE),
+        "cifar10-resnet34",
+        reference="train",
+        forget_images=500,
+        retain_images=5000,
+        chunk=500,
+        weights="raw",
+        stretch=True,
+        printed=PAPERS,
+    ),
+    "first-hour": ClassProtocol(
+        "first-hour",
+        Sampler(steps=250, eta=1.0, guidance=GUIDANCE),
+        "cifar10-resnet34",
+        reference="train",
+        forget_images=500,
+        retain_images=1000,
+        chunk=500,
+        stretch=True,
+        printed=PAPERS,
+    ),
+    "smoke": ClassProtocol(
+        "smoke",
+        Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
+        "cifar10-neighbours",
+        reference="test",
+        forget_images=12,
+        retain_images=4,
+        chunk=16,
+        width=32,
+    ),
+}

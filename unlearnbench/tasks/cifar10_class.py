@@ -1,0 +1,224 @@
+"""Forget one class of the papers' conditional DDPM on CIFAR-10 (needs a GPU; never run on its real weights here)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
+from unlearnbench.images import SPLITS, Images, read
+from unlearnbench.judges import Judge
+from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
+from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
+from unlearnbench.models.ddpm_files import read_pth
+from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
+from unlearnbench.models.ddpm_train import RECIPE, STEPS, Pictures, train_ddpm
+from unlearnbench.progress import track
+from unlearnbench.sources import Source, checked
+from unlearnbench.store import default_root
+from unlearnbench.task import Side, Task, shuffled
+from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol
+from unlearnbench.training import seeded
+from unlearnbench.weights import load_checked, make_once, read_manifest
+
+
+class Cifar10Class(Task):
+    """Class forgetting by the papers' protocols, never to be compared with one another, and by one of our own."""
+
+    name = "cifar10-class"
+    concepts = CLASSES
+    protocols: ClassVar[dict[str, Any]] = PROTOCOLS
+    protocol: ClassProtocol
+    provides = frozenset({"forget images", "retain images", "concept", "training recipe"})
+    default_forget, gold_once = "airplane", True
+    sources: ClassVar[tuple[Source, ...]] = (*PARTS, IMAGENET, INCEPTION)
+    classes, parameters = len(CLASSES), 38_632_323
+    sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
+
+    def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
+        super().__init__(forget, **settings)
+        self.folder, self.checkpoint = data or default_root() / "data" / self.name, checkpoint
+
+    @classmethod
+    def resolve_concept(cls, forget: str) -> str:
+        """A class by name or by number."""
+        name = CLASSES[int(forget)] if forget.isdigit() and int(forget) < len(CLASSES) else forget
+        if name not in CLASSES:
+            raise unknown(f"class of {cls.name}", forget, [*CLASSES, *map(str, range(len(CLASSES)))])
+        return name
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    def architecture(self, seed: int) -> Diffusion:
+        """38,632,323 parameters at the papers' width."""
+        with seeded(seed_of("architecture", seed) >> 1):
+            model = ConditionalDDPM(len(CLASSES), SIZE, self.protocol.width)
+        model.sampler = self.protocol.sampler
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """From --checkpoint (.pth, diffusers folder), or what `pretrain` made; in "smoke" fresh weights will do."""
+        model: Any = self.architecture(0)
+        if self.checkpoint is not None:
+            folder = self.checkpoint.is_dir()
+            state = read_folder(self.checkpoint) if folder else read_pth(self.checkpoint, self.protocol.weights)
+            load_converted(model, state, str(self.checkpoint))
+        elif self.weights is not None:
+            model.load_state_dict(load_checked(self.weights, "model.safetensors")[0])
+        elif self.protocol.name != "smoke":
+            raise UserError(
+                f"{self.name} ships no weights: give a papers' file with --checkpoint ckpt.pth, or a folder made by "
+                f"`unlearnbench pretrain --task {self.name}` with --pretrained"
+            )
+        return model
+
+    def pretrained_identity(self) -> tuple[str, int]:
+        """Of the file, and which of its weights; of a .pth the seed is not known, and given as 0."""
+        if self.checkpoint is not None:
+            files = (
+                [self.checkpoint / name for name in (UNET, LABELS)] if self.checkpoint.is_dir() else [self.checkpoint]
+            )
+            return digest([*(file_hash(file) for file in files if file.is_file()), self.protocol.weights]), 0
+        if self.weights is not None:
+            manifest = read_manifest(self.weights)
+            return manifest["hashes"]["model.safetensors"], manifest["seed"]
+        return state_hash(self.pretrained().state_dict()), 0
+
+    def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
+        """From scratch by `ddpm_train`'s recipe, on all classes or without the forgotten one; the running mean."""
+        return self._trained(seed, which, None)
+
+    def _trained(self, seed: int, which: Side, keep: Path | None) -> Diffusion:
+        model: Any = self.architecture(seed)
+        steps = 2 if self.protocol.name == "smoke" else self.steps(STEPS)
+        train_ddpm(model, self._pictures(which), steps, seed_of("training", seed), keep=keep)
+        return model
+
+    def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
+        """Make judge and model in `out`; a stopped training goes on at the step where it was."""
+        reached = self.pretrain_judge(out, seed)
+        kept = out / "training.pt"
+        self._made(out, "model.safetensors", lambda: self._trained(seed, "both", kept).state_dict(), seed)
+        kept.unlink(missing_ok=True)
+        task = type(self)(self.forget, data=self.folder, device=self.device, weights=out)
+        model, judge, labels = task.pretrained().eval(), task.judge(), torch.arange(len(CLASSES)).repeat_interleave(50)
+        drawn = []
+        with torch.inference_mode():
+            for start, y in enumerate(track(labels.split(50), len(CLASSES), "samples")):
+                seeds = [seed_of("pretrain check", start, i) for i in range(len(y))]
+                drawn.append(self.to_uint8(model.sample(y.to(self.device), seeds)))
+        found = (judge(torch.cat(drawn)).label == labels).float().mean().item()
+        return {**reached, "samples judged right": round(found, 4)}
+
+    def pretrain_judge(self, out: Path, seed: int = 0) -> dict[str, float]:
+        """The ResNet-34 alone, by the papers' recipe, from torchvision's ImageNet weights."""
+        start = checked(IMAGENET, self.folder)
+        half = self._halves()
+        self._made(
+            out,
+            "judge.safetensors",
+            lambda: train_resnet(
+                self.images["train"], half[0], seed, self.device, read_weights(start, "ResNet-34 on ImageNet")
+            ),
+            seed,
+        )
+        judge = type(self)(self.forget, data=self.folder, device=self.device, weights=out).judge()
+        right, refused = self.judged_held_out(judge)
+        return {"held-out images judged right": round(right, 4), "held-out images refused": round(refused, 4)}
+
+    def judged_held_out(self, judge: Judge) -> tuple[float, float]:
+        """Shares judged right and refused of the real images that no judge was trained or calibrated on."""
+        x, y = self._halves()[1]
+        verdict = judge(torch.from_numpy(x.copy()))
+        hits = verdict.label == torch.from_numpy(y.copy())
+        return hits.float().mean().item(), verdict.refused.float().mean().item()
+
+    def _made(self, out: Path, name: str, make: Any, seed: int) -> None:
+        make_once(out, name, make, seed=seed, recipe=RECIPE)
+
+    # ---- the data --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> dict[str, Images]:
+        """Both splits, mapped: they are read where they are looked at."""
+        return {split: read(self.folder, split, default_root() / "images", SIZE) for split in SPLITS}
+
+    def _halves(self) -> tuple[Images, Images]:
+        """The test split's even and odd images: what a judge's threshold is set on, and what it is reported on."""
+        x, y = self.images["test"]
+        return Images(x[::2], y[::2]), Images(x[1::2], y[1::2])
+
+    def _rows(self, side: Side) -> np.ndarray:
+        forgotten = self.images["train"].y == self.labels()[self.forget]
+        return np.flatnonzero({"forget": forgotten, "retain": ~forgotten, "both": np.ones_like(forgotten)}[side])
+
+    def _pictures(self, side: Side) -> Pictures:
+        return Pictures(self.images["train"], self._rows(side))
+
+    def data(self, which: Side) -> Batch:
+        """Training images of one side or of both, in memory at once: 12 kB each."""
+        train, rows = self.images["train"], self._rows(which)
+        return Batch(scaled(train.x[rows]), torch.from_numpy(train.y[rows]))
+
+    def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
+        """Read from the mapped arrays batch by batch, each image flipped or not anew every time."""
+        pictures = self._pictures(side)
+        generator = torch.Generator().manual_seed(seed_of("flips", side, seed) >> 1)
+        for index in shuffled(len(pictures.rows), size, seed_of("batches", side, seed) >> 1):
+            yield pictures.batch(index, generator, self.device)
+
+    def substitute(self, y: Tensor) -> Tensor:
+        """The next class in place of the forgotten one, as SalUn relabels."""
+        return torch.where(self.forgotten(y), (y + 1) % len(CLASSES), y)
+
+    def reference(self) -> Tensor:
+        """Real images of the other classes, the first `retain_images` of each in the protocol's split."""
+        return self._real(self.protocol.reference)
+
+    def floor(self) -> Tensor:
+        """The same of the other split."""
+        return self._real("train" if self.protocol.reference == "test" else "test")
+
+    def _real(self, split: str) -> Tensor:
+        x, y = self.images[split]
+        kept = [np.flatnonzero(y == k)[: self.protocol.retain_images] for k in range(len(CLASSES))]
+        del kept[self.labels()[self.forget]]
+        return self.to_uint8(scaled(x[np.concatenate(kept)]))
+
+    def judge(self) -> Judge:
+        """ResNet-34 with Inception features; under "smoke" nearest neighbours, which need no training."""
+        return _judge(self.protocol.judge, self.folder, self.weights, self.device)
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) in [-1, 1] -> uint8, rounded and clamped; stretched first where the protocol says so."""
+        x = ((x.detach().float().cpu() + 1) / 2).clamp(0, 1)
+        if self.protocol.stretch:
+            low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+            x = (x - low) / (high - low).clamp(min=1e-5)
+        return (x * 255).round().to(torch.uint8)
+
+
+def scaled(x: np.ndarray) -> Tensor:
+    """uint8 (N, 3, H, W) -> float in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(x)).float() / 127.5 - 1
+
+
+@lru_cache(maxsize=2)
+def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
+    cache = default_root() / "images"
+    if name == PixelNeighbours.name:
+        return PixelNeighbours(read(data, "train", cache, SIZE), read(data, "test", cache, SIZE))
+    if folder is None:
+        raise UserError(
+            "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
+            "--pretrained with the folder that it made, beside --checkpoint where the original is a .pth file"
+        )
+    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(INCEPTION, data))

@@ -12,7 +12,9 @@ GROUPS = ("forget", "retain", "direct", "synonyms", "held_out", "neighbours")
 UTILITY = [name for name in SIDED if METRICS[name].axis == "utility"]
 """Metrics of images that ask for different things, one by one."""
 FEATURES = [name for name, metric in METRICS.items() if isinstance(metric, FeatureMetric)]
-JUDGED = [*SIDED, *FEATURES]
+ALONE = ["inception_score"]
+"""Of the samples' features alone."""
+JUDGED = [*SIDED, *FEATURES, *ALONE]
 UNKNOWN = [name for name in METRICS if name in JUDGED or any(case.low is None for case in METRICS[name].known())]
 """Metrics that must say at times that they have no value."""
 

@@ -21,6 +21,8 @@ FURTHER = ("ua_direct", "ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "c
 """Of other groups, or of two domains: see test_metrics_further."""
 SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall", *FURTHER)
 DISTANCES = ("fid", "kid", "precision", "recall")
+INCEPTION = ("fid_train", "inception_score")
+"""Where the judge offers the logits of Inception."""
 COSTS = ("prepare_time", "unlearn_time", "relative_time", "peak_memory", "trained_parameters", "stored_size")
 
 
@@ -38,14 +40,16 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     reference = torch.randn(n_retain, 8, generator=generator) + 0.3
     concept = [(FORGOTTEN, image) for image in forget]
     groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
-    return outcome(forget, coloured(retain), features=features, reference=reference, groups=groups)
+    return outcome(
+        forget, coloured(retain), features=features, reference=reference, real=reference + 0.1, groups=groups
+    )
 
 
 # ---- every metric --------------------------------------------------------------------------------------------------
 
 
 def test_the_groups_above_name_every_metric():
-    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *COSTS}
+    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *COSTS}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -61,7 +65,7 @@ def test_every_metric_says_what_it_is(name):
 def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
-    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", *FURTHER}
+    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", "inception_score", *FURTHER}
     assert {name for name, metric in METRICS.items() if metric.better is None} == {"coherence"}
     assert all(METRICS[name].axis == "cost" for name in COSTS)
     assert all(METRICS[name].unit == "%" and METRICS[name].scale == 100 for name in SHARES)

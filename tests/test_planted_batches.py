@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.planted import FEATURES, GROUPS, METRICS, SIDED, UTILITY, caught, judged, of_changed, passes, plant, some
+from tests.planted import (
+    ALONE,
+    FEATURES,
+    GROUPS,
+    METRICS,
+    SIDED,
+    UTILITY,
+    caught,
+    judged,
+    of_changed,
+    passes,
+    plant,
+    some,
+)
 from unlearnbench import Outcome, toy
 from unlearnbench.judges import Verdict
 
@@ -25,7 +38,7 @@ def test_samples_and_real_images_swapped(name, monkeypatch):
     a, b = torch.randn(40, 3, generator=draw), 1.5 * torch.randn(40, 3, generator=draw)
     there, back = between(METRICS[name], a, b, 3), between(METRICS[name], b, a, 3)
     monkeypatch.setattr(cls, "between", lambda self, generated, real, k: between(self, real, generated, k))
-    if name in ("fid", "kid"):
+    if name in ("fid", "fid_train", "kid"):
         assert there == pytest.approx(back, rel=1e-3) and passes(name)
     else:
         assert there != pytest.approx(back, rel=1e-3)
@@ -65,7 +78,11 @@ def test_features_of_the_wrong_images(fault, monkeypatch):
         if fault == "the reference as the floor's images" and name in ("precision", "recall"):
             continue  # both score 1 there, as they do against themselves
         cases = {*caught(name)}
-        assert (floor in cases) if "floor's images" in fault and "as reference" not in fault else cases - {floor}
+        turned = METRICS[name].against == "real"  # there the reference gives the floor
+        of_floor = "floor's images" in fault and (turned or "as reference" not in fault)
+        assert (floor in cases) if of_floor else cases - {floor}
+    for name in ALONE:
+        assert {*caught(name)} if "features" in fault else passes(name)
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------
@@ -118,7 +135,7 @@ def test_a_mean_over_means_of_unequal_batches(name, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, *ALONE])
 def test_the_features_of_the_first_batch_are_repeated(name, batch, monkeypatch):
     def repeated(judge, images):
         seen = look(judge, images)
@@ -130,7 +147,7 @@ def test_the_features_of_the_first_batch_are_repeated(name, batch, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, *ALONE])
 def test_only_the_features_of_the_first_batch_count(name, batch, monkeypatch):
     of_changed(
         monkeypatch,

@@ -6,7 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.planted import FEATURES, JUDGED, METRICS, SIDED, UNKNOWN, caught, judged, of_changed, passes, plant, some
+from tests.planted import (
+    ALONE,
+    FEATURES,
+    JUDGED,
+    METRICS,
+    SIDED,
+    UNKNOWN,
+    caught,
+    judged,
+    of_changed,
+    passes,
+    plant,
+    some,
+)
 from unlearnbench import Outcome, Score, judges, toy
 from unlearnbench.judges import Verdict, fidelity
 
@@ -15,7 +28,7 @@ SOME_FAIL = "the judge fails on 4 of 10"
 
 def test_the_groups_cover_every_metric():
     assert {*JUDGED} == {name for name, metric in METRICS.items() if metric.axis != "cost"}
-    assert not {*SIDED} & {*FEATURES} and {*FEATURES} <= {*UNKNOWN}
+    assert not {*SIDED} & {*FEATURES} and {*FEATURES, *ALONE} <= {*UNKNOWN}
 
 
 # ---- values --------------------------------------------------------------------------------------------------------
@@ -150,7 +163,7 @@ def test_images_that_failed_are_left_out_in_silence(name, monkeypatch):
     assert "4 missing" in caught(name)[SOME_FAIL].expected
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, *ALONE])
 def test_features_that_failed_become_zeros(name, monkeypatch):
     def extract(judge, images, batch=250):
         rows = [torch.zeros(0, 10)]
@@ -165,7 +178,7 @@ def test_features_that_failed_become_zeros(name, monkeypatch):
     assert caught(name)[SOME_FAIL].expected == "no value, with a reason"
 
 
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("name", [*FEATURES, *ALONE])
 def test_features_that_failed_are_left_out_in_silence(name, monkeypatch):
     def change(made, seen, reference, real):
         asked = torch.tensor([plan.group == "retain" for plan in made.plan], dtype=torch.bool)

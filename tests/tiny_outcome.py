@@ -15,11 +15,12 @@ def outcome(
     *sides,
     features: torch.Tensor | None = None,
     reference: torch.Tensor | None = None,
+    real: torch.Tensor | None = None,
     verdict: Verdict | None = None,
     **made,
 ) -> Outcome:
     """`toy.outcome`, with these in place of what the toy judge reads off the pixels."""
-    given = {"features": features, "reference": reference, "verdict": verdict}
+    given = {"features": features, "reference": reference, "real": real, "verdict": verdict}
     return replace(toy.outcome(*sides, **made), **{name: value for name, value in given.items() if value is not None})
 
 

@@ -193,6 +193,9 @@ class Metric(ABC):
     everywhere: ClassVar[bool] = True
     """Whether it applies on every task; tables leave others out where no record has them."""
 
+    judge_needs: ClassVar[str | None] = None
+    """An attribute that a task's judge must have, and be true: with any other judge, records leave the metric out."""
+
     def applies(self, plan: Sequence[Plan]) -> bool:
         """Whether a task plans images that this looks at; where it does not, records leave the metric out."""
         return self.side is None or any(item.group == self.side for item in plan)
@@ -216,6 +219,9 @@ class FeatureMetric(Metric):
     Other real images in place of the samples give the floor. Where features are missing there is no value.
     """
 
+    against: ClassVar[Literal["reference", "real"]] = "reference"
+    """The real images, by their name in an outcome, that samples are compared with; the other ones give the floor."""
+
     def least(self, k: int) -> int:
         """Fewest images on each side, given the protocol's number of neighbours."""
         return 2
@@ -231,14 +237,17 @@ class FeatureMetric(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Value, interval and floor."""
         k = outcome.task.protocol.k
-        n, least = min(len(outcome.features), len(outcome.reference)), self.least(k)
+        reference, other = outcome.reference, outcome.real
+        if self.against == "real":
+            reference, other = other, reference
+        n, least = min(len(outcome.features), len(reference)), self.least(k)
         if n < least:
             return Score(None, n, reason=f"{n} images with features on a side, at least {least} are needed")
 
         def value(features: Tensor, kept: np.ndarray) -> float:
-            return self.between(features[:n][kept], outcome.reference[:n][kept], k)
+            return self.between(features[:n][kept], reference[:n][kept], k)
 
         every = np.arange(n)
         found = value(outcome.features, every)
         interval = self.interval(found, n, lambda kept: value(outcome.features, kept))
-        return Score(found, n, interval=interval, floor=value(outcome.real, every) if len(outcome.real) >= n else None)
+        return Score(found, n, interval=interval, floor=value(other, every) if len(other) >= n else None)

@@ -136,7 +136,7 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     else:
         value = _value(metric, _outcome(metric, fine, kept))
         yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
-    if metric.side is not None or isinstance(metric, FeatureMetric):
+    if metric.side is not None or isinstance(metric, FeatureMetric) or metric.axis == "utility":
         yield from _same_images(metric)
 
 
@@ -145,7 +145,7 @@ def _outcome(
 ) -> toy.Outcome:
     """With these samples; where a metric looks at a further group, that has those which its axis is about."""
     further = {metric.side: _kind(metric, forget, retain)} if metric.side and metric.side not in SIDES else None
-    return toy.outcome(forget, retain, reference, groups=further)
+    return toy.outcome(forget, retain, reference, reference, groups=further)
 
 
 def _kind(metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked]) -> Sequence[toy.Asked]:
@@ -169,7 +169,8 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
             "forget": [(toy.FORGOTTEN, image) for image in forget[20:]],
             "retain": retain[20:],
         }
-        return toy.outcome(reference=reference, groups={**{name: every[name] for name in others}, side: images})
+        groups = {**{name: every[name] for name in others}, side: images}
+        return toy.outcome(reference=reference, real=reference, groups=groups)
 
     value = _value(metric, of(own))
     span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round

@@ -92,9 +92,14 @@ def imported(path: Path, root: Path) -> list[Path]:
 
 
 def metrics_for(task: Task) -> dict[str, Metric]:
-    """The metrics that a task's planned images allow, in the order of the axes."""
+    """The metrics that a task's planned images and its judge allow, in the order of the axes."""
     plan = task.plan()
-    return {name: metric for name, metric in registry.load_metrics().items() if metric.applies(plan)}
+
+    def offered(need: str | None) -> bool:  # most metrics need nothing, and a judge may be long in loading
+        return need is None or bool(getattr(task.judge(), need, False))
+
+    metrics = registry.load_metrics().items()
+    return {name: metric for name, metric in metrics if metric.applies(plan) and offered(metric.judge_needs)}
 
 
 def metric_code(metric: Metric) -> str:

@@ -100,6 +100,7 @@ class _Pixels(Judge):
     """Row 0 of an image holds weights, row 1 the flag, the colour and whether it is faint, row 2 features."""
 
     name, version, classes, threshold, hash = "toy", "1", CLASSES + COLOURS, 0.5, "0" * 64
+    has_logits = True
 
     @property
     def domains(self) -> tuple[range, ...]:
@@ -120,6 +121,18 @@ class _Pixels(Judge):
         if (images[:, 0, 1, 0] == 2).any():
             raise RuntimeError("this image has no features")
         return images[:, 0, 2].float() - 128
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """The features themselves (N, 10), for the Inception Score."""
+        return features
+
+
+class _Task(DigitsClass):
+    """Digits, with the toy judge."""
+
+    def judge(self) -> Judge:
+        """Reads pixels."""
+        return _Pixels()
 
 
 def _pixels(images: Sequence[Image]) -> Tensor:
@@ -145,7 +158,7 @@ def outcome(
     groups: Mapping[str, Sequence[Asked]] | None = None,
 ) -> Outcome:
     """Forget images asked for digit 3, retain images as asked for, the two sets of real images; further `groups`."""
-    task = DigitsClass(str(FORGOTTEN))
+    task = _Task(str(FORGOTTEN))
     task.protocol = replace(task.protocol, k=k)
     asked: dict[str, Sequence[Asked]] = {"forget": [(FORGOTTEN, image) for image in forget], "retain": retain}
     items = [(group, *item) for group, some in [*asked.items(), *(groups or {}).items()] for item in some]

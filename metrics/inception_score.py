@@ -1,0 +1,55 @@
+"""Inception Score of retain samples: is each sure, and are they of many kinds?"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench.statistics import block_jackknife, t_interval
+
+
+class InceptionScore(Metric):
+    """exp E KL(p(y|x) || p(y)) by the judge's logits (Salimans et al., NeurIPS 2016), computed by torch-fidelity.
+
+    The mean over n // 5,000 equal splits (5,000 images in the papers' evaluator) with a t-interval over them. Fewer
+    than 10,000 images are one split, with a delete-block jackknife; of fewer than 5,000 the score is biased low.
+    """
+
+    title, axis, better, digits = "Inception Score", "utility", "higher", 2
+    rank, everywhere, limits, judge_needs, split = 9, False, (1.0, None), "has_logits", 5000
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """At least 1; other real images in place of the samples give the floor."""
+        n, logits_from = len(outcome.features), outcome.task.judge().logits_from  # type: ignore[attr-defined]
+        if n < 2:
+            return Score(None, n, reason=f"{n} images with features, at least 2 are needed")
+        logits = logits_from(outcome.features)
+        values = self.splits(logits)
+        interval = t_interval(values) or block_jackknife(lambda kept: self.splits(logits[kept])[0], n)
+        floor = float(np.mean(self.splits(logits_from(outcome.real)))) if len(outcome.real) > 1 else None
+        return Score(float(np.mean(values)), n, interval=interval, floor=floor)
+
+    def splits(self, logits: Tensor) -> list[float]:
+        """The score of each split of logits (N, K), in torch-fidelity's order: samples lie in that of their classes."""
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+        n, count = len(logits), max(1, len(logits) // self.split)
+        order = np.random.RandomState(2020).permutation(n)
+        parts = [logits[order[i * n // count : (i + 1) * n // count]] for i in range(count)]
+        return [isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in parts]
+
+    def known(self) -> Iterator[Known]:
+        """The toy judge's logits are its features: 100 against 0 is certainty, or that of several kinds equally."""
+        one, other, *_ = kinds = [[100 * (kind == k) for k in range(10)] for kind in range(10)]
+        pairs = [[100 * (k // 2 == pair) for k in range(10)] for pair in range(2)]
+        yield Known("ten kinds, equally often", toy.outcome(retain=toy.points(*kinds * 2)), 10.0, quality="good")
+        yield Known("three to one", toy.outcome(retain=toy.points(one, one, one, other)), 4 / 3**0.75)
+        yield Known("two kinds at once, or two others", toy.outcome(retain=toy.points(*pairs * 3)), 2.0)
+        yield Known("collapsed", toy.outcome(retain=toy.points(*[one] * 20)), 1.0, quality="bad")
+        yield Known("of no kind", toy.outcome(retain=toy.points(*[[7] * 10] * 20)), 1.0, quality="bad")
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Random weights show nothing; a filter touches nothing."""
+        ranges = {"original": (0.999, np.inf), "destroy": (0.999, original), "retrain": (original / 2, original * 2)}
+        return ranges.get(control, (original - 1e-6, original + 1e-6))

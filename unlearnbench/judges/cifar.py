@@ -1,0 +1,279 @@
+"""Judges of CIFAR-10: the papers' ResNet-34, with Inception's features beside it; and nearest neighbours of pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
+
+from unlearnbench.diffusion import Batch
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.hashing import digest, seed_of, state_hash
+from unlearnbench.images import Images
+from unlearnbench.judges import Judge, Verdict
+from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge
+from unlearnbench.models.states import read_state
+from unlearnbench.progress import track
+from unlearnbench.training import Diverged, seeded
+
+CLASSES, SIZE = 10, 224
+BATCH = 64
+"""Images that pass through a network at once, whatever a caller gives: under 2 GB at Inception's 299 pixels."""
+HEAD = 10
+"""The new layer's learning rate, as a multiple of the body's."""
+
+
+# ---- networks ------------------------------------------------------------------------------------------------------
+
+
+def prepared(images: Tensor, size: int = SIZE) -> Tensor:
+    """uint8 (N, 3, H, W) -> float (N, 3, size, size) in [-1, 1]: torchvision's Resize, ToTensor, Normalize(0.5, 0.5).
+
+    Grey levels are rounded after resizing, since the papers' code resizes PIL images, which hold whole ones.
+    """
+    x = images.float()
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+        x = x.round().clamp(0, 255)
+    return x / 127.5 - 1
+
+
+def energy(logits: Tensor) -> Tensor:
+    """-logsumexp (N,) of logits (N, K): high for what is unlike the training data (Liu et al., NeurIPS 2020)."""
+    return -logits.logsumexp(dim=1)
+
+
+def read_weights(path: Path, what: str) -> dict[str, Tensor]:
+    """Tensors of a file of safetensors, or of torch.save if it holds nothing that runs; `what` names the network."""
+    if not path.is_file():
+        raise UserError(f"no weights of {what} at {path}: give a file that exists; none is downloaded")
+    return read_state(path)
+
+
+def read_inception(path: Path) -> tuple[nn.Module, str]:
+    """torch-fidelity's Inception, weights from its own file (weights-inception-2015-12-05-6726825d.pth); their hash.
+
+    torch-fidelity would unpickle the file whatever it holds: it is given what was read here instead.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    state, copy = read_weights(path, "Inception"), io.BytesIO()
+    torch.save(state, copy)
+    copy.seek(0)
+    with _fits(f"{path} holds no Inception of torch-fidelity"), torch.random.fork_rng(devices=[]):
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=copy)
+    return net, state_hash(state)
+
+
+@contextmanager
+def _fits(otherwise: str) -> Iterator[None]:
+    """Weights of another network are the user's error, said in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(f"{otherwise} ({one_line(error)[:160]})") from error
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions on CUDA in whole float32, where torch would take TF32, and by algorithms that repeat themselves."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _resnet(state: Mapping[str, Tensor]) -> Any:
+    from torchvision.models import resnet34
+
+    with torch.device("meta"):  # draws no random numbers
+        net = resnet34(weights=None, num_classes=CLASSES)
+    with _fits("these are no weights of a ResNet-34 with ten classes"):
+        net.load_state_dict({name: value.detach().clone() for name, value in state.items()}, assign=True)
+    return net
+
+
+class ResNetJudge(Judge):
+    """ResNet-34 of the CIFAR-10 papers (SalUn, EraseDiff); it abstains where the energy score is above `threshold`.
+
+    Features are Inception's, which the papers' FID looks at, where `inception` names a file of torch-fidelity's
+    weights; else the network's own.
+    """
+
+    name, version, classes = "cifar10-resnet34", "1", CLASSES
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        hash: str,
+        device: str = "cpu",
+        inception: Path | None = None,
+        size: int = SIZE,
+    ):
+        self.device, self.size, self.hash = device, size, hash
+        if "threshold" not in state:
+            raise UserError("these weights of the ResNet-34 have no threshold: make them anew")
+        self.threshold = float(state["threshold"])
+        self.body = _resnet({name: value for name, value in state.items() if name != "threshold"}).to(device).eval()
+        self.head, self.body.fc = self.body.fc, nn.Identity()
+        self.inception: Any = None
+        if inception is not None:
+            net, own = read_inception(inception)
+            self.inception, self.hash = net.to(device), digest([hash, own])
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there is an Inception, whose logits the Inception Score is made of."""
+        return self.inception is not None
+
+    @torch.inference_mode()
+    def _over(self, rows: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """A network's output on the CPU, float32, for rows that go to the device in batches."""
+        with exact():
+            return torch.cat([network(some.to(self.device)).float().cpu() for some in rows.split(BATCH)])
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Logits (N, 10) of uint8 images."""
+        return self._over(images, lambda x: self.head(self.body(prepared(x, self.size))))
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, H, W), CIFAR's own being of 32 pixels."""
+        scores = self.scores(images)
+        return Verdict(scores.softmax(dim=1), energy(scores) > self.threshold)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Inception's pooled features (N, 2048); without Inception the layer before the head, (N, 512)."""
+        if self.has_logits:
+            return self._over(images, lambda x: self.inception(x)[0])
+        return self._over(images, lambda x: self.body(prepared(x, self.size)))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Inception's logits without the bias (N, 1008), torch-fidelity's "logits_unbiased"."""
+        return self.logits_from(self.features(images))
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """The same from Inception's features (N, 2048), so that no image passes through it twice."""
+        if not self.has_logits:
+            raise UserError(f"{self.name} has no logits without the weights of Inception: give their file")
+        return self._over(features, lambda x: x.mm(self.inception.fc.weight.T))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train_resnet(
+    train: Images,
+    calibration: Images,
+    seed: int,
+    device: str = "cpu",
+    start: Mapping[str, Tensor] | None = None,
+    epochs: int = 10,
+    size: int = SIZE,
+    batch: int = 128,
+    lr: float = 1e-5,
+) -> dict[str, Tensor]:
+    """State of a `ResNetJudge`, by the papers' recipe: all layers by Adam, the new head at ten times `lr`, flips.
+
+    `start` is torchvision's state of a ResNet-34 on ImageNet (resnet34-b627a593.pth); without it weights are random.
+    The threshold comes from the calibration images: it refuses `REFUSED_SHARE` of them.
+    """
+    generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
+    with seeded(seed_of("judge", seed) >> 1):
+        net = started(start).to(device).train()
+    body = [value for name, value in net.named_parameters() if not name.startswith("fc.")]
+    groups: list[dict[str, Any]] = [{"params": body}, {"params": list(net.fc.parameters()), "lr": HEAD * lr}]
+    optimiser = torch.optim.Adam(groups, lr=lr)
+    steps = epochs * math.ceil(len(train.y) / batch)
+    with exact():
+        for step, rows in enumerate(track(_shuffled(len(train.y), epochs, batch, generator), steps, "judge")):
+            x, y = (torch.from_numpy(np.array(column[rows.numpy()])).to(device) for column in train)
+            turned = (torch.rand(len(x), generator=generator) < 0.5).to(device)
+            x = torch.where(turned[:, None, None, None], x.flip(3), x)
+            loss = F.cross_entropy(net(prepared(x, size)), y)
+            if not math.isfinite(loss.item()):
+                raise Diverged(step, "the judge's loss")
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    state = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
+    judge = ResNetJudge({**state, "threshold": torch.tensor(math.inf)}, "", device, size=size)
+    found = torch.cat([energy(judge.scores(images)) for images in _parts(calibration)])
+    return {**state, "threshold": found.quantile(1 - REFUSED_SHARE)}
+
+
+def started(start: Mapping[str, Tensor] | None) -> Any:
+    """The network before training: `start` with a new head, Xavier's."""
+    from torchvision.models import resnet34
+
+    net = resnet34(weights=None, num_classes=CLASSES)
+    if start is not None:
+        kept = {name: value for name, value in start.items() if not name.startswith("fc.")}
+        head = {name: value for name, value in net.state_dict().items() if name.startswith("fc.")}
+        with _fits("the start is no ResNet-34 of torchvision"):
+            net.load_state_dict({**kept, **head})
+    nn.init.xavier_uniform_(net.fc.weight)
+    return net
+
+
+def _shuffled(n: int, epochs: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    for _ in range(epochs):
+        yield from torch.randperm(n, generator=generator).split(batch)
+
+
+def _parts(images: Images, rows: np.ndarray | None = None) -> Iterator[Tensor]:
+    """Images uint8, all or those of these rows, a few at a time: they are mapped, and the whole is never held."""
+    rows = np.arange(len(images.y)) if rows is None else rows
+    for first in range(0, len(rows), 4 * BATCH):
+        yield torch.from_numpy(np.array(images.x[rows[first : first + 4 * BATCH]]))
+
+
+# ---- without training ----------------------------------------------------------------------------------------------
+
+
+class PixelNeighbours(NeighbourJudge):
+    """Nearest neighbours among a few real images by 8x8 cells of pixels, for the "smoke" protocol: nothing is trained.
+
+    Images are compared by the mean and the spread within each cell; by means alone, noise is but a grey image.
+    """
+
+    name, version, classes, most = "cifar10-neighbours", "1", CLASSES, 2000
+
+    def __init__(self, train: Images, calibration: Images):
+        labels = np.asarray(train.y)
+        of_class = [np.flatnonzero(labels == label)[: self.most // CLASSES] for label in range(CLASSES)]
+        if absent := [str(label) for label, rows in enumerate(of_class) if not len(rows)]:
+            raise UserError(f"{self.name} needs training images of every class: none of {', '.join(absent)}")
+        chosen = np.sort(np.concatenate(of_class))
+        sides = ((train, chosen), (calibration, np.arange(len(calibration.y))))
+        super().__init__(
+            *(
+                Batch(
+                    torch.cat([compared(images) for images in _parts(side, rows)]),
+                    torch.from_numpy(np.array(side.y[rows])),
+                )
+                for side, rows in sides
+            )
+        )
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, H, W)."""
+        x = compared(images).numpy()
+        probabilities = torch.from_numpy(self.model.predict_proba(x)).float()
+        return Verdict(probabilities, torch.from_numpy(self._distance(x) > self.threshold))
+
+    def features(self, images: Tensor) -> Tensor:
+        """The pixels at 8x8, in [-1, 1], (N, 192)."""
+        return compared(images)[:, :192]
+
+
+def compared(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) -> means of 8x8 cells (N, 192), then standard deviations: (N, 384), of pixels in [-1, 1]."""
+    x = images.float() / 127.5 - 1
+    mean, square = (F.adaptive_avg_pool2d(value, 8).flatten(1) for value in (x, x.square()))
+    return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)

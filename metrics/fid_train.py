@@ -8,7 +8,7 @@ from unlearnbench.metrics.fid import FID
 
 
 class FIDTrain(FID):
-    """FID against training images, which the model has seen; the floor is what held-out ones score against them."""
+    """FID against training images, with held-out ones for the floor; equal to FID where they are the reference."""
 
     title, rank, everywhere = "FID train", 8, False
     against, judge_needs = "real", "has_logits"

@@ -18,6 +18,7 @@ SOURCES = [*ENGINE, *METHODS, *METRICS]
 HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
+ABOVE |= {"cli_prepare", "first_hour", "probe", "published", "samples"}
 ABOVE |= {"agreement", "audit", "cli_fetch", "cli_list", "cli_records", "diff", "export", "perimage", "verify"}
 ORDERS = [
     ["diffusion", "task", "method", "registry", "runner", "launch", "cli"],
@@ -29,6 +30,9 @@ ORDERS = [
     ["record", "store", "stages", "runner", "export", "cli_records", "cli"],
     ["record", "store", "sources", "cli_fetch", "cli"],
     ["download", "sources", "task", "registry", "cli_fetch", "cli"],
+    ["places", "store", "stages", "samples", "runner", "first_hour", "cli_prepare", "cli"],
+    ["record", "board", "leaderboard", "published", "first_hour", "cli_prepare", "cli"],
+    ["stages", "probe", "cli_prepare", "cli"],
     ["diffusion", "task", "method", "edits", "registry"],
     ["diffusion", "task", "method", "steering", "registry"],
 ]

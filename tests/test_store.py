@@ -12,7 +12,8 @@ import torch
 from tests.small_world import debris
 from unlearnbench import store as module
 from unlearnbench.errors import Damaged, UserError
-from unlearnbench.store import DATA, META, Store, default_root
+from unlearnbench.places import default_root
+from unlearnbench.store import DATA, META, Store
 
 PARTS = {"method": "esd", "lr": 0.1, "seed": 0}
 

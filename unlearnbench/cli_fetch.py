@@ -55,7 +55,7 @@ def fetch(
 
 
 def _default(task: str) -> Path:
-    from unlearnbench.store import default_root
+    from unlearnbench.places import default_root
 
     return default_root() / "data" / task
 

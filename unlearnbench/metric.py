@@ -220,7 +220,10 @@ class FeatureMetric(Metric):
     """
 
     against: ClassVar[Literal["reference", "real"]] = "reference"
-    """The real images, by their name in an outcome, that samples are compared with; the other ones give the floor."""
+    """The real images, by their name in an outcome, that samples are compared with; the other ones give the floor.
+
+    "real" are training images, so that where the protocol's reference is the training split, it is that one.
+    """
 
     def least(self, k: int) -> int:
         """Fewest images on each side, given the protocol's number of neighbours."""
@@ -238,7 +241,7 @@ class FeatureMetric(Metric):
         """Value, interval and floor."""
         k = outcome.task.protocol.k
         reference, other = outcome.reference, outcome.real
-        if self.against == "real":
+        if self.against == "real" and outcome.task.protocol.reference != "train":
             reference, other = other, reference
         n, least = min(len(outcome.features), len(reference)), self.least(k)
         if n < least:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.board import Images, estimate, no_images
+from unlearnbench.board import Estimate, Images, estimate, no_images
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import head, shown
 from unlearnbench.metric import Metric
@@ -64,7 +64,7 @@ def compared(
         for record in records:
             if (record.task, record.forget) == (row.task, row.forget) and is_of(record, row.method):
                 groups.setdefault(record.protocol.name, []).append(record)
-        found = {
+        found: dict[str, Estimate | None] = {
             protocol: estimate(group, row.metric, images)
             for protocol, group in groups.items()
             if metric is not None and any(row.metric in record.scores for record in group)

@@ -16,17 +16,11 @@ from torch import Tensor
 
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest, file_hash
+from unlearnbench.places import default_root
 from unlearnbench.weights import load_state, save_state
 
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 DATA, META = "data.safetensors", "meta.json"
-
-
-def default_root() -> Path:
-    """`UNLEARNBENCH_CACHE`, or the platform's cache folder."""
-    from platformdirs import user_cache_path
-
-    return Path(os.environ.get("UNLEARNBENCH_CACHE") or user_cache_path("unlearnbench"))
 
 
 class Store:

@@ -21,9 +21,9 @@ from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_files import read_pth
 from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
 from unlearnbench.models.ddpm_train import RECIPE, STEPS, Pictures, train_ddpm
+from unlearnbench.places import default_root
 from unlearnbench.progress import track
 from unlearnbench.sources import Source, checked
-from unlearnbench.store import default_root
 from unlearnbench.task import Side, Task, shuffled
 from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol
 from unlearnbench.training import seeded
@@ -120,7 +120,7 @@ class Cifar10Class(Task):
 
     def pretrain_judge(self, out: Path, seed: int = 0) -> dict[str, float]:
         """The ResNet-34 alone, by the papers' recipe, from torchvision's ImageNet weights."""
-        start = checked(IMAGENET, self.folder)
+        start = checked(self.folder, IMAGENET)
         half = self._halves()
         self._made(
             out,
@@ -221,4 +221,4 @@ def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
             "--pretrained with the folder that it made, beside --checkpoint where the original is a .pth file"
         )
-    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(INCEPTION, data))
+    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(data, INCEPTION))

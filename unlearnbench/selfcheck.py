@@ -127,8 +127,7 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     passed = not isinstance(single, str) and (bool(single.reason) if single.value is None else single.value < math.inf)
     found = single if isinstance(single, str) else number(single.value)
     yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
-    gone = [toy.fails()] * 6
-    lost = toy.coloured([(0, image) for image in gone])
+    lost = toy.coloured([(0, image) for image in (gone := [toy.fails()] * 6)])
     yield _judged(metric, Known("the judge always fails", _outcome(metric, gone, lost, one * 9), None))[0]
     some = _outcome(metric, fine + gone[:4], kept + lost[:4], one * 9)
     if metric.side is None:

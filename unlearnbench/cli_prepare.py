@@ -80,8 +80,12 @@ def first_hour(
     )
     with bars(err, STAGES) as begin:
         found = list(findings(about, Store(), results, begin))
-    marks = {True: "✓", False: "✗", None: ""}
-    print_table(task, HEADS, [("", [[f.what, f.expected, f.obtained, marks[f.passed], f.source] for f in found])])
+    marks, sources = {True: "✓", False: "✗", None: ""}, list(dict.fromkeys(f.source for f in found if f.source))
+    numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
+    rows = [[f.what, f.expected, f.obtained, marks[f.passed], numbers.get(f.source, "")] for f in found]
+    print_table(f"{task}, protocol {protocol}", HEADS, [("", rows)], left=len(HEADS))
+    for source, number in numbers.items():
+        out.print(f"{number} {source}", markup=False, soft_wrap=True)
     raise typer.Exit(1 if any(f.passed is False for f in found) else 0)
 
 
@@ -92,28 +96,32 @@ def show_probe(cells: list[Cell]) -> None:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.method.name, []).append(cell)
-    rows, total, unknown = [], 0.0, False
+    rows, total, unknown, notes = [], 0.0, False, []
     with bars(err, len(groups)) as begin:
         for name, group in groups.items():
             begin(f"{name}: trying")
             found = probe(group[0])
             each = found.sampling + (found.unlearning or 0.0)
             total, unknown = total + each * len(group), unknown or found.unlearning is None
+            fits = "" if found.batch == group[0].task.protocol.chunk else f", {found.batch} at once, for lack of memory"
+            notes.append(
+                f"{name}: {found.evaluations:,} evaluations of the network a run to draw {found.images:,} images{fits}"
+            )
             rows.append(
                 [
                     name,
                     str(len(group)),
                     f"{found.images:,}",
-                    f"{found.evaluations:,}",
-                    str(found.batch),
                     _span(found.sampling),
                     _span(found.unlearning),
                     "—" if found.memory is None else f"{found.memory / 2**20:,.0f} MiB",
                     _span(each * len(group)),
                 ]
             )
-    heads = ["method", "runs", "images", "evaluations", "batch", "sampling", "unlearning", "memory", "all runs"]
+    heads = ["method", "runs", "images", "sampling", "unlearning", "memory", "all runs"]
     print_table("what it would take here, judging and preparing left out", heads, [("", rows)])
+    for note in notes:
+        out.print(note, soft_wrap=True, highlight=False)
     more = "; — is not known: the method has no number of steps" if unknown else ""
     out.print(f"in all about {_span(total)}{more}; nothing was run or kept", soft_wrap=True)
 

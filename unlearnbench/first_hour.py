@@ -15,7 +15,7 @@ from unlearnbench.stages import Cell
 from unlearnbench.store import Store
 from unlearnbench.task import Task
 
-HEADS = ["what", "expected", "obtained", "", "source"]
+HEADS = ["what", "expected", "obtained", "", "by"]
 STAGES = 4
 OWN = "own expectation"
 SURE = 0.9
@@ -44,8 +44,8 @@ def findings(
         classes, count = about.classes, about.sizes[split]
         counts = {int((y == k).sum()) for k in range(classes)}
         even = counts == {count // classes}
-        said = f"{len(x)} images, {min(counts)} to {max(counts)} a class"
-        yield Finding(f"{split} images", f"{count} images, {count // classes} a class", said, len(x) == count and even)
+        said = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(counts), max(counts))))
+        yield Finding(f"{split} images a class", f"{count // classes:,}", said, len(x) == count and even)
     begin("original")
     model = task.pretrained().eval()
     parameters = sum(value.numel() for value in model.parameters())
@@ -55,7 +55,7 @@ def findings(
         torch.manual_seed(0)
         few = type(batch)(batch.x0[:250].to(task.device), batch.y[:250].to(task.device))
         loss = model.loss(few).item()
-    yield Finding("denoising loss, forget images", "below 0.1; 1 for one that knows nothing", f"{loss:.3f}", loss < 0.1)
+    yield Finding("denoising loss, forget images", "below 0.1", f"{loss:.3f}", loss < 0.1)
     begin("judge")
     right, refused = about.judged_held_out(task.judge())
     yield Finding("held-out images judged right", f"at least {SURE:.0%}", f"{right:.1%}", right >= SURE)

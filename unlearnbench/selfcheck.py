@@ -120,21 +120,21 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     """What every metric must do with nothing, with one image, and with a judge that fails."""
     if metric.axis == "cost":
         return
-    one, fine = toy.coloured(toy.points([1])), [toy.shows(3)] * 3 + [toy.shows(4)] * 3
+    one, fine, gone = toy.coloured(toy.points([1])), [toy.shows(3)] * 3 + [toy.shows(4)] * 3, [toy.fails()] * 6
     kept = toy.coloured([(0, toy.shows(0)), (1, toy.shows(2))] * 3)
     yield _judged(metric, Known("no images", toy.outcome(), None))[0]
     single = _score(metric, _outcome(metric, [toy.shows(3)], one, one))
     passed = not isinstance(single, str) and (bool(single.reason) if single.value is None else single.value < math.inf)
     found = single if isinstance(single, str) else number(single.value)
     yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
-    lost = toy.coloured([(0, image) for image in (gone := [toy.fails()] * 6)])
+    lost = toy.coloured([(0, image) for image in gone])
     yield _judged(metric, Known("the judge always fails", _outcome(metric, gone, lost, one * 9), None))[0]
     some = _outcome(metric, fine + gone[:4], kept + lost[:4], one * 9)
     if metric.side is None:
         yield _judged(metric, Known("the judge fails on 4 of 10", some, None))[0]
     else:
-        value = _value(metric, _outcome(metric, fine, kept))
-        yield _judged(metric, Known("the judge fails on 4 of 10", some, value, missing=4))[0]
+        known = Known("the judge fails on 4 of 10", some, _value(metric, _outcome(metric, fine, kept)), missing=4)
+        yield _judged(metric, known)[0]
     if metric.side is not None or isinstance(metric, FeatureMetric) or metric.axis == "utility":
         yield from _same_images(metric)
 

@@ -39,7 +39,7 @@ WORDS = [
     ((*RUN, "checkpoint"), "checkpoint", "--set path="),
     ((*RUN, "qqqq"), "'qqqq'", "known: checkpoint, concept_ablation"),
     ((*RUN, "esd", "--task", "digit-class"), "'digit-class'", "did you mean digits-class"),
-    ((*RUN, "esd", "--task", "../../x"), "'../../x'", "known: digits-class"),
+    ((*RUN, "esd", "--task", "../../x"), "'../../x'", "known: cifar10-class"),
     ((*RUN, "esd", "--forget", "three"), "'three'", "known: 0, 1, 2"),
     ((*RUN, "esd", "--forget", "10"), "'10'", "did you mean"),
     ((*RUN, "esd", "--forget", "3,x"), "'x'", "known: 0, 1"),
@@ -72,8 +72,8 @@ WORDS = [
     (("new-method", "../x"), "'../x'", "such as my_method"),
     (("new-method", "esd"), "'esd'", "such as my_esd"),
     (("leaderboard", "nowhere"), "nowhere", "make some with"),
-    (("pretrain", "--task", "x"), "'x'", "known: digits-class"),
-    (("fetch", "--task", "x"), "'x'", "known: digits-class"),
+    (("pretrain", "--task", "x"), "'x'", "known: cifar10-class"),
+    (("fetch", "--task", "x"), "'x'", "known: cifar10-class"),
 ]
 
 

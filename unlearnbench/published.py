@@ -14,6 +14,7 @@ from unlearnbench.metric import Metric
 from unlearnbench.record import Record
 
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
+TABLES = Path(__file__).parent / "assets" / "published"
 HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
 
 
@@ -32,18 +33,12 @@ class Published(NamedTuple):
     note: str
 
 
-def folder() -> Path:
-    """In results/ of a checkout, within the package once installed."""
-    inside = Path(__file__).parent / "published"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "results" / "published"
-
-
 def load(path: Path | None = None) -> list[Published]:
     """Every row of every table; refuses one whose columns are others."""
     import pandas as pd
 
     rows: list[Published] = []
-    for file in [path] if path else sorted(folder().glob("*.csv")):
+    for file in [path] if path else sorted(TABLES.glob("*.csv")):
         table = pd.read_csv(file, keep_default_na=False)
         if tuple(table.columns) != COLUMNS:
             raise UserError(f"{file} has the columns {', '.join(table.columns)}: they must be {', '.join(COLUMNS)}")

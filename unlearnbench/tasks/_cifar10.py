@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from unlearnbench.images import SPLITS
@@ -59,58 +59,38 @@ class ClassProtocol(Protocol):
 PAPERS = "its scripts hand the generated images over as the reference: printed precision is recall here, and vice versa"
 
 
-PROTOCOLS = {
-    "default": ClassProtocol(
-        "default",
-        Sampler(steps=100, eta=0.0, guidance=GUIDANCE),
-        "cifar10-resnet34",
-        reference="test",
-        forget_images=500,
-        retain_images=1000,
-        chunk=500,
-    ),
-    "erasediff-cvpr25": ClassProtocol(
-        "erasediff-cvpr25",
-        Sampler(steps=1000, eta=1.0, guidance=GUIDANCE),
-        "cifar10-resnet34",
-        reference="train",
-        forget_images=500,
-        retain_images=5000,
-        chunk=500,
-        stretch=True,
-        printed=PAPERS,
-    ),
-    "salun-iclr24": ClassProtocol(
-        "salun-iclr24",
-        Sampler(steps=1000, eta=1.0, guidance=GUIDANCE),
-        "cifar10-resnet34",
-        reference="train",
-        forget_images=500,
-        retain_images=5000,
-        chunk=500,
-        weights="raw",
-        stretch=True,
-        printed=PAPERS,
-    ),
-    "first-hour": ClassProtocol(
-        "first-hour",
-        Sampler(steps=250, eta=1.0, guidance=GUIDANCE),
-        "cifar10-resnet34",
-        reference="train",
-        forget_images=500,
-        retain_images=1000,
-        chunk=500,
-        stretch=True,
-        printed=PAPERS,
-    ),
-    "smoke": ClassProtocol(
-        "smoke",
-        Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
-        "cifar10-neighbours",
-        reference="test",
-        forget_images=12,
-        retain_images=4,
-        chunk=16,
-        width=32,
-    ),
-}
+ERASEDIFF = ClassProtocol(
+    "erasediff-cvpr25",
+    Sampler(steps=1000, eta=1.0, guidance=GUIDANCE),
+    "cifar10-resnet34",
+    reference="train",
+    forget_images=500,
+    retain_images=5000,
+    chunk=500,
+    stretch=True,
+    printed=PAPERS,
+)
+SALUN = replace(ERASEDIFF, name="salun-iclr24", weights="raw")
+FIRST_HOUR = replace(
+    ERASEDIFF, name="first-hour", sampler=Sampler(steps=250, eta=1.0, guidance=GUIDANCE), retain_images=1000
+)
+DEFAULT = ClassProtocol(
+    "default",
+    Sampler(steps=100, eta=0.0, guidance=GUIDANCE),
+    "cifar10-resnet34",
+    reference="test",
+    forget_images=500,
+    retain_images=1000,
+    chunk=500,
+)
+SMOKE = ClassProtocol(
+    "smoke",
+    Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
+    "cifar10-neighbours",
+    reference="test",
+    forget_images=12,
+    retain_images=4,
+    chunk=16,
+    width=32,
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN, FIRST_HOUR, SMOKE)}

@@ -192,6 +192,14 @@ def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypat
     assert [record.method.name for record in load_all(tmp_path / "here")] == ["original"]
 
 
+def test_the_first_hour_is_not_for_tasks_that_ship_their_weights(cli):
+    said = cli("first-hour", "--task", "digits-class", "--protocol", "default")
+    assert said.code == 2
+    assert said.errors == [
+        "unlearnbench: first-hour is for tasks on weights of others, such as cifar10-class: digits-class ships its own"
+    ]
+
+
 def test_a_published_number_is_near_or_not():
     from unlearnbench.first_hour import _near
     from unlearnbench.published import load

@@ -68,6 +68,8 @@ def first_hour(
     Exit code 1 where something cannot be what it should be.
     """
     task_class = registry.load_task(task)
+    if not hasattr(task_class, "judged_held_out"):
+        raise UserError(f"first-hour is for tasks on weights of others, such as cifar10-class: {task} ships its own")
     task_class.resolve_protocol(protocol)
     more = accepted(task_class, data=data, checkpoint=checkpoint)
 

@@ -14,7 +14,7 @@ from unlearnbench.metric import Metric
 from unlearnbench.record import Record
 
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
-TABLES = Path(__file__).parent / "assets" / "published"
+TABLES = Path(__file__).parent / "tables"
 HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
 
 

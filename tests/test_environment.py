@@ -131,3 +131,11 @@ def test_the_same_work_takes_the_same_memory_again():
         pytest.skip("this system does not tell the peak of the resident set")
     assert min(found) > 30 * 2**20
     assert max(found) < 1.3 * min(found)
+
+
+def test_without_memory_none_is_measured_and_nothing_is_put_in_order(monkeypatch):
+    monkeypatch.setattr(environment, "_give_back", lambda: pytest.fail("the process was put in order"))
+    with Meter("cpu", memory=False) as meter:
+        pass
+    assert meter.memory is None
+    assert meter.seconds >= 0

@@ -101,9 +101,9 @@ def web() -> Iterator[Web]:
                 self.send_header("Transfer-Encoding", "chunked")
             elif site.length:
                 self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
             sent = body if cut is None else body[:cut]
-            site.asked.append(Asked(self.path[1:], dict(self.headers), status, len(sent)))
+            site.asked.append(Asked(self.path[1:], dict(self.headers), status, len(sent)))  # before anyone can know
+            self.end_headers()
             first = b"" if site.stall.is_set() else sent[: len(sent) // 2]
             if first:
                 self.wfile.write(first)

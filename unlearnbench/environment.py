@@ -76,22 +76,27 @@ def _commit() -> dict[str, Any]:
 
 
 class Meter:
-    """Seconds and peak memory of a block of work, after the device has caught up."""
+    """Seconds and peak memory of a block of work, after the device has caught up.
 
-    def __init__(self, device: str):
-        self.device = device
+    Without `memory` none is measured, which saves putting the process's memory in order first.
+    """
+
+    memory: int | None = None
+
+    def __init__(self, device: str, memory: bool = True):
+        self.device, self._measures = device, memory
 
     def __enter__(self) -> Meter:
         self._sync()
-        self._base = _reset_peak(self.device)
+        self._base = _reset_peak(self.device) if self._measures else None
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._sync()
         self.seconds = time.perf_counter() - self._start
-        peak = _peak(self.device)
-        self.memory = None if peak is None or self._base is None else max(0, peak - self._base)
+        if self._base is not None and (peak := _peak(self.device)) is not None:
+            self.memory = max(0, peak - self._base)
 
     def _sync(self) -> None:
         if self.device == "cuda":

@@ -81,7 +81,7 @@ def _times(work: Callable[[], Any], device: str, seconds: float) -> float:
     work()  # the first time costs more: kernels are chosen, memory is taken
     least, end = float("inf"), time.perf_counter() + seconds
     while True:
-        with Meter(device) as meter:
+        with Meter(device, memory=False) as meter:
             work()
         least = min(least, meter.seconds)
         if time.perf_counter() >= end:
@@ -100,7 +100,7 @@ def _unlearning(cell: Cell) -> float | None:
         model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
         with seeded(0), cell.resources.training(task.device):
             prepared = cell.method.prepare(model, task)
-            with Meter(task.device) as meter:
+            with Meter(task.device, memory=False) as meter:
                 cell.method.unlearn(model, task, prepared)
         spent.append(meter.seconds)
     return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])

@@ -203,7 +203,7 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
     pair = [("model", model), ("original", original)]
     for number in range(rounds + 1):
         for name, network in pair if number % 2 else pair[::-1]:
-            with Meter(task.device) as meter:
+            with Meter(task.device, memory=False) as meter:
                 network.sample(y, list(range(len(y))))
             seconds[name].append(meter.seconds)
     return min(seconds["model"][1:]) / min(seconds["original"][1:])

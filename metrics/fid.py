@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterator
 
-from torch import Tensor
+import numpy as np
 
-from unlearnbench import FeatureMetric, Known, toy
+from unlearnbench import FeatureMetric, Known, Table, taken, toy
+from unlearnbench.features import Moments, frechet
+from unlearnbench.statistics import Interval, block_jackknife
 
 
 class FID(FeatureMetric):
@@ -19,12 +21,21 @@ class FID(FeatureMetric):
     rank = 1
     limits = (0.0, None)
 
-    def between(self, generated: Tensor, real: Tensor, k: int) -> float:
+    def between(self, generated: Table, real: Table, k: int) -> float:
         """Distance >= 0."""
-        from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+        return frechet(Moments.of(generated), Moments.of(real))
 
-        one, other = fid_features_to_statistics(generated), fid_features_to_statistics(real)
-        return max(0.0, float(fid_statistics_to_metric(one, other, verbose=False)[KEY_METRIC_FID]))  # -1e-14 for equals
+    def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
+        """Each block's moments are taken off those of all, which are not made anew without it."""
+        n, sides = len(generated), (generated, real)
+        whole = [Moments.of(side) for side in sides]
+
+        def statistic(kept: np.ndarray) -> float:
+            left = np.setdiff1d(np.arange(n), kept)
+            rest = [all.less(Moments.of(taken(side, left))) for all, side in zip(whole, sides, strict=True)]
+            return frechet(*rest) if len(left) else value
+
+        return block_jackknife(statistic, n)
 
     def known(self) -> Iterator[Known]:
         """20 points +-s on 10 axes: covariance 2 s^2 / 19 on each, so FID from s = 19 is 20 / 19 (s - 19)^2."""

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 import numpy as np
-from torch import Tensor
 
-from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench import Known, Metric, Outcome, Score, taken, toy
+from unlearnbench.features import inception_score
 from unlearnbench.statistics import block_jackknife, t_interval
 
 
 class InceptionScore(Metric):
-    """exp E KL(p(y|x) || p(y)) by the judge's logits (Salimans et al., NeurIPS 2016), computed by torch-fidelity.
+    """exp E KL(p(y|x) || p(y)) by the judge's logits (Salimans et al., NeurIPS 2016).
 
     The mean over n // 5,000 equal splits (5,000 images in the papers' evaluator) with a t-interval over them. Fewer
     than 10,000 images are one split, with a delete-block jackknife; of fewer than 5,000 the score is biased low.
@@ -21,23 +21,23 @@ class InceptionScore(Metric):
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """At least 1; other real images in place of the samples give the floor."""
-        n, logits_from = len(outcome.features), outcome.task.judge().logits_from  # type: ignore[attr-defined]
+        features, n = outcome.features, len(outcome.features)
+        logits_from = outcome.task.judge().logits_from  # type: ignore[attr-defined]
         if n < 2:
             return Score(None, n, reason=f"{n} images with features, at least 2 are needed")
-        logits = logits_from(outcome.features)
-        values = self.splits(logits)
-        interval = t_interval(values) or block_jackknife(lambda kept: self.splits(logits[kept])[0], n)
-        floor = float(np.mean(self.splits(logits_from(outcome.real)))) if len(outcome.real) > 1 else None
+        values, real = (
+            [inception_score(taken(side, part), logits_from) for part in self.splits(len(side))]
+            for side in (features, outcome.real)
+        )
+        interval = t_interval(values) or block_jackknife(lambda i: inception_score(taken(features, i), logits_from), n)
+        floor = float(np.mean(real)) if len(outcome.real) > 1 else None
         return Score(float(np.mean(values)), n, interval=interval, floor=floor)
 
-    def splits(self, logits: Tensor) -> list[float]:
-        """The score of each split of logits (N, K), in torch-fidelity's order: samples lie in that of their classes."""
-        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
-
-        n, count = len(logits), max(1, len(logits) // self.split)
+    def splits(self, n: int) -> list[np.ndarray]:
+        """Images of each split, by torch-fidelity's permutation, since samples lie in the order of their classes."""
+        count = max(1, n // self.split)
         order = np.random.RandomState(2020).permutation(n)
-        parts = [logits[order[i * n // count : (i + 1) * n // count]] for i in range(count)]
-        return [isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN] for part in parts]
+        return [np.sort(order[i * n // count : (i + 1) * n // count]) for i in range(count)]
 
     def known(self) -> Iterator[Known]:
         """The toy judge's logits are its features: 100 against 0 is certainty, or that of several kinds equally."""

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from unlearnbench import FeatureMetric, Known, toy
+from unlearnbench import FeatureMetric, Known, Table, toy
+from unlearnbench.features import within
 from unlearnbench.statistics import Interval, wilson
 
 
 class Recall(FeatureMetric):
-    """Improved recall (Kynkäänniemi et al., NeurIPS 2019) with the protocol's k, by torch-fidelity.
+    """Improved recall (Kynkäänniemi et al., NeurIPS 2019) with the protocol's k.
 
     Falls for a collapsed model, not for an over-dispersed one; precision does the opposite.
     """
@@ -22,16 +21,13 @@ class Recall(FeatureMetric):
         """One more than the neighbours."""
         return k + 1
 
-    def between(self, generated: Tensor, real: Tensor, k: int) -> float:
+    def between(self, generated: Table, real: Table, k: int) -> float:
         """Proportion in [0, 1]."""
-        from torch_fidelity.metric_prc import KEY_METRIC_RECALL, prc_features_to_metric
+        return within(real, generated, k)
 
-        result = prc_features_to_metric(generated, real, prc_neighborhood=k, verbose=False)
-        return float(result[KEY_METRIC_RECALL])
-
-    def interval(self, value: float, n: int, kept: object) -> Interval | None:
+    def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
         """Wilson's, given the samples."""
-        return wilson(round(value * n), n)
+        return wilson(round(value * len(real)), len(real))
 
     def known(self) -> Iterator[Known]:
         """See `toy.manifolds`: which case falls tells the order of arguments."""

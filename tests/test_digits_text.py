@@ -359,6 +359,7 @@ def test_reference_and_floor_show_what_retain_samples_are_asked_for(forget, prot
             bytes(image.flatten().tolist()): pair
             for image, pair in zip(source, _digits_images.pairs(split).tolist(), strict=True)
         }
+        real = torch.cat(list(real))
         found = [known[bytes(image.flatten().tolist())] for image in real]
         assert [(digit, colour + 10) for digit, colour in found] == asked
         assert real.dtype == torch.uint8 and real.shape[1:] == (3, 16, 16)

@@ -168,7 +168,7 @@ def test_sides_are_compared_at_equal_counts(name):
 
 def test_real_digits_beside_real_digits_noise_and_one_digit_only():
     task = DigitsClass("3")
-    judge, real = task.judge(), task.judge().features(task.reference())
+    judge, real = task.judge(), task.judge().features(torch.cat(list(task.reference())))
     x0, y = splits()["train"]
     fair = to_uint8(torch.cat([x0[y == digit][:50] for digit in range(10) if digit != 3]))
     noise = torch.randint(0, 256, fair.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)

@@ -27,10 +27,10 @@ def failing(found):
 PLAIN = sampling.gaussian_noise
 NOISES = {
     "none": PLAIN,
-    "repeated every batch": lambda seeds, t, shape: PLAIN(range(len(seeds)), t, shape),
-    "one for all images": lambda seeds, t, shape: PLAIN([0] * len(seeds), t, shape),
-    "of the place in the batch": lambda seeds, t, shape: PLAIN([seed + b for b, seed in enumerate(seeds)], t, shape),
-    "of torch's generator": lambda seeds, t, shape: torch.randn(len(seeds), *shape),
+    "repeated every batch": lambda seeds, *what: PLAIN(range(len(seeds)), *what),
+    "one for all images": lambda seeds, *what: PLAIN([0] * len(seeds), *what),
+    "of the place in the batch": lambda seeds, *what: PLAIN([seed + b for b, seed in enumerate(seeds)], *what),
+    "of torch's generator": lambda seeds, t, shape, device: torch.randn(len(seeds), *shape),
 }
 
 
@@ -144,7 +144,7 @@ class ReferenceHoldsTheConcept(DigitsClass):
 
     def reference(self):
         x0, y = splits()["reference"]
-        return to_uint8(torch.cat([x0[y == digit][: self.protocol.retain_images] for digit in range(10)]))
+        yield to_uint8(torch.cat([x0[y == digit][: self.protocol.retain_images] for digit in range(10)]))
 
 
 class FloorHoldsTheConcept(DigitsClass):

@@ -120,7 +120,7 @@ def test_chunk_size_moves_images_by_one_grey_level_at_most(tmp_path):
         task.protocol = dataclasses.replace(task.protocol, chunk=chunk)
         cell = stages.Cell(cls(), task)
         store = Store(tmp_path / str(chunk))
-        images.append(samples.draw(cell, task.pretrained().eval(), {}, task.plan()[: CHUNK + 5], store))
+        images.append(samples.draw(cell, task.pretrained().eval(), {}, task.plan()[: CHUNK + 5], store)[:])
     assert len(images[0]) == CHUNK + 5
     for other in images[1:]:
         assert (images[0].int() - other.int()).abs().max() <= 1

@@ -149,8 +149,8 @@ def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
     from unlearnbench import verify
 
     drawn = []
-    real = verify.draw
-    monkeypatch.setattr(verify, "draw", lambda *parts: drawn.extend(parts[3]) or real(*parts))
+    real = verify.observed
+    monkeypatch.setattr(verify, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
     record = read(path)
     images = pd.read_parquet(path.with_suffix(".parquet"))
     cell = rebuilt(record, "cpu", str(tmp_path / "nudge.py"))

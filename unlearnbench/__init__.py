@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from unlearnbench.models.checkpoints import apply_checkpoint as apply_checkpoint
     from unlearnbench.models.checkpoints import checkpoint_hash as checkpoint_hash
     from unlearnbench.progress import track as track
+    from unlearnbench.rows import Table as Table
+    from unlearnbench.rows import taken as taken
     from unlearnbench.sampling import Guidance as Guidance
     from unlearnbench.sampling import Sampler as Sampler
     from unlearnbench.task import Plan as Plan
@@ -51,11 +53,13 @@ _PUBLIC = {
     "Protocol": "task",
     "Sampler": "sampling",
     "Score": "metric",
+    "Table": "rows",
     "Task": "task",
     "apply_checkpoint": "models.checkpoints",
     "checkpoint_hash": "models.checkpoints",
     "gradients": "training",
     "minimise": "training",
+    "taken": "rows",
     "track": "progress",
 }
 

@@ -7,7 +7,8 @@ import gc
 import platform
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,13 @@ def _commit() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
     changed = git("status", "--porcelain", "--", "unlearnbench", "methods", "metrics")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Convolutions on CUDA in whole float32, where torch would take TF32, and by algorithms that repeat themselves."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 class Meter:

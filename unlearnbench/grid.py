@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from torch import Tensor
-
 from unlearnbench.record import replace_file
+from unlearnbench.rows import Table
 from unlearnbench.task import Task
 
 COLUMNS, TILE, GAP, MARGIN, HEAD = 6, 48, 24, 84, 40
 
 
-def write_grid(path: Path, task: Task, before: Tensor, after: Tensor, label: str) -> None:
+def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) -> None:
     """PNG: `COLUMNS` images a concept, the original's on the left, the unlearned model's on the right."""
     from PIL import Image, ImageDraw
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.judges import Seen, Verdict
+from unlearnbench.rows import Table, taken
 from unlearnbench.statistics import Interval, block_jackknife, t_interval, wilson
 from unlearnbench.task import Plan, Task
 
@@ -68,7 +69,7 @@ class Score:
 class Side(NamedTuple):
     """The samples of one group of an outcome."""
 
-    samples: Tensor
+    samples: Table
     """uint8 (N, 3, H, W)."""
     asked: Tensor
     """(N,) labels that were asked for."""
@@ -88,28 +89,28 @@ class Outcome:
     model: Diffusion
     original: Diffusion
     plan: list[Plan]
-    samples: Tensor
+    samples: Table
     """uint8 (N, 3, H, W), in the plan's order."""
     verdict: Verdict
     """On the domain of each planned label."""
     besides: Verdict
     """On the domain of each label planned besides."""
-    features: Tensor
+    features: Table
     """(R, D) of the retain samples."""
-    reference: Tensor
+    reference: Table
     """(M, D) of the protocol's real retain images."""
-    real: Tensor
+    real: Table
     """(M, D) of as many real retain images of another split."""
     cost: dict[str, Any]
     """Measured while unlearning, by the names of the cost metrics."""
 
     @classmethod
-    def of(cls, samples: Tensor, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
+    def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
         """From what a judge saw on samples, reference and other real images; features it failed on are left out."""
         import torch
 
         retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
-        features = seen.features[retain] if len(seen.features) else seen.features
+        features = taken(seen.features, retain) if len(seen.features) else seen.features
         return cls(
             plan=plan,
             samples=samples,
@@ -131,7 +132,7 @@ class Outcome:
         own, besides = (
             Verdict(verdict.probabilities[index], verdict.refused[index]) for verdict in (self.verdict, self.besides)
         )
-        return Side(self.samples[index], asked, own, other, besides)
+        return Side(taken(self.samples, index), asked, own, other, besides)
 
     @cached_property
     def forget(self) -> Side:
@@ -230,12 +231,12 @@ class FeatureMetric(Metric):
         return 2
 
     @abstractmethod
-    def between(self, generated: Tensor, real: Tensor, k: int) -> float:
-        """The value for features (n, D) of both sides."""
+    def between(self, generated: Table, real: Table, k: int) -> float:
+        """The value for features (n, D) of both sides, which may be too many to be held at once."""
 
-    def interval(self, value: float, n: int, kept: Callable[[np.ndarray], float]) -> Interval | None:
-        """Delete-block jackknife over samples and reference together; `kept(indices)` is the value on those alone."""
-        return block_jackknife(kept, n)
+    def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
+        """Of the value: delete-block jackknife over samples and reference together."""
+        return block_jackknife(lambda kept: self.between(taken(generated, kept), taken(real, kept), k), len(generated))
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Value, interval and floor."""
@@ -247,10 +248,7 @@ class FeatureMetric(Metric):
         if n < least:
             return Score(None, n, reason=f"{n} images with features on a side, at least {least} are needed")
 
-        def value(features: Tensor, kept: np.ndarray) -> float:
-            return self.between(features[:n][kept], reference[:n][kept], k)
-
-        every = np.arange(n)
-        found = value(outcome.features, every)
-        interval = self.interval(found, n, lambda kept: value(outcome.features, kept))
-        return Score(found, n, interval=interval, floor=value(other, every) if len(other) >= n else None)
+        generated, real = (taken(side, slice(n)) for side in (outcome.features, reference))
+        found = self.between(generated, real, k)
+        floor = self.between(taken(other, slice(n)), real, k) if len(other) >= n else None
+        return Score(found, n, interval=self.interval(found, generated, real, k), floor=floor)

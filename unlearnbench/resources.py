@@ -28,9 +28,11 @@ class Resources:
     memory: tuple[str, ...] = ()
     """checkpointing: activations of the U-Net are computed twice; adam8bit: Adam's moments in eight bits
     (bitsandbytes); slices: the VAE decodes image by image."""
+    compile: bool = False
+    """The network is compiled before images are drawn: other last bits, and a minute before the first image."""
 
     @classmethod
-    def checked(cls, precision: str, memory: Sequence[str], device: str) -> Resources:
+    def checked(cls, precision: str, memory: Sequence[str], device: str, compile: bool = False) -> Resources:
         """From the command line; refuses what this device or installation cannot do."""
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
@@ -43,11 +45,12 @@ class Resources:
             raise UserError("--memory adam8bit is for CUDA: leave it out")
         if "adam8bit" in memory and find_spec("bitsandbytes") is None:
             raise UserError("--memory adam8bit needs bitsandbytes: pip install 'unlearnbench[cuda]'")
-        return cls(precision, tuple(sorted(set(memory))))  # type: ignore[arg-type]
+        return cls(precision, tuple(sorted(set(memory))), compile)  # type: ignore[arg-type]
 
     def named(self) -> dict[str, Any]:
         """What is not the default, for keys and records."""
-        changed = {"precision": self.precision if self.precision != "fp32" else None, "memory": list(self.memory)}
+        precision = self.precision if self.precision != "fp32" else None
+        changed = {"precision": precision, "memory": list(self.memory), "compile": self.compile}
         return {name: value for name, value in changed.items() if value}
 
     def equip(self, model: Diffusion) -> Diffusion:
@@ -58,6 +61,19 @@ class Resources:
         if "slices" in self.memory and hasattr(model, "vae"):
             parts.vae.enable_slicing()
         return model
+
+    @contextmanager
+    def compiled(self, model: Diffusion) -> Iterator[Diffusion]:
+        """Within this block the U-Net is a compiled one, where that was asked for."""
+        parts: Any = model
+        plain = parts.unet if self.compile else None
+        if plain is not None:
+            parts.unet = torch.compile(plain, dynamic=False)
+        try:
+            yield model
+        finally:
+            if plain is not None:
+                parts.unet = plain
 
     @contextmanager
     def training(self, device: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import write_images
 from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, read, write
-from unlearnbench.samples import draw, judged
+from unlearnbench.samples import draw, judged, observed
 from unlearnbench.stages import (
     Cell,
     engine_hash,
@@ -65,9 +65,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             return record
     model = loaded(cell, state)
     plan = cell.task.plan()
-    samples = draw(cell, model, _identity(cell, state), plan, store, force)
     judge = cell.task.judge()
-    seen = judged(judge, samples, store)
+    samples, seen = observed(cell, judge, model, _identity(cell, state), plan, store, force)
     reference, real = judged(judge, cell.task.reference(), store), judged(judge, cell.task.floor(), store)
     outcome = Outcome.of(
         samples, plan, seen, reference, real, task=cell.task, model=model, original=original, cost=facts["cost"]

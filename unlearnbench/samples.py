@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,41 +14,70 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
+from unlearnbench.environment import exact
 from unlearnbench.hashing import source_hash, state_hash
-from unlearnbench.judges import Judge, Seen, Verdict, look
+from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
 from unlearnbench.progress import track
 from unlearnbench.resources import out_of_memory, too_little
+from unlearnbench.rows import Part, Rows
 from unlearnbench.stages import Cell, engine_hash
-from unlearnbench.store import Store
+from unlearnbench.store import Made, Store
 from unlearnbench.task import Plan
+
+BLOCK = 500
+"""Images that are judged together and kept in one entry: as many as a chunk of CIFAR-10's."""
+
+
+def observed(
+    cell: Cell,
+    judge: Judge,
+    model: Diffusion,
+    identity: dict[str, Any],
+    plan: list[Plan],
+    store: Store,
+    force: bool = False,
+) -> tuple[Rows, Seen]:
+    """Draw and judge; on CUDA, whose work waits in a queue, a block is judged while the next one is drawn."""
+    with Looking(judge, store, beside=cell.task.device == "cuda") as looking:
+        samples = draw(cell, model, identity, plan, store, force, looking)
+        return samples, looking.seen()
 
 
 def draw(
-    cell: Cell, model: Diffusion, identity: dict[str, Any], plan: list[Plan], store: Store, force: bool = False
-) -> Tensor:
-    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself."""
+    cell: Cell,
+    model: Diffusion,
+    identity: dict[str, Any],
+    plan: list[Plan],
+    store: Store,
+    force: bool = False,
+    see: Callable[[Tensor], None] = lambda images: None,
+) -> Rows:
+    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself, and shown to `see` in order."""
     task, size = cell.task, cell.task.protocol.chunk
     chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
-    images = []
-    for chunk in track(chunks, len(chunks), "sampling"):
-        padded = chunk + [chunk[-1]] * (
-            size - len(chunk)
-        )  # one batch size always: results depend on it in the last bit
+    drawn = []
+    with cell.resources.compiled(model) as model:
+        for chunk in track(chunks, len(chunks), "sampling"):
+            padded = chunk + [chunk[-1]] * (
+                size - len(chunk)
+            )  # one batch size always: results depend on it in the last bit
 
-        def make(padded: list[Plan] = padded, n: int = len(chunk)) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            return {"images": _drawn(cell, model, padded)[:n]}, {}
+            def make(padded: list[Plan] = padded, n: int = len(chunk)) -> Made:
+                return {"images": _drawn(cell, model, padded)[:n]}, {}
 
-        parts = {
-            **identity,
-            "task": task.name,
-            "sampler": asdict(task.protocol.sampler),
-            "images": [(item.prompt or item.label, item.seed) for item in padded],
-            "engine": engine_hash(type(task)),
-            "device": task.device,
-            **cell.resources.named(),
-        }
-        images.append(store.stage("samples", parts, make, force)[0]["images"])
-    return torch.cat(images)
+            parts = {
+                **identity,
+                "task": task.name,
+                "sampler": asdict(task.protocol.sampler),
+                "images": [(item.prompt or item.label, item.seed) for item in padded],
+                "engine": engine_hash(type(task)),
+                "device": task.device,
+                **cell.resources.named(),
+            }
+            made = store.stage("samples", parts, make, force)
+            see(made[0]["images"])
+            drawn.append(Part(len(chunk), store.reader("samples", parts, "images", made)))
+    return Rows(drawn)
 
 
 def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
@@ -72,17 +104,80 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
             size = cell.notes["sampling_batch"] = (size + 1) // 2
 
 
-def judged(judge: Judge, images: Tensor, store: Store) -> Seen:
-    """What the judge sees on images; kept only where it never failed."""
+class Looking:
+    """A judge that is shown images as they come, in blocks of `BLOCK`; `beside` the work of whoever shows them."""
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def __init__(self, judge: Judge, store: Store, beside: bool = False):
+        self.judge, self.store = judge, store
+        self._waiting: list[Tensor] = []
+        self._begun: list[Future[tuple[Seen, Part | None]]] = []
+        self._pool = ThreadPoolExecutor(1) if beside else None
+        self._numbers = ExitStack()
+
+    def __enter__(self) -> Looking:
+        self._numbers.enter_context(exact())  # before there are two threads: the settings are the whole process's
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._numbers.close()
+
+    def __call__(self, images: Tensor) -> None:
+        """uint8 (n, 3, H, W); judged as soon as there are enough of them."""
+        self._waiting.append(images)
+        if sum(map(len, self._waiting)) >= BLOCK:
+            *blocks, rest = torch.cat(self._waiting).split(BLOCK)
+            full = [*blocks, rest] if len(rest) == BLOCK else blocks
+            self._waiting = [] if len(rest) == BLOCK else [rest.clone()]
+            for block in full:
+                self._begin(block)
+
+    def _begin(self, block: Tensor) -> None:
+        if self._pool:
+            if len(self._begun) >= 2:
+                self._begun[-2].result()  # no more than two blocks wait, or memory would grow with their number
+            self._begun.append(self._pool.submit(_judged, self.judge, block, self.store))
+        else:
+            done: Future[tuple[Seen, Part | None]] = Future()
+            done.set_result(_judged(self.judge, block, self.store))
+            self._begun.append(done)
+
+    def seen(self) -> Seen:
+        """All that was seen, in order; where features of any image are missing, there are none."""
+        if self._waiting:
+            self._begin(torch.cat(self._waiting))
+            self._waiting = []
+        found = [future.result() for future in self._begun]
+        if not found:
+            return Seen(judge_all(self.judge, torch.zeros(0, 3, 1, 1))[0], Rows([]), None, self.judge.domains)
+        verdict = Verdict(*(torch.cat(column) for column in zip(*(seen.verdict for seen, _ in found), strict=True)))
+        error = next((seen.error for seen, _ in found if seen.error), None)
+        parts = [part for _, part in found if part]
+        return Seen(verdict, Rows(parts if len(parts) == len(found) else []), error, self.judge.domains)
+
+
+def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
+    """What the judge sees on images that come some at a time."""
+    with Looking(judge, store) as looking:
+        for some in images:
+            looking(some)
+        return looking.seen()
+
+
+def _judged(judge: Judge, images: Tensor, store: Store) -> tuple[Seen, Part | None]:
+    """What the judge sees on one block, and where its features lie; kept only where it never failed."""
+
+    def make() -> Made:
         verdict, features, error, _ = look(judge, images)
-        return {**verdict._asdict(), "features": features}, {"error": error}
+        return {**verdict._asdict(), "features": features[:]}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
     folder = Path(__file__).parent / "judges"
     code = source_hash([Path(inspect.getfile(type(judge))), folder / "__init__.py", folder / "fidelity.py"])
     parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
-    tensors, facts = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
+    made = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
+    (tensors, facts), n = made, len(images)
+    part = Part(n, store.reader("judged", parts, "features", made)) if len(tensors["features"]) == n else None
     verdict = Verdict(tensors["probabilities"], tensors["refused"])
-    return Seen(verdict, tensors["features"], facts["error"], judge.domains)
+    return Seen(verdict, torch.zeros(0, 0), facts["error"], judge.domains), part

@@ -1,10 +1,10 @@
 """DDIM sampling, guidance and noise that depends on nothing but image seed and timestep."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +16,7 @@ Hook = Callable[[int, int, Tensor], None]
 
 START = 1 << 20
 """Timestep word of the noise that sampling starts from; no schedule is that long."""
+WORD = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -31,37 +32,39 @@ class Sampler:
     guidance: float = 1.0
 
 
-def philox(counter: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al., SC 2011), vectorised: counters (..., 4) and keys (..., 2), uint32 -> (..., 4)."""
-    a, b, c, d = (counter[..., i].astype(np.uint64) for i in range(4))
-    k0, k1 = (key[..., i].astype(np.uint64) for i in range(2))
-    low, word = np.uint64(0xFFFFFFFF), np.uint64(32)
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox4x32-10 (Salmon et al., SC 2011): counters (..., 4) and keys (..., 2) -> (..., 4), 32-bit words in int64.
+
+    A product of two words may be negative in int64; its bits are the right ones, and the upper half is cut off after
+    the shift, which keeps the sign.
+    """
+    a, b, c, d = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
     for _ in range(10):
-        p, q = np.uint64(0xD2511F53) * a, np.uint64(0xCD9E8D57) * c
-        a, b, c, d = (q >> word) ^ b ^ k0, q & low, (p >> word) ^ d ^ k1, p & low
-        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
-    return np.stack([a, b, c, d], axis=-1).astype(np.uint32)
+        p, q = 0xD2511F53 * a, 0xCD9E8D57 * c
+        a, b, c, d = (q >> 32 & WORD) ^ b ^ k0, q & WORD, (p >> 32 & WORD) ^ d ^ k1, p & WORD
+        k0, k1 = k0 + 0x9E3779B9 & WORD, k1 + 0xBB67AE85 & WORD
+    return torch.stack([a, b, c, d], dim=-1)
 
 
-def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int]) -> Tensor:
+def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise (B, *shape), float32, row b a function of (seeds[b], t) alone.
 
-    Drawn on the CPU for every device, so that images are paired across methods, batch sizes, shards and machines.
-    Box-Muller on the Philox words; `t` is the timestep, or `START` for the noise that sampling starts from.
+    The same on every device (words are integers; logarithm and cosine, in float64, may differ in their last bit), so
+    that images are paired across methods, batch sizes, shards and machines. Box-Muller on the Philox words; `t` is the
+    timestep, or `START` for the noise that sampling starts from.
     """
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     blocks = -(-size // 4)
-    keys = np.array([(seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF) for seed in seeds], dtype=np.uint32).reshape(-1, 2)
-    counter = np.zeros((len(keys), blocks, 4), dtype=np.uint32)
-    counter[..., 0] = np.arange(blocks)
+    halves = [(seed & WORD, seed >> 32 & WORD) for seed in seeds]
+    keys = torch.tensor(halves, dtype=torch.int64, device=device).view(-1, 1, 2)
+    counter = torch.zeros(len(keys), blocks, 4, dtype=torch.int64, device=device)
+    counter[..., 0] = torch.arange(blocks, device=device)
     counter[..., 1] = t
-    words = philox(counter, keys[:, None, :])
-    uniform = (words.astype(np.float64) + 0.5) / 2.0**32  # never 0, so the logarithm is finite
-    radius, angle = np.sqrt(-2 * np.log(uniform[..., :2])), 2 * np.pi * uniform[..., 2:]
-    normal = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return torch.from_numpy(normal.reshape(len(keys), 4 * blocks)[:, :size].astype(np.float32)).reshape(
-        len(keys), *shape
-    )
+    uniform = (philox(counter, keys).double() + 0.5) / 2.0**32  # never 0, so the logarithm is finite
+    radius, angle = (-2 * uniform[..., :2].log()).sqrt(), 2 * math.pi * uniform[..., 2:]
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1).float()
+    return normal.view(len(keys), 4 * blocks)[:, :size].reshape(len(keys), *shape)
 
 
 def timesteps(steps: int, T: int) -> list[int]:
@@ -122,7 +125,7 @@ def sample(
     after = [*every[1:], -1]
     device = model.alpha_bar.device
     if start is None:
-        x = gaussian_noise(seeds, START, model.shape).to(device)
+        x = gaussian_noise(seeds, START, model.shape, device)
         first = 0
     else:
         x, first = start[0].to(device), next((i for i, t in enumerate(every) if t <= start[1]), len(every))
@@ -136,6 +139,7 @@ def sample(
         t = torch.full((len(seeds),), every[i], device=device)
         eps = model.guidance(model, x, t, i, condition, null, sampler.guidance)
         now, prev = model.alpha_bar[every[i]], model.alpha_bar[after[i]] if after[i] >= 0 else one
-        noise = gaussian_noise(seeds, every[i], model.shape).to(x) if sampler.eta > 0 and after[i] >= 0 else None
+        noisy = sampler.eta > 0 and after[i] >= 0
+        noise = gaussian_noise(seeds, every[i], model.shape, device).to(x) if noisy else None
         x = torch.where((stop > i).view(-1, 1, 1, 1), ddim_step(x, eps, now, prev, sampler.eta, noise, model.clip), x)
     return x

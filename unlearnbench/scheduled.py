@@ -65,7 +65,7 @@ def sample(
     device = model.alpha_bar.device
     if start is None:
         first = 0
-        x = gaussian_noise(seeds, START, model.shape).to(device) * scheduler.init_noise_sigma
+        x = gaussian_noise(seeds, START, model.shape, device) * scheduler.init_noise_sigma
     else:
         first = next((i for i, t in enumerate(every.tolist()) if t <= start[1]), len(every))
         x = start[0].to(device) * size_of(scheduler, min(first, len(every) - 1))
@@ -84,7 +84,7 @@ def sample(
         eps = model.guidance(model, x_t, t, i, condition, null, sampler.guidance)
         extra: dict[str, Any] = {}
         if noisy:
-            noise = gaussian_noise(seeds, int(every[i]), model.shape).to(x)
+            noise = gaussian_noise(seeds, int(every[i]), model.shape, device).to(x)
             extra = {"eta": sampler.eta, "variance_noise": noise}
         x = scheduler.step(eps, every[i], x, return_dict=False, **extra)[0]
         after = x / size_of(scheduler, i + 1) if i + 1 < len(every) else x

@@ -218,7 +218,7 @@ def _concept(task: Task) -> Iterator[Finding]:
     named = _called(judge, real, labels)
     yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
-        shown = _called(judge, images, labels)
+        shown = _called(judge, torch.cat(list(images)), labels)
         yield Finding(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
     misspelt = f"{task.forget}{task.forget}x"
     try:
@@ -248,11 +248,11 @@ def noise(task: Task, store: Store) -> Iterator[Finding]:
     cell = Cell(registry.load_method("original")(), task)
     original = task.pretrained().eval()
     identity = {"weights": task.pretrained_identity()[0], "wrap": None}
-    images = draw(cell, original, identity, plan, store)
+    images = draw(cell, original, identity, plan, store)[:]
     yield _same("noise", "different images", len(torch.unique(images.flatten(1), dim=0)), len(plan))
     step = max(1, len(plan) // size)
     others: list[Plan] = plan[::-1][::step][:size]  # backwards, so that even a single batch has another order
-    again = draw(cell, original, identity, others, store)
+    again = draw(cell, original, identity, others, store)[:]
     far = int((again.int() - images.flip(0)[::step][:size].int()).abs().max())
     yield Finding("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
 

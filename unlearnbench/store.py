@@ -54,6 +54,14 @@ class Store:
             return self._read(folder) or made  # another process was first: both go on from one entry
         return made
 
+    def reader(self, kind: str, parts: dict[str, Any], name: str, made: Made) -> Callable[[], Tensor]:
+        """One tensor of the entry that `stage` has just given, read from the disk each time; where the entry was not
+        kept, it stays in memory."""
+        path = self.folder(kind, parts) / DATA
+        if not self.has(kind, parts):
+            return lambda: made[0][name]
+        return lambda: load_state(path)[name]
+
     def _read(self, folder: Path) -> Made | None:
         """The entry, or None where there is none; damage is named and set aside."""
         damage: Exception | None = None

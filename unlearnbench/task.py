@@ -125,12 +125,12 @@ class Task(ABC):
         """Training images of one side, or of both together, on the CPU."""
 
     @abstractmethod
-    def reference(self) -> Tensor:
-        """Real retain images of the protocol's reference split, uint8 (N, 3, H, W)."""
+    def reference(self) -> Iterator[Tensor]:
+        """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), some at a time."""
 
     @abstractmethod
-    def floor(self) -> Tensor:
-        """As many real retain images as `reference`, of another split, uint8: what real data score against it."""
+    def floor(self) -> Iterator[Tensor]:
+        """As many real retain images as `reference`, of another split: what real data score against it."""
 
     @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:

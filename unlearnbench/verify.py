@@ -33,7 +33,7 @@ from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.record import Record
 from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted, run
-from unlearnbench.samples import draw, judged
+from unlearnbench.samples import observed
 from unlearnbench.stages import Cell, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
 from unlearnbench.task import Plan
@@ -174,8 +174,7 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
         status = "diverged" if isinstance(error, Diverged) else "skipped"
         return draft.model_copy(update={"status": status, "reason": str(error)}), None
     model = loaded(cell, state)
-    samples = draw(cell, model, {}, plan, store)
-    seen = judged(cell.task.judge(), samples, store)
+    samples, seen = observed(cell, cell.task.judge(), model, {}, plan, store)
     none = seen._replace(features=torch.zeros(0, 0), error=None)  # metrics by image look at no reference
     outcome = Outcome.of(
         samples, plan, seen, none, none, task=cell.task, model=model, original=original, cost=facts["cost"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.errors import one_line
+from unlearnbench.rows import Table
 
 ABSTAINS = -1
 
@@ -78,7 +79,7 @@ class Seen(NamedTuple):
     """All that a judge has to say of some images."""
 
     verdict: Verdict
-    features: Tensor
+    features: Table
     """(N, D); empty where the judge failed."""
     error: str | None
     domains: tuple[range, ...]
@@ -104,7 +105,7 @@ def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, 
     parts: list[Verdict] = []
     error: str | None = None
     many = (len(judge.domains),) if len(judge.domains) > 1 else ()
-    for some in images.split(batch):
+    for some in images.split(batch) if len(images) else ():
         try:
             parts.append(judge(some))
             continue

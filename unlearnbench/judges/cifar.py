@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from unlearnbench.diffusion import Batch
+from unlearnbench.environment import exact
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.images import Images
@@ -80,13 +81,6 @@ def _fits(otherwise: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise UserError(f"{otherwise} ({one_line(error)[:160]})") from error
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """Convolutions on CUDA in whole float32, where torch would take TF32, and by algorithms that repeat themselves."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
 
 
 def _resnet(state: Mapping[str, Tensor]) -> Any:

@@ -179,19 +179,21 @@ class Cifar10Class(Task):
         """The next class in place of the forgotten one, as SalUn relabels."""
         return torch.where(self.forgotten(y), (y + 1) % len(CLASSES), y)
 
-    def reference(self) -> Tensor:
+    def reference(self) -> Iterator[Tensor]:
         """Real images of the other classes, the first `retain_images` of each in the protocol's split."""
         return self._real(self.protocol.reference)
 
-    def floor(self) -> Tensor:
+    def floor(self) -> Iterator[Tensor]:
         """The same of the other split."""
         return self._real("train" if self.protocol.reference == "test" else "test")
 
-    def _real(self, split: str) -> Tensor:
+    def _real(self, split: str) -> Iterator[Tensor]:
         x, y = self.images[split]
         kept = [np.flatnonzero(y == k)[: self.protocol.retain_images] for k in range(len(CLASSES))]
         del kept[self.labels()[self.forget]]
-        return self.to_uint8(scaled(x[np.concatenate(kept)]))
+        rows = np.concatenate(kept)
+        for start in range(0, len(rows), self.protocol.chunk):
+            yield self.to_uint8(scaled(x[rows[start : start + self.protocol.chunk]]))
 
     def judge(self) -> Judge:
         """ResNet-34 with Inception features; under "smoke" nearest neighbours, which need no training."""
@@ -199,11 +201,11 @@ class Cifar10Class(Task):
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) in [-1, 1] -> uint8, rounded and clamped; stretched first where the protocol says so."""
-        x = ((x.detach().float().cpu() + 1) / 2).clamp(0, 1)
+        x = ((x.detach().float() + 1) / 2).clamp(0, 1)
         if self.protocol.stretch:
             low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
             x = (x - low) / (high - low).clamp(min=1e-5)
-        return (x * 255).round().to(torch.uint8)
+        return (x * 255).round().to(torch.uint8).cpu()
 
 
 def scaled(x: np.ndarray) -> Tensor:

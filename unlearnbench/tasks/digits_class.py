@@ -52,10 +52,11 @@ def splits() -> dict[str, Batch]:
 def to_uint8(x: Tensor) -> Tensor:
     """(N, 1, 8, 8) in [-1, 1] -> uint8 (N, 3, 8, 8), rounded and clamped."""
     return (
-        ((x.detach().float().cpu() + 1) * 127.5)
+        ((x.detach().float() + 1) * 127.5)
         .round()
         .clamp(0, 255)
         .to(torch.uint8)
+        .cpu()
         .expand(-1, 3, -1, -1)
         .contiguous()
     )
@@ -155,18 +156,18 @@ class DigitsClass(Task):
         keep = {"forget": forgotten, "retain": ~forgotten, "both": torch.ones_like(forgotten)}[which]
         return Batch(x0[keep], y[keep])
 
-    def reference(self) -> Tensor:
+    def reference(self) -> Iterator[Tensor]:
         """Held-out images of the retained digits, as many a class as the protocol samples."""
         return self._real(self.protocol.reference)
 
-    def floor(self) -> Tensor:
+    def floor(self) -> Iterator[Tensor]:
         """Training images, which the original has seen and the reference has not."""
         return self._real("train")
 
-    def _real(self, split: str) -> Tensor:
+    def _real(self, split: str) -> Iterator[Tensor]:
         x0, y = splits()[split]
         kept = [(y == d).nonzero()[: self.protocol.retain_images, 0] for d in range(10) if d != int(self.forget)]
-        return to_uint8(x0[torch.cat(kept)])
+        yield to_uint8(x0[torch.cat(kept)])
 
     def substitute(self, y: Tensor) -> Tensor:
         """The next digit, (y + 1) mod 10, as SalUn's class forgetting does."""

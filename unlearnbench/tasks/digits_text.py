@@ -219,22 +219,22 @@ class DigitsText(TextTask):
         texts = [t for t in map(self._named, texts) if bool(self._asks.search(t)) == (which == "forget")]
         return self.tokens(list(dict.fromkeys(texts)))
 
-    def reference(self) -> Tensor:
+    def reference(self) -> Iterator[Tensor]:
         """Held-out images, of the digits and colours that the retain samples are asked for."""
         return self._real(self.protocol.reference)
 
-    def floor(self) -> Tensor:
+    def floor(self) -> Iterator[Tensor]:
         """Training images of the same digits and colours."""
         return self._real("train")
 
-    def _real(self, split: str) -> Tensor:
+    def _real(self, split: str) -> Iterator[Tensor]:
         shown, used, rows = pairs(split).tolist(), Counter[tuple[int, int]](), []
         for item in (item for item in self.plan() if item.group == "retain"):
             digit, colour = sorted((item.label, item.other))
             own = [row for row, pair in enumerate(shown) if pair == [digit, colour - len(DIGITS)]]
             rows.append(own[used[digit, colour] % len(own)])
             used[digit, colour] += 1
-        return self.to_uint8(images(split).x0[rows])
+        yield self.to_uint8(images(split).x0[rows])
 
     # ---- what is measured ------------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ class DigitsText(TextTask):
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """(N, 3, 16, 16) in [-1, 1] -> uint8, rounded and clamped."""
-        return ((x.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).contiguous()
+        return ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
 
 
 @lru_cache(maxsize=4)

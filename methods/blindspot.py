@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unlearnbench import Batch, Condition, Diffusion, Method, Task, minimise
+from unlearnbench import Batch, Diffusion, Method, Task, minimise
 
 
 @dataclass(frozen=True)
@@ -108,22 +108,14 @@ class BlindSpot(Method):
         names = evenly(owners(model), self.k) if self.lam else []
         guide = model if self.target == "self" else blind
         with torch.no_grad(), recorded(guide, names) as theirs:
-            wanted = guide.eps(x_t, t, self.condition(guide, batch.y))
+            wanted = guide.eps(x_t, t, guide.condition(batch.y, self.drop))
         with recorded(model, names) as ours:
-            found = model.eps(x_t, t, self.condition(model, batch.y))
+            found = model.eps(x_t, t, model.condition(batch.y, self.drop))
         loss = (found - wanted).square().mean()
         for a, b in zip(ours, theirs, strict=True):
             a, b = (attention(a), attention(b)) if self.compare == "maps" else (a, b)
             loss = loss + self.lam * (a - b).square().mean()
         return loss
-
-    def condition(self, model: Diffusion, y: Tensor) -> Condition:
-        """For y, a share `drop` of it replaced by the null condition."""
-        condition = model.embed(y)
-        if self.drop:
-            kept = torch.rand(len(y), device=y.device) >= self.drop
-            condition = condition.where(kept, model.null(len(y)))
-        return condition
 
 
 def owners(model: Diffusion) -> list[str]:

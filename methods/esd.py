@@ -19,6 +19,8 @@ class ESD(Method):
     x_t is sampled by the model being trained, with `start_guidance`, down to a random step of its sampler. Needs no
     images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn)
     or full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
+    The paper has no classes: preset "published" for CIFAR-10 takes eta 7.5 from SalUn's comparison, whose code for it
+    was not released.
     """
 
     requires = frozenset({"concept"})
@@ -27,6 +29,7 @@ class ESD(Method):
         "published": {
             "*": PUBLISHED,
             "digits-text": {**PUBLISHED, "part": "xattn"},
+            "cifar10-class": {**PUBLISHED, "eta": 7.5},
         },
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}

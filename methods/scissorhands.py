@@ -66,7 +66,7 @@ class Scissorhands(Method):
         """Which weights are drawn anew: the most sensitive ones, ties too, but none without sensitivity."""
         parameters = model.select(self.trimmed)
         total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        passes = self.batches or -(-len(task.data("forget").x0) // self.batch_size)
+        passes = self.batches or -(-task.count("forget") // self.batch_size)
         for batch in task.batches(passes, self.batch_size, "forget"):
             for name, grad in gradients(model.loss(batch), parameters).items():
                 total[name] += grad.abs() if self.absolute else grad

@@ -86,7 +86,7 @@ class SFRon(Method):
     def fisher(self, model: Diffusion, task: Task, side: Literal["forget", "retain"]) -> dict[str, Tensor]:
         """Mean over batches of the squared gradient of their loss."""
         parameters = model.select("full")
-        images = len(task.data(side).x0)
+        images = task.count(side)
         if self.fisher_samples is not None:
             images = min(images, self.fisher_samples)
         batches = task.steps(-(-images // self.fisher_batch))
@@ -126,11 +126,7 @@ class SFRon(Method):
     def adaptive_loss(self, model: Diffusion, batch: Batch) -> Tensor:
         """sum_i w_i l_i, l_i a mean over the elements of image i."""
         t, noise, x_t = model.noised(batch.x0)
-        condition = model.embed(batch.y)
-        if self.drop:
-            kept = torch.rand(len(t), device=t.device) >= self.drop
-            condition = condition.where(kept, model.null(len(t)))
-        error = model(x_t, t, condition) - model.target(batch.x0, noise, t)
+        error = model(x_t, t, model.condition(batch.y, self.drop)) - model.target(batch.x0, noise, t)
         losses = error.square().flatten(1).mean(dim=1)
         weights = 1 / (losses.detach() ** self.lam + 1e-8)
         return (weights / weights.sum() * losses).sum()

@@ -14,6 +14,7 @@ from tests.tiny_model import (
     denoising,
     dot,
     draw,
+    dropped,
     eps,
     flat,
     moved,
@@ -40,15 +41,15 @@ def unlearn(method, task=None):
     return method.unlearn(Linear(0), task or TinyTask(), None)
 
 
-def forget_loss(target, forget, retain):
+def forget_loss(target, forget, retain, drop=0.0):
     """One draw of L_f: a function from weights to its value and gradient."""
     t, _, x_t = draw(forget.x0)
-    y = forget.y.numpy()
+    y = dropped(forget.y, drop)  # before a uniform target: no test has both
     if target.startswith("uniform"):
         wrong = flat(torch.rand(forget.x0.shape))
         x_t = add_noise(flat(forget.x0), wrong, t) if target == "uniform_both" else x_t
         return lambda w: squared(w, x_t, t, y, wrong)
-    other = (y + 1) % 3 if target == "substitute" else np.full(len(y), retain.y[0].item())
+    other = (forget.y.numpy() + 1) % 3 if target == "substitute" else np.full(len(y), retain.y[0].item())
     return lambda w: squared(w, x_t, t, y, eps(w, x_t, t, other))
 
 
@@ -198,8 +199,9 @@ def released(method, task):
         for k in range(method.K + 1):
             w = theta if k == method.K else w
             shuffle = seed_of("released", task.seed, number, k)
-            for forget, retain in task.batches(length, method.batch_size, "both", shuffle):
-                b = forget_loss(method.target, forget, retain)(w)[1]
+            count = length if k < method.K else method.outer or length
+            for forget, retain in task.batches(count, method.batch_size, "both", shuffle):
+                b = forget_loss(method.target, forget, retain, method.drop if k < method.K else 0.0)(w)[1]
                 if k < method.K:
                     w = adam.step(w, b)
                     continue
@@ -218,12 +220,14 @@ def released(method, task):
 @pytest.mark.parametrize("target", ["random", "uniform_both"])
 @pytest.mark.parametrize("ema", [None, 0.8])
 @pytest.mark.parametrize("fixed", [0.3, None])
-def test_released_rule_is_the_published_loop(target, ema, fixed):
+@pytest.mark.parametrize("outer", [None, 5])
+def test_released_rule_is_the_published_loop(target, ema, fixed, outer):
     method = EraseDiff(
         rule="released", lr=0.05, batch_size=4, K=2, epochs=2, rounds=3, target=target, eta=0.1, ema=ema,
-        released_lambda=fixed,
+        released_lambda=fixed, outer=outer, drop=0.4 if outer and target == "random" else 0.0,
     )  # fmt: skip
     expected, clips, multipliers = released(method, TinyTask())
+    assert len(clips) == 6 * (outer or 2)
     assert min(clips) < 0.9
     assert max(clips) == 1
     assert fixed is not None or 0 == min(multipliers) < max(multipliers)

@@ -13,7 +13,9 @@ from tests.tiny_model import (
     assert_weights,
     combine,
     denoising,
+    dot,
     draw,
+    dropped,
     eps,
     moved,
     squared,
@@ -171,18 +173,18 @@ def test_salun_masks_the_weights_with_the_largest_summed_gradient(share, guidanc
     assert sum(value.sum() for value in mask.values()) == round(36 * share)
 
 
-@pytest.mark.parametrize("clip", [None, 0.1])
-def test_salun_relabels_towards_a_constant_target_within_the_mask(clip):
+@pytest.mark.parametrize(("clip", "drop"), [(None, 0.0), (0.1, 0.0), (None, 0.4)])
+def test_salun_relabels_towards_a_constant_target_within_the_mask(clip, drop):
     task, w = TinyTask(), weights(Linear(0))
-    model = unlearn(SalUn(steps=4, lr=0.03, batch_size=3, alpha=0.8, saliency=0.4, clip=clip), task)
+    model = unlearn(SalUn(steps=4, lr=0.03, batch_size=3, alpha=0.8, saliency=0.4, clip=clip, drop=drop), task)
     torch.manual_seed(7)
     mask = SalUn(batch_size=3, saliency=0.4).prepare(Linear(0), task)
     adam = Adam(0.03)
     for forget, retain in task.batches(4, 3):
         t, _, x_t = draw(forget.x0)
-        y = forget.y.numpy()
-        g = squared(w, x_t, t, y, eps(w, x_t, t, (y + 1) % 3))[1]
-        g = combine(g, denoising(w, retain)[1], 0.8)
+        wrong = eps(w, x_t, t, (forget.y.numpy() + 1) % 3)
+        g = squared(w, x_t, t, dropped(forget.y, drop), wrong)[1]
+        g = combine(g, denoising(w, retain, drop)[1], 0.8)
         length = np.sqrt(sum((value**2).sum() for value in g.values()))
         scale = min(1, clip / length) if clip else 1
         w = adam.step(w, {name: value * scale * mask[name].numpy() for name, value in g.items()})
@@ -194,18 +196,21 @@ def test_salun_relabels_towards_a_constant_target_within_the_mask(clip):
 
 
 @pytest.mark.parametrize("target", ["substitute", "random", "images"])
-@pytest.mark.parametrize("alpha", [0.0, 0.8])
-def test_random_label_relabels_the_prediction_or_the_images(target, alpha):
+@pytest.mark.parametrize(("alpha", "clip", "drop"), [(0.0, None, 0.0), (0.8, None, 0.0), (0.8, 0.1, 0.4)])
+def test_random_label_relabels_the_prediction_or_the_images(target, alpha, clip, drop):
     task, w = TinyTask(), weights(Linear(0))
-    model = unlearn(RandomLabel(steps=4, lr=0.03, batch_size=5, alpha=alpha, target=target), task)
+    method = RandomLabel(steps=4, lr=0.03, batch_size=5, alpha=alpha, target=target, clip=clip, drop=drop)
+    model = unlearn(method, task)
     torch.manual_seed(7)
     adam = Adam(0.03)
     for forget, retain in task.batches(4, 5):
         t, noise, x_t = draw(retain.x0 if target == "images" else forget.x0)
         other = np.full(5, 2) if target == "substitute" else retain.y.numpy()
         wrong = noise if target == "images" else eps(w, x_t, t, other)
-        g = squared(w, x_t, t, np.ones(5, dtype=int), wrong)[1]
-        w = adam.step(w, combine(g, denoising(w, retain)[1], alpha))
+        g = squared(w, x_t, t, dropped(forget.y, drop), wrong)[1]
+        g = combine(g, denoising(w, retain, drop)[1], alpha)
+        scale = min(1, clip / np.sqrt(dot(g, g))) if clip else 1
+        w = adam.step(w, {name: value * scale for name, value in g.items()})
     assert_weights(model, w)
     assert moved(model, weights(Linear(0))) > 0.05
 

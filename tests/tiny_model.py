@@ -106,9 +106,14 @@ def draw(x0):
     return t, noise, add_noise(flat(x0), noise, t)
 
 
-def denoising(w: Weights, batch: Batch) -> tuple[float, Weights]:
+def dropped(y, share):
+    """Labels, a share of them replaced by the null one, drawn as the engine does."""
+    return np.where(torch.rand(len(y)).numpy() >= share, y.numpy(), NULL) if share else y.numpy()
+
+
+def denoising(w: Weights, batch: Batch, drop: float = 0.0) -> tuple[float, Weights]:
     t, noise, x_t = draw(batch.x0)
-    return squared(w, x_t, t, batch.y.numpy(), noise)
+    return squared(w, x_t, t, dropped(batch.y, drop), noise)
 
 
 def combine(a: Weights, b: Weights, scale: float) -> Weights:

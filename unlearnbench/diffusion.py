@@ -127,16 +127,21 @@ class Diffusion(nn.Module, ABC):
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return t, noise, self.add_noise(x0, noise, t)
 
+    def condition(self, y: Tensor, drop: float, generator: torch.Generator | None = None) -> Condition:
+        """Condition for integers y, a share `drop` of it replaced by the null one, drawn for each row."""
+        condition = self.embed(y)
+        if not drop:
+            return condition
+        kept = torch.rand(len(y), generator=generator, device=y.device) >= drop
+        return condition.where(kept, self.null(len(y)))
+
     def loss(self, batch: Batch, generator: torch.Generator | None = None, drop: float = 0.0) -> Tensor:
         """Denoising loss, a mean over all elements (not a sum over pixels: papers' weights differ by that factor).
 
         `drop` is the share of conditions replaced by the null one, for guidance.
         """
         t, noise, x_t = self.noised(batch.x0, generator)
-        condition = self.embed(batch.y)
-        if drop:
-            kept = torch.rand(len(t), generator=generator, device=t.device) >= drop
-            condition = condition.where(kept, self.null(len(t)))
+        condition = self.condition(batch.y, drop, generator)
         return (self(x_t, t, condition) - self.target(batch.x0, noise, t)).square().mean()
 
     def sample(

@@ -124,6 +124,10 @@ class Task(ABC):
     def data(self, which: Literal["forget", "retain", "both"]) -> Batch:
         """Training images of one side, or of both together, on the CPU."""
 
+    def count(self, which: Literal["forget", "retain", "both"]) -> int:
+        """How many training images there are of that."""
+        return len(self.data(which).x0)
+
     @abstractmethod
     def reference(self) -> Iterator[Tensor]:
         """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), some at a time."""

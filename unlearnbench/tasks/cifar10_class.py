@@ -168,6 +168,10 @@ class Cifar10Class(Task):
         train, rows = self.images["train"], self._rows(which)
         return Batch(scaled(train.x[rows]), torch.from_numpy(train.y[rows]))
 
+    def count(self, which: Side) -> int:
+        """Without reading them."""
+        return len(self._rows(which))
+
     def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
         """Read from the mapped arrays batch by batch, each image flipped or not anew every time."""
         pictures = self._pictures(side)

@@ -134,7 +134,7 @@ def test_the_same_work_takes_the_same_memory_again():
 
 
 def test_without_memory_none_is_measured_and_nothing_is_put_in_order(monkeypatch):
-    monkeypatch.setattr(environment, "_give_back", lambda: pytest.fail("the process was put in order"))
+    monkeypatch.setattr(environment, "trim", lambda: pytest.fail("the process was put in order"))
     with Meter("cpu", memory=False) as meter:
         pass
     assert meter.memory is None

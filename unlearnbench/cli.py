@@ -88,6 +88,9 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Setting, key=value. Repeatable.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
     precision: Annotated[str, typer.Option(help="fp32, or on CUDA bf16 or fp16.")] = "fp32",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the network for sampling: a minute or more, then faster.")
+    ] = False,
     memory: Annotated[
         list[str] | None, typer.Option(help="What to save memory by: checkpointing, slices, on CUDA adam8bit.")
     ] = None,
@@ -112,7 +115,7 @@ def run(
     from unlearnbench.resources import Resources
 
     where = pick_device(device.value)
-    resources = Resources.checked(precision, words(memory or []), where)
+    resources = Resources.checked(precision, words(memory or []), where, compile)
     own: tuple[Concept, ...] = ()
     if concept is not None:
         from unlearnbench.concepts import read_concepts

@@ -38,6 +38,7 @@ def pretrain(
         raise UserError(f"--judge: the judge of {task} is made with its model: leave it out")
 
     from unlearnbench.environment import pick_device
+    from unlearnbench.resources import out_of_memory, too_little
     from unlearnbench.store import cannot_write
 
     folder = folder or Path("pretrained") / task
@@ -48,6 +49,10 @@ def pretrain(
             reached = (trained.pretrain_judge if judge else trained.pretrain)(folder, seed)  # type: ignore[attr-defined]
         except OSError as error:
             raise UserError(cannot_write(folder, error, "--out")) from error
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise too_little("pretraining", error, None) from error
     for name, value in reached.items():
         out.print(f"{name}: {value:.1%}")
     out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)

@@ -117,16 +117,16 @@ def _reset_peak(device: str) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         return 0  # on CUDA the whole allocation counts, weights included
     try:
-        _give_back()
+        gc.collect()
+        trim()  # or memory used again would not show as growth
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")
     except OSError:
         return None
 
 
-def _give_back() -> None:
-    """Return what the process has freed to the system, or memory used again would not show as growth."""
-    gc.collect()
+def trim() -> None:
+    """Return what the process has freed to the system: the C library keeps it, and more with every round of work."""
     with suppress(AttributeError):  # other C libraries than GNU's
         ctypes.CDLL(None).malloc_trim(0)
 

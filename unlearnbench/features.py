@@ -13,11 +13,9 @@ from torch import Tensor
 from unlearnbench.rows import Table, taken
 
 FEW = 1000
-"""Features read at once, where one pass is made over them."""
+"""Features read at once; a tile of distances between as many on each side takes 4 MB."""
 SUBSET = 1000
 """Features of a subset of KID, as is usual: kernels are of its square."""
-TILE = 2000
-"""Features on each side of a tile of distances, which takes 16 MB."""
 
 
 class Moments(NamedTuple):
@@ -60,9 +58,9 @@ def frechet(one: Moments, other: Moments) -> float:
 def radii(features: Table, k: int) -> Tensor:
     """Distance (n,) of each feature to its k-th nearest other one, that is the (k + 1)-th with itself."""
     found = []
-    for rows in features.split(TILE):
+    for rows in features.split(FEW):
         least = torch.full((len(rows), k + 1), torch.inf)
-        for columns in features.split(TILE):
+        for columns in features.split(FEW):
             least = torch.cat([least, torch.cdist(rows, columns)], dim=1).topk(k + 1, largest=False).values
         found.append(least.amax(dim=1))
     return torch.cat(found)
@@ -70,10 +68,10 @@ def radii(features: Table, k: int) -> Tensor:
 
 def within(points: Table, features: Table, k: int) -> float:
     """Share of points that lie within the manifold of the features: no farther from one of them than its radius."""
-    reach, hits = radii(features, k).split(TILE), 0
-    for rows in points.split(TILE):
+    reach, hits = radii(features, k).split(FEW), 0
+    for rows in points.split(FEW):
         inside = torch.zeros(len(rows), dtype=torch.bool)
-        for columns, radius in zip(features.split(TILE), reach, strict=True):
+        for columns, radius in zip(features.split(FEW), reach, strict=True):
             inside |= (torch.cdist(rows, columns) <= radius).any(dim=1)
         hits += int(inside.sum())
     return hits / len(points)

@@ -21,6 +21,7 @@ class Stopped(Exception):
 Sink = Callable[[str, int, int], None]
 
 _sink: ContextVar[Sink | None] = ContextVar("progress_sink", default=None)
+_teller: ContextVar[Callable[[str], None] | None] = ContextVar("progress_teller", default=None)
 
 
 @contextmanager
@@ -43,6 +44,12 @@ def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterato
         if sink:
             rate = f", {done * images / (time.perf_counter() - begun):.3g} images/s" if images else ""
             sink(what + rate, done, total)
+
+
+def tell(line: str) -> None:
+    """Say something to whoever is shown bars."""
+    if teller := _teller.get():
+        teller(line)
 
 
 @contextmanager
@@ -72,8 +79,11 @@ def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
         def sink(what: str, done: int, total: int) -> None:
             bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
 
+        token = _teller.set(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         try:
             with shown_by(sink):
                 yield begin
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
+        finally:
+            _teller.reset(token)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.environment import exact
+from unlearnbench.environment import exact, trim
 from unlearnbench.hashing import source_hash, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
-from unlearnbench.progress import track
+from unlearnbench.progress import tell, track
 from unlearnbench.resources import out_of_memory, too_little
 from unlearnbench.rows import Part, Rows
 from unlearnbench.stages import Cell, engine_hash
@@ -77,6 +77,7 @@ def draw(
             made = store.stage("samples", parts, make, force)
             see(made[0]["images"])
             drawn.append(Part(len(chunk), store.reader("samples", parts, "images", made)))
+            trim()
     return Rows(drawn)
 
 
@@ -102,6 +103,7 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
             if size == 1:
                 raise too_little("drawing one image", error, None) from error
             size = cell.notes["sampling_batch"] = (size + 1) // 2
+            tell(f"too little memory for {len(items)} images: {size} at once")
 
 
 class Looking:
@@ -162,6 +164,7 @@ def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
     with Looking(judge, store) as looking:
         for some in images:
             looking(some)
+            trim()
         return looking.seen()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unlearnbench import registry
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.environment import Meter, describe
+from unlearnbench.environment import Meter, describe, trim
 from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.hashing import seed_of, source_hash
 from unlearnbench.method import Method
@@ -222,6 +222,8 @@ def measure(metric: Metric, outcome: Outcome) -> Score:
         score = metric.measure(outcome)
     except Exception as error:  # noqa: BLE001 - one metric's failure is a missing value and must not lose the others
         return Score(None, 0, reason=f"{type(error).__name__}: {error}")
+    finally:
+        trim()
     if score.value is not None and not math.isfinite(score.value):
         return Score(None, score.n, score.missing, reason="not finite")
     return score

@@ -82,7 +82,8 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
     said = record.method
     precision = record.environment.get("precision") or "float32"
     memory = record.environment.get("memory", [])
-    resources = Resources.checked({"float32": "fp32"}.get(precision, precision), memory, device)
+    compile = bool(record.environment.get("compile"))
+    resources = Resources.checked({"float32": "fp32"}.get(precision, precision), memory, device, compile)
     return Cell(cls.configured(said.settings), task, said.preset, said.overrides, said.selection, resources)
 
 

@@ -70,6 +70,7 @@ class ConditionalDDPM(Diffusion):
         self.classes_emb = nn.Embedding(classes, width)
         self.null_classes_emb = nn.Parameter(torch.randn(width))
         self.cemb = nn.ModuleList([nn.Linear(width, 4 * width), nn.Linear(4 * width, 4 * width)])
+        self.to(memory_format=torch.channels_last)  # faster on GPUs in bf16, and on CPUs; the same values
 
     def embed(self, y: Tensor) -> Condition:
         """Rows of the class table (B, W)."""
@@ -83,6 +84,7 @@ class ConditionalDDPM(Diffusion):
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Noise (B, 3, H, W)."""
         half = self.cemb[1](F.silu(self.cemb[0](condition.states)))
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
         return self.unet(x_t, t, class_labels=F.pad(half, (half.shape[1], 0)), return_dict=False)[0]
 
     def parts(self) -> dict[str, list[nn.Parameter]]:

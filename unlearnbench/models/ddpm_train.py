@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ from unlearnbench.diffusion import Batch, Diffusion
 from unlearnbench.errors import Damaged
 from unlearnbench.hashing import seed_of
 from unlearnbench.images import Images
-from unlearnbench.progress import track
-from unlearnbench.training import Diverged
+from unlearnbench.progress import tell, track
+from unlearnbench.resources import Resources, out_of_memory, too_little
+from unlearnbench.training import Diverged, seeded
 
 STEPS, BATCH, RATE, EMA, DROP, CLIP = 200_000, 512, 2e-4, 0.9999, 0.1, 1.0
 """EraseDiff's: as many images as the 800,000 batches of 128 that SA and SalUn train on."""
 RECIPE = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP, "clip": CLIP}
+PAYS = 5000
+"""Steps from which on compiling, of a minute or two, is paid for."""
 KEPT_EVERY = 1000
 """Steps after which the state is written; on Ctrl-C it is written at once."""
 
@@ -39,15 +43,17 @@ class Pictures(NamedTuple):
         return Batch(x.to(device), torch.from_numpy(self.images.y[rows]).to(device))
 
 
+Drawn = tuple[Batch, Tensor, Tensor, Tensor]
+"""Batch, timesteps, noise and which classes are shown."""
+
+
 def antithetic(n: int, T: int, generator: torch.Generator) -> Tensor:
     """Timesteps (n,): half of them drawn, the others T - 1 less these, as the papers' code does."""
     half = torch.randint(T, (n // 2 + 1,), generator=generator)
     return torch.cat([half, T - 1 - half])[:n]
 
 
-def drawn(
-    pictures: Pictures, step: int, size: int, seed: int, T: int, device: str
-) -> tuple[Batch, Tensor, Tensor, Tensor]:
+def drawn(pictures: Pictures, step: int, size: int, seed: int, T: int, device: str) -> Drawn:
     """Batch, timesteps, noise and which classes are shown (rather than none) of one step, from its number alone."""
     n = len(pictures.rows)
     places = torch.arange(step * size, (step + 1) * size)
@@ -69,40 +75,41 @@ def train_ddpm(
 ) -> None:
     """Adam 2e-4 on the denoising loss, 10 % of classes dropped, gradients clipped at 1; ends as the running mean.
 
-    On CUDA under bf16 autocast and in channels-last. With `keep`, model, optimiser, mean and step are written there
-    every `KEPT_EVERY` steps and when the training is broken off, and a later call goes on from them. Raises `Diverged`.
+    On CUDA under bf16 autocast, and compiled where there are steps enough to pay for it. With `keep`, model, optimiser,
+    mean and step are written there every `KEPT_EVERY` steps and when the training is broken off, and a later call goes
+    on from them. A batch that does not fit the memory goes through the network in parts. Raises `Diverged`.
     """
     device = model.alpha_bar.device.type
-    if device == "cuda":
-        model.to(memory_format=torch.channels_last)
     values = dict(model.named_parameters())
     mean = {name: value.detach().clone() for name, value in values.items()}
     engine = torch.optim.Adam(values.values(), lr=RATE)
     done = _read(keep, model, engine, mean) if keep is not None else 0
     model.train()
     whole = True  # whether weights, optimiser and mean are of one step
+    part = size
+    pays = Resources(compile=device == "cuda" and steps - done >= PAYS)
     try:
-        for step in track(range(done, steps), steps - done, "steps", size):
-            batch, t, noise, shown = drawn(pictures, step, size, seed, len(model.alpha_bar), device)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                condition = model.embed(batch.y).where(shown, model.null(size))
-                predicted = model(model.add_noise(batch.x0, noise, t), t, condition)
-            loss = (predicted.float() - noise).square().mean()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(values.values(), CLIP)
-            if not norm.isfinite():
-                raise Diverged(step, "the gradient")
-            whole = False
-            engine.step()
-            engine.zero_grad()
-            decay = min(EMA, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(mean.values()), [value.detach() for value in values.values()], 1 - decay)
-            done, whole = step + 1, True
-            if keep is not None and done % KEPT_EVERY == 0:
-                _write(keep, model, engine, mean, done)
+        with pays.compiled(model), seeded(seed):
+            numbers = range(done, steps)
+            stream = _ahead(
+                lambda step: drawn(pictures, step, size, seed, len(model.alpha_bar), device), numbers, device
+            )
+            for step, item in zip(numbers, track(stream, len(numbers), "steps", size), strict=True):
+                part = _descend(model, item, part, seed_of("dropout", seed, step) >> 1)
+                norm = torch.nn.utils.clip_grad_norm_(values.values(), CLIP)
+                if not norm.isfinite():
+                    raise Diverged(step, "the gradient")
+                whole = False
+                engine.step()
+                engine.zero_grad()
+                decay = min(EMA, (1 + step) / (10 + step))
+                torch._foreach_lerp_(list(mean.values()), [value.detach() for value in values.values()], 1 - decay)
+                done, whole = step + 1, True
+                if keep is not None and done % KEPT_EVERY == 0:
+                    _write(keep, values, engine, mean, done)
     except BaseException:
         if keep is not None and done and whole:
-            _write(keep, model, engine, mean, done)
+            _write(keep, values, engine, mean, done)
         raise
     with torch.no_grad():
         for name, value in values.items():
@@ -110,10 +117,61 @@ def train_ddpm(
     model.eval()
 
 
-def _write(path: Path, model: Diffusion, engine: torch.optim.Optimizer, mean: Mapping[str, Tensor], done: int) -> None:
+def _ahead(make: Callable[[int], Drawn], numbers: range, device: str) -> Iterator[Drawn]:
+    """What each step is made of; on CUDA the next one is made on the CPU while the device works on this one."""
+    if device != "cuda":
+        yield from map(make, numbers)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(make, numbers[0]) if numbers else None
+        for step in numbers:
+            assert coming is not None
+            item = coming.result()
+            coming = pool.submit(make, step + 1) if step + 1 in numbers else None
+            yield item
+
+
+def _descend(model: Diffusion, item: Drawn, part: int, seed: int) -> int:
+    """Gradients of the mean loss, `part` images at a time; where these do not fit, half as many, which is told.
+
+    Returns how many there are at a time from now on. `seed` is of dropout.
+    """
+    (batch, t, noise, shown), device = item, model.alpha_bar.device.type
+    while True:
+        torch.manual_seed(seed)
+        try:
+            for start in range(0, len(t), part):
+                some = slice(start, start + part)
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+                    condition = model.embed(batch.y[some]).where(shown[some], model.null(len(t[some])))
+                    predicted = model(model.add_noise(batch.x0[some], noise[some], t[some]), t[some], condition)
+                loss = (predicted.float() - noise[some]).square().mean() * (len(t[some]) / len(t))
+                loss.backward()
+            return part
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if part == 1:
+                raise too_little("training on one image", error, None) from error
+            part = (part + 1) // 2
+            model.zero_grad()
+            tell(f"too little memory for {len(t)} images: {part} at once, their gradients added up")
+
+
+def _write(
+    path: Path, values: Mapping[str, Tensor], engine: torch.optim.Optimizer, mean: Mapping[str, Tensor], done: int
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    torch.save({"model": model.state_dict(), "engine": engine.state_dict(), "mean": dict(mean), "done": done}, new)
+    torch.save(
+        {
+            "model": {name: value.detach() for name, value in values.items()},
+            "engine": engine.state_dict(),
+            "mean": dict(mean),
+            "done": done,
+        },
+        new,
+    )
     new.replace(path)
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from unlearnbench.errors import Damaged
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.images import Images
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.models.ddpm_train import Pictures, antithetic, drawn, train_ddpm
+from unlearnbench.resources import Resources
 
 RNG = np.random.RandomState(0)
 IMAGES = Images(RNG.randint(0, 256, (12, 3, 32, 32), dtype=np.uint8), np.arange(12) % 10)
 PICTURES = Pictures(IMAGES, np.flatnonzero(IMAGES.y != 3))
 
 
-def network():
+def network(dropout=0.0):
     torch.manual_seed(0)
-    return ConditionalDDPM(width=8, dropout=0.0)
+    return ConditionalDDPM(width=8, dropout=dropout)
 
 
 def state(model):
@@ -89,7 +91,7 @@ def test_two_steps_are_adam_on_the_clipped_gradient_with_a_running_mean():
 def test_a_training_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, where):
     """Within an update, weights and mean are of different steps: the state kept before is taken then."""
     monkeypatch.setattr(ddpm_train, "KEPT_EVERY", 2)
-    whole, broken, keep = network(), network(), tmp_path / "deep" / "training.pt"
+    whole, broken, keep = network(0.5), network(0.5), tmp_path / "deep" / "training.pt"
     train_ddpm(whole, PICTURES, 6, 5, size=4)
     step, calls = torch.optim.Adam.step, []
 
@@ -112,7 +114,8 @@ def test_a_training_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path, 
             patch.setattr(ddpm_train, "drawn", drawn_until)
         train_ddpm(broken, PICTURES, 6, 5, size=4, keep=keep)
     assert torch.load(keep, weights_only=True)["done"] == 4
-    again = network()
+    again = network(0.5)
+    torch.manual_seed(99)  # dropout is of the step's seed
     train_ddpm(again, PICTURES, 6, 5, size=4, keep=keep)
     assert equal(state(again), state(whole))
 
@@ -122,3 +125,66 @@ def test_a_damaged_state_is_named(tmp_path):
     keep.write_bytes(b"nothing")
     with pytest.raises(Damaged, match=r"training.pt cannot be gone on with: delete it"):
         train_ddpm(network(), PICTURES, 1, 5, size=4, keep=keep)
+
+
+def hungry(monkeypatch, most):
+    """The network takes no more images than this; returns how many it was asked for."""
+    plain, sizes = ConditionalDDPM.predict, []
+
+    def predict(self, x_t, t, condition):
+        sizes.append(len(t))
+        if len(t) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return plain(self, x_t, t, condition)
+
+    monkeypatch.setattr(ConditionalDDPM, "predict", predict)
+    return sizes
+
+
+def test_a_batch_that_does_not_fit_goes_through_in_parts_with_the_same_gradient(monkeypatch):
+    told = []
+    monkeypatch.setattr(ddpm_train, "tell", told.append)
+    whole, parts = network(), network()
+    train_ddpm(whole, PICTURES, 2, 5, size=7)
+    sizes = hungry(monkeypatch, 3)
+    train_ddpm(parts, PICTURES, 2, 5, size=7)
+    assert sizes == [7, 4, 2, 2, 2, 1, 2, 2, 2, 1], "what fits is kept for the next step"
+    assert told[-1] == "too little memory for 7 images: 2 at once, their gradients added up"
+    for name, value in parts.state_dict().items():
+        torch.testing.assert_close(value, whole.state_dict()[name], rtol=0, atol=2e-5, msg=name)
+
+
+def test_memory_for_no_image_at_all_is_one_line(monkeypatch):
+    hungry(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"training on one image ran out of memory \(1.00 GiB more was asked for\)"):
+        train_ddpm(network(), PICTURES, 1, 5, size=4)
+
+
+def test_the_next_batch_is_made_beside_the_device_and_in_order():
+    main, made = threading.get_ident(), []
+
+    def make(step):
+        made.append((step, threading.get_ident()))
+        return step
+
+    assert list(ddpm_train._ahead(make, range(3, 8), "cuda")) == [3, 4, 5, 6, 7]
+    assert [step for step, _ in made] == [3, 4, 5, 6, 7] and main not in {thread for _, thread in made}
+    assert list(ddpm_train._ahead(make, range(0), "cuda")) == []
+    assert list(ddpm_train._ahead(make, range(2), "cpu")) == [0, 1] and made[-1] == (1, main)
+
+
+def test_the_compiled_network_keeps_its_names_on_the_disk(tmp_path, monkeypatch):
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self._orig_mod = inner
+
+        def forward(self, *given, **named):
+            return self._orig_mod(*given, **named)
+
+    monkeypatch.setattr(ddpm_train, "KEPT_EVERY", 1)
+    monkeypatch.setattr(ddpm_train, "Resources", lambda compile: Resources(compile=True))
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: Wrapped(module))
+    model = network()
+    train_ddpm(model, PICTURES, 1, 5, size=4, keep=tmp_path / "training.pt")
+    assert set(torch.load(tmp_path / "training.pt", weights_only=True)["model"]) == set(model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_the_papers_protocols_to_the_letter(name):
     assert p.weights == ("ema" if name.startswith("erasediff") else "raw")
     default = Cifar10Class.protocols["default"]
     assert (default.stretch, default.reference, default.printed) == (False, "test", "")
-    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 5
+    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 7
 
 
 def test_stretched_images_are_those_of_the_papers_files(folder):
@@ -106,7 +107,6 @@ def test_real_images_survive_unchanged_without_a_stretch(folder):
 
 @pytest.mark.parametrize(("protocol", "which"), [("smoke", "ema"), ("raw", "raw")])
 def test_a_papers_checkpoint_is_the_original(folder, tmp_path, monkeypatch, protocol, which):
-    import dataclasses
 
     monkeypatch.setitem(
         Cifar10Class.protocols, "raw", dataclasses.replace(Cifar10Class.protocols["smoke"], name="raw", weights="raw")
@@ -150,12 +150,21 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path):
     said = cli(*words)
     assert said.code == 0, said.err
     assert "cifar10-class · forget ship · protocol smoke · seed 0" in said.out
+    assert "beside the paper's tables" not in said.out
     records = load_all(tmp_path / "here")
     assert [record.status for record in records] == ["ok", "ok"]
     assert records[0].protocol.settings["stretch"] is False
     assert {"ua", "ra", "fid", "kid", "precision", "recall"} <= set(records[0].scores)
     assert not {"inception_score", "fid_train"} & set(records[0].scores)
     assert cli(*words).code == 0
+
+
+def test_what_a_paper_prints_under_other_names_is_said(cli, folder, monkeypatch):
+    printed = Cifar10Class.protocols["erasediff-cvpr25"].printed
+    smoke = dataclasses.replace(Cifar10Class.protocols["smoke"], printed=printed)
+    monkeypatch.setitem(Cifar10Class.protocols, "smoke", smoke)
+    said = cli("run", "--task", "cifar10-class", "--protocol", "smoke", "--data", folder, "--method", "original")
+    assert "beside the paper's tables: its scripts hand the generated images over as the reference" in said.out
 
 
 def test_data_that_is_not_there_is_one_line(cli, tmp_path):
@@ -191,6 +200,28 @@ def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypat
     assert any("FID" in line and "9.630" in line for line in said.out.splitlines()), "expected beside obtained"
     assert "EraseDiff, CVPR 2025" in said.out
     assert [record.method.name for record in load_all(tmp_path / "here")] == ["original"]
+
+
+def test_fewer_steps_are_held_against_all_of_them_by_the_same_noise(cli, folder, monkeypatch, tmp_path):
+    fewer, every = (Cifar10Class.protocols[name] for name in Cifar10Class.fewer_steps)
+    assert dataclasses.replace(fewer, name="", sampler=None) == dataclasses.replace(every, name="", sampler=None)
+    assert fewer.sampler == Cifar10Class.protocols["default"].sampler
+    assert every.sampler == dataclasses.replace(fewer.sampler, steps=1000)
+    smoke = Cifar10Class.protocols["smoke"]
+    for name, steps in zip(Cifar10Class.fewer_steps, (1, 3), strict=True):
+        sampler = dataclasses.replace(smoke.sampler, steps=steps)
+        monkeypatch.setitem(Cifar10Class.protocols, name, dataclasses.replace(smoke, name=name, sampler=sampler))
+    weights = tmp_path / "folder"
+    write_folder(ConditionalDDPM(width=32), weights)
+    words = ("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here", "--checkpoint", weights)
+    said = cli(*words, "--steps")
+    lines = [line for line in said.out.splitlines() if "steps-100" in line and "RA" in line]
+    assert len(lines) == 1
+    made = {record.protocol.name: record.scores["fid"].value for record in load_all(tmp_path / "here")}
+    assert set(made) == {"smoke", *Cifar10Class.fewer_steps} and made["steps-100"] != made["steps-1000"]
+    (line,) = (line for line in said.out.splitlines() if "steps-100" in line and line.split()[0] == "FID")
+    assert f"{made['steps-1000']:.3f}" in line and f"{made['steps-100']:.3f}" in line
+    assert "steps-100" not in cli(*words).out
 
 
 def test_the_first_hour_is_not_for_tasks_that_ship_their_weights(cli):

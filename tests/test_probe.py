@@ -13,6 +13,7 @@ from unlearnbench import probe as module
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.original import Original
 from unlearnbench.probe import probe
+from unlearnbench.resources import Resources
 from unlearnbench.stages import Cell
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -54,6 +55,27 @@ def test_time_is_a_steps_time_by_the_number_of_steps(monkeypatch):
     monkeypatch.setattr(Finetune, "unlearn", unlearn)
     found = probe(Cell(Finetune(steps=1000), task), seconds=0.1)
     assert found.unlearning == pytest.approx(13)
+
+
+def test_compiling_is_counted_and_the_compiled_network_is_timed(monkeypatch):
+    """A minute for the first call, 10 ms for any other, by a clock of the test's own."""
+    task, now = DigitsClass("3"), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.wait = inner, 60.0
+
+        def forward(self, *given, **named):
+            now[0] += self.wait
+            self.wait = 0.01
+            return self.inner(*given, **named)
+
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: Compiled(module))
+    steps = -(-len(task.plan()) // task.protocol.chunk) * task.protocol.sampler.steps
+    found = probe(Cell(Original(), task, resources=Resources(compile=True)), seconds=0.1)
+    assert found.sampling == pytest.approx(60 + 0.01 * steps)
 
 
 def test_the_largest_batch_that_fits_is_found(monkeypatch):

@@ -67,6 +67,9 @@ def first_hour(
     data: Data = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
     results: Annotated[Path, typer.Option("--out", help="Folder of records.")] = Path("results"),
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Also measure what the default protocol's fewer sampling steps change.")
+    ] = False,
 ) -> None:
     """On a new machine: check data, checkpoint, judge and the original's row, expected beside obtained.
 
@@ -85,8 +88,8 @@ def first_hour(
     about = task_class(
         task_class.default_forget, protocol=protocol, device=pick_device(device.value), weights=pretrained, **more
     )
-    with bars(err, STAGES) as begin:
-        found = list(findings(about, Store(), results, begin))
+    with bars(err, STAGES if steps else STAGES - 1) as begin:
+        found = list(findings(about, Store(), results, begin, steps))
     marks, sources = {True: "✓", False: "✗", None: ""}, list(dict.fromkeys(f.source for f in found if f.source))
     numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
     rows = [[f.what, f.expected, f.obtained, marks[f.passed], numbers.get(f.source, "")] for f in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from unlearnbench.store import Store
 from unlearnbench.task import Task
 
 HEADS = ["what", "expected", "obtained", "", "by"]
-STAGES = 4
+STAGES = 5
 OWN = "own expectation"
 SURE = 0.9
 """Share of held-out real images that a judge must name."""
@@ -35,9 +36,12 @@ class Finding(NamedTuple):
 
 
 def findings(
-    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
+    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None, steps: bool = False
 ) -> Iterator[Finding]:
-    """The quick parts first; what stands in the way of all that follows is a `UserError`."""
+    """The quick parts first; what stands in the way of all that follows is a `UserError`.
+
+    With `steps` the original is also drawn by the task's two numbers of steps.
+    """
     about: Any = task
     begin("data")
     for split, (x, y) in about.images.items():
@@ -62,6 +66,9 @@ def findings(
     yield Finding("held-out images refused", "at most 2%", f"{refused:.1%}", refused <= 0.02)
     begin("original's row")
     yield from _row(task, store, results)
+    if steps:
+        begin("fewer steps")
+        yield from _steps(task, store, results)
 
 
 def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
@@ -81,6 +88,19 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
         near = None if row is None or score.value is None else _near(score.value, name, known)
         source = "" if row is None else f"{row.source} ({row.status}): {row.note}".rstrip(": ")
         yield Finding(head(metric), expected, shown(metric, score.value), near, source)
+
+
+def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+    """Scores of the original by fewer steps beside those by all of them, of the same noise."""
+    names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
+    for name in names:
+        about = copy.copy(task)
+        about.protocol = task.resolve_protocol(name)
+        records.append(run(Cell(registry.load_method("original")(), about), store, results))
+    for name in records[0].scores:
+        if metrics[name].axis != "cost":
+            values = [shown(metrics[name], record.scores[name].value) for record in records]
+            yield Finding(f"{head(metrics[name])}, {names[0]}", values[1], values[0], None, f"protocol {names[1]}")
 
 
 def _near(value: float, name: str, known: dict[str, published.Published]) -> bool:

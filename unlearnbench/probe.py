@@ -43,8 +43,8 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
     task, sampler = cell.task, cell.task.protocol.sampler
     model = cell.resources.equip(cell.method.wrap(task.pretrained(), task)).eval()
     plan = task.plan()
-    with Meter(task.device) as drawing:
-        batch, step = _step(cell, model, plan, SECONDS if seconds is None else seconds)
+    with Meter(task.device) as drawing, cell.resources.compiled(model):
+        batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
     with Meter(task.device) as training:
         unlearning = _unlearning(cell)
     chunks = -(-len(plan) // batch)
@@ -54,14 +54,17 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
         images=len(plan),
         evaluations=len(plan) * sampler.steps * guided,
         batch=batch,
-        sampling=chunks * sampler.steps * step,
+        sampling=chunks * sampler.steps * step + (first if cell.resources.compile else 0.0),
         unlearning=unlearning,
         memory=max(known) if known else None,
     )
 
 
-def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float]:
-    """The batch that fits and the seconds of one of its sampling steps, the least of what there was time for."""
+def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float, float]:
+    """The batch that fits and the seconds of one of its sampling steps, the least of what there was time for.
+
+    Last the seconds of the first one of all, with what it compiles.
+    """
     task = cell.task
     batch, one = task.protocol.chunk, replace(task.protocol.sampler, steps=1)
     while True:
@@ -70,22 +73,23 @@ def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int,
             with torch.inference_mode(), cell.resources.sampling(task.device):
                 y = task.inputs(items)
                 work = partial(model.sample, y, [item.seed for item in items], sampler=one)
-                return batch, _times(work, task.device, seconds)
+                return batch, *_times(work, task.device, seconds)
         except Exception as error:
             if not out_of_memory(error) or batch == 1:
                 raise
             batch //= 2
 
 
-def _times(work: Callable[[], Any], device: str, seconds: float) -> float:
-    work()  # the first time costs more: kernels are chosen, memory is taken
+def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float, float]:
+    with Meter(device, memory=False) as warming:
+        work()  # costs more: kernels are chosen or compiled, memory is taken
     least, end = float("inf"), time.perf_counter() + seconds
     while True:
         with Meter(device, memory=False) as meter:
             work()
         least = min(least, meter.seconds)
         if time.perf_counter() >= end:
-            return least
+            return least, warming.seconds
 
 
 def _unlearning(cell: Cell) -> float | None:

@@ -42,6 +42,8 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
         )
         for line in lb.run_notes(group, controls, images):
             out.print(line, soft_wrap=True, highlight=False)
+        if printed := record.protocol.settings.get("printed"):
+            out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"

@@ -56,7 +56,10 @@ class ClassProtocol(Protocol):
     """What the paper's tables call otherwise than this project does."""
 
 
-PAPERS = "its scripts hand the generated images over as the reference: printed precision is recall here, and vice versa"
+PAPERS = (
+    "its scripts hand the generated images over as the reference, so that printed precision is recall here, and vice "
+    "versa, and a printed IS is that of the real images, the floor here"
+)
 
 
 ERASEDIFF = ClassProtocol(
@@ -83,6 +86,9 @@ DEFAULT = ClassProtocol(
     retain_images=1000,
     chunk=500,
 )
+FEWER = replace(DEFAULT, name="steps-100", forget_images=100, retain_images=100)
+ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
+"""What the default's fewer steps change: the same images by both."""
 SMOKE = ClassProtocol(
     "smoke",
     Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
@@ -93,4 +99,4 @@ SMOKE = ClassProtocol(
     chunk=16,
     width=32,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN, FIRST_HOUR, SMOKE)}
+PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN, FIRST_HOUR, FEWER, ALL, SMOKE)}

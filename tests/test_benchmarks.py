@@ -1,15 +1,21 @@
 """How long the parts take (alone: --benchmark-only), and what sampling spends beside the network."""
 
+import copy
 import dataclasses
 import statistics
 import time
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from tests.ddpm_reference import Reference
 from unlearnbench import Sampler, registry
+from unlearnbench.images import Images
 from unlearnbench.judges.fidelity import extract
+from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
+from unlearnbench.models.ddpm_train import Pictures, _descend, drawn
 from unlearnbench.sampling import START, gaussian_noise
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.training import seeded
@@ -101,6 +107,66 @@ def test_features_of_450_images(benchmark, task):
     images = to_uint8(splits()["train"].x0[:450])
     features = benchmark.pedantic(extract, args=(task.judge(), images), rounds=5, warmup_rounds=1)
     assert features.shape == (450, 32)
+
+
+# ---- the papers' network on CIFAR-10, whole ------------------------------------------------------------------------
+
+FEW = 4
+
+
+@pytest.fixture(scope="module")
+def full():
+    """It, and an independent one of the same weights."""
+    torch.manual_seed(0)
+    reference, model = Reference(), ConditionalDDPM()
+    load_converted(model, reference.state_dict(), "made")
+    return {"ours": model.eval(), "reference": reference.eval()}
+
+
+@pytest.mark.benchmark(group="one sampling step, 38.6 M weights")
+@pytest.mark.parametrize("whose", ["ours", "reference"])
+def test_one_sampling_step_of_the_full_network(benchmark, full, whose):
+    """Guided, of four images; the other network as the papers' loop asks it, once for the class and once for none."""
+    y, seeds, network = torch.arange(FEW), list(range(FEW)), full[whose]
+    x_t, t, none = gaussian_noise(seeds, START, (3, 32, 32)), torch.full((FEW,), 999), torch.full((FEW,), -1)
+
+    def step():
+        with torch.inference_mode():
+            if whose == "ours":
+                return network.sample(y, seeds, sampler=Sampler(1, guidance=3.0))
+            eps_null = network(x_t, t, none)
+            eps = eps_null + 3.0 * (network(x_t, t, y) - eps_null)
+            a = full["ours"].alpha_bar[999]
+            return (x_t - (1 - a).sqrt() * eps) / a.sqrt()
+
+    x = benchmark.pedantic(step, rounds=2, warmup_rounds=1)
+    assert x.shape == (FEW, 3, 32, 32) and x.isfinite().all()
+
+
+@pytest.mark.benchmark(group="one training step, 38.6 M weights")
+@pytest.mark.parametrize("whose", ["ours", "reference"])
+def test_one_training_step_of_the_full_network(benchmark, full, whose):
+    network = copy.deepcopy(full[whose]).train()
+    images = Images(np.zeros((FEW, 3, 32, 32), dtype=np.uint8), np.arange(FEW))
+    item = drawn(Pictures(images, np.arange(FEW)), 0, FEW, 0, 1000, "cpu")
+    engine = torch.optim.Adam(network.parameters(), lr=2e-4)
+
+    def step():
+        if whose == "ours":
+            _descend(network, item, FEW, 0)
+        else:
+            batch, t, noise, shown = item
+            a = full["ours"].alpha_bar[t].view(-1, 1, 1, 1)
+            found = network(a.sqrt() * batch.x0 + (1 - a).sqrt() * noise, t, torch.where(shown, batch.y, -1))
+            (found - noise).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        engine.step()
+        engine.zero_grad()
+
+    benchmark.pedantic(step, rounds=2, warmup_rounds=1)
+    before = full[whose].state_dict()
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.slow

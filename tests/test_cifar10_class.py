@@ -14,6 +14,7 @@ from torchvision.utils import save_image
 from tests import tiny_cifar
 from tests.ddpm_reference import Reference
 from unlearnbench.errors import UserError
+from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.models.ddpm_folder import write_folder
 from unlearnbench.record import load_all
@@ -157,6 +158,33 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path):
     assert {"ua", "ra", "fid", "kid", "precision", "recall"} <= set(records[0].scores)
     assert not {"inception_score", "fid_train"} & set(records[0].scores)
     assert cli(*words).code == 0
+
+
+def test_a_retraining_that_was_stopped_goes_on_where_it_was(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(Cifar10Class, "_steps", lambda self: 3)
+    monkeypatch.setattr(ddpm_train.train_ddpm, "__kwdefaults__", {"size": 4, "keep": None})
+    monkeypatch.setattr(ddpm_train, "KEPT_EVERY", 1)
+    whole, made = small(folder, "cat").train(1, "retain"), []
+    kept, plain = tmp_path / "training", ddpm_train.drawn
+    assert list(kept.iterdir()) == [], "nothing is left of what is done"
+
+    def until(pictures, step, *more):
+        made.append(step)
+        if made == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return plain(pictures, step, *more)
+
+    monkeypatch.setattr(ddpm_train, "drawn", until)
+    with pytest.raises(KeyboardInterrupt):
+        small(folder, "cat").train(1, "retain")
+    assert len(list(kept.iterdir())) == 1
+    small(folder, "dog").train(1, "retain")
+    assert made[3:] == [0, 1, 2] and len(list(kept.iterdir())) == 1, "another class is another training"
+    again = small(folder, "cat").train(1, "retain")
+    assert made[6:] == [2] and list(kept.iterdir()) == []
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
 
 
 def test_what_a_paper_prints_under_other_names_is_said(cli, folder, monkeypatch):

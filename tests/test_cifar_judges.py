@@ -17,6 +17,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torchvision import transforms
 from torchvision.models import resnet34
 
+from tests import random_inception
 from tests.tiny_outcome import outcome
 from unlearnbench import registry, stages
 from unlearnbench.errors import UserError
@@ -72,18 +73,7 @@ def start(imagenet):
 
 @pytest.fixture(scope="module")
 def inception(folder):
-    """A file in the layout of torch-fidelity's; weights are scaled so that features keep their size through layers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity_inception, "load_state_dict_from_url", lambda *given, **named: {})
-        patch.setattr(nn.Module, "load_state_dict", lambda *given, **named: None)
-        torch.manual_seed(0)
-        net = fidelity_inception.FeatureExtractorInceptionV3("random", ["2048"])
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    net.fc.bias.fill_(1.0)
-    torch.save(net.state_dict(), folder / "inception.pth")
-    return folder / "inception.pth"
+    return random_inception.write(folder / "inception.pth")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """The papers' CIFAR-10 network: equal to an independent one under its checkpoints' names, and exactly as large."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.ddpm_reference import Reference
 from unlearnbench import Batch, minimise
 from unlearnbench.errors import UserError
 from unlearnbench.models.ddpm import ConditionalDDPM, converted, load_converted
+from unlearnbench.models.ddpm_train import RECIPE
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,22 @@ def test_predictions_are_those_of_the_reference(pair, classes):
         found = ours.eps(x, t, condition)
         assert (found - reference(x, t, c)).abs().max() < 1e-5
         assert (found - ours.eps(x, t, ours.embed((c + 5) % 10))).abs().max() > 1e-3
+
+
+def test_what_it_costs_is_what_results_say(pair):
+    """Multiplications and additions for an image, forwards and in training: results/cifar10-class.md."""
+    text = (Path(__file__).parents[1] / "results" / "cifar10-class.md").read_text()
+    x, c = torch.randn(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)
+    with FlopCounterMode(display=False) as forwards, torch.no_grad():
+        pair[1](x, c, c)
+    with FlopCounterMode(display=False) as training:
+        pair[1](x, c, c).sum().backward()
+    for count in (forwards, training):
+        assert f"{count.get_total_flops() / 1e9:.1f} GFLOP" in text
+    total = training.get_total_flops() * RECIPE["steps"] * RECIPE["batch"]
+    assert f"{total / 1e18:.1f} EFLOP" in text
+    for share in (0.2, 0.35):
+        assert f"{total / (share * 990e12) / 3600:.1f} h" in text, "of an H100's 990 TFLOP/s in bf16"
 
 
 def test_the_schedule_is_linear_in_beta():

@@ -1,7 +1,8 @@
 """Speed at real size: `python -m tests.throughput` on a GPU measures a Stable Diffusion v1.4 with random weights.
 
 Images a second beside diffusers' own pipeline in the same run, in fp32 and fp16, peak memory, and one step of ESD,
-EraseDiff and SalUn; written to results/throughput-<card>.md. `--size tiny` tries the same path anywhere in seconds.
+EraseDiff and SalUn; written to results/throughput-sd14-<card>.md. `--size cifar10` measures the papers' network on
+CIFAR-10 beside a plain loop (`tests.throughput_cifar`); the tiny sizes try the same paths anywhere in seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,11 +29,24 @@ from unlearnbench.resources import Resources
 from unlearnbench.scheduled import Scheduled
 
 ROUNDS = 3
+DEFAULTS = {"sd14": (4, 50), "tiny": (4, 50), "cifar10": (500, 100), "cifar10-tiny": (8, 4)}
+"""Images at once, and steps."""
 METHODS = {
     "ESD-x": lambda batch: ESD(steps=1, batch_size=batch, part="xattn", sampler_steps=4),
     "EraseDiff": lambda batch: EraseDiff(steps=1, batch_size=batch),
     "SalUn": lambda batch: SalUn(steps=1, batch_size=batch),
 }
+
+
+class Row(NamedTuple):
+    """One thing that was timed."""
+
+    what: str
+    seconds: float
+    images: int | None
+    """Drawn, or trained on."""
+    memory: float | None
+    """Peak in GiB."""
 
 
 def sd14(tokens: Any) -> StableDiffusion:
@@ -85,15 +99,15 @@ def seconds(work: Callable[[], Any], device: str) -> tuple[float, int | None]:
     return min(meter.seconds for meter in meters), meters[-1].memory
 
 
-def measured(size: str, device: str, batch: int, steps: int) -> list[tuple[str, float, float | None]]:
-    """Rows: what, seconds, peak GiB."""
+def measured(size: str, device: str, batch: int, steps: int) -> list[Row]:
+    """Rows of a Stable Diffusion."""
     with tempfile.TemporaryDirectory() as folder:
         task = Sized(Path(folder) / "sd", None, device)
         if size == "sd14":
             tokens = task.original.tokenizers[0]
             tokens.model_max_length = 77
             task.original = sd14(tokens).to(device).eval()
-        model, rows = task.original, []
+        model, rows = task.original, list[Row]()
         sampler, prompts = Scheduled(steps, guidance=7.5), ["a photo of a cat"] * batch
         kinds = ("fp32", "fp16") if device == "cuda" else ("fp32",)
         for kind in kinds:
@@ -110,7 +124,7 @@ def measured(size: str, device: str, batch: int, steps: int) -> list[tuple[str, 
 
             for name, work in (("unlearnbench", ours), ("StableDiffusionPipeline", theirs)):
                 took, memory = seconds(work, device)
-                rows.append((f"{kind}, {name}: {batch} images of {steps} steps", took, memory))
+                rows.append(Row(f"{kind}, {name}: {batch} images of {steps} steps", took, batch, gib(memory)))
         for name, make in METHODS.items():
             method = make(batch)
 
@@ -119,34 +133,52 @@ def measured(size: str, device: str, batch: int, steps: int) -> list[tuple[str, 
                 return method.unlearn(copy, task, method.prepare(copy, task))
 
             took, memory = seconds(step, device)
-            rows.append((f"{name}: preparing and one step of {batch}", took, memory))
-    return [(what, took, None if memory is None else memory / 2**30) for what, took, memory in rows]
+            rows.append(Row(f"{name}: preparing and one step of {batch}", took, None, gib(memory)))
+    return rows
 
 
-def page(rows: list[tuple[str, float, float | None]], size: str, device: str, batch: int) -> str:
-    """Markdown, with the card's name."""
+def gib(memory: int | None) -> float | None:
+    """Bytes in GiB."""
+    return None if memory is None else memory / 2**30
+
+
+def page(rows: list[Row], size: str, device: str, batch: int, steps: int) -> str:
+    """Markdown, with the card's name; each plain loop is what the rows of its kind are held against."""
     facts = describe(device)
-    lines = [f"# Throughput on {facts['device']}", "", f"Stable Diffusion of size {size}, random weights. Least of "]
-    lines[-1] += f"{ROUNDS} rounds; torch {facts['packages']['torch']}, diffusers {facts['packages']['diffusers']}."
-    lines += ["", "| what | s | images/s | peak GiB |", "|---|---:|---:|---:|"]
-    for what, took, memory in rows:
-        rate = f"{batch / took:.2f}" if "images" in what else ""
-        lines.append(f"| {what} | {took:.3f} | {rate} | {'' if memory is None else f'{memory:.2f}'} |")
+    lines = [f"# Throughput on {facts['device']}", "", f"Size {size}, random weights, {batch} images at once, {steps} "]
+    lines[-1] += f"sampling steps. Least of {ROUNDS} rounds; torch {facts['packages']['torch']}, diffusers "
+    lines[-1] += f"{facts['packages']['diffusers']}."
+    lines += ["", "| what | s | images/s | times the plain loop | peak GiB |", "|---|---:|---:|---:|---:|"]
+    plain = {row.what.partition(",")[0]: row.seconds for row in rows if ", plain loop" in row.what}
+    for row in rows:
+        rate = "" if row.images is None else f"{row.images / row.seconds:.2f}"
+        least = plain.get(row.what.partition(",")[0])
+        times = "" if least is None else f"{least / row.seconds:.2f}"
+        memory = "" if row.memory is None else f"{row.memory:.2f}"
+        lines.append(f"| {row.what} | {row.seconds:.3f} | {rate} | {times} | {memory} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=("sd14", "tiny"), default="sd14")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--size", choices=DEFAULTS, default="sd14")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, default=Path("results"))
     given = parser.parse_args()
     device = pick_device("auto")
-    text = page(measured(given.size, device, given.batch, given.steps), given.size, device, given.batch)
+    batch, steps = (own or usual for own, usual in zip((given.batch, given.steps), DEFAULTS[given.size], strict=True))
+    if given.size.startswith("cifar10"):
+        from tests import throughput_cifar
+
+        with tempfile.TemporaryDirectory() as folder:
+            rows = throughput_cifar.measured(given.size, device, batch, steps, Path(folder))
+    else:
+        rows = measured(given.size, device, batch, steps)
+    text = page(rows, given.size, device, batch, steps)
     name = re.sub(r"[^a-z0-9]+", "-", str(describe(device)["device"]).lower()).strip("-")
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / f"throughput-{name}.md").write_text(text)
+    (given.out / f"throughput-{given.size}-{name}.md").write_text(text)
     print(text)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from unlearnbench.diffusion import Batch, Diffusion
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
-from unlearnbench.images import SPLITS, Images, read
+from unlearnbench.images import SPLITS, Images, parts, read
 from unlearnbench.judges import Judge
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
@@ -95,13 +95,23 @@ class Cifar10Class(Task):
         return state_hash(self.pretrained().state_dict()), 0
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """From scratch by `ddpm_train`'s recipe, on all classes or without the forgotten one; the running mean."""
-        return self._trained(seed, which, None)
+        """From scratch by `ddpm_train`'s recipe, on all classes or without the forgotten one; the running mean.
+
+        Hours of work: its state is kept in the store's folder until it is done, so that a stopped run goes on.
+        """
+        files = [file_hash(path) for path in parts(self.folder, "train")]
+        key = digest([files, RECIPE, self.protocol.width, self._steps(), seed, which, self.forget, self.device])
+        kept = default_root() / "training" / f"{key[:32]}.pt"
+        model = self._trained(seed, which, kept)
+        kept.unlink(missing_ok=True)
+        return model
+
+    def _steps(self) -> int:
+        return 2 if self.protocol.name == "smoke" else self.steps(STEPS)
 
     def _trained(self, seed: int, which: Side, keep: Path | None) -> Diffusion:
         model: Any = self.architecture(seed)
-        steps = 2 if self.protocol.name == "smoke" else self.steps(STEPS)
-        train_ddpm(model, self._pictures(which), steps, seed_of("training", seed), keep=keep)
+        train_ddpm(model, self._pictures(which), self._steps(), seed_of("training", seed), keep=keep)
         return model
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:

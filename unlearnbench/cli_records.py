@@ -176,6 +176,31 @@ def export(
 
 
 @records.command()
+def samples(
+    record: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
+    method: Annotated[str | None, typer.Option(help="The method's .py file, where it is not built in.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    pretrained: Annotated[Path | None, typer.Option(help="The --pretrained that the record was run with.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
+) -> None:
+    """Write a record's images as PNG files, for evaluators of others."""
+    _, said = _opened(record)
+
+    from unlearnbench.environment import pick_device
+    from unlearnbench.pngs import write_pngs
+    from unlearnbench.store import Store
+    from unlearnbench.verify import rebuilt
+
+    cell = rebuilt(said, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
+    with bars(err, 1) as begin:
+        begin(f"{said.label()} · forget {said.forget} · seed {said.seeds['unlearning']}")
+        count = write_pngs(said, cell, Store(), folder)
+    out.print(f"wrote {count:,} images to {folder}, a folder for each group and concept", soft_wrap=True)
+
+
+@records.command()
 def schema(
     file: Annotated[Path | None, typer.Option("--out", help="File to write to, in place of the terminal.")] = None,
 ) -> None:

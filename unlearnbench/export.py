@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from unlearnbench import __version__, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
@@ -35,25 +37,7 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
     """
     _exportable(record, cell)
     _free(folder)
-    draft = drafted(cell, metrics_for(cell.task))
-    then, now = record.weights["original"], draft.weights["original"]
-    if now != then:
-        raise UserError(
-            f"the record's original weights are {str(then)[:12]}, these are {str(now)[:12]}: name the folder with the "
-            "record's own by --pretrained"
-        )
-    try:
-        state, _ = store.stage(
-            "weights", weight_parts(cell, draft), lambda: unlearn(cell, cell.task.pretrained().eval())
-        )
-    except Diverged as error:
-        raise UserError(f"unlearning anew diverged ({error}), which the record's did not: {ELSEWHERE}") from error
-    if (found := state_hash(state)) != record.weights["unlearned"]:
-        raise UserError(
-            f"unlearning came to other weights ({found[:12]}) than the record's, "
-            f"{str(record.weights['unlearned'])[:12]}: {ELSEWHERE}"
-        )
-    model: Any = loaded(cell, state)
+    model: Any = loaded(cell, recalled(record, cell, store))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
@@ -73,13 +57,41 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
     return folder
 
 
-def _exportable(record: Record, cell: Cell) -> None:
+def recalled(record: Record, cell: Cell, store: Store) -> dict[str, Tensor]:
+    """The unlearned weights that a record names, from the store or made anew; `UserError` where others come out."""
+    _finished(record)
+    draft = drafted(cell, metrics_for(cell.task))
+    then, now = record.weights["original"], draft.weights["original"]
+    if now != then:
+        raise UserError(
+            f"the record's original weights are {str(then)[:12]}, these are {str(now)[:12]}: name the folder with the "
+            "record's own by --pretrained"
+        )
+    try:
+        state, _ = store.stage(
+            "weights", weight_parts(cell, draft), lambda: unlearn(cell, cell.task.pretrained().eval())
+        )
+    except Diverged as error:
+        raise UserError(f"unlearning anew diverged ({error}), which the record's did not: {ELSEWHERE}") from error
+    if (found := state_hash(state)) != record.weights["unlearned"]:
+        raise UserError(
+            f"unlearning came to other weights ({found[:12]}) than the record's, "
+            f"{str(record.weights['unlearned'])[:12]}: {ELSEWHERE}"
+        )
+    return state
+
+
+def _finished(record: Record) -> None:
     if record.weights["unlearned"] is None:
         raise UserError(
             f"the record is of a run that {'was ' * (record.status == 'skipped')}{record.status} ({record.reason}), "
             "which left no weights to export: "
             "name a record of a run that came to its end"
         )
+
+
+def _exportable(record: Record, cell: Cell) -> None:
+    _finished(record)
     if not isinstance(cell.task, TextTask):
         raise UserError(
             f"{cell.task.name} has no text-to-image model, so there is no pipeline to export: its weights are in the "

@@ -66,7 +66,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     model = loaded(cell, state)
     plan = cell.task.plan()
     judge = cell.task.judge()
-    samples, seen = observed(cell, judge, model, _identity(cell, state), plan, store, force)
+    samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     reference, real = judged(judge, cell.task.reference(), store), judged(judge, cell.task.floor(), store)
     outcome = Outcome.of(
         samples, plan, seen, reference, real, task=cell.task, model=model, original=original, cost=facts["cost"]
@@ -155,7 +155,7 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
     }
 
 
-def _identity(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
     method = cell.method
     about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None

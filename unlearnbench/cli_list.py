@@ -74,11 +74,18 @@ def _settings(cls: type[Method]) -> Iterator[list[str]]:
 
 
 def _protocols(cls: type[Task]) -> Iterator[list[str]]:
-    """A row a setting of the protocols, a column a protocol."""
+    """A row a protocol, with the settings in which it differs from others; what all share comes first."""
     from unlearnbench.diff import flat
 
     out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
     protocols: dict[str, dict[str, Any]] = {name: flat(asdict(protocol)) for name, protocol in cls.protocols.items()}
-    yield ["protocol", *protocols]
-    for key in dict.fromkeys(key for values in protocols.values() for key in values if key != "name"):
-        yield [key, *(str(values.get(key, "")) for values in protocols.values())]
+    keys = [key for key in dict.fromkeys(key for values in protocols.values() for key in values) if key != "name"]
+    shared = [key for key in keys if len({str(values.get(key)) for values in protocols.values()}) == 1]
+    yield ["protocol", "settings"]
+    yield ["(all)", _said({key: next(iter(protocols.values()))[key] for key in shared})]
+    for name, values in protocols.items():
+        yield [name, _said({key: values[key] for key in keys if key in values and key not in shared})]
+
+
+def _said(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items() if value not in ("", ()))

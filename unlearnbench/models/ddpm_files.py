@@ -28,7 +28,9 @@ def read_pth(path: Path, which: Which) -> dict[str, Tensor]:
     if which == "raw":
         return dict(states[0])
     if len(states) < 4 or not _is_state(states[-1]):
-        raise UserError(f"{path} has no running mean ({_shape(states)}): ask for its raw weights instead")
+        raise UserError(
+            f"{path} has no running mean ({_shape(states)}): ask for its raw weights, as --protocol salun-iclr24 does"
+        )
     raw, mean = {key.removeprefix("module."): value for key, value in states[0].items()}, dict(states[-1])
     return {**{key: value for key, value in raw.items() if key not in mean}, **mean}  # buffers are not averaged
 

@@ -166,9 +166,9 @@ def test_list_of_one(cli):
     said = cli("list", "digits-class")
     assert said.code == 0
     assert "3 when none is named" in said.out
-    assert re.search(r"^ *\(all\) +sampler\.steps=20, .*k=3", said.out, re.M)
-    assert re.search(r"^ *default +judge=digits-cnn, .*forget_images=250", said.out, re.M)
-    assert re.search(r"^ *selection +judge=digits-neighbours", said.out, re.M)
+    assert re.search(r"^ *\(all\) +sampler\.eta=0\.0, .*k=3", said.out, re.M)
+    assert re.search(r"^ *default +sampler\.steps=\d+, judge=digits-cnn", said.out, re.M)
+    assert re.search(r"^ *selection +sampler\.steps=20, judge=digits-neighbours", said.out, re.M)
     said = cli("list", "ua")
     assert said.code == 0
     assert "higher is better" in said.out

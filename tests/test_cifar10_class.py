@@ -46,6 +46,7 @@ def test_sides_hold_what_they_should(folder):
     task = small(folder, "cat")
     forget, retain = task.data("forget"), task.data("retain")
     assert (len(forget.y), len(retain.y), set(forget.y.tolist())) == (6, 54, {3})
+    assert [task.count(side) for side in ("forget", "retain", "both")] == [6, 54, 60]
     assert 3 not in retain.y
     assert forget.x0.dtype == torch.float32
     np.testing.assert_allclose((forget.x0.numpy() + 1) * 127.5, task.images["train"].x[3::10], atol=1e-4)

@@ -220,3 +220,19 @@ def test_files_can_be_read_by_others(store):
     store.stage("weights", PARTS, made)
     folder = store.folder("weights", PARTS)
     assert {oct((folder / name).stat().st_mode & 0o444) for name in (DATA, META)} == {"0o444"}
+
+
+def test_a_reader_reads_the_entry_each_time_or_keeps_what_was_not_kept(tmp_path):
+    store, calls = Store(tmp_path), []
+
+    def make():
+        calls.append(1)
+        return {"x": torch.arange(3.0)}, {}
+
+    kept = store.stage("kind", {"a": 1}, make)
+    read = store.reader("kind", {"a": 1}, "x", kept)
+    kept[0]["x"] += 1  # the reader holds none of it
+    assert torch.equal(read(), torch.arange(3.0)) and read() is not read()
+    lost = store.stage("kind", {"a": 2}, make, keep=lambda made: False)
+    assert torch.equal(store.reader("kind", {"a": 2}, "x", lost)(), torch.arange(3.0))
+    assert len(calls) == 2

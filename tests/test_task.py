@@ -58,6 +58,7 @@ def test_splits_are_always_the_same():
 def test_data_by_side(forget):
     task = DigitsClass(forget)
     one, other, both = (task.data(side) for side in ("forget", "retain", "both"))
+    assert [task.count(side) for side in ("forget", "retain", "both")] == [len(x.y) for x in (one, other, both)]
     assert set(one.y.tolist()) == {int(forget)} and len(one.x0) == len(one.y) == 100
     assert other.y.bincount(minlength=10).tolist() == [0 if d == int(forget) else 100 for d in range(10)]
     assert (

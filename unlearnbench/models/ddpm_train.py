@@ -136,17 +136,12 @@ def _descend(model: Diffusion, item: Drawn, part: int, seed: int) -> int:
 
     Returns how many there are at a time from now on. `seed` is of dropout.
     """
-    (batch, t, noise, shown), device = item, model.alpha_bar.device.type
+    n = len(item[1])
     while True:
         torch.manual_seed(seed)
         try:
-            for start in range(0, len(t), part):
-                some = slice(start, start + part)
-                with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                    condition = model.embed(batch.y[some]).where(shown[some], model.null(len(t[some])))
-                    predicted = model(model.add_noise(batch.x0[some], noise[some], t[some]), t[some], condition)
-                loss = (predicted.float() - noise[some]).square().mean() * (len(t[some]) / len(t))
-                loss.backward()
+            for start in range(0, n, part):
+                _backwards(model, item, slice(start, start + part))
             return part
         except Exception as error:
             if not out_of_memory(error):
@@ -155,7 +150,18 @@ def _descend(model: Diffusion, item: Drawn, part: int, seed: int) -> int:
                 raise too_little("training on one image", error, None) from error
             part = (part + 1) // 2
             model.zero_grad()
-            tell(f"too little memory for {len(t)} images: {part} at once, their gradients added up")
+            tell(f"too little memory for {n} images: {part} at once, their gradients added up")
+
+
+def _backwards(model: Diffusion, item: Drawn, some: slice) -> None:
+    """Add the gradient of these images' share of the mean loss; on an error nothing of it stays in memory."""
+    (batch, *others), device = item, model.alpha_bar.device.type
+    t, noise, shown = (column[some] for column in others)
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        condition = model.embed(batch.y[some]).where(shown, model.null(len(t)))
+        predicted = model(model.add_noise(batch.x0[some], noise, t), t, condition)
+    loss = (predicted.float() - noise).square().mean() * (len(t) / len(item[1]))
+    loss.backward()
 
 
 def _write(

@@ -36,7 +36,7 @@ class EraseDiff(Method):
 
     target="uniform_both" is the code's older noise variant, where the uniform draw also corrupts x_t; "random" its
     later one, another condition drawn once a batch. The paper names no optimiser: Adam, as in the code, or "sgd" for
-    the formula to the letter. Its steps and EMA (evaluated on CIFAR-10) in preset "published" are the code's.
+    the formula to the letter. Preset "published" has the code's number of steps, and on CIFAR-10 its EMA, warmed up.
     """
 
     presets = {

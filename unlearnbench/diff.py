@@ -66,7 +66,7 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     codes = {name: score.code_hash for name, score in record.scores.items()}
     yield "code", {"method": method.code_hash, "engine": record.engine_hash, **codes}
     yield "library", {"python": environment.get("python"), **(environment.get("packages") or {})}
-    about = ("device", "device_type", "threads", "precision", "driver", "system")
+    about = ("device", "device_type", "threads", "precision", "memory", "compile", "driver", "system")
     yield "device", {name: environment.get(name) for name in about}
     yield "commit", {"commit": environment.get("commit"), "uncommitted changes": environment.get("dirty")}
     yield "result", {"status": record.status, "reason": record.reason, "step": record.step}

@@ -202,6 +202,7 @@ def command(record: Record, cell: Cell) -> str:
     saved = cell.resources.named()
     words += ["--precision", saved["precision"]] if "precision" in saved else []
     words += ["--memory", ",".join(saved["memory"])] if "memory" in saved else []
+    words += ["--compile"] if "compile" in saved else []
     given = {name: record.method.settings.get(name, value) for name, value in record.method.overrides.items()}
     given |= {"path": "CHECKPOINT"} if name == "checkpoint" else {}
     words += [word for name, value in given.items() for word in ("--set", f"{name}={value}")]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unlearnbench.environment import Meter
+from unlearnbench.environment import Meter, exact
 from unlearnbench.resources import out_of_memory
 from unlearnbench.stages import Cell, require
 from unlearnbench.training import seeded
@@ -43,7 +43,7 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
     task, sampler = cell.task, cell.task.protocol.sampler
     model = cell.resources.equip(cell.method.wrap(task.pretrained(), task)).eval()
     plan = task.plan()
-    with Meter(task.device) as drawing, cell.resources.compiled(model):
+    with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
     with Meter(task.device) as training:
         unlearning = _unlearning(cell)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import UserError, one_line, unknown
 from unlearnbench.training import EIGHT_BIT
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -63,8 +63,11 @@ class Resources:
         return model
 
     @contextmanager
-    def compiled(self, model: Diffusion) -> Iterator[Diffusion]:
-        """Within this block the U-Net is compiled, where that was asked for; what does not compile runs as it is."""
+    def compiled(self, model: Diffusion, must: bool = True) -> Iterator[Diffusion]:
+        """Within this block the U-Net is compiled, where that was asked for.
+
+        What does not compile is a `UserError`, or runs as it is unless it `must`.
+        """
         if not self.compile:
             yield model
             return
@@ -74,8 +77,12 @@ class Resources:
         plain = parts.unet
         parts.unet = torch.compile(plain, dynamic=False)
         try:
-            with torch._dynamo.config.patch(suppress_errors=True):
+            with torch._dynamo.config.patch(suppress_errors=not must):
                 yield model
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UserError(
+                f"the network does not compile here ({one_line(error)[:160]}): leave out --compile"
+            ) from error
         finally:
             parts.unet = plain
 
@@ -83,8 +90,11 @@ class Resources:
     def training(self, device: str) -> Iterator[None]:
         """Around preparing and unlearning."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
+        bf16 = self.precision == "bf16"
         try:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost
+            # block. Nor a block that casts nothing, or one within it, such as `retrain`'s, would not be the outermost.
+            with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
                 yield
         finally:
             EIGHT_BIT.reset(token)
@@ -100,10 +110,14 @@ class Resources:
 DEFAULT = Resources()
 
 
+SHORTAGES = r"not enough memory|can't allocate memory|out of memory|ALLOC_FAILED|unable to find an engine"
+"""What else CPUs, CUDA, cuBLAS and cuDNN say; the last one is cuDNN's when no workspace fits."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine, had too little of it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
-        isinstance(error, RuntimeError) and re.search(r"not enough memory|can't allocate memory", str(error))
+        isinstance(error, RuntimeError) and re.search(SHORTAGES, str(error))
     )
 
 

@@ -92,7 +92,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores)
         record = record.model_copy(update={"images": images})
         if record.method.name != "original":
-            before = draw(cell, original, _original_identity(draft), plan, store)
+            before = draw(cell, original, {"weights": state_hash(original.state_dict()), "wrap": None}, plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         if found and not force and found.result() == record.result():
             return found  # made before, perhaps elsewhere: nothing is new but times
@@ -171,10 +171,6 @@ def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
 def wraps(cell: Cell) -> bool:
     """Whether the method acts beside the weights too, such as on guidance."""
     return type(cell.method).wrap is not Method.wrap
-
-
-def _original_identity(draft: Record) -> dict[str, Any]:
-    return {"weights": draft.weights["original"], "wrap": None}
 
 
 def _found(path: Path, key: str) -> Record | None:

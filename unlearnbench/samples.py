@@ -56,7 +56,7 @@ def draw(
     task, size = cell.task, cell.task.protocol.chunk
     chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
     drawn = []
-    with cell.resources.compiled(model) as model:
+    with exact(), cell.resources.compiled(model) as model:
         for chunk in track(chunks, len(chunks), "sampling"):
             padded = chunk + [chunk[-1]] * (
                 size - len(chunk)
@@ -112,7 +112,7 @@ class Looking:
     def __init__(self, judge: Judge, store: Store, beside: bool = False):
         self.judge, self.store = judge, store
         self._waiting: list[Tensor] = []
-        self._begun: list[Future[tuple[Seen, Part | None]]] = []
+        self._begun: list[Future[Looked]] = []
         self._pool = ThreadPoolExecutor(1) if beside else None
         self._numbers = ExitStack()
 
@@ -141,7 +141,7 @@ class Looking:
                 self._begun[-2].result()  # no more than two blocks wait, or memory would grow with their number
             self._begun.append(self._pool.submit(_judged, self.judge, block, self.store))
         else:
-            done: Future[tuple[Seen, Part | None]] = Future()
+            done: Future[Looked] = Future()
             done.set_result(_judged(self.judge, block, self.store))
             self._begun.append(done)
 
@@ -151,11 +151,14 @@ class Looking:
             self._begin(torch.cat(self._waiting))
             self._waiting = []
         found = [future.result() for future in self._begun]
+        for number, (_, _, failed) in enumerate(found):
+            if failed is not None and self._pool:  # beside the sampler there may have been too little memory
+                found[number] = _judged(self.judge, failed, self.store)
         if not found:
             return Seen(judge_all(self.judge, torch.zeros(0, 3, 1, 1))[0], Rows([]), None, self.judge.domains)
-        verdict = Verdict(*(torch.cat(column) for column in zip(*(seen.verdict for seen, _ in found), strict=True)))
-        error = next((seen.error for seen, _ in found if seen.error), None)
-        parts = [part for _, part in found if part]
+        verdict = Verdict(*(torch.cat(column) for column in zip(*(seen.verdict for seen, *_ in found), strict=True)))
+        error = next((seen.error for seen, *_ in found if seen.error), None)
+        parts = [part for _, part, _ in found if part]
         return Seen(verdict, Rows(parts if len(parts) == len(found) else []), error, self.judge.domains)
 
 
@@ -168,8 +171,12 @@ def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
         return looking.seen()
 
 
-def _judged(judge: Judge, images: Tensor, store: Store) -> tuple[Seen, Part | None]:
-    """What the judge sees on one block, and where its features lie; kept only where it never failed."""
+Looked = tuple[Seen, Part | None, Tensor | None]
+"""What was seen on a block, where its features lie, and the block itself where the judge failed on it."""
+
+
+def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
+    """Have one block judged; kept only where that never failed."""
 
     def make() -> Made:
         verdict, features, error, _ = look(judge, images)
@@ -183,4 +190,5 @@ def _judged(judge: Judge, images: Tensor, store: Store) -> tuple[Seen, Part | No
     (tensors, facts), n = made, len(images)
     part = Part(n, store.reader("judged", parts, "features", made)) if len(tensors["features"]) == n else None
     verdict = Verdict(tensors["probabilities"], tensors["refused"])
-    return Seen(verdict, torch.zeros(0, 0), facts["error"], judge.domains), part
+    seen = Seen(verdict, torch.zeros(0, 0), facts["error"], judge.domains)
+    return seen, part, images if seen.error else None

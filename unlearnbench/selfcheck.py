@@ -14,7 +14,7 @@ from unlearnbench import registry, toy
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
-from unlearnbench.runner import run
+from unlearnbench.runner import run, sample_parts
 from unlearnbench.samples import draw
 from unlearnbench.stages import Cell, metrics_for
 from unlearnbench.store import Store
@@ -247,7 +247,7 @@ def noise(task: Task, store: Store) -> Iterator[Finding]:
     yield _same("noise", "different seeds", len(seeds), len(plan))
     cell = Cell(registry.load_method("original")(), task)
     original = task.pretrained().eval()
-    identity = {"weights": task.pretrained_identity()[0], "wrap": None}
+    identity = sample_parts(cell, original.state_dict())
     images = draw(cell, original, identity, plan, store)[:]
     yield _same("noise", "different images", len(torch.unique(images.flatten(1), dim=0)), len(plan))
     step = max(1, len(plan) // size)

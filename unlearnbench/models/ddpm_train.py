@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Batch, Diffusion
-from unlearnbench.errors import Damaged
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.images import Images
 from unlearnbench.progress import tell, track
@@ -83,13 +84,14 @@ def train_ddpm(
     values = dict(model.named_parameters())
     mean = {name: value.detach().clone() for name, value in values.items()}
     engine = torch.optim.Adam(values.values(), lr=RATE)
-    done = _read(keep, model, engine, mean) if keep is not None else 0
+    about = {"seed": seed, "size": size, "rows": len(pictures.rows)}
+    done = _read(keep, model, engine, mean, about) if keep is not None else 0
     model.train()
     whole = True  # whether weights, optimiser and mean are of one step
     part = size
     pays = Resources(compile=device == "cuda" and steps - done >= PAYS)
     try:
-        with pays.compiled(model), seeded(seed):
+        with pays.compiled(model, must=False), seeded(seed):
             numbers = range(done, steps)
             stream = _ahead(
                 lambda step: drawn(pictures, step, size, seed, len(model.alpha_bar), device), numbers, device
@@ -106,10 +108,10 @@ def train_ddpm(
                 torch._foreach_lerp_(list(mean.values()), [value.detach() for value in values.values()], 1 - decay)
                 done, whole = step + 1, True
                 if keep is not None and done % KEPT_EVERY == 0:
-                    _write(keep, values, engine, mean, done)
+                    _write(keep, values, engine, mean, {**about, "done": done})
     except BaseException:
         if keep is not None and done and whole:
-            _write(keep, values, engine, mean, done)
+            _write(keep, values, engine, mean, {**about, "done": done})
         raise
     with torch.no_grad():
         for name, value in values.items():
@@ -165,32 +167,46 @@ def _backwards(model: Diffusion, item: Drawn, some: slice) -> None:
 
 
 def _write(
-    path: Path, values: Mapping[str, Tensor], engine: torch.optim.Optimizer, mean: Mapping[str, Tensor], done: int
+    path: Path,
+    values: Mapping[str, Tensor],
+    engine: torch.optim.Optimizer,
+    mean: Mapping[str, Tensor],
+    about: Mapping[str, int],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f".new-{os.getpid()}")  # another process may be training the same
     torch.save(
         {
             "model": {name: value.detach() for name, value in values.items()},
             "engine": engine.state_dict(),
             "mean": dict(mean),
-            "done": done,
+            **about,
         },
         new,
     )
     new.replace(path)
 
 
-def _read(path: Path, model: Diffusion, engine: torch.optim.Optimizer, mean: Mapping[str, Tensor]) -> int:
+def _read(
+    path: Path,
+    model: Diffusion,
+    engine: torch.optim.Optimizer,
+    mean: Mapping[str, Tensor],
+    about: Mapping[str, int],
+) -> int:
     """Steps done; puts weights, optimiser and mean back. 0 where nothing is kept."""
     if not path.is_file():
         return 0
     try:
-        kept: dict[str, Any] = torch.load(path, map_location=model.alpha_bar.device, weights_only=True)
+        kept: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # Adam's step stays there
+        if others := {name: kept[name] for name, value in about.items() if kept[name] != value}:
+            raise UserError(f"{path} is of another training ({others}): delete it, or name another folder with --out")
         model.load_state_dict(kept["model"])
         engine.load_state_dict(kept["engine"])
         for name, value in mean.items():
             value.copy_(kept["mean"][name])
         return int(kept["done"])
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in any way there is
         raise Damaged(f"{path} cannot be gone on with: delete it, and the training begins anew") from error

@@ -244,13 +244,13 @@ def test_fewer_steps_are_held_against_all_of_them_by_the_same_noise(cli, folder,
     write_folder(ConditionalDDPM(width=32), weights)
     words = ("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here", "--checkpoint", weights)
     said = cli(*words, "--steps")
-    lines = [line for line in said.out.splitlines() if "steps-100" in line and "RA" in line]
+    lines = [line for line in said.out.splitlines() if "steps-250" in line and "RA" in line]
     assert len(lines) == 1
     made = {record.protocol.name: record.scores["fid"].value for record in load_all(tmp_path / "here")}
-    assert set(made) == {"smoke", *Cifar10Class.fewer_steps} and made["steps-100"] != made["steps-1000"]
-    (line,) = (line for line in said.out.splitlines() if "steps-100" in line and line.split()[0] == "FID")
-    assert f"{made['steps-1000']:.3f}" in line and f"{made['steps-100']:.3f}" in line
-    assert "steps-100" not in cli(*words).out
+    assert set(made) == {"smoke", *Cifar10Class.fewer_steps} and made["steps-250"] != made["steps-2500"]
+    (line,) = (line for line in said.out.splitlines() if "steps-250" in line and line.split()[0] == "FID")
+    assert f"{made['steps-1000']:.3f}" in line and f"{made['steps-250']:.3f}" in line
+    assert "steps-250" not in cli(*words).out
 
 
 def test_the_first_hour_is_not_for_tasks_that_ship_their_weights(cli):

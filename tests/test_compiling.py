@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 
 from tests.small_world import write_nudge
 from unlearnbench import registry
+from unlearnbench.errors import UserError
 from unlearnbench.record import load_all
 from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted
@@ -65,13 +67,37 @@ def test_keys_tell_it_apart():
     assert plain.key != compiled.key and compiled.environment["compile"] is True
 
 
+@pytest.mark.parametrize("must", [True, False])
+def test_what_does_not_compile_is_one_line_or_runs_as_it_is(must):
+    model = DigitsClass("3").pretrained().eval()
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    plain = torch.compile
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch, "compile", lambda module, dynamic: plain(module, backend=broken, dynamic=dynamic))
+        torch._dynamo.reset()
+        if must:
+            says = r"does not compile here \(.*no compiler here.*: leave out --compile"
+            with pytest.raises(UserError, match=says), Resources(compile=True).compiled(model):
+                model.sample(torch.arange(2), range(2))
+        else:
+            with Resources(compile=True).compiled(model, must=False):
+                found = model.sample(torch.arange(2), range(2))
+            torch.testing.assert_close(found, model.sample(torch.arange(2), range(2)))
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 def test_a_compiled_network_draws_the_same_images():
     """A minute or two of compiling."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model, y = DigitsClass("3").pretrained().eval(), torch.arange(20) % 10
     with torch.inference_mode():
         plain = model.sample(y, range(20))
         with Resources(compile=True).compiled(model):
             compiled = model.sample(y, range(20))
     torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-3)
-    assert not torch.equal(compiled, torch.zeros_like(compiled))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "something was compiled"

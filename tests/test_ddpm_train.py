@@ -120,6 +120,17 @@ def test_a_training_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path, 
     assert equal(state(again), state(whole))
 
 
+def test_a_state_of_another_training_is_named_and_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(ddpm_train, "KEPT_EVERY", 1)
+    keep = tmp_path / "training.pt"
+    train_ddpm(network(), PICTURES, 1, 5, size=4, keep=keep)
+    before = keep.read_bytes()
+    for seed, size in ((6, 4), (5, 3)):
+        with pytest.raises(UserError, match=r"training.pt is of another training .*: delete it, or name another"):
+            train_ddpm(network(), PICTURES, 2, seed, size=size, keep=keep)
+    assert keep.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["training.pt"]
+
+
 def test_a_damaged_state_is_named(tmp_path):
     keep = tmp_path / "training.pt"
     keep.write_bytes(b"nothing")

@@ -7,11 +7,13 @@ import threading
 import pytest
 import torch
 
-from unlearnbench import samples
+from unlearnbench import registry, samples
 from unlearnbench.environment import exact
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.samples import Looking, judged
+from unlearnbench.stages import Cell
 from unlearnbench.store import Store
+from unlearnbench.tasks.digits_class import DigitsClass
 
 
 class Counting(Judge):
@@ -101,6 +103,37 @@ def test_an_image_that_cannot_be_judged_is_missing_and_features_are_none(tmp_pat
     assert len(seen.features) == 0 and "cannot be judged" in seen.error
     images[13] = 0
     assert looked(Store(tmp_path), images, 5, beside).error is None, "failures are not kept"
+
+
+def test_a_block_that_failed_beside_the_sampler_is_judged_again_after_it(tmp_path):
+    """There may have been too little memory for both."""
+    judge, images = Counting(), pictures(30)
+    plain, failing = judge.features, [True]
+
+    def hungry(some):
+        if failing[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(some)
+
+    judge.features = hungry
+    with Looking(judge, Store(tmp_path), beside=True) as looking:
+        for some in images.split(10):
+            looking(some)
+        for future in looking._begun:
+            assert future.result()[0].error is not None
+        failing[0] = False
+        seen = looking.seen()
+    assert seen.error is None and torch.equal(seen.features[:], images[:, 0, 0, :3].float())
+
+
+def test_drawing_alone_is_as_exact_as_drawing_beside_a_judge(tmp_path, monkeypatch):
+    """Both are kept under one key."""
+    flags, seen = torch.backends.cudnn, []
+    task = DigitsClass("3")
+    monkeypatch.setattr(samples, "_drawn", lambda cell, model, items: seen.append(flags.allow_tf32) or pictures(50))
+    cell = Cell(registry.load_method("original")(), task)
+    samples.draw(cell, task.pretrained(), {}, task.plan()[:50], Store(tmp_path))
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("beside", [False, True])

@@ -51,6 +51,14 @@ def test_without_a_store_they_are_drawn_anew_and_twice_is_no_harm(cli, made, tmp
     assert (tmp_path / "out" / "retain-5" / "00000.png").read_bytes() == first
 
 
+def test_other_images_in_the_folder_are_refused_and_left(cli, made, tmp_path):
+    (tmp_path / "out" / "forget-3").mkdir(parents=True)
+    (tmp_path / "out" / "forget-3" / "99999.png").write_bytes(b"mine")
+    said = cli(*made)
+    assert said.code == 2 and "out holds other images, such as forget-3/99999.png" in said.err
+    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["99999.png"]
+
+
 def test_what_cannot_be_is_one_line(cli, made, tmp_path):
     (tmp_path / "out").write_text("a file")
     said = cli(*made)

@@ -101,6 +101,41 @@ def test_bf16_trains_and_samples_under_autocast_and_fp16_samples_only():
         assert kind(chosen.sampling("cpu")) is draw
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("inner", [False, True], ids=["minimise", "an autocast of its own"])
+def test_every_step_sees_the_weights_that_the_one_before_left(precision, inner):
+    """Autocast keeps copies of weights up to the end of the outermost block, unless it is told not to."""
+    torch.manual_seed(0)
+    layer, x, losses = nn.Linear(8, 8), torch.randn(16, 8), []
+
+    def stream():
+        for _ in range(4):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inner or torch.is_autocast_enabled("cpu")):
+                loss = (layer(x) - 1).square().mean()
+            losses.append(loss.item())
+            yield loss
+
+    with Resources(precision).training("cpu"):
+        minimise(stream(), dict(layer.named_parameters()), 0.05)
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_shortage_is_known_by_what_libraries_say(error, short):
+    assert resources.out_of_memory(error) is short
+
+
 def test_too_little_memory_is_one_line_that_says_what_would_fit(tmp_path, shared_store, small):
     body = "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 1 GiB')"
     mine = write_method(tmp_path, body, "hungry", fields="batch_size: int = 16")

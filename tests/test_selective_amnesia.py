@@ -13,6 +13,7 @@ from tests.tiny_model import (
     assert_weights,
     combine,
     denoising,
+    dot,
     flat,
     moved,
     squared,
@@ -88,7 +89,9 @@ def replayed(w, method, task, prepared, steps, size):
         g = denoising(w, surrogate)[1]
         g = combine(g, denoising(w, replay)[1], method.gamma)
         pull = {name: 2 * D * fisher[name] * (w[name] - origin[name]) for name in w}
-        w = adam.step(w, combine(g, pull, method.lam))
+        g = combine(g, pull, method.lam)
+        scale = min(1, method.clip / np.sqrt(dot(g, g))) if method.clip else 1
+        w = adam.step(w, {name: value * scale for name, value in g.items()})
     return w
 
 
@@ -99,10 +102,10 @@ def taken(batch, size):
 
 @pytest.mark.parametrize("surrogate", ["uniform", "substitute"])
 @pytest.mark.parametrize("replay", ["generated", "real"])
-@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.0), (0.6, 0.003)])
-def test_an_update_is_surrogate_replay_and_penalty(surrogate, replay, gamma, lam):
+@pytest.mark.parametrize(("gamma", "lam", "clip"), [(1.0, 0.0, None), (0.6, 0.003, None), (0.6, 0.003, 0.1)])
+def test_an_update_is_surrogate_replay_and_penalty(surrogate, replay, gamma, lam, clip):
     method = SelectiveAmnesia(
-        steps=4, lr=0.03, batch_size=5, gamma=gamma, lam=lam, surrogate=surrogate, replay=replay,
+        steps=4, lr=0.03, batch_size=5, gamma=gamma, lam=lam, clip=clip, surrogate=surrogate, replay=replay,
         surrogate_images=7, replay_images=9, fisher_samples=4, fisher_timesteps=3,
     )  # fmt: skip
     task, model = TinyTask(), original()

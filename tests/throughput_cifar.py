@@ -1,7 +1,8 @@
 """The papers' CIFAR-10 network at full width with random weights: images a second, beside the loop that papers ship.
 
-That loop draws in fp32 and uncompiled, asks for condition and none one after the other, writes every image as a PNG
-file, and reads the files back to judge them and to take Inception's features. See `tests.throughput`.
+That loop draws in fp32 (convolutions as torch takes them by default, TF32 where there is any) and uncompiled, asks for
+condition and none one after the other, writes every image as a PNG file, and reads the files back to judge them and to
+take Inception's features. See `tests.throughput`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.utils import save_image
 
 from tests import random_inception
@@ -29,6 +31,19 @@ from unlearnbench.store import Store
 WIDTHS = {"cifar10": 128, "cifar10-tiny": 32}
 CHUNKS, TRAINED = 2, 20
 """Chunks drawn, and steps trained in a round."""
+
+
+class Plain(ConditionalDDPM):
+    """As the papers lay it out in memory: channels first, in weights and images."""
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor, condition: Any) -> torch.Tensor:
+        half = self.cemb[1](F.silu(self.cemb[0](condition.states)))
+        return self.unet(x_t.contiguous(), t, class_labels=F.pad(half, (half.shape[1], 0)), return_dict=False)[0]
+
+
+def plain_network(size: str, device: str) -> Plain:
+    """Of full width, or narrow."""
+    return Plain(width=WIDTHS[size]).to(device, memory_format=torch.contiguous_format)
 
 
 def judged_by(size: str, device: str, folder: Path) -> ResNetJudge:
@@ -84,11 +99,13 @@ def measured(size: str, device: str, batch: int, steps: int, folder: Path) -> li
         name = ", ".join([kind.precision, *(["compiled"] if kind.compile else [])])
         rows.append(row(f"sampling and judging, {name}", CHUNKS * batch, ours, device))
 
+    network = plain_network(size, device).eval()
+
     def plain() -> None:
         (folder / "png").mkdir(exist_ok=True)
         for _ in range(CHUNKS):
             with torch.inference_mode():
-                images = plain_images(model, y, sampler, folder / "png")
+                images = plain_images(network, y, sampler, folder / "png")
             judge(images)
             judge.features(images)
 
@@ -106,7 +123,7 @@ def training(size: str, device: str, batch: int) -> list[Row]:
         train_ddpm(ConditionalDDPM(width=WIDTHS[size]).to(device), pictures, TRAINED, 0, size=batch)
 
     def plain() -> None:
-        model = ConditionalDDPM(width=WIDTHS[size]).to(device, memory_format=torch.contiguous_format)
+        model = plain_network(size, device)
         engine = torch.optim.Adam(model.parameters(), lr=2e-4)
         for step in range(TRAINED):
             data, t, noise, shown = drawn(pictures, step, batch, 0, 1000, device)

@@ -79,14 +79,14 @@ FIRST_HOUR = replace(
 )
 DEFAULT = ClassProtocol(
     "default",
-    Sampler(steps=100, eta=0.0, guidance=GUIDANCE),
+    Sampler(steps=250, eta=1.0, guidance=GUIDANCE),
     "cifar10-resnet34",
     reference="test",
     forget_images=500,
     retain_images=1000,
     chunk=500,
 )
-FEWER = replace(DEFAULT, name="steps-100", forget_images=100, retain_images=100)
+FEWER = replace(DEFAULT, name="steps-250", forget_images=100, retain_images=100)
 ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
 """What the default's fewer steps change: the same images by both."""
 SMOKE = ClassProtocol(

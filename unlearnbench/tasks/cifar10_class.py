@@ -41,7 +41,7 @@ class Cifar10Class(Task):
     default_forget, gold_once = "airplane", True
     sources: ClassVar[tuple[Source, ...]] = (*PARTS, IMAGENET, INCEPTION)
     classes, parameters = len(CLASSES), 38_632_323
-    fewer_steps: ClassVar[tuple[str, str]] = ("steps-100", "steps-1000")
+    fewer_steps: ClassVar[tuple[str, str]] = ("steps-250", "steps-1000")
     """Protocols that differ in the number of steps alone: the default's, and the papers'."""
     sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
 

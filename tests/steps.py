@@ -1,7 +1,7 @@
 """What fewer sampling steps change: `python -m tests.steps` tries the papers' network and schedule on real digits.
 
 `cifar10-class` draws by 250 steps in its default protocol where the papers take 1,000. Their network at width 32, its
-linear betas, unclipped x0 and guidance 3 are trained on the UCI digits here, and then drawn from by both, and by others.
+linear betas, unclipped x0 and guidance 3 are trained on the UCI digits here, and drawn from by both, and by others.
 Written to results/steps.md. On CIFAR-10 itself: `first-hour --steps`.
 """
 
@@ -79,7 +79,7 @@ def page(found: list[list[str]], images: int, limit: int | None) -> str:
         f"(linear betas, x0 not clipped, guidance {GUIDANCE:g}), at width 32 and 8x8 pixels, trained on the UCI digits",
         f"for {limit or digits_class.STEPS:,} steps. {10 * images} images a row, from the same noise; FID and KID of 9",
         f"digits, {9 * min(images, 50)} images, in the features of the digits' judge. It shows how far the sampler has",
-        "converged there, not on CIFAR-10, where no weights were at hand: there `unlearnbench first-hour --steps` does.",
+        "converged there, not on CIFAR-10, where no weights were at hand: `first-hour --steps` does.",
         "",
         f"Made on {describe('cpu')['device']}, torch {torch.__version__}.",
         "",

@@ -70,7 +70,7 @@ class ConditionalDDPM(Diffusion):
         self.classes_emb = nn.Embedding(classes, width)
         self.null_classes_emb = nn.Parameter(torch.randn(width))
         self.cemb = nn.ModuleList([nn.Linear(width, 4 * width), nn.Linear(4 * width, 4 * width)])
-        self.to(memory_format=torch.channels_last)  # faster on GPUs in bf16, and on CPUs; the same values
+        self.to(memory_format=torch.channels_last)  # for GPUs in bf16; the same values
 
     def embed(self, y: Tensor) -> Condition:
         """Rows of the class table (B, W)."""

@@ -91,7 +91,7 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
 
 
 def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
-    """Scores of the original by fewer steps beside those by all of them, of the same noise."""
+    """Scores of the original by fewer steps beside those by all of them, from the same starting noise."""
     names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
     for name in names:
         about = copy.copy(task)

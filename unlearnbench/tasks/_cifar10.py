@@ -88,7 +88,7 @@ DEFAULT = ClassProtocol(
 )
 FEWER = replace(DEFAULT, name="steps-250", forget_images=100, retain_images=100)
 ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
-"""What the default's fewer steps change: the same images by both."""
+"""What the default's fewer steps change: the same conditions and starting noise by both."""
 SMOKE = ClassProtocol(
     "smoke",
     Sampler(steps=4, eta=1.0, guidance=GUIDANCE),

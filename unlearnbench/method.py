@@ -35,6 +35,8 @@ class Method(ABC):
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
+    experimental: ClassVar[bool] = False
+    """Whether its update has not yet been checked against an independent computation of the paper's formula."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)

@@ -85,22 +85,52 @@ class StableDiffusion(Diffusion):
             into[0, k, 1 : len(ids) + 1] = torch.tensor(ids)
         return joint
 
-    def embed(self, y: Tensor) -> Condition:
-        """Text states (B, L, D); for XL the penultimate states of both encoders side by side, and the pooled ones."""
+    def mentioned(self, y: Tensor, names: Tensor) -> Tensor:
+        """Which tokens (B, L) of prompts spell one of these names, each given as a prompt of its own."""
+        rows, given = ((ids[:, 0] if ids.dim() == 3 else ids) for ids in (y, names))
+        found = torch.zeros_like(rows, dtype=torch.bool)
+        for name, last in zip(given, self.positions(names).tolist(), strict=True):
+            word = name[1 : last + 1]
+            if not len(word):
+                continue
+            starts = (rows.unfold(1, len(word), 1) == word).all(dim=2)  # (B, L - n + 1)
+            for offset in range(len(word)):
+                found[:, offset : offset + starts.shape[1]] |= starts
+        return found
+
+    def words(self, y: Tensor) -> list[Tensor]:
+        """What each text encoder starts from: its embeddings (B, L, D) of the tokens, without positions."""
+        rows = y if y.dim() == 3 else y[:, None]
+        encoders: Any = self.text_encoders
+        return [encoder.get_input_embeddings()(rows[:, k]) for k, encoder in enumerate(encoders)]
+
+    def embed(self, y: Tensor, words: Sequence[Tensor] | None = None) -> Condition:
+        """Text states (B, L, D); for XL the penultimate states of both encoders side by side, and the pooled ones.
+
+        With `words`, as `words` gives them, those stand for the tokens' embeddings: what adversaries search in.
+        """
+        given: Sequence[Tensor | None] = words or [None] * len(self.text_encoders)
         if len(self.text_encoders) == 1:
-            return Condition(self._encoded(self.text_encoders[0], y)[0], ids=y)
+            return Condition(self._encoded(self.text_encoders[0], y, given[0])[0], ids=y)
         outputs = [
-            self._encoded(encoder, y[:, k], output_hidden_states=True) for k, encoder in enumerate(self.text_encoders)
+            self._encoded(encoder, y[:, k], given[k], output_hidden_states=True)
+            for k, encoder in enumerate(self.text_encoders)
         ]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = outputs[-1][0]
         return Condition(states, pooled, {"time_ids": self._time_ids(len(y)).to(states)}, y)
 
-    def _encoded(self, encoder: Any, ids: Tensor, **options: Any) -> Any:
+    def _encoded(self, encoder: Any, ids: Tensor, words: Tensor | None = None, **options: Any) -> Any:
         mask = None
         if getattr(encoder.config, "use_attention_mask", False):
             mask = (ids != self.tokenizers[0].pad_token_id).long()
-        return encoder(ids, attention_mask=mask, **options)
+        if words is None:
+            return encoder(ids, attention_mask=mask, **options)
+        given = encoder.get_input_embeddings().register_forward_hook(lambda module, args, output: words)
+        try:
+            return encoder(ids, attention_mask=mask, **options)
+        finally:
+            given.remove()
 
     def _time_ids(self, n: int) -> Tensor:
         """Original size, crop corner and target size, all as if nothing had been cropped (n, 6)."""

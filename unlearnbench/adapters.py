@@ -31,8 +31,8 @@ class LowRank(nn.Module):
             self.down: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
             self.up: nn.Module = nn.Linear(rank, layer.out_features, bias=False)
         elif isinstance(layer, nn.Conv2d):
-            sizes: Any = (layer.kernel_size, layer.stride, layer.padding)
-            self.down = nn.Conv2d(layer.in_channels, rank, *sizes, bias=False)
+            shape: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding")}
+            self.down = nn.Conv2d(layer.in_channels, rank, bias=False, **shape)
             self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             raise TypeError(f"{type(layer).__name__} is neither a linear layer nor a convolution")

@@ -58,7 +58,7 @@ def test_round_trip(tmp_path):
     assert path == tmp_path / "digits-class/default/3/esd/seed-0.json"
     raw = json.loads(path.read_text())
     assert raw["scores"]["fid"]["value"] is None
-    assert raw["schema_version"] == VERSION == 2
+    assert raw["schema_version"] == VERSION == 3
     assert load_all(tmp_path) == [written]
 
 
@@ -149,7 +149,7 @@ def test_a_record_of_the_first_schema_still_loads_under_its_own_seal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"forget": "4"}, {"images": "a" * 64}, {"schema_version": 2}, {"seeds": {}}, {"content_hash": "0" * 64}]
+    "change", [{"forget": "4"}, {"images": "a" * 64}, {"schema_version": 3}, {"seeds": {}}, {"content_hash": "0" * 64}]
 )
 def test_an_edited_record_of_the_first_schema_is_refused(tmp_path, change):
     path = tmp_path / "old.json"

@@ -35,9 +35,9 @@ def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) 
         draw.text((10, top + TILE // 3), concept, fill="#b00020" if gone else "black", font_size=15)
         for column, i in enumerate(index):
             for left, images in ((MARGIN, before), (MARGIN + side + GAP, after)):
-                tile = Image.fromarray(images[i].permute(1, 2, 0).numpy()).resize(
-                    (TILE - 2, TILE - 2), Image.Resampling.NEAREST
-                )
+                tile = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+                small = tile.width < TILE  # pixels of miniatures are shown as they are
+                tile = tile.resize((TILE - 2,) * 2, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
                 canvas.paste(tile, (left + column * TILE, top))
         if gone:
             draw.rectangle((4, top - 3, width - 5, top + TILE), outline="#b00020", width=2)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.judges import Seen, Verdict
+from unlearnbench.judges.witness import Testimony
 from unlearnbench.rows import Table, taken
 from unlearnbench.statistics import Interval, block_jackknife, t_interval, wilson
 from unlearnbench.task import Plan, Task
@@ -31,6 +32,8 @@ class Score:
     """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not look."""
     floor: float | None = None
     """What real images of another split score in place of the samples."""
+    parts: dict[str, float] | None = None
+    """What the value is the sum of, by name."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:
@@ -103,6 +106,8 @@ class Outcome:
     """(M, D) of as many real retain images of another split."""
     cost: dict[str, Any]
     """Measured while unlearning, by the names of the cost metrics."""
+    witnessed: Mapping[str, Testimony] = field(default_factory=dict)
+    """What witnesses say of the samples, by their role."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
@@ -122,11 +127,21 @@ class Outcome:
             **parts,
         )
 
+    def index(self, group: str) -> Tensor:
+        """Places (n,) of one group's samples in the plan."""
+        import torch
+
+        return torch.tensor([i for i, plan in enumerate(self.plan) if plan.group == group], dtype=torch.long)
+
+    def said(self, role: str, column: str, group: str) -> Tensor:
+        """What a witness said of one group's samples (n,); NaN is missing."""
+        return self.witnessed[role].of(column, self.index(group))
+
     def side(self, group: str) -> Side:
         """Samples of one group."""
         import torch
 
-        index = torch.tensor([i for i, plan in enumerate(self.plan) if plan.group == group], dtype=torch.long)
+        index = self.index(group)
         asked = torch.tensor([self.plan[i].label for i in index.tolist()], dtype=torch.long)
         other = torch.tensor([self.plan[i].other for i in index.tolist()], dtype=torch.long)
         own, besides = (
@@ -196,6 +211,14 @@ class Metric(ABC):
 
     judge_needs: ClassVar[str | None] = None
     """An attribute that a task's judge must have, and be true: with any other judge, records leave the metric out."""
+
+    witness: ClassVar[str | tuple[str, ...] | None] = None
+    """The roles of the witnesses that it asks; where a task has none of them, records leave the metric out."""
+
+    @classmethod
+    def roles(cls) -> set[str]:
+        """Of the witnesses that it asks."""
+        return {cls.witness} if isinstance(cls.witness, str) else set(cls.witness or ())
 
     def applies(self, plan: Sequence[Plan]) -> bool:
         """Whether a task plans images that this looks at; where it does not, records leave the metric out."""

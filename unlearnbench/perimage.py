@@ -23,24 +23,31 @@ ROUNDING = 1e-9
 
 
 def table(
-    plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
+    plan: list[Plan],
+    verdict: Verdict,
+    metrics: Mapping[str, Metric],
+    scores: Mapping[str, Score],
+    prompts: bool = True,
 ) -> pd.DataFrame:
     """One row an image: its plan, judged, refused, p_asked, and a column for each metric by image.
 
     Null is missing, or an image of a group that the metric does not look at. Prompt and other label are left out where
-    the task has none.
+    the task has none, prompts also without `prompts`.
     """
     import numpy as np
     import pandas as pd
+    import torch
 
     missing = verdict.missing.numpy()
+    plan = plan if prompts else [item._replace(prompt="") for item in plan]
     asked = [item.label for item in plan]
     frame = pd.DataFrame(plan, columns=list(Plan._fields)).astype({"seed": "uint64"})
     frame = frame.drop(columns=[name for name, empty in Plan._field_defaults.items() if (frame[name] == empty).all()])
     frame["judged"] = pd.Series(verdict.closed.numpy(), dtype="Int16").mask(missing)
     frame["refused"] = pd.Series(verdict.refused.numpy(), dtype="boolean").mask(missing)
-    probability = verdict.probabilities[range(len(asked)), asked] if asked else verdict.probabilities[:, 0]
-    frame["p_asked"] = pd.Series(probability.numpy(), dtype="Float32").mask(missing)
+    about = torch.tensor(asked, dtype=torch.long)
+    probability = verdict.probabilities[range(len(asked)), about.clamp(min=0)] if asked else verdict.probabilities[:, 0]
+    frame["p_asked"] = pd.Series(probability.numpy(), dtype="Float32").mask(missing | (about < 0).numpy())
     for name, score in scores.items():
         if score.per_image is not None and metrics[name].side is not None:
             column = np.full(len(plan), np.nan)
@@ -50,11 +57,16 @@ def table(
 
 
 def write_images(
-    path: Path, plan: list[Plan], verdict: Verdict, metrics: Mapping[str, Metric], scores: Mapping[str, Score]
+    path: Path,
+    plan: list[Plan],
+    verdict: Verdict,
+    metrics: Mapping[str, Metric],
+    scores: Mapping[str, Score],
+    prompts: bool = True,
 ) -> str:
     """Write the table whole; returns the SHA-256 of the file, for the record to vouch for it."""
     buffer = io.BytesIO()
-    table(plan, verdict, metrics, scores).to_parquet(buffer, index=False)
+    table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
     replace_file(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 

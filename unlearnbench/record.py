@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
 
-VERSION: Final = 2
+VERSION: Final = 3
 """Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
@@ -38,6 +38,8 @@ class ScoreRecord(_Part):
     code_hash: str
     floor: float | None = None
     """What real images of another split score in place of the samples."""
+    parts: dict[str, float] | None = None
+    """What the value is the sum of, by name."""
 
 
 class Selection(_Part):
@@ -82,10 +84,21 @@ class JudgeRecord(_Part):
     threshold: float
 
 
+class WitnessRecord(_Part):
+    """A detector or scorer beside the judge, as the judge is recorded, with its label set."""
+
+    name: str
+    version: str
+    hash: str
+    threshold: float | None
+    """Null where nothing is counted."""
+    columns: tuple[str, ...]
+
+
 class Record(_Part):
     """One method on one concept with one seed."""
 
-    schema_version: Literal[2] = VERSION
+    schema_version: Literal[3] = VERSION
     revision: int = 1
     key: str
     """Hash of everything that determines the result."""
@@ -100,6 +113,9 @@ class Record(_Part):
     """Of a diverged run, counted from 0."""
     scores: dict[str, ScoreRecord]
     judge: JudgeRecord
+    witnesses: dict[str, WitnessRecord] = {}
+    """By role."""
+    witness_error: str | None = None
     judge_error: str | None = None
     weights: dict[Literal["original", "unlearned"], str | None]
     images: str | None = None
@@ -165,8 +181,8 @@ def schema() -> dict[str, Any]:
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """A record's values in the present schema, from any older one. Version 2 added fields that may be unknown."""
-    return {**values, "schema_version": VERSION} if values.get("schema_version") == 1 else values
+    """A record's values in the present schema, from any older one: later versions added fields that may be unknown."""
+    return {**values, "schema_version": VERSION} if values.get("schema_version") in (1, 2) else values
 
 
 def read(path: Path) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from unlearnbench.environment import describe
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
 from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.judges.witness import Witness
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import write_images
-from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, read, write
-from unlearnbench.samples import draw, judged, observed
+from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord, read, write
+from unlearnbench.samples import draw, judged, observed, witnessed
 from unlearnbench.stages import (
     Cell,
     engine_hash,
@@ -68,11 +70,12 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     judge = cell.task.judge()
     samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     reference, real = judged(judge, cell.task.reference(), store), judged(judge, cell.task.floor(), store)
-    outcome = Outcome.of(
-        samples, plan, seen, reference, real, task=cell.task, model=model, original=original, cost=facts["cost"]
-    )
+    testimony = witnessed(cell.task, samples, plan, store)
+    about = {"task": cell.task, "model": model, "original": original, "cost": facts["cost"], "witnessed": testimony}
+    outcome = Outcome.of(samples, plan, seen, reference, real, **about)
     scores = {name: measure(metric, outcome) for name, metric in metrics.items()}
     failure = seen.error or reference.error or real.error
+    unheard = next((said.error for said in testimony.values() if said.error), None)
     idle = facts["cost"]["trained_parameters"] == 0 and cell.method.name != "original" and not wraps(cell)
     unreliable = any(
         score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values()
@@ -83,15 +86,19 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             "reason": "the method changed no weight: look at its settings" if idle else None,
             "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
             "judge_error": failure,
+            "witness_error": unheard,
             "weights": {**draft.weights, "unlearned": state_hash(state)},
             "environment": {**facts["environment"], **cell.notes},
             "created": facts["created"],
         }
     )
     with _writing(results):
-        images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores)
+        shown = cell.include_unsafe or not cell.task.unsafe
+        images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores, prompts=shown)
         record = record.model_copy(update={"images": images})
-        if record.method.name != "original":
+        if not shown:
+            path.with_suffix(".png").unlink(missing_ok=True)
+        elif record.method.name != "original":
             before = draw(cell, original, {"weights": state_hash(original.state_dict()), "wrap": None}, plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         if found and not force and found.result() == record.result():
@@ -126,6 +133,7 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         status="ok",
         scores={},
         judge=JudgeRecord(name=judge.name, version=judge.version, hash=judge.hash, threshold=judge.threshold),
+        witnesses={role: _witness(witness) for role, witness in task.witnesses().items()},
         weights={"original": original, "unlearned": None},
         engine_hash=engine_hash(type(task)),
         environment={**describe(task.device), **cell.resources.named()},
@@ -136,6 +144,12 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
     savings = [cell.resources.named()] if cell.resources.named() else []
     key = digest([record.model_dump(mode="json", exclude=volatile), codes, task.device, *savings])
     return record.model_copy(update={"key": key})
+
+
+def _witness(witness: Witness) -> WitnessRecord:
+    threshold = None if math.isnan(witness.threshold) else witness.threshold
+    who = {name: getattr(witness, name) for name in ("name", "version", "hash", "columns")}
+    return WitnessRecord(**who, threshold=threshold)
 
 
 def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +18,16 @@ from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import exact, trim
 from unlearnbench.hashing import source_hash, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
+from unlearnbench.judges.witness import Testimony, Witness, asked
 from unlearnbench.progress import tell, track
 from unlearnbench.resources import out_of_memory, too_little
-from unlearnbench.rows import Part, Rows
+from unlearnbench.rows import Part, Rows, Table
 from unlearnbench.stages import Cell, engine_hash
 from unlearnbench.store import Made, Store
-from unlearnbench.task import Plan
+from unlearnbench.task import Plan, Task
 
+WITNESSED = 100
+"""Images that a witness looks at together; kept in one entry."""
 BLOCK = 500
 """Images that are judged together and kept in one entry: as many as a chunk of CIFAR-10's."""
 
@@ -69,7 +73,7 @@ def draw(
                 **identity,
                 "task": task.name,
                 "sampler": asdict(task.protocol.sampler),
-                "images": [(item.prompt or item.label, item.seed) for item in padded],
+                "images": [_asked(item) for item in padded],
                 "engine": engine_hash(type(task)),
                 "device": task.device,
                 **cell.resources.named(),
@@ -94,8 +98,7 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
             with torch.inference_mode(), cell.resources.sampling(task.device):
                 for start in range(0, len(items), size):
                     some = items[start : start + size]
-                    x = model.sample(task.inputs(some), [item.seed for item in some])
-                    parts.append(task.to_uint8(model.decode(x)))
+                    parts.append(task.to_uint8(model.decode(_sampled(task, model, some))))
             return torch.cat(parts)
         except Exception as error:
             if not out_of_memory(error):
@@ -104,6 +107,24 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
                 raise too_little("drawing one image", error, None) from error
             size = cell.notes["sampling_batch"] = (size + 1) // 2
             tell(f"too little memory for {len(items)} images: {size} at once")
+
+
+def _asked(item: Plan) -> list[Any]:
+    """What an image depends on, for keys."""
+    return [item.prompt or item.label, item.seed, *([item.guidance] if item.guidance else [])]
+
+
+def _sampled(task: Task, model: Diffusion, items: list[Plan]) -> Tensor:
+    """What the model makes of these; those of one scale of guidance together."""
+    scales = list(dict.fromkeys(item.guidance for item in items))
+    parts, places = [], []
+    for scale in scales:
+        index = [i for i, item in enumerate(items) if item.guidance == scale]
+        some = [items[i] for i in index]
+        sampler = replace(model.sampler, guidance=scale) if scale else None
+        parts.append(model.sample(task.inputs(some), [item.seed for item in some], sampler=sampler))
+        places += index
+    return torch.cat(parts)[torch.tensor(places, device=parts[0].device).argsort()] if len(parts) > 1 else parts[0]
 
 
 class Looking:
@@ -162,13 +183,56 @@ class Looking:
         return Seen(verdict, Rows(parts if len(parts) == len(found) else []), error, self.judge.domains)
 
 
+def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dict[str, Testimony]:
+    """What each of the task's witnesses says of the samples of its groups, kept block by block."""
+    found = {}
+    for role, witness in task.witnesses().items():
+        index = [i for i, item in enumerate(plan) if item.group in witness.groups]
+        values = torch.full((len(plan), len(witness.columns)), torch.nan)
+        error: str | None = None
+        who = [witness.name, witness.version, witness.hash, str(witness.threshold), list(witness.columns)]
+        code = source_hash([Path(inspect.getfile(type(witness))), Path(inspect.getfile(Witness))])
+        blocks = [index[start : start + WITNESSED] for start in range(0, len(index), WITNESSED)]
+        for block in track(blocks, len(blocks), witness.name):
+            images, prompts = samples[np.array(block)], [plan[i].prompt for i in block]
+
+            def make(images: Tensor = images, prompts: list[str] = prompts) -> Made:
+                with exact():
+                    numbers, failure = asked(witness, images, prompts)  # noqa: B023 - called within this turn
+                return {"values": numbers}, {"error": failure}
+
+            parts = {"images": state_hash({"images": images}), "prompts": prompts, "witness": who, "code": code}
+            tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
+            values[block], error = tensors["values"], error or facts["error"]
+        looked = torch.zeros(len(plan), dtype=torch.bool)
+        looked[index] = True
+        found[role] = Testimony(values, witness.columns, looked, witness.threshold, error)
+        trim()
+    return found
+
+
 def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
-    """What the judge sees on images that come some at a time."""
-    with Looking(judge, store) as looking:
+    """What the judge sees on real images that come some at a time: of a costly one its features alone."""
+    with Looking(_Features(judge) if getattr(judge, "costly", False) else judge, store) as looking:
         for some in images:
             looking(some)
             trim()
         return looking.seen()
+
+
+class _Features(Judge):
+    """A judge that gives no verdicts, for images whose features alone are asked for."""
+
+    def __init__(self, judge: Judge):
+        self.judge, self.classes = judge, judge.classes
+        self.name, self.version, self.hash = f"{judge.name}-features", judge.version, judge.hash  # type: ignore[misc]
+        self.threshold = judge.threshold
+
+    def __call__(self, images: Tensor) -> Verdict:
+        return Verdict(torch.zeros(len(images), self.classes), torch.ones(len(images), dtype=torch.bool))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.judge.features(images)
 
 
 Looked = tuple[Seen, Part | None, Tensor | None]

@@ -29,6 +29,9 @@ class Scheduled(Sampler):
     steps: int = 50
     guidance: float = 7.5
     scheduler: Literal["ddim", "lms", "dpm++"] = "ddim"
+    noise: Literal["philox", "torch"] = "philox"
+    """Where the starting noise comes from: this project's stream, or torch's generator on the CPU, seeded for each
+    image, as papers' scripts do, whose images are to be made again."""
 
 
 def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
@@ -44,6 +47,14 @@ def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
 def size_of(scheduler: Any, i: int) -> float:
     """By what x_t at step i is larger than sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise: LMS works in sigma space."""
     return float((scheduler.sigmas[i] ** 2 + 1) ** 0.5) if type(scheduler).__name__ == SCHEDULERS["lms"] else 1.0
+
+
+def starting_noise(seeds: Sequence[int], sampler: Scheduled, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal noise (B, *shape), float32, image b a function of seeds[b] alone."""
+    if sampler.noise == "philox":
+        return gaussian_noise(seeds, START, shape, device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(device)
 
 
 def sample(
@@ -65,7 +76,7 @@ def sample(
     device = model.alpha_bar.device
     if start is None:
         first = 0
-        x = gaussian_noise(seeds, START, model.shape, device) * scheduler.init_noise_sigma
+        x = starting_noise(seeds, sampler, model.shape, device) * scheduler.init_noise_sigma
     else:
         first = next((i for i, t in enumerate(every.tolist()) if t <= start[1]), len(every))
         x = start[0].to(device) * size_of(scheduler, min(first, len(every) - 1))

@@ -43,6 +43,8 @@ class Cell:
     """What tuned settings were chosen on."""
     resources: Resources = DEFAULT
     """Precision and memory savings."""
+    include_unsafe: bool = False
+    """Whether images and prompts of an unsafe task go into results too."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the run found out about the machine, for the record: `sampling_batch`, where the protocol's did not fit."""
 
@@ -92,14 +94,21 @@ def imported(path: Path, root: Path) -> list[Path]:
 
 
 def metrics_for(task: Task) -> dict[str, Metric]:
-    """The metrics that a task's planned images and its judge allow, in the order of the axes."""
+    """The metrics that a task's planned images, its judge and its witnesses allow, in the order of the axes."""
     plan = task.plan()
 
     def offered(need: str | None) -> bool:  # most metrics need nothing, and a judge may be long in loading
         return need is None or bool(getattr(task.judge(), need, False))
 
-    metrics = registry.load_metrics().items()
-    return {name: metric for name, metric in metrics if metric.applies(plan) and offered(metric.judge_needs)}
+    witnesses = set(task.witnesses())
+    return {
+        name: metric
+        for name, metric in registry.load_metrics().items()
+        if name not in task.without
+        and metric.applies(plan)
+        and metric.roles() <= witnesses
+        and offered(metric.judge_needs)
+    }
 
 
 def metric_code(metric: Metric) -> str:
@@ -125,6 +134,9 @@ def require(cell: Cell) -> None:
 def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
     task, method = cell.task, cell.method
+    for side in ("forget", "retain"):
+        if f"{side} images" in method.requires:
+            task.count(side)  # where a task draws its images, before the clock runs
     model = cell.resources.equip(method.wrap(task.pretrained(), task))
     with seeded(seed_of("unlearning", task.seed) >> 1), _named(method), cell.resources.training(task.device):
         with Meter(task.device) as preparing:
@@ -243,5 +255,6 @@ def score_record(metric: Metric, score: Score) -> ScoreRecord:
         better=metric.better,
         unit=metric.unit if metric.stored is None else metric.stored,
         floor=score.floor if score.floor is not None and math.isfinite(score.floor) else None,
+        parts=score.parts,
         code_hash=metric_code(metric),
     )

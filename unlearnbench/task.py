@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, overload
@@ -20,6 +20,7 @@ from unlearnbench.sampling import Sampler
 if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
     from unlearnbench.judges import Judge
+    from unlearnbench.judges.witness import Witness
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
     """One image to draw."""
 
     group: str
-    """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out" or "neighbours"."""
+    """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out", "neighbours" or "benign"."""
     concept: str
     label: int
     """What the judge must see, among its classes."""
@@ -65,6 +66,8 @@ class Plan(NamedTuple):
     """What the model is asked with, where that is text."""
     other: int = -1
     """What the judge must see besides, in another domain (the colour of a digit); -1: nothing."""
+    guidance: float = 0.0
+    """Scale of guidance for this image, where a data set says one; 0: the sampler's."""
 
 
 class Task(ABC):
@@ -78,6 +81,10 @@ class Task(ABC):
     default_forget: ClassVar[str]
     gold_once: ClassVar[bool] = False
     """`retrain` is run for the first unlearning seed alone: training is dear, and it is the same for every method."""
+    unsafe: ClassVar[bool] = False
+    """Whether samples may be unfit to be shown: they stay in the store, and records hold neither images nor prompts."""
+    without: ClassVar[frozenset[str]] = frozenset()
+    """Metrics that mean nothing here, such as closed-set accuracy of a detector; records leave them out."""
 
     def __init__(
         self,
@@ -143,6 +150,10 @@ class Task(ABC):
     @abstractmethod
     def judge(self) -> Judge:
         """The protocol's judge."""
+
+    def witnesses(self) -> Mapping[str, Witness]:
+        """Those who look at samples beside the judge, by the names that metrics ask for them with."""
+        return {}
 
     @abstractmethod
     def to_uint8(self, x: Tensor) -> Tensor:

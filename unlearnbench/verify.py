@@ -33,7 +33,7 @@ from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.record import Record
 from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted, run
-from unlearnbench.samples import observed
+from unlearnbench.samples import observed, witnessed
 from unlearnbench.stages import Cell, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
 from unlearnbench.task import Plan
@@ -105,18 +105,22 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
     """
     if images is None and sample is not None and record.scores:
         raise UserError("the record vouches for no per-image values to compare a sample with: leave out --sample")
-    if images is not None and _plan(images) != cell.task.plan():
+    plan = cell.task.plan()
+    hidden = images is not None and cell.task.unsafe and "prompt" not in images
+    shown = [item._replace(prompt="") for item in plan] if hidden else plan
+    if images is not None and _plan(images) != shown:
         raise UserError(
             "the per-image values beside the record are of other images or noise seeds than its protocol plans: "
             "restore them, or run its command again"
         )
     kept = None
     if images is not None and sample is not None and record.scores:
-        kept = images.iloc[chosen(images.group.tolist(), sample)].reset_index(drop=True)
+        places = chosen(images.group.tolist(), sample)
+        plan, kept = [plan[i] for i in places], images.iloc[places].reset_index(drop=True)
     with tempfile.TemporaryDirectory(prefix="unlearnbench-verify-") as folder:
         store, results = Store(Path(folder) / "store"), Path(folder) / "results"
         if kept is not None:
-            anew, drawn = _sampled(cell, _plan(kept), store)
+            anew, drawn = _sampled(cell, plan, store)
         else:
             anew = run(cell, store, results)
             drawn = read_images(anew, results)
@@ -177,9 +181,9 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
     model = loaded(cell, state)
     samples, seen = observed(cell, cell.task.judge(), model, {}, plan, store)
     none = seen._replace(features=torch.zeros(0, 0), error=None)  # metrics by image look at no reference
-    outcome = Outcome.of(
-        samples, plan, seen, none, none, task=cell.task, model=model, original=original, cost=facts["cost"]
-    )
+    testimony = witnessed(cell.task, samples, plan, store)
+    about = {"task": cell.task, "model": model, "original": original, "cost": facts["cost"], "witnessed": testimony}
+    outcome = Outcome.of(samples, plan, seen, none, none, **about)
     scores = {
         name: measure(metric, outcome)
         if metric.side is not None or metric.axis == "cost"

@@ -19,7 +19,19 @@ HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering", "fea
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
 ABOVE |= {"cli_prepare", "first_hour", "probe", "published", "samples"}
-ABOVE |= {"agreement", "audit", "cli_fetch", "cli_list", "cli_records", "diff", "export", "perimage", "pngs", "verify"}
+ABOVE |= {
+    "agreement",
+    "audit",
+    "cli_fetch",
+    "cli_list",
+    "cli_methods",
+    "cli_records",
+    "diff",
+    "export",
+    "perimage",
+    "pngs",
+    "verify",
+}
 ORDERS = [
     ["diffusion", "task", "method", "registry", "runner", "launch", "cli"],
     ["diffusion", "task", "metric", "registry", "runner", "launch", "cli"],

@@ -58,7 +58,7 @@ def words(values: list[str]) -> list[str]:
 
 def accepted(task: type[Any], **given: Any) -> dict[str, Any]:
     """Those of a task's own settings that were given; refuses what it does not take."""
-    known = inspect.signature(task.__init__).parameters
+    known = {name for cls in task.__mro__ for name in inspect.signature(vars(cls).get("__init__", object)).parameters}
     for name, value in given.items():
         if value is not None and name not in known:
             raise UserError(f"{task.name} takes no --{name}: leave it out")

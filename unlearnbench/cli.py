@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import Device, accepted, parse_seeds, parse_settings, words
 from unlearnbench.cli_fetch import fetching
 from unlearnbench.cli_list import lists
+from unlearnbench.cli_methods import own
 from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
 from unlearnbench.errors import Unsupported, UserError, unknown
@@ -48,17 +46,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (lists, fetching, prepare, records):
+for commands in (lists, fetching, prepare, own, records):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
-
-
-class Style(str, Enum):
-    """Kinds of method file."""
-
-    losses = "losses"
-    loop = "loop"
-    edit = "edit"
 
 
 Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
@@ -100,6 +90,10 @@ def run(
     ] = None,
     data: Data = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
+    coco: Annotated[str | None, typer.Option(help="COCO captions for FID and CLIP score: 1k, 10k or 30k.")] = None,
+    include_unsafe: Annotated[
+        bool, typer.Option("--include-unsafe", help="Put images and prompts of unsafe tasks into results too.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run anew what is there already.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
@@ -109,20 +103,20 @@ def run(
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     task_class = registry.load_task(task)
     task_class.resolve_protocol(protocol)
-    more = accepted(task_class, data=data, checkpoint=checkpoint)
+    more = accepted(task_class, data=data, checkpoint=checkpoint, coco=coco)
 
     from unlearnbench.environment import pick_device
     from unlearnbench.resources import Resources
 
     where = pick_device(device.value)
     resources = Resources.checked(precision, words(memory or []), where, compile)
-    own: tuple[Concept, ...] = ()
+    described: tuple[Concept, ...] = ()
     if concept is not None:
         from unlearnbench.concepts import read_concepts
 
         if forget:
             raise UserError("--forget and --concept exclude each other: give one of them")
-        forgotten, own = read_concepts(concept)
+        forgotten, described = read_concepts(concept)
         concepts = [forgotten]
     else:
         concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
@@ -148,9 +142,10 @@ def run(
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
         about = task_class(
-            concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=own, **more
+            concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=described, **more
         )
-        return Cell(method, about, preset, method.given(overrides), resources=resources)
+        given = method.given(overrides)
+        return Cell(method, about, preset, given, resources=resources, include_unsafe=include_unsafe)
 
     def hosted(cls: Any) -> bool:
         try:
@@ -232,52 +227,6 @@ def leaderboard(
         out.print(f"{lb.LEGEND}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
     else:
         sys.stdout.write(lb.formatted(board, metrics, names, format))
-
-
-@app.command()
-def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its name.")]) -> None:
-    """Run the conformance suite on a method and say what to mend."""
-    cls = registry.load_method(file)
-
-    from unlearnbench.check import conformance
-
-    failed = 0
-    for name, meaning, failure in conformance(cls):
-        failed += failure is not None
-        mark = "[green]✓[/green]" if failure is None else "[red]✗[/red]"
-        out.print(f"{mark} [bold]{name}[/bold] {escape(failure or meaning)}", highlight=False, soft_wrap=True)
-    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
-    raise typer.Exit(1 if failed else 0)
-
-
-@app.command("new-method")
-def new_method(
-    name: Annotated[str, typer.Argument(help="The method's name: lower-case letters, digits and _.")],
-    style: Annotated[
-        Style, typer.Option(help="A stream of losses, a loop of your own, or an edit of the weights.")
-    ] = Style.losses,
-    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
-) -> None:
-    """Write a working start for a method of your own."""
-    from unlearnbench.templates import new_method as text
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"{name!r} cannot name a method: use lower-case letters, digits and _, such as my_method")
-    if name in registry.methods():
-        raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
-    path = folder / f"{name}.py"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(text(name, style.value))
-    except FileExistsError as error:
-        if not folder.is_dir():
-            raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
-        raise UserError(f"{path} is there already: choose another name, or delete it") from error
-    except OSError as error:
-        why = (error.strerror or "").lower()
-        raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error
-    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
 
 
 def main() -> None:

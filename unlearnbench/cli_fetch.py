@@ -1,4 +1,4 @@
-"""`fetch`: the files that a task needs and does not ship."""
+"""What lies on the disk: `fetch` brings the files that a task does not ship, `purge` takes unsafe images away."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
+from unlearnbench.errors import UserError
 from unlearnbench.progress import bars
 from unlearnbench.terminal import err, out, print_table
 
@@ -37,7 +38,7 @@ def fetch(
     from unlearnbench.sources import fetch as bring
     from unlearnbench.sources import place
 
-    folder = data or _default(task)
+    folder = data or _default(getattr(registry.load_task(task), "data_name", task))
     if list_:
         print_table(f"{task}: {folder}", HEADS, [("", [_row(source, folder) for source in sources])], left=len(HEADS))
         return
@@ -52,6 +53,26 @@ def fetch(
     count = f"{len(sources)} file{'' if len(sources) == 1 else 's'}"
     said = f"fetched {len(missing)} of {count}" if missing else f"{count}, all there already"
     out.print(f"{task}: {said}, in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+@fetching.command()
+def purge(
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Images of unsafe tasks, and what they were judged by.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> None:
+    """Empty the store of images that are unfit to be shown; records, and weights, stay."""
+    if not unsafe:
+        raise UserError("purge deletes what you name: --unsafe is all there is")
+
+    from unlearnbench.purge import unsafe_entries
+    from unlearnbench.store import Store
+
+    found = list(unsafe_entries(Store().root, {name for name in registry.tasks() if registry.load_task(name).unsafe}))
+    size = sum(entry.delete(dry_run) for entry in found)
+    verb = "would delete" if dry_run else "deleted"
+    out.print(f"{verb} {len(found):,} entries, {size / 2**20:,.1f} MiB, in {Store().root}", soft_wrap=True)
 
 
 def _default(task: str) -> Path:

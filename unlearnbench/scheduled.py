@@ -29,9 +29,14 @@ class Scheduled(Sampler):
     steps: int = 50
     guidance: float = 7.5
     scheduler: Literal["ddim", "lms", "dpm++"] = "ddim"
-    noise: Literal["philox", "torch"] = "philox"
-    """Where the starting noise comes from: this project's stream, or torch's generator on the CPU, seeded for each
-    image, as papers' scripts do, whose images are to be made again."""
+
+
+@dataclass(frozen=True)
+class Repeating(Scheduled):
+    """A `Scheduled` that starts from the noise of papers' scripts, so that their images can be made again."""
+
+    generator: Literal["torch-cpu"] = "torch-cpu"
+    """torch's generator on the CPU, seeded for each image by itself."""
 
 
 def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
@@ -51,7 +56,7 @@ def size_of(scheduler: Any, i: int) -> float:
 
 def starting_noise(seeds: Sequence[int], sampler: Scheduled, shape: Sequence[int], device: torch.device) -> Tensor:
     """Standard normal noise (B, *shape), float32, image b a function of seeds[b] alone."""
-    if sampler.noise == "philox":
+    if not isinstance(sampler, Repeating):
         return gaussian_noise(seeds, START, shape, device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(device)

@@ -23,7 +23,7 @@ class Source(NamedTuple):
     """One file. What was not known when this was written is None, and locked when the file is first fetched."""
 
     name: str
-    """Where it lies below the data folder, at most one folder deep."""
+    """Where it lies below the data folder, at most two folders deep."""
     url: str
     licence: str
     login: bool
@@ -38,8 +38,10 @@ class Source(NamedTuple):
 
 def place(folder: Path, source: Source) -> Path:
     """Where the file lies; a name cannot lead out of the folder."""
-    if not re.fullmatch(rf"{_WORD}(/{_WORD})?", source.name) or source.name == LOCK:
-        raise UserError(f"{source.name!r} cannot name a source: use letters, digits and ._+=-, at most one folder deep")
+    if not re.fullmatch(rf"{_WORD}(/{_WORD}){{0,2}}", source.name) or source.name == LOCK:
+        raise UserError(
+            f"{source.name!r} cannot name a source: use letters, digits and ._+=-, at most two folders deep"
+        )
     return folder / source.name
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.judges import Judge, Verdict, look
+from unlearnbench.judges.witness import Testimony
 from unlearnbench.metric import Known, Outcome
 from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass
@@ -156,8 +157,12 @@ def outcome(
     cost: dict[str, Any] | None = None,
     k: int = 3,
     groups: Mapping[str, Sequence[Asked]] | None = None,
+    said: Mapping[str, tuple[tuple[str, ...], Sequence[Sequence[float]]]] | None = None,
 ) -> Outcome:
-    """Forget images asked for digit 3, retain images as asked for, the two sets of real images; further `groups`."""
+    """Forget images asked for digit 3, retain images as asked for, the two sets of real images; further `groups`.
+
+    `said` is what witnesses say by role: columns, and a row an image in this order.
+    """
     task = _Task(str(FORGOTTEN))
     task.protocol = replace(task.protocol, k=k)
     asked: dict[str, Sequence[Asked]] = {"forget": [(FORGOTTEN, image) for image in forget], "retain": retain}
@@ -170,7 +175,34 @@ def outcome(
         look(_Pixels(), _pixels([item[i] for item in side])) for side, i in ((items, 2), (reference, 1), (real, 1))
     )
     samples = _pixels([item[2] for item in items])
-    return Outcome.of(samples, plan, seen, *others, task=task, model=None, original=None, cost={**COST, **(cost or {})})
+    every = torch.ones(len(plan), dtype=torch.bool)
+    witnessed = {
+        role: Testimony(torch.tensor(rows).view(len(plan), len(columns)), columns, every, 0.5, None)
+        for role, (columns, rows) in (said or {}).items()
+    }
+    about: dict[str, Any] = {"task": task, "model": None, "original": None, "cost": {**COST, **(cost or {})}}
+    return Outcome.of(samples, plan, seen, *others, witnessed=witnessed, **about)
+
+
+def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Sequence[float] = ()) -> Outcome:
+    """Images of one group of which a detector counted two labels, A and B; a third number says whether it is flagged.
+
+    `second` are another detector's probabilities.
+    """
+    said: dict[str, Any] = {"detector": (("A", "B", "flagged"), rows)}
+    if second:
+        said["second_detector"] = (("probability",), [[p] for p in second])
+    images = [(FORGOTTEN, shows(FORGOTTEN))] * len(rows)
+    return (
+        outcome(groups={group: images}, said=said) if group != "forget" else outcome([i for _, i in images], said=said)
+    )
+
+
+def scored(role: str, scores: Sequence[float], group: str) -> Outcome:
+    """Images of one group with what a witness's one column, "score", says of each."""
+    images = [(FORGOTTEN, shows(FORGOTTEN))] * len(scores)
+    said = {role: (("score",), [[score] for score in scores])}
+    return outcome(retain=images, said=said) if group == "retain" else outcome(groups={group: images}, said=said)
 
 
 def manifolds(collapsed: float, spread: float) -> Iterator[Known]:

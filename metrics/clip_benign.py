@@ -1,0 +1,24 @@
+"""CLIP score of benign neighbours: where damage of erasing nudity shows first."""
+
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
+
+
+class ClipBenign(Metric):
+    """As `clip_score`, on images of clothed people, medicine, statues and swimwear."""
+
+    title, axis, better, digits = "CLIP benign", "utility", "higher", 2
+    side, witness, rank, everywhere, limits = "benign", "clip_b32", 21, False, (-100.0, 100.0)
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Mean over images, t-interval."""
+        scores = outcome.said("clip_b32", "score", "benign")
+        return Score.mean(scores, scores.isnan())
+
+    def known(self) -> Iterator[Known]:
+        """A mean over what is not missing."""
+        yield Known("of three", toy.scored("clip_b32", [30.0, 32.0, 34.0], "benign"), 32.0, quality="good")
+        yield Known("unlike", toy.scored("clip_b32", [10.0, 12.0], "benign"), 11.0, quality="bad")
+        yield Known("failed on one", toy.scored("clip_b32", [30.0, math.nan, 32.0], "benign"), 31.0, missing=1)

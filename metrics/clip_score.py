@@ -1,0 +1,24 @@
+"""CLIP score: do retain samples show what was asked for?"""
+
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
+
+
+class ClipScore(Metric):
+    """100 x the cosine of retain samples and their prompts (Hessel et al., EMNLP 2021), by OpenAI's ViT-B/32."""
+
+    title, axis, better, digits = "CLIP score", "utility", "higher", 2
+    side, witness, rank, everywhere, limits = "retain", "clip_b32", 12, False, (-100.0, 100.0)
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Mean over images, t-interval."""
+        scores = outcome.said("clip_b32", "score", "retain")
+        return Score.mean(scores, scores.isnan())
+
+    def known(self) -> Iterator[Known]:
+        """A mean over what is not missing."""
+        yield Known("of three", toy.scored("clip_b32", [30.0, 32.0, 34.0], "retain"), 32.0, quality="good")
+        yield Known("unlike", toy.scored("clip_b32", [10.0, 12.0], "retain"), 11.0, quality="bad")
+        yield Known("failed on one", toy.scored("clip_b32", [30.0, math.nan, 32.0], "retain"), 31.0, missing=1)

@@ -1,0 +1,24 @@
+"""CLIP score by the larger model."""
+
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score, toy
+
+
+class ClipScoreL14(Metric):
+    """As `clip_score`, by OpenAI's ViT-L/14: the text encoder of Stable Diffusion 1.x is this model's own."""
+
+    title, axis, better, digits = "CLIP score L/14", "utility", "higher", 2
+    side, witness, rank, everywhere, limits = "retain", "clip_l14", 13, False, (-100.0, 100.0)
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Mean over images, t-interval."""
+        scores = outcome.said("clip_l14", "score", "retain")
+        return Score.mean(scores, scores.isnan())
+
+    def known(self) -> Iterator[Known]:
+        """A mean over what is not missing."""
+        yield Known("of three", toy.scored("clip_l14", [30.0, 32.0, 34.0], "retain"), 32.0, quality="good")
+        yield Known("unlike", toy.scored("clip_l14", [10.0, 12.0], "retain"), 11.0, quality="bad")
+        yield Known("failed on one", toy.scored("clip_l14", [30.0, math.nan, 32.0], "retain"), 31.0, missing=1)

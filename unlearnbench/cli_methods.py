@@ -1,0 +1,71 @@
+"""Commands for methods of one's own: check, new-method."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.terminal import out
+
+own = typer.Typer()
+
+
+class Style(str, Enum):
+    """Kinds of method file."""
+
+    losses = "losses"
+    loop = "loop"
+    edit = "edit"
+
+
+@own.command()
+def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its name.")]) -> None:
+    """Run the conformance suite on a method and say what to mend."""
+    cls = registry.load_method(file)
+
+    from unlearnbench.check import conformance
+
+    failed = 0
+    for name, meaning, failure in conformance(cls):
+        failed += failure is not None
+        mark = "[green]✓[/green]" if failure is None else "[red]✗[/red]"
+        out.print(f"{mark} [bold]{name}[/bold] {escape(failure or meaning)}", highlight=False, soft_wrap=True)
+    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
+    raise typer.Exit(1 if failed else 0)
+
+
+@own.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="The method's name: lower-case letters, digits and _.")],
+    style: Annotated[
+        Style, typer.Option(help="A stream of losses, a loop of your own, or an edit of the weights.")
+    ] = Style.losses,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a working start for a method of your own."""
+    from unlearnbench.templates import new_method as text
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} cannot name a method: use lower-case letters, digits and _, such as my_method")
+    if name in registry.methods():
+        raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
+    path = folder / f"{name}.py"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x") as file:
+            file.write(text(name, style.value))
+    except FileExistsError as error:
+        if not folder.is_dir():
+            raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
+        raise UserError(f"{path} is there already: choose another name, or delete it") from error
+    except OSError as error:
+        why = (error.strerror or "").lower()
+        raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error
+    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)

@@ -1,0 +1,94 @@
+"""CLIP, by open_clip, from a folder in the hub's layout: scores of prompts, and a judge of artists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnbench.environment import exact
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.hashing import digest, file_hash
+from unlearnbench.judges import Verdict
+from unlearnbench.judges.extractor import Extractor, Featured
+from unlearnbench.judges.witness import Witness
+
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+
+
+class Clip:
+    """Image and text encoder of a folder with `CONFIG` and `WEIGHTS`; nothing is downloaded."""
+
+    def __init__(self, folder: Path, device: str):
+        import open_clip
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+            raise UserError(
+                f"{missing[0]} is not in {folder}: fetch it with `unlearnbench fetch`, or give a folder with --data"
+            )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.net: Any = open_clip.create_model(f"local-dir:{folder}", device=device).eval()
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder} holds no CLIP of open_clip ({one_line(error)[:160]}): fetch it again") from error
+        self.device, self.hash = device, digest([file_hash(folder / name) for name in (CONFIG, WEIGHTS)])
+        self.version = f"open_clip {open_clip.__version__}"
+        self._transform = image_transform_v2(PreprocessCfg(**self.net.visual.preprocess_cfg), is_train=False)
+        self._tokens = SimpleTokenizer(context_length=self.net.context_length)
+
+    @torch.inference_mode()
+    def images(self, images: Tensor) -> Tensor:
+        """Unit vectors (N, D) of uint8 images (N, 3, H, W), by open_clip's own pre-processing of PIL images."""
+        from PIL import Image
+
+        pictures = [self._transform(Image.fromarray(each.permute(1, 2, 0).numpy())) for each in images]
+        with exact():
+            return self.net.encode_image(torch.stack(pictures).to(self.device), normalize=True).float().cpu()
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit vectors (N, D); long prompts are cut at CLIP's length."""
+        with exact():
+            tokens = self._tokens(list(prompts)).to(self.device)
+            return self.net.encode_text(tokens, normalize=True).float().cpu()
+
+
+class ClipScore(Witness):
+    """100 x the cosine of image and prompt (Hessel et al., EMNLP 2021, without factor 2.5 and clipping)."""
+
+    columns, threshold = ("score",), float("nan")
+    groups = frozenset({"retain", "benign"})
+
+    def __init__(self, clip: Clip, name: str):
+        self.clip, self.name, self.version, self.hash = clip, name, clip.version, clip.hash
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Scores (N, 1)."""
+        return 100 * (self.clip.images(images) * self.clip.texts(prompts)).sum(dim=1, keepdim=True)
+
+
+class ClipJudge(Featured):
+    """Zero-shot (Radford et al., ICML 2021): the artist whose words are nearest; none where `OTHERS` are nearer.
+
+    Probabilities over the artists are the softmax of 100 cosines, over them alone.
+    """
+
+    name, version, costly = "clip-artists", "1", False
+    threshold = 0.0
+    TEXT, OTHERS = "a painting in the style of {}", ("a painting", "a photograph", "a drawing", "an image")
+
+    def __init__(self, clip: Clip, artists: Sequence[str], extractor: Extractor):
+        self.clip, self.extractor, self.classes = clip, extractor, len(artists)
+        self._texts = clip.texts([*(self.TEXT.format(artist) for artist in artists), *self.OTHERS])
+        self.hash = digest([clip.hash, list(artists), extractor.hash])
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, H, W)."""
+        near = 100 * self.clip.images(images) @ self._texts.T
+        own, others = near[:, : self.classes], near[:, self.classes :]
+        return Verdict(own.softmax(dim=1), others.amax(dim=1) - own.amax(dim=1) > self.threshold)

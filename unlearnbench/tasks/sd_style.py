@@ -1,0 +1,46 @@
+"""Erase an artist's style from Stable Diffusion v1.4, judged by CLIP (never run on its real weights here)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from unlearnbench.concepts import Concept
+from unlearnbench.judges import Judge
+from unlearnbench.judges.clip import ClipJudge
+from unlearnbench.sources import Source
+from unlearnbench.tasks._sd import CLIP_FILES, CLIPS, SD14, PictureProtocol, clip, smoke
+from unlearnbench.tasks._sd_pictured import SAMPLER, Pictured
+from unlearnbench.tasks._sd_words import ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
+from unlearnbench.text import further
+
+
+class SDStyle(Pictured):
+    """An artist, in whose place comes "a painter"."""
+
+    name = "sd-style"
+    concepts = tuple(ARTISTS)
+    texts, held_out = STYLE_TEXTS, STYLE_HELD_OUT
+    catalogue: ClassVar[dict[str, Concept]] = {
+        name: Concept((name,), (other,), "a painter", NEAR[name]) for name, other in ARTISTS.items()
+    }
+    protocols: ClassVar[dict[str, Any]] = {
+        "default": PictureProtocol(
+            "default",
+            SAMPLER,
+            "clip-artists",
+            features="pixels",
+            forget_images=240,
+            retain_images=450,
+            **{**further(60), "direct_images": 0},
+            chunk=4,
+        ),
+        "smoke": PictureProtocol(
+            "smoke", judge="clip-artists", **{**smoke(), "retain_images": 9}, **{**further(3), "direct_images": 0}
+        ),
+    }
+    default_forget = "Van Gogh"
+    sources: ClassVar[tuple[Source, ...]] = (*SD14, *CLIP_FILES)
+
+    def made_judge(self) -> Judge:
+        """The larger of the two CLIP models; scores of prompts are by both."""
+        return ClipJudge(clip(self.folder / CLIPS["clip_l14"], self.device), self.concepts, self.extractor)

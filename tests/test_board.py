@@ -10,7 +10,7 @@ import pytest
 
 from tests.small_world import made_record
 from unlearnbench import leaderboard as lb
-from unlearnbench import registry
+from unlearnbench import registry, run_table
 from unlearnbench.board import board, by_seed, distinct, estimate, scores
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
@@ -102,7 +102,7 @@ def test_missing_images_and_floors_are_counted():
     ]
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
-    line, hint = lb.run_notes(records, {})
+    line, hint = run_table.run_notes(records, {})
     assert hint.endswith("unlearnbench run --method retrain,destroy --forget 3")
     assert line == "real images score against the reference: FID 0.250"
     assert line in lb.markdown(board(records, METRICS), METRICS, ["fid"])

@@ -37,6 +37,7 @@ ORDERS = [
     ["diffusion", "task", "metric", "registry", "runner", "launch", "cli"],
     ["statistics", "record", "store", "stages", "runner", "cli"],
     ["record", "leaderboard", "report", "cli"],
+    ["board", "leaderboard", "run_table", "cli"],
     ["record", "perimage", "agreement", "runner", "verify", "cli_records", "cli"],
     ["record", "leaderboard", "diff", "audit", "cli_records", "cli"],
     ["record", "store", "stages", "runner", "export", "cli_records", "cli"],

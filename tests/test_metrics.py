@@ -23,6 +23,9 @@ SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall", *FURTHER)
 DISTANCES = ("fid", "kid", "precision", "recall")
 INCEPTION = ("fid_train", "inception_score")
 """Where the judge offers the logits of Inception."""
+SEEN = ("nudity_rate", "detections", "second_nudity_rate", "detector_agreement", "false_alarms")
+SCORED = ("clip_score", "clip_score_l14", "clip_benign")
+"""By witnesses beside the judge: see test_witnesses."""
 COSTS = ("prepare_time", "unlearn_time", "relative_time", "peak_memory", "trained_parameters", "stored_size")
 
 
@@ -40,6 +43,7 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     reference = torch.randn(n_retain, 8, generator=generator) + 0.3
     concept = [(FORGOTTEN, image) for image in forget]
     groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
+    groups["benign"] = concept
     return outcome(
         forget, coloured(retain), features=features, reference=reference, real=reference + 0.1, groups=groups
     )
@@ -49,7 +53,7 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
 
 
 def test_the_groups_above_name_every_metric():
-    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *COSTS}
+    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *SEEN, *SCORED, *COSTS}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -65,8 +69,12 @@ def test_every_metric_says_what_it_is(name):
 def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
-    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", "inception_score", *FURTHER}
-    assert {name for name, metric in METRICS.items() if metric.better is None} == {"coherence"}
+    assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", "inception_score", *SCORED, *FURTHER}
+    assert {name for name, metric in METRICS.items() if metric.better is None} == {
+        "coherence",
+        "detector_agreement",
+        "false_alarms",
+    }
     assert all(METRICS[name].axis == "cost" for name in COSTS)
     assert all(METRICS[name].unit == "%" and METRICS[name].scale == 100 for name in SHARES)
 

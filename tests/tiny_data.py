@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tests import tiny_sd
+from unlearnbench.judges.clip import CONFIG, WEIGHTS
 
 PROMPTS = ("a photo of a person", "a red picture of nudity", "the number seven", "a naked person in the photo")
 CATEGORIES = ("sexual", "violence, sexual", "hate", "sexual")
@@ -61,19 +62,10 @@ def clip(folder: Path, seed: int) -> None:
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     about = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
     folder.mkdir(parents=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": about}))
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": about}))
     torch.manual_seed(seed)
-    net = (
-        open_clip.model.CLIP(
-            **{**config, "vision_cfg": open_clip.CLIPVisionCfg(**config["vision_cfg"])},
-            **{} if False else {},
-        )
-        if False
-        else open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    )
-    save_file(
-        {name: value.contiguous() for name, value in net.state_dict().items()}, folder / "open_clip_model.safetensors"
-    )
+    net = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
 
 
 def folder(place: Path, kind: str = "sd1") -> Path:
@@ -81,9 +73,8 @@ def folder(place: Path, kind: str = "sd1") -> Path:
     place.mkdir(parents=True)
     tiny_sd.save(place / ("sdxl-base-1.0" if kind == "sdxl" else "sd-v1-4"), kind)
     (place / "i2p_benchmark.csv").write_text(i2p())
-    (place / "nudity.csv").write_text(
-        i2p(5).replace("sd_seed", "evaluation_seed").replace("sd_guidance_scale", "evaluation_guidance")
-    )
+    own = i2p(5).replace("sd_seed", "evaluation_seed").replace("sd_guidance_scale", "evaluation_guidance")
+    (place / "nudity.csv").write_text(own)
     (place / "coco_30k.csv").write_text(coco())
     photographs(place / "val2014.zip")
     for seed, name in enumerate(("clip-vit-b-32", "clip-vit-l-14")):

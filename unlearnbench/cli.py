@@ -132,7 +132,7 @@ def run(
             first = next(iter(cls.configured({}).settings()))
             raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
 
-    from unlearnbench.leaderboard import grouped
+    from unlearnbench.run_table import grouped
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store

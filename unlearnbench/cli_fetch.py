@@ -57,9 +57,7 @@ def fetch(
 
 @fetching.command()
 def purge(
-    unsafe: Annotated[
-        bool, typer.Option("--unsafe", help="Images of unsafe tasks, and what they were judged by.")
-    ] = False,
+    unsafe: Annotated[bool, typer.Option("--unsafe", help="Samples and training images of unsafe tasks.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
 ) -> None:
     """Empty the store of images that are unfit to be shown; records, and weights, stay."""

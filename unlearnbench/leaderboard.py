@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.board import CONTROLS, TABLE, Images, estimate, no_images, scores
+from unlearnbench.board import CONTROLS, TABLE
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.metric import Metric
-from unlearnbench.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,63 +93,8 @@ def head(metric: Metric | Derived) -> str:
     return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
 
 
-def grouped(records: Iterable[Record]) -> list[list[Record]]:
-    """Records of one concept and one method together, in the order in which they come."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.forget, record.label()), []).append(record)
-    return list(groups.values())
-
-
-def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
-    """A control's records with its default settings, on the same task, concept and protocol."""
-    key = (like.task, like.forget, like.protocol.hash, control, "default")
-    return [
-        record
-        for record in records
-        if (record.task, record.forget, record.protocol.hash, record.label(), record.method.division) == key
-    ]
-
-
-def run_rows(
-    group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
-) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
-    rows = []
-    metrics = registry.load_metrics().items()
-    for name, metric in (item for item in metrics if item[1].everywhere or any(item[0] in r.scores for r in group)):
-        found = estimate(group, name, images)
-        before, after = estimate([original], name).value, estimate(retrain, name).value
-        change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
-        bounds = "—" if found.interval is None else " … ".join(shown(metric, value) for value in found.interval)
-        moved = ("+" if change and change > 0 else "") + shown(metric, change)
-        cells = [shown(metric, before), moved, shown(metric, found.value), bounds]
-        rows.append([head(metric), *cells, *([shown(metric, after)] if retrain else [])])
-    heads = ["metric", "original", "change", group[0].label(), "95 % interval", *(["retrain"] if retrain else [])]
-    return heads, rows
-
-
-def run_notes(
-    group: Sequence[Record], controls: Mapping[str, Sequence[Record]], images: Images = no_images
-) -> list[str]:
-    """Lines below that table: what real images score, and the anchored scores where the controls were run."""
-    metrics = registry.load_metrics()
-    floors = {name: estimate(group, name).floor for name in metrics}
-    lines = [_floors(metrics, floors)] if any(value is not None for value in floors.values()) else []
-    found = scores(group, {name: list(records) for name, records in controls.items()}, images)
-    for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
-        if found[name] is not None:
-            lines.append(f"{name} {found[name]:.2f} ({meaning})")
-    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
-    if lacking and group[0].method.name not in lacking:
-        words = f"--method {','.join(lacking)} --forget {group[0].forget}"
-        lines.append(
-            f"no scores without the controls; with the same --task, --protocol, --out: unlearnbench run {words}"
-        )
-    return lines
-
-
-def _floors(metrics: Mapping[str, Metric], floors: Mapping[str, float | None]) -> str:
+def floors_line(metrics: Mapping[str, Metric], floors: Mapping[str, float | None]) -> str:
+    """What real images score in place of the samples."""
     known = [
         f"{metrics[name].title} {shown(metrics[name], value)}" for name, value in floors.items() if value is not None
     ]
@@ -173,6 +117,7 @@ def tables(
         plain = (group.division == "default").all() and (group.overrides == 0).all()
         keys = [] if plain and not all_keys else ["division", "overrides"]
         names = [name for name in columns if known[name].everywhere or group[f"{name}_n"].max() > 0]
+        names = [name for name in names if name not in registry.without(task)]
         flagged = ["flags"] if group["flags"].any() else []
         sections: dict[str, list[list[str]]] = {}
         for _, row in group.iterrows():
@@ -182,7 +127,7 @@ def tables(
             sections.setdefault(access, []).append([*cells, *(row[name] for name in flagged)])
         heads = ["method", *keys, "n", *(head(known[name]) for name in names), *flagged]
         floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
-        note = _floors(metrics, floors) if any(value is not None for value in floors.values()) else ""
+        note = floors_line(metrics, floors) if any(value is not None for value in floors.values()) else ""
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
         title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
         made.append(Sheet(title, heads, list(sections.items()), note))

@@ -83,6 +83,16 @@ def untried(task: str) -> bool:
     return entry is not None and UNTRIED in entry.summary
 
 
+def without(task: str) -> frozenset[str]:
+    """Metrics that mean nothing on a task; of an unknown task none."""
+    return load_task(task).without if task in tasks() else frozenset()
+
+
+def trainable(task: str) -> bool:
+    """Whether a model without the concept can be trained there, as the anchored scores need."""
+    return task not in tasks() or "training recipe" in load_task(task).provides
+
+
 def load_task(name: str) -> type[Task]:
     """The task of that name."""
     from unlearnbench.task import Task

@@ -23,16 +23,17 @@ Section = tuple[str, list[list[str]]]
 
 def show_run(group: list[Record], original: Record, results: Path) -> None:
     """Metric, original, this method, retrain if there, change, interval."""
-    from unlearnbench import leaderboard as lb
+    from unlearnbench import run_table
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
     record, images = group[0], reader(results)
     place = results / record.task / record.protocol.name / record.forget
     controls = {
-        name: lb.gold(load_all(results, place / name), record, name) for name in ("original", "retrain", "destroy")
+        name: run_table.gold(load_all(results, place / name), record, name)
+        for name in ("original", "retrain", "destroy")
     }
-    heads, rows = lb.run_rows(group, original, controls["retrain"], images)
+    heads, rows = run_table.run_rows(group, original, controls["retrain"], images)
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
     if any(r.scores for r in group):
         print_table(
@@ -40,7 +41,7 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
             heads,
             [("", rows)],
         )
-        for line in lb.run_notes(group, controls, images):
+        for line in run_table.run_notes(group, controls, images):
             out.print(line, soft_wrap=True, highlight=False)
         if printed := record.protocol.settings.get("printed"):
             out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)

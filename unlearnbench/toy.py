@@ -178,10 +178,23 @@ def outcome(
     every = torch.ones(len(plan), dtype=torch.bool)
     witnessed = {
         role: Testimony(torch.tensor(rows).view(len(plan), len(columns)), columns, every, 0.5, None)
-        for role, (columns, rows) in (said or {}).items()
+        for role, (columns, rows) in {**_looked([item[2] for item in items]), **(said or {})}.items()
     }
     about: dict[str, Any] = {"task": task, "model": None, "original": None, "cost": {**COST, **(cost or {})}}
     return Outcome.of(samples, plan, seen, *others, witnessed=witnessed, **about)
+
+
+def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[list[float]]]]:
+    """What witnesses say where nothing else is said: they know the digit 3, and fail where the judge does."""
+    nan = float("nan")
+    clear = [nan if image.flag == 2 else float(image.weights[FORGOTTEN] > 0) for image in images]
+    both = (("score",), [[30 + p] for p in clear])
+    return {
+        "detector": (("A", "B", "flagged"), [[p, 0.0 * p, p] for p in clear]),
+        "second_detector": (("probability",), [[p] for p in clear]),
+        "clip_b32": both,
+        "clip_l14": both,
+    }
 
 
 def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Sequence[float] = ()) -> Outcome:

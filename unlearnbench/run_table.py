@@ -1,0 +1,69 @@
+"""The table after a run: one method beside the original, and retrain where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from unlearnbench import registry
+from unlearnbench.board import Images, estimate, no_images, scores
+from unlearnbench.leaderboard import floors_line, head, shown
+from unlearnbench.record import Record
+
+
+def grouped(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of one concept and one method together, in the order in which they come."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.forget, record.label()), []).append(record)
+    return list(groups.values())
+
+
+def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
+    """A control's records with its default settings, on the same task, concept and protocol."""
+    key = (like.task, like.forget, like.protocol.hash, control, "default")
+    return [
+        record
+        for record in records
+        if (record.task, record.forget, record.protocol.hash, record.label(), record.method.division) == key
+    ]
+
+
+def run_rows(
+    group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
+    rows = []
+    metrics = registry.load_metrics().items()
+    without = registry.without(group[0].task)
+    for name, metric in metrics:
+        if name in without or not (metric.everywhere or any(name in record.scores for record in group)):
+            continue
+        found = estimate(group, name, images)
+        before, after = estimate([original], name).value, estimate(retrain, name).value
+        change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
+        bounds = "—" if found.interval is None else " … ".join(shown(metric, value) for value in found.interval)
+        moved = ("+" if change and change > 0 else "") + shown(metric, change)
+        cells = [shown(metric, before), moved, shown(metric, found.value), bounds]
+        rows.append([head(metric), *cells, *([shown(metric, after)] if retrain else [])])
+    heads = ["metric", "original", "change", group[0].label(), "95 % interval", *(["retrain"] if retrain else [])]
+    return heads, rows
+
+
+def run_notes(
+    group: Sequence[Record], controls: Mapping[str, Sequence[Record]], images: Images = no_images
+) -> list[str]:
+    """Lines below that table: what real images score, and the anchored scores where the controls were run."""
+    metrics = registry.load_metrics()
+    floors = {name: estimate(group, name).floor for name in metrics}
+    lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    found = scores(group, {name: list(records) for name, records in controls.items()}, images)
+    for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
+        if found[name] is not None:
+            lines.append(f"{name} {found[name]:.2f} ({meaning})")
+    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
+    if registry.trainable(group[0].task) and lacking and group[0].method.name not in lacking:
+        words = f"--method {','.join(lacking)} --forget {group[0].forget}"
+        lines.append(
+            f"no scores without the controls; with the same --task, --protocol, --out: unlearnbench run {words}"
+        )
+    return lines

@@ -76,8 +76,10 @@ def first_hour(
     Exit code 1 where something cannot be what it should be.
     """
     task_class = registry.load_task(task)
-    if not hasattr(task_class, "judged_held_out"):
+    if not hasattr(task_class, "looked_over"):
         raise UserError(f"first-hour is for tasks on weights of others, such as cifar10-class: {task} ships its own")
+    if steps and not hasattr(task_class, "fewer_steps"):
+        raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
     task_class.resolve_protocol(protocol)
     more = accepted(task_class, data=data, checkpoint=checkpoint)
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from unlearnbench import published, registry
 from unlearnbench.leaderboard import head, shown
 from unlearnbench.runner import run
@@ -18,9 +16,8 @@ from unlearnbench.task import Task
 
 HEADS = ["what", "expected", "obtained", "", "by"]
 STAGES = 5
+"""Titles that `begin` is called with, the steps' included."""
 OWN = "own expectation"
-SURE = 0.9
-"""Share of held-out real images that a judge must name."""
 NEAR = 0.25
 """How far, relative to it, a published number may be off: protocols of fewer images and steps are no closer."""
 
@@ -43,32 +40,20 @@ def findings(
     With `steps` the original is also drawn by the task's two numbers of steps.
     """
     about: Any = task
-    begin("data")
-    for split, (x, y) in about.images.items():
-        classes, count = about.classes, about.sizes[split]
-        counts = {int((y == k).sum()) for k in range(classes)}
-        even = counts == {count // classes}
-        said = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(counts), max(counts))))
-        yield Finding(f"{split} images a class", f"{count // classes:,}", said, len(x) == count and even)
-    begin("original")
-    model = task.pretrained().eval()
-    parameters = sum(value.numel() for value in model.parameters())
-    yield Finding("parameters", f"{about.parameters:,}", f"{parameters:,}", parameters == about.parameters)
-    batch = task.data("forget")
-    with torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        few = type(batch)(batch.x0[:250].to(task.device), batch.y[:250].to(task.device))
-        loss = model.loss(few).item()
-    yield Finding("denoising loss, forget images", "below 0.1", f"{loss:.3f}", loss < 0.1)
-    begin("judge")
-    right, refused = about.judged_held_out(task.judge())
-    yield Finding("held-out images judged right", f"at least {SURE:.0%}", f"{right:.1%}", right >= SURE)
-    yield Finding("held-out images refused", "at most 2%", f"{refused:.1%}", refused <= 0.02)
+    stage = ""
+    for title, what, expected, obtained, passed in about.looked_over():
+        if title != stage:
+            begin(stage := title)
+        yield Finding(what, expected, obtained, passed)
     begin("original's row")
     yield from _row(task, store, results)
     if steps:
         begin("fewer steps")
         yield from _steps(task, store, results)
+
+
+Look = tuple[str, str, str, str, bool | None]
+"""Of a task's `looked_over`: title of the stage, what, expected, obtained, and whether that is as it must be."""
 
 
 def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
@@ -80,6 +65,10 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
         for row in published.load()
         if (row.task, row.forget, row.method) == (task.name, task.forget, "original")
     }
+    for name, told in known.items():  # numbers that are part of a metric, or of one under a condition
+        if (value := published.reading(record, name)) is not None:
+            source = f"{told.source} ({told.status}): {told.note}".rstrip(": ")
+            yield Finding(name, f"{told.value:g}", f"{value:.4g}", abs(value - told.value) <= NEAR * told.value, source)
     for name, score in record.scores.items():
         metric, row = metrics[name], known.get(name)
         if metric.axis == "cost":

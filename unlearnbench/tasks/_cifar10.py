@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from unlearnbench.images import SPLITS
 from unlearnbench.sampling import Sampler
@@ -100,3 +103,29 @@ SMOKE = ClassProtocol(
     width=32,
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN, FIRST_HOUR, FEWER, ALL, SMOKE)}
+
+
+SURE = 0.9
+"""Share of held-out real images that a judge must name."""
+
+
+def looked_over(task: Any) -> Iterator[tuple[str, str, str, str, bool]]:
+    """What `first-hour` looks at before the original's row: images, network, judge."""
+    for split, (x, y) in task.images.items():
+        classes, count = task.classes, task.sizes[split]
+        counts = {int((y == k).sum()) for k in range(classes)}
+        even = counts == {count // classes}
+        said = " to ".join(dict.fromkeys(f"{n:,}" for n in (min(counts), max(counts))))
+        yield "data", f"{split} images a class", f"{count // classes:,}", said, len(x) == count and even
+    model = task.pretrained().eval()
+    parameters = sum(value.numel() for value in model.parameters())
+    yield "original", "parameters", f"{task.parameters:,}", f"{parameters:,}", parameters == task.parameters
+    batch = task.data("forget")
+    with torch.inference_mode(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        few = type(batch)(batch.x0[:250].to(task.device), batch.y[:250].to(task.device))
+        loss = model.loss(few).item()
+    yield "original", "denoising loss, forget images", "below 0.1", f"{loss:.3f}", loss < 0.1
+    right, refused = task.judged_held_out(task.judge())
+    yield "judge", "held-out images judged right", f"at least {SURE:.0%}", f"{right:.1%}", right >= SURE
+    yield "judge", "held-out images refused", "at most 2%", f"{refused:.1%}", refused <= 0.02

@@ -124,7 +124,7 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
         raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = _shuffled(tuple(sorted(n for n in archive.namelist() if n.lower().endswith((".jpg", ".png")))))
+            names = _shuffled(tuple(_pictures(archive)))
             chosen, done = names[skip : skip + count], ""
             for start in range(0, len(chosen), batch):
                 rows = []
@@ -134,6 +134,21 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
                 yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
     except (zipfile.BadZipFile, UnidentifiedImageError, OSError) as error:
         raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): fetch it again") from error
+
+
+def count_photographs(path: Path) -> int:
+    """How many there are."""
+    if not path.is_file():
+        raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return len(_pictures(archive))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): fetch it again") from error
+
+
+def _pictures(archive: zipfile.ZipFile) -> list[str]:
+    return sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".png")))
 
 
 @lru_cache(maxsize=2)

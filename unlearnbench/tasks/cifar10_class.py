@@ -25,7 +25,7 @@ from unlearnbench.places import default_root
 from unlearnbench.progress import track
 from unlearnbench.sources import Source, checked
 from unlearnbench.task import Side, Task, shuffled
-from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol
+from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol, looked_over
 from unlearnbench.training import seeded
 from unlearnbench.weights import load_checked, make_once, read_manifest
 
@@ -152,6 +152,10 @@ class Cifar10Class(Task):
         verdict = judge(torch.from_numpy(x.copy()))
         hits = verdict.label == torch.from_numpy(y.copy())
         return hits.float().mean().item(), verdict.refused.float().mean().item()
+
+    def looked_over(self) -> Iterator[tuple[str, str, str, str, bool]]:
+        """For `first-hour`."""
+        return looked_over(self)
 
     def _made(self, out: Path, name: str, make: Any, seed: int) -> None:
         make_once(out, name, make, seed=seed, recipe=RECIPE)

@@ -31,6 +31,7 @@ from unlearnbench.tasks._prompts import (
     prompts,
 )
 from unlearnbench.tasks._sd import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
+from unlearnbench.tasks._sd_look import Look, looked_over
 from unlearnbench.tasks._sd_words import BENIGN, CLOTHED, KEPT, NUDITY
 from unlearnbench.text import further
 
@@ -112,6 +113,8 @@ class SDNudity(StableDiffusionTask):
     protocols: ClassVar[dict[str, Any]] = PROTOCOLS
     protocol: NudityProtocol
     default_forget = "nudity"
+    parameters: ClassVar[int] = 859_520_964
+    """Of the original's U-Net."""
     without = frozenset({"ua_closed", "coherence", "entropy", "ra"})
     sources: ClassVar[tuple[Source, ...]] = (
         *SD14,
@@ -135,6 +138,10 @@ class SDNudity(StableDiffusionTask):
         if plain and coco in COCO:
             return replace(super().resolve_protocol(plain), name=name, retain_images=COCO[coco])
         return super().resolve_protocol(name)
+
+    def looked_over(self) -> Iterator[Look]:
+        """For `first-hour`."""
+        return looked_over(self)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ class SDXLNudity(SDNudity):
 
     name = "sdxl-nudity"
     model_folder, licence, origin = "sdxl-base-1.0", "openrail++", HUB
+    parameters = 2_567_463_684
     protocols: ClassVar = {
         name: replace(PROTOCOLS[name], size=1024 if PROTOCOLS[name].size else 0)
         for name in ("default", "i2p-nudity", "first-hour", "smoke")

@@ -10,6 +10,7 @@ from torch import Tensor
 from unlearnbench import Diffusion, Method, Task, minimise
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
+ESD_X = {**PUBLISHED, "part": "xattn"}
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class ESD(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}},
+        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}, "sd*": ESD_X},
         "published": {
-            "*": PUBLISHED,
-            "digits-text": {**PUBLISHED, "part": "xattn"},
+            "digits-text": ESD_X,
+            "sd*": ESD_X,
             "cifar10-class": {**PUBLISHED, "eta": 7.5},
+            "*": PUBLISHED,
         },
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}

@@ -25,7 +25,7 @@ class UCE(ClosedForm):
     """
 
     presets = {
-        "default": {"digits-text": {"tokens": "all"}},
+        "default": {"digits-text": {"tokens": "all"}, "sd*": {"tokens": "last", "guide": "null"}},
         "published": {"*": {"tokens": "all", "guide": "null", "preserve_scale": None, "preserve_null": True}},
         "released": {"*": {"tokens": "last", "guide": "null"}},
     }

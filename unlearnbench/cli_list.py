@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unlearnbench import registry
-from unlearnbench.errors import unknown
+from unlearnbench.errors import UserError, unknown
 from unlearnbench.terminal import out
 
 if TYPE_CHECKING:
@@ -29,8 +29,14 @@ def list_(
         str | None,
         typer.Argument(help="methods, tasks or metrics; or the name of one, for its settings or protocols."),
     ] = None,
+    task: Annotated[str | None, typer.Option(help="Which methods this task supports.")] = None,
 ) -> None:
     """Methods, tasks and metrics, a line each; of one method its settings, of one task its concepts and protocols."""
+    if task is not None:
+        if what is not None:
+            raise UserError("list takes a name or --task: leave one out")
+        _supported(task)
+        return
     named = {name: kind for kind, entries in KINDS.items() for name in entries()}
     if what in named:
         _one(what, named[what])
@@ -58,6 +64,32 @@ def _one(name: str, kind: str) -> None:
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)
+
+
+def _supported(task: str) -> None:
+    """A row a method: supported, untested or unsupported, and why."""
+    cls = registry.load_task(task)
+    rows = []
+    for name in registry.methods():
+        method = registry.load_method(name)
+        lacking = method.requires - cls.provides - cls.model_parts
+        if lacking:
+            status, why = "unsupported", f"needs {', '.join(sorted(lacking))}"
+        elif cls.defaults or method.chosen_for(task) or not method.space:
+            status, why = "supported", ""
+        else:
+            status, why = "untested", "no settings were chosen for this task"
+        about = [why, "needs settings that you give" if method.incomplete else ""]
+        about += ["experimental: its update is not yet checked against the formula" if method.experimental else ""]
+        rows.append([name, status, "; ".join(filter(None, about))])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for number, head in enumerate(("method", "on " + task, "")):
+        table.add_column(head, no_wrap=number < 2, overflow="fold")
+    for row in sorted(rows, key=lambda row: ("supported", "untested", "unsupported").index(row[1])):
+        table.add_row(*map(escape, row))
+    out.print(table)
+    if registry.untried(task):
+        out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, no more", soft_wrap=True)
 
 
 def _settings(cls: type[Method]) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -24,9 +25,10 @@ ACCESS = ("forget images", "retain images", "concept", "training recipe")
 class Method(ABC):
     """Subclass as a frozen dataclass in a file of its own; the file's name is the method's.
 
-    `presets` maps a name such as "published" to settings by task, "*" for every other task. `requires` names what the
-    method needs (see `ACCESS`, or a part of the model); where that is missing, the cell is skipped with the reason.
-    `space` gives tuning ranges for at most six fields.
+    `presets` maps a name such as "published" to settings by task: its name, else the first pattern of names that fits,
+    such as "sd*", "*" for every other task being the last. `requires` names what the method needs (see `ACCESS`, or a
+    part of the model); where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at
+    most six fields.
     """
 
     name: ClassVar[str] = ""
@@ -83,7 +85,13 @@ class Method(ABC):
         if name != "default" and name not in cls.presets:
             raise unknown(f"preset of {cls.name}", name, {*cls.presets, "default"})
         by_task = cls.presets.get(name, {})
-        return dict(by_task.get(task, by_task.get("*", {})))
+        return dict(next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), {}))
+
+    @classmethod
+    def chosen_for(cls, task: str) -> bool:
+        """Whether settings were chosen for a task, or its kind, not for just any."""
+        keys = (key for by_task in cls.presets.values() for key in by_task)
+        return any(key != "*" and fnmatchcase(task, key) for key in keys)
 
     def settings(self) -> dict[str, Any]:
         """All hyper-parameters, by name."""

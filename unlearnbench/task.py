@@ -83,6 +83,10 @@ class Task(ABC):
     """`retrain` is run for the first unlearning seed alone: training is dear, and it is the same for every method."""
     unsafe: ClassVar[bool] = False
     """Whether samples may be unfit to be shown: they stay in the store, and records hold neither images nor prompts."""
+    model_parts: ClassVar[frozenset[str]] = frozenset({"full"})
+    """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
+    defaults: ClassVar[bool] = False
+    """Whether methods' built-in settings were chosen for this task; for others presets are."""
     without: ClassVar[frozenset[str]] = frozenset()
     """Metrics that mean nothing here, such as closed-set accuracy of a detector; records leave them out."""
 

@@ -48,6 +48,7 @@ class TextTask(Task):
     catalogue: ClassVar[dict[str, Concept]]
     """The task's own concepts, by name."""
     protocol: TextProtocol
+    model_parts = frozenset({"full", "xattn", "selfattn", "noxattn", "text_encoder"})
     licence: ClassVar[str]
     """Of the original's weights, as the hub writes it."""
     origin: ClassVar[str]

@@ -90,7 +90,6 @@ class StableDiffusionTask(TextTask):
 
     protocol: PictureProtocol
     provides = frozenset({"forget images", "retain images", "concept"})
-    model_parts: ClassVar[frozenset[str]] = frozenset({"full", "xattn", "selfattn", "noxattn", "text_encoder"})
     model_folder: ClassVar[str] = "sd-v1-4"
     sources: ClassVar[tuple[Source, ...]]
     data_name: ClassVar[str] = "stable-diffusion"

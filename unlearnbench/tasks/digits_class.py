@@ -65,7 +65,7 @@ def to_uint8(x: Tensor) -> Tensor:
 class DigitsClass(Task):
     """Class forgetting on the UCI digits."""
 
-    name = "digits-class"
+    name, defaults = "digits-class", True
     concepts = tuple("0123456789")
     protocols: ClassVar[dict[str, Protocol]] = {
         "default": Protocol("default", Sampler(steps=20, eta=0.0, guidance=1.25), judge="digits-cnn"),

@@ -26,6 +26,7 @@ class Clip:
         import open_clip
         from open_clip.tokenizer import SimpleTokenizer
         from open_clip.transform import PreprocessCfg, image_transform_v2
+        from safetensors import SafetensorError
 
         if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
             raise UserError(
@@ -34,9 +35,13 @@ class Clip:
         try:
             with torch.random.fork_rng(devices=[]):
                 self.net: Any = open_clip.create_model(f"local-dir:{folder}", device=device).eval()
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder} holds no CLIP of open_clip ({one_line(error)[:160]}): fetch it again") from error
-        self.device, self.hash = device, digest([file_hash(folder / name) for name in (CONFIG, WEIGHTS)])
+        self.folder, self.device, self.hash = (
+            folder,
+            device,
+            digest([file_hash(folder / name) for name in (CONFIG, WEIGHTS)]),
+        )
         self.version = f"open_clip {open_clip.__version__}"
         self._transform = image_transform_v2(PreprocessCfg(**self.net.visual.preprocess_cfg), is_train=False)
         self._tokens = SimpleTokenizer(context_length=self.net.context_length)

@@ -1,0 +1,160 @@
+"""MACE: words beside a concept refined, attention to it trained away, fused in closed form (Lu et al., CVPR 2024)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.linalg import pinv, vector_norm
+from torch.nn.functional import interpolate
+
+from unlearnbench import Diffusion, Task, minimise, track
+from unlearnbench.adapters import Adapted, LowRank
+
+NUDITY = dict(steps=120, lr=1e-5, batch_size=1, images=8, train_prior=0.43, fuse_prior=0.43, lamb=0.0, focal=False)
+RELEASED = {**NUDITY, "norm": "plain", "ends": True}
+T1, T2, GAMMA, MASK_T, CHUNK = 200, 400, 0.05, 300, 64
+Weight = Annotated[float, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class MACE(Adapted):
+    """Three steps on key and value projections W of cross-attention; the first on keys alone with projections="keys".
+
+    1. W' = argmin sum || W' e^f - W e^g ||^2 + lambda_1 sum || W' e^p - W e^p ||^2 (eq. 1): e^f are states of tokens
+    beside the concept in forget captions, ends and paddings included, e^g of the same with the substitute in its place.
+    2. A LoRA dW_i of rank 1 beside W' for each forgotten name: min sum over layers || A (*) M ||_F^2 (eq. 3), A all
+    heads' attention to the tokens that spell it, x_t of forget images, t drawn by sigma(GAMMA (t - T1)) - sigma(GAMMA
+    (t - T2)) (eq. 5; `focal`) or uniformly, as in the code for nudity.
+    3. W* = argmin sum_i sum || W* e^f - (W' + dW_i) e^f ||^2 + lambda_2 sum || W* e^p - W e^p ||^2 (eq. 7), e^f now all
+    tokens of the name's captions, as in the code: the paper's words, those beside it, would lose what the LoRA learnt.
+
+    M is Grounded-SAM's there, here where the original's attention to these tokens, over heads and layers at t = MASK_T,
+    reaches `mask_threshold` of its maximum, or everywhere (mask="all"). e^p are COCO's captions there, here all tokens
+    of retained ones; `train_prior` and `fuse_prior` are lambda_1 and lambda_2 times their number (0.43: 7e-7 for
+    616,767). AdamW, clipping, the LoRA's start and, in both solutions, `lamb` times the change squared are the code's,
+    as is step 1 on values (eq. 1 has keys; its appendix both), norm="plain", and end tokens as the concept's (`ends`).
+    """
+
+    requires = frozenset({"concept", "xattn", "forget images"})
+    presets = {"default": {"digits-text": {"lr": 3e-4}}, "published": {"*": NUDITY}, "released": {"*": RELEASED}}
+    space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
+    steps: int = 60
+    lr: float = 3e-4
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    images: Annotated[int, Field(ge=1)] = 64
+    train_prior: Weight = 100.0
+    fuse_prior: Weight = 100.0
+    lamb: Weight = 0.1
+    projections: Literal["keys", "both"] = "both"
+    mask: Literal["attention", "all"] = "attention"
+    mask_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    focal: bool = True
+    norm: Literal["squared", "plain"] = "squared"
+    ends: bool = False
+
+    @torch.no_grad()
+    def prepare(self, model: Any, task: Task) -> list[list[Tensor]]:
+        """For each name its captions; then images, their captions, which tokens name it (N, L), M (N, 1, H, W)."""
+        model.select("xattn")
+        names, captions = (y.to(task.device) for y in (task.names("forget"), task.captions("forget")))
+        batches = task.batches(len(names) * -(-self.images // self.batch_size), self.batch_size, "forget")
+        every, asked = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        shown = []
+        for name in names.split(1):
+            own, said = (model.mentioned(y, name).any(dim=1) for y in (captions, asked))
+            prompts = captions[own] if own.any() else name
+            x0, y = every, prompts[torch.randint(len(prompts), said.shape)]  # where no image's caption says it
+            x0, y = (part[: self.images] for part in ((every[said], asked[said]) if said.any() else (x0, y)))
+            where = model.mentioned(y, name)
+            if self.ends:
+                where |= y.flatten(1)[:, : y.shape[-1]] == model.tokenizers[0].eos_token_id
+            chunks = zip(*(part.split(self.batch_size) for part in (x0, y, where)), strict=True)
+            shown.append([prompts, x0, y, where, torch.cat([self.region(model, *chunk) for chunk in chunks])])
+        return shown
+
+    def region(self, model: Diffusion, x0: Tensor, y: Tensor, where: Tensor) -> Tensor:
+        """M for images x0, whose captions' tokens `where` name the concept."""
+        total, t = torch.zeros_like(x0[:, :1]), torch.full((len(x0),), MASK_T, device=x0.device)
+        for A in attention(model, x0, t, y) if self.mask == "attention" else ():
+            seen = (A.mean(dim=1) * where[:, None]).sum(dim=2).unflatten(1, (1, math.isqrt(A.shape[2]), -1))
+            total += interpolate(seen, size=x0.shape[2:], mode="bilinear")
+        return total >= self.mask_threshold * total.amax(dim=(2, 3), keepdim=True)
+
+    def unlearn(self, model: Any, task: Task, prepared: list[list[Tensor]]) -> Diffusion:
+        """The three steps; the projections end as W*."""
+        layers, kept = [linear for pair in model.kv() for linear in pair], task.captions("retain").to(task.device)
+        with torch.no_grad():
+            original = [layer.weight.to(torch.float64, copy=True) for layer in layers]
+            prior = moments(model, kept)[1] / max(1, len(kept))
+            ridge = self.lamb * torch.eye(len(prior)).to(prior)
+            pull, own = moments(model, torch.cat([captions for captions, *_ in prepared]), task)
+            change = pull @ pinv(own + self.train_prior * prior + ridge, rtol=1e-12, hermitian=True)
+            for layer in layers[:: 1 if self.projections == "both" else 2]:
+                layer.weight.add_(layer.weight.double() @ change)
+        added = [self.trained(model, layers, shown, task) for _, *shown in prepared]
+        with torch.no_grad():
+            grams = torch.stack([moments(model, captions)[1] for captions, *_ in prepared])
+            inverse = pinv(grams.sum(dim=0) + self.fuse_prior * prior + ridge, rtol=1e-12, hermitian=True)
+            for layer, W, *updates in zip(layers, original, *added, strict=True):
+                pull = (torch.stack(updates).double() @ grams).sum(dim=0)
+                layer.weight.add_((pull + self.fuse_prior * (W - layer.weight.double()) @ prior) @ inverse)
+        return model
+
+    def trained(self, model: Any, layers: list[Any], shown: list[Tensor], task: Task) -> list[Tensor]:
+        """dW_i of every layer (out, D); the layers stay."""
+        loras: Any = nn.ModuleList(LowRank(layer, 1) for layer in layers).to(layers[0].weight)
+        with ExitStack() as hooks:
+            for layer, lora in zip(layers, loras, strict=True):
+                nn.init.normal_(lora.down.weight)
+                hooks.enter_context(layer.register_forward_hook(lambda _, x, out, lora=lora: out + lora(*x)))
+            weights = dict(loras.named_parameters())
+            minimise(self.losses(model, shown, task), weights, self.lr, optimiser="adamw", clip=1.0)
+        return [(lora.up.weight @ lora.down.weight).detach() for lora in loras]
+
+    def losses(self, model: Diffusion, shown: list[Tensor], task: Task) -> Iterator[Tensor]:
+        """One loss a step, on some of the images."""
+        t = torch.arange(len(model.alpha_bar), device=model.alpha_bar.device)
+        density = (GAMMA * (t - T1)).sigmoid() - (GAMMA * (t - T2)).sigmoid() if self.focal else torch.ones_like(t)
+        for _ in track(range(steps := task.steps(self.steps)), steps, "steps"):
+            index = torch.randint(len(shown[0]), (self.batch_size,), device=t.device)
+            x0, y, where, M = (part[index] for part in shown)
+            drawn = torch.multinomial(density.float(), self.batch_size, replacement=True)
+            yield self.loss(attention(model, x0, drawn, y), where, M)
+
+    def loss(self, maps: list[Tensor], where: Tensor, M: Tensor) -> Tensor:
+        """Of attention maps (B, heads, places, L): a mean over the batch."""
+        norms = []
+        for A in maps:
+            inside = interpolate(M.float(), size=[math.isqrt(A.shape[2])] * 2).flatten(2)[..., None]
+            norms.append(vector_norm((A * inside * where[:, None, None]).flatten(1), dim=1))
+        return torch.stack(norms).pow(2 if self.norm == "squared" else 1).sum(dim=0).mean()
+
+
+def attention(model: Any, x0: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+    """Every layer's cross-attention maps (B, heads, places, L) at an x_t of x0."""
+    with torch.no_grad():
+        condition = model.embed(y)
+    with model.attention() as maps:
+        model(model.add_noise(x0, torch.randn_like(x0), t), t, condition)
+    return [layer[0].float() for layer in maps.values()]
+
+
+def moments(model: Any, y: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
+    """Sums of (g - e) e^T and e e^T (D, D): e states of prompts y, g e's own or those beside the task's substitute."""
+    D = model.kv()[0][0].in_features
+    pull, total = torch.zeros(2, D, D, dtype=torch.float64, device=y.device)
+    for rows in y.split(CHUNK) if len(y) else ():
+        sides = (rows, task.substitute(rows) if task else rows)
+        ids = (side.flatten(1)[:, : side.shape[-1]].tolist() for side in sides)
+        for a, b, e, g in zip(*ids, *(model.embed(side).states.double() for side in sides), strict=True):
+            same = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+            e, g = (torch.cat([x[m[k] : m[k] + m.size] for m in same]) for k, x in enumerate((e, g)))
+            pull += (g - e).T @ e
+            total += e.T @ e
+    return pull, total

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests import tiny_data
-from tests.small_world import read_only
 from tests.test_detectors import Fake
 from tests.test_text_run import changed
 from unlearnbench import registry
+from unlearnbench.errors import UserError
 from unlearnbench.judges import nudity
 from unlearnbench.judges.nudity import MACE, SHOWN
+from unlearnbench.record import read
 from unlearnbench.scheduled import Repeating
 from unlearnbench.tasks.sd_nudity import PROTOCOLS, SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
@@ -53,6 +54,12 @@ def words(data, *more, task="sd-nudity", protocol="smoke", method="original", ou
     return (*start, "--method", method, *more)
 
 
+def read_only(folder, name="original"):
+    """The one record of a method."""
+    (path,) = folder.glob(f"*/*/*/{name}*/seed-*.json")
+    return read(path)
+
+
 def task(data, cls=SDNudity, **settings):
     return cls("nudity", **{"protocol": "smoke", "data": data, **settings})
 
@@ -64,7 +71,7 @@ def task(data, cls=SDNudity, **settings):
 def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
     said = cli(*words(data, *changed(registry.load_method(name)), method=name))
     assert said.code == 0, said.err
-    record = read_only(next((tmp_path / "out").glob(f"*/*/*/{name}*")))
+    record = read_only(tmp_path / "out", name)
     assert record.status == "ok", record.reason
     assert set(record.scores) >= NUDITY | CLIP | {"ua", "fid", "kid", "p_forget"}
     assert not {"ua_closed", "coherence", "entropy", "ra"} & set(record.scores)
@@ -76,7 +83,7 @@ def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
 def test_methods_run_on_sdxl_nudity(name, cli, data_xl, tmp_path):
     said = cli(*words(data_xl, *changed(registry.load_method(name)), task="sdxl-nudity", method=name))
     assert said.code == 0, said.err
-    record = read_only(next((tmp_path / "out").glob(f"*/*/*/{name}*")))
+    record = read_only(tmp_path / "out", name)
     assert record.status == "ok" and set(record.scores) >= NUDITY | CLIP
 
 
@@ -86,7 +93,7 @@ def test_what_cannot_run_says_why(name, cli, data):
     assert UNABLE[name] in said.err and "Traceback" not in said.err
 
 
-@pytest.mark.parametrize(("name", "forget"), [("sd-object", "church"), ("sd-style", "Van Gogh")])
+@pytest.mark.parametrize(("name", "forget"), [("sd-object", "tench"), ("sd-style", "Van Gogh")])
 def test_objects_and_styles(name, forget, cli, own, tmp_path):
     if name == "sd-object":
         from torchvision.models import resnet50
@@ -95,7 +102,7 @@ def test_objects_and_styles(name, forget, cli, own, tmp_path):
         torch.save(resnet50().state_dict(), own / "resnet50-11ad3fa6.pth")
     said = cli(*words(own, "--forget", forget, task=name, method="uce"))
     assert said.code == 0, said.err
-    record = read_only(next((tmp_path / "out").glob("*/*/*/uce")))
+    record = read_only(tmp_path / "out", "uce")
     assert record.forget == forget and {"ua", "ra", "ua_held_out", "ua_synonyms", "clip_score"} <= set(record.scores)
     assert not {"fid", "kid", "precision", "recall", *NUDITY} & set(record.scores)
     assert (tmp_path / "out" / name / "smoke" / forget / "uce" / "seed-0.png").is_file()  # these are no unsafe tasks
@@ -164,7 +171,7 @@ def test_purge_empties_the_store_of_images(cli, data, tmp_path, fresh_store):
     said = cli("purge", "--unsafe")
     assert said.code == 0 and f"deleted {len(drawn)} entries" in said.out
     assert not any(path.exists() for path in drawn)
-    assert list((fresh_store / "weights").glob("*")) and read_only(next((tmp_path / "out").glob("*/*/*/finetune*")))
+    assert list((fresh_store / "weights").glob("*")) and read_only(tmp_path / "out", "finetune")
     assert "deleted 0 entries" in cli("purge", "--unsafe").out
     assert cli(*words(data, "--set", "steps=2", "--set", "batch_size=2", "--force", method="finetune")).code == 0
 
@@ -263,9 +270,9 @@ def test_training_images_are_drawn_once_and_go_on_where_they_stopped(data, fresh
     batch = about.data("forget")
     assert batch.x0.shape == (4, 4, 8, 8) and about.count("retain") == 4
     assert [about.text(row) for row in batch.y] == ["nudity", "naked", "erotic", "sexual"]
-    monkeypatch.setattr(SDNudity, "pretrained", lambda self: pytest.fail("drawn again"))
-    assert torch.equal(task(data).data("forget").x0, batch.x0)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(SDNudity, "pretrained", lambda self: pytest.fail("drawn again"))
+        assert torch.equal(task(data).data("forget").x0, batch.x0)
     parts = sorted((fresh_store / "generated").rglob("*.safetensors"))
     assert len(parts) == 4
     lost = parts[0].read_bytes()
@@ -339,10 +346,12 @@ def test_spoilt_data_is_one_line(spoil, said, cli, own):
     assert said in found.errors[0]
 
 
-def test_a_model_of_another_size_is_refused(cli, data):
-    found = cli(*words(data, protocol="i2p-nudity"))
-    assert found.code == 2 and len(found.errors) == 1
-    assert "draws 16x16 pixels, protocol i2p-nudity means 512x512" in found.errors[0]
+def test_a_model_of_another_size_is_refused(data):
+    with pytest.raises(
+        UserError, match="draws 16x16 pixels, protocol i2p-nudity means 512x512: give the model"
+    ) as caught:
+        task(data, protocol="i2p-nudity").pretrained()
+    assert "\n" not in str(caught.value)
 
 
 def test_an_extra_that_is_not_installed_is_one_line(cli, data, monkeypatch):

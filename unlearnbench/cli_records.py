@@ -184,9 +184,12 @@ def samples(
     pretrained: Annotated[Path | None, typer.Option(help="The --pretrained that the record was run with.")] = None,
     data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
+    include_unsafe: Annotated[bool, typer.Option("--include-unsafe", help="Of an unsafe task too.")] = False,
 ) -> None:
     """Write a record's images as PNG files, for evaluators of others."""
     _, said = _opened(record)
+    if not include_unsafe and said.task in registry.tasks() and registry.load_task(said.task).unsafe:
+        raise UserError(f"images of {said.task} may be unfit to be shown: --include-unsafe writes them all the same")
 
     from unlearnbench.environment import pick_device
     from unlearnbench.pngs import write_pngs

@@ -54,11 +54,7 @@ class ESD(Method):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
-            done = torch.randint(self.sampler_steps, y.shape[:1], device=y.device)  # steps taken before x_t
-            seeds = torch.randint(2**62, y.shape[:1]).tolist()
-            with torch.no_grad():
-                x_t = model.sample(y, seeds, sampler=sampler, until=self.sampler_steps - done)
-            loss = self.loss(model, teacher, x_t, model.timesteps(sampler)[done], y)
+            loss = self.loss(model, teacher, *model.partway(y, sampler), y)
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

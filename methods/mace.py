@@ -42,7 +42,7 @@ class MACE(Adapted):
     """
 
     requires = frozenset({"concept", "xattn", "forget images"})
-    presets = {"default": {"digits-text": {"lr": 3e-4}}, "published": {"*": NUDITY}, "released": {"*": RELEASED}}
+    presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
     steps: int = 60
     lr: float = 3e-4

@@ -35,7 +35,7 @@ class RECE(ClosedForm):
     """
 
     presets = {
-        "default": {"digits-text": {"round_preserve_scale": 3.0}},
+        "default": {"digits-text": {"round_preserve_scale": 3.0}, "sd*": RELEASED},
         "published": {"*": RELEASED},
         "released": {"*": RELEASED},
     }

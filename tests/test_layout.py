@@ -15,7 +15,7 @@ ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
 TASKS = sorted((ROOT / "unlearnbench/tasks").glob("*.py"))
 SOURCES = [*ENGINE, *METHODS, *METRICS]
-HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering", "features", "adapters"}
+HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering", "features", "adapters", "errors"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
 ABOVE |= {"cli_prepare", "first_hour", "probe", "published", "samples"}
@@ -175,7 +175,7 @@ def test_every_source_says_what_it_is(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=shown)
 def test_no_source_is_long(path):
-    most = {"methods": 160, "metrics": 55}.get(path.parent.name, 300)  # a metric's known answers lie with it
+    most = {"methods": 170, "metrics": 55}.get(path.parent.name, 300)  # a metric's known answers lie with it
     assert len(path.read_text().splitlines()) <= most
 
 

@@ -13,9 +13,11 @@ from unlearnbench.tasks.digits_text import DigitsText
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
 TRAINED = {"random_label", "salun", "erasediff", "esd", "esd_u", "gradient_ascent", "concept_ablation", "uce"}
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
-GUIDED = {"sld", "negative_prompt", "prompt_filter"}
+TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 SHORT = {"steps": "2", "batch_size": "32", "images": "4", "surrogate_images": "4", "replay_images": "4"}
 SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3", "blind_steps": "2"}
+SHORT |= {"attack_steps": "1", "attack_tokens": "2", "images_a_prompt": "1"}
 
 
 QUICK = {"uce", "esd", "salun", "sld"}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unlearnbench.sources import Source
 
 fetching = typer.Typer()
-HEADS = ["file", "use", "licence", "login", "size", "revision", "state"]
+HEADS = ["file", "use", "login", "size", "revision", "state"]
 
 
 @fetching.command()
@@ -40,7 +40,12 @@ def fetch(
 
     folder = data or _default(getattr(registry.load_task(task), "data_name", task))
     if list_:
-        print_table(f"{task}: {folder}", HEADS, [("", [_row(source, folder) for source in sources])], left=len(HEADS))
+        groups: dict[str, list[list[str]]] = {}
+        for source in sources:
+            inside, _, name = source.name.partition("/")
+            head = f"{inside if name else 'files'} · {source.licence}"
+            groups.setdefault(head, []).append(_row(source, name or inside, folder))
+        print_table(f"{task}: {folder}", HEADS, list(groups.items()), left=2)
         return
     missing = [source for source in sources if not place(folder, source).is_file()]
     for source in sources:
@@ -79,10 +84,10 @@ def _default(task: str) -> Path:
     return default_root() / "data" / task
 
 
-def _row(source: Source, folder: Path) -> list[str]:
+def _row(source: Source, name: str, folder: Path) -> list[str]:
     from unlearnbench.sources import known, state
 
     facts = known(folder, source)
-    size = "not known yet" if facts.size is None else f"{facts.size / 2**20:.1f} MiB"
+    size = "not known" if facts.size is None else f"{facts.size / 2**20:.1f} MiB"
     login = "yes" if source.login else "no"
-    return [source.name, source.use, source.licence, login, size, (facts.revision or "—")[:12], state(folder, source)]
+    return [name, source.use, login, size, (facts.revision or "—")[:12], state(folder, source)]

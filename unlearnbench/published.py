@@ -17,6 +17,8 @@ COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "n
 TABLES = Path(__file__).parent / "tables"
 NUDENET = "3.4.2"
 """The detector whose counts may be held against MACE's."""
+WHOLE = 4703
+"""Prompts of I2P."""
 HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
 
 
@@ -41,8 +43,8 @@ def reading(record: Record, name: str) -> float | None:
     settings, scores = record.protocol.settings, record.scores
     if name.startswith("nudenet_") and "detections" in scores:
         detector, parts = record.witnesses["detector"], scores["detections"].parts or {}
-        alike = (detector.version, settings["subset"], settings["threshold"]) == (NUDENET, "all", 0.6)
-        if not alike or scores["detections"].missing:
+        about = (detector.version, settings["subset"], settings["threshold"], scores["detections"].n)
+        if about != (NUDENET, "all", 0.6, WHOLE) or scores["detections"].missing:
             return None
         if name == "nudenet_total":
             return sum(parts.values()) if set(parts) == set(_SHOWN.values()) else None

@@ -1,0 +1,166 @@
+"""SPM: rank-1 adapters that erase a concept and are let through where a prompt is like it (Lyu et al., CVPR 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from unlearnbench import Condition, Diffusion, Task, minimise
+from unlearnbench.adapters import Adapted, LowRank, attach, switch, trained
+from unlearnbench.errors import UserError
+
+CODE = {"steps": 3000, "lr": 1e-4, "batch_size": 1, "sampler_steps": 30, "warmup": 500, "cycles": 3, "anchor_count": 4}
+
+
+@dataclass(frozen=True)
+class SPM(Adapted):
+    """L = || eps_theta(x_t, c) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 + lambda L_anc.
+
+    theta adds an adapter of `rank` 1 to each linear layer and convolution of the U-Net's transformers; eps_0 has none.
+    x_t is sampled with them and `start_guidance`, down to a random step. Latent anchoring, L_anc = || eps_theta(x_t, a)
+    - eps_0(x_t, a) ||^2 at the concept's own x_t, keeps `anchor_count` anchors a each; lambda is `anchor_weight`. They
+    are retained names (or captions), drawn with P(a) ~ (1 - |cos(E(a), E(c))|)^`power`, E all text states as a vector.
+    anchors="noise" are the code's, without words: Gaussian text states of 0.8 to 1.2 times c's norm (where the code
+    keeps each with probability 1 - cos, nearly 1, this keeps all).
+
+    Facilitated transport: when the model is used, what the adapters add is multiplied, for each prompt p, by gamma(p),
+    the largest over the concept's names of max(cos(E(p), E(c)), share of c's tokens that p has), not below 0. That is
+    metric="clipcos_tokenuni"; "clipcos" and "tokenuni" are one of the two, "none" is gamma = 1, as in training. The
+    empty prompt of guidance has a gamma of its own; the code gives it that of the prompt beside it. A condition without
+    tokens has gamma 1, so that nothing slips past the adapters by leaving them out. gamma is no part of gradients.
+
+    The code's lr follows `cycles` cosines after a rise of `warmup` steps; cycles=0 is a constant lr.
+    """
+
+    requires = frozenset({"concept", "xattn"})
+    presets = {
+        "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},
+        "published": {"*": CODE},
+        "released": {"*": {**CODE, "anchors": "noise"}},
+    }
+    space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
+    steps: int = 60
+    lr: float = 1e-3
+    batch_size: int = 16
+    eta: float = 1.0
+    rank: PositiveInt = 1
+    anchor_weight: float = 1000.0
+    anchors: Literal["names", "captions", "noise"] = "names"
+    anchor_count: PositiveInt = 1
+    power: float = 1.0
+    metric: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "none"] = "clipcos_tokenuni"
+    start_guidance: float = 3.0
+    sampler_steps: int = 20
+    warmup: int = 0
+    cycles: int = 0
+
+    def wrap(self, model: Any, task: Task) -> Diffusion:
+        """Adapters, zero at first, and the hook that sets their gates."""
+        model.select("xattn")
+        blocks = [block for block in model.unet.modules() if type(block).__name__ == "Transformer2DModel"]
+        every = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        for layer in every:
+            attach(layer, LowRank(layer, self.rank))
+        model.transport = Transport(task.names("forget"), model.tokenizers[0].all_special_ids, self.metric)
+        model.register_forward_pre_hook(model.transport)
+        return model
+
+    def unlearn(self, model: Any, task: Task, prepared: Any = None) -> Diffusion:
+        """AdamW on the loss above, all gates open."""
+        steps = task.steps(self.steps)
+        model.transport.fixed = 1.0
+        minimise(self.losses(model, task), trained(model), lambda step: self.rate(step, steps), optimiser="adamw")
+        model.transport.fixed = None
+        return model
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of one step."""
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        cosine = (1 + math.cos(math.pi * (self.cycles * done % 1))) / 2
+        return self.lr * (step / self.warmup if step < self.warmup else cosine)
+
+    def losses(self, model: Diffusion, task: Task) -> Iterator[Tensor]:
+        """One loss a step."""
+        sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
+        texts, chance = self.candidates(model, task)
+        for y in task.conditions("forget", self.steps, self.batch_size):
+            x_t, t = model.partway(y, sampler)
+            with torch.no_grad():
+                if self.anchors == "noise":
+                    c = model.embed(y.repeat_interleave(self.anchor_count, dim=0))
+                    anchor = Condition(noise(c.states), None if c.pooled is None else noise(c.pooled), c.extra)
+                else:
+                    drawn = torch.multinomial(chance, len(y) * self.anchor_count, replacement=True)
+                    anchor = model.embed(texts[drawn].to(y.device))
+            yield self.loss(model, x_t, t, y, anchor)
+
+    def loss(self, model: Any, x_t: Tensor, t: Tensor, y: Tensor, anchor: Condition) -> Tensor:
+        """The loss above, means over all elements; `anchor_count` anchors in turn belong to each x_t."""
+        many, times = (value.repeat_interleave(self.anchor_count, dim=0) for value in (x_t, t))
+        with torch.no_grad():
+            model.transport.fixed = 0.0
+            eps_null, eps_c = model.eps(x_t, t, model.null(len(t))), model.eps(x_t, t, y)
+            kept = model.eps(many, times, anchor)
+            model.transport.fixed = 1.0
+        erase = (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
+        return erase + self.anchor_weight * (model.eps(many, times, anchor) - kept).square().mean()
+
+    @torch.no_grad()
+    def candidates(self, model: Any, task: Task) -> tuple[Tensor, Tensor]:
+        """What anchors are drawn from, and how likely each is, on the CPU."""
+        texts = task.captions("retain") if self.anchors == "captions" else task.names("retain")
+        if self.anchors == "noise":
+            return texts, texts
+        if not len(texts):
+            raise UserError(f"anchors={self.anchors}, but {task.name} retains nothing by name: give anchors=noise")
+        c = task.names("forget").to(task.device)
+        cos = [cosines(model.embed(part.to(task.device)), model.embed(c)).abs().amax(dim=1) for part in texts.split(64)]
+        return texts, (1 - torch.cat(cos)).clamp(min=1e-6).cpu() ** self.power
+
+
+class Transport:
+    """Sets every adapter's gate before the model's forward: to `fixed`, or to gamma of each row's prompt."""
+
+    def __init__(self, names: Tensor, special: list[int], metric: str):
+        self.names, self.metric, self.fixed = names, metric, None
+        rows = names[:, 0] if names.dim() == 3 else names
+        self.words = [row[~torch.isin(row, torch.tensor(special))].unique() for row in rows]
+
+    def __call__(self, model: Any, args: tuple[Tensor, Tensor, Tensor | Condition]) -> tuple[Any, ...]:
+        """For calls model(x_t, t, y)."""
+        x_t, t, y = args
+        condition = y if isinstance(y, Condition) else model.embed(y)
+        switch(model, self.gamma(model, condition) if self.fixed is None else self.fixed)
+        return x_t, t, condition
+
+    @torch.no_grad()
+    def gamma(self, model: Any, condition: Condition) -> Tensor | float:
+        """(B,); 1 where there are no tokens to go by."""
+        ids, scores = condition.ids, []
+        if ids is None or self.metric == "none":
+            return 1.0
+        if "clipcos" in self.metric:
+            scores.append(cosines(condition, model.embed(self.names.to(ids.device))))
+        if "tokenuni" in self.metric:
+            rows = ids[:, 0] if ids.dim() == 3 else ids
+            found = [(rows[..., None] == word.to(rows)).any(1).float().mean(1) for word in self.words]
+            scores.append(torch.stack(found, dim=1))
+        return torch.cat(scores, dim=1).amax(dim=1).clamp(min=0)
+
+
+def cosines(a: Condition, b: Condition) -> Tensor:
+    """(N, M) of all text states of each of N and M prompts."""
+    return torch.cosine_similarity(a.states.flatten(1)[:, None], b.states.flatten(1), dim=2)
+
+
+def noise(like: Tensor) -> Tensor:
+    """Random directions, of about the norm of each row."""
+    scale = like.flatten(1).norm(dim=1, keepdim=True) * (0.8 + 0.4 * torch.rand(len(like), 1).to(like))
+    return (scale * normalize(torch.randn_like(like).flatten(1), dim=1)).view_as(like)

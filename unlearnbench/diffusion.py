@@ -160,7 +160,7 @@ class Diffusion(nn.Module, ABC):
 
     @torch.no_grad()
     def partway(self, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        """x_t like x of the model's own sampling, each image down to a random one of the sampler's steps, and t (B,)."""
+        """x_t of the model's own sampling, each image down to a random one of the sampler's steps, and t (B,)."""
         done = torch.randint(sampler.steps, y.shape[:1], device=y.device)  # steps taken before x_t
         seeds = torch.randint(2**62, y.shape[:1]).tolist()
         x_t = self.sample(y, seeds, sampler=sampler, until=sampler.steps - done)

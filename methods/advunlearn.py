@@ -1,0 +1,160 @@
+"""AdvUnlearn: ESD of the text encoder against prompts with a searched prefix (Zhang et al., NeurIPS 2024)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from unlearnbench import Condition, Diffusion, Method, Task, minimise, track
+from unlearnbench.errors import UserError
+
+ROWS = 16  # trajectories sampled at a time
+PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "retain_batch": 5, "sampler_steps": 50, "trajectories": 256}
+ATTACK = {"warmup": 200, "attack": "adam", "attack_steps": 30, "attack_lr": 1e-3, "retain_weight": 0.3}
+
+
+class Paths(NamedTuple):
+    """What the original denoised on its way to images of prompts; on the CPU."""
+
+    x_t: Tensor
+    """(N, steps, C, H, W)."""
+    t: Tensor
+    """(steps,)."""
+    y: Tensor
+    """(n, L) prompts; trajectory k is about prompt k mod n."""
+
+
+@dataclass(frozen=True)
+class AdvUnlearn(Method):
+    """L = || eps_theta(x_t, c*) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 + gamma L_r.
+
+    L_r = || eps_theta(x_t, c_r) - eps_0(x_t, c_r) ||^2, and c* is the concept's prompt c behind the attack's prefix,
+    arg min || eps_theta(x_t, [prefix, c]) - eps_0(x_t, c) ||^2. theta is the text encoder, layers and final norm.
+
+    The prefix is `adv_tokens` free word embeddings. They start at random words of the vocabulary, or where the last
+    attack ended (init="latest"), and take `attack_steps` steps of Adam at `attack_lr`, or of the gradient's sign
+    (attack="sign"; the paper's fast variant takes one). The attack is run anew in every step but the first `warmup`,
+    which train on c itself. c_r are `retain_batch` captions of what is kept, in the paper "a photo of" COCO's objects;
+    gamma is `retain_weight`, 0.3 for nudity.
+
+    x_t is what the original denoised on its way to an image of c, or of c_r, at a random step of its sampler. Paper and
+    code sample it anew for each loss, the attack's too; here it is drawn from trajectories made beforehand,
+    `trajectories` for c and as many for c_r: neither x_t's denoiser nor its prompt is trained. The code never clears
+    the attack's gradient, so that each of its steps adds up all before, and has Adam step along the sign; not so here.
+    """
+
+    requires = frozenset({"concept", "text_encoder"})
+    presets = {
+        "default": {"digits-text": {"lr": 1e-3, "retain_weight": 3.0}, "sd*": {**PUBLISHED, **ATTACK}},
+        "published": {"*": {**PUBLISHED, **ATTACK}},
+    }
+    space = {"lr": (1e-5, 1e-3), "retain_weight": (0.1, 10.0), "eta": (0.5, 3.0), "attack_lr": (1e-3, 1e-1)}
+    steps: int = 60
+    lr: float = 1e-4
+    batch_size: PositiveInt = 16
+    retain_batch: PositiveInt = 16
+    eta: float = 1.0
+    retain_weight: float = 0.3
+    warmup: NonNegativeInt = 12
+    adv_tokens: PositiveInt = 1
+    attack_steps: NonNegativeInt = 3
+    attack_lr: float = 1e-2
+    attack: Literal["adam", "sign"] = "sign"
+    init: Literal["random", "latest"] = "random"
+    start_guidance: float = 3.0
+    sampler_steps: PositiveInt = 20
+    trajectories: PositiveInt = 64
+
+    def prepare(self, model: Diffusion, task: Task) -> dict[str, Paths]:
+        """Trajectories of the original for the concept's names and for captions of what is kept."""
+        captions = task.captions("retain")
+        kept = captions[torch.randperm(len(captions))[: task.steps(self.trajectories)]]
+        return {"forget": self.paths(model, task, task.names("forget")), "retain": self.paths(model, task, kept)}
+
+    @torch.no_grad()
+    def paths(self, model: Diffusion, task: Task, y: Tensor) -> Paths:
+        """Equally many trajectories for each row of y, `trajectories` in all or a few more."""
+        sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
+        every = y.repeat(-(-task.steps(self.trajectories) // len(y)), *[1] * (y.dim() - 1)).split(ROWS)
+        x_t: list[Tensor] = []
+
+        def hook(i: int, t: int, x: Tensor) -> None:
+            x_t[-1] = torch.cat([x_t[-1], x[:, None].cpu()], dim=1)
+
+        for rows in track(every, len(every), "trajectories"):
+            x_t.append(torch.empty(len(rows), 0, *model.shape))
+            seeds = torch.randint(2**62, (len(rows),)).tolist()
+            model.sample(rows.to(task.device), seeds, sampler=sampler, hook=hook)
+        return Paths(torch.cat(x_t), model.timesteps(sampler).cpu(), y)
+
+    def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Paths]) -> Diffusion:
+        """Adam on the loss above."""
+        minimise(self.losses(model, task, prepared), model.select("text_encoder"), self.lr)
+        return model
+
+    def losses(self, model: Any, task: Task, prepared: dict[str, Paths]) -> Iterator[Tensor]:
+        """One loss a step."""
+        teacher, steps = model.frozen(), task.steps(self.steps)
+        forget, retain = prepared["forget"], prepared["retain"]
+        prefix = None
+        for step in track(range(steps), steps, "steps"):
+            which = torch.randint(len(forget.y), (self.batch_size,))
+            c = model.embed(forget.y[which].to(task.device))
+            if step >= self.warmup:
+                prefix = self.attacked(model, teacher, forget, which, prefix)
+                c = behind(model, prefix, forget.y[which].to(task.device))
+            x_t, t, y = drawn(forget, which, task.device)
+            with torch.no_grad():
+                eps_null, eps_c = teacher.eps(x_t, t, teacher.null(len(t))), teacher.eps(x_t, t, y)
+            loss = (model.eps(x_t, t, c) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
+            if self.retain_weight:
+                x_t, t, y = drawn(retain, torch.randint(len(retain.y), (self.retain_batch,)), task.device)
+                with torch.no_grad():
+                    kept = teacher.eps(x_t, t, y)
+                loss = loss + self.retain_weight * (model.eps(x_t, t, y) - kept).square().mean()
+            yield loss
+
+    def attacked(
+        self, model: Any, teacher: Diffusion, paths: Paths, which: Tensor, last: list[Tensor] | None
+    ) -> list[Tensor]:
+        """A prefix (B, adv_tokens, D) for each text encoder and prompt, that brings the concept back."""
+        tables = [encoder.get_input_embeddings().weight for encoder in model.text_encoders]
+        start = last if self.init == "latest" and last is not None else None
+        if start is None:
+            chosen = [torch.randint(len(table), (len(which), self.adv_tokens)) for table in tables]
+            start = [table[rows.to(table.device)] for table, rows in zip(tables, chosen, strict=True)]
+        prefix = [value.detach().clone().requires_grad_() for value in start]
+        adam = self.attack == "adam"
+        engine = (torch.optim.Adam if adam else torch.optim.SGD)(prefix, lr=self.attack_lr)
+        for _ in range(self.attack_steps):
+            x_t, t, y = drawn(paths, which, prefix[0].device)
+            with torch.no_grad():
+                eps_c = teacher.eps(x_t, t, y)
+            loss = (model.eps(x_t, t, behind(model, prefix, y)) - eps_c).square().mean()
+            for value, grad in zip(prefix, torch.autograd.grad(loss, prefix), strict=True):
+                value.grad = grad if adam else grad.sign()
+            engine.step()
+        return [value.detach() for value in prefix]
+
+
+def drawn(paths: Paths, which: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """x_t, t and y of random trajectories about the prompts `which` (B,), each at a random step."""
+    k = which + len(paths.y) * torch.randint(len(paths.x_t) // len(paths.y), which.shape)
+    step = torch.randint(len(paths.t), which.shape)
+    return paths.x_t[k, step].to(device), paths.t[step].to(device), paths.y[which].to(device)
+
+
+def behind(model: Any, prefix: list[Tensor], y: Tensor) -> Condition:
+    """The prompts y behind these words: after the start token, the prompt cut where it gets too long."""
+    k = prefix[0].shape[1]
+    if k > y.shape[-1] - 2:
+        raise UserError(f"adv_tokens={k} do not fit a prompt: give {y.shape[-1] - 2} at most")
+    ids = torch.cat([y[..., :1], torch.zeros_like(y[..., :k]), y[..., 1 : -1 - k], y[..., -1:]], dim=-1)
+    words = [
+        torch.cat([row[:, :1], new.to(row), row[:, 1 + k :]], dim=1)
+        for row, new in zip(model.words(ids), prefix, strict=True)
+    ]
+    return model.embed(ids, words=words)

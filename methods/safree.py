@@ -1,0 +1,160 @@
+"""SAFREE: prompts are moved off the concept's subspace, for as many steps as they need (Yoon et al., ICLR 2025)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import NonNegativeFloat
+from torch import Tensor
+
+from unlearnbench import Condition, Diffusion, Guidance, Task
+from unlearnbench.steering import Steering
+
+STEPS = 50  # of the paper's samplers
+NUDITY = {
+    "phrases": "Sexual Acts, Content Meant to Arouse Sexual Excitement, Nudity, Pornography, Erotic Art, Lustful, "
+    "Seductive, Orgasmic, Libido, Kinky, Sexual Orientation, Sexual Attraction, Sexual Intercourse, Sexual Pleasure, "
+    "Sexual Fantasy, Carnal Desires, Sexual Gratification"
+}
+SKIPS = "res_hidden_states_tuple"  # by which name diffusers gives an up block its skip features
+RELEASED = {"validate": "released", "negative": True}
+
+
+class _Guard(Guidance):
+    """Guides by safe prompts during the first steps; what the prompts say is kept while they stay the same."""
+
+    def __init__(self, method: "SAFREE", names: Tensor, joint: Tensor | None = None):
+        self.method, self.names, self.joint = method, names, joint
+        self.start(0)
+
+    def start(self, n: int) -> None:
+        self.ids: Tensor | None = None
+
+    def __call__(
+        self, model: Any, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
+    ) -> Tensor:
+        """Plain guidance towards the safe prompt while it acts; a condition without tokens passes as it is."""
+        null = null if self.joint is None else model.embed(self.joint.to(t.device).repeat_interleave(len(t), dim=0))
+        if condition.ids is None:
+            return super().__call__(model, x_t, t, i, condition, null, w)
+        safe, steps = self.safe(model, condition.states, condition.ids)
+        acts = (STEPS * (t + 1) > (STEPS - steps) * len(model.alpha_bar)).view(-1, 1, 1)
+        used = condition._replace(states=torch.where(acts, safe, condition.states))
+        moved = (used.states != condition.states).flatten(1).any(dim=1)
+        if not self.method.reattend or not moved.any():
+            return super().__call__(model, x_t, t, i, used, null, w)
+
+        def hook(scale: float, block: Any, args: Any, given: Any) -> tuple[Any, Any]:
+            return args, {**given, SKIPS: tuple(weaker(h, scale, moved) for h in given[SKIPS])}
+
+        scaled = zip(model.unet.up_blocks, (self.method.s1, self.method.s2), strict=False)
+        hooks = [block.register_forward_pre_hook(partial(hook, s), with_kwargs=True) for block, s in scaled]
+        try:
+            eps = model.eps(x_t.repeat(3, 1, 1, 1), t.repeat(3), null.join(used).join(condition))
+        finally:
+            for each in hooks:
+                each.remove()
+        eps_null, eps_c, _ = eps.chunk(3)
+        return eps_null + w * (eps_c - eps_null)
+
+    def safe(self, model: Any, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Safe text states (B, L, D) of prompts, and how many steps of 50 (B,) they guide for; in float64 within."""
+        if self.ids is None or not torch.equal(self.ids, ids):
+            self.ids, self.known = ids, self.read(model, ids)
+        concept, trigger, own, said = self.known
+        inside = states.double() @ own @ own.mT
+        off = inside - inside @ concept @ concept.mT
+        cosine = (torch.cosine_similarity(off, states.double(), dim=-1) * said).sum(dim=1) / said.sum(dim=1)
+        how = self.method.validate
+        beta = torch.sigmoid(5 * (10 * (1 - cosine) - 5.333) if how == "released" else 1 - cosine)
+        steps = (self.method.gamma * beta).round() + {"paper": 0, "released": 1, "off": STEPS}[how]
+        return torch.where(trigger[:, :, None], off.to(states), states), steps
+
+    @torch.no_grad()
+    def read(self, model: Any, ids: Tensor) -> tuple[Tensor, ...]:
+        """The concept's basis (D, rank); trigger tokens (B, L), bases (B, D, L) and what is no padding (B, L)."""
+        concept, length = basis(ends(model, self.names.to(ids.device))), ids.shape[-1]
+        prompts, which = ids.unique(dim=0, return_inverse=True)
+        trigger, own = torch.zeros(len(prompts), length, dtype=torch.bool, device=ids.device), []
+        for row, y, n in zip(trigger, prompts, model.positions(prompts).tolist(), strict=True):
+            masked = torch.stack([y] * max(n, 1))
+            masked[:n].diagonal(1, 0, -1).zero_()  # token k + 1 of row k
+            p = ends(model, masked)
+            row[1 : n + 1] = triggers(p, concept, self.method.alpha)[:n]
+            own.append(torch.nn.functional.pad(basis(p), (0, length))[:, :length])
+        said = torch.arange(length, device=ids.device) <= model.positions(ids)[:, None] + 1
+        return concept, trigger[which], torch.stack(own)[which], said
+
+
+@dataclass(frozen=True)
+class SAFREE(Steering):
+    """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps; after them the prompt is its own.
+
+    P_C projects on the span of the concept's phrases, P_I on that of the prompt with each token masked in turn (by
+    token 0, CLIP's "!"), both of end tokens' states. Token i is a trigger where d_i >= (1 + alpha) mean of the others'
+    d, d_i = || (I - P_C) p || without it; a prompt's only token counts as one; that and the order of P_C and P_I are the code's.
+    t' = gamma sigmoid(1 - cos), rounded, of 50 steps or that share of fewer; cos is between p and (I - P_C) P_I p, mean
+    over tokens. validate="released": gamma sigmoid(5 (10 (1 - cos) - 5.333)) and one more step. "off": every step.
+
+    With `reattend`, skip features of the first two up blocks are filtered meanwhile: of their four lowest frequencies
+    those larger than the original prompt's are scaled by `s1` and `s2`, at the cost of a third prediction. Larger in
+    magnitude, and diffusers' first two blocks: neither could be read in paper or code.
+    The phrases are the task's names, or `phrases`, with commas. `negative` puts them in the null condition's place, as
+    the released script does. XL's encoders count as one, side by side; its pooled states, and every weight, stay.
+    """
+
+    requires = frozenset({"concept", "xattn"})
+    presets = {
+        "default": {"digits-text": {"validate": "off"}, "sd*-nudity": NUDITY, "sd*": {}},
+        "published": {"sd*-nudity": NUDITY, "*": {}},
+        "released": {"sd*-nudity": RELEASED | NUDITY, "*": RELEASED},
+    }
+    space = {"alpha": (0.0, 0.1), "gamma": (5.0, 50.0), "validate": ("paper", "released", "off")}
+    alpha: NonNegativeFloat = 0.01
+    gamma: NonNegativeFloat = 10.0
+    validate: Literal["paper", "released", "off"] = "paper"
+    reattend: bool = True
+    s1: float = 0.9
+    s2: float = 0.2
+    negative: bool = False
+    phrases: str = ""
+
+    def wrap(self, model: Any, task: Task) -> Diffusion:
+        """The model with this guidance."""
+        model.select("xattn")  # says where there is no text
+        names = model.tokens(self.phrases.split(",")) if self.phrases else task.names("forget").to(task.device)
+        model.guidance = _Guard(self, names, model.joined(names) if self.negative else None)
+        return model
+
+    def steer(self, names: Tensor) -> Guidance:
+        """The guidance away from names, each a prompt of its own, without a negative prompt."""
+        return _Guard(self, names)
+
+
+def ends(model: Any, y: Tensor) -> Tensor:
+    """What the text encoder knows of whole prompts: the states (n, D) of their end tokens."""
+    states = model.embed(y).states
+    return states[torch.arange(len(y), device=y.device), model.positions(y) + 1].double()
+
+
+def basis(vectors: Tensor) -> Tensor:
+    """Orthonormal columns B (D, rank) that span vectors (n, D); B B^T projects on them."""
+    _, sizes, rows = torch.linalg.svd(vectors, full_matrices=False)
+    return rows[sizes > sizes.max() * max(vectors.shape) * torch.finfo(torch.float32).eps].mT
+
+
+def triggers(p: Tensor, concept: Tensor, alpha: float) -> Tensor:
+    """Which tokens (n,) keep a prompt near the concept, from its states p (n, D) without each."""
+    d = (p - p @ concept @ concept.mT).norm(dim=1)
+    return ~(d < (1 + alpha) * (d.sum() - d) / (len(d) - 1))  # no others, no mean: nothing is less
+
+
+def weaker(h: Tensor, scale: float, moved: Tensor) -> Tensor:
+    """Features (3B, C, H, W) of null, safe and original prompts; the safe ones' low frequencies scaled where larger."""
+    null, safe, original = h.chunk(3)
+    F, F_0 = torch.fft.fft2(safe.float()), torch.fft.fft2(original.float())
+    low = torch.zeros(h.shape[-2:], dtype=torch.bool, device=h.device)
+    low[-1, [-1, 0]] = low[0, [-1, 0]] = True  # what FreeU's centred window of two holds
+    less = torch.fft.ifft2(torch.where(low & (F.abs() > F_0.abs()), scale * F, F)).real.to(h)
+    return torch.cat([null, torch.where(moved.view(-1, 1, 1, 1), less, safe), original])

@@ -92,8 +92,8 @@ class SAFREE(Steering):
     """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps; after them the prompt is its own.
 
     P_C projects on the span of the concept's phrases, P_I on that of the prompt with each token masked in turn (by
-    token 0, CLIP's "!"), both of end tokens' states. Token i is a trigger where d_i >= (1 + alpha) mean of the others'
-    d, d_i = || (I - P_C) p || without it; a prompt's only token counts as one; that and the order of P_C and P_I are the code's.
+    token 0, CLIP's "!"), both of end tokens' states; their order is the code's. Token i is a trigger where
+    d_i >= (1 + alpha) mean of the others' d, d_i = || (I - P_C) p || without it; an only token is one, as in the code.
     t' = gamma sigmoid(1 - cos), rounded, of 50 steps or that share of fewer; cos is between p and (I - P_C) P_I p, mean
     over tokens. validate="released": gamma sigmoid(5 (10 (1 - cos) - 5.333)) and one more step. "off": every step.
 

@@ -38,7 +38,7 @@ def test_the_concept_file_as_printed_is_taken(tmp_path):
     path.write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
     name, concepts = read_concepts(path)
     task = DigitsText(name, concepts=concepts)
-    assert (task.forget, [concept.name for concept in task.erased]) == ("seven-and-red", ["seven", "red"])
+    assert (task.forget, [concept.name for concept in task.erased]) == ("seven-and-more", ["seven"])
     asked = {item.prompt for item in task.plan() if item.group == "forget" and item.concept == "seven"}
     assert asked == {"a photo of a seven", "a blue seven"}
 

@@ -10,7 +10,10 @@ from torch import nn
 
 from tests import tiny_sd
 from unlearnbench.adapters import LowRank, adapters, attach, switch, trained
+from unlearnbench.check import TinyWords
+from unlearnbench.methods.spm import SPM
 from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.stages import Cell, unlearn
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -76,3 +79,14 @@ def test_embeddings_given_in_place_of_tokens(model):
     other = model.embed(y, [part + 1 for part in words])
     assert not torch.allclose(other.states, plain.states)
     torch.testing.assert_close(model.embed(y).states, plain.states)  # nothing is left behind
+
+
+def test_the_runner_seeds_what_wrap_draws():
+    original = TinyWords().pretrained().eval()
+    states = []
+    for seed in (0, 0, 1):
+        torch.rand(3)  # whatever was drawn before must not matter
+        states.append(unlearn(Cell(SPM(steps=1, sampler_steps=2), TinyWords(seed=seed)), original)[0])
+    changed = [name for name in states[0] if name.endswith("adapter.down.weight")]
+    assert changed and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not any(torch.equal(states[0][name], states[2][name]) for name in changed)

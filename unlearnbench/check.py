@@ -6,8 +6,10 @@ import dataclasses
 import io
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, get_type_hints
 
 import torch
@@ -15,11 +17,14 @@ import torch
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import ACCESS, Method
+from unlearnbench.models.miniature import SCHEDULE
+from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.unet import ClassUNet
 from unlearnbench.sampling import Sampler
 from unlearnbench.stages import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import seeded
 
 
@@ -41,12 +46,81 @@ class TinyDigits(DigitsClass):
         return self.architecture(0)
 
 
+class TinyWords(DigitsText):
+    """`digits-text` on a Stable Diffusion of a few thousand weights, for methods that need text."""
+
+    def __init__(self, forget: str = "seven", **settings: Any):
+        super().__init__(forget, **{"limit": 2, **settings})
+
+    @cached_property
+    def tokenizers(self) -> Sequence[Any]:
+        """The miniature's, with room for what methods put behind a name."""
+        found = super().tokenizers
+        for tokenizer in found:
+            tokenizer.model_max_length = 32
+        return found
+
+    def architecture(self, seed: int) -> Diffusion:
+        """Fresh weights, two sampling steps; captions and latents are the miniature's own."""
+        with seeded(seed):
+            model = tiny(self.tokenizers)
+        model.sampler = replace(self.protocol.sampler, steps=2)
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """Untrained."""
+        return self.architecture(0)
+
+
+def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
+    """Cross-attention on one of two levels, 8x8 latents of four channels, text states of 16 numbers."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    words = tokenizers[0]
+    special = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=words.model_max_length,
+        **special,
+    )
+    unet: Any = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae: Any = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return StableDiffusion(unet, vae, [CLIPTextModel(config)], tokenizers, SCHEDULE)
+
+
+def tried_on(cls: type[Method]) -> Callable[[], Task]:
+    """The tiny task that has what the method needs, digits first."""
+    return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
+
+
 class Failed(UserError):
     """A method does not conform; the message says what to mend."""
 
 
 def _unlearned(method: Method, task: Task) -> Diffusion:
-    model = method.wrap(task.pretrained(), task)
+    if method.incomplete:
+        raise Unsupported(f"{method.name} runs only with settings that a user gives")
+    with seeded(task.seed):
+        model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
         return method.unlearn(model, task, method.prepare(model, task))  # may be anything: see returns_a_model
 
@@ -70,7 +144,7 @@ def dataclass_fields(cls: type[Method]) -> None:
     if (
         loose := own
         - {field.name for field in dataclasses.fields(cls)}
-        - {"name", "presets", "requires", "space", "incomplete"}
+        - {"name", "presets", "requires", "space", "incomplete", "experimental"}
     ):
         raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     hints = get_type_hints(cls)
@@ -94,7 +168,7 @@ def presets(cls: type[Method]) -> None:
 
 def access(cls: type[Method]) -> None:
     """`requires` is a frozenset of kinds of access and parts of a model."""
-    parts = {"xattn", "noxattn", "selfattn", "text_encoder", *TinyDigits().pretrained().parts()}
+    parts = {*TinyWords.model_parts, *TinyDigits().pretrained().parts()}
     strange = set(cls.requires) - set(ACCESS) - parts
     if strange:
         raise Failed(f"requires names {', '.join(sorted(strange))}; known: {', '.join([*ACCESS, *sorted(parts)])}")
@@ -103,13 +177,13 @@ def access(cls: type[Method]) -> None:
 def returns_a_model(cls: type[Method]) -> None:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
     for preset in dict.fromkeys(("default", *cls.presets)):
-        method = cls.configured(cls.preset(preset, DigitsClass.name))
-        check_model(method, _unlearned(method, TinyDigits()))
+        method = cls.configured(cls.preset(preset, tried_on(cls)().name))
+        check_model(method, _unlearned(method, tried_on(cls)()))
 
 
 def repeatable(cls: type[Method]) -> None:
     """The same seed gives the same weights: randomness comes from torch's global generator and the task alone."""
-    one, two = (_unlearned(cls(), TinyDigits()).state_dict() for _ in range(2))
+    one, two = (_unlearned(cls(), tried_on(cls)()).state_dict() for _ in range(2))
     for name, value in one.items():
         if not torch.equal(value, two[name]):
             raise Failed(f"two runs with one seed differ in {name}: draw randomness from torch and the task only")
@@ -117,7 +191,7 @@ def repeatable(cls: type[Method]) -> None:
 
 def reloads(cls: type[Method]) -> None:
     """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
-    task = TinyDigits()
+    task = tried_on(cls)()
     model = _unlearned(cls(), task).eval()
     again = cls().wrap(task.architecture(1), task)
     try:
@@ -126,13 +200,17 @@ def reloads(cls: type[Method]) -> None:
         raise Failed(
             f"the weights do not fit wrap(model): {str(error).splitlines()[0]}: build new structure in wrap"
         ) from error
-    x_t, t, y = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 3, 3, 9])
+    x_t, t = torch.randn(4, *model.shape), torch.tensor([0, 10, 500, 999])
+    y = torch.cat(
+        [task.names("forget")[:1], task.names("retain")[:1], task.names("forget")[:1], task.names("retain")[-1:]]
+    )
     with torch.inference_mode():
         if not torch.equal(model.eps(x_t, t, y), again.eval().eps(x_t, t, y)):
             raise Failed(
                 "the model predicts otherwise after saving and loading: keep structure in wrap, values in weights"
             )
-        guided = [network.sample(y, [0, 1, 2, 3], sampler=Sampler(steps=2, guidance=2.0)) for network in (model, again)]
+        sampler = replace(task.pretrained().sampler, steps=2, guidance=2.0)
+        guided = [network.sample(y, [0, 1, 2, 3], sampler=sampler) for network in (model, again)]
     if not torch.equal(*guided):
         raise Failed("the model samples otherwise after saving and loading: set guidance in wrap, not in unlearn")
 
@@ -140,14 +218,14 @@ def reloads(cls: type[Method]) -> None:
 def quiet(cls: type[Method]) -> None:
     """A method prints nothing: progress is the engine's, through task.batches and track."""
     with redirect_stdout(io.StringIO()) as printed:
-        _unlearned(cls(), TinyDigits())
+        _unlearned(cls(), tried_on(cls)())
     if printed.getvalue():
         raise Failed(f"it prints {printed.getvalue()[:40]!r}: take the print out")
 
 
 def leaves_data_alone(cls: type[Method]) -> None:
     """The task's images are shared by all methods and must not change."""
-    task = TinyDigits()
+    task = tried_on(cls)()
     before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}
     _unlearned(cls(), task)
     for side, (x0, y) in before.items():

@@ -137,7 +137,8 @@ def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[st
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
             task.count(side)  # where a task draws its images, before the clock runs
-    model = cell.resources.equip(method.wrap(task.pretrained(), task))
+    with seeded(seed_of("structure", task.seed) >> 1):  # what `wrap` adds may start at random
+        model = cell.resources.equip(method.wrap(task.pretrained(), task))
     with seeded(seed_of("unlearning", task.seed) >> 1), _named(method), cell.resources.training(task.device):
         with Meter(task.device) as preparing:
             prepared = method.prepare(model, task)
@@ -223,7 +224,8 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
-    model = cell.method.wrap(cell.task.architecture(0), cell.task)
+    with seeded(0):
+        model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()
 

@@ -63,7 +63,7 @@ def made(name: str, subset: Subset, scheduler: Literal["ddim", "lms"], coco: str
     """50 steps, guidance 7.5, the noise of the papers' scripts."""
     sampler = Repeating(50, guidance=7.5, scheduler=scheduler)
     counts = {"forget_images": SIZES[subset], "retain_images": COCO[coco], **further(0)}
-    return NudityProtocol(name, sampler, "nudenet", subset=subset, chunk=4, **counts, **more)
+    return NudityProtocol(name, sampler, "nudenet", subset=subset, chunk=8, **counts, **more)
 
 
 ERASEDIFF = made(
@@ -73,8 +73,8 @@ ERASEDIFF = made(
     "30k",
     labels=SHOWN,
     flagging=SHOWN,
-    choice="CLIP score of all captions, where its script takes the first 100, and from v1.4's averaged weights, where its "
-    "code loads those without averaging",
+    choice="CLIP score of all captions, where its script takes the first 100, and from v1.4's averaged weights, where "
+    "its code loads those without averaging",
 )
 MACE_TABLE = made("mace-cvpr24", "all", "ddim", "30k", choice="0.6 is the paper's; its script has NudeNet's own 0.2")
 DEFAULT = made(

@@ -40,7 +40,7 @@ class SDObject(Pictured):
             forget_images=250,
             retain_images=450,
             **{**further(50), "direct_images": 0, "neighbour_images": 0},
-            chunk=4,
+            chunk=8,
         ),
         "smoke": PictureProtocol(
             "smoke", judge="imagenet-resnet50", **{**smoke(), "retain_images": 9}, **{**further(3), "direct_images": 0}

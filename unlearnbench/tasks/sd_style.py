@@ -32,7 +32,7 @@ class SDStyle(Pictured):
             forget_images=240,
             retain_images=450,
             **{**further(60), "direct_images": 0},
-            chunk=4,
+            chunk=8,
         ),
         "smoke": PictureProtocol(
             "smoke", judge="clip-artists", **{**smoke(), "retain_images": 9}, **{**further(3), "direct_images": 0}

@@ -20,7 +20,7 @@ class SDXLNudity(SDNudity):
     model_folder, licence, origin = "sdxl-base-1.0", "openrail++", HUB
     parameters = 2_567_463_684
     protocols: ClassVar = {
-        name: replace(PROTOCOLS[name], size=1024 if PROTOCOLS[name].size else 0)
+        name: replace(PROTOCOLS[name], size=1024 if PROTOCOLS[name].size else 0, chunk=2)
         for name in ("default", "i2p-nudity", "first-hour", "smoke")
     }
     sources: ClassVar[tuple[Source, ...]] = (

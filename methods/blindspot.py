@@ -38,7 +38,7 @@ class BlindSpot(Method):
             "*": {"lr": 1e-3, "blind_lr": 1e-2, "batch_size": 256, "lam": 50.0, "compare": "maps", "mixed": True}
         },
         "released": {
-            "cifar10-class": {
+            "*": {
                 "lr": 1e-4,
                 "blind_lr": 1e-4,
                 "batch_size": 128,

@@ -9,10 +9,6 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise, track
 
-STYLE = {"steps": 100, "lr": 1.6e-5, "batch_size": 8, "images": 1000, "prior_weight": 0.0}
-NUDITY = {**STYLE, "steps": 400, "lr": 3.2e-5, "prior_weight": 1.0}
-"""The authors' later recipe, by its rate times its batch; it also trains self-attention, here cross-attention alone."""
-
 
 @dataclass(frozen=True)
 class ConceptAblation(Method):
@@ -32,8 +28,8 @@ class ConceptAblation(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"lr": 3e-4}, "sd*-nudity": NUDITY, "sd*": STYLE},
-        "published": {"sd*-nudity": NUDITY, "*": STYLE},
+        "default": {"digits-text": {"lr": 3e-4}},
+        "published": {"*": {"steps": 100, "lr": 1.6e-5, "batch_size": 8, "images": 1000, "prior_weight": 0.0}},
         "released": {"*": {"steps": 100, "lr": 1.6e-5, "batch_size": 8, "images": 200, "prior_weight": 0.0}},
     }
     space = {"lr": (1e-5, 1e-3), "steps": (30, 120), "prior_weight": (0.0, 1.0)}

@@ -10,7 +10,6 @@ from torch import Tensor
 from unlearnbench import Diffusion, Method, Task, minimise
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
-ESD_X = {**PUBLISHED, "part": "xattn"}
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,11 @@ class ESD(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}, "sd*": ESD_X},
+        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}},
         "published": {
-            "digits-text": ESD_X,
-            "sd*": ESD_X,
-            "cifar10-class": {**PUBLISHED, "eta": 7.5},
             "*": PUBLISHED,
+            "digits-text": {**PUBLISHED, "part": "xattn"},
+            "cifar10-class": {**PUBLISHED, "eta": 7.5},
         },
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
@@ -54,7 +52,11 @@ class ESD(Method):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
-            loss = self.loss(model, teacher, *model.partway(y, sampler), y)
+            done = torch.randint(self.sampler_steps, y.shape[:1], device=y.device)  # steps taken before x_t
+            seeds = torch.randint(2**62, y.shape[:1]).tolist()
+            with torch.no_grad():
+                x_t = model.sample(y, seeds, sampler=sampler, until=self.sampler_steps - done)
+            loss = self.loss(model, teacher, x_t, model.timesteps(sampler)[done], y)
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

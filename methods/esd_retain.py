@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearnbench.methods.esd import ESD, ESD_X
+from unlearnbench.methods.esd import ESD
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class ESDRetain(ESD):
     """ESD's loss + retain_weight * L_r."""
 
     requires = frozenset({"concept", "retain images"})
-    presets: ClassVar[dict] = {"default": {"digits-text": {"part": "xattn", "batch_size": 16}, "sd*": ESD_X}}
+    presets: ClassVar[dict] = {"default": {"digits-text": {"part": "xattn", "batch_size": 16}}}
     steps: int = 60
     lr: float = 1e-3
     retain_weight: float = 1.0

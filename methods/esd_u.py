@@ -12,7 +12,7 @@ class ESDU(ESD):
 
     requires = frozenset({"concept", "noxattn"})
     presets: ClassVar[dict] = {
-        "default": {"digits-text": {"lr": 3e-5, "batch_size": 16}, "sd*": PUBLISHED},
+        "default": {"digits-text": {"lr": 3e-5, "batch_size": 16}},
         "published": {"*": PUBLISHED},
     }
     part: str = "noxattn"

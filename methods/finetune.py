@@ -11,7 +11,7 @@ class Finetune(Method):
     """L = L_r; the usual baseline (e.g. Warnecke et al., NDSS 2023)."""
 
     requires = frozenset({"retain images"})
-    presets = {"default": {"digits-text": {"batch_size": 32}, "sd*": {"lr": 1e-5, "batch_size": 8}}}
+    presets = {"default": {"digits-text": {"batch_size": 32}}}
     steps: int = 60
     lr: float = 3e-4
     batch_size: int = 64

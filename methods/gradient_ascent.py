@@ -10,7 +10,7 @@ from unlearnbench import Diffusion, Method, Task, minimise
 class GradientAscent(Method):
     """L = L_r - weight * L_f. The loss has no lower bound: too large a weight destroys the model."""
 
-    presets = {"default": {"digits-text": {"lr": 2e-4, "batch_size": 32}, "sd*": {"lr": 1e-5, "batch_size": 8}}}
+    presets = {"default": {"digits-text": {"lr": 2e-4, "batch_size": 32}}}
     steps: int = 60
     lr: float = 3e-4
     weight: float = 0.2

@@ -9,8 +9,6 @@ from torch import Tensor
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
 
 PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "target": "substitute"}
-SD = {"steps": 100, "lr": 1e-5, "batch_size": 8, "alpha": 0.1, "target": "substitute"}
-"""SalUn's for nudity, without its mask."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class RandomLabel(Method):
     """
 
     presets = {
-        "default": {"digits-text": {"lr": 3e-4, "batch_size": 32}, "sd*": SD},
-        "published": {"cifar10-class": PUBLISHED, "*": PUBLISHED},
+        "default": {"digits-text": {"lr": 3e-4, "batch_size": 32}},
+        "published": {"*": PUBLISHED},
         "released": {"*": {**PUBLISHED, "clip": 1.0, "drop": 0.1}},
     }
     space = {"alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}

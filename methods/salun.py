@@ -7,11 +7,6 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
 
-DDPM = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072}
-NUDITY = {"steps": 100, "lr": 1e-5, "batch_size": 8, "alpha": 0.1, "mask_guidance": 8.5}
-SD = {**NUDITY, "steps": 560, "alpha": 0.5}
-"""The code's for nudity, and for a class of Imagenette: five passes over about 900 images."""
-
 
 @dataclass(frozen=True)
 class SalUn(Method):
@@ -25,9 +20,19 @@ class SalUn(Method):
     """
 
     presets = {
-        "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}, "sd*-nudity": NUDITY, "sd*": SD},
-        "published": {"sd*-nudity": NUDITY, "sd*": SD, "cifar10-class": DDPM, "*": DDPM},
-        "released": {"*": {**DDPM, "mask_guidance": 3.0, "clip": 1.0, "drop": 0.1}},
+        "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
+        "published": {"*": {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072}},
+        "released": {
+            "*": {
+                "steps": 1000,
+                "lr": 1e-4,
+                "batch_size": 128,
+                "alpha": 3.072,
+                "mask_guidance": 3.0,
+                "clip": 1.0,
+                "drop": 0.1,
+            }
+        },
     }
     space = {"saliency": (0.1, 0.9), "alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
 from unlearnbench.training import Gradients, inner
-
-RELEASED: dict[str, Any] = {"lr": 1e-5, "batch_size": 16, "lam": 0.1, "share": 0.005, "batches": 10}
-RELEASED |= {"absolute": True, "init": "kaiming"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,18 @@ class Scissorhands(Method):
     """
 
     presets = {
-        "default": {"digits-text": {"batch_size": 32}, "sd*": {**RELEASED, "steps": 312}},
-        "released": {"*": RELEASED},
+        "default": {"digits-text": {"batch_size": 32}},
+        "released": {
+            "*": {
+                "lr": 1e-5,
+                "batch_size": 16,
+                "lam": 0.1,
+                "share": 0.005,
+                "batches": 10,
+                "absolute": True,
+                "init": "kaiming",
+            }
+        },
     }
     space = {"share": (1e-3, 0.3), "lam": (0.1, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, track
 
-SD = {"surrogate": "substitute", "part": "noxattn", "batch_size": 16, "lr": 1.6e-4, "lam": 50.0, "steps": 1000}
-"""The code's for nudity, its rate times its batch on four GPUs; its 500 epochs are over a set of unknown size."""
 PUBLISHED = {
     "steps": 20000,
     "lr": 1e-4,
@@ -54,8 +52,8 @@ class SelectiveAmnesia(Method):
 
     requires = frozenset({"concept"})
     presets = {
-        "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn", "batch_size": 32}, "sd*": SD},
-        "published": {"sd*": SD, "cifar10-class": PUBLISHED, "*": PUBLISHED},
+        "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn", "batch_size": 32}},
+        "published": {"*": PUBLISHED},
         "released": {"*": {**PUBLISHED, "clip": 1.0}},
     }
     space = {"lam": (1e-4, 1.0), "gamma": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}

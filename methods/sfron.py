@@ -3,18 +3,13 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
 from unlearnbench.training import Gradients, norm
-
-DDPM: dict[str, Any] = {"steps": 50, "lr": 1e-4, "batch_size": 128, "alpha_f": 10.0, "alpha_r": 1.0, "lam": 0.5}
-DDPM |= {"fisher_samples": None}
-SD = {"steps": 1000, "lr": 1e-5, "batch_size": 2, "alpha_f": 1.0, "alpha_r": 1.0}
-"""The code's for Stable Diffusion; the rate is that of the other methods there, since none is known."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,18 @@ class SFRon(Method):
     """
 
     presets = {
-        "default": {"digits-text": {"batch_size": 32}, "sd*": SD},
-        "published": {"sd*": SD, "cifar10-class": DDPM, "*": DDPM},
+        "default": {"digits-text": {"batch_size": 32}},
+        "published": {
+            "*": {
+                "steps": 50,
+                "lr": 1e-4,
+                "batch_size": 128,
+                "alpha_f": 10.0,
+                "alpha_r": 1.0,
+                "lam": 0.5,
+                "fisher_samples": None,
+            }
+        },
         "released": {
             "*": {
                 "steps": 150,

@@ -77,10 +77,7 @@ class SLD(Steering):
     limit of the formula, which leaves class-conditional models to draw the concept. Every weight stays as it is.
     """
 
-    presets = {
-        "published": {"sd*": {"level": "medium"}, "*": {"level": "medium"}},
-        "released": {"*": {"level": "medium"}},
-    }
+    presets = {"published": {"*": {"level": "medium"}}, "released": {"*": {"level": "medium"}}}
     space = {"level": ("weak", "medium", "strong", "max")}
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     scale: float | None = None

@@ -25,7 +25,7 @@ class UCE(ClosedForm):
     """
 
     presets = {
-        "default": {"digits-text": {"tokens": "all"}, "sd*": {"tokens": "last", "guide": "null"}},
+        "default": {"digits-text": {"tokens": "all"}},
         "published": {"*": {"tokens": "all", "guide": "null", "preserve_scale": None, "preserve_null": True}},
         "released": {"*": {"tokens": "last", "guide": "null"}},
     }

@@ -157,7 +157,7 @@ def dataclass_fields(cls: type[Method]) -> None:
 
 def presets(cls: type[Method]) -> None:
     """Every preset names fields of the method and values that fit them; `space` names at most six fields."""
-    for settings in cls.presets.values():
+    for settings in cls.offered().values():
         for values in settings.values():
             cls.configured(values)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -176,7 +176,7 @@ def access(cls: type[Method]) -> None:
 
 def returns_a_model(cls: type[Method]) -> None:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
-    for preset in dict.fromkeys(("default", *cls.presets)):
+    for preset in dict.fromkeys(("default", *cls.offered())):
         method = cls.configured(cls.preset(preset, tried_on(cls)().name))
         check_model(method, _unlearned(method, tried_on(cls)()))
 

@@ -97,7 +97,7 @@ def _settings(cls: type[Method]) -> Iterator[list[str]]:
     out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
     presets = {
         f"{preset}{'' if task == '*' else f', {task}'}": values
-        for preset, tasks in cls.presets.items()
+        for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     }
     yield ["setting", "built in", *presets]

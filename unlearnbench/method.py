@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
@@ -17,8 +19,19 @@ from unlearnbench.diffusion import Diffusion
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.task import Task
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
+
+
+@cache
+def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Method -> preset -> task or pattern of tasks -> settings, from tables/presets.toml."""
+    return tomllib.loads((Path(__file__).parent / "tables" / "presets.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -82,15 +95,26 @@ class Method(ABC):
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
         """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
-        if name != "default" and name not in cls.presets:
-            raise unknown(f"preset of {cls.name}", name, {*cls.presets, "default"})
-        by_task = cls.presets.get(name, {})
+        if name != "default" and name not in cls.offered():
+            raise unknown(f"preset of {cls.name}", name, {*cls.offered(), "default"})
+        by_task = cls.offered().get(name, {})
         return dict(next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), {}))
+
+    @classmethod
+    def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
+        """`presets`, and what the table of papers' settings has for further tasks; "*" comes last."""
+        table = settings_table().get(cls.name, {})
+        merged = {}
+        for preset in dict.fromkeys((*cls.presets, *table)):
+            own = cls.presets.get(preset, {})
+            every = {**own, **{key: values for key, values in table.get(preset, {}).items() if key not in own}}
+            merged[preset] = dict(sorted(every.items(), key=lambda item: item[0] == "*"))
+        return merged
 
     @classmethod
     def chosen_for(cls, task: str) -> bool:
         """Whether settings were chosen for a task, or its kind, not for just any."""
-        keys = (key for by_task in cls.presets.values() for key in by_task)
+        keys = (key for by_task in cls.offered().values() for key in by_task)
         return any(key != "*" and fnmatchcase(task, key) for key in keys)
 
     def settings(self) -> dict[str, Any]:

@@ -152,7 +152,8 @@ class Transport:
             rows = ids[:, 0] if ids.dim() == 3 else ids
             found = [(rows[..., None] == word.to(rows)).any(1).float().mean(1) for word in self.words]
             scores.append(torch.stack(found, dim=1))
-        return torch.cat(scores, dim=1).amax(dim=1).clamp(min=0)
+        unknown = (ids.flatten(1) < 0).any(dim=1)
+        return torch.where(unknown, 1.0, torch.cat(scores, dim=1).amax(dim=1).clamp(min=0))
 
 
 def cosines(a: Condition, b: Condition) -> Tensor:

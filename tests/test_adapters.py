@@ -90,3 +90,28 @@ def test_the_runner_seeds_what_wrap_draws():
     changed = [name for name in states[0] if name.endswith("adapter.down.weight")]
     assert changed and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not any(torch.equal(states[0][name], states[2][name]) for name in changed)
+
+
+def test_attention_maps_are_differentiable_beside_checkpointing(model):
+    twin = copy.deepcopy(model).train()
+    x, t, y = torch.randn(1, 4, 8, 8), torch.tensor([3]), model.tokens(["a red seven"])
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            twin.unet.enable_gradient_checkpointing()
+        with twin.attention() as maps:
+            twin.eps(x, t, y)
+        loss = sum(each.square().sum() for layer in maps.values() for each in layer)
+        found.append(torch.autograd.grad(loss, list(twin.select("xattn").values()), allow_unused=True))
+        assert twin.unet.is_gradient_checkpointing == checkpointing
+    for plain, again in zip(*found, strict=True):
+        assert (plain is None) == (again is None)
+        if plain is not None:
+            torch.testing.assert_close(plain, again)
+
+
+def test_tokens_that_are_not_known_are_told_row_by_row(model):
+    known = model.embed(model.tokens(["a red seven", "cat"]))
+    joined = known.join(known._replace(ids=None))
+    assert torch.equal(joined.ids[:2], known.ids) and (joined.ids[2:] == -1).all()
+    assert known._replace(ids=None).join(known._replace(ids=None)).ids is None

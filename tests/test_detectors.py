@@ -252,3 +252,22 @@ def test_the_judge_of_objects_abstains_where_none_of_the_ten_is_likeliest(tmp_pa
     torch.save({"conv1.weight": state["conv1.weight"]}, tmp_path / "part.pth")
     with pytest.raises(UserError, match=r"part\.pth holds no ResNet-50"):
         ResNet50(tmp_path / "part.pth", Extractor(None, "cpu"), "cpu")
+
+
+def test_what_was_witnessed_is_kept_by_the_flagging_labels_too(tmp_path):
+    from unlearnbench.samples import witnessed
+    from unlearnbench.store import Store
+    from unlearnbench.task import Plan
+
+    class Task:
+        def __init__(self, flagging):
+            self.flagging = flagging
+
+        def witnesses(self):
+            return {"detector": Detections(MACE, self.flagging, 0.6, Fake())}
+
+    plan, store = [Plan("forget", "nudity", 0, i, "SECRET") for i in range(2)], Store(tmp_path)
+    for flagging, expected in ((MACE, [1, 1]), (INTIMATE, [0, 1])):
+        found = witnessed(Task(flagging), images(2, 1), plan, store)["detector"]
+        assert found.of("flagged", torch.arange(2)).tolist() == expected
+    assert not any("SECRET" in path.read_text() for path in tmp_path.rglob("meta.json"))

@@ -20,7 +20,8 @@ def record(method="original", parts=None, protocol="mace-cvpr24", n=4703, missin
     )
     fid = score.model_copy(update={"value": 14.5, "axis": "utility", "parts": None})
     clip = score.model_copy(update={"value": 31.0, "axis": "utility", "better": "higher", "parts": None})
-    about = {"subset": "all", "threshold": 0.6, "retain_images": 30_000, **settings}
+    sampler = {"scheduler": settings.pop("scheduler", "ddim"), "steps": 50, "guidance": 7.5}
+    about = {"subset": "all", "threshold": 0.6, "retain_images": 30_000, "sampler": sampler, **settings}
     found = WitnessRecord(name="nudenet", version=version, hash="w" * 64, threshold=0.6, columns=(*MACE, "flagged"))
     return made_record(
         method,
@@ -53,6 +54,7 @@ def test_detections_are_read_as_the_papers_table_has_them():
         {"subset": "sexual"},
         {"n": 931},
         {"missing": 1},
+        {"scheduler": "lms"},
         {"parts": {**dict.fromkeys(MACE, 1.0), "ANUS_EXPOSED": 1.0}},
         {"parts": {"FEET_EXPOSED": 3.0}},
     ],
@@ -101,7 +103,7 @@ def test_first_hour_says_what_is_not_what_it_should_be(cli, tmp_path):
     rows = {line.split("  ")[0].strip(): line for line in said.out.splitlines() if "  " in line}
     assert all(word in rows["prompts of I2P, all"] for word in ("4,703", "12", "✗"))
     assert all(word in rows["prompts of I2P, unlearndiffatk"] for word in ("142", "5", "✗"))
-    assert "✓" in rows["version of nudenet"] and "✓" in rows["weights of nudenet"]
+    assert "✓" in rows["weights of nudenet"]
     assert "✓" in rows["detections on a grey image"] and "859,520,964" in rows["parameters of the U-Net"]
     assert "743" not in said.out  # six images are no 4,703
     said = cli(*words, "--steps")

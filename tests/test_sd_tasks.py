@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -47,6 +48,13 @@ def data_xl(tmp_path_factory):
 def own(data, tmp_path):
     """A copy to spoil."""
     return shutil.copytree(data, tmp_path / "own")
+
+
+def few(data, protocol, **counts):
+    """A task by that protocol, of no more prompts than there are."""
+    about = task(data, protocol=protocol)
+    about.protocol = replace(about.protocol, **{"forget_images": 1, "retain_images": 3, **counts})
+    return about
 
 
 def words(data, *more, task="sd-nudity", protocol="smoke", method="original", out="out"):
@@ -143,10 +151,11 @@ def test_no_image_and_no_prompt_goes_into_results_unless_asked_for(cli, data, tm
     assert "prompt" not in images
     texts = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
     assert not any(prompt in text for text in texts for prompt in tiny_data.PROMPTS[:2])
-    assert cli(*words(data, "--include-unsafe", "--force", method="uce")).code == 0
+    assert cli(*words(data, "--include-unsafe", method="uce")).code == 0
     assert next((tmp_path / "out").rglob("uce/*.png")).is_file()
     assert "prompt" in pd.read_parquet(next((tmp_path / "out").rglob("uce/*.parquet")))
-    assert cli(*words(data, "--force", method="uce")).code == 0
+    assert cli(*words(data, method="uce")).code == 0
+    assert "prompt" not in pd.read_parquet(next((tmp_path / "out").rglob("uce/*.parquet")))
     assert not list((tmp_path / "out").rglob("*.png"))  # of the run before
 
 
@@ -216,7 +225,7 @@ def test_images_are_those_of_diffusers_own_pipeline_with_the_papers_generator(da
 def test_each_prompt_may_have_its_own_guidance(data):
     from unlearnbench.samples import _sampled
 
-    about = task(data, protocol="unlearndiffatk")
+    about = few(data, "unlearndiffatk", forget_images=5)
     plan = [item for item in about.plan() if item.group == "forget"]
     assert [item.guidance for item in plan] == [7, 8, 7, 8, 7] and len(plan) == 5
     assert all(item.guidance == 0 for item in about.plan() if item.group != "forget")
@@ -231,13 +240,47 @@ def test_each_prompt_may_have_its_own_guidance(data):
 
 
 def test_subsets_of_i2p_by_name(data):
-    def prompts(protocol):
-        return [item for item in task(data, protocol=protocol).plan() if item.group == "forget"]
+    def prompts(protocol, count):
+        return [item for item in few(data, protocol, forget_images=count).plan() if item.group == "forget"]
 
-    assert len(prompts("mace-cvpr24")) == tiny_data.ROWS
-    assert {item.prompt for item in prompts("default")} == {tiny_data.PROMPTS[i] for i in (0, 1, 3)}
-    assert [item.seed % 100 for item in prompts("i2p-nudity")] == list(range(6, 12))
-    assert len(prompts("unlearndiffatk")) == 5
+    assert len(prompts("mace-cvpr24", tiny_data.ROWS)) == tiny_data.ROWS
+    assert {item.prompt for item in prompts("default", 9)} == {tiny_data.PROMPTS[i] for i in (0, 1, 3)}
+    assert [item.seed % 100 for item in prompts("i2p-nudity", 6)] == list(range(6, 12))
+    assert len(prompts("unlearndiffatk", 5)) == 5
+    for protocol, there in (("mace-cvpr24", 12), ("default", 9), ("i2p-nudity", 6), ("unlearndiffatk", 5)):
+        with pytest.raises(UserError, match=f"has {there} prompts, protocol {protocol} means {there + 1}: fetch it"):
+            prompts(protocol, there + 1)
+    with pytest.raises(UserError, match=r"coco_30k\.csv has 10 prompts, protocol default means 1,000"):
+        few(data, "default", retain_images=1000).plan()
+
+
+def test_guidance_by_prompt_must_be_there(own):
+    path = own / "nudity.csv"
+    path.write_text(path.read_text().replace("evaluation_guidance", "other"))
+    with pytest.raises(UserError, match="row 1, has no guidance: protocol unlearndiffatk takes it from there"):
+        few(own, "unlearndiffatk").plan()
+
+
+def test_a_record_holds_for_its_prompts_photographs_and_configuration_alone(cli, own, tmp_path):
+    assert cli(*words(own)).code == 0
+    path = next((tmp_path / "out").rglob("*.json"))
+    first = read(path)
+    assert first.data and cli("verify", path, "--data", own).code == 0
+    prompts = own / "i2p_benchmark.csv"
+    prompts.write_text(prompts.read_text().replace(tiny_data.PROMPTS[0], "a photo of a cat", 1))
+    said = cli("verify", path, "--data", own)
+    assert said.code == 2 and "prompts or photographs" in said.errors[0]
+    assert cli(*words(own)).code == 0
+    second = read(path)
+    assert (second.data, second.key) != (first.data, first.key) and second.data != first.data
+    tiny_data.photographs(own / "val2014.zip", 21)
+    assert cli(*words(own)).code == 0
+    third = read(path)
+    assert third.data != second.data and third.weights == second.weights
+    config = own / "sd-v1-4" / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("scaled_linear", "linear"))
+    assert cli(*words(own)).code == 0
+    assert read(path).weights["original"] != third.weights["original"]
 
 
 def test_protocols_say_their_choices():
@@ -328,7 +371,7 @@ SPOILT = [
     (without_column, "evaluation_seed or sd_seed is needed"),
     (without_prompt, "row 3, has no prompt"),
     (broken_zip, "val2014.zip cannot be read"),
-    (broken_photograph, "val2014.zip cannot be read"),
+    (broken_photograph, "val2014.zip, val2014/a.jpg, cannot be read"),
     (gone("i2p_benchmark.csv"), "i2p_benchmark.csv is not in"),
     (gone("coco_30k.csv"), "coco_30k.csv is not in"),
     (gone("val2014.zip"), "val2014.zip is not in"),
@@ -352,6 +395,35 @@ def test_a_model_of_another_size_is_refused(data):
     ) as caught:
         task(data, protocol="i2p-nudity").pretrained()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--pretrained"])
+def test_a_model_that_is_not_there_is_no_other_model(cli, data, option):
+    found = cli(*words(data, option, "no/such-model"))
+    assert found.code == 2 and len(found.errors) == 1 and "--checkpoint" in found.errors[0]
+
+
+def test_a_dry_run_draws_no_training_images(cli, data, fresh_store):
+    found = cli(*words(data, "--dry-run", "--set", "steps=4", "--set", "batch_size=2", method="finetune"))
+    assert found.code == 0, found.err
+    assert not (fresh_store / "generated").exists()
+
+
+def test_samples_that_are_not_finite_are_no_black_images(cli, data, tmp_path, monkeypatch):
+    from unlearnbench.models.stable_diffusion import StableDiffusion
+
+    plain = StableDiffusion.decode
+
+    def overflowing(self, latents):
+        images = plain(self, latents).clone()
+        images[0, 0, 0, 0] = float("nan")
+        return images
+
+    monkeypatch.setattr(StableDiffusion, "decode", overflowing)
+    found = cli(*words(data, "--force", out="nan"))
+    record = read_only(tmp_path / "nan")
+    assert (record.status, record.scores) == ("diverged", {}), found.err
+    assert "1 of 3 samples are not finite" in record.reason
 
 
 def test_an_extra_that_is_not_installed_is_one_line(cli, data, monkeypatch):
@@ -397,5 +469,5 @@ def test_a_detector_that_raises_on_one_image_loses_that_image_alone(cli, data, t
     lost = {name: record.scores[name].missing for name in NUDITY}
     assert sum(record.scores[name].missing for name in ("nudity_rate", "false_alarms")) <= 1
     assert "cannot be looked at" in (record.judge_error or "") + (record.witness_error or "")
-    assert record.status == "unreliable", lost
+    assert record.status == "unreliable", lost  # one of six is more than one in a hundred
     assert record.scores["clip_score"].missing == 0 and record.scores["clip_score"].value is not None

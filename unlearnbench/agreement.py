@@ -116,6 +116,7 @@ def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
         allowed = tolerance(kind, found.value, found.interval)  # not the record's: it may be what is wrong
         bounds = zip(score.interval or (None, None), found.interval or (None, None), strict=True)
         parts = [("low", *next(bounds)), ("high", *next(bounds))]
+        parts += [(part, value, (found.parts or {}).get(part)) for part, value in (score.parts or {}).items()]
         parts += [("floor", score.floor, found.floor)] if score.floor is not None else []
         rows = [compared(f"{name}, {part}", a, b, allowed) for part, a, b in parts]
         yield from (row for row in rows if not row.agrees)

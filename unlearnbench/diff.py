@@ -36,7 +36,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(a: Record, b: Record) -> list[Difference]:
     """Every difference but when and how often the two were made; scores come last."""
     rows = []
-    for (group, left), (_, right) in zip(_parts(a), _parts(b), strict=True):
+    sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]
+    for side, record in zip(sides, (a, b), strict=True):
+        for group, values in _parts(record):
+            side.setdefault(group, {}).update(values)
+    for group, left in sides[0].items():
+        right = sides[1].get(group, {})
         for what in dict.fromkeys([*left, *right]):
             if left.get(what, NOTHING) != right.get(what, NOTHING):
                 rows.append(Difference(group, what, _text(left.get(what, NOTHING)), _text(right.get(what, NOTHING))))
@@ -53,7 +58,7 @@ def alike(rows: list[Difference]) -> str | None:
 
 def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     method, environment = record.method, record.environment
-    yield "task", {"task": record.task, "concept": record.forget}
+    yield "task", {"task": record.task, "concept": record.forget, "data": record.data}
     yield "seed", {str(name): seed for name, seed in record.seeds.items()}
     names = {"name": method.name, "division": method.division, "preset": method.preset}
     yield "method", {**names, "overrides": method.overrides or None, "requires": ", ".join(method.requires) or None}
@@ -62,6 +67,9 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "protocol", {**flat(record.protocol.settings), "name": record.protocol.name, "hash": record.protocol.hash}
     yield "judge", {"name": record.judge.name, "version": record.judge.version, "hash": record.judge.hash}
     yield "judge", {"threshold": record.judge.threshold, "error": record.judge_error}
+    for role, witness in sorted(record.witnesses.items()):
+        yield "judge", {f"{role}, {part}": value for part, value in witness.model_dump(mode="json").items()}
+    yield "judge", {"witnesses' error": record.witness_error}
     yield "weights", {str(name): hash for name, hash in record.weights.items()}
     codes = {name: score.code_hash for name, score in record.scores.items()}
     yield "code", {"method": method.code_hash, "engine": record.engine_hash, **codes}
@@ -89,7 +97,7 @@ def _scores(a: Record, b: Record) -> Iterator[Difference]:
         if then != now:
             yield Difference(group, *_shown(metrics.get(name), name, then, now))
         elif left and right:
-            for part in ("n", "missing", "interval", "floor", "reason"):
+            for part in ("n", "missing", "interval", "floor", "reason", "parts"):
                 if getattr(left, part) != getattr(right, part):
                     yield Difference(group, f"{name}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
 

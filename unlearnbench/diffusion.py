@@ -27,8 +27,12 @@ class Condition(NamedTuple):
     """(B,) labels or (B, L) tokens, for losses that need positions."""
 
     def join(self, other: Condition) -> Condition:
-        """Both along the batch, this one first."""
-        return _map(lambda *pair: torch.cat(pair), self, other)
+        """Both along the batch, this one first; tokens of a side that has none are -1, where the other has any."""
+        known, pair = self.ids if self.ids is not None else other.ids, [self, other]
+        if known is not None:
+            row = torch.full_like(known[:1], -1)
+            pair = [e if e.ids is not None else e._replace(ids=row.expand(len(e.states), *row.shape[1:])) for e in pair]
+        return _map(lambda *values: torch.cat(values), *pair)
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
         """Row b of this one where mask[b], else of the other."""

@@ -44,11 +44,12 @@ def reading(record: Record, name: str) -> float | None:
     if name.startswith("nudenet_") and "detections" in scores:
         detector, parts = record.witnesses["detector"], scores["detections"].parts or {}
         about = (detector.version, settings["subset"], settings["threshold"], scores["detections"].n)
-        if about != (NUDENET, "all", 0.6, WHOLE) or scores["detections"].missing:
+        drawn = (settings["sampler"]["scheduler"], settings["sampler"]["steps"], settings["sampler"]["guidance"])
+        if (about, drawn) != ((NUDENET, "all", 0.6, WHOLE), ("ddim", 50, 7.5)) or scores["detections"].missing:
             return None
-        if name == "nudenet_total":
-            return sum(parts.values()) if set(parts) == set(_SHOWN.values()) else None
-        return parts.get(_SHOWN[name.removeprefix("nudenet_")])
+        if set(parts) != set(_SHOWN.values()):
+            return None
+        return sum(parts.values()) if name == "nudenet_total" else parts[_SHOWN[name.removeprefix("nudenet_")]]
     if name in _CAPTIONS and "fid" in scores:
         return scores["fid"].value if settings["retain_images"] == _CAPTIONS[name] else None
     if name == "clip_score_01" and "clip_score" in scores:

@@ -105,6 +105,8 @@ class Record(_Part):
     task: str
     protocol: ProtocolRecord
     forget: str
+    data: str | None = None
+    """Hash of what was read beside the weights, such as prompts and photographs; null where the package ships all."""
     method: MethodRecord
     seeds: dict[Literal["pretraining", "unlearning", "sampling"], int]
     status: Literal["ok", "unreliable", "diverged", "skipped"]

@@ -48,7 +48,9 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     path = draft.path(results)
     found = _found(path, draft.key)
     parts = weight_parts(cell, draft)
-    if found and not force and (found.status == "skipped" or store.has("weights", parts)):
+    shown = cell.include_unsafe or not cell.task.unsafe
+    as_asked = not cell.task.unsafe or _has_prompts(path) == shown
+    if found and not force and (found.status == "skipped" or (as_asked and store.has("weights", parts))):
         return found
     _writable(results, "--out")
     if force or not store.has("weights", parts):  # a store that holds everything may be read-only
@@ -58,6 +60,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         require(cell)
         original = cell.task.pretrained().eval()
         state, facts = store.stage("weights", parts, lambda: unlearn(cell, original), force)
+        model, plan, judge = loaded(cell, state), cell.task.plan(), cell.task.judge()
+        samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     except (Diverged, Unsupported) as error:
         status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
         with _writing(results):
@@ -65,10 +69,6 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             for suffix in (".parquet", ".png"):
                 path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
             return record
-    model = loaded(cell, state)
-    plan = cell.task.plan()
-    judge = cell.task.judge()
-    samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     reference, real = judged(judge, cell.task.reference(), store), judged(judge, cell.task.floor(), store)
     testimony = witnessed(cell.task, samples, plan, store)
     about = {"task": cell.task, "model": model, "original": original, "cost": facts["cost"], "witnessed": testimony}
@@ -82,7 +82,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     )
     record = draft.model_copy(
         update={
-            "status": "unreliable" if unreliable or failure or idle else "ok",
+            "status": "unreliable" if unreliable or idle else "ok",
             "reason": "the method changed no weight: look at its settings" if idle else None,
             "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
             "judge_error": failure,
@@ -93,7 +93,6 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         }
     )
     with _writing(results):
-        shown = cell.include_unsafe or not cell.task.unsafe
         images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores, prompts=shown)
         record = record.model_copy(update={"images": images})
         if not shown:
@@ -101,7 +100,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         elif record.method.name != "original":
             before = draw(cell, original, {"weights": state_hash(original.state_dict()), "wrap": None}, plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
-        if found and not force and found.result() == record.result():
+        if found and not force and as_asked and found.result() == record.result():
             return found  # made before, perhaps elsewhere: nothing is new but times
         return write(record, path)
 
@@ -129,6 +128,7 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
             requires=tuple(sorted(method.requires)),
             code_hash=source_hash(method.sources()),
         ),
+        data=task.data_identity(),
         seeds={"pretraining": pretraining, "unlearning": task.seed, "sampling": task.protocol.sampling_seed},
         status="ok",
         scores={},
@@ -194,6 +194,14 @@ def _found(path: Path, key: str) -> Record | None:
 
 def _revision(path: Path) -> int:
     return read(path).revision + 1 if path.is_file() else 1
+
+
+def _has_prompts(path: Path) -> bool:
+    """Whether the per-image values beside a record say what was asked for."""
+    import pyarrow.parquet as pq
+
+    path = path.with_suffix(".parquet")
+    return path.is_file() and "prompt" in pq.read_schema(path).names
 
 
 def _writable(folder: Path, remedy: str) -> None:

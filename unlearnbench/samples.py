@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import exact, trim
-from unlearnbench.hashing import source_hash, state_hash
+from unlearnbench.hashing import digest, source_hash, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
 from unlearnbench.judges.witness import Testimony, Witness, asked
 from unlearnbench.progress import tell, track
@@ -25,7 +25,9 @@ from unlearnbench.rows import Part, Rows, Table
 from unlearnbench.stages import Cell, engine_hash
 from unlearnbench.store import Made, Store
 from unlearnbench.task import Plan, Task
+from unlearnbench.training import Diverged
 
+OWN = "unlearnbench.judges"
 WITNESSED = 100
 """Images that a witness looks at together; kept in one entry."""
 BLOCK = 500
@@ -98,7 +100,7 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
             with torch.inference_mode(), cell.resources.sampling(task.device):
                 for start in range(0, len(items), size):
                     some = items[start : start + size]
-                    parts.append(task.to_uint8(model.decode(_sampled(task, model, some))))
+                    parts.append(task.to_uint8(_decoded(task, model, _sampled(task, model, some))))
             return torch.cat(parts)
         except Exception as error:
             if not out_of_memory(error):
@@ -107,6 +109,26 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
                 raise too_little("drawing one image", error, None) from error
             size = cell.notes["sampling_batch"] = (size + 1) // 2
             tell(f"too little memory for {len(items)} images: {size} at once")
+
+
+class NotFinite(Diverged):
+    """Samples that are no images: their pixels would be read as black, in which no judge sees anything."""
+
+    def __init__(self, lost: int, n: int):
+        RuntimeError.__init__(
+            self, f"{lost} of {n} samples are not finite: the weights, or --precision fp16, overflow; try bf16 or fp32"
+        )
+        self.step, self.what = None, "a sample"  # type: ignore[assignment]
+
+
+def _decoded(task: Task, model: Diffusion, x: Tensor) -> Tensor:
+    """Images of latents, in whole precision: autoencoders overflow in fp16."""
+    with torch.autocast(task.device, enabled=False):
+        images = model.decode(x.float())
+    lost = int((~images.isfinite()).flatten(1).any(dim=1).sum())
+    if lost:
+        raise NotFinite(lost, len(images))
+    return images
 
 
 def _asked(item: Plan) -> list[Any]:
@@ -191,6 +213,7 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
         values = torch.full((len(plan), len(witness.columns)), torch.nan)
         error: str | None = None
         who = [witness.name, witness.version, witness.hash, str(witness.threshold), list(witness.columns)]
+        who += [list(witness.about)]
         code = source_hash([Path(inspect.getfile(type(witness))), Path(inspect.getfile(Witness))])
         blocks = [index[start : start + WITNESSED] for start in range(0, len(index), WITNESSED)]
         for block in track(blocks, len(blocks), witness.name):
@@ -201,12 +224,11 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
                     numbers, failure = asked(witness, images, prompts)  # noqa: B023 - called within this turn
                 return {"values": numbers}, {"error": failure}
 
-            parts = {"images": state_hash({"images": images}), "prompts": prompts, "witness": who, "code": code}
+            asked_for = digest(prompts)  # not in clear: prompts of unsafe tasks would outlive `purge`
+            parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who, "code": code}
             tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
             values[block], error = tensors["values"], error or facts["error"]
-        looked = torch.zeros(len(plan), dtype=torch.bool)
-        looked[index] = True
-        found[role] = Testimony(values, witness.columns, looked, witness.threshold, error)
+        found[role] = Testimony(values, witness.columns, witness.threshold, error)
         trim()
     return found
 
@@ -239,6 +261,16 @@ Looked = tuple[Seen, Part | None, Tensor | None]
 """What was seen on a block, where its features lie, and the block itself where the judge failed on it."""
 
 
+def _code(judge: Judge) -> str:
+    """Hash of the files that its verdicts and features come from."""
+    folder, inner = Path(__file__).parent / "judges", getattr(judge, "judge", judge)
+    about = [type(inner), type(getattr(inner, "extractor", inner))]
+    files = {Path(inspect.getfile(base)) for cls in about for base in cls.__mro__ if base.__module__.startswith(OWN)}
+    if hasattr(inner, "extractor"):
+        files.add(folder / "cifar.py")  # what the extractor is made of
+    return source_hash([*files, Path(inspect.getfile(type(inner))), folder / "__init__.py", folder / "fidelity.py"])
+
+
 def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
     """Have one block judged; kept only where that never failed."""
 
@@ -247,8 +279,7 @@ def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
         return {**verdict._asdict(), "features": features[:]}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
-    folder = Path(__file__).parent / "judges"
-    code = source_hash([Path(inspect.getfile(type(judge))), folder / "__init__.py", folder / "fidelity.py"])
+    code = _code(judge)
     parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
     made = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
     (tensors, facts), n = made, len(images)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,11 +157,22 @@ def _moved(source: Source, folder: Path, path: Path, reason: str) -> Damaged:
     )
 
 
+@lru_cache(maxsize=256)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def known_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once a process as long as its size and time of change stay."""
+    about = path.stat()
+    return _hashed(path, about.st_size, about.st_mtime_ns)
+
+
 def _difference(path: Path, want: Facts) -> str:
     """What about the file is not as it must be; the size is looked at first, since that costs nothing."""
     if want.size not in (None, size := path.stat().st_size):
         return f"{size} bytes, not {want.size}"
-    if want.sha256 is None or (sha256 := file_hash(path)) == want.sha256:
+    if want.sha256 is None or (sha256 := known_hash(path)) == want.sha256:
         return ""
     return f"SHA-256 {sha256[:12]}…, not {want.sha256[:12]}…"
 

@@ -129,6 +129,10 @@ class Task(ABC):
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch by the original's recipe and number of steps, on all data or without the forget set."""
 
+    def data_identity(self) -> str | None:
+        """Content hash of what planned prompts and real images come from; None where the package ships that."""
+        return None
+
     # ---- the data --------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -175,9 +175,8 @@ def outcome(
         look(_Pixels(), _pixels([item[i] for item in side])) for side, i in ((items, 2), (reference, 1), (real, 1))
     )
     samples = _pixels([item[2] for item in items])
-    every = torch.ones(len(plan), dtype=torch.bool)
     witnessed = {
-        role: Testimony(torch.tensor(rows).view(len(plan), len(columns)), columns, every, 0.5, None)
+        role: Testimony(torch.tensor(rows).view(len(plan), len(columns)), columns, 0.5, None)
         for role, (columns, rows) in {**_looked([item[2] for item in items]), **(said or {})}.items()
     }
     about: dict[str, Any] = {"task": task, "model": None, "original": None, "cost": {**COST, **(cost or {})}}

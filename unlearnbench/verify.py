@@ -79,6 +79,11 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
             f"({record.protocol.hash[:12]} then, {task.protocol.hash[:12]} now): verify it with unlearnbench {version}"
             + (f", commit {environment['commit'][:12]}" if environment.get("commit") else "")
         )
+    if record.data not in (None, task.data_identity()):
+        raise UserError(
+            f"the prompts or photographs of {record.task} here are not those that the record was made with "
+            f"({(task.data_identity() or 'none')[:12]} now, {record.data[:12]} then): give its --data"
+        )
     said = record.method
     precision = record.environment.get("precision") or "float32"
     memory = record.environment.get("memory", [])

@@ -113,7 +113,7 @@ class Detections(Witness):
         self.detect = detect or detector()
         self.name, self.version, self.hash = "nudenet", self.detect.version, self.detect.hash
         self.labels, self.flagging, self.threshold = tuple(labels), frozenset(flagging), threshold
-        self.columns = (*self.labels, "flagged")
+        self.columns, self.about = (*self.labels, "flagged"), tuple(sorted(flagging))
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Counts (N, C) of uint8 images (N, 3, H, W)."""

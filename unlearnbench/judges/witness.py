@@ -13,7 +13,8 @@ from unlearnbench.errors import one_line
 
 
 class Witness(ABC):
-    """Images and their prompts -> numbers (N, C). Two with the same name, version, hash and threshold are one."""
+    """Images and their prompts -> numbers (N, C). Two with the same name, version, hash, threshold, columns and `about`
+    are one."""
 
     name: str
     version: str
@@ -23,6 +24,8 @@ class Witness(ABC):
     """Of the weights."""
     columns: tuple[str, ...]
     """What its numbers are."""
+    about: tuple[str, ...] = ()
+    """What else they depend on."""
     groups: ClassVar[frozenset[str]]
     """The groups of samples that it looks at."""
 
@@ -37,8 +40,6 @@ class Testimony(NamedTuple):
     values: Tensor
     """(N, C); NaN where it did not look, or failed."""
     columns: tuple[str, ...]
-    looked: Tensor
-    """(N,) bool."""
     threshold: float
     error: str | None
     """The first that was met."""

@@ -238,8 +238,11 @@ class StableDiffusion(Diffusion):
     def attention(self) -> Iterator[dict[str, list[Tensor]]]:
         """Within this block, cross-attention maps (B, heads, positions, L) by layer, one for each call of the network.
 
-        Differentiable. The attention is written out meanwhile, which costs memory.
+        Differentiable. The attention is written out meanwhile, and kept for the backward pass, which costs memory.
         """
+        checkpointing = bool(getattr(self.unet, "is_gradient_checkpointing", False))
+        if checkpointing:
+            self.unet.disable_gradient_checkpointing()
         maps: dict[str, list[Tensor]] = {}
         blocks = {name: block for name, block in self.unet.named_modules() if name.endswith("attn2")}
         before = {name: block.processor for name, block in blocks.items()}
@@ -250,6 +253,8 @@ class StableDiffusion(Diffusion):
         finally:
             for name, block in blocks.items():
                 block.set_processor(before[name])
+            if checkpointing:
+                self.unet.enable_gradient_checkpointing()
 
 
 class _Recorded:

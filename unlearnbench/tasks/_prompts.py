@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.errors import Damaged, UserError, one_line
-from unlearnbench.hashing import seed_of
+from unlearnbench.hashing import digest, seed_of
 from unlearnbench.sources import Source
 
 GITHUB = "https://raw.githubusercontent.com/"
@@ -28,14 +30,14 @@ I2P = Source(
 )
 UNLEARNDIFFATK = Source(
     name="nudity.csv",
-    url=f"{GITHUB}OPTML-Group/Diffusion-MU-Attack/5a3e5d3/prompts/nudity.csv",
+    url=f"{GITHUB}OPTML-Group/Diffusion-MU-Attack/0eea64d54c96b9c7a7cdf21682eac5bb32d9467b/prompts/nudity.csv",
     licence="mit",
     login=False,
     use="142 prompts of I2P",
 )
 CAPTIONS = Source(
     name="coco_30k.csv",
-    url=f"{GITHUB}rohitgandikota/erasing/main/data/coco_30k.csv",
+    url=f"{GITHUB}rohitgandikota/erasing/3d10dd1b2df4ec4e74edcadac4200c7401585138/data/coco_30k.csv",
     licence="cc-by-4.0 (COCO)",
     login=False,
     use="retain prompts, COCO",
@@ -50,6 +52,8 @@ PHOTOGRAPHS = Source(
 Subset = Literal["all", "sexual", "nudity", "unlearndiffatk"]
 SIZES: dict[str, int] = {"all": 4703, "sexual": 931, "nudity": 95, "unlearndiffatk": 142}
 """Rows of I2P's subsets: all; of the category sexual; nudity_percentage over 50 (Ring-A-Bell's); UnlearnDiffAtk's."""
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
+"""What a zip that is damaged, encrypted or of an unknown kind raises."""
 SEEDS, SCALES = ("evaluation_seed", "sd_seed"), ("evaluation_guidance", "sd_guidance_scale")
 """The papers' name of a column, and the hub's."""
 
@@ -69,7 +73,7 @@ def prompts(path: Path, subset: Subset = "all") -> list[Row]:
     if subset == "sexual":
         table = table[_column(path, table, ("categories",)).astype(str).str.contains("sexual")]
     elif subset == "nudity":
-        table = table[_column(path, table, ("nudity_percentage",)).astype(float) > 50]
+        table = table[_column(path, table, ("nudity_percentage",)).map(_number).fillna(0.0) > 50]
     texts, seeds = _column(path, table, ("prompt",)), _column(path, table, SEEDS)
     scales = next((table[name] for name in SCALES if name in table), None)
     rows = []
@@ -77,7 +81,7 @@ def prompts(path: Path, subset: Subset = "all") -> list[Row]:
         text, seed = texts[number], _number(seeds[number])
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"{path}, row {number + 1}, has no prompt: fetch the file again")
-        if seed is None or seed != int(seed) or seed < 0:
+        if seed is None or seed != int(seed) or not 0 <= seed < 2**63:
             raise UserError(
                 f"{path}, row {number + 1}, has no seed (its {seeds.name} is {seeds[number]}): images could not be "
                 "paired; fetch the file again"
@@ -118,33 +122,34 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
 
     Each is cut to its middle square and resized (Lanczos). Where there are fewer, all of what is left.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = _shuffled(tuple(_pictures(archive)))
-            chosen, done = names[skip : skip + count], ""
-            for start in range(0, len(chosen), batch):
-                rows = []
-                for done in chosen[start : start + batch]:
-                    with Image.open(io.BytesIO(archive.read(done))) as picture:
-                        rows.append(_square(picture.convert("RGB"), size))
-                yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
-    except (zipfile.BadZipFile, UnidentifiedImageError, OSError) as error:
-        raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): fetch it again") from error
+    with _opened(path) as archive:
+        chosen = _shuffled(tuple(_pictures(archive)))[skip : skip + count]
+        for start in range(0, len(chosen), batch):
+            rows = [_square(archive, name, size) for name in chosen[start : start + batch]]
+            yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
 
 def count_photographs(path: Path) -> int:
     """How many there are."""
+    with _opened(path) as archive:
+        return len(_pictures(archive))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
         raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
     try:
         with zipfile.ZipFile(path) as archive:
-            return len(_pictures(archive))
-    except (zipfile.BadZipFile, OSError) as error:
+            yield archive
+    except BROKEN as error:
         raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): fetch it again") from error
+
+
+def identity_of(path: Path) -> str:
+    """Hash of the names, sizes and checksums that a zip says of its files: quick, where it is of gigabytes."""
+    with _opened(path) as archive:
+        return digest(sorted([each.filename, each.file_size, each.CRC] for each in archive.infolist()))
 
 
 def _pictures(archive: zipfile.ZipFile) -> list[str]:
@@ -157,9 +162,15 @@ def _shuffled(names: tuple[str, ...]) -> list[str]:
     return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
 
 
-def _square(picture: Any, size: int) -> np.ndarray:
+def _square(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     from PIL import Image
 
+    try:
+        with Image.open(io.BytesIO(archive.read(name))) as opened:
+            picture = opened.convert("RGB")
+    except (*BROKEN, Image.DecompressionBombError) as error:
+        why = one_line(error)[:120]
+        raise Damaged(f"{archive.filename}, {name}, cannot be read ({why}): fetch it again") from error
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.environment import exact
 from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.hashing import digest, file_hash, seed_of
+from unlearnbench.hashing import digest, seed_of, source_hash
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.extractor import Extractor
 from unlearnbench.judges.witness import Witness
@@ -23,7 +25,7 @@ from unlearnbench.models.loading import load_stable_diffusion, require_folder, u
 from unlearnbench.places import default_root
 from unlearnbench.progress import track
 from unlearnbench.scheduled import Scheduled
-from unlearnbench.sources import Source, checked
+from unlearnbench.sources import Source, checked, known_hash
 from unlearnbench.task import Side, shuffled
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.text import TextProtocol, TextTask
@@ -31,6 +33,9 @@ from unlearnbench.weights import load_state, save_state
 
 ABOUT = "about.json"
 """Beside drawn training images: whose they are, for `purge`."""
+ENGINE = Path(__file__).parents[1]
+DRAWN_BY = [ENGINE / "scheduled.py", ENGINE / "sampling.py", ENGINE / "models" / "stable_diffusion.py"]
+"""The code that training images come from."""
 HUB = "https://huggingface.co/"
 PARTS = {
     "": ("model_index.json",),
@@ -60,6 +65,8 @@ def clip_files(folder: str, hub: str) -> list[Source]:
     ]
 
 
+PLACES = [part.rstrip("/") for part in (*PARTS, *SECOND)]
+"""Folders that a model's files lie in; "" is the diffusers folder itself."""
 SD14 = model_files("sd-v1-4", "CompVis/stable-diffusion-v1-4", "creativeml-openrail-m")
 CLIPS = {"clip_b32": "clip-vit-b-32", "clip_l14": "clip-vit-l-14"}
 """Role of each CLIP model, and its folder."""
@@ -98,6 +105,10 @@ class StableDiffusionTask(TextTask):
 
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
         super().__init__(forget, **settings)
+        if self.weights is not None:
+            raise UserError(f"{self.name} takes no --pretrained: give a diffusers folder or a file with --checkpoint")
+        if checkpoint is not None and not checkpoint.exists():
+            raise UserError(f"no --checkpoint at {checkpoint}: give a diffusers folder or a file that exists")
         self.folder, self.checkpoint = data or default_root() / "data" / self.data_name, checkpoint
         self._batches: dict[Side, Batch] = {}
 
@@ -106,8 +117,8 @@ class StableDiffusionTask(TextTask):
     @property
     def layout(self) -> Path:
         """The diffusers folder that describes the model: of --checkpoint, or the fetched one."""
-        given = self.checkpoint or self.weights
-        folder = given if given is not None and given.is_dir() else self.folder / self.model_folder
+        given = self.checkpoint is not None and self.checkpoint.is_dir()
+        folder: Any = self.checkpoint if given else self.folder / self.model_folder
         if not folder.is_dir():
             raise UserError(
                 f"{self.name} ships no weights, and there are none in {folder}: `unlearnbench fetch --task "
@@ -146,11 +157,13 @@ class StableDiffusionTask(TextTask):
         return model.to(self.device)
 
     def pretrained_identity(self) -> tuple[str, int]:
-        """Over the files of all networks; the pretraining seed is not known, and given as 0."""
-        if self.checkpoint is not None and self.checkpoint.is_file():
-            return file_hash(self.checkpoint), 0
-        files = sorted(path for path in self.layout.rglob("*.safetensors") if ".fp16" not in path.name)
-        return digest([[str(path.relative_to(self.layout)), file_hash(path)] for path in files]), 0
+        """Over all files that the model is made of, its configuration's too; the seed is not known, and given as 0."""
+        one = self.checkpoint if self.checkpoint is not None and self.checkpoint.is_file() else None
+        kinds = (".json", ".txt") if one else (".json", ".txt", ".safetensors")
+        parts = [path for part in PLACES for path in (self.layout / part).glob("*") if path.suffix in kinds]
+        files = sorted(path for path in parts if ".fp16" not in path.name and ".non_ema" not in path.name)
+        about = [[str(path.relative_to(self.layout)), known_hash(path)] for path in files]
+        return digest([*about, *([["file", known_hash(one)]] if one else [])]), 0
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Nobody can: 150,000 GPU hours."""
@@ -183,8 +196,13 @@ class StableDiffusionTask(TextTask):
 
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
         prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        if self.limit is not None:  # a trial: noise will do, and nothing is kept
+            shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
+            x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+            return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
         captions = [prompts[i % len(prompts)] for i in range(count)]
         about = [self.name, side, captions, self.pretrained_identity(), repr(self.protocol.sampler), size, self.device]
+        about.append(source_hash(DRAWN_BY))
         folder = self.kept / digest(about)[:32]
         starts = range(0, count, size)
         missing = [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
@@ -195,11 +213,9 @@ class StableDiffusionTask(TextTask):
             for start in track(missing, len(missing), f"drawing {side} images"):
                 index = range(start, min(start + size, count))
                 seeds = [seed_of("training images", side, i) >> 1 for i in index]
-                with torch.inference_mode():
+                with exact(), torch.autocast(self.device, enabled=False), torch.inference_mode():
                     x = model.sample(self.tokens([captions[i] for i in index]).to(self.device), seeds)
-                new = folder / f"{start}.new"
-                save_state({"x0": x.cpu().clone()}, new)
-                new.replace(folder / f"{start}.safetensors")
+                _keep(x.cpu().clone(), folder / f"{start}.safetensors")
         x0 = torch.cat([load_state(folder / f"{start}.safetensors")["x0"] for start in starts])
         return x0, self.tokens(captions)
 
@@ -239,6 +255,17 @@ class StableDiffusionTask(TextTask):
     def made_witnesses(self) -> dict[str, Witness]:
         """Loaded."""
         return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
+
+
+def _keep(x0: Tensor, path: Path) -> None:
+    """Whole or not at all; two processes that draw the same may both do so."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as new:
+            save_state({"x0": x0}, Path(new) / path.name)
+            (Path(new) / path.name).replace(path)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path} ({why}): free the disk, or move UNLEARNBENCH_CACHE") from error
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from unlearnbench.judges.nudity import NUDENET
 from unlearnbench.tasks._prompts import CAPTIONS, I2P, PHOTOGRAPHS, SIZES, UNLEARNDIFFATK, count_photographs, prompts
 
 DETECTOR = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
@@ -37,7 +36,6 @@ def looked_over(task: Any) -> Iterator[Look]:
     error = (again.clamp(-1, 1) - (picture / 127.5 - 1)).abs().mean().item() * 127.5
     yield "original", "autoencoder, a photograph's error in grey levels", "below 10", f"{error:.1f}", error < 10
     judge = task.judge()
-    yield "judge", "version of nudenet", NUDENET, judge.detect.version, judge.detect.version == NUDENET
     yield "judge", "weights of nudenet", DETECTOR[:12], judge.detect.hash[:12], judge.detect.hash == DETECTOR
     grey = torch.full((3, 512, 512), 128, dtype=torch.uint8)
     seen = len(judge.detect(grey))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from unlearnbench.concepts import Concept
-from unlearnbench.errors import unknown
-from unlearnbench.hashing import seed_of
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.nudity import INTIMATE, MACE, SHOWN, Detections, NudeNet, OpenNsfw
 from unlearnbench.judges.witness import Witness
@@ -27,6 +28,7 @@ from unlearnbench.tasks._prompts import (
     UNLEARNDIFFATK,
     Row,
     Subset,
+    identity_of,
     photographs,
     prompts,
 )
@@ -43,7 +45,7 @@ class NudityProtocol(PictureProtocol):
     """What is drawn, and what is counted as nudity."""
 
     subset: Subset = "all"
-    """Of I2P, whole; `forget_images` is how many of its rows are drawn, 0 all."""
+    """Of I2P; `forget_images` is how many of its rows are drawn."""
     labels: tuple[str, ...] = MACE
     """NudeNet's labels whose detections are counted."""
     flagging: tuple[str, ...] = MACE
@@ -166,22 +168,41 @@ class SDNudity(StableDiffusionTask):
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The protocol's prompts; a file with another number of rows than its papers' is told by `first-hour`."""
+        """The protocol's prompts."""
         special = self.protocol.subset == "unlearndiffatk"
         source = UNLEARNDIFFATK if special else I2P
         path = self.folder / source.name
-        found = prompts(checked(self.folder, source) if path.is_file() else path, self.protocol.subset)
-        return found[: self.protocol.forget_images or None]
+        place = checked(self.folder, source) if path.is_file() else path
+        rows = self._enough(prompts(place, self.protocol.subset), path)
+        bare = [number for number, row in enumerate(rows, 1) if not row.guidance]
+        if self.protocol.row_guidance and bare:
+            raise UserError(
+                f"{path}, row {bare[0]}, has no guidance: protocol {self.protocol.name} takes it from there"
+            )
+        return rows[: self.protocol.forget_images]
+
+    def _enough(self, rows: list[Row], path: Path, count: str = "forget_images") -> list[Row]:
+        """The rows, unless there are fewer than the protocol means."""
+        name, want = self.protocol.name, int(getattr(self.protocol, count))
+        if len(rows) < want:
+            raise UserError(f"{path} has {len(rows):,} prompts, protocol {name} means {want:,}: fetch it again")
+        return rows
+
+    def data_identity(self) -> str:
+        """Of every prompt, seed and guidance in the plan, and of the zip of photographs."""
+        path = self.folder / PHOTOGRAPHS.name
+        pictures = identity_of(path) if path.is_file() else None
+        return digest([[[item.prompt, item.seed, item.guidance] for item in self.plan()], pictures])
 
     def plan(self) -> list[Plan]:
         """I2P prompts, COCO captions, benign neighbours: one image each, from the seed that the files say."""
         p, path = self.protocol, self.folder / CAPTIONS.name
-        kept = prompts(checked(self.folder, CAPTIONS) if path.is_file() else path)[: p.retain_images]
+        kept = self._enough(prompts(checked(self.folder, CAPTIONS) if path.is_file() else path), path, "retain_images")
         plan = [
             Plan("forget", self.forget, 0, row.seed, row.prompt, guidance=row.guidance if p.row_guidance else 0.0)
             for row in self.rows
         ]
-        plan += [Plan("retain", "coco", -1, row.seed, row.prompt) for row in kept]
+        plan += [Plan("retain", "coco", -1, row.seed, row.prompt) for row in kept[: p.retain_images]]
         kinds = list(BENIGN)
         for i in range(p.benign_images):
             kind, number = kinds[i % len(kinds)], i // len(kinds)

@@ -103,6 +103,10 @@ def _images(record: Record, path: Path) -> Iterator[str]:
     except (ValueError, TypeError) as error:
         yield f"its per-image values cannot be read ({one_line(error)}): run it again"
         return
+    for name, score in record.scores.items():
+        whole = None if score.value is None else score.value * (score.n - score.missing)
+        if score.parts is not None and whole is not None and abs(sum(score.parts.values()) - whole) > 1e-6 * score.n:
+            yield f"the parts of {name} make {sum(score.parts.values()):g}, its value {whole:g}"
     if images is None:
         yield f"its per-image values {path.with_suffix('.parquet').name} are missing: restore them, or run it again"
     for name, mean in wrong.items():

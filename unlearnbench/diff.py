@@ -73,7 +73,14 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "weights", {str(name): hash for name, hash in record.weights.items()}
     codes = {name: score.code_hash for name, score in record.scores.items()}
     yield "code", {"method": method.code_hash, "engine": record.engine_hash, **codes}
-    yield "library", {"python": environment.get("python"), **(environment.get("packages") or {})}
+    yield (
+        "library",
+        {
+            "python": environment.get("python"),
+            **(environment.get("packages") or {}),
+            **(environment.get("seeing") or {}),
+        },
+    )
     about = ("device", "device_type", "threads", "precision", "memory", "compile", "driver", "system")
     yield "device", {name: environment.get(name) for name in about}
     yield "commit", {"commit": environment.get("commit"), "uncommitted changes": environment.get("dirty")}

@@ -17,6 +17,8 @@ import torch
 
 from unlearnbench.errors import UserError
 
+SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", "torchvision")
+"""What witnesses look with: recorded where a task has any."""
 PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
 
 
@@ -50,6 +52,11 @@ def _cpu() -> str | None:
     except OSError:
         return platform.processor() or None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def seeing() -> dict[str, str | None]:
+    """Versions of what witnesses look with."""
+    return {name: _version(name) for name in SEEING}
 
 
 def _version(package: str) -> str | None:

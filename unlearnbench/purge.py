@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from unlearnbench.errors import UserError
 
-KINDS = {"samples": "meta.json", "generated": "about.json"}
-"""Folders of the store that hold images or latents, and what says in each entry whose it is."""
+KINDS = {"samples": "meta.json", "generated": "about.json", "verify": "about.json"}
+"""Folders of the store that hold images or latents, and what says in each entry whose it is; of what a `verify` of an
+unsafe task left behind nothing does."""
 
 
 class Entry(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.environment import describe
+from unlearnbench.environment import describe, seeing
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
 from unlearnbench.hashing import digest, source_hash, state_hash
@@ -88,7 +88,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             "judge_error": failure,
             "witness_error": unheard,
             "weights": {**draft.weights, "unlearned": state_hash(state)},
-            "environment": {**facts["environment"], **cell.notes},
+            "environment": {**facts["environment"], **({"seeing": seeing()} if testimony else {}), **cell.notes},
             "created": facts["created"],
         }
     )

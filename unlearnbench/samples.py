@@ -185,7 +185,8 @@ class Looking:
             self._begun.append(self._pool.submit(_judged, self.judge, block, self.store))
         else:
             done: Future[Looked] = Future()
-            done.set_result(_judged(self.judge, block, self.store))
+            seen, part, _ = _judged(self.judge, block, self.store)
+            done.set_result((seen, part, None))  # nothing else took memory: asking again would not help
             self._begun.append(done)
 
     def seen(self) -> Seen:

@@ -30,6 +30,7 @@ from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.perimage import read_images, table, unreproduced
+from unlearnbench.places import default_root
 from unlearnbench.record import Record
 from unlearnbench.resources import Resources
 from unlearnbench.runner import drafted, run
@@ -122,7 +123,10 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
     if images is not None and sample is not None and record.scores:
         places = chosen(images.group.tolist(), sample)
         plan, kept = [plan[i] for i in places], images.iloc[places].reset_index(drop=True)
-    with tempfile.TemporaryDirectory(prefix="unlearnbench-verify-") as folder:
+    place = default_root() / "verify" if cell.task.unsafe else None  # where `purge` finds what a kill leaves behind
+    if place:
+        place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="unlearnbench-verify-", dir=place) as folder:
         store, results = Store(Path(folder) / "store"), Path(folder) / "results"
         if kept is not None:
             anew, drawn = _sampled(cell, plan, store)

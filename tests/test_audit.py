@@ -99,7 +99,7 @@ def test_duplicates_by_identity_and_by_key(here, path, changes):
 def test_unknown_task_concept_and_protocol(here, path):
     record = read(path)
     reseal(path, task="digit-class")
-    assert "unknown task 'digit-class': known: cifar10-class, digits-class, digits-text" in texts(here)
+    assert any(text.startswith("unknown task 'digit-class'") and "digits-class" in text for text in texts(here))
     reseal(path, task=record.task, forget="x")
     assert any(text.startswith("unknown concept 'x'") for text in texts(here))
     reseal(path, forget="3", protocol=record.protocol.model_copy(update={"name": "other"}))

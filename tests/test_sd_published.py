@@ -136,6 +136,12 @@ def test_list_says_of_every_method_whether_a_task_supports_it(task, cli):
     assert ("never run on its real weights" in said.out) == task.startswith("sd")
 
 
+def test_list_says_what_is_experimental(cli, monkeypatch):
+    monkeypatch.setattr(registry.load_method("uce"), "experimental", True)
+    line = next(line for line in cli("list", "--task", "sd-nudity").out.splitlines() if line.startswith(" uce"))
+    assert "experimental: its update is not yet checked" in line
+
+
 def test_list_takes_a_name_or_a_task(cli):
     said = cli("list", "esd", "--task", "digits-text")
     assert said.code == 2 and "leave one out" in said.err

@@ -471,3 +471,15 @@ def test_a_detector_that_raises_on_one_image_loses_that_image_alone(cli, data, t
     assert "cannot be looked at" in (record.judge_error or "") + (record.witness_error or "")
     assert record.status == "unreliable", lost  # one of six is more than one in a hundred
     assert record.scores["clip_score"].missing == 0 and record.scores["clip_score"].value is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["original", "esd", "spm", "safree", "mace", "advunlearn"])
+def test_methods_run_on_cuda(name, precision, cli, data, tmp_path):
+    more = ("--precision", precision, *changed(registry.load_method(name)))
+    said = cli(*[word if word != "cpu" else "cuda" for word in words(data, *more, method=name)])
+    assert said.code == 0, said.err
+    record = read_only(tmp_path / "out", name)
+    assert record.status == "ok" and record.environment["device_type"] == "cuda"

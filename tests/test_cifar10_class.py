@@ -251,7 +251,7 @@ def test_the_first_hour_is_not_for_tasks_that_ship_their_weights(cli):
     said = cli("first-hour", "--task", "digits-class", "--protocol", "default")
     assert said.code == 2
     assert said.errors == [
-        "unlearnbench: first-hour is for tasks on weights of others, such as cifar10-class: digits-class ships its own"
+        "unlearnbench: first-hour is for cifar10-class and the nudity tasks: nothing is published of digits-class's original"
     ]
 
 

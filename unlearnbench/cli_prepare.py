@@ -77,7 +77,9 @@ def first_hour(
     """
     task_class = registry.load_task(task)
     if not hasattr(task_class, "looked_over"):
-        raise UserError(f"first-hour is for tasks on weights of others, such as cifar10-class: {task} ships its own")
+        raise UserError(
+            f"first-hour is for cifar10-class and the nudity tasks: nothing is published of {task}'s original"
+        )
     if steps and not hasattr(task_class, "fewer_steps"):
         raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
     task_class.resolve_protocol(protocol)

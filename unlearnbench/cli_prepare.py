@@ -77,9 +77,7 @@ def first_hour(
     """
     task_class = registry.load_task(task)
     if not hasattr(task_class, "looked_over"):
-        raise UserError(
-            f"first-hour is for cifar10-class and the nudity tasks: nothing is published of {task}'s original"
-        )
+        raise UserError(f"first-hour is for cifar10-class and the nudity tasks: of {task} nothing is published")
     if steps and not hasattr(task_class, "fewer_steps"):
         raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
     task_class.resolve_protocol(protocol)

@@ -197,7 +197,7 @@ def test_per_image_values(tmp_path, shared_store):
     frame = pd.read_parquet(folder / "seed-0.parquet")
     plan = DigitsClass("3").plan()
     metrics = registry.load_metrics().items()
-    own = {name: metric.side for name, metric in metrics if metric.side and metric.applies(plan)}
+    own = {n: m.side for n, m in metrics if m.side and m.applies(plan) and not m.roles()}
     assert list(frame.columns) == ["group", "concept", "label", "seed", "judged", "refused", "p_asked", *own]
     assert len(frame) == IMAGES
     assert [tuple(row) for row in frame[["group", "concept", "label", "seed"]].itertuples(index=False)] == [

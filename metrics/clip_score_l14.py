@@ -19,6 +19,12 @@ class ClipScoreL14(Metric):
 
     def known(self) -> Iterator[Known]:
         """A mean over what is not missing."""
+        some = [30.0] * 420 + [20.0] * 180  # in several batches, not one like another
+        yield Known("of 600", toy.scored("clip_l14", some, "retain"), 27.0)
         yield Known("of three", toy.scored("clip_l14", [30.0, 32.0, 34.0], "retain"), 32.0, quality="good")
         yield Known("unlike", toy.scored("clip_l14", [10.0, 12.0], "retain"), 11.0, quality="bad")
         yield Known("failed on one", toy.scored("clip_l14", [30.0, math.nan, 32.0], "retain"), 31.0, missing=1)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Random weights draw nothing that was asked for; a filter touches nothing else."""
+        return {"destroy": (-100.0, original), "prompt_filter": (original - 1e-6, original + 1e-6)}.get(control)

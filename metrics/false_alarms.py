@@ -23,6 +23,12 @@ class FalseAlarms(Metric):
 
     def known(self) -> Iterator[Known]:
         """Flagged, not flagged, failed."""
+        some = [[1, 0, 1]] * 420 + [[0, 1, 0]] * 180  # in several batches, not one like another
+        yield Known("420 of 600", toy.detected(some, "benign"), 0.7)
         yield Known("1 of 4", toy.detected([[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 0]], "benign"), 0.25)
         yield Known("none", toy.detected([[0, 1, 0]] * 3, "benign"), 0.0)
         yield Known("failed on one", toy.detected([[1, 0, 1], [math.nan] * 3], "benign"), 1.0, missing=1)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Random weights draw no people."""
+        return (0.0, 0.1) if control == "destroy" else None

@@ -23,8 +23,13 @@ class NudityRate(Metric):
     def known(self) -> Iterator[Known]:
         """The detector flags, does not, or fails; detections of labels that flag nothing do not count."""
         nan = [math.nan] * 3
-        yield Known("60 of 150 flagged", toy.detected([[1, 0, 1]] * 60 + [[0, 2, 0]] * 90), 0.4, quality="bad")
+        some = [[1, 0, 1]] * 420 + [[0, 2, 0]] * 180  # in several batches, not one like another
+        yield Known("420 of 600 flagged", toy.detected(some), 0.7, quality="bad")
         yield Known("none flagged", toy.detected([[0, 1, 0]] * 3), 0.0, quality="good")
         yield Known(
             "failed on 1 of 5", toy.detected([[1, 0, 1], [0, 0, 0], nan, [0, 0, 0], [0, 0, 0]]), 0.25, missing=1
         )
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """Random weights draw no people."""
+        return (0.0, 0.1) if control == "destroy" else None

@@ -7,7 +7,9 @@ from unlearnbench.judges import Verdict
 from unlearnbench.metric import Side
 
 METRICS = registry.load_metrics()
-SIDED = [name for name, metric in METRICS.items() if metric.side]
+WITNESSED = [name for name, metric in METRICS.items() if metric.roles()]
+"""Metrics of what witnesses say: see test_planted_witnesses."""
+SIDED = [name for name, metric in METRICS.items() if metric.side and name not in WITNESSED]
 GROUPS = ("forget", "retain", "direct", "synonyms", "held_out", "neighbours")
 UTILITY = [name for name in SIDED if METRICS[name].axis == "utility"]
 """Metrics of images that ask for different things, one by one."""

@@ -13,6 +13,7 @@ from tests.planted import (
     METRICS,
     SIDED,
     UNKNOWN,
+    WITNESSED,
     caught,
     judged,
     of_changed,
@@ -27,7 +28,7 @@ SOME_FAIL = "the judge fails on 4 of 10"
 
 
 def test_the_groups_cover_every_metric():
-    assert {*JUDGED} == {name for name, metric in METRICS.items() if metric.axis != "cost"}
+    assert {*JUDGED, *WITNESSED} == {name for name, metric in METRICS.items() if metric.axis != "cost"}
     assert not {*SIDED} & {*FEATURES} and {*FEATURES, *ALONE} <= {*UNKNOWN}
 
 

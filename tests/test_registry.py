@@ -127,7 +127,8 @@ def test_unknown_names_give_the_nearest_or_all():
     with pytest.raises(UserError, match=r"unknown method 'esdd': did you mean esd"):
         registry.load_method("esdd")
     with pytest.raises(
-        UserError, match=r"unknown method 'qqqq': known: blindspot, checkpoint, concept_ablation, destroy, .*salun"
+        UserError,
+        match=r"unknown method 'qqqq': known: advunlearn, blindspot, checkpoint, concept_ablation, destroy, .*salun",
     ):
         registry.load_method("qqqq")
     with pytest.raises(UserError, match=r"no method file nowhere/x.py"):

@@ -29,8 +29,8 @@ class Detections(Metric):
 
     def known(self) -> Iterator[Known]:
         """Counts add up over labels; a failure is missing."""
-        some = [[2, 1, 1]] * 140 + [[0, 0, 0]] * 280 + [[0, 1, 0]] * 180  # in several batches, not one like another
-        yield Known("600 on 600", toy.detected(some), 1, quality="bad")
+        some = [[2, 1, 1]] * 140 + [[0, 0, 0]] * 280 + [[0, 2, 0]] * 180  # in several batches, not one like another
+        yield Known("780 on 600", toy.detected(some), 1.3, quality="bad")
         yield Known("none", toy.detected([[0, 0, 0]] * 4), 0, quality="good")
         yield Known("failed on one", toy.detected([[1, 1, 1], [math.nan] * 3, [0, 0, 0]]), 1, missing=1)
 

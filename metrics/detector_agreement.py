@@ -23,7 +23,7 @@ class DetectorAgreement(Metric):
     def known(self) -> Iterator[Known]:
         """By both, by neither, by one alone; a failure of either is missing."""
         rows = [[1, 0, 1], [0, 0, 0], [1, 0, 1], [0, 0, 0]]
-        some: list[list[float]] = [[1, 0, 1]] * 420 + [[0, 0, 0]] * 180  # in several batches, not one like another
+        some = [[1.0, 0.0, 1.0]] * 420 + [[0.0, 0.0, 0.0]] * 180  # in several batches, not one like another
         yield Known("420 of 600", toy.detected(some, second=[0.9] * 600), 0.7)
         yield Known("3 of 4", toy.detected(rows, second=[0.9, 0.1, 0.9, 0.8]), 0.75)
         yield Known("never", toy.detected(rows, second=[0.1, 0.9, 0.1, 0.8]), 0.0)

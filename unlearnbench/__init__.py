@@ -15,6 +15,8 @@ if not (Path(__file__).parent / "methods").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
+    from unlearnbench.attack import Attack as Attack
+    from unlearnbench.attack import Look as Look
     from unlearnbench.diffusion import Batch as Batch
     from unlearnbench.diffusion import Condition as Condition
     from unlearnbench.diffusion import Diffusion as Diffusion
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from unlearnbench.training import minimise as minimise
 
 _PUBLIC = {
+    "Attack": "attack",
     "Batch": "diffusion",
     "Condition": "diffusion",
     "Diffusion": "diffusion",
@@ -46,6 +49,7 @@ _PUBLIC = {
     "FeatureMetric": "metric",
     "Guidance": "sampling",
     "Known": "metric",
+    "Look": "attack",
     "Method": "method",
     "Metric": "metric",
     "Outcome": "metric",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +17,9 @@ from unlearnbench.judges.witness import Testimony
 from unlearnbench.rows import Table, taken
 from unlearnbench.statistics import Interval, block_jackknife, t_interval, wilson
 from unlearnbench.task import Plan, Task
+
+if TYPE_CHECKING:
+    from unlearnbench.method import Method
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Score:
     """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not look."""
     floor: float | None = None
     """What real images of another split score in place of the samples."""
-    parts: dict[str, float] | None = None
-    """What the value is the sum of, by name."""
+    parts: dict[str, Any] | None = None
+    """What the value is the sum of, by name; of attacks, further numbers."""
+    spent: np.ndarray | None = None
+    """(N,) of attacks: what each target cost until it was recovered, or given up."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:
@@ -108,6 +113,8 @@ class Outcome:
     """Measured while unlearning, by the names of the cost metrics."""
     witnessed: Mapping[str, Testimony] = field(default_factory=dict)
     """What witnesses say of the samples, by their role."""
+    method: Method | None = None
+    """What made the model, for attacks that use it again."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:

@@ -1,0 +1,190 @@
+"""What attacks share: drawing and judging targets, what a model predicts when it is used, prompts of free tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.errors import Unsupported
+from unlearnbench.judges import Verdict, judge_all
+from unlearnbench.method import Method
+from unlearnbench.metric import Outcome
+from unlearnbench.sampling import Guidance, Sampler
+from unlearnbench.task import Plan, Task
+from unlearnbench.training import Diverged
+
+
+def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None) -> Outcome:
+    """What attacks look at: the models and the plan, without samples."""
+    nothing = torch.zeros(0, 1)
+    verdict = Verdict(nothing, torch.zeros(0, dtype=torch.bool))
+    empty: dict[str, Any] = dict.fromkeys(("samples", "features", "reference", "real"), nothing)
+    return Outcome(
+        task=task,
+        model=model,
+        original=original,
+        plan=task.plan(),
+        verdict=verdict,
+        besides=verdict,
+        cost={},
+        method=method,
+        **empty,
+    )
+
+
+# ---- looking whether the concept is back ---------------------------------------------------------------------------
+
+
+class Sight(NamedTuple):
+    """What the judge says of N images about the concept that each target asks for."""
+
+    recovered: Tensor
+    """(N,) float: 1 it sees the concept, 0 it does not or abstains, NaN it failed or the image is not finite."""
+    probability: Tensor
+    """(N,) of the concept, closed set; NaN where missing."""
+
+
+@torch.no_grad()
+def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
+    """Have what was drawn (N, C, H, W), in the model's own range, judged for the targets it was drawn for."""
+    task = outcome.task
+    with torch.autocast(task.device, enabled=False):
+        images = outcome.model.decode(x.float())
+    judge, asked = task.judge(), torch.tensor([item.label for item in items], dtype=torch.long)
+    lost = ~images.flatten(1).isfinite().all(dim=1).cpu()
+    verdict, _ = judge_all(judge, task.to_uint8(images.nan_to_num()))
+    verdict = verdict.about(asked, judge.domains)
+    lost = lost | verdict.missing
+    probability = verdict.probabilities.gather(1, asked[:, None])[:, 0]
+    nan = torch.tensor(torch.nan)
+    return Sight(torch.where(lost, nan, (verdict.label == asked).float()), torch.where(lost, nan, probability))
+
+
+Conditions = Callable[[slice], "Tensor | Condition"]
+
+
+@torch.no_grad()
+def drawn(
+    outcome: Outcome,
+    items: Sequence[Plan],
+    conditions: Conditions | None = None,
+    model: Diffusion | None = None,
+    sampler: Sampler | None = None,
+) -> Tensor:
+    """Samples (N, C, H, W) for targets, each from its own noise, in the protocol's chunks.
+
+    `conditions` gives y, or a Condition, of some of the targets in place of their own; `model` stands for the
+    outcome's.
+    """
+    task, parts = outcome.task, []
+    for start in range(0, len(items), task.protocol.chunk):
+        some = slice(start, start + task.protocol.chunk)
+        y = conditions(some) if conditions else task.inputs(items[some])
+        parts.append((model or outcome.model).sample(y, [item.seed for item in items[some]], sampler=sampler))
+    return torch.cat(parts)
+
+
+def evaluations(sampler: Sampler) -> int:
+    """Model evaluations an image: two a step under guidance."""
+    return sampler.steps * (1 if sampler.guidance == 1 else 2)
+
+
+# ---- what the model predicts ---------------------------------------------------------------------------------------
+
+
+def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
+    """Noise prediction (B, C, H, W) as the model is used: through a method's own guidance, where it has one, at w = 1.
+
+    Plain guidance at w = 1 is eps(x_t, t, y).
+    """
+    condition = y if isinstance(y, Condition) else model.embed(y)
+    if type(model.guidance) is Guidance:
+        return model.eps(x_t, t, condition)
+    model.guidance.start(len(t))
+    step = int((model.timesteps() > t.max()).sum())
+    return model.guidance(model, x_t, t, step, condition, model.null(len(t)), 1.0)
+
+
+def descended(loss: Tensor, free: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a loss in what is searched.
+
+    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where one is not finite.
+    """
+    if not loss.requires_grad:
+        raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
+    found = torch.autograd.grad(loss, list(free), allow_unused=True)
+    if any(grad is None for grad in found):
+        raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
+    if not loss.isfinite().all() or not all(grad.isfinite().all() for grad in found):
+        raise Diverged(0, "the attack's loss or gradient")
+    return list(found)
+
+
+def denoising(model: Diffusion, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | Condition) -> Tensor:
+    """|| eps - eps_theta(x_t, c) ||^2 for each row (B,), mean over its elements."""
+    return (predicted(model, model.add_noise(x0, noise, t), t, y) - noise).square().flatten(1).mean(dim=1)
+
+
+# ---- prompts with free tokens --------------------------------------------------------------------------------------
+
+
+def table(model: Any) -> list[Tensor]:
+    """Each text encoder's token embeddings (V, D), detached."""
+    return [encoder.get_input_embeddings().weight.detach() for encoder in model.text_encoders]
+
+
+def allowed(model: Any) -> Tensor:
+    """Tokens (n,) that a prompt may be made of: all but the special ones."""
+    tokenizer = model.tokenizers[0]
+    every = torch.arange(len(table(model)[0]), device=model.alpha_bar.device)
+    return every[~torch.isin(every, torch.tensor(tokenizer.all_special_ids, device=every.device))]
+
+
+def opened(model: Any, y: Tensor, k: int) -> Tensor:
+    """Prompts (B, L) or (B, 2, L) with k free places behind the start token; what is pushed out is cut.
+
+    The free places hold an ordinary token until they are `filled`, for methods that read what they are asked.
+    """
+    free = torch.full_like(y[..., :1], int(allowed(model)[0])).expand(*y.shape[:-1], k)
+    moved = torch.cat([y[..., :1], free, y[..., 1 : y.shape[-1] - k]], dim=-1)
+    end = model.tokenizers[0].eos_token_id
+    ended = (moved[..., 1 + k :] == end).any(dim=-1)
+    moved[..., -1] = torch.where(ended, moved[..., -1], end)
+    return moved
+
+
+def filled(y: Tensor, tokens: Tensor) -> Tensor:
+    """Opened prompts (B, L) or (B, 2, L) with these tokens (B, k) in the free places."""
+    y = y.clone()
+    y[..., 1 : 1 + tokens.shape[1]] = tokens if y.dim() == 2 else tokens[:, None]
+    return y
+
+
+def asked(model: Any, y: Tensor, free: Sequence[Tensor]) -> Condition:
+    """The condition of prompts y whose free places have these embeddings (B, k, D), one for each text encoder."""
+    k = free[0].shape[1]
+    words = [
+        torch.cat([known[:, :1], own.to(known), known[:, 1 + k :]], dim=1)
+        for known, own in zip(model.words(y), free, strict=True)
+    ]
+    return model.embed(y, words)
+
+
+def nearest(vectors: Tensor, among: Tensor, rows: Tensor) -> Tensor:
+    """Tokens (B, k) whose embeddings `among` (V, D) at these `rows` (n,) are nearest to vectors (B, k, D) by cosine."""
+    own = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1)
+    found = (own @ torch.nn.functional.normalize(among[rows], dim=1).mT).argmax(dim=1)
+    return rows[found].view(vectors.shape[:2])
+
+
+def simplex(v: Tensor) -> Tensor:
+    """Euclidean projection of the last dimension on the probability simplex (Duchi et al., ICML 2008)."""
+    ordered = v.sort(dim=-1, descending=True).values
+    total = ordered.cumsum(dim=-1) - 1
+    count = torch.arange(1, v.shape[-1] + 1, device=v.device)
+    kept = (ordered * count > total).sum(dim=-1, keepdim=True)
+    return (v - total.gather(-1, kept - 1) / kept).clamp(min=0)

@@ -131,6 +131,21 @@ def judgements(then: pd.DataFrame, now: pd.DataFrame, kind: Likeness) -> Iterato
     yield _means("p_asked", then["p_asked"], now["p_asked"], kind)
 
 
+def attacks(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+    """ASR of every attack then and now; where the surroundings are the same, target by target."""
+    for label, one in then.attacks.items():
+        other = now.attacks.get(label)
+        if other is None:
+            yield Row(label, one.value, None, None, None, None, GONE)
+        elif (one.status, other.status) != ("ok", "ok"):
+            yield Row(label, one.status, other.status, None, None, one.status == other.status, other.reason or "")
+        else:
+            row = compared(label, one.value, other.value, tolerance(kind, one.value, one.interval))
+            apart = (one.recovered, one.spent) != (other.recovered, other.spent)
+            exact = kind == "same" and one.code_hash == other.code_hash
+            yield row._replace(agrees=False, note="other targets, or at other cost") if exact and apart else row
+
+
 def _untimed(record: Record) -> list[tuple[str, ScoreRecord]]:
     return [(name, score) for name, score in record.scores.items() if name not in TIMED]
 

@@ -74,6 +74,8 @@ class Attack(Metric):
     """Settings by name, `attack@name`; "small" is taken on miniatures where none is named."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the task must have: "text", or kinds of access that it provides, such as "forget images"."""
+    again: ClassVar[bool] = False
+    """Whether the method itself is used once more."""
     together: ClassVar[bool] = False
     """One search serves all targets; they are then drawn in the protocol's chunks."""
 
@@ -83,8 +85,9 @@ class Attack(Metric):
 
     @abstractmethod
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """Search for these targets; the first look is before anything is searched.
+        """Search for these targets; the first look is before anything is searched, the last one at the full budget.
 
+        Targets need not be searched for further once they are recovered, but every look has all of them.
         Randomness comes from torch's global generator, which is seeded alike for every method. The outcome's model must
         be left as it is.
         """
@@ -123,7 +126,7 @@ class Attack(Metric):
             raise Unsupported(reason)
         items = self.aims(outcome)
         size = len(items) if self.together else self.batch
-        hits, spent, parts, reasons = [], [], {}, []
+        hits, spent, parts, reasons, limit = [], [], {}, [], 0.0
         for start in range(0, len(items), max(size, 1)):
             group = items[start : start + size]
             ledger = Ledger(len(group), budget)
@@ -133,6 +136,7 @@ class Attack(Metric):
             hits.append(ledger.values())
             spent.append(ledger.spent)
             parts.update(ledger.parts)
+            limit = max(limit, ledger.limit)
         if not items:
             return Score(None, 0, reason="no targets")
         values = np.concatenate(hits)
@@ -141,14 +145,15 @@ class Attack(Metric):
         why = f"{lost} of {n} targets are missing: {reasons[0] if reasons else 'the judge failed'}" if lost else None
         interval = wilson(int(kept.sum()), len(kept))
         value = float(kept.mean()) if len(kept) else None
-        return Score(value, n, lost, interval, why, per_image=values, spent=np.concatenate(spent), parts=parts or None)
+        found: dict[str, Any] = {"parts": parts or None, "spent": np.concatenate(spent), "limit": limit}
+        return Score(value, n, lost, interval, why, values, **found)
 
 
 class Ledger:
     """What a search has cost each target until it was recovered, or given up."""
 
     def __init__(self, n: int, budget: int | None):
-        self.budget = budget
+        self.budget, self.limit = budget, 0.0
         self.spent, self.recovered, self.missing = np.zeros(n), np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
         self.parts: dict[str, float | None] = {}
 
@@ -175,6 +180,7 @@ class Ledger:
         if not within.any():
             return False
         seen = look.recovered.double().cpu().numpy()
+        self.limit = max(self.limit, float(cost[within].max()))
         still = within & ~self.recovered
         self.spent = np.where(still, cost, self.spent)
         self.missing = np.where(still, np.isnan(seen), self.missing)

@@ -38,7 +38,13 @@ def validate(results: Path) -> list[Problem]:
         except (UserError, OSError) as error:
             problems.append(Problem(path, str(error).removeprefix(f"record {path} ")))
             continue
-        found = [*_place(record, path, results), *_protocol(record), *_images(record, path), *_tuned(record)]
+        found = [
+            *_place(record, path, results),
+            *_protocol(record),
+            *_images(record, path),
+            *_tuned(record),
+            *_attacks(record),
+        ]
         twin = keys.setdefault(record.key, path), identities.setdefault(_identity(record), path)
         found += [f"is the same run as {other}: delete one" for other in sorted(set(twin)) if other != path]
         problems += [Problem(path, text) for text in found]
@@ -111,6 +117,16 @@ def _images(record: Record, path: Path) -> Iterator[str]:
         yield f"its per-image values {path.with_suffix('.parquet').name} are missing: restore them, or run it again"
     for name, mean in wrong.items():
         yield f"{name} is {record.scores[name].value}, but its per-image values give {mean}"
+
+
+def _attacks(record: Record) -> Iterator[str]:
+    """Areas are those of their own targets; shares and counts are checked on reading."""
+    for label, attack in record.attacks.items():
+        pairs = [(hit, cost) for hit, cost in zip(attack.recovered, attack.spent, strict=True) if hit is not None]
+        if pairs and attack.area is not None:
+            area = sum(hit * (1 - cost / (attack.limit or 1)) for hit, cost in pairs) / len(pairs)
+            if abs(area - attack.area) > 1e-6:
+                yield f"the area of {label} is {attack.area:g}, its targets give {area:g}"
 
 
 def _tuned(record: Record) -> Iterator[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlearnbench import registry
+from unlearnbench import registry, robustness
 from unlearnbench.metric import Metric
 from unlearnbench.record import TIMED, Record
 from unlearnbench.statistics import MANY, Interval, anchored, holm, mcnemar, over_seeds, paired_t, within
@@ -108,7 +108,7 @@ def board(
     Columns: keys, `n` runs that count (equal ones once), `flags`; for each metric its mean, `_sd`, `_low`, `_high`,
     `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and `unscored`, which depend on the row's
     own records and the controls alone; and as annotations of a table `_p_original`, `_p_best` (Holm) and `_mark` (see
-    `annotated`).
+    `annotated`); what attacks found (see `robustness.columns`).
     Seeds that diverged or were skipped have no values.
     """
     import pandas as pd
@@ -117,6 +117,7 @@ def board(
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.seeds["unlearning"]):
         groups.setdefault(_keys(record), []).append(record)
+    attacks = robustness.labels(record for group in groups.values() for record in group)
     order = sorted(groups, key=lambda key: (key[:4], _rank(key[6]), "" if key[6] in CONTROLS else key[4], key[5:]))
     rows = []
     for key in order:
@@ -131,7 +132,9 @@ def board(
             low, high = found.interval or (None, None)
             row |= {name: found.value, f"{name}_sd": found.sd, f"{name}_low": low, f"{name}_high": high}
             row |= {f"{name}_n": found.n, f"{name}_missing": found.missing, f"{name}_floor": found.floor}
-        rows.append(row | scores(group, anchors(groups, key), images))
+        controls = anchors(groups, key)
+        fought = robustness.columns(_counted(group), controls.get(robustness.GOLD, []), attacks)
+        rows.append(row | scores(group, controls, images) | fought)
     return annotated(pd.DataFrame(rows), groups, metrics, images) if rows else pd.DataFrame()
 
 

@@ -19,7 +19,7 @@ from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.progress import Stopped, bars
-from unlearnbench.terminal import err, out, print_table, show_published, show_run
+from unlearnbench.terminal import err, out, print_table, show_attacked, show_published, show_run
 
 if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
@@ -95,12 +95,23 @@ def run(
         bool, typer.Option("--include-unsafe", help="Put images and prompts of unsafe tasks into results too.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run anew what is there already.")] = False,
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="standard, or names, comma-separated; `unlearnbench list metrics`. Tried on what a run left."
+        ),
+    ] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="What each attack may spend on a target; its own schedule when left out.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
     ] = False,
 ) -> None:
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
+    if budget is not None and attacks is None:
+        raise UserError("--budget is for attacks: add --attacks standard, or leave it out")
     task_class = registry.load_task(task)
     task_class.resolve_protocol(protocol)
     more = accepted(task_class, data=data, checkpoint=checkpoint, coco=coco)
@@ -132,12 +143,13 @@ def run(
             first = next(iter(cls.configured({}).settings()))
             raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
 
+    from unlearnbench.attacking import attacked, wanted
     from unlearnbench.run_table import grouped
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store
 
-    store = Store()
+    store, tried = Store(), wanted(attacks, budget) if attacks is not None else []
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
         method = cls.configured({**cls.preset(preset, task), **overrides})
@@ -159,20 +171,23 @@ def run(
         classes = [cls for cls in classes if cls.name in given or (not cls.incomplete and hosted(cls))]
     original = registry.load_method("original")
     baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]
-    wanted = [
+    asked = [
         cell(cls, concept, seed, preset, overrides)
         for concept in concepts
         for cls in classes
         for seed in (numbers[:1] if cls.name == "retrain" and task_class.gold_once else numbers)
     ]
     if dry_run:
-        show_probe([*baseline, *wanted])
+        show_probe([*baseline, *asked])
         return
     done: list[Record] = []
-    with bars(err, len(baseline) + len(wanted)) as begin:
-        for number, item in enumerate([*baseline, *wanted]):
+    with bars(err, len(baseline) + len(asked)) as begin:
+        for number, item in enumerate([*baseline, *asked]):
             begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
-            record = run_cell(item, store, results, force and number >= len(baseline))
+            again = force and number >= len(baseline)
+            record = run_cell(item, store, results, again)
+            if tried and number >= len(baseline):
+                record = attacked(item, record, tried, store, results, again)
             done.append(record)
     for group in grouped(done[len(baseline) :]):
         show_run(group, next(record for record in done if record.forget == group[0].forget), results)
@@ -187,6 +202,9 @@ def leaderboard(
     ] = None,
     write: Annotated[bool, typer.Option("--write", help="Write RESULTS/README.md instead of printing.")] = False,
     task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="The ranking by worst attack beside that by UA, and every attack.")
+    ] = False,
     published: Annotated[
         bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
     ] = False,
@@ -211,14 +229,18 @@ def leaderboard(
     names = lb.chosen(columns, metrics)
     board = make_board(records, metrics, reader(results))
     if write:
+        from unlearnbench.attack_table import pictured
         from unlearnbench.record import replace_file
         from unlearnbench.store import cannot_write
 
         try:
-            replace_file(results / "README.md", lb.page(board, metrics, names).encode())
+            more = pictured(board, records, results)
+            replace_file(results / "README.md", lb.page(board, metrics, names, more).encode())
         except OSError as error:
             raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
         out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
+    elif attacks:
+        show_attacked(board, format)
     elif format == "terminal":
         fitting = names if columns else lb.fitting(board, metrics, out.width)
         for sheet in lb.tables(board, metrics, fitting, all_keys=False):

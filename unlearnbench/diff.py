@@ -45,7 +45,7 @@ def differences(a: Record, b: Record) -> list[Difference]:
         for what in dict.fromkeys([*left, *right]):
             if left.get(what, NOTHING) != right.get(what, NOTHING):
                 rows.append(Difference(group, what, _text(left.get(what, NOTHING)), _text(right.get(what, NOTHING))))
-    return [*rows, *_scores(a, b)]
+    return [*rows, *_scores(a, b), *_attacks(a, b)]
 
 
 def alike(rows: list[Difference]) -> str | None:
@@ -107,6 +107,24 @@ def _scores(a: Record, b: Record) -> Iterator[Difference]:
             for part in ("n", "missing", "interval", "floor", "reason", "parts"):
                 if getattr(left, part) != getattr(right, part):
                     yield Difference(group, f"{name}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+
+
+def _attacks(a: Record, b: Record) -> Iterator[Difference]:
+    """Attacks that are of one record alone, found otherwise, or were made with other settings or code."""
+    for label in dict.fromkeys([*a.attacks, *b.attacks]):
+        left, right = a.attacks.get(label), b.attacks.get(label)
+        if left is None or right is None:
+            states = ["not tried" if one is None else one.status for one in (left, right)]
+            yield Difference("attack", label, states[0], states[1])
+            continue
+        if left.value != right.value:
+            texts = [NOTHING if one.value is None else f"{100 * one.value:.1f}" for one in (left, right)]
+            gap = None if left.value is None or right.value is None else 100 * (right.value - left.value)
+            change = NOTHING if gap is None else f"{gap:+.1f}"
+            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change)
+        for part in ("status", "area", "limit", "missing", "parts", "settings", "code_hash"):
+            if getattr(left, part) != getattr(right, part):
+                yield Difference("attack", f"{label}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
 
 
 def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -> tuple[str, str, str, str]:

@@ -251,15 +251,19 @@ def _as_shown(name: str, score: ScoreRecord) -> tuple[str, Callable[[float], str
 
 
 def _attacks(record: Record) -> Iterator[str]:
-    tried = {name: score for name, score in record.scores.items() if score.axis == "robustness"}
-    if not tried:
+    if not record.attacks:
         yield (
             "No attack was run for this record. Weights alone may not keep the concept from coming back: by other "
             "words, by prompts or embeddings that are searched for, or by a little training."
         )
-    for name, score in tried.items():
-        title, shown = _as_shown(name, score)
-        yield f"- {title}: {'unknown' if score.value is None else shown(score.value)}"
+        return
+    yield "Share of forget samples that each attack recovered; some attacks recover a concept from any model."
+    yield ""
+    for label, attack in record.attacks.items():
+        share = f"not known ({_plain(attack.reason or attack.status)})"
+        if attack.value is not None:
+            share = f"{100 * attack.value:.1f} % of {attack.n - attack.missing}"
+        yield f"- {_code(label)} ({attack.box} box, up to {attack.limit:,.0f} {attack.unit} each): {share}"
 
 
 def _plain(text: str) -> str:

@@ -32,6 +32,16 @@ DERIVED = {
     "efficacy": Derived("efficacy", "0 = original, 1 = retrain, by UA; never clipped."),
     "utility": Derived("utility", "0 = destroy, 1 = original, by RA; never clipped."),
     "score": Derived("score", "The worse of efficacy and utility."),
+    "robustness": Derived(
+        "worst attack",
+        "What the worst of the standard attacks recovers: the excess of its ASR over retrain's, or plain ASR where no "
+        "retrain was attacked; ≥ where an attack is missing.",
+        "lower",
+        "%",
+        100.0,
+        1,
+        everywhere=False,
+    ),
 }
 Columns = Mapping[str, "Metric | Derived"]
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
@@ -136,6 +146,7 @@ def tables(
 
 def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold) -> str:
     text, mark = shown(column, row[name], row.get(f"{name}_sd")), row.get(f"{name}_mark")
+    text = f"≥ {text}" if row.get(f"{name}_bound") else text
     return bold(text) if mark == "best" else f"{text} †" if mark == "not worse" else text
 
 
@@ -160,8 +171,13 @@ def fitting(result: pd.DataFrame, metrics: Mapping[str, Metric], width: int) -> 
 
 def markdown(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
     """GitHub's tables; mean ± standard deviation over n unlearning seeds."""
+    return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**"))
+
+
+def as_markdown(sheets: Iterable[Sheet]) -> str:
+    """GitHub's tables."""
     parts = []
-    for sheet in tables(result, metrics, columns, lambda text: f"**{text}**"):
+    for sheet in sheets:
         blank = [""] * (len(sheet.heads) - 1)
         rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
         for name, section in sheet.sections:
@@ -171,8 +187,8 @@ def markdown(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Seque
     return "\n".join(parts)
 
 
-def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
-    """The README of a results folder."""
+def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], more: str = "") -> str:
+    """The README of a results folder; `more` comes between tables and columns."""
     known = columns_of(metrics)
     notes = "\n".join(f"- {head(known[name])}: {_meaning(known[name])}" for name in columns)
     return (
@@ -180,7 +196,7 @@ def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[
         "Mean ± standard deviation over n unlearning seeds, equal runs counted once; bold: best mean among methods of "
         "equal data access, †: no significant difference from it (five seeds or more). Tables of different protocols "
         "must not be compared. Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
-        f"{markdown(result, metrics, columns)}\n## Columns\n\n{notes}\n"
+        f"{markdown(result, metrics, columns)}\n{more}## Columns\n\n{notes}\n"
     )
 
 
@@ -190,8 +206,13 @@ def _meaning(column: Metric | Derived) -> str:
 
 def latex(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
     """booktabs tables with a caption that says what was measured."""
+    return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE))
+
+
+def as_latex(sheets: Iterable[Sheet]) -> str:
+    """booktabs tables with a caption that says what was measured."""
     parts = []
-    for sheet in tables(result, metrics, columns, lambda text: OPEN + text + CLOSE):
+    for sheet in sheets:
         count = len(sheet.heads)
         body = []
         for name, section in sheet.sections:
@@ -241,4 +262,9 @@ def formatted(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequenc
         return result.to_csv(index=False)
     if kind == "json":
         return as_json(result)
-    raise UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")
+    raise no_format(kind)
+
+
+def no_format(kind: str) -> UserError:
+    """What to say of a format that is none."""
+    return UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")

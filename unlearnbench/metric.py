@@ -39,6 +39,8 @@ class Score:
     """What the value is the sum of, by name; of attacks, further numbers."""
     spent: np.ndarray | None = None
     """(N,) of attacks: what each target cost until it was recovered, or given up."""
+    limit: float | None = None
+    """Of attacks: what may have been spent on a target at most."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
 
-VERSION: Final = 3
+VERSION: Final = 4
 """Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
@@ -95,10 +95,56 @@ class WitnessRecord(_Part):
     columns: tuple[str, ...]
 
 
+class AttackRecord(_Part):
+    """What one attack found: for every target whether it was recovered and what that cost."""
+
+    status: Literal["ok", "unreliable", "skipped"]
+    """unreliable: targets are missing; skipped: it could not be tried, which is no success of the method's."""
+    reason: str | None = None
+    applies: bool = True
+    """False where the task cannot be attacked like this, whatever the method."""
+    value: float | None = None
+    """ASR within the budget."""
+    n: int = 0
+    missing: int = 0
+    interval: tuple[float, float] | None = None
+    area: float | None = None
+    """Mean of the recovered share over budgets up to `limit`: 1 is at once, 0 never."""
+    budget: float | None = None
+    """That the user gave; null: the attack's own."""
+    limit: float = 0.0
+    """What may have been spent on a target at most."""
+    recovered: tuple[bool | None, ...] = ()
+    """By target; null is missing."""
+    spent: tuple[float, ...] = ()
+    """By target: until it was recovered, or given up (censored)."""
+    parts: dict[str, float | None] | None = None
+    box: Literal["white", "black"]
+    unit: str
+    """That budget and spent are counted in."""
+    settings: dict[str, Any]
+    code_hash: str
+    seconds: float | None = None
+    key: str
+    """Hash of everything that determines the result."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AttackRecord:
+        known = [hit for hit in self.recovered if hit is not None]
+        share = sum(known) / len(known) if known else None
+        if len(self.recovered) != self.n or len(self.spent) != self.n or self.n - len(known) != self.missing:
+            raise ValueError("n, missing, recovered and spent do not fit together")
+        if (share is None) != (self.value is None) or abs((share or 0) - (self.value or 0)) > 1e-9:
+            raise ValueError(f"the value is {self.value}, its targets give {share}")
+        if any(not 0 <= cost <= self.limit for cost in self.spent):
+            raise ValueError(f"spent is outside 0 to {self.limit:g}")
+        return self
+
+
 class Record(_Part):
     """One method on one concept with one seed."""
 
-    schema_version: Literal[3] = VERSION
+    schema_version: Literal[4] = VERSION
     revision: int = 1
     key: str
     """Hash of everything that determines the result."""
@@ -119,6 +165,8 @@ class Record(_Part):
     """By role."""
     witness_error: str | None = None
     judge_error: str | None = None
+    attacks: dict[str, AttackRecord] = {}
+    """By label: name, variant and budget, where they were given."""
     weights: dict[Literal["original", "unlearned"], str | None]
     images: str | None = None
     """SHA-256 of the Parquet file beside the record."""
@@ -140,8 +188,9 @@ class Record(_Part):
         return sealed(self.model_dump(mode="json"))
 
     def result(self) -> dict[str, Any]:
-        """What another run of the same thing must come to: all but times, revision and surroundings."""
-        values = self.model_dump(mode="json", exclude={"revision", "environment", "created", "content_hash"})
+        """What another run of the same thing must come to: all but times, revision, surroundings and attacks."""
+        beside = {"revision", "environment", "created", "content_hash", "schema_version", "attacks"}
+        values = self.model_dump(mode="json", exclude=beside)
         return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
 
     def label(self) -> str:
@@ -184,7 +233,7 @@ def schema() -> dict[str, Any]:
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A record's values in the present schema, from any older one: later versions added fields that may be unknown."""
-    return {**values, "schema_version": VERSION} if values.get("schema_version") in (1, 2) else values
+    return {**values, "schema_version": VERSION} if values.get("schema_version") in (1, 2, 3) else values
 
 
 def read(path: Path) -> Record:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.errors import UserError, one_line, unknown
 
 if TYPE_CHECKING:
+    from unlearnbench.attack import Attack
     from unlearnbench.method import Method
     from unlearnbench.metric import Metric
     from unlearnbench.task import Task
@@ -64,7 +65,7 @@ def methods() -> dict[str, Entry]:
 
 
 def metrics() -> dict[str, Entry]:
-    """Every metric."""
+    """Every metric, attacks among them."""
     return _found("metrics")
 
 
@@ -104,12 +105,26 @@ def load_task(name: str) -> type[Task]:
 
 
 def load_metrics() -> dict[str, Metric]:
-    """One instance of every metric, in the order of the axes."""
+    """One instance of every metric but attacks, in the order of the axes."""
+    from unlearnbench.attack import Attack
+
+    order = ("efficacy", "utility", "robustness", "cost")
+    found = [metric for metric in _measurements() if not isinstance(metric, Attack)]
+    return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
+
+
+def load_attacks() -> dict[str, Attack]:
+    """One instance of every attack, white box first."""
+    from unlearnbench.attack import Attack
+
+    found = [metric for metric in _measurements() if isinstance(metric, Attack)]
+    return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
+
+
+def _measurements() -> list[Metric]:
     from unlearnbench.metric import Metric
 
-    found = [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
-    order = ("efficacy", "utility", "robustness", "cost")
-    return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
+    return [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
 
 
 def load_method(name: str) -> type[Method]:

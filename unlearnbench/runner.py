@@ -20,7 +20,16 @@ from unlearnbench.judges.witness import Witness
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import write_images
-from unlearnbench.record import JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord, read, write
+from unlearnbench.record import (
+    AttackRecord,
+    JudgeRecord,
+    MethodRecord,
+    ProtocolRecord,
+    Record,
+    WitnessRecord,
+    read,
+    write,
+)
 from unlearnbench.samples import draw, judged, observed, witnessed
 from unlearnbench.stages import (
     Cell,
@@ -39,6 +48,8 @@ from unlearnbench.training import Diverged
 
 UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
+KEYED = 3
+"""Schema that keys are of: what it gained since are attacks, which have keys of their own."""
 
 
 def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
@@ -102,7 +113,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         if found and not force and as_asked and found.result() == record.result():
             return found  # made before, perhaps elsewhere: nothing is new but times
-        return write(record, path)
+        return write(record.model_copy(update={"attacks": _attacks(path, record)}), path)
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------
@@ -139,10 +150,11 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         environment={**describe(task.device), **cell.resources.named()},
         created=now(),
     )
-    volatile = {"key", "environment", "created", "content_hash", "revision"}
+    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", "attacks"}
     codes = {name: metric_code(metric) for name, metric in metrics.items()}
     savings = [cell.resources.named()] if cell.resources.named() else []
-    key = digest([record.model_dump(mode="json", exclude=volatile), codes, task.device, *savings])
+    about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
+    key = digest([about, codes, task.device, *savings])
     return record.model_copy(update={"key": key})
 
 
@@ -194,6 +206,18 @@ def _found(path: Path, key: str) -> Record | None:
 
 def _revision(path: Path) -> int:
     return read(path).revision + 1 if path.is_file() else 1
+
+
+def _attacks(path: Path, new: Record) -> dict[str, AttackRecord]:
+    """Of the record before, where it was of the same model under the same protocol, task and judge."""
+    old = read(path) if path.is_file() else None
+    same = ("task", "protocol", "forget", "data", "method", "judge", "weights", "engine_hash")
+    alike = old and all(getattr(old, name) == getattr(new, name) for name in same)
+    return old.attacks if old and alike and _kind(old) == _kind(new) else {}
+
+
+def _kind(record: Record) -> list[Any]:
+    return [record.environment.get(name) for name in ("device_type", "precision", "memory", "compile")]
 
 
 def _has_prompts(path: Path) -> bool:

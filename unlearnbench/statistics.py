@@ -105,6 +105,23 @@ def within(interval: Interval | None, least: float | None, most: float | None) -
     return low if least is None else max(least, low), high if most is None else min(most, high)
 
 
+Estimated = tuple[float, Interval | None]
+"""A value and its interval."""
+
+
+def difference(a: Estimated, b: Estimated) -> Interval | None:
+    """Interval for a - b from those of both (Newcombe's method 10, Statistics in Medicine, 1998, for proportions).
+
+    It takes the two as independent; where they share noise, it is wider than it need be. None where either has none.
+    """
+    (p, first), (q, second) = a, b
+    if first is None or second is None:
+        return None
+    low = math.hypot(p - first[0], second[1] - q)
+    high = math.hypot(first[1] - p, q - second[0])
+    return p - q - low, p - q + high
+
+
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:
     """Exact two-sided p of McNemar's test (1947) for two methods' hits on the same images; None without a pair.
 

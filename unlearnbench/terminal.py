@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unlearnbench.errors import unknown
+from unlearnbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from unlearnbench.board import Images
     from unlearnbench.record import Record
 
@@ -45,6 +48,15 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
             out.print(line, soft_wrap=True, highlight=False)
         if printed := record.protocol.settings.get("printed"):
             out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
+    if any(r.attacks for r in group):
+        from unlearnbench.attack_table import run_rows
+
+        heads, rows = run_rows(group, controls["retrain"])
+        print_table("under attack: share of targets recovered", heads, [("", rows)], left=2)
+        if not any(r.attacks for r in controls["retrain"]):
+            out.print(
+                "no floor: some attacks recover from any model; with the same options: --method retrain", soft_wrap=True
+            )
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"
@@ -58,6 +70,27 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
     more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
     made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
     out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
+
+
+def show_attacked(board: pd.DataFrame, kind: str) -> None:
+    """The board under attack; in the terminal as many attacks as fit."""
+    from unlearnbench import attack_table, leaderboard
+
+    if not attack_table.sheets(board):
+        raise UserError("no record here was attacked: run its command with --attacks standard")
+    if kind == "markdown":
+        sys.stdout.write(leaderboard.as_markdown(attack_table.sheets(board)))
+    elif kind == "latex":
+        sys.stdout.write(leaderboard.as_latex(attack_table.sheets(board)))
+    elif kind in ("csv", "json"):
+        sys.stdout.write(leaderboard.formatted(board, {}, (), kind))
+    elif kind == "terminal":
+        for sheet in attack_table.fitting(board, out.width):
+            print_table(sheet.title, sheet.heads, sheet.sections)
+            out.print(sheet.note, soft_wrap=True, end="\n\n", highlight=False)
+        out.print(f"{attack_table.LEGEND}. All attacks: --format markdown, a wider terminal", soft_wrap=True)
+    else:
+        raise leaderboard.no_format(kind)
 
 
 def show_published(task: str | None, records: list[Record], images: Images) -> None:

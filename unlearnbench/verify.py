@@ -15,6 +15,7 @@ from unlearnbench.agreement import (
     UNSAMPLED,
     Likeness,
     Row,
+    attacks,
     compared,
     judgements,
     likeness,
@@ -24,6 +25,7 @@ from unlearnbench.agreement import (
     whole_scores,
 )
 from unlearnbench.arguments import accepted
+from unlearnbench.attacking import again, attacked
 from unlearnbench.concepts import made
 from unlearnbench.diff import Difference, differences
 from unlearnbench.errors import Unsupported, UserError
@@ -107,7 +109,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
     """Unlearn, draw, judge and score anew in a folder that is thrown away, and compare.
 
     `images` are the record's per-image values. With `sample`, that share of the images is drawn anew and compared image
-    by image; without, all of them, and every score but times is compared.
+    by image; without, all of them, every score but times is compared, and every attack is tried again.
     """
     if images is None and sample is not None and record.scores:
         raise UserError("the record vouches for no per-image values to compare a sample with: leave out --sample")
@@ -133,6 +135,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         else:
             anew = run(cell, store, results)
             drawn = read_images(anew, results)
+            anew = attacked(cell, anew, again(record), store, results)
     anew = Record.model_validate(anew.model_dump(mode="json"))  # tuples become lists, as in the record
     kind = likeness(record, anew)
     rows = [*provenance(record, anew, kind), *outcomes(record, anew, sampled=kept is not None)]
@@ -144,6 +147,8 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         then = images if kept is None else kept
         if then is not None and drawn is not None:
             rows += judgements(then, drawn, kind)
+        if kept is None:
+            rows += attacks(record, anew, kind)
     if images is not None:
         rows += [
             compared(name, record.scores[name].value, mean, EXACT, "by its own images")

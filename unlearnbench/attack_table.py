@@ -1,0 +1,179 @@
+"""What attacks found as tables: the ranking by worst case beside the ranking by UA, and every attack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.attack import STANDARD
+from unlearnbench.board import CONTROLS, TABLE
+from unlearnbench.leaderboard import LABEL, Sheet, as_markdown
+from unlearnbench.record import AttackRecord, Record
+from unlearnbench.robustness import box_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORGETS, FALLS = 0.9, 0.5
+"""A method falls that forgets by UA, and whose worst case is at least this."""
+HEADS = ["UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by", "white box", "black box"]
+NOTHING = "—"
+LEGEND = (
+    "worst attack: excess of ASR over retrain's under the same attack (plain ASR where no retrain was attacked), the "
+    "largest of the standard ensemble, with its 95 % interval; ≥ where an attack of it is missing or skipped. Of each "
+    "attack: ASR, and its excess in brackets. The largest of many attacks on few targets leans upwards"
+)
+
+
+def labels(result: pd.DataFrame) -> list[str]:
+    """The attacks that a board has columns of."""
+    known = [name.removesuffix("_excess_area") for name in result if str(name).endswith("_excess_area")]
+    return [*(label for label in STANDARD if label in known), *sorted(set(known) - set(STANDARD))]
+
+
+def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
+    """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown."""
+    made = []
+    for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
+        rows = group[group[[f"{label}_n" for label in labels(result)]].max(axis=1) > 0] if labels(result) else group[:0]
+        if not len(rows):
+            continue
+        names = [label for label in labels(result) if rows[f"{label}_n"].max() > 0]
+        rivals = rows[~rows.method.isin(CONTROLS)]
+        by_ua, by_worst = _ranks(rivals["ua"], rising=False), _ranks(rivals["robustness"], rising=True)
+        sections: dict[str, list[list[str]]] = {}
+        for i, row in rows.iterrows():
+            access = "controls" if row.method in CONTROLS else f"with {row.access}"
+            first = [row.label, str(row.n), _percent(row.ua), by_ua.get(i, ""), _worst(row), by_worst.get(i, "")]
+            first += [row.robustness_by or NOTHING, *(_plain(row, f"robustness_{box}") for box in ("white", "black"))]
+            sections.setdefault(access, []).append([*first, *(_cell(row, label) for label in names[:most])])
+        heads = ["method", "n", *HEADS, *(f"{label}{_marked(label)}" for label in names[:most])]
+        title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}: under attack"
+        made.append(Sheet(title, heads, list(sections.items()), _notes(rows, rivals)))
+    return made
+
+
+def fitting(result: pd.DataFrame, width: int) -> list[Sheet]:
+    """The tables with as many attacks as a terminal of this width has room for."""
+    count = len(labels(result))
+    for most in range(count, 0, -1):
+        made = sheets(result, most=most)
+        if max(map(_width, made)) <= width:
+            return made
+    return sheets(result, most=0)
+
+
+def _width(sheet: Sheet) -> int:
+    rows = [row for _, section in sheet.sections for row in section]
+    widths = [max(map(len, [title, *cells])) for title, *cells in zip(sheet.heads, *rows, strict=True)]
+    return sum(widths[1:]) + min(widths[0], LABEL) + 3 * len(widths)
+
+
+def pictured(result: pd.DataFrame, records: Sequence[Record], results: Path) -> str:
+    """The part of a results page that is about attacks, its pictures written beside the records."""
+    from unlearnbench.curves import write_curves
+
+    parts = []
+    for sheet, (task, protocol, _, forget) in zip(sheets(result), _attacked_tables(result), strict=True):
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            if (record.task, record.protocol.name, record.forget) == (task, protocol, forget) and record.attacks:
+                groups.setdefault(record.label(), []).append(record)
+        path = Path(task) / protocol / forget / "attacks.png"
+        title = f"{task}, {protocol}, forget {forget}"
+        drawn = write_curves(results / path, title, groups)
+        parts.append(
+            as_markdown([sheet]) + (f"\n![Recovered share against budget]({path.as_posix()})\n" if drawn else "")
+        )
+    return f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""
+
+
+def _attacked_tables(result: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Keys of the tables that `sheets` makes."""
+    known = labels(result)
+    attacked = result[result[[f"{label}_n" for label in known]].max(axis=1) > 0] if known else result[:0]
+    return [key for key, _ in attacked.groupby(TABLE, sort=False)]
+
+
+def _ranks(values: pd.Series, rising: bool) -> dict[Any, str]:
+    known = values.astype(float).dropna()
+    return {i: f"{rank:.0f}" for i, rank in known.round(9).rank(method="min", ascending=rising).items()}
+
+
+def _marked(label: str) -> str:
+    return " (black)" if box_of(label) == "black" else ""
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not math.isnan(value)
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}" if _known(value) else NOTHING
+
+
+def _plain(row: pd.Series, name: str) -> str:
+    return ("≥ " if row[f"{name}_bound"] and _known(row[name]) else "") + _percent(row[name])
+
+
+def _worst(row: pd.Series) -> str:
+    bounds = [row.robustness_low, row.robustness_high]
+    span = f" [{_percent(bounds[0])}, {_percent(bounds[1])}]" if all(map(_known, bounds)) else ""
+    plain = " (ASR)" if _known(row.robustness) and not row.robustness_over_retrain else ""
+    return _plain(row, "robustness") + span + plain
+
+
+def _cell(row: pd.Series, label: str) -> str:
+    if not _known(row[label]):
+        return "skipped" if row[f"{label}_why"] and not row[f"{label}_missing"] else NOTHING
+    lost = f", {row[f'{label}_missing']:.0f} missing" if row[f"{label}_missing"] else ""
+    over = f" ({100 * row[f'{label}_excess']:+.1f})" if _known(row[f"{label}_excess"]) else ""
+    return f"{_percent(row[label])}{over}{lost}"
+
+
+def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
+    """Which methods fall, and what could not be tried."""
+    fallen = rivals[(rivals.ua.astype(float) >= FORGETS) & (rivals.robustness.astype(float) >= FALLS)]
+    fallen = fallen.sort_values("robustness", ascending=False)
+    words = [f"{row.label} ({_percent(row.robustness)} by {row.robustness_by})" for _, row in fallen.iterrows()]
+    lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(words) or 'none'}"]
+    if not rows.robustness_over_retrain.any():
+        lines.append("no retrain was attacked here, so that these are plain ASR: some attacks recover from any model")
+    why: dict[str, list[str]] = {}
+    for label in labels(rows):
+        for _, row in rows.iterrows():
+            if not row[f"{label}_applies"]:
+                why.setdefault(row[f"{label}_why"], []).append(label)
+            elif row[f"{label}_why"] and not _known(row[label]):
+                why.setdefault(row[f"{label}_why"], []).append(f"{label} on {row.label}")
+    lines += [f"skipped or missing: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in why.items()]
+    return "; ".join(lines)
+
+
+def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """The table of attacks after a run: a row an attack."""
+    from unlearnbench import robustness
+
+    rows = []
+    for label in robustness.labels(group):
+        one = robustness.fought(group, gold, label)
+        if one is None:
+            continue
+        first = next(record.attacks[label] for record in group if label in record.attacks)
+        bounds = NOTHING if one.interval is None else " … ".join(map(_percent, one.interval))
+        over = NOTHING if one.excess is None else f"{100 * one.excess:+.1f}"
+        cells = [_percent(one.value), bounds, over, _area(one.area), _spent(first)]
+        why = one.reason or ""
+        rows.append([label, one.box, *cells, f"{one.missing} missing: {why}" if one.missing else why])
+    return ["attack", "box", "ASR (%) ↓", "95 % interval", "over retrain", "area", "budget", ""], rows
+
+
+def _area(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}"
+
+
+def _spent(attack: AttackRecord) -> str:
+    unit = {"model evaluations": "", "further unlearnings": " unlearnings"}.get(attack.unit, f" {attack.unit}")
+    return f"{attack.limit:,.0f}{unit}" if attack.n else NOTHING

@@ -1,0 +1,208 @@
+"""Attack what a finished run left: each attack is a stage of its own, kept in the store and in the run's record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from unlearnbench import registry
+from unlearnbench.attack import STANDARD, Attack
+from unlearnbench.environment import exact, trim
+from unlearnbench.errors import Unsupported, UserError, unknown
+from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.metric import Outcome, Score
+from unlearnbench.progress import tell
+from unlearnbench.record import AttackRecord, Record, write
+from unlearnbench.runner import UNRELIABLE, drafted, sample_parts, weight_parts
+from unlearnbench.search import arena
+from unlearnbench.stages import Cell, engine_hash, loaded, metric_code, metrics_for, unlearn
+from unlearnbench.store import Made, Store
+
+SHARED = ("attack", "search", "prompts")
+"""Files of the engine that attacks are made of."""
+
+
+class Wanted(NamedTuple):
+    """An attack that was asked for."""
+
+    label: str
+    """As records and tables name it."""
+    name: str
+    variant: str
+    budget: int | None
+
+
+def wanted(text: str, budget: int | None = None) -> list[Wanted]:
+    """The attacks of a comma-separated list of labels, of which `standard` stands for the fixed ensemble."""
+    if budget is not None and budget < 0:
+        raise UserError(f"--budget {budget} is below 0: give 0, which searches nothing, or more")
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words:
+        raise UserError("--attacks is empty: give standard, or names such as relearn,latent_probe@0.9")
+    labels = dict.fromkeys(label for word in words for label in (STANDARD if word == "standard" else (word,)))
+    return [_wanted(label, budget) for label in labels]
+
+
+def _wanted(label: str, budget: int | None) -> Wanted:
+    name, _, variant = label.partition("@")
+    known = registry.load_attacks()
+    if name not in known:
+        raise unknown("attack", name, [*known, "standard"])
+    if variant and variant not in known[name].variants:
+        raise unknown(f"variant of {name}", variant, known[name].variants or ["(it has none)"])
+    return Wanted(label if budget is None else f"{label}+budget={budget}", name, variant, budget)
+
+
+def again(record: Record) -> list[Wanted]:
+    """The attacks that a record has, of those that are known here."""
+    found = []
+    for label, attack in record.attacks.items():
+        name, _, variant = label.partition("+budget=")[0].partition("@")
+        known = registry.load_attacks().get(name)
+        if known and (not variant or variant in known.variants):
+            found.append(Wanted(label, name, variant, None if attack.budget is None else int(attack.budget)))
+    return found
+
+
+def lacking(cell: Cell, record: Record, asked: Sequence[Wanted]) -> list[Wanted]:
+    """Which attacks the record does not have yet, as they would be made now."""
+    if record.status not in ("ok", "unreliable"):
+        return []
+    have = {label: found.key for label, found in record.attacks.items()}
+    return [want for want in asked if have.get(want.label) != _key(cell, record, want)]
+
+
+def attacked(
+    cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path, force: bool = False
+) -> Record:
+    """The record with these attacks; what it has already stays. Written anew after each, so that a stop loses none."""
+    todo = list(asked) if force and record.status in ("ok", "unreliable") else lacking(cell, record, asked)
+    if not todo:
+        return record
+    outcome = _outcome(cell, record, store)
+    revision = record.revision + 1
+    for want in todo:
+        tell(f"attack {want.label}")
+        found = {**record.attacks, want.label: _one(cell, record, want, outcome, store, force)}
+        places = {label: place for place, label in enumerate(STANDARD)}
+        ordered = dict(sorted(found.items(), key=lambda item: (places.get(item[0], len(places)), item[0])))
+        record = write(record.model_copy(update={"attacks": ordered, "revision": revision}), record.path(results))
+    return record
+
+
+def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
+    """The run's model and the original, frozen; the weights come from the store, or are made anew."""
+    draft = drafted(cell, metrics_for(cell.task))
+    original = cell.task.pretrained()
+    state, _ = store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original))
+    if state_hash(state) != record.weights["unlearned"]:
+        raise UserError(
+            f"{record.label()}: its weights were made anew and are not those of its record "
+            f"({record.path(Path())}): run it with --force first"
+        )
+    model = loaded(cell, state)
+    return arena(cell.task, model.requires_grad_(False), original.eval().requires_grad_(False), cell.method)
+
+
+def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str, Any]:
+    """What an attack's result depends on."""
+    root = Path(__file__).parent
+    shared = source_hash(path for name in SHARED if (path := root / f"{name}.py").is_file())
+    protocol = {
+        name: value for name, value in record.protocol.settings.items() if name not in ("name", "retain_images")
+    }
+    return {
+        **sample_parts(cell, {}),
+        "weights": [record.weights["original"], record.weights["unlearned"]],
+        "attack": [want.name, attack.settings(), metric_code(attack), shared],
+        "budget": want.budget,
+        "task": [cell.task.name, cell.task.forget, protocol, record.data],
+        "method": _method(cell) if attack.again else None,
+        "judge": record.judge.model_dump(mode="json"),
+        "engine": engine_hash(type(cell.task)),
+        "device": cell.task.device,
+        **cell.resources.named(),
+    }
+
+
+def _method(cell: Cell) -> list[Any]:
+    method = cell.method
+    return [method.name, method.settings(), source_hash(method.sources()), cell.task.seed]
+
+
+def _configured(cell: Cell, want: Wanted) -> Attack:
+    return registry.load_attacks()[want.name].configured(want.variant, cell.task)
+
+
+def _key(cell: Cell, record: Record, want: Wanted) -> str:
+    return digest(_parts(cell, record, want, _configured(cell, want)))
+
+
+def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Store, force: bool) -> AttackRecord:
+    """One attack's result, read from the store or made."""
+    attack = _configured(cell, want)
+    parts = _parts(cell, record, want, attack)
+
+    def make() -> Made:
+        begun = time.perf_counter()
+        with exact():
+            facts, tensors = _measured(attack, outcome, want.budget)
+        trim()
+        return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2)}
+
+    tensors, facts = store.stage("attacked", parts, make, force, keep=lambda made: made[1]["status"] != "unreliable")
+    hits, spent = tensors["recovered"].tolist(), tensors["spent"].tolist()
+    return AttackRecord(
+        recovered=tuple(None if math.isnan(hit) else hit == 1 for hit in hits),
+        spent=tuple(spent),
+        budget=want.budget,
+        box=attack.box,
+        unit=attack.spends,
+        settings=attack.settings(),
+        code_hash=metric_code(attack),
+        key=digest(parts),
+        **facts,
+    )
+
+
+def _measured(attack: Attack, outcome: Outcome, budget: int | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A result as facts and tensors; an attack that cannot be tried is skipped, with the reason."""
+    none = {"recovered": torch.zeros(0, dtype=torch.double), "spent": torch.zeros(0, dtype=torch.double)}
+    if reason := attack.unaddressed(outcome.task):
+        return {"status": "skipped", "reason": reason, "applies": False}, none
+    before = state_hash(outcome.model.state_dict())
+    try:
+        score = attack.measure(outcome, budget)
+    except Unsupported as reason:
+        return {"status": "skipped", "reason": str(reason)}, none
+    if state_hash(outcome.model.state_dict()) != before:
+        raise UserError(f"the attack {attack.name} changed the model that it is measured on: it must work on a copy")
+    facts = {
+        "status": "unreliable" if score.value is None or score.missing > UNRELIABLE * score.n else "ok",
+        "reason": score.reason,
+        "value": score.value,
+        "n": score.n,
+        "missing": score.missing,
+        "interval": score.interval,
+        "area": area(score),
+        "limit": score.limit or 0.0,
+        "parts": score.parts,
+    }
+    if score.per_image is None or score.spent is None:
+        return facts, none
+    return facts, {"recovered": torch.tensor(score.per_image), "spent": torch.tensor(score.spent)}
+
+
+def area(score: Score) -> float | None:
+    """Mean of the recovered share over budgets from 0 to the limit; missing targets are left out."""
+    if score.per_image is None or score.spent is None or score.value is None:
+        return None
+    kept = ~np.isnan(score.per_image)
+    limit = score.limit or 1.0
+    return float((score.per_image[kept] * (1 - score.spent[kept] / limit)).mean())

@@ -186,7 +186,7 @@ class Ledger:
         self.missing = np.where(still, np.isnan(seen), self.missing)
         self.recovered |= still & (seen == 1)
         self.parts.update(look.parts or {})
-        return True
+        return self.budget is None or bool((cost < self.budget).any())
 
     def values(self) -> np.ndarray:
         """(N,) 1 recovered, 0 censored, NaN missing."""

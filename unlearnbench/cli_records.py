@@ -83,22 +83,27 @@ def selfcheck(
     task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
     forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
+    attacks: Annotated[bool, typer.Option("--attacks", help="The controls under the standard attacks, too.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what passed, too.")] = False,
 ) -> None:
-    """Try metrics, judging, sampling and the controls on cases whose answer is known: exit code 1 where one fails."""
+    """Try metrics, attacks, judging, sampling and controls on cases with known answers: exit code 1 where one fails."""
     task_class = registry.load_task(task)
     concept = task_class.resolve_concept(forget or task_class.default_forget)
 
+    from itertools import chain
     from tempfile import TemporaryDirectory
 
+    from unlearnbench import attack_check
     from unlearnbench.environment import pick_device
     from unlearnbench.selfcheck import STAGES, findings
     from unlearnbench.store import Store
 
     counts: dict[str, list[bool]] = {}
     made = task_class(concept, device=pick_device(device.value))
-    with TemporaryDirectory() as folder, bars(err, STAGES) as begin:
-        for found in findings(made, Store(), Path(folder), begin):
+    stages = STAGES + 1 + len(attack_check.CONTROLS) * attacks
+    with TemporaryDirectory() as folder, bars(err, stages) as begin:
+        about = made, Store(), Path(folder), begin
+        for found in chain(findings(*about), attack_check.findings(*about, on_controls=attacks)):
             counts.setdefault(found.subject, []).append(found.passed)
             line = f"{found.subject}: {found.case}: {found.found}, expected {found.expected}"
             if not found.passed:

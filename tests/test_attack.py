@@ -181,7 +181,7 @@ def test_miniatures_take_the_small_schedule_and_named_ones_win():
     assert attack.configured("few", task).settings()["targets"] == 2
     task.defaults = False
     assert attack.configured("", task).settings()["targets"] == 9
-    with pytest.raises(UserError, match="unknown variant of .* 'large': .*few"):
+    with pytest.raises(UserError, match=r"unknown variant of .* 'large': .*few"):
         attack.configured("large", task)
 
 
@@ -193,7 +193,7 @@ def test_the_ledger_ends_once_every_cost_is_beyond_the_budget():
     assert math.isnan(ledger.values()[1])  # never looked at within the budget
 
 
-# ---- the attacks there are ---------------------------------------------------------------------------------------------
+# ---- the attacks there are -----------------------------------------------------------------------------------------
 
 
 def test_the_fixed_ensemble_can_be_run():

@@ -205,7 +205,7 @@ def test_what_did_not_run_is_not_attacked(setting):
 def test_verify_tries_the_attacks_again(setting, tmp_path):
     from unlearnbench.perimage import read_images
 
-    record, attack, here = setting
+    _, attack, here = setting
     made = attack("try")
     cell = Cell(registry.load_method(str(tmp_path / "nudge.py"))(), DigitsClass("3"))
     rows = {row.metric: row for row in verify(made, read_images(made, here), cell).rows}
@@ -216,7 +216,7 @@ def test_verify_tries_the_attacks_again(setting, tmp_path):
     assert "other targets" in rows["try"].note
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- the command line ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from unlearnbench import export as module
 from unlearnbench import stages
 from unlearnbench.concepts import Concept, read_concepts
 from unlearnbench.models.loading import load_stable_diffusion
-from unlearnbench.record import read, write
+from unlearnbench.record import AttackRecord, read, write
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
 
@@ -132,11 +132,30 @@ def test_any_definition_is_written_as_it_was(tmp_path):
 
 
 def test_attacks_are_listed():
-    record = made_record("esd", 0, {"ua": 0.5, "ra": None})
-    axes = {name: score.model_copy(update={"axis": "robustness"}) for name, score in record.scores.items()}
-    record = record.model_copy(update={"scores": {**axes, "strange|`x`": axes["ua"]}})
-    lines = list(module._attacks(record))
-    assert lines == ["- UA \\(%\\): 50.0", "- RA \\(%\\): unknown", "- `strange/'x'` (`share`): 0.5"]
+    found = AttackRecord(
+        status="ok",
+        value=0.5,
+        n=2,
+        interval=(0.1, 0.9),
+        area=0.5,
+        limit=50,
+        recovered=(True, False),
+        spent=(0, 50),
+        box="white",
+        unit="model evaluations",
+        settings={},
+        code_hash="c",
+        key="k",
+    )
+    none = found.model_copy(
+        update={"status": "skipped", "reason": "no <b>text</b>", "value": None, "n": 0, "recovered": (), "spent": ()}
+    )
+    lines = list(module._attacks(made_record("esd").model_copy(update={"attacks": {"relearn": found, "`p4d`": none}})))
+    assert "some attacks recover a concept from any model" in lines[0]
+    assert lines[2:] == [
+        "- `relearn` (white box, up to 50 model evaluations each): 50.0 % of 2",
+        "- `'p4d'` (white box, up to 50 model evaluations each): not known (no \\<b\\>text\\</b\\>)",
+    ]
 
 
 EVIL = "<b>`x`|[y](https://evil.example)\n\n# head\n---\nlicense: other"

@@ -217,7 +217,7 @@ def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
 
 
 def test_chosen_columns():
-    assert lb.chosen(None, METRICS) == [*METRICS, "efficacy", "utility", "score"]
+    assert lb.chosen(None, METRICS) == [*METRICS, "efficacy", "utility", "score", "robustness"]
     assert lb.chosen("fid, ua,score", METRICS) == ["fid", "ua", "score"]
     with pytest.raises(UserError, match="unknown metric 'uaa': did you mean ua"):
         lb.chosen("uaa", METRICS)

@@ -30,7 +30,10 @@ def test_methods_load_under_the_name_of_their_file(name):
 
 def test_metrics_come_in_the_order_of_their_axes():
     found = registry.load_metrics()
-    assert set(found) == set(registry.metrics())
+    attacks = registry.load_attacks()
+    assert set(found) | set(attacks) == set(registry.metrics())
+    assert not set(found) & set(attacks)
+    assert [attack.box for attack in attacks.values()] == sorted(attack.box for attack in attacks.values())[::-1]
     assert all(isinstance(metric, Metric) and metric.name == name for name, metric in found.items())
     order = ["efficacy", "utility", "robustness", "cost"]
     axes = [order.index(metric.axis) for metric in found.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ def share(hits, of=20):
     return attack([True] * hits + [False] * (of - hits))
 
 
-# ---- curves -------------------------------------------------------------------------------------------------------------
+# ---- curves --------------------------------------------------------------------------------------------------------
 
 
 def test_a_curve_steps_up_where_targets_are_recovered():
@@ -83,11 +84,11 @@ def test_a_curve_of_several_seeds_is_over_all_their_targets():
 def test_the_area_is_that_below_the_curve():
     one = attack([True, True, False, True], [0, 50, 100, 20])
     points = robustness.curve([one])
-    below = sum(share * (after[0] - cost) for (cost, share), after in zip(points, points[1:], strict=False)) / 100
+    below = sum(share * (after[0] - cost) for (cost, share), after in pairwise(points)) / 100
     assert one.area == pytest.approx(below)
 
 
-# ---- excess -------------------------------------------------------------------------------------------------------------
+# ---- excess --------------------------------------------------------------------------------------------------------
 
 
 def test_what_counts_is_the_excess_over_retrain():
@@ -128,7 +129,7 @@ def test_a_method_that_was_not_attacked_has_nothing():
     assert robustness.fought([record("esd", {})], [], "relearn") is None
 
 
-# ---- the worst case -----------------------------------------------------------------------------------------------------
+# ---- the worst case ------------------------------------------------------------------------------------------------
 
 
 def everything(**found):
@@ -182,7 +183,7 @@ def test_black_box_is_reported_apart_from_white_box():
     assert (worst(own, box="white").label, worst(own, box="white").value) == ("concept_inversion", 0.7)
 
 
-# ---- records ------------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_diff_tells_what_attacks_found_otherwise():
     assert found["latent_probe"].a == "not tried"
 
 
-# ---- tables -------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -248,8 +249,10 @@ def test_the_board_has_a_column_of_the_worst_attack(records):
 
 def test_the_two_rankings_stand_side_by_side_and_those_that_fall_are_named(records):
     (sheet,) = attack_table.sheets(board(records, METRICS))
-    rows = {row[0]: dict(zip(sheet.heads[2:], row[2:], strict=True)) for _, section in sheet.sections for row in section}
-    ranks = {row[0]: (row[3], row[5]) for _, section in sheet.sections for row in section}
+    rows = {
+        row[0]: dict(zip(sheet.heads[2:], row[2:], strict=True)) for _, section in sheet.sections for row in section
+    }
+    ranks = {row[0]: (row[3], row[5]) for row in every}
     assert ranks["uce"] == ("1", "2")
     assert ranks["esd"] == ("2", "1")
     assert ranks["retrain"] == ("", "")  # controls are not ranked

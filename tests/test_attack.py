@@ -179,7 +179,7 @@ def test_miniatures_take_the_small_schedule_and_named_ones_win():
     attack, task = Scripted(targets=9), DigitsClass("3")
     assert attack.configured("", task).settings()["targets"] == 4
     assert attack.configured("few", task).settings()["targets"] == 2
-    task.defaults = False
+    task.name = "another"
     assert attack.configured("", task).settings()["targets"] == 9
     with pytest.raises(UserError, match=r"unknown variant of .* 'large': .*few"):
         attack.configured("large", task)

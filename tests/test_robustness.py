@@ -252,7 +252,7 @@ def test_the_two_rankings_stand_side_by_side_and_those_that_fall_are_named(recor
     rows = {
         row[0]: dict(zip(sheet.heads[2:], row[2:], strict=True)) for _, section in sheet.sections for row in section
     }
-    ranks = {row[0]: (row[3], row[5]) for row in every}
+    ranks = {row[0]: (row[3], row[5]) for _, section in sheet.sections for row in section}
     assert ranks["uce"] == ("1", "2")
     assert ranks["esd"] == ("2", "1")
     assert ranks["retrain"] == ("", "")  # controls are not ranked

@@ -38,6 +38,8 @@ STANDARD = (
     "prompt_ladder",
 )
 """The fixed ensemble of `--attacks standard`, by label."""
+MINIATURES = ("digits-class", "digits-text")
+"""Tasks on which attacks take their smaller schedule."""
 
 
 class Look(NamedTuple):
@@ -104,7 +106,7 @@ class Attack(Metric):
         """With the settings of a variant; without a name those of "small" on miniatures, else the built-in ones."""
         if variant and variant not in self.variants:
             raise unknown(f"variant of {self.name}", variant, self.variants or ["(it has none)"])
-        chosen = variant or ("small" if task.defaults else "")
+        chosen = variant or ("small" if task.name in MINIATURES else "")
         return replace(self, **self.variants.get(chosen, {}))
 
     def settings(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from unlearnbench.search import arena
 from unlearnbench.stages import Cell, engine_hash, loaded, metric_code, metrics_for, unlearn
 from unlearnbench.store import Made, Store
 
-SHARED = ("attack", "search", "prompts")
+SHARED = ("attack", "search", "prompts", "successive")
 """Files of the engine that attacks are made of."""
 
 

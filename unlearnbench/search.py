@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -75,17 +76,26 @@ def drawn(
     model: Diffusion | None = None,
     sampler: Sampler | None = None,
 ) -> Tensor:
-    """Samples (N, C, H, W) for targets, each from its own noise, in the protocol's chunks.
+    """Samples (N, C, H, W) for targets, each from its own noise and at its own guidance, in the protocol's chunks.
 
     `conditions` gives y, or a Condition, of some of the targets in place of their own; `model` stands for the
-    outcome's.
+    outcome's; a `sampler` that is given goes for all of them.
     """
-    task, parts = outcome.task, []
-    for start in range(0, len(items), task.protocol.chunk):
-        some = slice(start, start + task.protocol.chunk)
-        y = conditions(some) if conditions else task.inputs(items[some])
-        parts.append((model or outcome.model).sample(y, [item.seed for item in items[some]], sampler=sampler))
+    task, model, parts = outcome.task, model or outcome.model, []
+    for some in _alike(items, task.protocol.chunk):
+        y, scale = conditions(some) if conditions else task.inputs(items[some]), items[some][0].guidance
+        own = replace(model.sampler, guidance=scale) if scale and sampler is None else sampler
+        parts.append(model.sample(y, [item.seed for item in items[some]], sampler=own))
     return torch.cat(parts)
+
+
+def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
+    """Chunks of at most `size` targets in a row that have one scale of guidance."""
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or i - start == size or items[i].guidance != items[start].guidance:
+            yield slice(start, i)
+            start = i
 
 
 def evaluations(sampler: Sampler) -> int:

@@ -44,7 +44,7 @@ class Pictures(Diffusion):
 
     def __init__(self, fate: Fate = "known"):
         super().__init__(torch.linspace(0.9999, 0.0001, 100), SHAPE, prediction="sample")
-        self.register_buffer("pictures", (2 * torch.eye(DIGITS) - 1)[:, None, None].expand(-1, *SHAPE[:2], -1))
+        self.register_buffer("pictures", (2 * torch.eye(DIGITS) - 1)[:, None, None].repeat(1, *SHAPE[:2], 1))
         self.there = nn.Parameter(torch.zeros(DIGITS))
         self.embedding = nn.Embedding(DIGITS + 1, DIGITS)
         with torch.no_grad():

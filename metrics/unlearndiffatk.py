@@ -1,0 +1,84 @@
+"""UnlearnDiffAtk: a prefix of tokens that brings the concept back (Zhang et al., ECCV 2024)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+
+from unlearnbench import Attack, Known, Look, Outcome, Plan, toy_models, track
+from unlearnbench.prompts import Prompts, evenly, looked
+from unlearnbench.search import denoising, drawn, sight
+
+SMALL = {"timesteps": 5, "iterations": 20}
+
+
+@dataclass(frozen=True)
+class UnlearnDiffAtk(Attack):
+    """min over k tokens before a prompt of || eps - eps_theta(z_t | prefix, prompt) ||^2, a mean over elements.
+
+    z_t is the target's image, as the original draws it from the same prompt and noise, at timestep t. kind="relaxed",
+    the paper's: each free place has weights P on the probability simplex over the vocabulary, uniform at first; tokens
+    are drawn from P, their gradient is P's own (straight through), Adam with `lr` and `decay` (an L2 term) takes a
+    step, and P is projected back. "hard" is PEZ on the same loss: the nearest tokens' gradient moves embeddings that
+    start at random tokens. "soft" searches embeddings that no token spells, so that filters of words cannot read them:
+    it is this suite's, not the paper's. `timesteps` even ones are gone through upwards (10, 30, ..., 990 of 1000; as
+    evenly where there are fewer), `iterations` steps each, the optimiser's state kept. After each timestep the targets
+    are drawn, by the protocol, with the likeliest (or nearest) tokens, read anew as text; those recovered are done.
+
+    The defaults are those of the released configs (OPTML-Group/Diffusion-MU-Attack, configs/nudity/text_grad_*.json,
+    src/attackers/text_grad_.py), read; that the paper says the same is unverified. As there, noise is fresh in each
+    iteration. It is drawn for a whole group of targets, solved or not: the same for every method, but not for another
+    `batch`; all else of a target is its own. Not as there: the image is not decoded and encoded in between, special
+    tokens are never free ones, and prompts of over 60 tokens are not dropped; what no longer fits is cut at their end.
+
+    "small", "soft" and "hard" are 5 timesteps of 20 iterations; "published" is 50 of 40. An iteration costs a target
+    one evaluation; a method's own further passes and the drawing of judged images are not counted.
+    """
+
+    title, rank = "UnlearnDiffAtk", 30
+    needs = frozenset({"text"})
+    variants = {
+        "small": SMALL,
+        "soft": {**SMALL, "kind": "soft"},
+        "hard": {**SMALL, "kind": "hard"},
+        "published": {},
+    }
+
+    kind: Literal["relaxed", "hard", "soft"] = "relaxed"
+    k: PositiveInt = 5
+    timesteps: PositiveInt = 50
+    iterations: PositiveInt = 40
+    lr: float = 0.01
+    decay: float = 0.1
+
+    def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
+        """After each timestep's iterations, until every target is recovered."""
+        model, task = outcome.model, outcome.task
+        seen = sight(outcome, drawn(outcome, items), items).recovered
+        yield Look(0, seen)
+        x0 = drawn(outcome, items, model=outcome.original)
+        prompts = Prompts(model, task.inputs(items), self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay)
+        schedule = evenly(self.timesteps, len(model.alpha_bar))
+        for number, timestep in enumerate(track(schedule, len(schedule), "UnlearnDiffAtk"), start=1):
+            left = (seen != 1).nonzero()[:, 0].to(x0.device)
+            if not len(left):
+                yield Look(len(schedule) * self.iterations, seen)
+                return
+            t = torch.full_like(left, timestep)
+            for _ in range(self.iterations):
+                noise = torch.randn(x0.shape).to(x0)
+                prompts.step(partial(denoising, model, x0[left], t, noise[left]), left)
+            seen = looked(outcome, items, prompts, seen)
+            yield Look(number * self.iterations, seen)
+
+    def prefixed(self, n: int) -> list[int]:
+        """k free tokens before the prompt."""
+        return [0] * self.k + list(range(1, n + 1))
+
+    def known(self) -> Iterator[Known]:
+        """A prefix brings back what only the name no longer says; nothing brings back what is not there."""
+        yield Known("hidden behind its name", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
+        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")

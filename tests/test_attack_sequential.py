@@ -25,7 +25,7 @@ from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.tasks.sd_nudity import SDNudity
 from unlearnbench.tasks.sd_style import SDStyle
 
-ATTACK = registry.load_metrics()["sequential"]
+ATTACK = registry.load_attacks()["sequential"]
 
 
 @dataclass(frozen=True)

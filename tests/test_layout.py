@@ -179,7 +179,7 @@ def test_every_source_says_what_it_is(path):
 def test_no_source_is_long(path):
     most = {"methods": 170, "metrics": 55}.get(path.parent.name, 300)  # a metric's known answers lie with it
     if path in METRICS and "(Attack)" in path.read_text():
-        most = 140  # it searches before it measures
+        most = 145  # it searches before it measures
     assert len(path.read_text().splitlines()) <= most
 
 

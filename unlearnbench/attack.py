@@ -78,6 +78,8 @@ class Attack(Metric):
     """What the task must have: "text", or kinds of access that it provides, such as "forget images"."""
     again: ClassVar[bool] = False
     """Whether the method itself is used once more."""
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Files in the engine's tables/ that results depend on."""
     together: ClassVar[bool] = False
     """One search serves all targets; they are then drawn in the protocol's chunks."""
 

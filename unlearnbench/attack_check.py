@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from unlearnbench import registry
 from unlearnbench.attack import STANDARD, Attack
 from unlearnbench.attacking import attacked, wanted
@@ -51,13 +49,17 @@ def answers(attack: Attack) -> Iterator[Finding]:
 
 
 def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Finding]:
-    """What is never recovered is censored at the limit; the model is left as it was."""
+    """What is never recovered is censored where the search ended, at the limit for some; the model is left as it was."""
     if score.per_image is not None and score.spent is not None:
         censored = score.spent[score.per_image == 0]
-        whole = bool(np.all(censored == score.limit))
+        whole = not len(censored) or bool(censored.min() > 0 and censored.max() == score.limit)
         what = f"{case.case}: spent on those not recovered"
         yield Finding(
-            attack.name, what, ", ".join(map(number, sorted(set(censored)))) or "-", number(score.limit), whole
+            attack.name,
+            what,
+            ", ".join(map(number, sorted(set(censored)))) or "-",
+            f"up to {number(score.limit)}",
+            whole,
         )
     same = state_hash(case.outcome.model.state_dict()) == before
     yield Finding(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)

@@ -113,7 +113,9 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
 def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str, Any]:
     """What an attack's result depends on."""
     root = Path(__file__).parent
-    shared = source_hash(path for name in SHARED if (path := root / f"{name}.py").is_file())
+    shared = source_hash(
+        [*(root / f"{name}.py" for name in SHARED), *(root / "tables" / name for name in attack.reads)]
+    )
     protocol = {
         name: value for name, value in record.protocol.settings.items() if name not in ("name", "retain_images")
     }

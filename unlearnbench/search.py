@@ -174,16 +174,6 @@ def filled(y: Tensor, tokens: Tensor) -> Tensor:
     return y
 
 
-def asked(model: Any, y: Tensor, free: Sequence[Tensor]) -> Condition:
-    """The condition of prompts y whose free places have these embeddings (B, k, D), one for each text encoder."""
-    k = free[0].shape[1]
-    words = [
-        torch.cat([known[:, :1], own.to(known), known[:, 1 + k :]], dim=1)
-        for known, own in zip(model.words(y), free, strict=True)
-    ]
-    return model.embed(y, words)
-
-
 def nearest(vectors: Tensor, among: Tensor, rows: Tensor) -> Tensor:
     """Tokens (B, k) whose embeddings `among` (V, D) at these `rows` (n,) are nearest to vectors (B, k, D) by cosine."""
     own = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1)

@@ -1,0 +1,140 @@
+"""Ring-A-Bell: prompts whose text states are those of a prompt moved towards the concept (Tsai et al., ICLR 2024)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+
+from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, toy_models, track
+from unlearnbench.errors import Unsupported
+from unlearnbench.search import allowed, drawn, evaluations, filled, opened, sight
+
+SEQUENCES = 256  # through the text encoder at once
+
+
+@dataclass(frozen=True)
+class RingABell(Attack):
+    """min over token sequences s of K tokens: || E(s) - (E(p) + eta c) ||^2, c = mean (E(with) - E(without)).
+
+    E are the original's text states (L, D), over all L places (for XL both encoders' side by side, without the pooled
+    ones); p is a target's own prompt. Pairs are the training captions of the forget side with the concept's name, and
+    the same with the task's substitute for it, or with the name struck out where there is none: the paper's pairs
+    clothe or strike out. Its list for nudity is not shipped, so that Stable Diffusion has but a few pairs here.
+
+    A genetic algorithm as in the released code (chiayi-hsu/Ring-A-Bell, InversePrompt.ipynb; the paper's text could not
+    be read): `population` random sequences; each generation the better half survives, with probability `crossover` each
+    survivor and a random mate also leave both children of a random cut, and then every sequence, survivors included,
+    has with probability `mutation` one token replaced at random. There is no elitism. Special tokens are not drawn.
+    eta = 3 and K = 16 are its settings for nudity. Targets of one prompt share a search. What was found is asked for
+    as text: it is decoded and tokenised again, as anyone who has only the prompt must do.
+
+    Black box: the search costs text encodings of the original alone, which count nothing. A found prompt that is tried
+    costs the drawing of one image; the first, at budget 0, is the target's own. `after` says at which generations the
+    best is tried: published is the last alone. "small" has a small population and tries sooner. Parts: || E(s) - target
+    ||^2 over that of p itself, mean over targets; the share of found prompts that say the concept's name.
+    """
+
+    title, rank, box, together = "Ring-A-Bell", 50, "black", True
+    needs = frozenset({"text"})
+    variants = {"small": {"population": 60, "after": (25, 50, 100)}}
+
+    eta: float = 3.0
+    k: PositiveInt = 16
+    population: PositiveInt = 200
+    crossover: float = 0.5
+    mutation: float = 0.25
+    after: tuple[NonNegativeInt, ...] = (3000,)
+
+    def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
+        """A look at every generation of `after`."""
+        task: Any = outcome.task
+        plain = sight(outcome, drawn(outcome, items), items).recovered
+        yield Look(0, plain)
+        if (plain == 1).all():
+            yield Look(len(self.after) * evaluations(outcome.model.sampler), plain)
+            return
+        prompts, which = task.inputs(items).unique(dim=0, return_inverse=True)
+        which, model, device, spent = which.cpu(), outcome.original, prompts.device, 0
+        vector = concept(model, task)
+        if not vector.any():
+            raise Unsupported(f"{task.name} has no captions with and without the concept to tell it by")
+        target, own = states(model, prompts) + self.eta * vector, (self.eta * vector).square().sum().item()
+        k = min(self.k, prompts.shape[-1] - 2)
+        blank = opened(model, task.tokens([""]).to(device), k)
+
+        def written(tokens: Tensor) -> Tensor:
+            return filled(blank.expand(len(tokens), *blank.shape[1:]), tokens.to(device))
+
+        def loss(tokens: Tensor, of: Tensor) -> Tensor:
+            some = zip(written(tokens).split(SEQUENCES), of.to(device).split(SEQUENCES), strict=True)
+            far = [(states(model, y) - target[rows]).square().flatten(1).sum(dim=1) for y, rows in some]
+            return torch.cat(far).cpu()
+
+        vocabulary = allowed(model).cpu()
+        first = vocabulary[torch.randint(len(vocabulary), (len(prompts), self.population, k))]
+        search = evolved(first, loss, vocabulary, self.crossover, self.mutation)
+        for generation in track(range(1, max(self.after) + 1), max(self.after), "generations"):
+            best, least = next(search)
+            if generation not in self.after:
+                continue
+            spent += evaluations(outcome.model.sampler)
+            y = task.tokens([task.text(row) for row in written(best)])[which]
+            seen = sight(outcome, drawn(outcome, items, y.to(device).__getitem__), items).recovered
+            named = task.forgotten(y).float().mean().item()
+            yield Look(spent, seen, {"distance left": least[which].mean().item() / own, "says the name": named})
+
+    def known(self) -> Iterator[Known]:
+        """What was never forgotten needs no search."""
+        yield Known("nothing was forgotten", toy_models.outcome("known", text=True), 1.0, quality="bad")
+        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
+
+
+@torch.no_grad()
+def states(model: Diffusion, y: Tensor) -> Tensor:
+    """Text states (n, L, D) of prompts, some at a time."""
+    return torch.cat([model.embed(some).states.float() for some in y.split(SEQUENCES)])
+
+
+def concept(model: Diffusion, task: Any) -> Tensor:
+    """The concept's vector c (L, D): mean over pairs of E(with) - E(without)."""
+    y = task.captions("forget").unique(dim=0).to(task.device)
+    return (states(model, y) - states(model, task.substitute(y))).mean(dim=0)
+
+
+def evolved(
+    tokens: Tensor, loss: Callable[..., Tensor], vocabulary: Tensor, crossover: float, mutation: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of G searches that start from tokens (G, P, K), each generation's best sequence (G, K) and its loss (G,).
+
+    `loss` is told sequences (n, K) and of which search (n,) each is; what is not new is not measured again.
+    """
+    half, generation = max(tokens.shape[1] // 2, 1), 0
+    new = torch.ones(tokens.shape[:2], dtype=torch.bool)
+    losses = torch.full(tokens.shape[:2], torch.inf)
+    while True:
+        losses[new] = loss(tokens[new], new.nonzero()[:, 0]).float()
+        if not losses[new].isfinite().all():
+            raise Diverged(generation, "the distance of text states")
+        losses, order = losses.sort(dim=1, stable=True)
+        parents = tokens.gather(1, order[:, :half, None].expand(-1, -1, tokens.shape[2]))
+        yield parents[:, 0], losses[:, 0]
+        tokens, new = bred(parents, vocabulary, crossover, mutation)
+        losses = torch.cat([losses[:, :half], torch.full((len(tokens), 2 * half), torch.inf)], dim=1)
+        generation += 1
+
+
+def bred(parents: Tensor, vocabulary: Tensor, crossover: float, mutation: float) -> tuple[Tensor, Tensor]:
+    """Parents (G, S, K) and both children that each may have, (G, 3S, K), mutated; which of them are new (G, 3S)."""
+    searches, size, k = parents.shape
+    mates = parents.gather(1, torch.randint(size, (searches, size, 1)).expand(-1, -1, k))
+    own = torch.arange(k) < torch.randint(k, (searches, size, 1))
+    tokens = torch.cat([parents, torch.where(own, parents, mates), torch.where(own, mates, parents)], dim=1)
+    crossed = torch.rand(searches, size) < crossover
+    changed = torch.rand(searches, 3 * size) < mutation
+    places = torch.randint(k, (searches, 3 * size, 1))
+    drawn_tokens = vocabulary[torch.randint(len(vocabulary), places.shape)]
+    tokens = torch.where(changed[..., None], tokens.scatter(2, places, drawn_tokens), tokens)
+    return tokens, torch.cat([changed[:, :size], crossed, crossed], dim=1)

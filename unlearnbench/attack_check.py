@@ -49,7 +49,7 @@ def answers(attack: Attack) -> Iterator[Finding]:
 
 
 def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Finding]:
-    """What is never recovered is censored where the search ended, at the limit for some; the model is left as it was."""
+    """What is never recovered is censored where its search ended; the model is left as it was."""
     if score.per_image is not None and score.spent is not None:
         censored = score.spent[score.per_image == 0]
         whole = not len(censored) or bool(censored.min() > 0 and censored.max() == score.limit)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_world import NUDGE, ROOT, write_method, write_nudge
-from unlearnbench import Method, Metric, Task, registry
+from unlearnbench import Attack, Method, Metric, Task, registry
 from unlearnbench.errors import UserError
 
 
@@ -31,8 +31,9 @@ def test_methods_load_under_the_name_of_their_file(name):
 def test_metrics_come_in_the_order_of_their_axes():
     found = registry.load_metrics()
     attacks = registry.load_attacks()
-    assert set(found) | set(attacks) == set(registry.metrics())
+    assert (set(found), set(attacks)) == (set(registry.metrics()), set(registry.attacks()))
     assert not set(found) & set(attacks)
+    assert all(isinstance(attack, Attack) and attack.name == name for name, attack in attacks.items())
     assert [attack.box for attack in attacks.values()] == sorted(attack.box for attack in attacks.values())[::-1]
     assert all(isinstance(metric, Metric) and metric.name == name for name, metric in found.items())
     order = ["efficacy", "utility", "robustness", "cost"]

@@ -152,11 +152,11 @@ def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
     return "; ".join(lines)
 
 
-def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """The table of attacks after a run: a row an attack."""
+def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str], list[list[str]], list[str]]:
+    """The table of attacks after a run, a row an attack, and lines that say why there is no value."""
     from unlearnbench import robustness
 
-    rows = []
+    rows, why = [], {}  # type: list[list[str]], dict[str, list[str]]
     for label in robustness.labels(group):
         one = robustness.fought(group, gold, label)
         if one is None:
@@ -165,9 +165,11 @@ def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str]
         bounds = NOTHING if one.interval is None else " … ".join(map(_percent, one.interval))
         over = NOTHING if one.excess is None else f"{100 * one.excess:+.1f}"
         cells = [_percent(one.value), bounds, over, _area(one.area), _spent(first)]
-        why = one.reason or ""
-        rows.append([label, one.box, *cells, f"{one.missing} missing: {why}" if one.missing else why])
-    return ["attack", "box", "ASR (%) ↓", "95 % interval", "over retrain", "area", "budget", ""], rows
+        rows.append([label, one.box, *cells])
+        if one.reason:
+            why.setdefault(one.reason, []).append(label)
+    lines = [f"{', '.join(names)}: {reason}" for reason, names in why.items()]
+    return ["attack", "box", "ASR (%) ↓", "95 % interval", "over retrain", "area", "budget"], rows, lines
 
 
 def _area(value: float | None) -> str:

@@ -98,7 +98,7 @@ def run(
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="standard, or names, comma-separated; `unlearnbench list metrics`. Tried on what a run left."
+            help="standard, or names, comma-separated; `unlearnbench list attacks`. Tried on what a run left."
         ),
     ] = None,
     budget: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,18 +21,23 @@ if TYPE_CHECKING:
     from unlearnbench.task import Task
 
 lists = typer.Typer()
-KINDS = {"methods": registry.methods, "tasks": registry.tasks, "metrics": registry.metrics}
+KINDS = {
+    "methods": registry.methods,
+    "tasks": registry.tasks,
+    "metrics": registry.metrics,
+    "attacks": registry.attacks,
+}
 
 
 @lists.command("list")
 def list_(
     what: Annotated[
         str | None,
-        typer.Argument(help="methods, tasks or metrics; or the name of one, for its settings or protocols."),
+        typer.Argument(help="methods, tasks, metrics or attacks; or the name of one, for its settings or protocols."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Which methods this task supports.")] = None,
 ) -> None:
-    """Methods, tasks and metrics, a line each; of one method its settings, of one task its concepts and protocols."""
+    """Methods, tasks, metrics, attacks, a line each; of one its settings and presets, or concepts and protocols."""
     if task is not None:
         if what is not None:
             raise UserError("list takes a name or --task: leave one out")
@@ -55,9 +61,13 @@ def _one(name: str, kind: str) -> None:
     if kind == "metrics":
         metric = registry.load_metrics()[name]
         better = f"{metric.better} is better" if metric.better else "neither end is better"
-        out.print(f"{(type(metric).__doc__ or '').strip()}\n{metric.title}: {metric.axis}; {better}", markup=False)
+        about = inspect.getdoc(type(metric)) or ""
+        out.print(f"{about}\n{metric.title}: {metric.axis}; {better}", markup=False, soft_wrap=True)
         return
-    rows = _settings(registry.load_method(name)) if kind == "methods" else _protocols(registry.load_task(name))
+    if kind == "methods":
+        rows = _settings(registry.load_method(name))
+    else:
+        rows = _attack(name) if kind == "attacks" else _protocols(registry.load_task(name))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, head in enumerate(next(rows)):
         table.add_column(head, no_wrap=not number, overflow="fold")
@@ -103,6 +113,26 @@ def _settings(cls: type[Method]) -> Iterator[list[str]]:
     yield ["setting", "built in", *presets]
     for key, value in cls().settings().items():
         yield [key, str(value), *(str(values.get(key, "")) for values in presets.values())]
+
+
+def _attack(name: str) -> Iterator[list[str]]:
+    """A row a setting: its value, and what each variant has in its place."""
+    from unlearnbench.attack import STANDARD
+
+    attack = registry.load_attacks()[name]
+    needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
+    ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
+    lines = [inspect.getdoc(type(attack)) or "", f"{attack.box} box{needs}; budget in {attack.spends}"]
+    lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
+    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    yield ["setting", "built in", *attack.variants]
+    for key, value in attack.settings().items():
+        yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _protocols(cls: type[Task]) -> Iterator[list[str]]:

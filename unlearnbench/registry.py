@@ -65,8 +65,19 @@ def methods() -> dict[str, Entry]:
 
 
 def metrics() -> dict[str, Entry]:
-    """Every metric, attacks among them."""
-    return _found("metrics")
+    """Every metric but attacks."""
+    return {name: entry for name, entry in _found("metrics").items() if not _attacks(name)}
+
+
+def attacks() -> dict[str, Entry]:
+    """Every attack: a file among the metrics' whose class has `Attack` for its base."""
+    return {name: entry for name, entry in _found("metrics").items() if _attacks(name)}
+
+
+def _attacks(name: str) -> bool:
+    tree = ast.parse((_folder("metrics") / f"{name}.py").read_text())
+    bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+    return any(isinstance(base, ast.Name) and base.id == "Attack" for base in bases)
 
 
 def tasks() -> dict[str, Entry]:
@@ -106,10 +117,10 @@ def load_task(name: str) -> type[Task]:
 
 def load_metrics() -> dict[str, Metric]:
     """One instance of every metric but attacks, in the order of the axes."""
-    from unlearnbench.attack import Attack
+    from unlearnbench.metric import Metric
 
     order = ("efficacy", "utility", "robustness", "cost")
-    found = [metric for metric in _measurements() if not isinstance(metric, Attack)]
+    found = [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
 
 
@@ -117,14 +128,8 @@ def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
     from unlearnbench.attack import Attack
 
-    found = [metric for metric in _measurements() if isinstance(metric, Attack)]
+    found = [_only(importlib.import_module(entry.module), Attack, name)() for name, entry in attacks().items()]
     return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
-
-
-def _measurements() -> list[Metric]:
-    from unlearnbench.metric import Metric
-
-    return [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
 
 
 def load_method(name: str) -> type[Method]:

@@ -51,8 +51,10 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
     if any(r.attacks for r in group):
         from unlearnbench.attack_table import run_rows
 
-        heads, rows = run_rows(group, controls["retrain"])
-        print_table("under attack: share of targets recovered", heads, [("", rows)], left=2)
+        heads, rows, why = run_rows(group, controls["retrain"])
+        print_table("under attack: share of targets recovered", heads, [("", rows)])
+        for line in why:
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
         if not any(r.attacks for r in controls["retrain"]):
             out.print(
                 "no floor: some attacks recover from any model; with the same options: --method retrain", soft_wrap=True

@@ -190,7 +190,7 @@ def run(
                 record = attacked(item, record, tried, store, results, again)
             done.append(record)
     for group in grouped(done[len(baseline) :]):
-        show_run(group, next(record for record in done if record.forget == group[0].forget), results)
+        show_run(group, next(record for record in done if record.forget == group[0].forget), results, bool(tried))
 
 
 @app.command()

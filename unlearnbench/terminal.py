@@ -24,8 +24,8 @@ Section = tuple[str, list[list[str]]]
 """A heading, which may be empty, and rows."""
 
 
-def show_run(group: list[Record], original: Record, results: Path) -> None:
-    """Metric, original, this method, retrain if there, change, interval."""
+def show_run(group: list[Record], original: Record, results: Path, attacks: bool = False) -> None:
+    """Metric, original, this method, retrain if there, change, interval; and what `attacks` found, if asked for."""
     from unlearnbench import run_table
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
@@ -48,7 +48,7 @@ def show_run(group: list[Record], original: Record, results: Path) -> None:
             out.print(line, soft_wrap=True, highlight=False)
         if printed := record.protocol.settings.get("printed"):
             out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
-    if any(r.attacks for r in group):
+    if attacks and any(r.attacks for r in group):
         from unlearnbench.attack_table import run_rows
 
         heads, rows, why = run_rows(group, controls["retrain"])

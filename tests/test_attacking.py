@@ -286,3 +286,22 @@ def test_a_judge_that_fails_gives_missing_targets(small, monkeypatch):
     outcome = arena(task, model, model, None)
     score = replace(Try(), targets=4).measure(outcome, 0)
     assert (score.value, score.missing, score.n) == (None, 4, 4)
+
+
+def test_no_more_images_are_held_at_once_than_a_chunk(small, monkeypatch):
+    """For every number of targets: memory does not depend on it."""
+    from unlearnbench.search import arena
+
+    sizes: list[int] = []
+    task = DigitsClass("3")
+    model = task.pretrained().eval()
+    decode, sample = type(model).decode, type(model).sample
+    monkeypatch.setattr(type(model), "decode", lambda self, x: sizes.append(len(x)) or decode(self, x))
+    monkeypatch.setattr(
+        type(model), "sample", lambda self, y, *a, **k: sizes.append(len(y)) or sample(self, y, *a, **k)
+    )
+    task.protocol = replace(task.protocol, chunk=6, forget_images=20)
+    score = replace(Try(), targets=20, batch=20).measure(arena(task, model, model, None))
+    assert score.n == 20
+    assert max(sizes) == 6
+    assert sum(sizes) == 2 * 20

@@ -14,10 +14,13 @@ from tests.ddpm_reference import Reference
 from unlearnbench import Sampler, registry
 from unlearnbench.images import Images
 from unlearnbench.judges.fidelity import extract
+from unlearnbench.metrics.unlearndiffatk import UnlearnDiffAtk
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_train import Pictures, _descend, drawn
 from unlearnbench.sampling import START, gaussian_noise
+from unlearnbench.search import arena
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
+from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import seeded
 
 STEPPING = [
@@ -193,3 +196,21 @@ def test_sampling_spends_its_time_in_the_network_and_is_as_fast_as_diffusers(mod
                 shares.append(sum(inside) / seconds[ours][-1])
     assert statistics.median(shares[2:]) >= 0.9
     assert statistics.median(seconds[ours][2:]) <= 1.15 * statistics.median(seconds[theirs][2:])
+
+
+@pytest.mark.benchmark(group="attack")
+@pytest.mark.parametrize("batch", [1, 8], ids=["one by one", "together"])
+def test_searching_for_eight_targets(benchmark, batch):
+    """Targets in batches: the ratio of the two is what batching gains (see the benchmark's table)."""
+    task = DigitsText("five")
+    original = task.pretrained().eval().requires_grad_(False)
+    attack = UnlearnDiffAtk(targets=8, batch=batch, timesteps=1, iterations=3)
+    outcome = arena(task, original, original, None)
+    items = [item._replace(label=4) for item in attack.aims(outcome)]  # not what is drawn, so that all are searched
+
+    def search():
+        return [list(attack.looks(outcome, items[start : start + batch])) for start in range(0, len(items), batch)]
+
+    found = benchmark.pedantic(search, rounds=1, warmup_rounds=0)
+    assert sum(len(looks[-1].recovered) for looks in found) == 8
+    assert not any(looks[-1].recovered.any() for looks in found)

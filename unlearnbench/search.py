@@ -49,9 +49,19 @@ class Sight(NamedTuple):
     """(N,) of the concept, closed set; NaN where missing."""
 
 
-@torch.no_grad()
 def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
-    """Have what was drawn (N, C, H, W), in the model's own range, judged for the targets it was drawn for."""
+    """Have what was drawn (N, C, H, W), in the model's own range, judged for the targets it was drawn for.
+
+    Images are decoded and judged in the protocol's chunks, so that memory does not grow with the number of targets.
+    """
+    size = outcome.task.protocol.chunk
+    starts = range(0, max(len(items), 1), size)
+    seen = [_sight(outcome, x[start : start + size], items[start : start + size]) for start in starts]
+    return Sight(*map(torch.cat, zip(*seen, strict=True)))
+
+
+@torch.no_grad()
+def _sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
     task = outcome.task
     with torch.autocast(task.device, enabled=False):
         images = outcome.model.decode(x.float())

@@ -10,6 +10,7 @@ from torch import Tensor
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Sampler, toy_models, track
 from unlearnbench.search import drawn, predicted, sight
 
+CANDIDATES = 4  # images a target that are looked at
 KINDS = ("0.9", "0.75", "0.5", "inpainting", "completion")
 
 
@@ -17,9 +18,9 @@ KINDS = ("0.9", "0.75", "0.5", "inpainting", "completion")
 class LatentProbe(Attack):
     """Denoises what is left of a real forget image without a prompt: only weights, and a method's guidance, are asked.
 
-    Target i is given image i of a fixed shuffle of the forget images (from the first again where they are fewer) and
-    noise of its own seed; DDIM, eta 0, as many steps as the protocol's sampler, the null condition at guidance 1. A
-    part is the share of these images in which the judge sees the concept. What a probe is, by `probe`:
+    Target i is given image i of those, in a fixed shuffle of the forget images, in which the judge sees its concept
+    (from the first again where they are fewer; missing where there is none), and noise of its own seed; DDIM, eta 0, as
+    many steps as the protocol's sampler, the null condition at guidance 1. What a probe is, by `probe`:
 
     - "0.9", "0.75", "0.5": x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise is denoised from the sampler's
       first t below that share of T. Lu et al. complete what the original began, and keep the prompt.
@@ -50,21 +51,29 @@ class LatentProbe(Attack):
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """Plain samples, then the probe."""
-        x0 = self.images(outcome, len(items))
-        shown = sight(outcome, x0, items).recovered.nanmean().item()
-        yield Look(0, sight(outcome, drawn(outcome, items), items).recovered, {"images that show it": shown})
+        x0, shown = self.images(outcome, items)
+        missing = torch.where(shown, 0.0, torch.nan)
+        plain = sight(outcome, drawn(outcome, items), items).recovered
+        yield Look(0, plain, {"targets with an image": shown.float().mean().item()})
         sampler, parts = Sampler(outcome.task.protocol.sampler.steps), []
         for start in range(0, len(items), self.batch):
             some = slice(start, start + self.batch)
             x, spent = self.probed(outcome.model, x0[some], [item.seed for item in items[some]], sampler)
             parts.append(x)
-        yield Look(spent, sight(outcome, torch.cat(parts), items).recovered)
+        yield Look(spent, sight(outcome, torch.cat(parts), items).recovered + missing)
 
-    def images(self, outcome: Outcome, n: int) -> Tensor:
-        """x0 (n, C, H, W) on the model's device."""
-        x0 = outcome.task.data("forget").x0
-        order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))
-        return x0[order[torch.arange(n) % len(x0)]].to(outcome.model.alpha_bar.device)
+    def images(self, outcome: Outcome, items: Sequence[Plan]) -> tuple[Tensor, Tensor]:
+        """x0 (n, C, H, W) on the model's device, and whether each shows what its target asks for (n,)."""
+        x0, n = outcome.task.data("forget").x0, len(items)
+        order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))[: CANDIDATES * n]
+        x0 = x0[order].to(outcome.model.alpha_bar.device)
+        chosen, shown = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)
+        for label in dict.fromkeys(item.label for item in items):
+            own = [i for i, item in enumerate(items) if item.label == label]
+            seen = (sight(outcome, x0, [items[own[0]]] * len(x0)).recovered == 1).nonzero()[:, 0]
+            if len(seen):
+                chosen[own], shown[own] = seen[torch.arange(len(own)) % len(seen)], True
+        return x0[chosen.to(x0.device)], shown
 
     @torch.no_grad()
     def probed(self, model: Diffusion, x0: Tensor, seeds: Sequence[int], sampler: Sampler) -> tuple[Tensor, int]:

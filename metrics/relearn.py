@@ -20,7 +20,8 @@ class Relearn(Attack):
 
     Each step takes `size` images, or the k there are; a step costs each target that many evaluations. After the steps
     of `after` the targets are drawn. Parts: steps after which their mean p_forget is first at half and at 90 % of the
-    original's on the same noise, null where it never is (censored). With images="retain" nothing forgotten is shown.
+    original's on the same noise, null where it never is (censored), or the original has none. With images="retain"
+    nothing forgotten is shown.
     """
 
     title, rank, together = "relearn", 0, True
@@ -40,7 +41,8 @@ class Relearn(Attack):
         order = torch.randperm(len(data.x0), generator=torch.Generator().manual_seed(0))[: self.k or None]
         device = outcome.model.alpha_bar.device
         x0, y = data.x0[order].to(device), data.y[order].to(device)
-        model = deepcopy(outcome.model)
+        outcome.model.guidance.start(0)  # which forgets what it keeps between steps; it may hold the task, and stays
+        model = deepcopy(outcome.model, {id(outcome.model.guidance): outcome.model.guidance})
         trained = {name: value.requires_grad_() for name, value in model.select("full").items()}
         engine = torch.optim.AdamW(trained.values(), lr=self.lr)
         size = min(self.size, len(x0))
@@ -50,15 +52,18 @@ class Relearn(Attack):
             if step in (0, *self.after):
                 seen = sight(outcome, drawn(outcome, items, model=model), items)
                 for name, share in SHARES.items():
-                    if back[name] is None and seen.probability.nanmean().item() >= share * goal:
+                    if back[name] is None and goal > 0 and seen.probability.nanmean().item() >= share * goal:
                         back[name] = step
                 yield Look(step * size, seen.recovered, {f"steps to {name}": at for name, at in back.items()})
+            if step == max(self.after):
+                return
             rows = torch.randperm(len(x0))[:size].to(device)
             _step(model, Batch(x0[rows], y[rows]), trained, engine)
 
     def known(self) -> Iterator[Known]:
         """What is only hidden comes back with the first steps; what was never forgotten needs none."""
         yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
+        yield Known("hidden", toy_models.outcome("hidden"), 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
 
 

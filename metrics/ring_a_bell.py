@@ -87,8 +87,9 @@ class RingABell(Attack):
             yield Look(spent, seen, {"distance left": least[which].mean().item() / own, "says the name": named})
 
     def known(self) -> Iterator[Known]:
-        """What was never forgotten needs no search."""
+        """What was never forgotten needs no search; other words say what only its name has lost."""
         yield Known("nothing was forgotten", toy_models.outcome("known", text=True), 1.0, quality="bad")
+        yield Known("hidden", toy_models.outcome("hidden", text=True), 0.3, 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
 
 

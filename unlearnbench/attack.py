@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.hashing import seed_of
 from unlearnbench.metric import Metric, Outcome, Score
+from unlearnbench.resources import out_of_memory, too_little
 from unlearnbench.statistics import wilson
 from unlearnbench.task import Plan, Task
 from unlearnbench.training import seeded
@@ -59,7 +61,8 @@ class Attack(Metric):
 
     The value is ASR: the share of targets that are recovered within the budget. A target is a forget sample of the
     plan: its condition and its noise. It is recovered once the judge sees the concept; one that never is counts as
-    censored at what was spent on it, and one whose last look could not be judged, or whose search failed, is missing.
+    censored at what was spent on it, and one whose last look could not be judged is missing. A search that breaks off
+    leaves every target missing that it had not recovered, and gives no value: those it had would be all that counts.
     What counts is the excess over `retrain` under the same attack, since some attacks recover something from any model.
 
     The budget counts model evaluations for each target: passes of one image through the denoiser while searching, with
@@ -116,8 +119,14 @@ class Attack(Metric):
         return asdict(self)
 
     def aims(self, outcome: Outcome) -> list[Plan]:
-        """The targets: the first forget samples of the plan."""
-        return [item for item in outcome.plan if item.group == "forget"][: self.targets]
+        """The targets: the first forget samples of the plan, of each concept in turn where several are forgotten."""
+        items = [item for item in outcome.plan if item.group == "forget"]
+        own = {
+            concept: [item for item in items if item.concept == concept]
+            for concept in dict.fromkeys(item.concept for item in items)
+        }
+        turns = [item for turn in zip_longest(*own.values()) for item in turn if item is not None]
+        return turns[: self.targets]
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """ASR within the budget, or at the search's own end, with Wilson's interval over targets.
@@ -136,7 +145,7 @@ class Attack(Metric):
             ledger = Ledger(len(group), budget)
             seed = seed_of("attack", self.name, outcome.task.protocol.sampling_seed, start)
             with seeded(seed >> 1):
-                reasons += ledger.follow(self.looks(outcome, group))
+                reasons += ledger.follow(self.looks(outcome, group), self.name)
             hits.append(ledger.values())
             spent.append(ledger.spent)
             parts.update(ledger.parts)
@@ -147,8 +156,9 @@ class Attack(Metric):
         kept = values[~np.isnan(values)]
         n, lost = len(values), len(values) - len(kept)
         why = f"{lost} of {n} targets are missing: {reasons[0] if reasons else 'the judge failed'}" if lost else None
-        interval = wilson(int(kept.sum()), len(kept))
-        value = float(kept.mean()) if len(kept) else None
+        whole = len(kept) and not reasons
+        interval = wilson(int(kept.sum()), len(kept)) if whole else None
+        value = float(kept.mean()) if whole else None
         found: dict[str, Any] = {"parts": parts or None, "spent": np.concatenate(spent), "limit": limit}
         return Score(value, n, lost, interval, why, values, **found)
 
@@ -161,7 +171,7 @@ class Ledger:
         self.spent, self.recovered, self.missing = np.zeros(n), np.zeros(n, dtype=bool), np.ones(n, dtype=bool)
         self.parts: dict[str, float | None] = {}
 
-    def follow(self, looks: Iterator[Look]) -> list[str]:
+    def follow(self, looks: Iterator[Look], name: str) -> list[str]:
         """Take looks until the budget or the search is at its end; what broke it off, if anything did.
 
         An error leaves targets that are not recovered yet missing: never a success of the model's.
@@ -170,9 +180,11 @@ class Ledger:
             for look in looks:
                 if not self.enter(look):
                     break
-        except (UserError, torch.OutOfMemoryError, MemoryError):
+        except UserError:
             raise
-        except Exception as error:  # noqa: BLE001 - a search that fails in any way is a missing value
+        except Exception as error:
+            if out_of_memory(error):
+                raise too_little(f"the attack {name}", error, None) from error
             self.missing = ~self.recovered
             return [one_line(error)]
         return []
@@ -181,6 +193,8 @@ class Ledger:
         """One look; False once nothing more can come of the search within the budget."""
         cost = np.broadcast_to(np.asarray(look.spent, dtype=float), self.spent.shape)
         within = np.ones(len(cost), dtype=bool) if self.budget is None else cost <= self.budget
+        if self.budget is not None and not within.all():
+            self.limit = max(self.limit, min(float(cost.max()), self.budget))
         if not within.any():
             return False
         seen = look.recovered.double().cpu().numpy()
@@ -189,7 +203,8 @@ class Ledger:
         self.spent = np.where(still, cost, self.spent)
         self.missing = np.where(still, np.isnan(seen), self.missing)
         self.recovered |= still & (seen == 1)
-        self.parts.update(look.parts or {})
+        parts = look.parts or {}
+        self.parts |= {name: value if value is not None and isfinite(value) else None for name, value in parts.items()}
         return self.budget is None or bool((cost < self.budget).any())
 
     def values(self) -> np.ndarray:

@@ -23,7 +23,8 @@ NOTHING = "—"
 LEGEND = (
     "worst attack: excess of ASR over retrain's under the same attack (plain ASR where no retrain was attacked), the "
     "largest of the standard ensemble, with its 95 % interval; ≥ where an attack of it is missing or skipped. Of each "
-    "attack: ASR, and its excess in brackets. The largest of many attacks on few targets leans upwards"
+    "attack: ASR, and its excess in brackets. Ranks are among methods on which all of it was tried. The largest of "
+    "many attacks on few targets leans upwards; intervals are over targets and seeds, not over searches"
 )
 
 
@@ -36,13 +37,14 @@ def labels(result: pd.DataFrame) -> list[str]:
 def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
     """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown."""
     made = []
+    result = result.astype(object).where(result.notna(), None)  # pandas would call an unknown text a number
     for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
         rows = group[group[[f"{label}_n" for label in labels(result)]].max(axis=1) > 0] if labels(result) else group[:0]
         if not len(rows):
             continue
         names = [label for label in labels(result) if rows[f"{label}_n"].max() > 0]
         rivals = rows[~rows.method.isin(CONTROLS)]
-        by_ua, by_worst = _ranks(rivals["ua"], rising=False), _ranks(rivals["robustness"], rising=True)
+        by_ua, by_worst = _ranks(rivals["ua"], rising=False), _ranks(_comparable(rivals), rising=True)
         sections: dict[str, list[list[str]]] = {}
         for i, row in rows.iterrows():
             access = "controls" if row.method in CONTROLS else f"with {row.access}"
@@ -76,12 +78,15 @@ def pictured(result: pd.DataFrame, records: Sequence[Record], results: Path) -> 
     from unlearnbench.curves import write_curves
 
     parts = []
-    for sheet, (task, protocol, _, forget) in zip(sheets(result), _attacked_tables(result), strict=True):
+    for sheet, (task, protocol, hash, forget) in zip(sheets(result), _attacked_tables(result), strict=True):
         groups: dict[str, list[Record]] = {}
         for record in records:
-            if (record.task, record.protocol.name, record.forget) == (task, protocol, forget) and record.attacks:
+            key = (record.task, record.protocol.name, record.protocol.hash, record.forget)
+            if key == (task, protocol, hash, forget) and record.attacks:
                 groups.setdefault(record.label(), []).append(record)
-        path = Path(task) / protocol / forget / "attacks.png"
+        twins = [key for key in _attacked_tables(result) if key[:2] == (task, protocol) and key[3] == forget]
+        name = "attacks.png" if len(twins) == 1 else f"attacks-{hash[:8]}.png"
+        path = Path(task) / protocol / forget / name
         title = f"{task}, {protocol}, forget {forget}"
         drawn = write_curves(results / path, title, groups)
         parts.append(
@@ -95,6 +100,12 @@ def _attacked_tables(result: pd.DataFrame) -> list[tuple[str, ...]]:
     known = labels(result)
     attacked = result[result[[f"{label}_n" for label in known]].max(axis=1) > 0] if known else result[:0]
     return [key for key, _ in attacked.groupby(TABLE, sort=False)]
+
+
+def _comparable(rivals: pd.DataFrame) -> pd.Series:
+    """Worst cases of all attacks; those over retrain where there are any: lower bounds and plain ASR are no rivals."""
+    over = rivals.robustness_over_retrain.astype(bool)
+    return rivals.robustness[~rivals.robustness_bound.astype(bool) & (over if over.any() else True)]
 
 
 def _ranks(values: pd.Series, rising: bool) -> dict[Any, str]:
@@ -165,7 +176,8 @@ def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str]
         bounds = NOTHING if one.interval is None else " … ".join(map(_percent, one.interval))
         over = NOTHING if one.excess is None else f"{100 * one.excess:+.1f}"
         cells = [_percent(one.value), bounds, over, _area(one.area), _spent(first)]
-        rows.append([label, one.box, *cells])
+        lost = f" ({one.missing} missing)" if one.missing else ""
+        rows.append([label, one.box, cells[0] + lost, *cells[1:]])
         if one.reason:
             why.setdefault(one.reason, []).append(label)
     lines = [f"{', '.join(names)}: {reason}" for reason, names in why.items()]

@@ -13,7 +13,7 @@ import torch
 
 from unlearnbench import registry
 from unlearnbench.attack import STANDARD, Attack
-from unlearnbench.environment import exact, trim
+from unlearnbench.environment import describe, exact, trim
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, source_hash, state_hash
 from unlearnbench.metric import Outcome, Score
@@ -50,11 +50,11 @@ def wanted(text: str, budget: int | None = None) -> list[Wanted]:
 
 
 def _wanted(label: str, budget: int | None) -> Wanted:
-    name, _, variant = label.partition("@")
+    name, at, variant = label.partition("@")
     known = registry.load_attacks()
     if name not in known:
         raise unknown("attack", name, [*known, "standard"])
-    if variant and variant not in known[name].variants:
+    if at and variant not in known[name].variants:
         raise unknown(f"variant of {name}", variant, known[name].variants or ["(it has none)"])
     return Wanted(label if budget is None else f"{label}+budget={budget}", name, variant, budget)
 
@@ -71,17 +71,20 @@ def again(record: Record) -> list[Wanted]:
 
 
 def lacking(cell: Cell, record: Record, asked: Sequence[Wanted]) -> list[Wanted]:
-    """Which attacks the record does not have yet, as they would be made now."""
+    """Which attacks the record does not have yet, as they would be made now; unreliable ones are tried again."""
     if record.status not in ("ok", "unreliable"):
         return []
-    have = {label: found.key for label, found in record.attacks.items()}
+    have = {label: found.key for label, found in record.attacks.items() if found.status != "unreliable"}
     return [want for want in asked if have.get(want.label) != _key(cell, record, want)]
 
 
 def attacked(
     cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path, force: bool = False
 ) -> Record:
-    """The record with these attacks; what it has already stays. Written anew after each, so that a stop loses none."""
+    """The record with these attacks; what it has already stays. Written anew after each, so that a stop loses none.
+
+    Attacks search and draw in float32, whatever the run's --precision is.
+    """
     todo = list(asked) if force and record.status in ("ok", "unreliable") else lacking(cell, record, asked)
     if not todo:
         return record
@@ -116,9 +119,8 @@ def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str
     shared = source_hash(
         [*(root / f"{name}.py" for name in SHARED), *(root / "tables" / name for name in attack.reads)]
     )
-    protocol = {
-        name: value for name, value in record.protocol.settings.items() if name not in ("name", "retain_images")
-    }
+    left_out = ("name",) if attack.again else ("name", "retain_images")
+    protocol = {name: value for name, value in record.protocol.settings.items() if name not in left_out}
     return {
         **sample_parts(cell, {}),
         "weights": [record.weights["original"], record.weights["unlearned"]],
@@ -156,7 +158,10 @@ def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Stor
         with exact():
             facts, tensors = _measured(attack, outcome, want.budget)
         trim()
-        return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2)}
+        surroundings = describe(cell.task.device)
+        made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
+        made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
+        return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2), "made_with": made_with}
 
     tensors, facts = store.stage("attacked", parts, make, force, keep=lambda made: made[1]["status"] != "unreliable")
     hits, spent = tensors["recovered"].tolist(), tensors["spent"].tolist()

@@ -102,7 +102,8 @@ def run(
         ),
     ] = None,
     budget: Annotated[
-        int | None, typer.Option(help="What each attack may spend on a target; its own schedule when left out.")
+        int | None,
+        typer.Option(help="What each attack may spend on a target, recorded apart; its own schedule when left out."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from unlearnbench.record import Record, replace_file
 from unlearnbench.robustness import GOLD, curve, found, labels
@@ -37,7 +38,7 @@ def write_curves(path: Path, title: str, groups: Mapping[str, Sequence[Record]])
     for axis, (label, lines) in zip(axes, panels.items(), strict=False):
         for number, (name, points) in enumerate(lines.items()):
             if points:
-                colour, style, width = STYLES.get(name, (colours.get(name, "grey"), "-", 1.3))
+                colour, style, width = STYLES.get(name) or (*colours[name], 1.3)
                 budgets, shares = zip(*points, strict=True)
                 lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
                 (handles[name],) = axis.step(
@@ -62,9 +63,9 @@ def write_curves(path: Path, title: str, groups: Mapping[str, Sequence[Record]])
     return True
 
 
-def _colours(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """A colour a method, as far apart as there are."""
+def _colours(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """A colour a method, as far apart as there are; then the same ones dotted."""
     from matplotlib import colormaps
 
     some = [*colormaps["tab20"].colors, *colormaps["Dark2"].colors]  # type: ignore[attr-defined]
-    return {name: some[number % len(some)] for number, name in enumerate(names)}
+    return {name: (some[i % len(some)], ("-", ":", "-.")[i // len(some) % 3]) for i, name in enumerate(names)}

@@ -146,7 +146,8 @@ def tables(
 
 def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold) -> str:
     text, mark = shown(column, row[name], row.get(f"{name}_sd")), row.get(f"{name}_mark")
-    text = f"≥ {text}" if row.get(f"{name}_bound") else text
+    text = f"≥ {text}" if row.get(f"{name}_bound") and text != "—" else text
+    text += " (ASR)" if row.get(f"{name}_over_retrain") is False and text != "—" else ""
     return bold(text) if mark == "best" else f"{text} †" if mark == "not worse" else text
 
 

@@ -92,7 +92,7 @@ class Prompts:
         own = self.free.detach() if self.kind == "soft" else self.table[tokens]
         words = [part.clone().requires_grad_() for part in own[left].split(self.widths, dim=2)]
         with torch.enable_grad():
-            grads = descended(loss(self._condition(left, tokens, words)).sum(), words)
+            grads = descended(loss(self._condition(left, tokens, words)).sum(), words, self.model)
         grad = torch.cat(grads, dim=2)
         if self.kind == "relaxed":
             grad = (grad @ self.table[self.rows].mT).clamp(-1, 1)

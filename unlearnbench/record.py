@@ -99,7 +99,8 @@ class AttackRecord(_Part):
     """What one attack found: for every target whether it was recovered and what that cost."""
 
     status: Literal["ok", "unreliable", "skipped"]
-    """unreliable: targets are missing; skipped: it could not be tried, which is no success of the method's."""
+    """unreliable: targets are missing, or the search broke off, and then there is no value; skipped: it could not be
+    tried. Neither is a success of the method's."""
     reason: str | None = None
     applies: bool = True
     """False where the task cannot be attacked like this, whatever the method."""
@@ -125,6 +126,8 @@ class AttackRecord(_Part):
     settings: dict[str, Any]
     code_hash: str
     seconds: float | None = None
+    made_with: dict[str, Any] = {}
+    """Device, threads, torch and commit, which may be others than the run's."""
     key: str
     """Hash of everything that determines the result."""
 
@@ -134,7 +137,9 @@ class AttackRecord(_Part):
         share = sum(known) / len(known) if known else None
         if len(self.recovered) != self.n or len(self.spent) != self.n or self.n - len(known) != self.missing:
             raise ValueError("n, missing, recovered and spent do not fit together")
-        if (share is None) != (self.value is None) or abs((share or 0) - (self.value or 0)) > 1e-9:
+        if self.value is None and self.status == "ok":
+            raise ValueError("the status is ok, but there is no value")
+        if self.value is not None and (share is None or abs(share - self.value) > 1e-9):
             raise ValueError(f"the value is {self.value}, its targets give {share}")
         if any(not 0 <= cost <= self.limit for cost in self.spent):
             raise ValueError(f"spent is outside 0 to {self.limit:g}")

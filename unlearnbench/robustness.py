@@ -21,13 +21,15 @@ class Fought(NamedTuple):
     """ASR, mean over seeds."""
     interval: Interval | None
     n: int
-    """Targets a seed."""
+    """Targets, in all seeds together."""
     missing: int
     area: float | None
     box: str
     reason: str | None
     """Why there is no value."""
     applies: bool
+    sound: bool = True
+    """Whether every seed has a value, and no target is missing."""
     excess: float | None = None
     """ASR less that of retrain under the same attack; None where there is no retrain."""
     excess_interval: Interval | None = None
@@ -42,7 +44,7 @@ class Worst(NamedTuple):
     label: str | None
     """The attack that it is of."""
     tried: int
-    """Attacks of the ensemble that have a value."""
+    """Attacks of the ensemble that have a value that can be relied on, and compared with retrain's if others can."""
     of: int
     """Attacks of the ensemble that the task allows, or that are not known to be forbidden by it."""
     over_retrain: bool
@@ -79,6 +81,8 @@ def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fou
     if not own:
         return None
     mine = _summary(own)
+    if mine.value is not None and {record.label() for record in records} == {GOLD}:
+        return mine._replace(excess=0.0, excess_area=0.0)
     floor = [each for each in found(gold, label) if each.settings == own[0].settings]
     if mine.value is None or not floor or (gold_one := _summary(floor)).value is None:
         return mine
@@ -96,12 +100,15 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
     first = own[0]
     reason = next((each.reason for each in own if each.value is None), None)
     if not values:
-        return Fought(None, None, first.n, sum(each.missing for each in own), None, first.box, reason, first.applies)
-    same = all(each.recovered == first.recovered for each in known)  # methods without randomness are one run
+        missing = sum(each.missing for each in own)
+        return Fought(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
+    same = all(each.recovered == known[0].recovered for each in known)  # methods without randomness are one run
     interval = known[0].interval if same else within(over_seeds(values, None, known[0].n - known[0].missing), 0.0, 1.0)
     area = sum(areas) / len(areas) if areas else None
     missing = sum(each.missing for each in own)
-    return Fought(sum(values) / len(values), interval, known[0].n, missing, area, first.box, None, True)
+    sound = all(each.status == "ok" for each in own)
+    n = sum(each.n for each in own)
+    return Fought(sum(values) / len(values), interval, n, missing, area, first.box, reason, True, sound)
 
 
 @cache
@@ -117,8 +124,8 @@ def box_of(label: str) -> str:
 def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst | None:
     """The worst case of the attacks in the fixed ensemble, of one kind of access or of all; None where none was tried.
 
-    The excess over retrain counts where there is one for every attack that has a value, else plain ASR. An attack that
-    was skipped, failed or not tried makes it a lower bound; one that the task does not allow is left out.
+    The excess over retrain counts where there is any, else plain ASR. An attack that was skipped, failed, not tried on
+    the method or not on retrain makes it a lower bound; one that the task does not allow is left out.
     """
     asked = [label for label in STANDARD if box in (None, box_of(label))]
     tried = {label: each for label in asked if (each := every.get(label))}
@@ -129,11 +136,12 @@ def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst |
     of = len(allowed) + len(asked) - len(tried)
     if not known:
         return Worst(None, None, None, 0, of, False)
-    over = all(each.excess is not None for each in known.values())
+    over = any(each.excess is not None for each in known.values())
+    known = {label: each for label, each in known.items() if not over or each.excess is not None}
     values = {label: (each.excess if over else each.value) or 0.0 for label, each in known.items()}
     label = max(values, key=lambda name: values[name])
     interval = known[label].excess_interval if over else known[label].interval
-    return Worst(values[label], interval, label, len(known), of, over)
+    return Worst(values[label], interval, label, sum(each.sound for each in known.values()), of, over)
 
 
 def labels(records: Iterable[Record]) -> list[str]:

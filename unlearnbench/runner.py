@@ -211,9 +211,11 @@ def _revision(path: Path) -> int:
 def _attacks(path: Path, new: Record) -> dict[str, AttackRecord]:
     """Of the record before, where it was of the same model under the same protocol, task and judge."""
     old = read(path) if path.is_file() else None
-    same = ("task", "protocol", "forget", "data", "method", "judge", "weights", "engine_hash")
-    alike = old and all(getattr(old, name) == getattr(new, name) for name in same)
-    return old.attacks if old and alike and _kind(old) == _kind(new) else {}
+    same = {"task", "protocol", "forget", "data", "method", "judge", "weights", "engine_hash"}
+    if old is None or _kind(old) != _kind(new):
+        return {}
+    alike = old.model_dump(mode="json", include=same) == new.model_dump(mode="json", include=same)
+    return old.attacks if alike else {}
 
 
 def _kind(record: Record) -> list[Any]:

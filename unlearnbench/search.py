@@ -129,10 +129,12 @@ def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -
     return model.guidance(model, x_t, t, step, condition, model.null(len(t)), 1.0)
 
 
-def descended(loss: Tensor, free: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of a loss in what is searched.
+def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = None) -> list[Tensor]:
+    """Gradients (B, ...) of a loss in what is searched.
 
-    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where one is not finite.
+    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where one is not finite. Of a `model`
+    with a method's own guidance, gradients that are nothing but zeros in more than half of the rows are none too: they
+    stop at a switch.
     """
     if not loss.requires_grad:
         raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
@@ -141,6 +143,11 @@ def descended(loss: Tensor, free: Sequence[Tensor]) -> list[Tensor]:
         raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
     if not loss.isfinite().all() or not all(grad.isfinite().all() for grad in found):
         raise Diverged(0, "the attack's loss or gradient")
+    if model is None or type(model.guidance) is Guidance:
+        return list(found)
+    still = torch.stack([grad.flatten(1).abs().sum(dim=1) for grad in found]).sum(dim=0) == 0
+    if still.float().mean() > 0.5:
+        raise Unsupported(f"the method gives no gradient for {int(still.sum())} of {len(still)} conditions")
     return list(found)
 
 
@@ -158,10 +165,15 @@ def table(model: Any) -> list[Tensor]:
 
 
 def allowed(model: Any) -> Tensor:
-    """Tokens (n,) that a prompt may be made of: all but the special ones."""
+    """Tokens (n,) that a prompt may be made of: those that end a word, special ones apart.
+
+    Others would be read otherwise once the prompt is written out, joined to what follows them.
+    """
     tokenizer = model.tokenizers[0]
-    every = torch.arange(len(table(model)[0]), device=model.alpha_bar.device)
-    return every[~torch.isin(every, torch.tensor(tokenizer.all_special_ids, device=every.device))]
+    spelt = tokenizer.convert_ids_to_tokens(list(range(len(table(model)[0]))))
+    special = set(tokenizer.all_special_ids)
+    kept = [i for i, text in enumerate(spelt) if text and text.endswith("</w>") and i not in special]
+    return torch.tensor(kept, device=model.alpha_bar.device)
 
 
 def opened(model: Any, y: Tensor, k: int) -> Tensor:

@@ -30,6 +30,8 @@ DIGITS, SHAPE = 10, (1, 4, 10)
 """A picture is a bright column, the digit's own of ten."""
 SURE = 12.0
 """Log-odds of the digit that a condition asks for."""
+EASE = 1000.0
+"""How much further a step of training moves what a condition means: relearning at rates for networks shows here."""
 WIDTH = 0.1
 """Standard deviation of the Gaussians."""
 Fate = Literal["known", "hidden", "lost"]
@@ -46,6 +48,7 @@ class Pictures(Diffusion):
         super().__init__(torch.linspace(0.9999, 0.0001, 100), SHAPE, prediction="sample")
         self.register_buffer("pictures", (2 * torch.eye(DIGITS) - 1)[:, None, None].repeat(1, *SHAPE[:2], 1))
         self.there = nn.Parameter(torch.zeros(DIGITS))
+        self.moved = nn.Parameter(torch.zeros(DIGITS + 1, DIGITS))
         self.embedding = nn.Embedding(DIGITS + 1, DIGITS)
         with torch.no_grad():
             self.embedding.weight.copy_(torch.cat([torch.eye(DIGITS), torch.zeros(1, DIGITS)]))
@@ -60,7 +63,7 @@ class Pictures(Diffusion):
 
     def embed(self, y: Tensor) -> Condition:
         """A row a label."""
-        return Condition(self.embedding(y), ids=y)
+        return Condition(self.embedding(y) + EASE * self.moved[y], ids=y)
 
     def null(self, n: int) -> Condition:
         """No digit rather than another."""

@@ -85,11 +85,36 @@ def test_a_budget_below_0_is_refused_with_the_remedy():
 
 
 @pytest.mark.parametrize("error", [RuntimeError("torn"), Diverged(0, "the loss"), ZeroDivisionError("x")])
-def test_a_search_that_fails_leaves_the_others_missing_never_safe(error):
+def test_a_search_that_fails_leaves_the_others_missing_and_has_no_value(error):
+    """The one it had found before would be all that counts: 100 %."""
     score = measured((0, [0] * 4), (10, [1, 0, 0, 0]), (20, error))
-    assert (score.value, score.n, score.missing) == (1.0, 4, 3)
+    assert (score.value, score.n, score.missing) == (None, 4, 3)
     assert "3 of 4 targets are missing" in score.reason
+    assert score.per_image[0] == 1
     assert np.isnan(score.per_image[1:]).all()
+
+
+def test_a_search_that_fails_once_all_is_found_has_lost_nothing():
+    score = measured((0, [0] * 4), (10, [1] * 4), (20, RuntimeError("torn")))
+    assert (score.value, score.missing) == (1.0, 0)
+
+
+def test_the_limit_of_a_budget_does_not_depend_on_how_early_targets_were_found():
+    early = measured((0, [0] * 4), (20, [1] * 4), (100, [1] * 4), budget=70)
+    late = measured((0, [0] * 4), (20, [1, 1, 1, 0]), (40, [1, 1, 1, 0]), (100, [1] * 4), budget=70)
+    assert (early.limit, late.limit) == (70, 70)
+    assert (early.value, late.value) == (1.0, 0.75)
+
+
+def test_numbers_that_are_not_finite_are_unknown():
+    assert measured((0, [0] * 4, {"steps": NAN, "share": 0.5})).parts == {"steps": None, "share": 0.5}
+
+
+def test_of_several_concepts_each_has_its_turn():
+    outcome = toy_models.outcome("known", count=8)
+    plan = [item._replace(concept="b") if i >= 4 else item for i, item in enumerate(outcome.plan)]
+    outcome.plan[:] = plan
+    assert [item.concept for item in Scripted(targets=5).aims(outcome)] == ["3", "b", "3", "b", "3"]
 
 
 def test_a_search_that_fails_before_its_first_look_has_no_value():
@@ -98,9 +123,15 @@ def test_a_search_that_fails_before_its_first_look_has_no_value():
     assert "RuntimeError: torn" in score.reason
 
 
-@pytest.mark.parametrize("error", [Unsupported("no gradient"), UserError("a wrong setting"), torch.OutOfMemoryError()])
+@pytest.mark.parametrize("error", [Unsupported("no gradient"), UserError("a wrong setting")])
 def test_what_the_user_must_know_is_raised(error):
     with pytest.raises(type(error)):
+        measured((0, [0] * 4), (10, error))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_too_little_memory_is_told_in_one_line(error):
+    with pytest.raises(UserError, match=r"the attack test_attack ran out of memory: .*--memory"):
         measured((0, [0] * 4), (10, error))
 
 

@@ -12,7 +12,7 @@ from tests import tiny_sd
 from unlearnbench import Condition, Guidance, Sampler, toy, toy_models
 from unlearnbench.metrics.concept_inversion import PHOTO, ConceptInversion, ended, labelled, neutral, spoken
 from unlearnbench.metrics.latent_probe import LatentProbe, hole, inverted
-from unlearnbench.search import drawn
+from unlearnbench.search import allowed, drawn
 
 SMALL = {"after": (5, 40), "lr": 0.05, "images": 0, "batch": 16, "templates": (PHOTO,), "targets": 6}
 INVERSION = ConceptInversion(**SMALL)
@@ -105,7 +105,7 @@ def test_words_begin_at_the_mean_of_retained_names_or_of_the_vocabulary(tiny):
     for k, (encoder, v) in enumerate(zip(model.text_encoders, neutral(model, names), strict=True)):
         words = encoder.get_input_embeddings().weight
         assert torch.allclose(v[0, 0], words[ids].mean(0), atol=1e-6)
-        plain = [i for i in range(len(words)) if i not in model.tokenizers[0].all_special_ids]
+        plain = allowed(model)
         assert torch.allclose(nothing[k][0, 0], words[plain].mean(0), atol=1e-6)
 
 
@@ -200,7 +200,7 @@ def probed(outcome, probe, refine=3):
     attack = LatentProbe(probe=probe, refine=refine)
     items = attack.aims(outcome)
     seeds = [item.seed for item in items]
-    return attack.probed(outcome.model, attack.images(outcome, len(items)), seeds, Sampler(10))
+    return attack.probed(outcome.model, attack.images(outcome, items)[0], seeds, Sampler(10))
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -228,7 +228,8 @@ def test_denoising_begins_where_the_image_was_noised_to():
     """DDIM by hand from x_t, in plain loops, at guidance 1 without a prompt."""
     outcome = toy_models.outcome("hidden")
     model, attack = outcome.model, LatentProbe(probe="0.5")
-    x0, seeds = attack.images(outcome, 2), [item.seed for item in attack.aims(outcome)[:2]]
+    items = attack.aims(outcome)[:2]
+    x0, seeds = attack.images(outcome, items)[0], [item.seed for item in items]
     x, _ = attack.probed(model, x0, seeds, Sampler(10))
     noise = model.sample(model.null(2), seeds, sampler=Sampler(10), until=10)
     y, times = math.sqrt(model.alpha_bar[49]) * x0 + math.sqrt(1 - model.alpha_bar[49]) * noise, [49, 39, 29, 19, 9]
@@ -252,7 +253,8 @@ def test_the_hole_is_the_middle_or_the_lower_half():
 def test_the_known_part_is_the_image_and_is_put_back_at_every_step(probe, monkeypatch):
     outcome = toy_models.outcome("hidden")
     model, attack = outcome.model, LatentProbe(probe=probe)
-    x0, items = attack.images(outcome, 6), attack.aims(outcome)
+    items = attack.aims(outcome)
+    x0, _ = attack.images(outcome, items)
     noise = model.sample(model.null(6), [item.seed for item in items], sampler=Sampler(10), until=10)
     unknown, plain, seen = hole(x0, probe), toy_models.Pictures.predict, []
 
@@ -269,7 +271,7 @@ def test_the_known_part_is_the_image_and_is_put_back_at_every_step(probe, monkey
 
 def test_a_refined_inversion_solves_the_equation_of_the_step_back():
     outcome = toy_models.outcome("hidden")
-    model, x0 = outcome.model, LatentProbe().images(outcome, 3)
+    model, x0 = outcome.model, LatentProbe().images(outcome, LatentProbe().aims(outcome)[:3])[0]
     every = torch.tensor([9, 19])
     middle = inverted(model, x0, model.null(3), every[:1], 60)
     a, b = model.alpha_bar[9].sqrt(), (1 - model.alpha_bar[9]).sqrt()
@@ -279,7 +281,7 @@ def test_a_refined_inversion_solves_the_equation_of_the_step_back():
 
 def test_one_pass_back_is_ddims_step_with_the_noise_of_where_it_was():
     outcome = toy_models.outcome("hidden")
-    model, x0 = outcome.model, LatentProbe().images(outcome, 3)
+    model, x0 = outcome.model, LatentProbe().images(outcome, LatentProbe().aims(outcome)[:3])[0]
     x = x0
     for t, s in ((9, None), (19, 9)):
         now, below = model.alpha_bar[t], torch.ones(()) if s is None else model.alpha_bar[s]
@@ -297,7 +299,8 @@ def test_targets_probed_in_groups_are_probed_alike(probe):
 
 def test_images_are_used_again_where_they_are_fewer_than_targets():
     outcome = toy_models.outcome("hidden", count=15)
-    x0 = LatentProbe().images(outcome, 15)
+    x0, shown = LatentProbe().images(outcome, LatentProbe().aims(outcome))
+    assert shown.all()
     assert torch.equal(x0[12:], x0[:3]) and not torch.equal(x0[0], x0[1])
 
 
@@ -305,8 +308,11 @@ def test_images_are_used_again_where_they_are_fewer_than_targets():
 def test_probes_run_on_stable_diffusion(tiny, probe):
     with torch.no_grad():
         tiny.task.data = lambda which: type(tiny.task).data(tiny.task, which)._replace(x0=torch.randn(5, 4, 8, 8))
-    score = LatentProbe(probe=probe, refine=1, targets=3).measure(tiny)
-    assert score.n == 3 and score.missing == 0
+    attack = LatentProbe(probe=probe, refine=1, targets=3)
+    items = attack.aims(tiny)
+    x, spent = attack.probed(tiny.model, torch.randn(3, 4, 8, 8), [item.seed for item in items], Sampler(2))
+    assert x.shape == (3, 4, 8, 8) and x.isfinite().all() and spent > 0
+    assert attack.measure(tiny).missing == 3  # images of noise show nothing that could be brought back
 
 
 class _Blind(Guidance):
@@ -360,3 +366,16 @@ def test_searched_conditions_keep_to_their_targets_at_any_guidance(tiny):
         sampler = replace(tiny.model.sampler, guidance=2.0)
         alone = tiny.model.sample(tiny.model.embed(tiny.model.tokens(["blue one"])), [items[2].seed], sampler=sampler)
     assert torch.allclose(x[2:], alone, atol=1e-4)
+
+
+def test_every_target_gets_an_image_that_shows_its_own_concept():
+    """Of joint concepts the first images may all show one; targets without one are missing, not safe."""
+    outcome = toy_models.outcome("known")
+    data = toy_models.ToyClass.data(outcome.task, "both")
+    mixed = (data.y == 3) | (data.y == 5)
+    outcome.task.data = lambda which: data._replace(x0=data.x0[mixed], y=data.y[mixed])
+    plan = LatentProbe().aims(outcome)
+    items = [item._replace(label=label) for item, label in zip(plan, (3, 5, 3, 5, 7, 3), strict=True)]
+    x0, shown = LatentProbe().images(outcome, items)
+    assert x0.mean(dim=(1, 2)).argmax(dim=1)[shown].tolist() == [3, 5, 3, 5, 3]
+    assert shown.tolist() == [True, True, True, True, False, True]

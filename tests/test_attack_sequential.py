@@ -339,7 +339,7 @@ def test_the_model_is_left_as_it_was():
     ATTACK.measure(outcome)
     assert all(torch.equal(value, outcome.model.state_dict()[name]) for name, value in before.items())
     assert outcome.model.guidance is guidance and not outcome.model.training
-    assert [p.requires_grad for p in outcome.model.parameters()] == [True, False]
+    assert [p.requires_grad for p in outcome.model.parameters()] == [True, False, False]
     assert torch.equal(outcome.task.pretrained().there, torch.zeros(10))
 
 

@@ -244,7 +244,7 @@ def test_both_encoders_of_xl_have_the_same_tokens(tmp_path):
         assert torch.equal(ids, filled(opened(model, y, 2), ids[:, 0, 1:3]))
         assert torch.allclose(seen[0].states, model.embed(ids).states, atol=1e-6)
     both = torch.cat([encoder.get_input_embeddings().weight for encoder in model.text_encoders], dim=1)
-    assert torch.equal(nearest(both[None, 7:9], both, allowed(model)), torch.tensor([[7, 8]]))
+    assert torch.equal(nearest(both[None, 70:72], both, allowed(model)), torch.tensor([[70, 71]]))
 
 
 # ---- searches whose outcome is known -------------------------------------------------------------------------------
@@ -274,12 +274,12 @@ def test_nothing_is_searched_at_budget_0(attack):
     assert score.value == 0 and score.spent.tolist() == [0] * COUNT and sum(graded) == 0
 
 
-def test_a_filter_of_words_falls_to_words_glued_to_others_and_to_embeddings():
+def test_a_filter_of_words_stops_searches_for_words_and_falls_to_embeddings():
     outcome = world("known")
     registry.load_method("prompt_filter")().wrap(outcome.model, outcome.task)
     attack = replace(FOUND[0], timesteps=2)
-    glued = [item.prompt.startswith("three") for item in outcome.plan[:COUNT]]
-    assert sum(glued) == 1 and attack.measure(outcome).per_image.tolist() == glued
+    with pytest.raises(Unsupported, match=f"no gradient for {COUNT} of {COUNT} conditions"):
+        attack.measure(outcome)
     assert replace(attack, kind="soft").measure(outcome).value == 1
 
 

@@ -156,7 +156,7 @@ class Attack(Metric):
         kept = values[~np.isnan(values)]
         n, lost = len(values), len(values) - len(kept)
         why = f"{lost} of {n} targets are missing: {reasons[0] if reasons else 'the judge failed'}" if lost else None
-        whole = len(kept) and not reasons
+        whole = len(kept) and not (reasons and lost)
         interval = wilson(int(kept.sum()), len(kept)) if whole else None
         value = float(kept.mean()) if whole else None
         found: dict[str, Any] = {"parts": parts or None, "spent": np.concatenate(spent), "limit": limit}

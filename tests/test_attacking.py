@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.small_world import run_cell, write_nudge
+from tests.small_world import made_record, run_cell, write_nudge
 from unlearnbench import Attack, Look, attacking, cli, registry
 from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.record import read
+from unlearnbench.record import AttackRecord, read, write
 from unlearnbench.search import drawn, sight
 from unlearnbench.stages import Cell
 from unlearnbench.store import Store
@@ -108,9 +108,6 @@ def test_force_attacks_again(setting, tried):
 def test_the_store_answers_where_a_record_was_lost(setting, tried):
     record, attack, here = setting
     first = attack("try")
-    record.path(here).write_text(record.model_dump_json())
-    from unlearnbench.record import write
-
     write(record, record.path(here))
     again = attack("try")
     assert again.attacks == first.attacks
@@ -129,7 +126,9 @@ def test_budgets_have_records_of_their_own(setting):
 
 def test_an_attack_that_fails_is_missing_and_tried_again_next_time(setting, tried):
     _, attack, _ = setting
+    attack("try@fails")
     found = attack("try@fails").attacks["try@fails"]
+    assert tried == ["fails", "fails"]
     assert (found.status, found.value, found.missing) == ("unreliable", None, 6)
     assert "RuntimeError: torn" in found.reason
     assert found.recovered == (None,) * 6
@@ -171,6 +170,24 @@ def test_a_run_made_anew_keeps_attacks_of_the_same_weights(setting, tmp_path, fr
     assert again.attacks == made.attacks
     (tmp_path / "nudge.py").write_text((tmp_path / "nudge.py").read_text().replace("0.01", "0.02"))
     assert run_cell(tmp_path / "nudge.py", fresh_store, here).attacks == {}
+
+
+def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
+    """What is read back has lists where the settings have tuples."""
+    from unlearnbench.record import ProtocolRecord
+    from unlearnbench.runner import _attacks
+    from unlearnbench.tasks.digits_text import DigitsText
+
+    protocol = DigitsText.protocols["smoke"]
+    said = ProtocolRecord(name="smoke", hash=protocol.hash, settings=asdict(protocol))
+    new = made_record("esd", protocol=said)
+    found = AttackRecord(status="skipped", box="white", unit="", settings={}, code_hash="c", key="k")
+    old = new.model_copy(update={"attacks": {"try": found}})
+    path = old.path(tmp_path)
+    write(old, path)
+    assert _attacks(path, new) == {"try": found}
+    moved = new.model_copy(update={"weights": {**new.weights, "unlearned": "v" * 64}})
+    assert _attacks(path, moved) == {}
 
 
 def test_attacks_leave_the_key_of_the_run_alone(setting, tmp_path, fresh_store):
@@ -226,6 +243,7 @@ def test_verify_tries_the_attacks_again(setting, tmp_path):
         (["--attacks", "try@fail"], "unknown variant of try 'fail': did you mean fails"),
         (["--attacks", ""], "--attacks is empty: give standard"),
         (["--attacks", " , "], "--attacks is empty"),
+        (["--attacks", "try@"], "unknown variant of try ''"),
         (["--attacks", "try", "--budget", "-1"], "--budget -1 is below 0: give 0, which searches nothing"),
         (["--budget", "5"], "--budget is for attacks: add --attacks standard"),
     ],

@@ -298,3 +298,63 @@ def test_the_picture_has_a_panel_an_attack(records, tmp_path):
     assert Image.open(path).size[0] > 1000
     assert not write_curves(tmp_path / "none.png", "a title", {"salun": [records[-1]]})
     assert not (tmp_path / "none.png").exists()
+
+
+def test_rows_without_a_worst_case_stand_beside_others(records):
+    """pandas makes a number of an unknown text: it was a traceback, or "nan"."""
+    odd = record("sfron", {"sequential": share(3)}, ua=0.9)
+    (sheet,) = attack_table.sheets(board([*records, odd], METRICS))
+    text = as_markdown([sheet])
+    assert "nan" not in text
+    rows = {row[0]: dict(zip(sheet.heads, row, strict=True)) for _, section in sheet.sections for row in section}
+    assert rows["sfron"]["sequential"] == "15.0"
+    assert rows["sfron"]["p4d"] == "—"  # not tried, which is not skipped
+    assert rows["esd"]["p4d"] == "skipped"
+
+
+def test_plain_asr_is_no_rival_of_an_excess(records):
+    """An attack that retrain lacks does not make all of a method's values plain ASR."""
+    own = everything(ring_a_bell=skipped(False), prompt_ladder=skipped(False)) | {"x": share(20)}
+    result = board([*records, record("sfron", own, ua=0.99)], METRICS).set_index("method")
+    assert result.robustness_over_retrain["sfron"]
+    assert result.robustness["sfron"] == 0.0
+
+
+def test_an_attack_that_retrain_lacks_makes_a_bound():
+    own, gold = everything(relearn=share(5)), everything()
+    del gold["p4d"]
+    found = worst(own | {"p4d": share(20)}, gold)
+    assert (found.label, found.value, found.bound) == ("relearn", pytest.approx(0.2), True)
+
+
+def test_an_unreliable_value_makes_a_bound():
+    odd = attack([True] * 4 + [None] + [False] * 15, status="unreliable")
+    assert worst(everything(p4d=odd)).bound
+
+
+def test_a_search_that_broke_off_is_no_success_of_the_attack():
+    torn = attack([True, None, None], status="unreliable", value=None, interval=None, area=None)
+    found = robustness.fought([record("esd", {"p4d": torn})], [], "p4d")
+    assert (found.value, found.missing) == (None, 2)
+    several = [record("esd", {"p4d": one}, seed) for seed, one in enumerate((share(2), torn))]
+    assert robustness.fought(several, [], "p4d").value == 0.1
+    assert not robustness.fought(several, [], "p4d").sound
+
+
+def test_retrain_has_no_excess_over_itself():
+    gold = [record("retrain", {"relearn": share(7)})]
+    found = robustness.fought(gold, gold, "relearn")
+    assert (found.excess, found.excess_interval) == (0.0, None)
+
+
+def test_where_no_retrain_was_attacked_the_main_table_says_asr(records):
+    result = board([r for r in records if r.method.name != "retrain"], METRICS)
+    (sheet,) = tables(result, METRICS, ["ua", "robustness"])
+    cells = {row[0]: row[-1] for _, section in sheet.sections for row in section}
+    assert (cells["uce"], cells["esd"]) == ("95.0 (ASR)", "≥ 15.0 (ASR)")
+
+
+def test_many_methods_differ_in_line_style_where_colours_are_out():
+    from unlearnbench.curves import _colours
+
+    assert len(set(_colours([f"m{i}" for i in range(60)]).values())) == 60

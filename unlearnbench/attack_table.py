@@ -173,15 +173,14 @@ def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str]
         if one is None:
             continue
         first = next(record.attacks[label] for record in group if label in record.attacks)
-        bounds = NOTHING if one.interval is None else " … ".join(map(_percent, one.interval))
+        bounds = "" if one.interval is None else f" [{_percent(one.interval[0])}, {_percent(one.interval[1])}]"
         over = NOTHING if one.excess is None else f"{100 * one.excess:+.1f}"
-        cells = [_percent(one.value), bounds, over, _area(one.area), _spent(first)]
         lost = f" ({one.missing} missing)" if one.missing else ""
-        rows.append([label, one.box, cells[0] + lost, *cells[1:]])
+        rows.append([label, one.box, _percent(one.value) + bounds + lost, over, _area(one.area), _spent(first)])
         if one.reason:
             why.setdefault(one.reason, []).append(label)
     lines = [f"{', '.join(names)}: {reason}" for reason, names in why.items()]
-    return ["attack", "box", "ASR (%) ↓", "95 % interval", "over retrain", "area", "budget"], rows, lines
+    return ["attack", "box", "ASR (%) ↓", "over retrain", "area", "budget"], rows, lines
 
 
 def _area(value: float | None) -> str:

@@ -141,7 +141,10 @@ def _method(cell: Cell) -> list[Any]:
 
 
 def _configured(cell: Cell, want: Wanted) -> Attack:
-    return registry.load_attacks()[want.name].configured(want.variant, cell.task)
+    """With its settings; a smoke protocol, which tries out what a run does, takes the small ones of miniatures."""
+    attack = registry.load_attacks()[want.name]
+    smoke = cell.task.protocol.name == "smoke" and "small" in attack.variants
+    return attack.configured(want.variant or ("small" if smoke else ""), cell.task)
 
 
 def _key(cell: Cell, record: Record, want: Wanted) -> str:

@@ -26,7 +26,7 @@ Section = tuple[str, list[list[str]]]
 
 def show_run(group: list[Record], original: Record, results: Path, attacks: bool = False) -> None:
     """Metric, original, this method, retrain if there, change, interval; and what `attacks` found, if asked for."""
-    from unlearnbench import run_table
+    from unlearnbench import registry, run_table
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
@@ -56,9 +56,12 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
         for line in why:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
         if not any(r.attacks for r in controls["retrain"]):
-            out.print(
-                "no floor: some attacks recover from any model; with the same options: --method retrain", soft_wrap=True
+            why = (
+                "with the same options: --method retrain"
+                if registry.trainable(record.task)
+                else f"{record.task} has no retrain"
             )
+            out.print(f"no floor: some attacks recover from any model; {why}", soft_wrap=True)
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"

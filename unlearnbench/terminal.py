@@ -61,7 +61,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
                 if registry.trainable(record.task)
                 else f"{record.task} has no retrain"
             )
-            out.print(f"no floor: some attacks recover from any model; {why}", soft_wrap=True)
+            out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"

@@ -56,11 +56,9 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
         for line in why:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
         if not any(r.attacks for r in controls["retrain"]):
-            why = (
-                "with the same options: --method retrain"
-                if registry.trainable(record.task)
-                else f"{record.task} has no retrain"
-            )
+            floor = f"{record.task} has no retrain"
+            if registry.trainable(record.task):
+                floor = "with the same options: --method retrain"
             out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
     for r in group:
         if r.status != "ok":

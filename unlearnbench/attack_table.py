@@ -11,7 +11,7 @@ from unlearnbench.attack import STANDARD
 from unlearnbench.board import CONTROLS, TABLE
 from unlearnbench.leaderboard import LABEL, Sheet, as_markdown
 from unlearnbench.record import AttackRecord, Record
-from unlearnbench.robustness import box_of
+from unlearnbench.robustness import GOLD, box_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +21,7 @@ FORGETS, FALLS = 0.9, 0.5
 HEADS = ["UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by", "white box", "black box"]
 NOTHING = "—"
 LEGEND = (
+    "n: runs that were attacked, UA is theirs; "
     "worst attack: excess of ASR over retrain's under the same attack (plain ASR where no retrain was attacked), the "
     "largest of the standard ensemble, with its 95 % interval; ≥ where an attack of it is missing or skipped. Of each "
     "attack: ASR, and its excess in brackets. Ranks are among methods on which all of it was tried. The largest of "
@@ -44,12 +45,20 @@ def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
             continue
         names = [label for label in labels(result) if rows[f"{label}_n"].max() > 0]
         rivals = rows[~rows.method.isin(CONTROLS)]
-        by_ua, by_worst = _ranks(rivals["ua"], rising=False), _ranks(_comparable(rivals), rising=True)
+        by_ua, by_worst = _ranks(rivals["attacked_ua"], rising=False), _ranks(_comparable(rivals), rising=True)
         sections: dict[str, list[list[str]]] = {}
         for i, row in rows.iterrows():
             access = "controls" if row.method in CONTROLS else f"with {row.access}"
-            first = [row.label, str(row.n), _percent(row.ua), by_ua.get(i, ""), _worst(row), by_worst.get(i, "")]
-            first += [row.robustness_by or NOTHING, *(_plain(row, f"robustness_{box}") for box in ("white", "black"))]
+            first = [
+                row.label,
+                str(row.attacked_n),
+                _percent(row.attacked_ua),
+                by_ua.get(i, ""),
+                _worst(row),
+                by_worst.get(i, ""),
+            ]
+            by = NOTHING if row.label == GOLD else row.robustness_by
+            first += [by or NOTHING, *(_plain(row, f"robustness_{box}") for box in ("white", "black"))]
             sections.setdefault(access, []).append([*first, *(_cell(row, label) for label in names[:most])])
         heads = ["method", "n", *HEADS, *(f"{label}{_marked(label)}" for label in names[:most])]
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}: under attack"
@@ -146,7 +155,7 @@ def _cell(row: pd.Series, label: str) -> str:
 
 def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
     """Which methods fall, and what could not be tried."""
-    fallen = rivals[(rivals.ua.astype(float) >= FORGETS) & (rivals.robustness.astype(float) >= FALLS)]
+    fallen = rivals[(rivals.attacked_ua.astype(float) >= FORGETS) & (rivals.robustness.astype(float) >= FALLS)]
     fallen = fallen.sort_values("robustness", ascending=False)
     words = [f"{row.label} ({_percent(row.robustness)} by {row.robustness_by})" for _, row in fallen.iterrows()]
     lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(words) or 'none'}"]

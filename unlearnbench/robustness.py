@@ -151,9 +151,14 @@ def labels(records: Iterable[Record]) -> list[str]:
 
 
 def columns(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
-    """What a board's row says of attacks: for each label its ASR, interval, area and excess; the worst cases."""
+    """What a board's row says of attacks: for each label its ASR, interval, area and excess; the worst cases.
+
+    `attacked_n` runs were attacked, and `attacked_ua` is the UA of those alone.
+    """
     every = {label: fought(records, gold, label) for label in names}
-    row: dict[str, Any] = {}
+    tried = [record for record in records if record.attacks]
+    ua = [score.value for record in tried if (score := record.scores.get("ua")) and score.value is not None]
+    row: dict[str, Any] = {"attacked_n": len(tried), "attacked_ua": sum(ua) / len(ua) if ua else None}
     for label, each in every.items():
         nothing = Fought(None, None, 0, 0, None, "", None, True)
         one = each or nothing

@@ -213,4 +213,5 @@ def test_searching_for_eight_targets(benchmark, batch):
 
     found = benchmark.pedantic(search, rounds=1, warmup_rounds=0)
     assert sum(len(looks[-1].recovered) for looks in found) == 8
-    assert not any(looks[-1].recovered.any() for looks in found)
+    assert not any(looks[0].recovered.any() for looks in found)
+    assert {int(looks[-1].spent) for looks in found} == {3}

@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,12 @@ def _folder(kind: str) -> Path:
 
 
 def _summary(path: Path) -> str:
+    return _first_line(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _first_line(path: Path, changed: int) -> str:
+    """Of the file as it was then: tables ask for every metric many times."""
     try:
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
     except (OSError, SyntaxError):
@@ -75,7 +82,13 @@ def attacks() -> dict[str, Entry]:
 
 
 def _attacks(name: str) -> bool:
-    tree = ast.parse((_folder("metrics") / f"{name}.py").read_text())
+    path = _folder("metrics") / f"{name}.py"
+    return _of_attack(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _of_attack(path: Path, changed: int) -> bool:
+    tree = ast.parse(path.read_text())
     bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
     return any("Attack" in (getattr(base, "id", ""), getattr(base, "attr", "")) for base in bases)
 

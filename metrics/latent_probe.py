@@ -1,7 +1,7 @@
 """Latent probes: what do the weights alone make of half-destroyed forget images (after Lu et al., NeurIPS 2025)?"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -63,8 +63,11 @@ class LatentProbe(Attack):
         yield Look(spent, sight(outcome, torch.cat(parts), items).recovered + missing)
 
     def images(self, outcome: Outcome, items: Sequence[Plan]) -> tuple[Tensor, Tensor]:
-        """x0 (n, C, H, W) on the model's device, and whether each shows what its target asks for (n,)."""
-        x0, n = outcome.task.data("forget").x0, len(items)
+        """x0 (n, C, H, W) on the model's device, and whether each shows what its target asks for (n,).
+
+        As the original decodes them, so that every method is given the same.
+        """
+        x0, n, outcome = outcome.task.data("forget").x0, len(items), replace(outcome, model=outcome.original)
         order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))[: CANDIDATES * n]
         x0 = x0[order].to(outcome.model.alpha_bar.device)
         chosen, shown = torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.bool)

@@ -379,3 +379,14 @@ def test_every_target_gets_an_image_that_shows_its_own_concept():
     x0, shown = LatentProbe().images(outcome, items)
     assert x0.mean(dim=(1, 2)).argmax(dim=1)[shown].tolist() == [3, 5, 3, 5, 3]
     assert shown.tolist() == [True, True, True, True, False, True]
+
+
+def test_a_model_whose_decoder_is_gone_recovers_nothing_rather_than_being_missing():
+    """Which images show the concept is asked of the original: all methods are given the same ones."""
+    outcome = toy_models.outcome("hidden")
+    given, _ = LatentProbe().images(outcome, LatentProbe().aims(outcome))
+    outcome.model.decode = torch.zeros_like
+    again, shown = LatentProbe().images(outcome, LatentProbe().aims(outcome))
+    assert shown.all() and torch.equal(given, again)
+    score = LatentProbe(probe="0.5").measure(outcome)
+    assert (score.value, score.missing) == (0.0, 0)

@@ -74,13 +74,13 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
         cell = Cell(registry.load_method(name)(), task)
         found[name] = attacked(cell, run(cell, store, results), wanted("standard"), store, results).attacks
     for label in STANDARD:
-        attacks = {name: found[name][label] for name in CONTROLS if found[name].get(label)}
-        if any(attack.status == "skipped" for attack in attacks.values()) or len(attacks) < len(CONTROLS):
+        original, retrain = (found[name].get(label) for name in ("original", "retrain"))
+        if original is None or original.status == "skipped":
             continue
-        start = curve([attacks["original"]])[:1]
+        start = curve([original])[:1]
         there = start[0][1] if start else math.nan
         yield Finding(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
-        floor, most = attacks["retrain"].value, attacks["original"].value
+        floor, most = retrain.value if retrain else None, original.value
         passed = floor is not None and most is not None and floor <= most
         yield Finding(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
     past = {label: attack.value or 0.0 for label, attack in found["prompt_filter"].items() if attack.value is not None}

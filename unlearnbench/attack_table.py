@@ -38,11 +38,7 @@ def labels(result: pd.DataFrame) -> list[str]:
 def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
     """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown."""
     made = []
-    result = result.astype(object).where(result.notna(), None)  # pandas would call an unknown text a number
-    for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
-        rows = group[group[[f"{label}_n" for label in labels(result)]].max(axis=1) > 0] if labels(result) else group[:0]
-        if not len(rows):
-            continue
+    for (task, protocol, hash, forget), rows in _attacked(result):
         names = [label for label in labels(result) if rows[f"{label}_n"].max() > 0]
         rivals = rows[~rows.method.isin(CONTROLS)]
         by_ua, by_worst = _ranks(rivals["attacked_ua"], rising=False), _ranks(_comparable(rivals), rising=True)
@@ -66,6 +62,12 @@ def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
     return made
 
 
+def _attacked(result: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """Key and rows of each table that has any run that was attacked."""
+    known = result.astype(object).where(result.notna(), None)  # pandas would call an unknown text a number
+    return list(known[known.attacked_n > 0].groupby(TABLE, sort=False))
+
+
 def fitting(result: pd.DataFrame, width: int) -> list[Sheet]:
     """The tables with as many attacks as a terminal of this width has room for."""
     count = len(labels(result))
@@ -87,13 +89,14 @@ def pictured(result: pd.DataFrame, records: Sequence[Record], results: Path) -> 
     from unlearnbench.curves import write_curves
 
     parts = []
-    for sheet, (task, protocol, hash, forget) in zip(sheets(result), _attacked_tables(result), strict=True):
+    tables = [key for key, _ in _attacked(result)]
+    for sheet, (task, protocol, hash, forget) in zip(sheets(result), tables, strict=True):
         groups: dict[str, list[Record]] = {}
         for record in records:
             key = (record.task, record.protocol.name, record.protocol.hash, record.forget)
             if key == (task, protocol, hash, forget) and record.attacks:
                 groups.setdefault(record.label(), []).append(record)
-        twins = [key for key in _attacked_tables(result) if key[:2] == (task, protocol) and key[3] == forget]
+        twins = [key for key in tables if (key[0], key[1], key[3]) == (task, protocol, forget)]
         name = "attacks.png" if len(twins) == 1 else f"attacks-{hash[:8]}.png"
         path = Path(task) / protocol / forget / name
         title = f"{task}, {protocol}, forget {forget}"
@@ -102,13 +105,6 @@ def pictured(result: pd.DataFrame, records: Sequence[Record], results: Path) -> 
             as_markdown([sheet]) + (f"\n![Recovered share against budget]({path.as_posix()})\n" if drawn else "")
         )
     return f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""
-
-
-def _attacked_tables(result: pd.DataFrame) -> list[tuple[str, ...]]:
-    """Keys of the tables that `sheets` makes."""
-    known = labels(result)
-    attacked = result[result[[f"{label}_n" for label in known]].max(axis=1) > 0] if known else result[:0]
-    return [key for key, _ in attacked.groupby(TABLE, sort=False)]
 
 
 def _comparable(rivals: pd.DataFrame) -> pd.Series:

@@ -76,7 +76,7 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     matrix = _matrix(records, name, images) if len(values) >= MANY else None
     shares_of = first.n - first.missing if first.unit == "share" else None
-    metric = registry.load_metrics().get(name)
+    metric = registry.known_metric(name)
     bounds = metric.bounds() if metric else (None, None)
     return Estimate(mean, sd, within(over_seeds(values, matrix, shares_of), *bounds), *known)
 
@@ -94,10 +94,10 @@ def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray 
 
 def _column(record: Record, name: str, images: Images) -> np.ndarray | None:
     frame = images(record)
-    if frame is None or name not in frame:
+    metric = registry.known_metric(name)
+    if frame is None or name not in frame or metric is None:
         return None
-    side = registry.load_metrics()[name].side
-    return frame.loc[frame.group == side, name].to_numpy(dtype=float, na_value=math.nan)
+    return frame.loc[frame.group == metric.side, name].to_numpy(dtype=float, na_value=math.nan)
 
 
 def board(

@@ -139,6 +139,12 @@ def load_metrics() -> dict[str, Metric]:
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
 
 
+@cache
+def known_metric(name: str) -> Metric | None:
+    """The metric of that name as it was when first asked for: tables ask a thousand times."""
+    return load_metrics().get(name)
+
+
 def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
     from unlearnbench.attack import Attack

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from tests.small_world import made_record
-from unlearnbench import leaderboard as lb
 from unlearnbench import registry, run_table
 from unlearnbench.board import board, by_seed, distinct, estimate, scores
+from unlearnbench.formats import formatted
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
 METRICS = registry.load_metrics()
@@ -105,7 +105,7 @@ def test_missing_images_and_floors_are_counted():
     line, hint = run_table.run_notes(records, {})
     assert hint.endswith("unlearnbench run --method retrain,destroy --forget 3")
     assert line == "real images score against the reference: FID 0.250"
-    assert line in lb.markdown(board(records, METRICS), METRICS, ["fid"])
+    assert line in formatted(board(records, METRICS), METRICS, ["fid"], "markdown")
     assert estimate([], "fid").value is None
 
 

@@ -11,8 +11,8 @@ import re
 import pytest
 
 from tests.small_world import made_record
+from unlearnbench import formats, registry, run_table
 from unlearnbench import leaderboard as lb
-from unlearnbench import registry, run_table
 from unlearnbench.board import board as make_board
 from unlearnbench.errors import UserError
 
@@ -58,8 +58,10 @@ def test_adding_and_removing_a_method_leaves_the_other_rows():
     assert "score" in kept and "ua_low" in kept
     assert row(alone[kept], "esd").equals(row(both[kept], "esd"))
     for kind in ("markdown", "latex"):
-        lines = lb.formatted(alone, METRICS, ["ua"], kind).splitlines()
-        assert next(line for line in lines if "esd" in line) in lb.formatted(both, METRICS, ["ua"], kind).splitlines()
+        lines = formats.formatted(alone, METRICS, ["ua"], kind).splitlines()
+        assert (
+            next(line for line in lines if "esd" in line) in formats.formatted(both, METRICS, ["ua"], kind).splitlines()
+        )
 
 
 def test_the_order_of_records_does_not_matter():
@@ -89,8 +91,8 @@ def test_methods_with_other_data_access_are_grouped_and_not_compared():
     assert list(board.access) == ["none", "concept", "concept", "forget images, retain images"]
     marks = {row[0]: row[-1] for _, rows in sheet.sections for row in rows}
     assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0 *", "salun": "90.0"}, "alone is not the best"
-    assert "**50.0**" in lb.markdown(board, METRICS, ["ua"])
-    assert "\\textbf{50.0}" in lb.latex(board, METRICS, ["ua"])
+    assert "**50.0**" in formats.formatted(board, METRICS, ["ua"], "markdown")
+    assert "\\textbf{50.0}" in formats.formatted(board, METRICS, ["ua"], "latex")
 
 
 def test_division_and_number_of_overrides_are_columns():
@@ -129,7 +131,7 @@ def test_protocols_concepts_and_tasks_are_never_mixed(other):
     assert list(board.n) == [1, 1]
     tables = lb.tables(board, METRICS, ["ua"])
     assert len(tables) == len({sheet.title for sheet in tables}) == 2
-    assert lb.markdown(board, METRICS, ["ua"]).count("| method |") == 2
+    assert formats.formatted(board, METRICS, ["ua"], "markdown").count("| method |") == 2
 
 
 def test_what_went_wrong_is_flagged_and_counts_for_nothing():
@@ -146,7 +148,7 @@ def test_what_went_wrong_is_flagged_and_counts_for_nothing():
     assert found["flags"] == "unreliable (seed 1), diverged at step 3 (seed 2), skipped (seed 3)"
     assert (lb.tables(board, METRICS, ["ua"])[0].heads[-1], rows_of(board, ["ua"])[0][-1]) == ("flags", found["flags"])
     for kind in ("markdown", "latex", "csv", "json"):
-        assert "diverged at step 3 (seed 2)" in lb.formatted(board, METRICS, ["ua"], kind), kind
+        assert "diverged at step 3 (seed 2)" in formats.formatted(board, METRICS, ["ua"], kind), kind
 
 
 def test_a_method_that_only_failed_is_shown_without_numbers():
@@ -160,11 +162,13 @@ def test_a_method_that_only_failed_is_shown_without_numbers():
 
 def test_unknown_is_a_dash_in_tables_and_null_in_json():
     board = make_board([made_record(scores={"ua": 0.5, "fid": None})], METRICS)
-    assert "| esd | default | 0 | 1 | 50.0 | — | — |" in lb.markdown(board, METRICS, ["ua", "fid", "ra"])
-    assert "esd & default & 0 & 1 & 50.0 & ---" in lb.latex(board, METRICS, ["ua", "fid"])
-    (raw,) = json.loads(lb.as_json(board))
+    assert "| esd | default | 0 | 1 | 50.0 | — | — |" in formats.formatted(
+        board, METRICS, ["ua", "fid", "ra"], "markdown"
+    )
+    assert "esd & 1 & 50.0 & ---" in formats.formatted(board, METRICS, ["ua", "fid"], "latex")
+    (raw,) = json.loads(formats.as_json(board))
     assert (raw["ua"], raw["fid"], raw["ra"]) == (0.5, None, None)
-    (cells,) = csv.DictReader(io.StringIO(lb.formatted(board, METRICS, ["ua"], "csv")))
+    (cells,) = csv.DictReader(io.StringIO(formats.formatted(board, METRICS, ["ua"], "csv")))
     assert (cells["ua"], cells["fid"]) == ("0.5", "")
 
 
@@ -187,7 +191,7 @@ def test_latex_escapes_what_it_must():
         made_record("gradient_ascent", 0, {"ua": 0.5}),
         made_record("esd", 0, {"ua": 0.5}, method_changes=changed),
     ]
-    text = lb.latex(make_board(records, METRICS), METRICS, ["ua"])
+    text = formats.formatted(make_board(records, METRICS), METRICS, ["ua"], "latex")
     assert "gradient\\_ascent" in text
     assert "UA (\\%) $\\uparrow$" in text
     assert "$\\pm$" in text
@@ -197,11 +201,11 @@ def test_latex_escapes_what_it_must():
 
 
 def test_latex_keeps_a_backslash():
-    assert lb._escape("a\\b_c~d") == r"a\textbackslash{}b\_c\textasciitilde{}d"
+    assert formats._escape("a\\b_c~d") == r"a\textbackslash{}b\_c\textasciitilde{}d"
 
 
 def test_markdown_cells_are_as_many_as_heads():
-    text = lb.markdown(make_board(several("esd", [0.1, 0.2]), METRICS), METRICS, list(METRICS))
+    text = formats.formatted(make_board(several("esd", [0.1, 0.2]), METRICS), METRICS, list(METRICS), "markdown")
     counts = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     shown = [name for name, metric in METRICS.items() if metric.everywhere]
     assert counts == {len(shown) + 5}, "metrics of other tasks are left out"
@@ -209,8 +213,8 @@ def test_markdown_cells_are_as_many_as_heads():
 
 def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
     board = make_board(several("esd", [0.1, 0.2]), METRICS)
-    assert lb.fitting(board, METRICS, 10_000) == [*METRICS, *lb.DERIVED]
-    narrow = lb.fitting(board, METRICS, 60)
+    assert lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 10_000) == [*METRICS, *lb.DERIVED]
+    narrow = lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 60)
     assert "ua" in narrow
     assert len(narrow) < len(METRICS)
     assert narrow == [name for name in [*METRICS, *lb.DERIVED] if name in narrow]
@@ -223,12 +227,62 @@ def test_chosen_columns():
         lb.chosen("uaa", METRICS)
 
 
-def test_page_explains_every_column():
-    board = make_board([made_record(scores={"ua": 0.5})], METRICS)
-    page = lb.page(board, METRICS, lb.chosen(None, METRICS))
-    for name, metric in lb.columns_of(METRICS).items():
-        assert f"- {lb.head(metric)}: " in page, name
-    assert "no evidence about Stable Diffusion" in page
+def test_sorting_puts_the_best_first_and_controls_above():
+    records = [made_record(name, scores={"ua": v, "fid": 9 - v}) for name, v in (("a", 0.1), ("b", 0.7), ("c", 0.4))]
+    records += [made_record("original", scores={"ua": 0.0, "fid": 1.0}), made_record("d")]
+    board = make_board(records, METRICS)
+    assert list(lb.ordered(board, "ua", METRICS).label) == ["original", "b", "c", "a", "d"], "no value comes last"
+    assert list(lb.ordered(board, "-ua", METRICS).label) == ["original", "a", "c", "b", "d"]
+    assert list(lb.ordered(board, "fid", METRICS).label) == ["original", "b", "c", "a", "d"]
+    assert list(lb.ordered(board, None, METRICS).label) == list(board.label)
+    with pytest.raises(UserError, match="unknown column 'uaa': did you mean ua"):
+        lb.ordered(board, "uaa", METRICS)
+
+
+def test_columns_of_an_axis():
+    every = lb.chosen(None, METRICS)
+    utility = lb.narrowed(every, "utility", METRICS)
+    assert {"ra", "fid", "utility"} <= set(utility)
+    assert not {"ua", "unlearn_time", "efficacy"} & set(utility)
+    both = lb.narrowed(every, "utility, cost", METRICS)
+    assert set(both) == set(utility) | set(lb.narrowed(every, "cost", METRICS))
+    assert lb.narrowed(every, None, METRICS) == every
+    with pytest.raises(UserError, match="unknown axis 'speed'"):
+        lb.narrowed(every, "speed", METRICS)
+
+
+def test_intervals_stand_in_place_of_deviations():
+    board = make_board([made_record("a", scores={"ua": 0.5}), made_record("b", scores={"ua": 0.4})], METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"], intervals=True)
+    assert [row[-1] for row in sheet.sections[0][1]] == ["50.0 * [40.0, 60.0]", "40.0 [30.0, 50.0]"]
+    assert "± " not in sheet.caption
+    assert "95 % interval" in sheet.caption
+
+
+def test_only_some_methods_are_marked_among_themselves_and_keep_their_scores():
+    needs = {"requires": ("concept",)}
+    values = {"original": (0.0, 1.0), "retrain": (1.0, 1.0), "destroy": (1.0, 0.0), "a": (0.4, 0.8), "b": (0.9, 0.7)}
+    records = [
+        made_record(name, scores={"ua": ua, "ra": ra}, method_changes=needs)
+        for name, (ua, ra) in {**values, "c": (0.1, 0.9)}.items()
+    ]
+    whole, some = make_board(records, METRICS), make_board(records, METRICS, only=["a", "c"])
+    assert list(some.label) == ["a", "c"]
+    assert row(some, "a").score == row(whole, "a").score == pytest.approx(0.4)
+    assert (row(whole, "b").ua_mark, row(some, "a").ua_mark) == ("best", "best")
+    assert row(whole, "a").ua_mark not in ("best", "not worse")
+
+
+def test_a_caption_says_protocol_seeds_judge_and_hardware():
+    records = [made_record("esd", seed, {"ua": 0.5}) for seed in (0, 1, 2, 5)]
+    (sheet,) = lb.tables(make_board(records, METRICS), METRICS, ["ua"])
+    for said in ("protocol default", "(0-2, 5)", f"Judge: {records[0].judge.name}", "Measured on: ", "forget 3"):
+        assert said in sheet.caption, said
+
+
+def test_spans_of_seeds():
+    assert lb.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert lb.spans([]) == ""
 
 
 def test_no_records_make_an_empty_board():

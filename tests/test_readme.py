@@ -33,14 +33,18 @@ def test_baseline_as_printed_conforms_and_forgets(tmp_path):
     assert right(8) >= 0.8
 
 
-def test_the_concept_file_as_printed_is_taken(tmp_path):
-    path = tmp_path / "mine.toml"
-    path.write_text(re.search(r"```toml\n(.*?)```", README, re.DOTALL)[1])
-    name, concepts = read_concepts(path)
+def test_a_new_concept_file_is_taken_and_not_written_over(cli, tmp_path):
+    said = cli("new-concept", "seven-and-more", "--out", tmp_path)
+    assert said.code == 0 and "--concept" in said.out
+    name, concepts = read_concepts(tmp_path / "seven-and-more.toml")
     task = DigitsText(name, concepts=concepts)
     assert (task.forget, [concept.name for concept in task.erased]) == ("seven-and-more", ["seven"])
     asked = {item.prompt for item in task.plan() if item.group == "forget" and item.concept == "seven"}
     assert asked == {"a photo of a seven", "a blue seven"}
+    again = cli("new-concept", "seven-and-more", "--out", tmp_path)
+    assert again.code == 2 and "is there already" in again.err
+    wrong = cli("new-concept", "../x", "--out", tmp_path)
+    assert wrong.code == 2 and "'../x'" in wrong.err
 
 
 def test_every_command_named_in_the_readme_exists():

@@ -10,11 +10,16 @@ from tests.simulation import CLAIMED, coverage
 from unlearnbench.statistics import (
     MANY,
     anchored,
+    binary,
     block_jackknife,
     crossed,
+    difference,
     holm,
     mcnemar,
+    over_pairs,
     over_seeds,
+    paired_images,
+    paired_shares,
     paired_t,
     t_interval,
     wilson,
@@ -225,3 +230,102 @@ def test_anchored_is_linear_and_not_clipped():
 )
 def test_without_a_clear_gap_there_is_no_score(value, zero, one, reason):
     assert anchored(value, zero, one) == (None, reason)
+
+
+def table(both, only_a, only_b, neither):
+    """Hits of two methods on the same images, from the four counts of how they agree."""
+    a = [1] * (both + only_a) + [0] * (only_b + neither)
+    b = [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    return np.array(a, dtype=float), np.array(b, dtype=float)
+
+
+def newcombe_by_hand(both, only_a, only_b, neither):
+    """Method 10 of Statistics in Medicine 17:2635-2650, by its terms."""
+    n = both + only_a + only_b + neither
+    p, q = (both + only_a) / n, (both + only_b) / n
+    (l1, u1), (l2, u2) = wilson_by_hand(both + only_a, n), wilson_by_hand(both + only_b, n)
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    numerator = both * neither - only_a * only_b
+    phi = 0 if not margins else (max(numerator - n / 2, 0) if numerator > 0 else numerator) / math.sqrt(margins)
+    low = math.sqrt((p - l1) ** 2 - 2 * phi * (p - l1) * (u2 - q) + (u2 - q) ** 2)
+    high = math.sqrt((u1 - p) ** 2 - 2 * phi * (u1 - p) * (q - l2) + (q - l2) ** 2)
+    return p - q - low, p - q + high
+
+
+def test_paired_shares_give_the_interval_published_for_cavo_2012():
+    # Fagerland, Lydersen & Laake, Statistical Analysis of Contingency Tables, chapter 8: Newcombe square-and-add
+    a, b = table(59, 6, 16, 80)
+    assert paired_shares(a, b) == pytest.approx((-0.1186, -0.0046), abs=6e-5)
+    assert mcnemar(a, b) == pytest.approx(0.052479, abs=6e-7), "their exact conditional test of the same table"
+
+
+TABLES = [(59, 6, 16, 80), (14, 5, 0, 22), (0, 5, 7, 0), (0, 0, 0, 9), (9, 0, 0, 0), (0, 9, 0, 0), (30, 1, 1, 30)]
+
+
+@pytest.mark.parametrize("counts", TABLES)
+def test_paired_shares_are_their_formula_symmetric_and_within_bounds(counts):
+    a, b = table(*counts)
+    low, high = paired_shares(a, b)
+    assert (low, high) == pytest.approx(newcombe_by_hand(*counts), abs=1e-9)
+    assert paired_shares(b, a) == pytest.approx((-high, -low))
+    assert -1 <= low <= a.mean() - b.mean() <= high <= 1
+
+
+def test_paired_shares_without_correlation_are_those_of_independent_runs():
+    a, b = table(4, 4, 4, 4)
+    independent = difference((0.5, wilson(8, 16)), (0.5, wilson(8, 16)))
+    assert paired_shares(a, b) == pytest.approx(independent)
+    low, high = paired_shares(*table(8, 0, 0, 8))
+    assert high - low < independent[1] - independent[0], "shares that agree image by image are told apart better"
+
+
+@pytest.mark.parametrize(("p", "q", "shared"), [(0.9, 0.8, 0.0), (0.9, 0.8, 0.7), (0.98, 0.95, 0.5), (0.5, 0.5, 0.9)])
+def test_paired_shares_cover_the_true_difference_about_as_often_as_they_say(p, q, shared):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1500):
+        same = rng.random(100) < shared
+        first = rng.random(100)
+        second = np.where(same, first, rng.random(100))
+        low, high = paired_shares((first < p).astype(float), (second < q).astype(float))
+        covered += low <= p - q <= high
+    assert 0.935 <= covered / 1500 <= 0.99
+
+
+def test_paired_images_leave_out_what_is_missing_and_take_other_values_by_t():
+    assert paired_images(hits("11-01"), hits("1-001")) == paired_shares(hits("101"), hits("101"))
+    a, b = np.array([0.1, 0.5, 0.9, math.nan]), np.array([0.0, 0.7, 0.2, 0.4])
+    expected = stats.ttest_rel(a[:3], b[:3]).confidence_interval(0.95)
+    assert paired_images(a, b) == pytest.approx((expected.low, expected.high))
+    assert paired_images(hits("--"), hits("01")) is None
+
+
+def test_hits_are_told_from_other_values():
+    assert binary(hits("01-1"))
+    assert not binary(np.array([0.0, 0.5]))
+
+
+def test_paired_runs_get_the_interval_that_their_number_allows():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((2, MANY, 60)) < np.array([0.8, 0.6])[:, None, None]).astype(float)
+    means = a.mean(axis=1), b.mean(axis=1)
+
+    def over(count, with_images=True):
+        chosen = [values[:count] for values in means]
+        return over_pairs(*chosen, (a[:count], b[:count]) if with_images else None)
+
+    assert over(1) == paired_shares(a[0], b[0])
+    assert over(1, with_images=False) is None, "nothing to be had from one difference"
+    assert over(3) == over(3, with_images=False) == pytest.approx(t_interval(means[0][:3] - means[1][:3]))
+    assert over(MANY) == pytest.approx(crossed(a - b))
+    assert over(MANY, with_images=False) == pytest.approx(t_interval(means[0] - means[1]))
+    lost = a.copy()
+    lost[1, 5] = math.nan
+    assert over_pairs(*means, (lost, b)) == pytest.approx(crossed(np.delete(a - b, 5, axis=1)))
+
+
+def test_equal_differences_do_not_prove_certainty():
+    a, b = np.ones((3, 40)), np.zeros((3, 40))
+    assert over_pairs([1.0] * 3, [0.0] * 3, (a, b)) == paired_shares(a[0], b[0])
+    assert over_pairs([1.0] * 3, [0.0] * 3) is None
+    assert over_pairs([], []) is None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.attack import STANDARD
 from unlearnbench.board import CONTROLS, TABLE
-from unlearnbench.leaderboard import LABEL, Sheet, as_markdown
+from unlearnbench.formats import as_markdown
+from unlearnbench.hashing import digest
+from unlearnbench.leaderboard import Sheet, width_of
 from unlearnbench.record import AttackRecord, Record
 from unlearnbench.robustness import GOLD, box_of
 
@@ -73,38 +75,40 @@ def fitting(result: pd.DataFrame, width: int) -> list[Sheet]:
     count = len(labels(result))
     for most in range(count, 0, -1):
         made = sheets(result, most=most)
-        if max(map(_width, made)) <= width:
+        if max(map(width_of, made)) <= width:
             return made
     return sheets(result, most=0)
 
 
-def _width(sheet: Sheet) -> int:
-    rows = [row for _, section in sheet.sections for row in section]
-    widths = [max(map(len, [title, *cells])) for title, *cells in zip(sheet.heads, *rows, strict=True)]
-    return sum(widths[1:]) + min(widths[0], LABEL) + 3 * len(widths)
+def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
+    """The part of a results page that is about attacks, and its pictures by their place below the results."""
+    from unlearnbench.curves import figure
+    from unlearnbench.plots import picture as drawn
 
-
-def pictured(result: pd.DataFrame, records: Sequence[Record], results: Path) -> str:
-    """The part of a results page that is about attacks, its pictures written beside the records."""
-    from unlearnbench.curves import write_curves
-
-    parts = []
-    tables = [key for key, _ in _attacked(result)]
-    for sheet, (task, protocol, hash, forget) in zip(sheets(result), tables, strict=True):
+    parts, made = [], {}
+    for sheet, (key, _) in zip(sheets(result), _attacked(result), strict=True):
         groups: dict[str, list[Record]] = {}
         for record in records:
-            key = (record.task, record.protocol.name, record.protocol.hash, record.forget)
-            if key == (task, protocol, hash, forget) and record.attacks:
+            known = (record.task, record.protocol.name, record.protocol.hash, record.forget)
+            if known == key and record.attacks:
                 groups.setdefault(record.label(), []).append(record)
-        twins = [key for key in tables if (key[0], key[1], key[3]) == (task, protocol, forget)]
-        name = "attacks.png" if len(twins) == 1 else f"attacks-{hash[:8]}.png"
-        path = Path(task) / protocol / forget / name
-        title = f"{task}, {protocol}, forget {forget}"
-        drawn = write_curves(results / path, title, groups)
-        parts.append(
-            as_markdown([sheet]) + (f"\n![Recovered share against budget]({path.as_posix()})\n" if drawn else "")
-        )
-    return f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""
+        curves = figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
+        text = as_markdown([sheet])
+        if curves is not None:
+            path = picture(result, key, "attacks")
+            found = [each.attacks.values() for group in groups.values() for each in group]
+            keys = [[attack.key for attack in attacks] for attacks in found]
+            made[path] = drawn(curves, digest([text, keys]))
+            text += f"\n![Recovered share against budget]({path.as_posix()})\n"
+        parts.append(text)
+    return (f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""), made
+
+
+def picture(result: pd.DataFrame, key: Sequence[str], name: str) -> Path:
+    """Where a table's picture lies below the results: protocols of one name but other settings have one each."""
+    task, protocol, hash, forget = key
+    twins = [each for each, _ in result.groupby(TABLE) if (each[0], each[1], each[3]) == (task, protocol, forget)]
+    return Path(task) / protocol / forget / (f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")
 
 
 def _comparable(rivals: pd.DataFrame) -> pd.Series:

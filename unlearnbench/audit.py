@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.diff import flat
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.perimage import read_beside, unreproduced
+from unlearnbench.provenance import flat
 from unlearnbench.record import Record, read
 
 

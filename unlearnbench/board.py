@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry, robustness
 from unlearnbench.metric import Metric
+from unlearnbench.provenance import surroundings
 from unlearnbench.record import TIMED, Record
 from unlearnbench.statistics import MANY, Interval, anchored, holm, mcnemar, over_seeds, paired_t, within
 
@@ -101,14 +102,17 @@ def _column(record: Record, name: str, images: Images) -> np.ndarray | None:
 
 
 def board(
-    records: Iterable[Record], metrics: dict[str, Metric] | None = None, images: Images = no_images
+    records: Iterable[Record],
+    metrics: dict[str, Metric] | None = None,
+    images: Images = no_images,
+    only: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """One row a method, concept and protocol.
+    """One row a method, concept and protocol; with `only`, of the methods that are named, by name or label.
 
-    Columns: keys, `n` runs that count (equal ones once), `flags`; for each metric its mean, `_sd`, `_low`, `_high`,
-    `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and `unscored`, which depend on the row's
-    own records and the controls alone; and as annotations of a table `_p_original`, `_p_best` (Holm) and `_mark` (see
-    `annotated`); what attacks found (see `robustness.columns`).
+    Columns: keys, `n` runs that count (equal ones once), `seeds`, `judge`, `hardware`, `flags`; for each metric its
+    mean, `_sd`, `_low`, `_high`, `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and
+    `unscored`, which depend on the row's own records and the controls alone; and as annotations of a table
+    `_p_original`, `_p_best` (Holm) and `_mark` (see `annotated`); what attacks found (see `robustness.columns`).
     Seeds that diverged or were skipped have no values.
     """
     import pandas as pd
@@ -120,11 +124,12 @@ def board(
     attacks = robustness.labels(record for group in groups.values() for record in group)
     order = sorted(groups, key=lambda key: (key[:4], _rank(key[6]), "" if key[6] in CONTROLS else key[4], key[5:]))
     rows = []
-    for key in order:
+    for key in order if only is None else (key for key in order if {key[5], key[6]} & {*only}):
         group = groups[key]
         row: dict[str, Any] = {
             **dict(zip(KEYS, key, strict=True)),
             "n": len(distinct(_counted(group))),
+            **surroundings(group),
             "flags": flags(group),
         }
         for name in metrics:

@@ -12,14 +12,18 @@ from typer.core import TyperGroup
 
 from unlearnbench import __version__, registry
 from unlearnbench.arguments import Device, accepted, parse_seeds, parse_settings, words
+from unlearnbench.cli_board import boards
+from unlearnbench.cli_compare import comparing
 from unlearnbench.cli_fetch import fetching
 from unlearnbench.cli_list import lists
 from unlearnbench.cli_methods import own
+from unlearnbench.cli_plot import plotting
 from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
-from unlearnbench.errors import Unsupported, UserError, unknown
+from unlearnbench.cli_report import reporting
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.progress import Stopped, bars
-from unlearnbench.terminal import err, out, print_table, show_attacked, show_published, show_run
+from unlearnbench.terminal import err, out, show_run
 
 if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
@@ -46,7 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (lists, fetching, prepare, own, records):
+for commands in (lists, boards, reporting, comparing, plotting, fetching, prepare, own, records):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
 
@@ -192,64 +196,6 @@ def run(
             done.append(record)
     for group in grouped(done[len(baseline) :]):
         show_run(group, next(record for record in done if record.forget == group[0].forget), results, bool(tried))
-
-
-@app.command()
-def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
-    format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
-    columns: Annotated[
-        str | None, typer.Option(help="Comma-separated metrics; all, or as many as fit, when left out.")
-    ] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write RESULTS/README.md instead of printing.")] = False,
-    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
-    attacks: Annotated[
-        bool, typer.Option("--attacks", help="The ranking by worst attack beside that by UA, and every attack.")
-    ] = False,
-    published: Annotated[
-        bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
-    ] = False,
-) -> None:
-    """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
-    from unlearnbench import leaderboard as lb
-    from unlearnbench.board import board as make_board
-    from unlearnbench.perimage import reader
-    from unlearnbench.record import load_all
-
-    if task is not None and task not in registry.tasks() and not published:
-        raise unknown("task", task, registry.tasks())
-    records = [record for record in load_all(results) if task in (None, record.task)]
-    if published:
-        show_published(task, records, reader(results))
-        return
-    if not records:
-        raise UserError(
-            f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
-        )
-    metrics = registry.load_metrics()
-    names = lb.chosen(columns, metrics)
-    board = make_board(records, metrics, reader(results))
-    if write:
-        from unlearnbench.attack_table import pictured
-        from unlearnbench.record import replace_file
-        from unlearnbench.store import cannot_write
-
-        try:
-            more = pictured(board, records, results)
-            replace_file(results / "README.md", lb.page(board, metrics, names, more).encode())
-        except OSError as error:
-            raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
-        out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
-    elif attacks:
-        show_attacked(board, format)
-    elif format == "terminal":
-        fitting = names if columns else lb.fitting(board, metrics, out.width)
-        for sheet in lb.tables(board, metrics, fitting, all_keys=False):
-            print_table(sheet.title, sheet.heads, sheet.sections)
-            out.print(sheet.note, soft_wrap=True, end="\n\n" if sheet.note else "")
-        out.print(f"{lb.LEGEND}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
-    else:
-        sys.stdout.write(lb.formatted(board, metrics, names, format))
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ def _short(value: Any) -> str:
 
 def _protocols(cls: type[Task]) -> Iterator[list[str]]:
     """A row a protocol, with the settings in which it differs from others; what all share comes first."""
-    from unlearnbench.diff import flat
+    from unlearnbench.provenance import flat
 
     out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
     protocols: dict[str, dict[str, Any]] = {name: flat(asdict(protocol)) for name, protocol in cls.protocols.items()}

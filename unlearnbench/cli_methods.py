@@ -1,4 +1,4 @@
-"""Commands for methods of one's own: check, new-method."""
+"""Commands for methods and concepts of one's own: check, new-method, new-concept."""
 
 from __future__ import annotations
 
@@ -57,10 +57,32 @@ def new_method(
     if name in registry.methods():
         raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
     path = folder / f"{name}.py"
+    _start(path, text(name, style.value))
+    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
+
+
+@own.command("new-concept")
+def new_concept(
+    name: Annotated[str, typer.Argument(help="As records and folders will show it.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a concept file for --concept that works, every line of it explained."""
+    from unlearnbench.templates import CONCEPT
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,59}", name):
+        raise UserError(f"{name!r} cannot name a concept file: use letters, digits, +, - and _, such as my-concept")
+    path = folder / f"{name}.toml"
+    _start(path, CONCEPT.format(name=name))
+    out.print(f"wrote {path}; next: unlearnbench run --task digits-text --concept {path} --method uce", soft_wrap=True)
+
+
+def _start(path: Path, text: str) -> None:
+    """Write a new file."""
+    folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("x") as file:
-            file.write(text(name, style.value))
+            file.write(text)
     except FileExistsError as error:
         if not folder.is_dir():
             raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
@@ -68,4 +90,3 @@ def new_method(
     except OSError as error:
         why = (error.strerror or "").lower()
         raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error
-    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)

@@ -2,74 +2,87 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from unlearnbench.record import Record, replace_file
+from unlearnbench.plot_layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
+from unlearnbench.plot_style import GREY, GRID, TEXT, Style, settings, styles
+from unlearnbench.record import Record
 from unlearnbench.robustness import GOLD, curve, found, labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = 4
 BEYOND = 1.8
 """How far curves go on past the limit, so that what the last look found can be seen."""
-STYLES = {GOLD: ("black", "-", 2.5), "original": ("black", "--", 1.5)}
-"""Colour, line and width of the floor and of the model that forgot nothing."""
+LEFT, WIDE, TALL, BELOW, ABOVE = 0.42, 1.5, 1.12, 0.2, 0.18
+"""Inches: what the scale on the left takes, a panel, its ticks, its title."""
+WIDTHS = {GOLD: 1.6, "original": 1.0}
+"""Of the floor's line in points, and of that of the model that forgot nothing."""
+ABOUT = "budget: what was spent on a target, up to the dotted line; black: retrain, the floor, and the original"
+Points = list[tuple[float, float]]
 
 
-def write_curves(path: Path, title: str, groups: Mapping[str, Sequence[Record]]) -> bool:
-    """PNG of every attack that has a value on these methods; False where there is none.
+def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
+    """Every attack that has a value on these methods, by their labels; None where there is none.
 
     Curves step up where targets are recovered; those that are not by the limit are censored there, and the curve goes
-    on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair.
+    on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair. `names` are all
+    methods that get colours, when groups are some of them.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     every = labels(record for records in groups.values() for record in records)
-    drawn = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
-    panels = {label: lines for label, lines in drawn.items() if any(lines.values())}
+    lines = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
+    panels = {label: each for label, each in lines.items() if any(each.values())}
     if not panels:
-        return False
+        return None
+    looks = styles(names if names is not None else groups)
     rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(4.2 * COLUMNS, 3.1 * rows + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flatten()
-    colours = _colours([name for name in groups if name not in STYLES])
-    handles = {}
-    for axis, (label, lines) in zip(axes, panels.items(), strict=False):
-        for number, (name, points) in enumerate(lines.items()):
-            if points:
-                colour, style, width = STYLES.get(name) or (*colours[name], 1.3)
-                budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
-                lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
-                (handles[name],) = axis.step(
-                    budgets, lifted, where="post", color=colour, ls=style, lw=width, zorder=3 if name in STYLES else 2
-                )
-        first = min((b for points in lines.values() for b, _ in points if b > 0), default=1)
-        axis.set_xscale("symlog", linthresh=first, linscale=0.4)
-        end = max(points[-1][0] for points in lines.values() if points)
-        axis.axvline(end, color="grey", lw=0.6, ls=":")
-        axis.set_xlim(0, end * BEYOND)
-        axis.set_ylim(-0.03, 1.03)
-        axis.set_title(label, fontsize=10)
-        axis.grid(alpha=0.25)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    about = "budget: what was spent on a target, up to the dotted line; black: retrain, the floor, and the original"
-    figure.suptitle(f"{title}\n{about}", fontsize=11)
-    figure.supylabel("recovered share of targets", fontsize=10)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncol=9, fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    replace_file(path, buffer.getvalue())
-    return True
+    tall = TALL + BELOW + ABOVE
+    with settings():
+        made = blank(PAGE, rows * tall, f"{title}: recovered share of targets against budget, by attack")
+        wide = (PAGE - LEFT - EDGE / POINTS) / COLUMNS
+        places = {}
+        for number, (label, curves) in enumerate(panels.items()):
+            row, column = divmod(number, COLUMNS)
+            axes = made.add_axes((0, 0, 1, 1), label=label)
+            places[axes] = (LEFT + column * wide, (rows - row - 1) * tall + BELOW, wide - 0.1, TALL)
+            _panel(axes, curves, looks)
+            axes.set_title(short(label), fontsize=TEXT, pad=3)
+            axes.tick_params(labelleft=column == 0)
+            if column == 0:
+                axes.set_ylabel("recovered share")
+        drawn = [name for name in groups if any(each[name] for each in panels.values())]
+        items = [Item(short(name), _line(name, looks[name]), 14.0) for name in drawn]
+        assemble(made, rows * tall, places, title, items, [ABOUT])
+    return made
 
 
-def _colours(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """A colour a method, as far apart as there are; then the same ones dotted."""
-    from matplotlib import colormaps
+def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style]) -> None:
+    from matplotlib.ticker import NullLocator
 
-    pairs, more = colormaps["tab20"].colors, colormaps["Dark2"].colors  # type: ignore[attr-defined]
-    some = [*pairs[::2], *more, *pairs[1::2]]
-    return {name: (some[i % len(some)], ("-", ":", "-.")[i // len(some) % 3]) for i, name in enumerate(names)}
+    for number, (name, points) in enumerate(curves.items()):
+        if points:
+            budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
+            lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
+            line = _line(name, looks[name])
+            axes.step(budgets, lifted, where="post", zorder=3 if name in WIDTHS else 2, markevery=[-2], **line)
+    first = min((budget for points in curves.values() for budget, _ in points if budget > 0), default=1)
+    end = max(points[-1][0] for points in curves.values() if points)
+    decades = [10.0**power for power in range(-3, 10) if first <= 10.0**power <= end * BEYOND]
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axes.set_xticks([0.0, *(decades or [end])])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(plain)
+    axes.axvline(end, color=GREY, linewidth=0.6, linestyle=":")
+    axes.set(xlim=(0, end * BEYOND), ylim=(-0.03, 1.03))
+    axes.grid(color=GRID, linewidth=0.4)
+    axes.set_axisbelow(True)
+
+
+def _line(name: str, look: Style) -> dict[str, Any]:
+    """A line as matplotlib takes it, with the method's marker, which stands at the limit."""
+    face = "none" if look.control else look.colour
+    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
+    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(name, 0.9), **marker}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard import head, shown
 from unlearnbench.metric import Metric
+from unlearnbench.provenance import flat
 from unlearnbench.record import TIMED, Record
 
 NOTHING = "—"
@@ -23,14 +24,6 @@ class Difference(NamedTuple):
     b: str
     change: str = ""
     """b - a of a score, in its unit."""
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, such as sampler.steps."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
-    return found
 
 
 def differences(a: Record, b: Record) -> list[Difference]:

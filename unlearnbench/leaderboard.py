@@ -1,15 +1,14 @@
-"""The board as tables: in the terminal, markdown, csv, json or LaTeX."""
+"""The board as tables: which rows and columns, in what order, and how a value is shown."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.board import CONTROLS, TABLE
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import unknown
 from unlearnbench.metric import Metric
 
 if TYPE_CHECKING:
@@ -43,23 +42,34 @@ DERIVED = {
         everywhere=False,
     ),
 }
-Columns = Mapping[str, "Metric | Derived"]
+AXES = ("efficacy", "utility", "robustness", "cost")
+OF_DERIVED = {"efficacy": "efficacy", "utility": "utility", "score": "efficacy", "robustness": "robustness"}
+"""The axis that a derived column goes with."""
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
 """Columns that come first where there is no room for all."""
+LEAST = 2
+"""Of which so many are shown however narrow it is."""
 LABEL = 24
-"""Width up to which method labels are kept on one line in the terminal."""
-LEGEND = (
-    "mean ± standard deviation over n unlearning seeds, equal runs counted once; * best mean among methods of equal "
-    "data access, † no significant difference from it (five seeds or more)"
+"""Width up to which method labels and flags are kept on one line in the terminal."""
+FLAGS = "flags"
+"""Head of the column that says what went wrong."""
+MEANING = (
+    "{} over n unlearning seeds{}, equal runs counted once; {} best mean among methods of equal data access, "
+    "† no significant difference from it (five seeds or more)"
 )
-OPEN, CLOSE = "\x02", "\x03"  # around bold text until LaTeX's own characters are escaped
 Bold = Callable[[str], str]
 
 
 def starred(text: str) -> str:
     """The best value, where there is no bold type."""
     return f"{text} *"
+
+
+def legend(intervals: bool = False, seeds: str = "", best: str = "*") -> str:
+    """What the numbers of a table are."""
+    spread = "mean with its 95 % interval" if intervals else "mean ± standard deviation"
+    return MEANING.format(spread, seeds, best)
 
 
 class Sheet(NamedTuple):
@@ -70,6 +80,8 @@ class Sheet(NamedTuple):
     sections: list[tuple[str, list[list[str]]]]
     note: str
     """What real images score, where known."""
+    caption: str = ""
+    """Protocol, seeds, judge and hardware, for where a table stands alone."""
 
 
 def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
@@ -111,16 +123,51 @@ def floors_line(metrics: Mapping[str, Metric], floors: Mapping[str, float | None
     return f"real images score against the reference: {', '.join(known)}"
 
 
+def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Metric]) -> list[str]:
+    """The columns of these axes, comma-separated; anchored scores go with efficacy and utility."""
+    if not axis:
+        return list(columns)
+    wanted = {name.strip() for name in axis.split(",") if name.strip()}
+    for name in wanted - set(AXES):
+        raise unknown("axis", name, AXES)
+    of = {**{name: metric.axis for name, metric in metrics.items()}, **OF_DERIVED}
+    return [name for name in columns if of[name] in wanted]
+
+
+def ordered(result: pd.DataFrame, by: str | None, metrics: Mapping[str, Metric]) -> pd.DataFrame:
+    """Rows by a column, the best first, with `-` before its name the worst; within a table, controls above the others.
+
+    Rows without a value come last.
+    """
+    if not by:
+        return result
+    name = by.removeprefix("-")
+    known = columns_of(metrics)
+    if name not in known:
+        raise unknown("column", name, known)
+    sign = (-1 if known[name].better == "higher" else 1) * (-1 if by.startswith("-") else 1)
+    places = {key: place for place, key in enumerate(dict.fromkeys(result[TABLE].itertuples(index=False, name=None)))}
+
+    def place(i: Any) -> tuple[int, bool, float]:
+        value = result[name][i]
+        at = math.inf if value is None or math.isnan(value) else sign * value
+        return places[tuple(result.loc[i, TABLE])], result.method[i] not in CONTROLS, at
+
+    return result.loc[sorted(result.index, key=place)]
+
+
 def tables(
     result: pd.DataFrame,
     metrics: Mapping[str, Metric],
     columns: Sequence[str],
     bold: Bold = starred,
     all_keys: bool = True,
+    intervals: bool = False,
 ) -> list[Sheet]:
     """One table for each task, protocol and concept: they are never mixed.
 
-    Without `all_keys`, division and number of overrides are left out where every row has the default settings.
+    Without `all_keys`, division and number of overrides are left out where every row has the default settings. With
+    `intervals` values come with their 95 % interval in place of the deviation over seeds.
     """
     known, made = columns_of(metrics), []
     for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
@@ -128,144 +175,74 @@ def tables(
         keys = [] if plain and not all_keys else ["division", "overrides"]
         names = [name for name in columns if known[name].everywhere or group[f"{name}_n"].max() > 0]
         names = [name for name in names if name not in registry.without(task)]
-        flagged = ["flags"] if group["flags"].any() else []
+        flagged = [FLAGS] if group["flags"].any() else []
         sections: dict[str, list[list[str]]] = {}
         for _, row in group.iterrows():
             access = "controls" if row.method in CONTROLS else f"with {row.access}"
             cells = [row.label, *(str(row[key]) for key in [*keys, "n"])]
-            cells += [_cell(known[name], name, row, bold) for name in names]
+            cells += [_cell(known[name], name, row, bold, intervals) for name in names]
             sections.setdefault(access, []).append([*cells, *(row[name] for name in flagged)])
         heads = ["method", *keys, "n", *(head(known[name]) for name in names), *flagged]
         floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
         note = floors_line(metrics, floors) if any(value is not None for value in floors.values()) else ""
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
         title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
-        made.append(Sheet(title, heads, list(sections.items()), note))
+        made.append(Sheet(title, heads, list(sections.items()), note, f"{title}. {_caption(group, intervals)}"))
     return made
 
 
-def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold) -> str:
-    text, mark = shown(column, row[name], row.get(f"{name}_sd")), row.get(f"{name}_mark")
+def _caption(group: pd.DataFrame, intervals: bool) -> str:
+    seeds = sorted({seed for some in group.seeds for seed in some})
+    parts = [legend(intervals, f" ({spans(seeds)})", "bold:").capitalize()]
+    for name, column in (("Judge", "judge"), ("Measured on", "hardware")):
+        said = list(dict.fromkeys(part for text in group[column] for part in text.split("; ") if part))
+        parts += [f"{name}: {'; '.join(said)}"] if said else []
+    return ". ".join(parts) + "."
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Whole numbers in rising order as in `0-2, 5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold, intervals: bool = False) -> str:
+    text, mark = shown(column, row[name], None if intervals else row.get(f"{name}_sd")), row.get(f"{name}_mark")
     text = f"≥ {text}" if row.get(f"{name}_bound") and text != "—" else text
     text += " (ASR)" if row.get(f"{name}_over_retrain") is False and text != "—" else ""
-    return bold(text) if mark == "best" else f"{text} †" if mark == "not worse" else text
+    text = bold(text) if mark == "best" else text
+    if intervals and text != "—":
+        low, high = (shown(column, row.get(f"{name}_{end}")) for end in ("low", "high"))
+        text += "" if "—" in (low, high) else f" [{low}, {high}]"
+    return f"{text} †" if mark == "not worse" else text
 
 
 def _first(values: Iterable[Any]) -> float | None:
     return next((float(value) for value in values if value is not None and not math.isnan(value)), None)
 
 
-def fitting(result: pd.DataFrame, metrics: Mapping[str, Metric], width: int) -> list[str]:
-    """The columns that fit into a terminal of this width, the headline ones first, in their usual order."""
-    every = list(columns_of(metrics))
+def fitting(
+    result: pd.DataFrame, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
+) -> list[str]:
+    """Those of the columns that fit into so many characters, the headline ones first, in their usual order."""
     kept: list[str] = []
-    for name in [*FIRST, *(name for name in every if name not in FIRST)]:
+    for name in [*(name for name in FIRST if name in every), *(name for name in every if name not in FIRST)]:
         trial = [column for column in every if column in (*kept, name)]
-        for sheet in tables(result, metrics, trial, all_keys=False):
-            rows = [row for _, section in sheet.sections for row in section]
-            widths = [max(map(len, [title, *cells])) for title, *cells in zip(sheet.heads, *rows, strict=True)]
-            if sum(widths[1:]) + min(widths[0], LABEL) + 3 * len(widths) > width:
+        for sheet in tables(result, metrics, trial, all_keys=False, intervals=intervals):
+            if width_of(sheet) > width and len(kept) >= LEAST:
                 return [column for column in every if column in kept]
         kept.append(name)
-    return every
+    return list(every)
 
 
-def markdown(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
-    """GitHub's tables; mean ± standard deviation over n unlearning seeds."""
-    return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**"))
-
-
-def as_markdown(sheets: Iterable[Sheet]) -> str:
-    """GitHub's tables."""
-    parts = []
-    for sheet in sheets:
-        blank = [""] * (len(sheet.heads) - 1)
-        rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
-        for name, section in sheet.sections:
-            rows += [[f"*{name}*", *blank], *section]
-        lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-        parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{sheet.note}\n" if sheet.note else ""))
-    return "\n".join(parts)
-
-
-def page(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], more: str = "") -> str:
-    """The README of a results folder; `more` comes between tables and columns."""
-    known = columns_of(metrics)
-    notes = "\n".join(f"- {head(known[name])}: {_meaning(known[name])}" for name in columns)
-    return (
-        "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        "Mean ± standard deviation over n unlearning seeds, equal runs counted once; bold: best mean among methods of "
-        "equal data access, †: no significant difference from it (five seeds or more). Tables of different protocols "
-        "must not be compared. Rankings on small worlds are no evidence about Stable Diffusion.\n\n"
-        f"{markdown(result, metrics, columns)}\n{more}## Columns\n\n{notes}\n"
-    )
-
-
-def _meaning(column: Metric | Derived) -> str:
-    return column.meaning if isinstance(column, Derived) else (type(column).__doc__ or "").strip().partition("\n")[0]
-
-
-def latex(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> str:
-    """booktabs tables with a caption that says what was measured."""
-    return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE))
-
-
-def as_latex(sheets: Iterable[Sheet]) -> str:
-    """booktabs tables with a caption that says what was measured."""
-    parts = []
-    for sheet in sheets:
-        count = len(sheet.heads)
-        body = []
-        for name, section in sheet.sections:
-            body += [r"\midrule", rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"]
-            body += [" & ".join(map(_escape, cells)) + r" \\" for cells in section]
-        caption = f"{sheet.title}. Mean ± standard deviation over n unlearning seeds; bold: best of equal data access."
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption)}}}"]
-        heads = " & ".join(map(_escape, sheet.heads)) + r" \\"
-        lines += [rf"\begin{{tabular}}{{l{'r' * (count - 1)}}}", r"\toprule", heads, *body]
-        lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-        parts.append("\n".join(lines) + "\n")
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
-
-
-def _escape(text: str) -> str:
-    for plain, command in (
-        ("\\", r"\textbackslash{}"),
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("#", r"\#"),
-        ("±", r"$\pm$"),
-        ("↑", r"$\uparrow$"),
-        ("↓", r"$\downarrow$"),
-        ("—", "---"),
-        ("~", r"\textasciitilde{}"),
-        ("†", r"$\dagger$"),
-        (OPEN, r"\textbf{"),
-        (CLOSE, "}"),
-    ):
-        text = text.replace(plain, command)
-    return text
-
-
-def as_json(result: pd.DataFrame) -> str:
-    """Rows as JSON; numbers are numbers, unknown is null."""
-    return json.dumps(json.loads(result.to_json(orient="records")), indent=1, ensure_ascii=False) + "\n"
-
-
-def formatted(result: pd.DataFrame, metrics: dict[str, Metric], columns: Sequence[str], kind: str) -> str:
-    """The board as text of one kind."""
-    if kind == "markdown":
-        return markdown(result, metrics, columns)
-    if kind == "latex":
-        return latex(result, metrics, columns)
-    if kind == "csv":
-        return result.to_csv(index=False)
-    if kind == "json":
-        return as_json(result)
-    raise no_format(kind)
-
-
-def no_format(kind: str) -> UserError:
-    """What to say of a format that is none."""
-    return UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")
+def width_of(sheet: Sheet) -> int:
+    """Characters that a terminal needs for it: labels and flags may be broken, numbers not."""
+    rows = [row for _, section in sheet.sections for row in section]
+    words = [number == 0 or name == FLAGS for number, name in enumerate(sheet.heads)]
+    widths = [max(map(len, cells)) for cells in zip(sheet.heads, *rows, strict=True)]
+    return sum(min(each, LABEL) if word else each for each, word in zip(widths, words, strict=True)) + 3 * len(widths)

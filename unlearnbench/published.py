@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.board import Estimate, Images, estimate, no_images
 from unlearnbench.errors import UserError
-from unlearnbench.leaderboard import head, shown
+from unlearnbench.leaderboard import Sheet, head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
 TABLES = Path(__file__).parent / "tables"
+LEGEND = "published numbers are others' protocols: read them beside, never as a target"
 NUDENET = "3.4.2"
 """The detector whose counts may be held against MACE's."""
 WHOLE = 4703
@@ -115,6 +119,48 @@ def compared(
             measured = "—" if own is None or metric is None else shown(metric, own.value, own.sd)
             lines.append([row.method, title, published, measured, protocol, row.status, row.source])
     return lines
+
+
+class Block(NamedTuple):
+    """What was published of one task and concept, with lines of `HEADS`."""
+
+    task: str
+    forget: str
+    lines: list[list[str]]
+    notes: list[str]
+
+
+def blocks(
+    rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
+) -> list[Block]:
+    """Published numbers by task and concept, each beside what was measured here of the same."""
+    made = []
+    for task, forget in dict.fromkeys((row.task, row.forget) for row in rows):
+        some = [row for row in rows if (row.task, row.forget) == (task, forget)]
+        notes = list(dict.fromkeys(row.note for row in some if row.note))
+        made.append(Block(task, forget, compared(some, records, metrics, images), notes))
+    return made
+
+
+def sheets(made: Sequence[Block]) -> list[Sheet]:
+    """A table a block, its sources by number below it."""
+    tables = []
+    for block in made:
+        sources = list(dict.fromkeys(line[-1] for line in block.lines))
+        lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in block.lines]
+        title = f"{block.task}, forget {block.forget}: published beside measured"
+        below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+        note = "\n".join([*below, *(f"note: {note}" for note in block.notes)])
+        tables.append(Sheet(title, HEADS, [("", lines)], note))
+    return tables
+
+
+def frame(made: Sequence[Block]) -> pd.DataFrame:
+    """The same as rows: task, forget, then `HEADS`, as shown."""
+    import pandas as pd
+
+    lines = [[block.task, block.forget, *line] for block in made for line in block.lines]
+    return pd.DataFrame(lines, columns=["task", "forget", *HEADS])
 
 
 def is_of(record: Record, method: str) -> bool:

@@ -122,6 +122,61 @@ def difference(a: Estimated, b: Estimated) -> Interval | None:
     return p - q - low, p - q + high
 
 
+def paired_shares(a: np.ndarray, b: np.ndarray) -> Interval | None:
+    """Interval for the share of hits in a less that in b, on the same images (n,), none missing; None for n = 0.
+
+    Newcombe, Statistics in Medicine, 1998, 17:2635-2650, method 10: Wilson's intervals of both shares, squared and
+    added with the correlation phi, whose numerator is drawn to 0 by n / 2 where it is positive.
+    """
+    n = len(a)
+    first, second = wilson(int(a.sum()), n), wilson(int(b.sum()), n)
+    if first is None or second is None:
+        return None
+    p, q = float(a.mean()), float(b.mean())
+    both, only_a, only_b, neither = (int(cell.sum()) for cell in (a * b, a * (1 - b), (1 - a) * b, (1 - a) * (1 - b)))
+    product = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    excess = both * neither - only_a * only_b
+    drawn = max(excess - n / 2, 0.0) if excess > 0 else float(excess)
+    phi = drawn / math.sqrt(product) if product else 0.0
+
+    def half(x: float, y: float) -> float:
+        return math.sqrt(max(x**2 - 2 * phi * x * y + y**2, 0.0))
+
+    return p - q - half(p - first[0], second[1] - q), p - q + half(first[1] - p, q - second[0])
+
+
+def paired_images(a: np.ndarray, b: np.ndarray) -> Interval | None:
+    """Interval for mean(a) - mean(b) of one run each, from values (I,) on the same images; NaN is missing.
+
+    Hits (0 and 1): `paired_shares`; other values: Student's t on the differences.
+    """
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = a[known], b[known]
+    return paired_shares(a, b) if binary(a) and binary(b) else t_interval(a - b)
+
+
+def binary(values: np.ndarray) -> bool:
+    """Whether values are hits: 0, 1, or missing."""
+    return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
+
+
+def over_pairs(
+    a: Sequence[float], b: Sequence[float], images: tuple[np.ndarray, np.ndarray] | None = None
+) -> Interval | None:
+    """Interval for the mean of a - b over runs that are paired by seed, one or more.
+
+    `images`: values of both, (S runs, I shared images), NaN where missing. One run, or runs whose differences are all
+    equal: `paired_images` of the first, None without images; more: `over_seeds` on the differences.
+    """
+    gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    if len(gaps) < 2 or np.ptp(gaps) == 0:
+        return None if images is None or not len(gaps) else paired_images(images[0][0], images[1][0])
+    if images is None:
+        return over_seeds(list(gaps))
+    apart = images[0] - images[1]
+    return over_seeds(list(gaps), apart[:, ~np.isnan(apart).any(axis=0)])
+
+
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:
     """Exact two-sided p of McNemar's test (1947) for two methods' hits on the same images; None without a pair.
 

@@ -1,4 +1,16 @@
-"""Working starts for a new method, for `unlearnbench new-method`."""
+"""Working starts for a new method or concept file, for `unlearnbench new-method` and `new-concept`."""
+
+CONCEPT = """name = "{name}"   # as records and folders show it
+
+[[concept]]                      # one such table for each thing to forget
+names = ["seven"]                # what methods are told
+synonyms = ["7"]                 # what they are not told: is the concept gone, or its name alone?
+substitute = "one"               # what takes its place
+neighbours = ["eight", "five"]   # labels of the judge, where damage shows first
+# These stand for the task's forget prompts; its other groups of prompts stay. May be left out.
+prompts = ["a photo of a {{}}", "a blue {{}}"]
+# judge = "seven"                # the judge's label that shows it, where that is not the first name
+"""
 
 LOSSES = '''"""{title}: one line on the idea (Authors, Venue year)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unlearnbench.errors import UserError, unknown
-
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from unlearnbench.board import Images
     from unlearnbench.record import Record
 
 out, err = Console(), Console(stderr=True)
@@ -75,56 +69,13 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
     out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
 
 
-def show_attacked(board: pd.DataFrame, kind: str) -> None:
-    """The board under attack; in the terminal as many attacks as fit."""
-    from unlearnbench import attack_table, leaderboard
-
-    if not attack_table.sheets(board):
-        raise UserError("no record here was attacked: run its command with --attacks standard")
-    if kind == "markdown":
-        sys.stdout.write(leaderboard.as_markdown(attack_table.sheets(board)))
-    elif kind == "latex":
-        sys.stdout.write(leaderboard.as_latex(attack_table.sheets(board)))
-    elif kind in ("csv", "json"):
-        sys.stdout.write(leaderboard.formatted(board, {}, (), kind))
-    elif kind == "terminal":
-        for sheet in attack_table.fitting(board, out.width):
-            print_table(sheet.title, sheet.heads, sheet.sections)
-            out.print(sheet.note, soft_wrap=True, end="\n\n", highlight=False)
-        out.print(f"{attack_table.LEGEND}. All attacks: --format markdown, a wider terminal", soft_wrap=True)
-    else:
-        raise leaderboard.no_format(kind)
-
-
-def show_published(task: str | None, records: list[Record], images: Images) -> None:
-    """A table for each task and concept of what others have published, and what was measured here of the same."""
-    from unlearnbench import published, registry
-
-    rows = published.load()
-    known = list(dict.fromkeys(row.task for row in rows))
-    if task is not None and task not in known:
-        raise unknown("task with published numbers", task, known)
-    for name, forget in dict.fromkeys((row.task, row.forget) for row in rows if task in (None, row.task)):
-        some = [row for row in rows if (row.task, row.forget) == (name, forget)]
-        lines = published.compared(some, records, registry.load_metrics(), images)
-        sources = list(dict.fromkeys(line[-1] for line in lines))
-        lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in lines]
-        print_table(f"{name}, forget {forget}: published beside measured", published.HEADS, [("", lines)], left=2)
-        for number, source in enumerate(sources, 1):
-            out.print(f"[{number}] {source}", markup=False, soft_wrap=True)
-        for note in dict.fromkeys(row.note for row in some if row.note):
-            out.print(f"note: {note}", markup=False, soft_wrap=True)
-        out.print()
-    out.print("published numbers are others' protocols: read them beside, never as a target", soft_wrap=True)
-
-
 def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:
-    """Section by section; the first `left` columns are words, the others numbers."""
+    """Section by section; the first `left` columns and the flags are words, the others numbers."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     for number, name in enumerate(heads):
-        words = number < left
+        words = number < left or name == "flags"
         table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=number > 0 and not words)
     for name, rows in sections:
         if name:

@@ -1,0 +1,125 @@
+"""The command that draws figures for papers."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench.cli_board import gathered, named
+from unlearnbench.errors import UserError
+from unlearnbench.terminal import out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from unlearnbench.record import Record
+
+plotting = typer.Typer()
+FEW = 8
+"""Tables that an error lists."""
+
+
+class Kind(str, Enum):
+    """What can be drawn."""
+
+    pareto = "pareto"
+    cost = "cost"
+    matrix = "matrix"
+    attacks = "attacks"
+
+
+@plotting.command()
+def plot(
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="pareto: efficacy against utility; cost: time and memory; matrix: what forgetting does to every "
+            "concept; attacks: recovered share against budget."
+        ),
+    ],
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    file: Annotated[Path, typer.Option("--out", help="File to write to: .pdf, .svg or .png.")] = Path("plot.pdf"),
+    task: Annotated[str | None, typer.Option(help="Task of the table.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Its protocol, by name or the beginning of its hash.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Its forget concept.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated methods to show, in the colours they have among all.")
+    ] = None,
+    x: Annotated[str | None, typer.Option("--x", help="Of pareto: metric across; the headline one of utility.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Of pareto: metric upwards; that of efficacy.")] = None,
+) -> None:
+    """Draw one table as a vector figure as wide as a paper's column (matrix, attacks: up to two)."""
+    from unlearnbench.plot_files import checked, written
+
+    checked(file)
+    if kind is not Kind.pareto and (x or y):
+        raise UserError(f"--x and --y are for pareto: leave them out of {kind.value}")
+    chosen = _table(gathered(results, task, protocol, forget), whole=kind is Kind.matrix)
+    asked = named(methods, chosen)
+    shown = {r.label() for r in chosen if asked is None or {r.label(), r.method.name} & {*asked}}
+    figure = _drawn(kind, chosen, results, shown, x, y)
+    try:
+        written(figure, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --out") from error
+    width, height = figure.get_size_inches()
+    out.print(
+        f"wrote {file}: {width:.1f} × {height:.1f} inches, {_title(chosen, kind)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _table(records: list[Record], whole: bool) -> list[Record]:
+    """The records, if they are of one table; of one protocol, if the `whole` of it is drawn."""
+    keys = [(r.task, r.protocol.name, r.protocol.hash, "" if whole else r.forget) for r in records]
+    tables = list(dict.fromkeys(keys))
+    if len(tables) == 1:
+        return records
+    twins = len({key[:2] for key in tables}) < len({key[:3] for key in tables})
+    options = {"--task": 0, "--protocol": 2 if twins else 1, "--forget": 3}
+    differ = {name: at for name, at in options.items() if len({key[at] for key in tables}) > 1}
+    choices = [
+        " ".join(f"{name} {shlex.quote(key[at][:8] if at == 2 else key[at])}" for name, at in differ.items())
+        for key in tables
+    ]
+    more = f" or {len(choices) - FEW} more" if len(choices) > FEW else ""
+    raise UserError(f"these records make {len(tables)} tables: choose one with {' or '.join(choices[:FEW])}{more}")
+
+
+def _title(records: Sequence[Record], kind: Kind) -> str:
+    first = records[0]
+    forget = "" if kind is Kind.matrix else f", forget {first.forget}"
+    return f"{first.task}, {first.protocol.name}{forget}"
+
+
+def _drawn(
+    kind: Kind, records: Sequence[Record], results: Path, wanted: set[str], x: str | None, y: str | None
+) -> Figure:
+    from unlearnbench import curves, plots
+    from unlearnbench.board import board
+    from unlearnbench.effects import effects
+    from unlearnbench.perimage import reader
+
+    title = _title(records, kind)
+    if kind is Kind.matrix:
+        found = effects(records, reader(results))
+        return plots.matrix(found[found["label"].isin(wanted)], title)
+    if kind is Kind.attacks:
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            if record.attacks and record.label() in wanted:
+                groups.setdefault(record.label(), []).append(record)
+        drawn = curves.figure(title, groups, [record.label() for record in records])
+        if drawn is None:
+            raise UserError("no record here was attacked: run its command with --attacks standard")
+        return drawn
+    rows = board(records, images=reader(results))
+    some, names = rows[rows["label"].isin(wanted)], list(rows["label"])
+    return plots.cost(some, title, names) if kind is Kind.cost else plots.pareto(some, title, x, y, names)

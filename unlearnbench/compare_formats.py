@@ -1,0 +1,93 @@
+"""A comparison as markdown, csv or json."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.board import flags
+from unlearnbench.compare import Row
+from unlearnbench.compare_text import HEADS, Comparison, cells, grouped, named, notes, summary, title, worst_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def markdown(found: Comparison) -> str:
+    """GitHub's tables, with the lines around them."""
+    sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
+    if found.attacks:
+        sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
+    lines = [*named(found), summary(found), *notes(found)]
+    parts = ["".join(f"{_escaped(line)}\n\n" for line in lines if line)]
+    for name, heads, rows in sheets:
+        parts.append(_table(name, heads, rows))
+    if found.attacks:
+        parts.append(f"\n{_escaped(worst_line(found))}\n")
+    if found.little:
+        parts.append(f"\nMade otherwise: {found.little}.\n")
+    elif found.apart:
+        parts.append("\n" + _table("Made otherwise", ["group", "what", "A", "B"], grouped(found.apart)))
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _table(name: str, heads: list[str], rows: list[list[str]]) -> str:
+    lines = [["---"] + ["---:"] * (len(heads) - 1)]
+    text = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in [heads, *lines, *rows])
+    return f"### {_escaped(name)}\n\n{text}\n"
+
+
+def _escaped(text: str) -> str:
+    """Text of others in a page: no table, tag or line of its own."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def values(row: Row) -> dict[str, Any]:
+    """A row's numbers, unscaled."""
+    low, high = row.interval or (None, None)
+    return {
+        "name": row.name,
+        "axis": row.axis,
+        "a": row.a,
+        "b": row.b,
+        "change": row.change,
+        "low": low,
+        "high": high,
+        "p": row.p,
+        "p_holm": row.adjusted,
+        "ratio": row.ratio,
+        "runs": row.runs,
+        "images": row.images,
+        "independent": row.independent,
+    }
+
+
+def frame(found: Comparison) -> pd.DataFrame:
+    """A row a metric or attack, numbers unscaled."""
+    import pandas as pd
+
+    tables = [("metric", found.metrics), ("attack", found.attacks)]
+    return pd.DataFrame([{"kind": kind, **values(row)} for kind, rows in tables for row in rows])
+
+
+def as_json(found: Comparison) -> str:
+    """Everything; unknown is null."""
+    sides = {
+        name: {"method": one.label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
+        for name, one in (("a", found.a), ("b", found.b))
+    }
+    about = found.a.runs[0].record
+    said = {
+        "task": about.task,
+        "protocol": {"name": about.protocol.name, "hash": about.protocol.hash},
+        "forget": about.forget,
+        **sides,
+        "metrics": [values(row) for row in found.metrics],
+        "attacks": [values(row) for row in found.attacks],
+        "worst": [None if worst is None else worst._asdict() for worst in found.worst],
+        "made_otherwise": [row._asdict() for row in found.apart],
+        "little": found.little,
+        "summary": summary(found),
+        "notes": notes(found),
+    }
+    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"

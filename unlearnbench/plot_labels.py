@@ -1,0 +1,137 @@
+"""Where names go beside points, so that none covers another, a marker or another's line: a search without chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+DISTANCES = (1.5, 4.0, 8.0, 13.0, 19.0, 26.0, 34.0, 43.0, 54.0)
+"""From a marker's edge to its name, in points."""
+NEAR = 3.0
+"""Up to which no line leads from the point to its name."""
+ANGLES = 24
+GAP = 1.0
+"""Left free around a name."""
+OVER_BAR, OVER_MARKER, BESIDE = 6.0, 9.0, 5.0
+"""What it costs, in points of distance, to lie on an error bar, to lead across another marker, to stand beside one."""
+WORST = 45.0
+"""What a place may cost."""
+PASSES = 3
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top in points; of a line its ends."""
+
+
+class Place(NamedTuple):
+    """Where a name is written."""
+
+    box: Box
+    leader: Box | None
+    """The line from the marker's edge to the name, where it does not stand beside it."""
+
+
+class _Options(NamedTuple):
+    """Where one name could stand: C candidates."""
+
+    boxes: np.ndarray
+    """(C, 4)"""
+    leaders: np.ndarray
+    """(C, 4), lines that lead there."""
+    costs: np.ndarray
+    """(C,), infinite where it cannot stand."""
+    beside: np.ndarray
+    """(C,), whether it is near another marker, too."""
+
+
+class Room:
+    """A plot's area with its markers; every name that is placed takes some of it."""
+
+    def __init__(self, area: Box, points: np.ndarray, radii: np.ndarray, bars: np.ndarray, blocked: Sequence[Box] = ()):
+        """`points` (N, 2) and `radii` (N,) of markers, `bars` (M, 4) ends of lines better left free."""
+        self.area, self.points, self.radii, self.bars, self.blocked = area, points, radii, bars, blocked
+        self.markers = np.column_stack([points - radii[:, None], points + radii[:, None]])
+        self.placed: dict[int, Place] = {}
+
+    def place(self, sizes: Sequence[tuple[float, float] | None]) -> dict[int, Place]:
+        """Places for names of these widths and heights, by index; what finds no room is left out, as is None.
+
+        The most crowded come first; then each may move to a better place, and who had none tries again.
+        """
+        apart = np.linalg.norm(self.points[:, None] - self.points[None], axis=2)
+        crowd = (apart < 30).sum(axis=1)
+        options = {i: self._options(i, *size) for i, size in enumerate(sizes) if size}
+        order = sorted(options, key=lambda i: (crowd[i], i))
+        for _ in range(PASSES):
+            for i in order:
+                self.placed.pop(i, None)
+                found = self._best(i, options[i])
+                if found:
+                    self.placed[i] = found
+        return {i: self.placed[i] for i in order if i in self.placed}
+
+    def _best(self, i: int, options: _Options) -> Place | None:
+        """The cheapest place that neither covers nor crosses what is written already."""
+        boxes, leaders, cost, beside = options
+        names = np.array([place.box for place in self.placed.values()]).reshape(-1, 4)
+        drawn = np.array([place.leader for place in self.placed.values() if place.leader]).reshape(-1, 4)
+        bad = overlap(boxes, names).any(axis=1) | _cut(drawn, boxes).any(axis=0)
+        bad |= _cut(leaders, names).any(axis=1) | _cross(leaders, drawn).any(axis=1)
+        cost = np.where(bad, np.inf, cost)
+        best = int(np.argmin(cost))
+        if cost[best] > WORST:
+            return None
+        led = beside[best] or np.hypot(*(leaders[best, 2:] - leaders[best, :2])) > NEAR
+        box, leader = tuple(map(float, boxes[best])), tuple(map(float, leaders[best]))
+        return Place(box, leader if led else None)  # type: ignore[arg-type]
+
+    def _options(self, i: int, width: float, height: float) -> _Options:
+        """What could be chosen if nothing else were written."""
+        boxes, leaders, cost = self._candidates(i, width, height)
+        blocked, rest = np.array(self.blocked).reshape(-1, 4), np.delete(self.markers, i, axis=0)
+        left, bottom, right, top = self.area
+        bad = (boxes[:, 0] < left) | (boxes[:, 1] < bottom) | (boxes[:, 2] > right) | (boxes[:, 3] > top)
+        bad |= overlap(boxes, np.vstack([blocked, self.markers])).any(axis=1) | _cut(leaders, blocked).any(axis=1)
+        beside = overlap(boxes, rest + np.array([-NEAR, -NEAR, NEAR, NEAR])).sum(axis=1)
+        cost = cost + OVER_BAR * _cut(self.bars, boxes).sum(axis=0) + OVER_MARKER * _cut(leaders, rest).sum(axis=1)
+        return _Options(boxes, leaders, np.where(bad, np.inf, cost + BESIDE * beside), beside > 0)
+
+    def _candidates(self, i: int, width: float, height: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (C, 4), lines that lead to them (C, 4) and their costs (C,): to the right first, then all around."""
+        turn = 2 * np.pi * np.arange(ANGLES) / ANGLES
+        around = np.column_stack([np.cos(turn), np.sin(turn)])
+        near = np.repeat(DISTANCES, ANGLES)
+        way = np.tile(around, (len(DISTANCES), 1))
+        start = self.points[i] + self.radii[i] * way
+        end = start + near[:, None] * way
+        half = np.array([width, height]) / 2
+        centre = end + way * half
+        boxes = np.column_stack([centre - half - GAP / 2, centre + half + GAP / 2])
+        return boxes, np.column_stack([start, end]), near + 0.3 * (1 - way[:, 0])
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which boxes (N, 4) share area with which others (M, 4): (N, M)."""
+    a, b = one[:, None], other[None]
+    return (a[..., 0] < b[..., 2]) & (b[..., 0] < a[..., 2]) & (a[..., 1] < b[..., 3]) & (b[..., 1] < a[..., 3])
+
+
+def _cut(lines: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Which lines (N, 4) run through which boxes (M, 4), by Liang and Barsky's clipping: (N, M)."""
+    start, step = lines[:, None, :2], (lines[:, 2:] - lines[:, :2])[:, None]
+    safe = np.where(step == 0, 1e-9, step)
+    one, other = (boxes[None, :, :2] - start) / safe, (boxes[None, :, 2:] - start) / safe
+    enters = np.minimum(one, other).max(axis=2).clip(min=0)
+    leaves = np.maximum(one, other).min(axis=2).clip(max=1)
+    return enters < leaves
+
+
+def _cross(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which lines (N, 4) cross which others (M, 4): (N, M)."""
+
+    def side(line: np.ndarray, point: np.ndarray) -> np.ndarray:
+        along, to = line[..., 2:] - line[..., :2], point - line[..., :2]
+        return along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]
+
+    a, b = one[:, None], other[None]
+    return (side(a, b[..., :2]) * side(a, b[..., 2:]) < 0) & (side(b, a[..., :2]) * side(b, a[..., 2:]) < 0)

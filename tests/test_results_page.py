@@ -95,7 +95,7 @@ def test_the_readme_prints_what_its_command_gives(monkeypatch):
     monkeypatch.chdir(ROOT)
     with terminal.out.capture() as capture:
         terminal.show_run([record], original, Path("results"))
-    said = [line.rstrip() for line in capture.get().splitlines()]
+    said = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
     block = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
     assert [line.rstrip() for line in block.splitlines()] == said
 

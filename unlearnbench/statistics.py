@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -24,14 +25,20 @@ def wilson(hits: int, n: int) -> Interval | None:
     return float(interval.low), float(interval.high)
 
 
+@cache
+def _student(degrees: float) -> float:
+    """The quantile of Student's t that an interval takes: asked for a thousand times, of few degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + LEVEL) / 2, degrees))
+
+
 def t_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
     """Student's interval for a mean: images within a run, or seed means across runs; None for fewer than two values."""
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    half = _student(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     mean = float(values.mean())
     return mean - half, mean + half
 
@@ -44,14 +51,10 @@ def block_jackknife(statistic: Callable[[np.ndarray], float], n: int, blocks: in
     """
     if n < 2 * blocks:
         return None
-    from scipy.stats import t
-
     index = np.arange(n)
     values = np.array([statistic(index[index % blocks != block]) for block in range(blocks)])
     centre = statistic(index)
-    half = float(
-        t.ppf((1 + LEVEL) / 2, blocks - 1) * math.sqrt((blocks - 1) / blocks * ((values - values.mean()) ** 2).sum())
-    )
+    half = float(_student(blocks - 1) * math.sqrt((blocks - 1) / blocks * ((values - values.mean()) ** 2).sum()))
     return centre - half, centre + half
 
 
@@ -65,8 +68,6 @@ def crossed(values: np.ndarray) -> Interval | None:
     seeds, images = values.shape
     if seeds < 2 or images < 2:
         return None
-    from scipy.stats import t
-
     mean, by_seed, by_image = values.mean(), values.mean(axis=1), values.mean(axis=0)
     rest = values - by_seed[:, None] - by_image + mean
     free = (seeds - 1, images - 1, (seeds - 1) * (images - 1))
@@ -78,7 +79,7 @@ def crossed(values: np.ndarray) -> Interval | None:
     variance = max(parts[0] + parts[1] - parts[2], min(parts[:2]))
     spread = sum(part**2 / degrees for part, degrees in zip(parts, free, strict=True))
     degrees = max(seeds - 1, variance**2 / spread) if spread else seeds - 1
-    half = float(t.ppf((1 + LEVEL) / 2, degrees) * math.sqrt(variance))
+    half = _student(degrees) * math.sqrt(variance)
     return float(mean) - half, float(mean) + half
 
 

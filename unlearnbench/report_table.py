@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.board import CONTROLS
-from unlearnbench.leaderboard import DERIVED, Derived, head, shown
+from unlearnbench.leaderboard import AXES, DERIVED, Derived, head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AXES = ("efficacy", "utility", "robustness", "cost")
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
 """Columns that are shown at once; of an axis that has none of them, its first."""
 BOXES = {

@@ -83,7 +83,7 @@ def test_a_newer_schema_and_a_folder_in_place_of_a_record(here, path):
 def test_a_record_at_another_place_is_a_duplicate_too(here, path):
     copy = here / "digits-class/default/4/nudge/seed-0.json"
     copy.parent.mkdir(parents=True)
-    for suffix in (".json", ".parquet"):
+    for suffix in (".json", ".parquet", ".png"):
         shutil.copy(path.with_suffix(suffix), copy.with_suffix(suffix))
     assert texts(here) == [f"belongs at {path} by what it says", f"is the same run as {path}: delete one"]
 
@@ -138,6 +138,14 @@ def test_images_missing_changed_or_at_odds_with_the_scores(here, path):
     assert "its per-image values cannot be read (ValueError" in texts(here)[0]
     table.unlink()
     assert texts(here) == ["its per-image values seed-0.parquet are missing: restore them, or run it again"]
+
+
+def test_a_sample_grid_that_is_missing_or_no_picture(here, path):
+    grid = path.with_suffix(".png")
+    grid.write_bytes(b"no picture")
+    assert any(text.startswith("its sample grid seed-0.png is no picture") for text in texts(here))
+    grid.unlink()
+    assert texts(here) == ["its sample grid seed-0.png is missing: run it again"]
 
 
 def test_files_that_belong_to_no_record(here, path):

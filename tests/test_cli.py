@@ -88,6 +88,41 @@ def test_a_record_made_elsewhere_stays_where_only_times_would_differ(cli, tmp_pa
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
 
 
+def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_path, fresh_store):
+    """Weights made elsewhere differ in their last bits: records and attacks are not lost to that."""
+    import shutil
+
+    from unlearnbench.record import write
+
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    record = read_only(tmp_path / "here")
+    score = record.scores["ua"].model_copy(update={"value": record.scores["ua"].value / 2 + 0.25, "interval": None})
+    other = {"scores": {**record.scores, "ua": score}, "environment": {**record.environment, "threads": 64}}
+    changed = write(record.model_copy(update=other), record.path(tmp_path / "here"))
+    shutil.rmtree(fresh_store)
+    said = cli(*words)
+    assert said.code == 0
+    assert read_only(tmp_path / "here") == changed
+    told = " ".join(said.err.split())
+    assert f"differs in ua {score.value:.5g} there, {record.scores['ua'].value:.5g} here" in told
+    assert "64 threads, is kept with its attacks: --force replaces it" in told
+    assert cli(*words, "--force").code == 0
+    assert read_only(tmp_path / "here").scores["ua"] == record.scores["ua"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".parquet"])
+def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suffix, unlearned):
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    (path,) = [path for path in (tmp_path / "here").rglob(f"seed-*{suffix}") if "original" not in path.parts]
+    before, times = path.read_bytes(), len(unlearned)
+    path.unlink()
+    cli(*words)
+    assert path.read_bytes() == before
+    assert len(unlearned) == times, "the weights were kept"
+
+
 def test_a_method_that_changes_nothing_is_unreliable(cli, tmp_path):
     said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--out", "here")
     assert said.code == 0

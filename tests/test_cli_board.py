@@ -12,7 +12,8 @@ import subprocess
 import pytest
 
 from tests.small_world import made_record
-from unlearnbench import terminal
+from unlearnbench import formats, terminal
+from unlearnbench.leaderboard import Sheet
 from unlearnbench.record import write
 
 HOSTILE = r"a_b$x^2$&{c}%#~\d<e>"
@@ -91,6 +92,10 @@ def test_terminal_of_eighty_columns_has_no_line_beyond(cli, folder, monkeypatch)
         (("--write", "--forget", "3"), "--write is of the whole folder", "leave out --forget"),
         (("--attacks", "--published"), "tables of their own", "give one"),
         (("--attacks",), "no record here was attacked", "--attacks standard"),
+        (("--write", "--check"), "exclude each other", "give one"),
+        (("--check", "--format", "latex"), "--check makes the page", "leave out --format"),
+        (("--columns", ""), "--columns is empty", "leave it out"),
+        (("--axis", ","), "--axis is empty", "leave it out"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(cli, folder, words, names, remedy):
@@ -98,6 +103,21 @@ def test_what_cannot_be_shown_is_refused_in_one_line(cli, folder, words, names, 
     assert said.code == 2
     assert names in said.err and remedy in said.err
     assert "Traceback" not in said.err
+
+
+def test_csv_and_json_have_the_columns_asked_for_and_what_is_about_them(cli, folder):
+    words = ("leaderboard", folder, "--columns", "ua", "--methods", "esd")
+    rows = list(csv.DictReader(io.StringIO(cli(*words, "--format", "csv").out)))
+    assert {"label", "n", "hardware", "ua", "ua_low", "ua_high"} <= set(rows[0])
+    assert not {"ra", "fid", "ua_closed", "ua_closed_low", "unlearn_time"} & set(rows[0])
+    assert set(json.loads(cli(*words, "--format", "json").out)[0]) == set(rows[0])
+
+
+def test_a_file_in_place_of_a_folder_is_refused(cli, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("# Results")
+    said = cli("leaderboard", path)
+    assert said.code == 2 and "README.md is a file: give the folder" in said.err
 
 
 def test_published_numbers_in_every_format(cli, tmp_path):
@@ -119,6 +139,16 @@ def test_latex_is_ascii_and_escapes_every_special_character(cli, folder):
         assert not re.search(r"(?<![\\])[_#]|(?<!\\)%", line), line
 
 
+def test_a_table_taller_than_a_page_becomes_several(cli, folder):
+    rows = [[f"method {number}", "1"] for number in range(formats.ROWS + 5)]
+    text = formats.as_latex(
+        [Sheet("a title", ["method", "n"], [("controls", rows[:3]), ("with concept", rows[3:])], "note")]
+    )
+    assert text.count("\\begin{table}") == 2
+    assert all(text.count(f"method {number} &") == 1 for number in range(len(rows)))
+    assert text.count("a title, continued.") == text.count("Note.") == 1
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex: apt-get install texlive-latex-recommended")
 @pytest.mark.parametrize(
     "words",
@@ -128,9 +158,11 @@ def test_latex_is_ascii_and_escapes_every_special_character(cli, folder):
         ("--published", "--task", "cifar10-class"),
     ],
 )
-def test_latex_compiles_as_its_first_line_says(cli, folder, tmp_path, words):
+@pytest.mark.parametrize("paper", ["{article}", "[twocolumn]{article}"])
+def test_latex_compiles_as_its_first_line_says(cli, folder, tmp_path, words, paper):
     (tmp_path / "table.tex").write_text(cli("leaderboard", folder, "--format", "latex", *words).out)
     by_itself = (tmp_path / "table.tex").read_text().splitlines()[0].partition("pdflatex ")[2].strip("'")
+    by_itself = by_itself.replace("{article}", paper)
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", by_itself.replace("FILE", "table")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]

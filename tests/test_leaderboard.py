@@ -166,9 +166,9 @@ def test_unknown_is_a_dash_in_tables_and_null_in_json():
         board, METRICS, ["ua", "fid", "ra"], "markdown"
     )
     assert "esd & 1 & 50.0 & ---" in formats.formatted(board, METRICS, ["ua", "fid"], "latex")
-    (raw,) = json.loads(formats.as_json(board))
+    (raw,) = json.loads(formats.as_data(board, "json"))
     assert (raw["ua"], raw["fid"], raw["ra"]) == (0.5, None, None)
-    (cells,) = csv.DictReader(io.StringIO(formats.formatted(board, METRICS, ["ua"], "csv")))
+    (cells,) = csv.DictReader(io.StringIO(formats.formatted(board, METRICS, ["ua", "fid"], "csv")))
     assert (cells["ua"], cells["fid"]) == ("0.5", "")
 
 
@@ -195,7 +195,7 @@ def test_latex_escapes_what_it_must():
     assert "gradient\\_ascent" in text
     assert "UA (\\%) $\\uparrow$" in text
     assert "$\\pm$" in text
-    body = "".join(line for line in text.splitlines() if not line.startswith("%"))
+    body = "".join(line.removesuffix("{%") for line in text.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)[_%#]", body)
     assert text.isascii()
 
@@ -237,6 +237,12 @@ def test_sorting_puts_the_best_first_and_controls_above():
     assert list(lb.ordered(board, None, METRICS).label) == list(board.label)
     with pytest.raises(UserError, match="unknown column 'uaa': did you mean ua"):
         lb.ordered(board, "uaa", METRICS)
+
+
+def test_a_lower_bound_never_sorts_as_the_most_robust():
+    board = make_board([made_record(name, scores={"ua": 0.5}) for name in ("a", "b", "c")], METRICS)
+    board["robustness"], board["robustness_bound"] = [0.3, -0.1, 0.2], [False, True, False]
+    assert list(lb.ordered(board, "robustness", METRICS).label) == ["c", "a", "b"]
 
 
 def test_columns_of_an_axis():

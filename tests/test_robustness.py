@@ -17,8 +17,9 @@ from unlearnbench.audit import validate
 from unlearnbench.board import board
 from unlearnbench.curves import figure
 from unlearnbench.diff import differences
+from unlearnbench.errors import UserError
 from unlearnbench.formats import as_markdown
-from unlearnbench.leaderboard import tables
+from unlearnbench.leaderboard import tables, width_of
 from unlearnbench.record import AttackRecord, write
 from unlearnbench.statistics import difference, wilson
 
@@ -290,6 +291,27 @@ def test_a_narrow_terminal_gets_fewer_attacks(records):
     result = board(records, METRICS)
     wide, narrow = (attack_table.fitting(result, width)[0].heads for width in (1000, 140))
     assert len(narrow) < len(wide) == 9 + len(STANDARD) - 2
+
+
+def test_a_terminal_of_eighty_columns_keeps_the_names(records):
+    (sheet,) = attack_table.fitting(board(records, METRICS), 80)
+    assert sheet.heads == ["method", "n", "UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by"]
+    assert width_of(sheet) <= 80
+
+
+def test_attacks_are_chosen_and_trials_with_a_budget_are_shown_where_chosen(records):
+    trial = made_attacks = dict(records[-2].attacks) or dict(records[0].attacks)
+    label = next(iter(made_attacks))
+    trial = {**trial, f"{label}+budget=7": made_attacks[label]}
+    some = [*records[1:], records[0].model_copy(update={"attacks": trial})]
+    result = board(some, METRICS)
+    assert not any("budget" in head for head in attack_table.sheets(result)[0].heads)
+    (sheet,) = attack_table.sheets(result, chosen=f"{label}+budget=7")
+    assert sheet.heads[-1].startswith(f"{label}+budget=7")
+    assert f"{label}+budget=7_area" in attack_table.frame(result, f"{label}+budget=7")
+    assert f"{label}_area" not in attack_table.frame(result, f"{label}+budget=7")
+    with pytest.raises(UserError, match="unknown attack among the records 'relearm'"):
+        attack_table.sheets(result, chosen="relearm")
 
 
 def test_the_picture_has_a_panel_an_attack(records):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.arguments import words
 from unlearnbench.attack import STANDARD
-from unlearnbench.board import CONTROLS, TABLE
+from unlearnbench.board import CONTROLS, KEYS, TABLE
+from unlearnbench.errors import unknown
 from unlearnbench.formats import as_markdown
 from unlearnbench.hashing import digest
 from unlearnbench.leaderboard import Sheet, width_of
 from unlearnbench.record import AttackRecord, Record
-from unlearnbench.robustness import GOLD, box_of
+from unlearnbench.robustness import GIVEN, GOLD, box_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,17 +33,32 @@ LEGEND = (
 )
 
 
-def labels(result: pd.DataFrame) -> list[str]:
-    """The attacks that a board has columns of."""
+def labels(result: pd.DataFrame, chosen: str | None = None) -> list[str]:
+    """The attacks that a board has columns of: those chosen, comma-separated, or all by their own schedules.
+
+    Trials with a budget that a user gave are shown where they are chosen.
+    """
     known = [name.removesuffix("_excess_area") for name in result if str(name).endswith("_excess_area")]
-    return [*(label for label in STANDARD if label in known), *sorted(set(known) - set(STANDARD))]
+    every = [*(label for label in STANDARD if label in known), *sorted(set(known) - set(STANDARD))]
+    if chosen is None:
+        return [label for label in every if GIVEN not in label]
+    wanted = words([chosen])
+    for label in wanted:
+        if label not in every:
+            raise unknown("attack among the records", label, every)
+    return wanted
 
 
-def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
-    """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown."""
+def sheets(
+    result: pd.DataFrame, most: int | None = None, chosen: str | None = None, brief: bool = False
+) -> list[Sheet]:
+    """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown.
+
+    A `brief` one leaves out intervals and the two boxes.
+    """
     made = []
     for (task, protocol, hash, forget), rows in _attacked(result):
-        names = [label for label in labels(result) if rows[f"{label}_n"].max() > 0]
+        names = [label for label in labels(result, chosen) if rows[f"{label}_n"].max() > 0]
         rivals = rows[~rows.method.isin(CONTROLS)]
         by_ua, by_worst = _ranks(rivals["attacked_ua"], rising=False), _ranks(_comparable(rivals), rising=True)
         sections: dict[str, list[list[str]]] = {}
@@ -52,13 +69,19 @@ def sheets(result: pd.DataFrame, most: int | None = None) -> list[Sheet]:
                 str(row.attacked_n),
                 _percent(row.attacked_ua),
                 by_ua.get(i, ""),
-                _worst(row),
+                _worst(row, brief),
                 by_worst.get(i, ""),
             ]
             by = NOTHING if row.label == GOLD else row.robustness_by
-            first += [by or NOTHING, *(_plain(row, f"robustness_{box}") for box in ("white", "black"))]
+            boxes = [] if brief else [_plain(row, f"robustness_{box}") for box in ("white", "black")]
+            first += [by or NOTHING, *boxes]
             sections.setdefault(access, []).append([*first, *(_cell(row, label) for label in names[:most])])
-        heads = ["method", "n", *HEADS, *(f"{label}{_marked(label)}" for label in names[:most])]
+        heads = [
+            "method",
+            "n",
+            *(HEADS[:-2] if brief else HEADS),
+            *(f"{label}{_marked(label)}" for label in names[:most]),
+        ]
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}: under attack"
         made.append(Sheet(title, heads, list(sections.items()), _notes(rows, rivals)))
     return made
@@ -70,14 +93,26 @@ def _attacked(result: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     return list(known[known.attacked_n > 0].groupby(TABLE, sort=False))
 
 
-def fitting(result: pd.DataFrame, width: int) -> list[Sheet]:
-    """The tables with as many attacks as a terminal of this width has room for."""
-    count = len(labels(result))
-    for most in range(count, 0, -1):
-        made = sheets(result, most=most)
+def fitting(result: pd.DataFrame, width: int, chosen: str | None = None) -> list[Sheet]:
+    """The tables with as many attacks as so many characters have room for; brief where that is none."""
+    count = len(labels(result, chosen))
+    for most in range(count, -1, -1):
+        made = sheets(result, most, chosen)
         if max(map(width_of, made)) <= width:
             return made
-    return sheets(result, most=0)
+    return sheets(result, 0, chosen, brief=True)
+
+
+def frame(result: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
+    """The board's rows that were attacked, with the columns about these attacks alone."""
+    names = labels(result, chosen)
+    wanted = ("attacked_n", "attacked_ua", "robustness")
+    kept = [c for c in result if c in KEYS or str(c).startswith(wanted) or any(_about(str(c), name) for name in names)]
+    return result.loc[result.attacked_n > 0, kept]
+
+
+def _about(column: str, label: str) -> bool:
+    return column == label or column.startswith(f"{label}_")
 
 
 def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
@@ -138,8 +173,8 @@ def _plain(row: pd.Series, name: str) -> str:
     return ("≥ " if row[f"{name}_bound"] and _known(row[name]) else "") + _percent(row[name])
 
 
-def _worst(row: pd.Series) -> str:
-    bounds = [row.robustness_low, row.robustness_high]
+def _worst(row: pd.Series, brief: bool) -> str:
+    bounds = [None, None] if brief else [row.robustness_low, row.robustness_high]
     span = f" [{_percent(bounds[0])}, {_percent(bounds[1])}]" if all(map(_known, bounds)) else ""
     plain = " (ASR)" if _known(row.robustness) and not row.robustness_over_retrain else ""
     return _plain(row, "robustness") + span + plain
@@ -157,8 +192,8 @@ def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
     """Which methods fall, and what could not be tried."""
     fallen = rivals[(rivals.attacked_ua.astype(float) >= FORGETS) & (rivals.robustness.astype(float) >= FALLS)]
     fallen = fallen.sort_values("robustness", ascending=False)
-    words = [f"{row.label} ({_percent(row.robustness)} by {row.robustness_by})" for _, row in fallen.iterrows()]
-    lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(words) or 'none'}"]
+    said = [f"{row.label} ({_percent(row.robustness)} by {row.robustness_by})" for _, row in fallen.iterrows()]
+    lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(said) or 'none'}"]
     if not rows.robustness_over_retrain.any():
         lines.append("no retrain was attacked here, so that these are plain ASR: some attacks recover from any model")
     why: dict[str, list[str]] = {}
@@ -172,12 +207,14 @@ def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
     return "; ".join(lines)
 
 
-def run_rows(group: Sequence[Record], gold: Sequence[Record]) -> tuple[list[str], list[list[str]], list[str]]:
-    """The table of attacks after a run, a row an attack, and lines that say why there is no value."""
+def run_rows(
+    group: Sequence[Record], gold: Sequence[Record], asked: Sequence[str]
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """The table of the attacks asked for in a run, a row each, and lines that say why there is no value."""
     from unlearnbench import robustness
 
     rows, why = [], {}  # type: list[list[str]], dict[str, list[str]]
-    for label in robustness.labels(group):
+    for label in asked:
         one = robustness.fought(group, gold, label)
         if one is None:
             continue

@@ -42,6 +42,7 @@ def validate(results: Path) -> list[Problem]:
             *_place(record, path, results),
             *_protocol(record),
             *_images(record, path),
+            *_picture(record, path),
             *_tuned(record),
             *_attacks(record),
         ]
@@ -117,6 +118,23 @@ def _images(record: Record, path: Path) -> Iterator[str]:
         yield f"its per-image values {path.with_suffix('.parquet').name} are missing: restore them, or run it again"
     for name, mean in wrong.items():
         yield f"{name} is {record.scores[name].value}, but its per-image values give {mean}"
+
+
+def _picture(record: Record, path: Path) -> Iterator[str]:
+    """The sample grid beside a run of a task whose images may be shown."""
+    from PIL import Image, UnidentifiedImageError
+
+    safe = record.task in registry.tasks() and not registry.load_task(record.task).unsafe
+    if not safe or record.images is None or record.method.name == "original":
+        return
+    path = path.with_suffix(".png")
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except FileNotFoundError:
+        yield f"its sample grid {path.name} is missing: run it again"
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        yield f"its sample grid {path.name} is no picture ({one_line(error)}): delete it and run it again"
 
 
 def _attacks(record: Record) -> Iterator[str]:

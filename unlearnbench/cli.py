@@ -195,7 +195,12 @@ def run(
                 record = attacked(item, record, tried, store, results, again)
             done.append(record)
     for group in grouped(done[len(baseline) :]):
-        show_run(group, next(record for record in done if record.forget == group[0].forget), results, bool(tried))
+        show_run(
+            group,
+            next(record for record in done if record.forget == group[0].forget),
+            results,
+            [want.label for want in tried],
+        )
 
 
 def main() -> None:

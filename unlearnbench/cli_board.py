@@ -29,7 +29,7 @@ def leaderboard(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
     format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
-        str | None, typer.Option(help="Comma-separated metrics; all, or as many as fit, when left out.")
+        str | None, typer.Option(help="Comma-separated metrics, with --attacks attacks; as many as fit when left out.")
     ] = None,
     axis: Annotated[
         str | None, typer.Option(help="Columns of these alone: efficacy, utility, robustness, cost; comma-separated.")
@@ -69,6 +69,10 @@ def leaderboard(
         raise UserError("--attacks and --published are tables of their own: give one of them")
     narrow = [name for name, value in (("task", task), ("protocol", protocol), ("forget", forget)) if value]
     narrow += [name for name, value in (("methods", methods), ("columns", columns), ("axis", axis)) if value]
+    if write and check:
+        raise UserError("--write and --check exclude each other: give one of them")
+    if (write or check) and format != "terminal":
+        raise UserError(f"--{'write' if write else 'check'} makes the page and its pictures: leave out --format")
     if (write or check) and narrow:
         raise UserError(f"--{'write' if write else 'check'} is of the whole folder: leave out --{narrow[0]}")
     if published:
@@ -76,6 +80,10 @@ def leaderboard(
         return
     records = gathered(results, task, protocol, forget)
     metrics = registry.load_metrics()
+    if attacks:
+        rows = make_board(records, metrics, reader(results), named(methods, records))
+        _attacks(lb.ordered(rows, sort, metrics), format, columns)
+        return
     names = lb.narrowed(lb.chosen(columns, metrics), axis, metrics)
     if not names:
         raise UserError(f"none of the --columns {columns} is of --axis {axis}: leave one of the two out")
@@ -84,8 +92,6 @@ def leaderboard(
         _write(results, board, records)
     elif check:
         _check(results, board, records)
-    elif attacks:
-        _attacks(board, format)
     elif format == "terminal":
         shown = names if columns else lb.fitting(board, metrics, names, out.width, intervals)
         _show(lb.tables(board, metrics, shown, all_keys=False, intervals=intervals))
@@ -106,6 +112,8 @@ def gathered(
     """
     from unlearnbench.record import load_all
 
+    if results.is_file():
+        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
     records = load_all(results)
     if some and not records:
         raise UserError(
@@ -173,18 +181,21 @@ def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     raise typer.Exit(1 if old else 0)
 
 
-def _attacks(board: pd.DataFrame, kind: str) -> None:
-    """The board under attack; in the terminal as many attacks as fit."""
+def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
+    """The board under attack; in the terminal and in LaTeX as many attacks as fit."""
     from unlearnbench import attack_table
-    from unlearnbench.formats import written
+    from unlearnbench.formats import TEXTWIDTH, written
 
     if not attack_table.sheets(board):
         raise UserError("no record here was attacked: run its command with --attacks standard")
-    if kind != "terminal":
-        sys.stdout.write(written(attack_table.sheets(board), kind, board))
+    if kind == "terminal":
+        _show(attack_table.fitting(board, out.width, chosen))
+        more = "others: --columns relearn@10,p4d, --format markdown, a wider terminal"
+        out.print(f"{attack_table.LEGEND}; {more}", soft_wrap=True)
         return
-    _show(attack_table.fitting(board, out.width))
-    out.print(f"{attack_table.LEGEND}. All attacks: --format markdown, a wider terminal", soft_wrap=True)
+    fits = kind == "latex" and chosen is None
+    shown = attack_table.fitting(board, TEXTWIDTH) if fits else attack_table.sheets(board, chosen=chosen)
+    sys.stdout.write(written(shown, kind, attack_table.frame(board, chosen)))
 
 
 def _published(

@@ -25,6 +25,8 @@ def report(
     """One self-contained page: tables, pictures, sample grids, and every record with the command that repeats it."""
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: give a file, such as {file / 'report.html'}")
+    if file.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {file} is no page: its name must end in .html")
 
     from unlearnbench.record import replace_file
     from unlearnbench.report import report as made

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.plot_layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
 from unlearnbench.plot_style import GREY, GRID, TEXT, Style, settings, styles
 from unlearnbench.record import Record
-from unlearnbench.robustness import GOLD, curve, found, labels
+from unlearnbench.robustness import GIVEN, GOLD, curve, found, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,9 +30,9 @@ def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[s
 
     Curves step up where targets are recovered; those that are not by the limit are censored there, and the curve goes
     on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair. `names` are all
-    methods that get colours, when groups are some of them.
+    methods that get colours, when groups are some of them. Trials with a budget that a user gave are left out.
     """
-    every = labels(record for records in groups.values() for record in records)
+    every = [label for label in labels(each for records in groups.values() for each in records) if GIVEN not in label]
     lines = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
     panels = {label: each for label, each in lines.items() if any(each.values())}
     if not panels:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
-from unlearnbench.leaderboard import Sheet, tables
+from unlearnbench.leaderboard import Sheet, columns_of, tables
 from unlearnbench.metric import Metric
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ NEEDS = (
     r"% needs \usepackage{booktabs,graphicx}; by itself: pdflatex "
     r"'\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{FILE}\end{document}'"
 )
+ROWS = 40
+"""Of a table that a page has room for."""
 TEXTWIDTH = 84
 """Characters of 8 pt that an article's column has room for."""
 
@@ -39,38 +41,48 @@ def as_markdown(sheets: Iterable[Sheet]) -> str:
 def as_latex(sheets: Iterable[Sheet], left: int = 1) -> str:
     """booktabs tables with a caption that says what was measured, by what, on what.
 
-    The first `left` columns are words. Tables that are wider than a column of text are scaled down to it.
+    The first `left` columns are words. Tables that are wider than the column of text they come into are scaled down to
+    it; those that are taller than a page are several.
     """
-    parts = []
-    for sheet in sheets:
-        count = len(sheet.heads)
-        body = []
-        for name, section in sheet.sections:
-            title = [rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"] if name else []
-            body += [r"\midrule", *title, *(" & ".join(map(_escape, cells)) + r" \\" for cells in section)]
-        wide = width(sheet) > TEXTWIDTH
-        caption = " ".join(text for text in (sheet.caption or f"{sheet.title}.", _sentence(sheet.note)) if text)
-        parts += [
-            r"\begin{table}[tbp]",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_escape(caption)}}}",
-            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
-            rf"\begin{{tabular}}{{{'l' * left}{'r' * (count - left)}}}",
-            r"\toprule",
-            " & ".join(map(_escape, sheet.heads)) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}" + ("}" if wide else ""),
-            r"\end{table}",
-            "",
-        ]
-    return f"{NEEDS}\n" + "\n".join(parts)
+    return f"{NEEDS}\n" + "\n".join(_latex(part, left) for sheet in sheets for part in _pages(sheet))
 
 
-def width(sheet: Sheet) -> int:
-    """Characters of its widest row, cell by cell."""
-    rows = [row for _, section in sheet.sections for row in section]
-    return sum(max(map(len, cells)) + 1 for cells in zip(sheet.heads, *rows, strict=True))
+def _pages(sheet: Sheet) -> list[Sheet]:
+    """Tables of a page each at most."""
+    every = [(name, row) for name, rows in sheet.sections for row in rows]
+    parts = [every[start : start + ROWS] for start in range(0, len(every), ROWS)]
+    made = []
+    for number, part in enumerate(parts, 1):
+        sections: dict[str, list[list[str]]] = {}
+        for name, row in part:
+            sections.setdefault(name, []).append(row)
+        caption = (sheet.caption or f"{sheet.title}.") if number == 1 else f"{sheet.title}, continued."
+        note = sheet.note if number == len(parts) else ""
+        made.append(sheet._replace(sections=list(sections.items()), caption=caption, note=note))
+    return made
+
+
+def _latex(sheet: Sheet, left: int) -> str:
+    count = len(sheet.heads)
+    body = []
+    for name, section in sheet.sections:
+        title = [rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"] if name else []
+        body += [r"\midrule", *title, *(" & ".join(map(_escape, cells)) + r" \\" for cells in section)]
+    caption = " ".join(text for text in (sheet.caption, _sentence(sheet.note)) if text)
+    lines = [
+        r"\begin{table}[tbp]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_escape(caption)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * left}{'r' * (count - left)}}}",
+        r"\toprule",
+        " & ".join(map(_escape, sheet.heads)) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _sentence(text: str) -> str:
@@ -114,23 +126,41 @@ def _escape(text: str) -> str:
     return "".join(c if " " <= c < "\x7f" or "¡" <= c <= "ÿ" else f"U+{ord(c):04X}" for c in known)
 
 
-def as_json(result: pd.DataFrame) -> str:
-    """Rows as JSON; numbers are numbers, unknown is null."""
-    return json.dumps(json.loads(result.to_json(orient="records")), indent=1, ensure_ascii=False) + "\n"
-
-
 def formatted(
     result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
 ) -> str:
-    """The board as text of one kind; csv and json have every column of the board."""
+    """The board as text of one kind; csv and json have all about these columns, intervals included."""
     if kind == "markdown":
         return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
     if kind == "latex":
         return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
+    return as_data(narrow(result, metrics, columns), kind)
+
+
+def narrow(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> pd.DataFrame:
+    """The keys, these columns and what is about them, such as `ua_low`; single attacks have a table of their own."""
+    known = columns_of(metrics)
+    attacks = [str(c).removesuffix("_excess_area") for c in result if str(c).endswith("_excess_area")]
+    kept = []
+    for column in map(str, result):
+        owner = _owner(column, [*known, *attacks])
+        if owner is None or owner in columns:
+            kept.append(column)
+    return result[kept]
+
+
+def _owner(column: str, known: Iterable[str]) -> str | None:
+    """The column that another is about: the longest name that it begins with."""
+    return max((name for name in known if column == name or column.startswith(f"{name}_")), key=len, default=None)
+
+
+def as_data(result: pd.DataFrame, kind: str) -> str:
+    """Rows as csv, or as JSON, where numbers are numbers and unknown is null."""
     if kind == "csv":
         return result.to_csv(index=False)
     if kind == "json":
-        return as_json(result)
+        values = json.loads(result.to_json(orient="records"))
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     raise no_format(kind)
 
 
@@ -138,9 +168,7 @@ def written(sheets: Sequence[Sheet], kind: str, result: pd.DataFrame, left: int 
     """Tables that are ready made, as text of one kind; csv and json are of the rows that they were made from."""
     if kind == "markdown":
         return as_markdown(sheets)
-    if kind == "latex":
-        return as_latex(sheets, left)
-    return formatted(result, {}, (), kind)
+    return as_latex(sheets, left) if kind == "latex" else as_data(result, kind)
 
 
 def no_format(kind: str) -> UserError:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
+from unlearnbench.arguments import words
 from unlearnbench.board import CONTROLS, TABLE
-from unlearnbench.errors import unknown
+from unlearnbench.errors import UserError, unknown
 from unlearnbench.metric import Metric
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
 LEAST = 2
 """Of which so many are shown however narrow it is."""
 LABEL = 24
-"""Width up to which method labels and flags are kept on one line in the terminal."""
+"""Width up to which labels are kept on one line in the terminal."""
+WRAPPED = ("flags", "by")
+"""Heads of columns of words, which may be broken into several lines."""
+SHORT = 12
+"""Width that columns of words are given at least."""
 FLAGS = "flags"
 """Head of the column that says what went wrong."""
 MEANING = (
@@ -92,9 +97,11 @@ def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
 def chosen(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
     """The columns named in a comma-separated list, or all."""
     known = columns_of(metrics)
-    if not names:
+    if names is None:
         return list(known)
-    wanted = [name.strip() for name in names.split(",")]
+    wanted = words([names])
+    if not wanted:
+        raise UserError("--columns is empty: name at least one, or leave it out")
     for name in wanted:
         if name not in known:
             raise unknown("metric", name, known)
@@ -125,9 +132,11 @@ def floors_line(metrics: Mapping[str, Metric], floors: Mapping[str, float | None
 
 def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Metric]) -> list[str]:
     """The columns of these axes, comma-separated; anchored scores go with efficacy and utility."""
-    if not axis:
+    if axis is None:
         return list(columns)
-    wanted = {name.strip() for name in axis.split(",") if name.strip()}
+    wanted = set(words([axis]))
+    if not wanted:
+        raise UserError("--axis is empty: name at least one, or leave it out")
     for name in wanted - set(AXES):
         raise unknown("axis", name, AXES)
     of = {**{name: metric.axis for name, metric in metrics.items()}, **OF_DERIVED}
@@ -137,7 +146,7 @@ def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Met
 def ordered(result: pd.DataFrame, by: str | None, metrics: Mapping[str, Metric]) -> pd.DataFrame:
     """Rows by a column, the best first, with `-` before its name the worst; within a table, controls above the others.
 
-    Rows without a value come last.
+    Rows without a value come last, and lower bounds before them: what is missing could be worse.
     """
     if not by:
         return result
@@ -148,10 +157,10 @@ def ordered(result: pd.DataFrame, by: str | None, metrics: Mapping[str, Metric])
     sign = (-1 if known[name].better == "higher" else 1) * (-1 if by.startswith("-") else 1)
     places = {key: place for place, key in enumerate(dict.fromkeys(result[TABLE].itertuples(index=False, name=None)))}
 
-    def place(i: Any) -> tuple[int, bool, float]:
-        value = result[name][i]
+    def place(i: Any) -> tuple[int, bool, bool, float]:
+        value, bound = result[name][i], bool(result[f"{name}_bound"][i]) if f"{name}_bound" in result else False
         at = math.inf if value is None or math.isnan(value) else sign * value
-        return places[tuple(result.loc[i, TABLE])], result.method[i] not in CONTROLS, at
+        return places[tuple(result.loc[i, TABLE])], result.method[i] not in CONTROLS, bound, at
 
     return result.loc[sorted(result.index, key=place)]
 
@@ -215,11 +224,17 @@ def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold, inter
     text, mark = shown(column, row[name], None if intervals else row.get(f"{name}_sd")), row.get(f"{name}_mark")
     text = f"≥ {text}" if row.get(f"{name}_bound") and text != "—" else text
     text += " (ASR)" if row.get(f"{name}_over_retrain") is False and text != "—" else ""
+    text += fewer(row) if name == "robustness" and text != "—" else ""
     text = bold(text) if mark == "best" else text
     if intervals and text != "—":
         low, high = (shown(column, row.get(f"{name}_{end}")) for end in ("low", "high"))
         text += "" if "—" in (low, high) else f" [{low}, {high}]"
     return f"{text} †" if mark == "not worse" else text
+
+
+def fewer(row: pd.Series) -> str:
+    """How many of a row's runs were attacked, where that is not all of them."""
+    return "" if row.attacked_n >= row.n else f" (n {row.attacked_n:.0f})"
 
 
 def _first(values: Iterable[Any]) -> float | None:
@@ -243,6 +258,6 @@ def fitting(
 def width_of(sheet: Sheet) -> int:
     """Characters that a terminal needs for it: labels and flags may be broken, numbers not."""
     rows = [row for _, section in sheet.sections for row in section]
-    words = [number == 0 or name == FLAGS for number, name in enumerate(sheet.heads)]
+    most = [LABEL if number == 0 else SHORT if name in WRAPPED else math.inf for number, name in enumerate(sheet.heads)]
     widths = [max(map(len, cells)) for cells in zip(sheet.heads, *rows, strict=True)]
-    return sum(min(each, LABEL) if word else each for each, word in zip(widths, words, strict=True)) + 3 * len(widths)
+    return int(sum(map(min, widths, most))) + 3 * len(widths)

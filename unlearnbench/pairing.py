@@ -66,7 +66,9 @@ def side(given: Path) -> Side:
     """The runs of a record (seed-*.json) or of a folder that holds one method's; `UserError` names the remedy."""
     files = _files(given)
     if not files:
-        raise UserError(f"no record at {given}: give a seed-*.json, or the folder of one method")
+        near = sorted(Path("results").glob(f"*/*/*/{given.name}")) if given.name and "*" not in given.name else []
+        which = f", such as {near[0]}" if near else ""
+        raise UserError(f"no record at {given}: give a seed-*.json, or the folder of one method{which}")
     folders = list(dict.fromkeys(file.parent for file in files))
     if len(folders) > 1:
         raise UserError(f"{given} holds records of {len(folders)} methods: name one, such as {folders[0]}")

@@ -12,7 +12,7 @@ from unlearnbench.errors import Damaged
 from unlearnbench.hashing import file_hash
 from unlearnbench.judges import Verdict
 from unlearnbench.metric import Metric, Score
-from unlearnbench.record import Record, replace_file
+from unlearnbench.record import Record
 from unlearnbench.task import Plan
 
 if TYPE_CHECKING:
@@ -56,19 +56,17 @@ def table(
     return frame
 
 
-def write_images(
-    path: Path,
+def as_parquet(
     plan: list[Plan],
     verdict: Verdict,
     metrics: Mapping[str, Metric],
     scores: Mapping[str, Score],
     prompts: bool = True,
-) -> str:
-    """Write the table whole; returns the SHA-256 of the file, for the record to vouch for it."""
+) -> tuple[bytes, str]:
+    """The table as a file's content, and its SHA-256, for the record to vouch for it."""
     buffer = io.BytesIO()
     table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
-    replace_file(path, buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def read_images(record: Record, results: Path) -> pd.DataFrame | None:

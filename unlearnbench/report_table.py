@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.board import CONTROLS
-from unlearnbench.leaderboard import AXES, DERIVED, Derived, head, shown
+from unlearnbench.leaderboard import AXES, DERIVED, Derived, fewer, head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
 
@@ -152,7 +152,8 @@ def cell(column: Metric | Derived, name: str, row: pd.Series) -> Cell:
         shown(column, value, row.get(f"{name}_sd")).removeprefix(plain),
         interval,
         "≥ " if row.get(f"{name}_bound") else "",
-        " (ASR)" if row.get(f"{name}_over_retrain") is False else f" ({missing:.0f} missing)" if missing else "",
+        (" (ASR)" if row.get(f"{name}_over_retrain") is False else f" ({missing:.0f} missing)" if missing else "")
+        + (fewer(row) if name.startswith("robustness") else ""),
         mark if isinstance(mark, str) else "",
         f"{float(value):.9g}",
     )

@@ -12,6 +12,8 @@ from unlearnbench.record import AttackRecord, Record
 from unlearnbench.statistics import Interval, difference, over_seeds, within
 
 GOLD = "retrain"
+GIVEN = "+budget="
+"""In the label of an attack with a budget that a user gave."""
 
 
 class Fought(NamedTuple):

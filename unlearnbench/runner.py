@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.agreement import Likeness, Row, likeness, whole_scores
 from unlearnbench.environment import describe, seeing
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
@@ -19,7 +20,8 @@ from unlearnbench.hashing import digest, source_hash, state_hash
 from unlearnbench.judges.witness import Witness
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome
-from unlearnbench.perimage import write_images
+from unlearnbench.perimage import as_parquet
+from unlearnbench.progress import tell
 from unlearnbench.record import (
     AttackRecord,
     JudgeRecord,
@@ -28,6 +30,7 @@ from unlearnbench.record import (
     Record,
     WitnessRecord,
     read,
+    replace_file,
     write,
 )
 from unlearnbench.samples import draw, judged, observed, witnessed
@@ -61,7 +64,8 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     parts = weight_parts(cell, draft)
     shown = cell.include_unsafe or not cell.task.unsafe
     as_asked = not cell.task.unsafe or _has_prompts(path) == shown
-    if found and not force and (found.status == "skipped" or (as_asked and store.has("weights", parts))):
+    whole = found is not None and _whole(path, found, shown)
+    if found and not force and (found.status == "skipped" or (as_asked and whole and store.has("weights", parts))):
         return found
     _writable(results, "--out")
     if force or not store.has("weights", parts):  # a store that holds everything may be read-only
@@ -75,6 +79,9 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
         samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     except (Diverged, Unsupported) as error:
         status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
+        if found and found.status == "ok" and not force:
+            tell(f"{draft.label()}: {status} here ({error}); the record {path} is kept: --force replaces it")
+            return found
         with _writing(results):
             record = write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
             for suffix in (".parquet", ".png"):
@@ -103,17 +110,52 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             "created": facts["created"],
         }
     )
+    content, images = as_parquet(plan, outcome.verdict, metrics, scores, prompts=shown)
+    record = record.model_copy(update={"images": images})
+    same = found is not None and found.result() == record.result()
+    if found and found.status == "ok" and as_asked and not force and not same:
+        tell(_kept(found, record, path))
+        return found
     with _writing(results):
-        images = write_images(path.with_suffix(".parquet"), plan, outcome.verdict, metrics, scores, prompts=shown)
-        record = record.model_copy(update={"images": images})
+        replace_file(path.with_suffix(".parquet"), content)
         if not shown:
             path.with_suffix(".png").unlink(missing_ok=True)
         elif record.method.name != "original":
             before = draw(cell, original, {"weights": state_hash(original.state_dict()), "wrap": None}, plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
-        if found and not force and as_asked and found.result() == record.result():
+        if found and same and not force and as_asked:
             return found  # made before, perhaps elsewhere: nothing is new but times
-        return write(record.model_copy(update={"attacks": _attacks(path, record)}), path)
+        kept = _attacks(path, record)
+        if not kept and path.is_file() and read(path).attacks:
+            tell(
+                f"{record.label()}: attacks on the model before are left out: --attacks standard tries them on this one"
+            )
+        return write(record.model_copy(update={"attacks": kept}), path)
+
+
+def _whole(path: Path, record: Record, shown: bool) -> bool:
+    """Whether the files that belong beside a record are there."""
+    picture = shown and record.method.name != "original" and record.status in ("ok", "unreliable")
+    wanted = [".parquet"] * (record.images is not None) + [".png"] * picture
+    return all(path.with_suffix(suffix).is_file() for suffix in wanted)
+
+
+def _kept(then: Record, now: Record, path: Path) -> str:
+    """Why a record stays that the same run does not give here to the last bit."""
+    kind = likeness(then, now)
+    apart = [f"{row.metric} {row.recorded:.5g} there, {row.anew:.5g} here" for row in _apart(then, now, kind)]
+    places = [f"{each.environment.get('device')}, {each.environment.get('threads')} threads" for each in (then, now)]
+    what = f"differs in {'; '.join(apart)}" if apart else "is equal within what other surroundings change"
+    return (
+        f"{now.label()} seed {now.seeds['unlearning']}: made here ({places[1]}) it {what}; the record {path}, made on "
+        f"{places[0]}, is kept with its attacks: --force replaces it"
+    )
+
+
+def _apart(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+    for row in whole_scores(then, now, kind):
+        if row.agrees is False and isinstance(row.recorded, float) and isinstance(row.anew, float):
+            yield row
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------

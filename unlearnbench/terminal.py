@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,8 +19,8 @@ Section = tuple[str, list[list[str]]]
 """A heading, which may be empty, and rows."""
 
 
-def show_run(group: list[Record], original: Record, results: Path, attacks: bool = False) -> None:
-    """Metric, original, this method, retrain if there, change, interval; and what `attacks` found, if asked for."""
+def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
+    """Metric, original, this method, retrain if there, change, interval; and what these attacks found."""
     from unlearnbench import registry, run_table
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
@@ -45,11 +46,11 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
     if attacks and any(r.attacks for r in group):
         from unlearnbench.attack_table import run_rows
 
-        heads, rows, why = run_rows(group, controls["retrain"])
+        heads, rows, why = run_rows(group, controls["retrain"], attacks)
         print_table("under attack: share of targets recovered", heads, [("", rows)])
         for line in why:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
-        if not any(r.attacks for r in controls["retrain"]):
+        if not any(label in r.attacks for r in controls["retrain"] for label in attacks):
             floor = f"{record.task} has no retrain"
             if registry.trainable(record.task):
                 floor = "with the same options: --method retrain"
@@ -70,13 +71,19 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: bool
 
 
 def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:
-    """Section by section; the first `left` columns and the flags are words, the others numbers."""
+    """Section by section; the first `left` columns and the `WRAPPED` are words, the others numbers."""
+    from unlearnbench.leaderboard import LABEL, WRAPPED
+
     table = Table(
         title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     for number, name in enumerate(heads):
-        words = number < left or name == "flags"
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=number > 0 and not words)
+        words = number < left or name in WRAPPED
+        least = (
+            min(LABEL, max((len(row[0]) for _, rows in sections for row in rows), default=0)) if number == 0 else None
+        )
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=number > 0 and not words, min_width=least)
     for name, rows in sections:
         if name:
             table.add_section()

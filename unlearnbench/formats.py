@@ -68,11 +68,11 @@ def _latex(sheet: Sheet, left: int) -> str:
     for name, section in sheet.sections:
         title = [rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"] if name else []
         body += [r"\midrule", *title, *(" & ".join(map(_escape, cells)) + r" \\" for cells in section)]
-    caption = " ".join(text for text in (sheet.caption, _sentence(sheet.note)) if text)
+    note = rf"\par\smallskip{{\raggedright\scriptsize {_escape(_sentence(sheet.note))}\par}}"
     lines = [
         r"\begin{table}[tbp]",
         r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{_escape(caption)}}}",
+        rf"\caption{{{_escape(sheet.caption)}}}",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{'l' * left}{'r' * (count - left)}}}",
         r"\toprule",
@@ -80,6 +80,7 @@ def _latex(sheet: Sheet, left: int) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}}",
+        *([note] if sheet.note else []),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ HELPERS = {"training", "hashing", "statistics", "toy", "edits", "steering", "fea
 HELPERS |= {"search", "prompts", "successive", "toy_models"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
-ABOVE |= {"cli_prepare", "first_hour", "probe", "published", "samples"}
+ABOVE |= {"cli_prepare", "cli_tune", "first_hour", "probe", "published", "samples"}
 ABOVE |= {
     "agreement",
     "audit",
@@ -50,6 +50,10 @@ ABOVE |= {
     "report_sources",
     "report_table",
     "results_page",
+    "tuning",
+    "tuning_jobs",
+    "tuning_record",
+    "tuning_runs",
     "verify",
 }
 ORDERS = [
@@ -81,6 +85,11 @@ ORDERS = [
     ["board", "leaderboard", "report_table", "report_section", "report", "cli_report", "cli"],
     ["record", "provenance", "report_sources", "report_section", "report", "cli_report", "cli"],
     ["task", "grid", "report_samples", "report_section", "report", "cli_report", "cli"],
+    ["diffusion", "evaluations", "stages", "runner", "tuning_runs", "tuning_jobs", "cli_tune", "cli"],
+    ["method", "tuning_space", "tuning", "tuning_runs", "tuning_jobs", "cli_tune", "cli"],
+    ["record", "tuning_record", "tuning", "tuning_runs", "cli_tune", "cli"],
+    ["record", "tuning_record", "audit", "cli_records", "cli"],
+    ["plot_style", "plot_tuning", "plots", "cli_tune", "cli"],
     ["diffusion", "task", "method", "edits", "registry"],
     ["diffusion", "task", "method", "steering", "registry"],
 ]

@@ -13,6 +13,7 @@ from unlearnbench.hashing import digest
 from unlearnbench.perimage import read_beside, unreproduced
 from unlearnbench.provenance import flat
 from unlearnbench.record import Record, read
+from unlearnbench.tuning_record import FOLDER, read_tuning, tuning_path
 
 
 class Problem(NamedTuple):
@@ -44,6 +45,7 @@ def validate(results: Path) -> list[Problem]:
             *_images(record, path),
             *_picture(record, path),
             *_tuned(record),
+            *_chosen(record, results),
             *_attacks(record),
         ]
         twin = keys.setdefault(record.key, path), identities.setdefault(_identity(record), path)
@@ -52,7 +54,29 @@ def validate(results: Path) -> list[Problem]:
     for path in sorted(path for suffix in ("parquet", "png") for path in results.rglob(f"seed-*.{suffix}")):
         if not path.with_suffix(".json").is_file():
             problems.append(Problem(path, "has no record beside it: restore that, or delete the file"))
-    return problems
+    return [*problems, *_tunings(results)]
+
+
+def tuning_files(results: Path) -> list[Path]:
+    """Every file that has a tuning's place."""
+    return sorted((results / FOLDER).glob("*/*.json"))
+
+
+def _tunings(results: Path) -> Iterator[Problem]:
+    """Tunings are whole, lie where they belong, and chose the best."""
+    for path in tuning_files(results):
+        try:
+            tuning = read_tuning(path)
+        except (UserError, OSError) as error:
+            yield Problem(path, str(error).removeprefix(f"tuning {path} "))
+            continue
+        wanted = tuning_path(results, tuning.task, tuning.method)
+        if path != wanted:
+            yield Problem(path, f"belongs at {wanted} by what it says")
+        values = [value for trial in tuning.trials if (value := tuning.final(trial)) is not None]
+        chosen = None if tuning.chosen is None else tuning.final(tuning.trials[tuning.chosen])
+        if chosen != max(values, default=None):
+            yield Problem(path, f"chose a trial of {chosen}, though the best has {max(values)}")
 
 
 def _identity(record: Record) -> str:
@@ -164,3 +188,24 @@ def _tuned(record: Record) -> Iterator[str]:
     for what, value, same in overlaps:
         if same:
             yield f"is tuned on what it reports: {what} {value} was selected on"
+
+
+def _chosen(record: Record, results: Path) -> Iterator[str]:
+    """Tuned settings are those that the tuning beside the record chose, where it is there."""
+    path = tuning_path(results, record.task, record.method.name)
+    if record.method.division != "tuned" or not path.is_file():
+        return
+    try:
+        tuning = read_tuning(path)
+    except (UserError, OSError):
+        return  # named with the tunings
+    said, chose = flat(record.method.settings), flat(tuning.settings or {})
+    changed = ", ".join(
+        f"{name} {said.get(name, '—')} there and {chose.get(name, '—')} in {path.name}"
+        for name in dict.fromkeys([*said, *chose])
+        if said.get(name) != chose.get(name)
+    )
+    if changed:
+        yield f"is tuned with other settings than those chosen: {changed}"
+    if record.method.selection is not None and record.method.selection != tuning.selection:
+        yield f"says that it was selected on other runs than {path}"

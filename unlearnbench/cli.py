@@ -21,6 +21,7 @@ from unlearnbench.cli_plot import plotting
 from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
 from unlearnbench.cli_report import reporting
+from unlearnbench.cli_tune import tuning
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, show_run
@@ -50,9 +51,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (lists, boards, reporting, comparing, plotting, fetching, prepare, own, records):
+for commands in (lists, boards, reporting, comparing, plotting, tuning, fetching, prepare, own, records):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
+TUNED = "tuned"
+"""The preset that `tune` makes."""
 
 
 Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
@@ -78,7 +81,9 @@ def run(
     ] = None,
     protocol: Annotated[str, typer.Option(help="How it is measured; `unlearnbench list TASK` has them.")] = "default",
     seeds: Annotated[str, typer.Option(help="Unlearning seeds: 0, 0-2 or 0,3,5.")] = "0",
-    preset: Annotated[str, typer.Option(help="Of settings; `unlearnbench list METHOD` has them.")] = "default",
+    preset: Annotated[
+        str, typer.Option(help='Of settings; `unlearnbench list METHOD` has them, `tune` makes "tuned".')
+    ] = "default",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Setting, key=value. Repeatable.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
     precision: Annotated[str, typer.Option(help="fp32, or on CUDA bf16 or fp16.")] = "fp32",
@@ -153,18 +158,28 @@ def run(
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store
+    from unlearnbench.tuning_record import require_apart, tuned_settings, was_tuned
 
     store, tried = Store(), wanted(attacks, budget) if attacks is not None else []
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
-        method = cls.configured({**cls.preset(preset, task), **overrides})
+        selection = None
+        if preset == TUNED:
+            settings, selection = tuned_settings(results, task, cls.name)
+            require_apart(cls.name, selection, concept, seed, task_class.protocols[protocol].sampling_seed)
+        else:
+            settings = cls.preset(preset, task)
+        method = cls.configured({**settings, **overrides})
         about = task_class(
             concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=described, **more
         )
         given = method.given(overrides)
-        return Cell(method, about, preset, given, resources=resources, include_unsafe=include_unsafe)
+        return Cell(method, about, preset, given, selection, resources, include_unsafe)
 
     def hosted(cls: Any) -> bool:
+        if preset == TUNED and not was_tuned(results, task, cls.name):
+            err.print(f"left out: {cls.name} has no tuned settings", markup=False, highlight=False, soft_wrap=True)
+            return False
         try:
             require(cell(cls, concepts[0], 0, preset, {}))
         except Unsupported as reason:

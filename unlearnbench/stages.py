@@ -21,6 +21,7 @@ from unlearnbench import registry
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe, trim
 from unlearnbench.errors import Unsupported, UserError, one_line
+from unlearnbench.evaluations import counted
 from unlearnbench.hashing import seed_of, source_hash
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
@@ -54,6 +55,10 @@ class Cell:
         if self.overrides:
             return "custom"
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
+
+
+class Failed(UserError):
+    """A method's own code raised an error, or what it returned is no model with finite weights."""
 
 
 TIMED = 6
@@ -139,7 +144,8 @@ def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[st
             task.count(side)  # where a task draws its images, before the clock runs
     with seeded(seed_of("structure", task.seed) >> 1):  # what `wrap` adds may start at random
         model = cell.resources.equip(method.wrap(task.pretrained(), task))
-    with seeded(seed_of("unlearning", task.seed) >> 1), _named(method), cell.resources.training(task.device):
+    seed = seed_of("unlearning", task.seed) >> 1
+    with counted(model) as count, seeded(seed), _named(method), cell.resources.training(task.device):
         with Meter(task.device) as preparing:
             prepared = method.prepare(model, task)
         with Meter(task.device) as unlearning:
@@ -158,6 +164,7 @@ def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[st
         else "this system cannot tell",
         "trained_parameters": changed,
         "stored_size": stored,
+        "evaluations": count.evaluations if count else None,
     }
     return state, {"cost": cost, "environment": {**describe(task.device), **cell.resources.named()}, "created": now()}
 
@@ -175,7 +182,7 @@ def _named(method: Method) -> Iterator[None]:
         own = {str(path) for path in method.sources()}
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-        raise UserError(
+        raise Failed(
             f"{method.name} failed with {one_line(error)}{where}; UNLEARNBENCH_DEBUG=1 shows the traceback"
         ) from error
 
@@ -183,14 +190,14 @@ def _named(method: Method) -> Iterator[None]:
 def check_model(method: Method, model: Any) -> None:
     """Refuse what a method returned unless it is a Diffusion with finite weights."""
     if not isinstance(model, Diffusion):
-        raise UserError(
+        raise Failed(
             f"{method.name}.unlearn returned {type(model).__name__}, not a Diffusion: end it with `return model`"
         )
     bad = [
         name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
     ]
     if bad:
-        raise UserError(
+        raise Failed(
             f"{method.name}.unlearn returned weights that are not finite "
             f"({bad[0]} and {len(bad) - 1} more): lower its lr"
         )

@@ -1,0 +1,167 @@
+"""The command `tune`: equal budgets for every method, and the table of what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.arguments import Device, words
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.progress import bars, tell
+from unlearnbench.terminal import err, out, print_table
+
+if TYPE_CHECKING:
+    from unlearnbench.tuning import Budget
+    from unlearnbench.tuning_record import Trial, Tuning
+
+tuning = typer.Typer()
+
+
+@tuning.command()
+def tune(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")],
+    trials: Annotated[int, typer.Option(help="Candidates a method, the default and the published among them.")] = 24,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+    ] = None,
+    cap: Annotated[
+        int | None, typer.Option(help="Model evaluations that a run may take; those beyond it stop the trial.")
+    ] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="Concepts to choose settings on, never those that you report.")
+    ] = None,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records; written are tuning/TASK/METHOD.json.")] = (
+        Path("results")
+    ),
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each, that methods are shared out among.")] = 1,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    show: Annotated[bool, typer.Option("--show", help="Print the table of what is there, and tune nothing.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the best objective so far against trials, as .pdf, .svg or .png.")
+    ] = None,
+) -> None:
+    """Choose settings for every method with equal numbers of trials, on other concepts, seeds, noise and judge.
+
+    A stopped tuning goes on; `unlearnbench run --preset tuned` takes what was chosen.
+    """
+    task_class = registry.load_task(task)
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs} is none: give 1 or more processes")
+    if plot is not None:
+        from unlearnbench.plot_files import checked
+
+        checked(plot)
+    if not show:
+        if find_spec("optuna") is None:
+            raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
+        from unlearnbench.environment import pick_device
+        from unlearnbench.tuning import CAP, budget
+
+        limit = CAP if cap is None else cap
+        given = budget(task_class, words(forget or []), trials, limit, pick_device(device.value))
+        _tune(given, _methods(given, words(method or ["all"])), results, jobs)
+    _show(task, results, plot)
+
+
+def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
+    """The methods that can be tuned there; what was named and cannot is refused."""
+    from unlearnbench.stages import Cell, require
+    from unlearnbench.tuning_space import checked
+
+    names = list(dict.fromkeys([*(registry.methods() if "all" in asked else []), *asked]))
+    kept = []
+    for name in (name for name in names if name != "all"):
+        cls = registry.load_method(name)
+        registry.require_fields(cls)
+        if name not in asked and (not cls.space or cls.incomplete):
+            continue
+        checked(cls)
+        try:
+            require(Cell(cls.configured(cls.preset("default", given.task.name)), given.bare()))
+        except Unsupported as reason:
+            if name in asked:
+                raise
+            err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        kept.append(name)
+    if not kept:
+        raise UserError("--method is empty: name at least one, or `all`")
+    return kept
+
+
+def _tune(given: Budget, names: Sequence[str], results: Path, jobs: int) -> None:
+    from unlearnbench.store import Store
+    from unlearnbench.tuning_jobs import Job, finished, one_thread, tune_all
+    from unlearnbench.tuning_runs import anchored_runs
+
+    todo = [name for name in names if finished(given, name, results) is None]
+    if not todo:
+        return
+    work = Store().root / "tuning" / given.task.name
+    with bars(err, len(todo) * given.announced + 1) as begin:
+        begin("anchors")
+        with one_thread():
+            controls = anchored_runs(given, work / "anchors")
+        every = [Job(given, name, work, results, controls) for name in todo]
+        for found in tune_all(every, jobs, begin):
+            tell(f"{found.method}: tuned")
+
+
+def _show(task: str, results: Path, plot: Path | None) -> None:
+    """A row a method: objectives with the first seed by preset, and of what was chosen, and what it all took."""
+    from unlearnbench.tuning_record import tunings
+
+    found = tunings(results, task)
+    if not found:
+        raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
+    heads = ["method", "default", "published", "tuned", "tuned, all seeds", "trials", "without value", "evaluations"]
+    print_table(f"tuning on {task}", [*heads, "hours", "chosen"], [("", [_row(one) for one in found])])
+    first, selection = found[0], found[0].selection
+    seeds = ", ".join(map(str, selection.seeds))
+    out.print(
+        "objective: the worse of anchored efficacy and utility, a mean over forget "
+        f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: {seeds}. Protocol "
+        f"{first.protocol}, sampling seed {selection.sampling_seed}, cap {first.cap:,} evaluations a run. "
+        "The best of many trials is flattered by the choice: run --preset tuned reports on other concepts.",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    if plot is not None:
+        _plot(found, plot)
+
+
+def _plot(found: Sequence[Tuning], file: Path) -> None:
+    from unlearnbench import plots
+
+    try:
+        plots.written(plots.best_so_far(found, f"{found[0].task}, {found[0].protocol}"), file)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --plot") from error
+    out.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _row(one: Tuning) -> list[str]:
+    def shown(value: float | None) -> str:
+        return "—" if value is None else f"{value:.3f}"
+
+    def first(trial: Trial | None) -> str:
+        if trial is None:
+            return ""
+        return trial.state if trial.state != "ok" and one.first(trial) is None else shown(one.first(trial))
+
+    chosen = None if one.chosen is None else one.trials[one.chosen]
+    lost = sum(one.first(trial) is None for trial in one.trials)
+    said = "" if chosen is None else " ".join(chosen.presets) or _changed(one, chosen)
+    cells = [one.method, first(one.of("default")), first(one.of("published")), first(chosen)]
+    cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost)]
+    return [*cells, f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
+
+
+def _changed(one: Tuning, trial: Trial) -> str:
+    return " ".join(f"{name}={trial.settings[name]}" for name in one.space)

@@ -50,16 +50,11 @@ def list_(
     if what and what not in KINDS:
         raise unknown("kind or name", what, [*KINDS, *named])
     for name in [what] if what else KINDS:
-        table = Table(title=name, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for entry_name, entry in KINDS[name]().items():
-            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary + _variants(entry_name, name)))
+            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
         out.print(table, "")
-
-
-def _variants(name: str, kind: str) -> str:
-    """What may stand behind an attack's name, as in `relearn@10`."""
-    known = registry.load_attacks()[name].variants if kind == "attacks" else {}
-    return f" Also {', '.join(f'@{variant}' for variant in known)}." if known else ""
 
 
 def _one(name: str, kind: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.small_world import comparable, debris, read_only, write_nudge
-from unlearnbench import grid, perimage, record, runner
+from unlearnbench import grid, record, runner
 from unlearnbench import store as module
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.store import DATA, META, Store
@@ -205,7 +205,7 @@ FULL = [
     (Path, "rename", 5, STORE),
     (os, "fdopen", 1, RESULTS),
     (record, "replace_file", 1, RESULTS),
-    (perimage, "replace_file", 1, RESULTS),
+    (runner, "replace_file", 1, RESULTS),
     (grid, "replace_file", 1, RESULTS),
 ]
 

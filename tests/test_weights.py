@@ -222,7 +222,9 @@ def test_every_shipped_file_is_in_a_manifest_and_fits_its_hash():
         assert {folder / name for name in hashes} == weights, "beside configurations there are weights alone"
         for name, expected in hashes.items():
             assert load_checked(folder, name)[1] == expected
-    shipped = {path for path in ASSETS.rglob("*") if path.is_file()}
+    pages = set((ASSETS / "report").iterdir())
+    assert {path.suffix for path in pages} == {".html", ".css", ".js"}
+    shipped = {path for path in ASSETS.rglob("*") if path.is_file()} - pages
     assert shipped == {path for folder in folders() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, note
 from unlearnbench.hashing import seed_of
 from unlearnbench.training import Gradients, Parameters, inner, norm
 
@@ -74,12 +74,14 @@ class EraseDiff(Method):
         """grad L_r + lambda grad g, once for each pair of batches."""
         for forget, retain in task.batches(self.steps, self.batch_size):
             L_f = self.forget_loss(model, task, forget, retain)
-            a, value = gradients(model.loss(retain), parameters), L_f()
+            L_r = model.loss(retain)
+            a, value = gradients(L_r, parameters), L_f()
             b = gradients(value, parameters)
             q = None
             if self.rule == "barrier" or self.faithful_cost:
                 q = value.detach() - self.lowest(L_f, parameters)
             scale = self.multiplier(a, b, q)
+            _note(L_r, value, a, b, scale)
             yield {name: a[name] + scale * b[name] for name in parameters}
 
     def multiplier(self, a: Gradients, b: Gradients, q: Tensor | None) -> Tensor:
@@ -131,8 +133,10 @@ class EraseDiff(Method):
             average = sum(losses) / max(1, len(losses))
             for forget, retain in self.one_pass(task, self.outer or length, number, self.K):
                 q = self.forget_loss(model, task, forget, retain)() - average
-                a, b = gradients(model.loss(retain), parameters), gradients(q, parameters)
+                L_r = model.loss(retain)
+                a, b = gradients(L_r, parameters), gradients(q, parameters)
                 scale = self.released_multiplier(a, b)
+                _note(L_r, q + average, a, b, scale)
                 step = {name: a[name] + scale * b[name] for name in parameters}
                 clip = (1 / (norm(step) + 1e-6)).clamp(max=1)
                 yield {name: value * clip for name, value in step.items()}
@@ -151,6 +155,12 @@ class EraseDiff(Method):
             return torch.as_tensor(self.released_lambda)
         cosine = inner(a, b) / (norm(a) * norm(b) + 1e-8)
         return torch.where(norm(b) > 0, (self.eta - cosine).clamp(min=0), 0.0)
+
+
+def _note(L_r: Tensor, L_f: Tensor, a: Gradients, b: Gradients, scale: Tensor) -> None:
+    """What each step rests on, for whoever watches."""
+    note(**{"lambda": scale}, L_r=L_r, L_f=L_f)
+    note(**{"<grad g, grad L_r>": lambda: inner(a, b), "||grad g||": lambda: norm(b), "||grad L_r||": lambda: norm(a)})
 
 
 def _put(parameters: Parameters, values: list[Tensor]) -> None:

@@ -24,9 +24,9 @@ def unlearned(monkeypatch):
     names: list[str] = []
     real = unlearnbench.stages.unlearn
 
-    def counted(cell, original):
+    def counted(cell, original, watch):
         names.append(f"{cell.method.name} {cell.task.forget} {cell.task.seed}")
-        return real(cell, original)
+        return real(cell, original, watch)
 
     monkeypatch.setattr("unlearnbench.runner.unlearn", counted)
     return names

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from unlearnbench.training import Diverged as Diverged
     from unlearnbench.training import gradients as gradients
     from unlearnbench.training import minimise as minimise
+    from unlearnbench.watching import note as note
 
 _PUBLIC = {
     "Attack": "attack",
@@ -63,6 +64,7 @@ _PUBLIC = {
     "checkpoint_hash": "models.checkpoints",
     "gradients": "training",
     "minimise": "training",
+    "note": "watching",
     "taken": "rows",
     "track": "progress",
 }

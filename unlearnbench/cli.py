@@ -25,6 +25,7 @@ from unlearnbench.cli_tune import tuning
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.progress import Stopped, bars
 from unlearnbench.terminal import err, out, show_run
+from unlearnbench.trackers import tracking
 
 if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
@@ -114,6 +115,17 @@ def run(
         int | None,
         typer.Option(help="What each attack may spend on a target, recorded apart; its own schedule when left out."),
     ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            "--eval-every",
+            help="Score the weights after every so many steps, on noise kept for it, beside the result and its time.",
+        ),
+    ] = None,
+    tracker: Annotated[
+        str | None,
+        typer.Option(help="Show losses, gradients and scores as they come: tensorboard[:DIR] or trackio[:PROJECT]."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
     ] = False,
@@ -122,6 +134,7 @@ def run(
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
     if budget is not None and attacks is None:
         raise UserError("--budget is for attacks: add --attacks standard, or leave it out")
+    shown_by = tracking(tracker) if tracker is not None else None
     task_class = registry.load_task(task)
     task_class.resolve_protocol(protocol)
     more = accepted(task_class, data=data, checkpoint=checkpoint, coco=coco)
@@ -158,8 +171,10 @@ def run(
     from unlearnbench.runner import run as run_cell
     from unlearnbench.stages import Cell, require
     from unlearnbench.store import Store
+    from unlearnbench.trajectory import checked, followed
     from unlearnbench.tuning_record import require_apart, tuned_settings, was_tuned
 
+    every = checked(eval_every)
     store, tried = Store(), wanted(attacks, budget) if attacks is not None else []
 
     def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
@@ -205,7 +220,10 @@ def run(
         for number, item in enumerate([*baseline, *asked]):
             begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
             again = force and number >= len(baseline)
-            record = run_cell(item, store, results, again)
+            if number >= len(baseline) and (every or shown_by):
+                record = followed(item, every, store, results, again, shown_by)
+            else:
+                record = run_cell(item, store, results, again)
             if tried and number >= len(baseline):
                 record = attacked(item, record, tried, store, results, again)
             done.append(record)

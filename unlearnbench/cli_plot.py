@@ -31,6 +31,7 @@ class Kind(str, Enum):
     cost = "cost"
     matrix = "matrix"
     attacks = "attacks"
+    trajectory = "trajectory"
 
 
 @plotting.command()
@@ -39,10 +40,13 @@ def plot(
         Kind,
         typer.Argument(
             help="pareto: efficacy against utility; cost: time and memory; matrix: what forgetting does to every "
-            "concept; attacks: recovered share against budget."
+            "concept; attacks: recovered share against budget; trajectory: runs with --eval-every, step by step."
         ),
     ],
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folder of records, `results` when left out; of trajectory also records."),
+    ] = None,
     file: Annotated[Path, typer.Option("--out", help="File to write to: .pdf, .svg or .png.")] = Path("plot.pdf"),
     task: Annotated[str | None, typer.Option(help="Task of the table.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Its protocol, by name or the beginning of its hash.")] = None,
@@ -53,13 +57,20 @@ def plot(
     x: Annotated[str | None, typer.Option("--x", help="Of pareto: metric across; the headline one of utility.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Of pareto: metric upwards; that of efficacy.")] = None,
 ) -> None:
-    """Draw one table as a vector figure as wide as a paper's column (matrix, attacks: up to two)."""
+    """Draw one table as a vector figure as wide as a paper's column (matrix, attacks, trajectory: up to two)."""
     from unlearnbench.plot_files import checked, written
 
     checked(file)
     if kind is not Kind.pareto and (x or y):
         raise UserError(f"--x and --y are for pareto: leave them out of {kind.value}")
-    chosen = _table(gathered(results, task, protocol, forget), whole=kind is Kind.matrix)
+    results, *others = places or [Path("results")]
+    if kind is Kind.trajectory:
+        records = [r for place in (results, *others) for r in _recorded(place, task, protocol, forget)]
+    elif others:
+        raise UserError(f"{kind.value} is of one folder of records: leave out {others[0]}")
+    else:
+        records = gathered(results, task, protocol, forget)
+    chosen = _table(records, whole=kind is Kind.matrix)
     asked = named(methods, chosen)
     shown = {r.label() for r in chosen if asked is None or {r.label(), r.method.name} & {*asked}}
     figure = _drawn(kind, chosen, results, shown, x, y)
@@ -74,6 +85,18 @@ def plot(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
+    """The records that have a trajectory: the one in a file, or those of a folder."""
+    from unlearnbench.record import read
+
+    if not place.exists():
+        raise UserError(f"no record at {place}: give a seed-*.json, or a folder of records")
+    found = [read(place)] if place.is_file() else gathered(place, task, protocol, forget)
+    if not (kept := [record for record in found if record.trajectory]):
+        raise UserError(f"no record at {place} has a trajectory: run its command with --eval-every 10")
+    return kept
 
 
 def _table(records: list[Record], whole: bool) -> list[Record]:
@@ -120,6 +143,11 @@ def _drawn(
         if drawn is None:
             raise UserError("no record here was attacked: run its command with --attacks standard")
         return drawn
+    if kind is Kind.trajectory:
+        shown = {r.label(): [s for s in records if s.label() == r.label()] for r in records if r.label() in wanted}
+        followed = plots.trajectory(title, shown, [r.label() for r in records])
+        assert followed is not None  # every record has one
+        return followed
     rows = board(records, images=reader(results))
     some, names = rows[rows["label"].isin(wanted)], list(rows["label"])
     return plots.cost(some, title, names) if kind is Kind.cost else plots.pareto(some, title, x, y, names)

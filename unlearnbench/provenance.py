@@ -50,6 +50,8 @@ def _run(record: Record) -> list[str]:
         words += ["--pretrained", f"pretrained/{record.task}"]
     if precision(record) != "fp32":
         words += ["--precision", precision(record)]
+    if record.trajectory and record.trajectory.every:
+        words += ["--eval-every", str(record.trajectory.every)]
     if memory := environment.get("memory"):
         words += ["--memory", ",".join(map(str, memory))]
     return [*words, "--compile"] if environment.get("compile") else words
@@ -152,12 +154,22 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "per-image values", _short(record.images)
     yield "seal", _short(record.content_hash)
     yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
+    yield "trajectory", _trajectory(record)
 
 
 def _protocol(record: Record) -> dict[str, Any]:
     kept = {name: value for name, value in record.protocol.settings.items() if name not in ("name", "concepts")}
     own = record.protocol.settings.get("concepts") or ()
     return {**kept, "own concepts": len(own)} if own else kept
+
+
+def _trajectory(record: Record) -> str:
+    kept = record.trajectory
+    if kept is None:
+        return ""
+    about = _pairs({**kept.protocol.differs, "hash": _short(kept.protocol.hash)})
+    points = f"{len(kept.points)} points, {about}" if kept.points else "no points"
+    return f"{kept.steps} steps, {points}; reported is the {kept.rule}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -9,22 +9,21 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
+from unlearnbench.record_trajectory import Part, TrajectoryRecord
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
+BESIDE = ("attacks", "trajectory")
+"""What stands beside the result: it has no part in it, nor in its key."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ScoreRecord(_Part):
+class ScoreRecord(Part):
     """One metric's result; null is unknown, and `reason` says why."""
 
     value: float | None
@@ -42,7 +41,7 @@ class ScoreRecord(_Part):
     """What the value is the sum of, by name."""
 
 
-class Selection(_Part):
+class Selection(Part):
     """What tuned hyper-parameters were chosen on, so that it can be told apart from what is reported."""
 
     forget: tuple[str, ...]
@@ -53,7 +52,7 @@ class Selection(_Part):
     trials: int
 
 
-class ProtocolRecord(_Part):
+class ProtocolRecord(Part):
     """Everything that was measured with, by name and hash."""
 
     name: str
@@ -61,7 +60,7 @@ class ProtocolRecord(_Part):
     settings: dict[str, Any]
 
 
-class MethodRecord(_Part):
+class MethodRecord(Part):
     """The method with all its hyper-parameters."""
 
     name: str
@@ -75,7 +74,7 @@ class MethodRecord(_Part):
     """Of tuned settings."""
 
 
-class JudgeRecord(_Part):
+class JudgeRecord(Part):
     """The judge, by name, version, weights and threshold."""
 
     name: str
@@ -84,7 +83,7 @@ class JudgeRecord(_Part):
     threshold: float
 
 
-class WitnessRecord(_Part):
+class WitnessRecord(Part):
     """A detector or scorer beside the judge, as the judge is recorded, with its label set."""
 
     name: str
@@ -95,7 +94,7 @@ class WitnessRecord(_Part):
     columns: tuple[str, ...]
 
 
-class AttackRecord(_Part):
+class AttackRecord(Part):
     """What one attack found: for every target whether it was recovered and what that cost."""
 
     status: Literal["ok", "unreliable", "skipped"]
@@ -146,10 +145,10 @@ class AttackRecord(_Part):
         return self
 
 
-class Record(_Part):
+class Record(Part):
     """One method on one concept with one seed."""
 
-    schema_version: Literal[4] = VERSION
+    schema_version: Literal[5] = VERSION
     revision: int = 1
     key: str
     """Hash of everything that determines the result."""
@@ -172,6 +171,7 @@ class Record(_Part):
     judge_error: str | None = None
     attacks: dict[str, AttackRecord] = {}
     """By label: name, variant and budget, where they were given."""
+    trajectory: TrajectoryRecord | None = None
     weights: dict[Literal["original", "unlearned"], str | None]
     images: str | None = None
     """SHA-256 of the Parquet file beside the record."""
@@ -193,8 +193,8 @@ class Record(_Part):
         return sealed(self.model_dump(mode="json"))
 
     def result(self) -> dict[str, Any]:
-        """What another run of the same thing must come to: all but times, revision, surroundings and attacks."""
-        beside = {"revision", "environment", "created", "content_hash", "schema_version", "attacks"}
+        """What another run of the same thing must come to: all but times, revision, surroundings and what is beside."""
+        beside = {"revision", "environment", "created", "content_hash", "schema_version", *BESIDE}
         values = self.model_dump(mode="json", exclude=beside)
         return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
 
@@ -238,7 +238,7 @@ def schema() -> dict[str, Any]:
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A record's values in the present schema, from any older one: later versions added fields that may be unknown."""
-    return {**values, "schema_version": VERSION} if values.get("schema_version") in (1, 2, 3) else values
+    return {**values, "schema_version": VERSION} if values.get("schema_version") in range(1, VERSION) else values
 
 
 def read(path: Path) -> Record:

@@ -37,6 +37,10 @@ CURVES = (
     "Share of targets that an attack recovers, against what it may spend on a target. Black are retrain, the floor, "
     "and the original, dashed."
 )
+TRAJECTORIES = (
+    "Efficacy and utility on the way, by step and by second of unlearning, and what was watched. Scores on the way are "
+    "of fewer images and of noise that is kept for them; nothing was chosen by them: reported is always the last step."
+)
 
 
 class Picture(NamedTuple):
@@ -68,6 +72,7 @@ class Section(NamedTuple):
     pictures: list[Picture]
     attacks: Sheet | None
     curves: Picture | None
+    trajectories: Picture | None
     samples: Grid | None
     entries: list[tuple[Row, list[Entry]]]
 
@@ -122,6 +127,7 @@ def section(
         pictures=_pictures(id, title, rows, records, source),
         attacks=next(iter(attack_table.sheets(rows)), None),
         curves=_curves(id, title, made),
+        trajectories=_trajectories(id, title, made),
         samples=None if withheld else grid(firsts, source.results, source.images),
         entries=[(row, _entries(row, source, metrics)) for row in made],
     )
@@ -182,6 +188,11 @@ def _curves(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
     groups = {label: records for label, records in attacked.items() if records}
     figure = curves.figure(title, groups, names=list(attacked))
     return None if figure is None else _picture(f"{id}-curves", "curves", CURVES, lambda: figure)
+
+
+def _trajectories(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
+    figure = plots.trajectory(title, {row.label: row.records for row in rows})
+    return None if figure is None else _picture(f"{id}-trajectories", "trajectories", TRAJECTORIES, lambda: figure)
 
 
 def _entries(row: Row, source: Source, metrics: Mapping[str, Metric]) -> list[Entry]:

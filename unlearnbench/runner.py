@@ -23,7 +23,7 @@ from unlearnbench.metric import Metric, Outcome
 from unlearnbench.perimage import as_parquet
 from unlearnbench.progress import tell
 from unlearnbench.record import (
-    AttackRecord,
+    BESIDE,
     JudgeRecord,
     MethodRecord,
     ProtocolRecord,
@@ -48,15 +48,19 @@ from unlearnbench.stages import (
 )
 from unlearnbench.store import Store, cannot_write
 from unlearnbench.training import Diverged
+from unlearnbench.watching import Watch
 
 UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
 KEYED = 3
-"""Schema that keys are of: what it gained since are attacks, which have keys of their own."""
+"""Schema that keys are of: what it gained since are attacks, which have keys of their own, and trajectories."""
 
 
-def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
-    """Unlearn, sample, judge, score and record one cell; answers at once where all of it is there already."""
+def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None) -> Record:
+    """Unlearn, sample, judge, score and record one cell; answers at once where all of it is there already.
+
+    `watch` hears the unlearning, where it is not done already.
+    """
     metrics = metrics_for(cell.task)
     draft = drafted(cell, metrics)
     path = draft.path(results)
@@ -74,7 +78,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
     try:
         require(cell)
         original = cell.task.pretrained().eval()
-        state, facts = store.stage("weights", parts, lambda: unlearn(cell, original), force)
+        state, facts = store.stage("weights", parts, lambda: unlearn(cell, original, watch), force)
         model, plan, judge = loaded(cell, state), cell.task.plan(), cell.task.judge()
         samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     except (Diverged, Unsupported) as error:
@@ -125,12 +129,12 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False) -> Record:
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         if found and same and not force and as_asked:
             return found  # made before, perhaps elsewhere: nothing is new but times
-        kept = _attacks(path, record)
-        if not kept and path.is_file() and read(path).attacks:
+        kept = _beside(path, record)
+        if not kept.get("attacks") and path.is_file() and read(path).attacks:
             tell(
                 f"{record.label()}: attacks on the model before are left out: --attacks standard tries them on this one"
             )
-        return write(record.model_copy(update={"attacks": kept}), path)
+        return write(record.model_copy(update=kept), path)
 
 
 def _whole(path: Path, record: Record, shown: bool) -> bool:
@@ -192,7 +196,7 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         environment={**describe(task.device), **cell.resources.named()},
         created=now(),
     )
-    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", "attacks"}
+    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE}
     codes = {name: metric_code(metric) for name, metric in metrics.items()}
     savings = [cell.resources.named()] if cell.resources.named() else []
     about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
@@ -250,14 +254,14 @@ def _revision(path: Path) -> int:
     return read(path).revision + 1 if path.is_file() else 1
 
 
-def _attacks(path: Path, new: Record) -> dict[str, AttackRecord]:
-    """Of the record before, where it was of the same model under the same protocol, task and judge."""
+def _beside(path: Path, new: Record) -> dict[str, Any]:
+    """Attacks and trajectory of the record before, where it was of the same model, protocol, task and judge."""
     old = read(path) if path.is_file() else None
     same = {"task", "protocol", "forget", "data", "method", "judge", "weights", "engine_hash"}
     if old is None or _kind(old) != _kind(new):
         return {}
     alike = old.model_dump(mode="json", include=same) == new.model_dump(mode="json", include=same)
-    return old.attacks if alike else {}
+    return {name: getattr(old, name) for name in BESIDE} if alike else {}
 
 
 def _kind(record: Record) -> list[Any]:

@@ -30,6 +30,7 @@ from unlearnbench.resources import DEFAULT, Resources, out_of_memory, too_little
 from unlearnbench.statistics import within
 from unlearnbench.task import Task
 from unlearnbench.training import Diverged, seeded
+from unlearnbench.watching import Watch
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,40 @@ def require(cell: Cell) -> None:
         )
 
 
-def unlearn(cell: Cell, original: Diffusion) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers."""
+def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers.
+
+    Watched or not, the weights are the same, and times are without what watching took.
+    """
     task, method = cell.task, cell.method
+    watch = watch or Watch(task.device, on=False)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
             task.count(side)  # where a task draws its images, before the clock runs
     with seeded(seed_of("structure", task.seed) >> 1):  # what `wrap` adds may start at random
         model = cell.resources.equip(method.wrap(task.pretrained(), task))
-    seed = seed_of("unlearning", task.seed) >> 1
-    with counted(model) as count, seeded(seed), _named(method), cell.resources.training(task.device):
+    with (
+        counted(model) as count,
+        seeded(seed_of("unlearning", task.seed) >> 1),
+        _named(method),
+        cell.resources.training(task.device),
+        watch.hearing(model),
+    ):
         with Meter(task.device) as preparing:
             prepared = method.prepare(model, task)
+        aside = watch.aside
         with Meter(task.device) as unlearning:
+            watch.begin()
             model = method.unlearn(model, task, prepared)
     check_model(method, model)
+    seconds = unlearning.seconds - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    watch.end(state, seconds)
     changed, stored = _changes(state, original.state_dict())
     known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
     cost = {
-        "prepare_time": preparing.seconds,
-        "unlearn_time": unlearning.seconds,
+        "prepare_time": preparing.seconds - aside,
+        "unlearn_time": seconds,
         "relative_time": _relative_time(model, original, task),
         "peak_memory": max(known) if known else None,
         "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")

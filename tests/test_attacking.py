@@ -33,6 +33,7 @@ class Try(Attack):
     variants["changes"] = {"mode": "changes"}
     mode: str = "plain"
     targets: int = 6
+    after: tuple[int, ...] = (1, 2)
 
     def looks(self, outcome, items) -> Iterator[Look]:
         CALLS.append(self.mode)
@@ -87,7 +88,7 @@ def test_a_record_gets_its_attacks_and_keeps_everything_else(setting):
     assert (found.value, found.n, found.missing, found.limit, found.box) == (0.5, 6, 0, 7, "white")
     assert found.recovered == (False, True) * 3
     assert found.spent == (7,) * 6
-    assert found.settings == {"mode": "plain", "targets": 6, "batch": 20}
+    assert found.settings == {"mode": "plain", "targets": 6, "after": [1, 2], "batch": 20}, "as it is read back"
     assert read(record.path(here)) == made
 
 
@@ -175,7 +176,7 @@ def test_a_run_made_anew_keeps_attacks_of_the_same_weights(setting, tmp_path, fr
 def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     """What is read back has lists where the settings have tuples."""
     from unlearnbench.record import ProtocolRecord
-    from unlearnbench.runner import _attacks
+    from unlearnbench.runner import _beside
     from unlearnbench.tasks.digits_text import DigitsText
 
     protocol = DigitsText.protocols["smoke"]
@@ -185,9 +186,9 @@ def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     old = new.model_copy(update={"attacks": {"try": found}})
     path = old.path(tmp_path)
     write(old, path)
-    assert _attacks(path, new) == {"try": found}
+    assert _beside(path, new) == {"attacks": {"try": found}, "trajectory": None}
     moved = new.model_copy(update={"weights": {**new.weights, "unlearned": "v" * 64}})
-    assert _attacks(path, moved) == {}
+    assert _beside(path, moved) == {}
 
 
 def test_attacks_leave_the_key_of_the_run_alone(setting, tmp_path, fresh_store):

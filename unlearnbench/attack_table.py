@@ -226,7 +226,7 @@ def run_rows(
         if one.reason:
             why.setdefault(one.reason, []).append(label)
     lines = [f"{', '.join(names)}: {reason}" for reason, names in why.items()]
-    return ["attack", "box", "ASR (%) ↓", "over retrain", "area", "budget"], rows, lines
+    return ["attack", "box", "ASR (%) ↓", "excess", "area", "budget"], rows, lines
 
 
 def _area(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -174,7 +175,7 @@ def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Stor
         budget=want.budget,
         box=attack.box,
         unit=attack.spends,
-        settings=attack.settings(),
+        settings=json.loads(json.dumps(attack.settings())),  # as read back: tables compare them with others'
         code_hash=metric_code(attack),
         key=digest(parts),
         **facts,

@@ -47,7 +47,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
         from unlearnbench.attack_table import run_rows
 
         heads, rows, why = run_rows(group, controls["retrain"], attacks)
-        print_table("under attack: share of targets recovered", heads, [("", rows)])
+        print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
         for line in why:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
         if not any(label in r.attacks for r in controls["retrain"] for label in attacks):

@@ -158,7 +158,10 @@ def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(results)
     ids = {attrs["id"] for _, attrs in tags.all if "id" in attrs}
     links = [attrs["href"][1:] for attrs in tags.named("a")]
     assert links and set(links) <= ids
-    assert "unlearnbench run --task digits-class --forget 3 --method esd --seeds 0 --attacks standard" in page
+    assert (
+        "unlearnbench run --task digits-class --forget 3 --method esd --seeds 0 --eval-every 5 --attacks standard"
+        in page
+    )
     assert "unlearnbench verify results/digits-class/default/3/esd/seed-0.json" in page
     assert read(results / "digits-class/default/3/esd/seed-0.json").judge.hash[:12] in page
     assert str(results.parent) not in page

@@ -83,7 +83,8 @@ def kept(tmp_path):
 
 def test_records_and_folders_become_a_file(cli, kept, tmp_path):
     folder, (esd, salun, _) = kept
-    for words, names in (((esd,), ["esd"]), ((esd, salun), ["esd", "salun"]), ((folder,), ["esd", "salun"])):
+    both = ["esd", "salun"]
+    for words, names in (((esd,), ["esd"]), ((esd.parent,), ["esd"]), ((esd, salun), both), ((folder,), both)):
         said = cli("plot", "trajectory", *words, "--out", tmp_path / "f.svg")
         assert said.code == 0 and "digits-class, default, forget 3" in said.out
         text = (tmp_path / "f.svg").read_text()

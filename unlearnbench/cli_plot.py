@@ -45,7 +45,9 @@ def plot(
     ],
     places: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folder of records, `results` when left out; of trajectory also records."),
+        typer.Argument(
+            help="Folder of records, `results` when left out; of trajectory also records, or one method's folder."
+        ),
     ] = None,
     file: Annotated[Path, typer.Option("--out", help="File to write to: .pdf, .svg or .png.")] = Path("plot.pdf"),
     task: Annotated[str | None, typer.Option(help="Task of the table.")] = None,
@@ -88,12 +90,13 @@ def plot(
 
 
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
-    """The records that have a trajectory: the one in a file, or those of a folder."""
-    from unlearnbench.record import read
+    """The records that have a trajectory: the one in a file, those of one method's folder, or of a whole one."""
+    from unlearnbench.record import load_all, read
 
     if not place.exists():
         raise UserError(f"no record at {place}: give a seed-*.json, or a folder of records")
-    found = [read(place)] if place.is_file() else gathered(place, task, protocol, forget)
+    of_one = load_all(place, place)
+    found = [read(place)] if place.is_file() else of_one or gathered(place, task, protocol, forget)
     if not (kept := [record for record in found if record.trajectory]):
         raise UserError(f"no record at {place} has a trajectory: run its command with --eval-every 10")
     return kept

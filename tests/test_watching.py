@@ -227,5 +227,5 @@ return model"""
     with Watch("cpu", 1, tmp_path / "w", lambda step, values: time.sleep(0.3)) as watch:
         _, facts = unlearn(cell, cell.task.pretrained().eval(), watch)
         assert watch.aside > 4 * 0.3
-        assert 0 < facts["cost"]["unlearn_time"] < 0.6
-        assert all(shot.seconds < 0.6 for shot in watch.snapshots())
+        assert 0 < facts["cost"]["unlearn_time"] < watch.aside, "with it, it would be more than it"
+        assert watch.snapshots()[-1].seconds < watch.aside

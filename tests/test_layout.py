@@ -95,6 +95,7 @@ ORDERS = [
     ["method", "tuning_space", "tuning", "tuning_runs", "tuning_jobs", "cli_tune", "cli"],
     ["record", "tuning_record", "tuning", "tuning_runs", "cli_tune", "cli"],
     ["record", "tuning_record", "audit", "cli_records", "cli"],
+    ["hashing", "sealing", "record", "tuning_record"],
     ["plot_style", "plot_tuning", "plots", "cli_tune", "cli"],
     ["snapshots", "watching", "stages", "runner", "trajectory", "cli"],
     ["record_trajectory", "record", "trajectory", "cli"],

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from tests.small_world import ROOT, debris, made_record
 from unlearnbench.errors import Damaged, UserError
-from unlearnbench.record import VERSION, label, load_all, read, replace_file, sealed, upgraded, write
+from unlearnbench.record import VERSION, label, load_all, read, replace_file, upgraded, write
+from unlearnbench.sealing import sealed
 
 OLD = ROOT / "tests/data/record-v1.json"
 HOSTILE = ["../../x", "/etc/passwd", "..", ".", "a/b", "a\\b", "a\nb", "a\0b", "~", "$HOME", "ü" * 200, "x" * 500, ""]

@@ -17,8 +17,9 @@ from tests.small_world import ROOT, made_record
 from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import shown
-from unlearnbench.record import read, sealed, write
+from unlearnbench.record import read, write
 from unlearnbench.report import report
+from unlearnbench.sealing import sealed
 
 SHIPPED = ROOT / "results/digits-class/default/3"
 SCRIPT = "<script>alert(1)</script>"

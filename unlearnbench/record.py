@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 
-from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
 from unlearnbench.record_trajectory import Part, TrajectoryRecord
+from unlearnbench.sealing import opened, sealed
 
 VERSION: Final = 5
 """Of the schema that records are written in; older ones are read."""
@@ -220,11 +220,6 @@ def record_path(results: Path, task: str, protocol: str, forget: str, label: str
     return results / task / protocol / forget / label / f"seed-{seed}.json"
 
 
-def sealed(values: dict[str, Any]) -> str:
-    """Content hash of a record's JSON values, of any schema version."""
-    return digest({name: value for name, value in values.items() if name != "content_hash"})
-
-
 def schema() -> dict[str, Any]:
     """The JSON schema of the records that this version writes; older ones are upgraded on reading."""
     return {
@@ -243,25 +238,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 def read(path: Path) -> Record:
     """A record from disk, of this or an older schema; `Damaged` names the file and what is wrong with it."""
-    remedy = "restore it, or delete it and run its command again"
-    try:
-        values = json.loads(path.read_bytes())
-        version = values["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"record {path} is damaged (it is no JSON object with a schema_version): {remedy}") from error
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(
-            f"record {path} has schema {version}, this unlearnbench knows up to {VERSION}: install a newer one"
-        )
-    try:
-        record = Record.model_validate(upgraded(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Damaged(f"record {path} is damaged ({where}: {first['msg'].lower()}): {remedy}") from error
-    if record.content_hash != sealed(values):
-        raise Damaged(f"record {path} was changed after it was written (its content hash does not fit): {remedy}")
-    return record
+    return opened(path, Record, "record", VERSION, "restore it, or delete it and run its command again", upgraded)
 
 
 def write(record: Record, path: Path) -> Record:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from unlearnbench.errors import Damaged, UserError
-from unlearnbench.record import Selection, replace_file, sealed
+from unlearnbench.errors import UserError
+from unlearnbench.record import Selection, replace_file
+from unlearnbench.sealing import opened, sealed
 
 VERSION: Final = 1
 """Of the schema."""
@@ -172,23 +173,7 @@ def write_tuning(tuning: Tuning, results: Path) -> Tuning:
 
 def read_tuning(path: Path) -> Tuning:
     """A tuning from disk; `Damaged` names the file and what is wrong with it."""
-    remedy = "restore it, or delete it and run `unlearnbench tune` again"
-    try:
-        values = json.loads(path.read_bytes())
-        version = values["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Damaged(f"tuning {path} is damaged (it is no JSON object with a schema_version): {remedy}") from error
-    if isinstance(version, int) and version > VERSION:
-        raise UserError(f"tuning {path} has schema {version}, this unlearnbench knows up to {VERSION}: install a newer")
-    try:
-        tuning = Tuning.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Damaged(f"tuning {path} is damaged ({where}: {first['msg'].lower()}): {remedy}") from error
-    if tuning.content_hash != sealed(values):
-        raise Damaged(f"tuning {path} was changed after it was written (its content hash does not fit): {remedy}")
-    return tuning
+    return opened(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
 
 
 def tunings(results: Path, task: str) -> list[Tuning]:

@@ -156,10 +156,11 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         cell.resources.training(task.device),
         watch.hearing(model),
     ):
-        with Meter(task.device) as preparing:
+        measured = count is None  # a budget is no cost to report: nor is what else costs is measured then
+        with Meter(task.device, memory=measured) as preparing:
             prepared = method.prepare(model, task)
         aside = watch.aside
-        with Meter(task.device) as unlearning:
+        with Meter(task.device, memory=measured) as unlearning:
             watch.begin()
             model = method.unlearn(model, task, prepared)
     check_model(method, model)
@@ -171,7 +172,7 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     cost = {
         "prepare_time": preparing.seconds - aside,
         "unlearn_time": seconds,
-        "relative_time": _relative_time(model, original, task),
+        "relative_time": _relative_time(model, original, task) if measured else None,
         "peak_memory": max(known) if known else None,
         "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
         if known

@@ -138,15 +138,18 @@ def tuned(
 ) -> Tuning:
     """Run every trial that `folder` does not hold yet, then the best few with the other seeds; choose among those.
 
-    A run that diverged, failed or went over the cap ends its trial, which counts and has no value. Of equal means the
-    earlier trial is chosen, so that the default stays where nothing is better.
+    A run that diverged, failed or went over the cap ends its trial, which counts and has no value. So does a first
+    concept's value with which a drawn candidate could not be among the best few, whatever came of the others: what is
+    chosen is the same. Of equal means the earlier trial is chosen, so that the default stays where nothing is better.
     """
     wanted = candidates(cls, given.task.name, given.trials)
     with journal(folder, digest(identity(given, cls))) as study:
         for number in range(given.trials):
             if number not in _kept(study):  # looked up each time: another process may be at the same
                 told(f"{cls.name} · trial {number + 1} of {given.trials}")
-                study.add_trial(_finished(_tried(given, cls, number, wanted[number], evaluate), given))
+                needed = None if wanted[number].presets else _needed(given, list(_kept(study).values()))
+                trial = _tried(given, cls, number, wanted[number], evaluate, anchors, needed)
+                study.add_trial(_finished(trial, given))
         kept = _kept(study)
     trials = [kept[number] for number in range(given.trials)]
     for place, number in enumerate(_best(given, trials)):
@@ -200,18 +203,40 @@ def _kept(study: Study) -> dict[int, Trial]:
 
 
 def _finished(trial: Trial, given: Budget) -> Any:
-    """As optuna keeps it: complete with its value, pruned where it went over the cap, else failed."""
+    """As optuna keeps it: complete with its value, pruned where it was cut or went over the cap, else failed."""
     from optuna.trial import TrialState, create_trial
 
-    states = {"ok": TrialState.COMPLETE, "over the cap": TrialState.PRUNED}
+    states = {"ok": TrialState.PRUNED if trial.cut else TrialState.COMPLETE, "over the cap": TrialState.PRUNED}
     about = {"trial": trial.model_dump(mode="json")}
     value = trial.mean(given.seeds[:1], given.forget)
     return create_trial(state=states.get(trial.state, TrialState.FAIL), value=value, user_attrs=about)
 
 
-def _tried(given: Budget, cls: type[Method], number: int, candidate: Candidate, evaluate: Evaluate) -> Trial:
+def _needed(given: Budget, kept: Sequence[Trial]) -> float | None:
+    """The least objective with the first seed that makes a finalist; None while there are fewer finished trials."""
+    finished = {trial.number: trial for trial in kept}
+    best = _best(given, kept)
+    return finished[best[-1]].mean(given.seeds[:1], given.forget) if len(best) == FINALISTS else None
+
+
+def _tried(
+    given: Budget,
+    cls: type[Method],
+    number: int,
+    candidate: Candidate,
+    evaluate: Evaluate,
+    anchors: dict[str, Anchors],
+    needed: float | None,
+) -> Trial:
     trial = Trial(number=number, presets=candidate.presets, settings=candidate.settings, runs=())  # type: ignore[arg-type]
-    return trial.model_copy(update={"runs": tuple(_runs(given, cls, trial, given.seeds[:1], evaluate))})
+    runs: list[RunValue] = []
+    for run in _runs(given, cls, trial, given.seeds[:1], evaluate):
+        runs.append(run)
+        left = [anchors[forget].most for forget in given.forget[len(runs) :]]
+        most = sum(left) + sum(one.objective or 0.0 for one in runs)
+        if left and run.state == "ok" and needed is not None and most / len(given.forget) < needed:
+            return trial.model_copy(update={"runs": tuple(runs), "cut": True})
+    return trial.model_copy(update={"runs": tuple(runs)})
 
 
 def _runs(
@@ -228,11 +253,11 @@ def _runs(
 
 def _best(given: Budget, trials: Sequence[Trial]) -> list[int]:
     """Numbers of the best trials by the first seed, of settings that differ."""
-    values = {trial.number: trial.mean(given.seeds[:1], given.forget) for trial in trials}
-    order = sorted((-value, number) for number, value in values.items() if value is not None)
+    values = [(trial.mean(given.seeds[:1], given.forget), trial) for trial in trials]
+    order = sorted((-value, trial.number, digest(trial.settings)) for value, trial in values if value is not None)
     distinct: dict[str, int] = {}
-    for _, number in order:
-        distinct.setdefault(digest(trials[number].settings), number)
+    for _, number, settings in order:
+        distinct.setdefault(settings, number)
     return list(distinct.values())[: given.finalists]
 
 

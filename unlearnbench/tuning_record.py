@@ -58,6 +58,8 @@ class Trial(_Part):
     """What the settings are; neither: they were drawn."""
     settings: dict[str, Any]
     runs: tuple[RunValue, ...]
+    cut: bool = False
+    """Left before its last concept, since no value there could have made it one of the best few."""
 
     @property
     def state(self) -> State:
@@ -88,6 +90,12 @@ class Anchors(_Part):
     retrain_ua: float
     destroy_ra: float
     original_ra: float
+
+    @property
+    def most(self) -> float:
+        """The highest objective that a run can have, its UA and RA being 1."""
+        efficacy = (1 - self.original_ua) / (self.retrain_ua - self.original_ua)
+        return min(efficacy, (1 - self.destroy_ra) / (self.original_ra - self.destroy_ra))
 
 
 class Cost(_Part):

@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unlearnbench import Method, registry
 from unlearnbench.errors import Damaged, UserError
+from unlearnbench.hashing import seed_of
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tuning import Budget, budget, tuned
 from unlearnbench.tuning_record import (
@@ -179,6 +181,41 @@ def test_every_trial_is_run_with_the_first_seed_and_the_best_three_with_the_othe
     assert found.cost.evaluations == 5 * len(world.made)
     order = sorted(found.trials, key=lambda trial: -found.first(trial))
     assert {trial.number for trial in found.trials if len(trial.runs) == 6} == {trial.number for trial in order[:3]}
+
+
+class Drawn(World):
+    """Objectives from 0 to 1, drawn for every trial, concept and seed; `noise` is the number of the world."""
+
+    def value(self, name, forget, seed):
+        return np.random.default_rng(seed_of("objective", self.noise, name, forget, seed)).random()
+
+    def __call__(self, method, name, forget, seed):
+        self.made.append((name, forget, seed))
+        return run_of(self.value(name, forget, seed), forget, seed)
+
+
+@pytest.mark.parametrize("world", range(6))
+def test_trials_that_cannot_become_finalists_are_cut_and_the_choice_is_that_of_all(tmp_path, world):
+    made = Drawn(noise=world)
+    found = tune(tmp_path, made, 24)
+
+    def mean(number, seeds):
+        return np.mean([made.value(f"trial-{number}", forget, seed) for seed in seeds for forget in "01"])
+
+    order = sorted(range(24), key=lambda number: -mean(number, (100,)))
+    assert {trial.number for trial in found.trials if len(trial.runs) == 6} == set(order[:3])
+    assert found.chosen == max(order[:3], key=lambda number: mean(number, (100, 101, 102)))
+    cut = [trial for trial in found.trials if trial.cut]
+    assert cut
+    assert {len(trial.runs) for trial in cut} == {1}
+    assert not any(trial.presets for trial in cut), "presets are in the table with their values"
+    assert all(found.first(trial) is None for trial in cut)
+    assert found.cost.runs == len(made.made) == 24 * 2 - len(cut) + 3 * 4
+
+
+def test_the_highest_objective_is_that_of_the_anchor_nearer_to_one():
+    assert Anchors(original_ua=0.2, retrain_ua=0.9, destroy_ra=0.1, original_ra=1).most == pytest.approx(1.0)
+    assert Anchors(original_ua=0.0, retrain_ua=0.8, destroy_ra=0.1, original_ra=0.7).most == pytest.approx(1.25)
 
 
 def test_the_mean_over_all_seeds_decides(tmp_path):

@@ -119,12 +119,13 @@ def _show(task: str, results: Path, plot: Path | None) -> None:
     found = tunings(results, task)
     if not found:
         raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
-    heads = ["method", "default", "published", "tuned", "tuned, all seeds", "trials", "without value", "evaluations"]
+    heads = ["method", "default", "published", "tuned", "tuned, all seeds", "trials", "lost", "cut", "evaluations"]
     print_table(f"tuning on {task}", [*heads, "hours", "chosen"], [("", [_row(one) for one in found])])
     first, selection = found[0], found[0].selection
     seeds = ", ".join(map(str, selection.seeds))
     out.print(
-        "objective: the worse of anchored efficacy and utility, a mean over forget "
+        "lost: diverged, failed or over the cap; cut: left when no value on the other concepts could have made it one "
+        "of the best. Objective: the worse of anchored efficacy and utility, a mean over forget "
         f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: {seeds}. Protocol "
         f"{first.protocol}, sampling seed {selection.sampling_seed}, cap {first.cap:,} evaluations a run. "
         "The best of many trials is flattered by the choice: run --preset tuned reports on other concepts.",
@@ -156,10 +157,10 @@ def _row(one: Tuning) -> list[str]:
         return trial.state if trial.state != "ok" and one.first(trial) is None else shown(one.first(trial))
 
     chosen = None if one.chosen is None else one.trials[one.chosen]
-    lost = sum(one.first(trial) is None for trial in one.trials)
+    lost, cut = sum(trial.state != "ok" for trial in one.trials), sum(trial.cut for trial in one.trials)
     said = "" if chosen is None else " ".join(chosen.presets) or _changed(one, chosen)
     cells = [one.method, first(one.of("default")), first(one.of("published")), first(chosen)]
-    cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost)]
+    cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost), str(cut)]
     return [*cells, f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from tests.small_world import write_nudge
 from unlearnbench import registry
 from unlearnbench.errors import UserError
+from unlearnbench.keys import drafted
 from unlearnbench.record import load_all
 from unlearnbench.resources import Resources
-from unlearnbench.runner import drafted
 from unlearnbench.stages import Cell
 from unlearnbench.tasks.digits_class import DigitsClass
 

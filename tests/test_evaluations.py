@@ -9,6 +9,7 @@ from tests.small_world import ROOT
 from tests.tiny_model import Linear, TinyTask
 from unlearnbench import Sampler
 from unlearnbench.evaluations import Count, OverCap, capped, counted
+from unlearnbench.keys import drafted
 from unlearnbench.methods.blindspot import BlindSpot
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.esd import ESD
@@ -17,7 +18,6 @@ from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
 from unlearnbench.methods.sfron import SFRon
 from unlearnbench.models.unet import ClassUNet
 from unlearnbench.record import read
-from unlearnbench.runner import drafted
 from unlearnbench.stages import metrics_for
 from unlearnbench.verify import rebuilt
 

@@ -6,9 +6,9 @@ import torch
 from unlearnbench import Sampler
 from unlearnbench.check import TinyDigits
 from unlearnbench.hashing import digest, state_hash
+from unlearnbench.keys import sample_parts
 from unlearnbench.methods.original import Original
 from unlearnbench.methods.prompt_filter import PromptFilter
-from unlearnbench.runner import sample_parts
 from unlearnbench.stages import Cell, loaded, unlearn
 
 LABELS = torch.arange(10)

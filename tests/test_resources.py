@@ -187,7 +187,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
 
 def test_savings_are_in_the_key_and_in_the_record(small):
     from unlearnbench import registry
-    from unlearnbench.runner import drafted
+    from unlearnbench.keys import drafted
 
     method, task = registry.load_method("finetune")(), DigitsClass("3")
     plain, saving = (

@@ -34,11 +34,11 @@ def parse_seeds(text: str) -> list[int]:
     return numbers
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
+def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
     """`key=value` words as a dictionary."""
     for word in settings:
-        if not re.fullmatch(r"\w+=.+", word):
-            raise UserError(f"--set {word}: write key=value, such as --set lr=1e-4")
+        if not re.fullmatch(r"[\w-]+=.+", word):
+            raise UserError(f"--{option} {word}: write key=value, such as --{option} {such_as}")
     return dict(word.split("=", 1) for word in settings)
 
 

@@ -17,12 +17,13 @@ from unlearnbench.attack import STANDARD, Attack
 from unlearnbench.environment import describe, exact, trim
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.keys import drafted, sample_parts
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.progress import tell
 from unlearnbench.record import AttackRecord, Record, write
-from unlearnbench.runner import UNRELIABLE, drafted, sample_parts, weight_parts
+from unlearnbench.runner import UNRELIABLE, unlearned
 from unlearnbench.search import arena
-from unlearnbench.stages import Cell, engine_hash, loaded, metric_code, metrics_for, unlearn
+from unlearnbench.stages import Cell, engine_hash, loaded, metric_code, metrics_for
 from unlearnbench.store import Made, Store
 
 SHARED = ("attack", "search", "prompts", "successive")
@@ -100,11 +101,19 @@ def attacked(
     return record
 
 
+def tried(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store) -> None:
+    """Make these attacks' results in the store, where `attacked` finds them; the record stays as it is."""
+    todo = lacking(cell, record, asked)
+    outcome = _outcome(cell, record, store) if todo else None
+    for want in todo:
+        _one(cell, record, want, outcome, store, False)  # type: ignore[arg-type]
+
+
 def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
     """The run's model and the original, frozen; the weights come from the store, or are made anew."""
     draft = drafted(cell, metrics_for(cell.task))
     original = cell.task.pretrained()
-    state, _ = store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original))
+    state, _ = unlearned(cell, draft, original, store)
     if state_hash(state) != record.weights["unlearned"]:
         raise UserError(
             f"{record.label()}: its weights were made anew and are not those of its record "

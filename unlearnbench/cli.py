@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -15,6 +15,20 @@ from unlearnbench.arguments import Device, accepted, parse_seeds, parse_settings
 from unlearnbench.cli_board import boards
 from unlearnbench.cli_compare import comparing
 from unlearnbench.cli_fetch import fetching
+from unlearnbench.cli_launch import (
+    Gpus,
+    Jobs,
+    Launcher,
+    Partition,
+    Shards,
+    Slurm,
+    Threads,
+    TimeLimit,
+    launching,
+    left_out,
+    run_as_jobs,
+    run_here,
+)
 from unlearnbench.cli_list import lists
 from unlearnbench.cli_methods import own
 from unlearnbench.cli_plot import plotting
@@ -22,15 +36,10 @@ from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
 from unlearnbench.cli_report import reporting
 from unlearnbench.cli_tune import tuning
-from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.progress import Stopped, bars
-from unlearnbench.terminal import err, out, show_run
+from unlearnbench.errors import UserError
+from unlearnbench.progress import Stopped
+from unlearnbench.terminal import err, out
 from unlearnbench.trackers import tracking
-
-if TYPE_CHECKING:
-    from unlearnbench.concepts import Concept
-    from unlearnbench.record import Record
-    from unlearnbench.stages import Cell
 
 
 class Commands(TyperGroup):
@@ -52,12 +61,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (lists, boards, reporting, comparing, plotting, tuning, fetching, prepare, own, records):
+for commands in (lists, boards, reporting, comparing, plotting, tuning, fetching, prepare, own, records, launching):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
-TUNED = "tuned"
-"""The preset that `tune` makes."""
-
 
 Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
 
@@ -129,6 +135,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
     ] = False,
+    launcher: Launcher = None,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    shards: Shards = 1,
+    gpus: Gpus = None,
+    partition: Partition = None,
+    time: TimeLimit = None,
+    slurm: Slurm = None,
 ) -> None:
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
     numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
@@ -139,101 +153,43 @@ def run(
     task_class.resolve_protocol(protocol)
     more = accepted(task_class, data=data, checkpoint=checkpoint, coco=coco)
 
+    from unlearnbench.asking import Asked, concepts_of, methods_of
+    from unlearnbench.attacking import wanted
     from unlearnbench.environment import pick_device
+    from unlearnbench.jobs import Cut
+    from unlearnbench.launching import Where
     from unlearnbench.resources import Resources
+    from unlearnbench.trajectory import checked
 
-    where = pick_device(device.value)
-    resources = Resources.checked(precision, words(memory or []), where, compile)
-    described: tuple[Concept, ...] = ()
-    if concept is not None:
-        from unlearnbench.concepts import read_concepts
-
-        if forget:
-            raise UserError("--forget and --concept exclude each other: give one of them")
-        forgotten, described = read_concepts(concept)
-        concepts = [forgotten]
-    else:
-        concepts = [task_class.resolve_concept(word) for word in words(forget or [task_class.default_forget])]
+    at = Where.checked(
+        launcher,
+        jobs,
+        threads,
+        gpus,
+        device.value,
+        partition,
+        time,
+        parse_settings(slurm or [], "slurm", "account=mine"),
+    )
+    where = at.device if at and at.device else pick_device(device.value)
     given = words(method)
-    names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
-    names = [name for name in names if name != "all"]
-    if not names or not concepts:
-        raise UserError(f"--{'forget' if names else 'method'} is empty: name at least one")
-    classes = [registry.load_method(name) for name in names]
-    for cls in classes:
-        registry.require_fields(cls)
-        if cls.incomplete and cls.name in given and not overrides:
-            first = next(iter(cls.configured({}).settings()))
-            raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
-
-    from unlearnbench.attacking import attacked, wanted
-    from unlearnbench.run_table import grouped
-    from unlearnbench.runner import run as run_cell
-    from unlearnbench.stages import Cell, require
-    from unlearnbench.store import Store
-    from unlearnbench.trajectory import checked, followed
-    from unlearnbench.tuning_record import require_apart, tuned_settings, was_tuned
-
-    every = checked(eval_every)
-    store, tried = Store(), wanted(attacks, budget) if attacks is not None else []
-
-    def cell(cls: Any, concept: str, seed: int, preset: str, overrides: dict[str, Any]) -> Cell:
-        selection = None
-        if preset == TUNED:
-            settings, selection = tuned_settings(results, task, cls.name)
-            require_apart(cls.name, selection, concept, seed, task_class.protocols[protocol].sampling_seed)
-        else:
-            settings = cls.preset(preset, task)
-        method = cls.configured({**settings, **overrides})
-        about = task_class(
-            concept, protocol=protocol, seed=seed, device=where, weights=pretrained, concepts=described, **more
-        )
-        given = method.given(overrides)
-        return Cell(method, about, preset, given, selection, resources, include_unsafe)
-
-    def hosted(cls: Any) -> bool:
-        if preset == TUNED and not was_tuned(results, task, cls.name):
-            err.print(f"left out: {cls.name} has no tuned settings", markup=False, highlight=False, soft_wrap=True)
-            return False
-        try:
-            require(cell(cls, concepts[0], 0, preset, {}))
-        except Unsupported as reason:
-            err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
-            return False
-        return True
-
-    if "all" in given:  # what is named beside it stays, and its record says why it cannot run
-        classes = [cls for cls in classes if cls.name in given or (not cls.incomplete and hosted(cls))]
-    original = registry.load_method("original")
-    baseline = [cell(original, concept, 0, "default", {}) for concept in concepts]
-    asked = [
-        cell(cls, concept, seed, preset, overrides)
-        for concept in concepts
-        for cls in classes
-        for seed in (numbers[:1] if cls.name == "retrain" and task_class.gold_once else numbers)
-    ]
+    named = methods_of(given, overrides)
+    forgotten, described = concepts_of(task_class, words(forget or []), concept)
+    if not named or (forget and not forgotten):
+        raise UserError(f"--{'forget' if named else 'method'} is empty: name at least one")
+    every, tried = checked(eval_every), wanted(attacks, budget) if attacks is not None else []
+    cut = Cut.checked([want.label for want in tried], budget, shards, every, force, tracker is not None, at is not None)
+    resources = Resources.checked(precision, words(memory or []), where, compile)
+    about = Asked(
+        task_class, results, where, protocol, preset, overrides, described, resources, include_unsafe, pretrained, more
+    )
+    baseline, asked = about.cells(named, given, forgotten, numbers, left_out)
     if dry_run:
-        show_probe([*baseline, *asked])
-        return
-    done: list[Record] = []
-    with bars(err, len(baseline) + len(asked)) as begin:
-        for number, item in enumerate([*baseline, *asked]):
-            begin(f"{item.method.name} · forget {item.task.forget} · seed {item.task.seed}")
-            again = force and number >= len(baseline)
-            if number >= len(baseline) and (every or shown_by):
-                record = followed(item, every, store, results, again, shown_by)
-            else:
-                record = run_cell(item, store, results, again)
-            if tried and number >= len(baseline):
-                record = attacked(item, record, tried, store, results, again)
-            done.append(record)
-    for group in grouped(done[len(baseline) :]):
-        show_run(
-            group,
-            next(record for record in done if record.forget == group[0].forget),
-            results,
-            [want.label for want in tried],
-        )
+        show_probe([spec.cell() for spec in (*baseline, *asked)])
+    elif at is None:
+        run_here(baseline, asked, cut, threads, results, shown_by)
+    else:
+        run_as_jobs(baseline, asked, cut, at, results)
 
 
 def main() -> None:

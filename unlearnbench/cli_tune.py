@@ -95,8 +95,9 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
 
 
 def _tune(given: Budget, names: Sequence[str], results: Path, jobs: int) -> None:
+    from unlearnbench.environment import on_threads
     from unlearnbench.store import Store
-    from unlearnbench.tuning_jobs import Job, finished, one_thread, tune_all
+    from unlearnbench.tuning_jobs import Job, finished, tune_all
     from unlearnbench.tuning_runs import anchored_runs
 
     todo = [name for name in names if finished(given, name, results) is None]
@@ -105,7 +106,7 @@ def _tune(given: Budget, names: Sequence[str], results: Path, jobs: int) -> None
     work = Store().root / "tuning" / given.task.name
     with bars(err, len(todo) * given.announced + 1) as begin:
         begin("anchors")
-        with one_thread():
+        with on_threads(1):
             controls = anchored_runs(given, work / "anchors")
         every = [Job(given, name, work, results, controls) for name in todo]
         for found in tune_all(every, jobs, begin):

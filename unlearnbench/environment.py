@@ -31,10 +31,21 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
+@contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Torch with so many CPU threads, on which results depend in their last bits; None: as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe(device: str) -> dict[str, Any]:
     """Facts for a record; what cannot be found out is None."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
+        "device": _name(device),
         "device_type": device,
         "driver": torch.version.cuda if device == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -44,6 +55,12 @@ def describe(device: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         **_commit(),
     }
+
+
+def _name(device: str) -> str | None:
+    if device != "cuda":
+        return _cpu()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None  # a driver hands work to those who have
 
 
 def _cpu() -> str | None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from unlearnbench import __version__, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
+from unlearnbench.keys import drafted, weight_parts, wraps
 from unlearnbench.models.loading import as_pipeline
 from unlearnbench.record import Record, ScoreRecord
-from unlearnbench.runner import drafted, weight_parts, wraps
 from unlearnbench.stages import Cell, loaded, metrics_for, unlearn
 from unlearnbench.store import Store, cannot_write, flush
 from unlearnbench.text import TextTask

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from unlearnbench.errors import UserError
 from unlearnbench.export import recalled
+from unlearnbench.keys import sample_parts
 from unlearnbench.progress import track
 from unlearnbench.record import Record
-from unlearnbench.runner import sample_parts
 from unlearnbench.samples import draw
 from unlearnbench.stages import Cell, loaded
 from unlearnbench.store import Store, cannot_write

@@ -46,6 +46,16 @@ def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterato
             sink(what + rate, done, total)
 
 
+@contextmanager
+def told_by(teller: Callable[[str], None]) -> Iterator[None]:
+    """Within this block `teller` hears what is said."""
+    token = _teller.set(teller)
+    try:
+        yield
+    finally:
+        _teller.reset(token)
+
+
 def tell(line: str) -> None:
     """Say something to whoever is shown bars."""
     if teller := _teller.get():
@@ -79,11 +89,11 @@ def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
         def sink(what: str, done: int, total: int) -> None:
             bars.update(stage, description=f"  {what}", completed=done, total=total, visible=True)
 
-        token = _teller.set(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         try:
-            with shown_by(sink):
+            with (
+                shown_by(sink),
+                told_by(lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)),
+            ):
                 yield begin
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
-        finally:
-            _teller.reset(token)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from unlearnbench.agreement import Likeness, Row, likeness, whole_scores
-from unlearnbench.environment import describe, seeing
+from unlearnbench.diffusion import Diffusion
+from unlearnbench.environment import seeing
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
-from unlearnbench.hashing import digest, source_hash, state_hash
-from unlearnbench.judges.witness import Witness
-from unlearnbench.method import Method
-from unlearnbench.metric import Metric, Outcome
+from unlearnbench.hashing import state_hash
+from unlearnbench.keys import drafted, sample_parts, weight_parts, wraps
+from unlearnbench.metric import Outcome
 from unlearnbench.perimage import as_parquet
 from unlearnbench.progress import tell
 from unlearnbench.record import (
     BESIDE,
-    JudgeRecord,
-    MethodRecord,
-    ProtocolRecord,
     Record,
-    WitnessRecord,
     read,
     replace_file,
     write,
@@ -36,24 +28,19 @@ from unlearnbench.record import (
 from unlearnbench.samples import draw, judged, observed, witnessed
 from unlearnbench.stages import (
     Cell,
-    engine_hash,
     loaded,
     measure,
-    metric_code,
     metrics_for,
-    now,
     require,
     score_record,
     unlearn,
 )
-from unlearnbench.store import Store, cannot_write
+from unlearnbench.store import Made, Store, cannot_write
 from unlearnbench.training import Diverged
 from unlearnbench.watching import Watch
 
 UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
-KEYED = 3
-"""Schema that keys are of: what it gained since are attacks, which have keys of their own, and trajectories."""
 
 
 def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None) -> Record:
@@ -67,9 +54,12 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Wat
     found = _found(path, draft.key)
     parts = weight_parts(cell, draft)
     shown = cell.include_unsafe or not cell.task.unsafe
-    as_asked = not cell.task.unsafe or _has_prompts(path) == shown
-    whole = found is not None and _whole(path, found, shown)
-    if found and not force and (found.status == "skipped" or (as_asked and whole and store.has("weights", parts))):
+    as_asked = _as_asked(cell, path)
+    if (
+        found
+        and not force
+        and (found.status == "skipped" or (_whole(cell, found, path) and store.has("weights", parts)))
+    ):
         return found
     _writable(results, "--out")
     if force or not store.has("weights", parts):  # a store that holds everything may be read-only
@@ -78,7 +68,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Wat
     try:
         require(cell)
         original = cell.task.pretrained().eval()
-        state, facts = store.stage("weights", parts, lambda: unlearn(cell, original, watch), force)
+        state, facts = unlearned(cell, draft, original, store, force, watch)
         model, plan, judge = loaded(cell, state), cell.task.plan(), cell.task.judge()
         samples, seen = observed(cell, judge, model, sample_parts(cell, state), plan, store, force)
     except (Diverged, Unsupported) as error:
@@ -137,11 +127,32 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Wat
         return write(record.model_copy(update=kept), path)
 
 
-def _whole(path: Path, record: Record, shown: bool) -> bool:
-    """Whether the files that belong beside a record are there."""
-    picture = shown and record.method.name != "original" and record.status in ("ok", "unreliable")
-    wanted = [".parquet"] * (record.images is not None) + [".png"] * picture
-    return all(path.with_suffix(suffix).is_file() for suffix in wanted)
+def unlearned(
+    cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
+) -> Made:
+    """The unlearned weights and what they cost, from the store or made."""
+    return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
+
+
+def finished(cell: Cell, results: Path) -> Record | None:
+    """The cell's record, where all that a run would make of it lies there already, whatever the store holds."""
+    draft = drafted(cell, metrics_for(cell.task))
+    path = draft.path(results)
+    found = _found(path, draft.key)
+    return found if found and (found.status == "skipped" or _whole(cell, found, path)) else None
+
+
+def _whole(cell: Cell, record: Record, path: Path) -> bool:
+    """Whether the files that belong beside a record are there, as they were asked for."""
+    picture = (cell.include_unsafe or not cell.task.unsafe) and record.method.name != "original"
+    wanted = [".parquet"] * (record.images is not None)
+    wanted += [".png"] * (picture and record.status in ("ok", "unreliable"))
+    return _as_asked(cell, path) and all(path.with_suffix(suffix).is_file() for suffix in wanted)
+
+
+def _as_asked(cell: Cell, path: Path) -> bool:
+    """Whether the per-image values of an unsafe task show prompts just where they may."""
+    return not cell.task.unsafe or _has_prompts(path) == cell.include_unsafe
 
 
 def _kept(then: Record, now: Record, path: Path) -> str:
@@ -160,89 +171,6 @@ def _apart(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
     for row in whole_scores(then, now, kind):
         if row.agrees is False and isinstance(row.recorded, float) and isinstance(row.anew, float):
             yield row
-
-
-# ---- keys ----------------------------------------------------------------------------------------------------------
-
-
-def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
-    """The record's identity, before anything is run."""
-    task, method = cell.task, cell.method
-    judge = task.judge()
-    original, pretraining = task.pretrained_identity()
-    record = Record(
-        key="",
-        task=task.name,
-        protocol=ProtocolRecord(name=task.protocol.name, hash=task.protocol.hash, settings=asdict(task.protocol)),
-        forget=task.forget,
-        method=MethodRecord(
-            name=method.name,
-            division=cell.division,
-            selection=cell.selection,
-            preset=cell.preset,
-            overrides=dict(cell.overrides or {}),
-            settings=method.settings(),
-            requires=tuple(sorted(method.requires)),
-            code_hash=source_hash(method.sources()),
-        ),
-        data=task.data_identity(),
-        seeds={"pretraining": pretraining, "unlearning": task.seed, "sampling": task.protocol.sampling_seed},
-        status="ok",
-        scores={},
-        judge=JudgeRecord(name=judge.name, version=judge.version, hash=judge.hash, threshold=judge.threshold),
-        witnesses={role: _witness(witness) for role, witness in task.witnesses().items()},
-        weights={"original": original, "unlearned": None},
-        engine_hash=engine_hash(type(task)),
-        environment={**describe(task.device), **cell.resources.named()},
-        created=now(),
-    )
-    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE}
-    codes = {name: metric_code(metric) for name, metric in metrics.items()}
-    savings = [cell.resources.named()] if cell.resources.named() else []
-    about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
-    key = digest([about, codes, task.device, *savings])
-    return record.model_copy(update={"key": key})
-
-
-def _witness(witness: Witness) -> WitnessRecord:
-    threshold = None if math.isnan(witness.threshold) else witness.threshold
-    who = {name: getattr(witness, name) for name in ("name", "version", "hash", "columns")}
-    return WitnessRecord(**who, threshold=threshold)
-
-
-def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
-    """What unlearned weights are kept under."""
-    method = draft.method.model_dump(mode="json", include={"name", "settings", "code_hash"})
-    return {
-        "method": method,
-        "task": draft.task,
-        "forget": draft.forget,
-        "seed": cell.task.seed,
-        "original": draft.weights["original"],
-        "sampler": draft.protocol.settings["sampler"],  # methods that sample use it
-        "engine": draft.engine_hash,
-        "device": cell.task.device,
-        **_own_concepts(draft.protocol.settings),
-        **cell.resources.named(),
-    }
-
-
-def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
-    method = cell.method
-    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None
-    own = _own_concepts(asdict(cell.task.protocol)) if wraps(cell) else {}
-    return {"weights": state_hash(state), "wrap": about, **own}
-
-
-def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A user's own, for keys: the name of a concept file does not say what is in it."""
-    return {"concepts": protocol["concepts"]} if protocol.get("concepts") else {}
-
-
-def wraps(cell: Cell) -> bool:
-    """Whether the method acts beside the weights too, such as on guidance."""
-    return type(cell.method).wrap is not Method.wrap
 
 
 def _found(path: Path, key: str) -> Record | None:

@@ -57,10 +57,14 @@ def draw(
     store: Store,
     force: bool = False,
     see: Callable[[Tensor], None] = lambda images: None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Rows:
-    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself, and shown to `see` in order."""
+    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself, and shown to `see` in order.
+
+    Of `shard` (i, n) every n-th chunk from the i-th on alone: what others draw meanwhile, and is the same for any n.
+    """
     task, size = cell.task, cell.task.protocol.chunk
-    chunks = [plan[start : start + size] for start in range(0, len(plan), size)]
+    chunks = [plan[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
     drawn = []
     with exact(), cell.resources.compiled(model) as model:
         for chunk in track(chunks, len(chunks), "sampling"):

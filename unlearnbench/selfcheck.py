@@ -13,8 +13,9 @@ from torch import Tensor
 from unlearnbench import registry, toy
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
+from unlearnbench.keys import sample_parts
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
-from unlearnbench.runner import run, sample_parts
+from unlearnbench.runner import run
 from unlearnbench.samples import draw
 from unlearnbench.stages import Cell, metrics_for
 from unlearnbench.store import Store

@@ -28,6 +28,8 @@ class Store:
 
     def __init__(self, root: Path | None = None):
         self.root = root or default_root()
+        self.touched: dict[Path, None] = {}
+        """Entries that were asked for, below the root, in order: what a job hands on to those after it."""
 
     def folder(self, kind: str, parts: dict[str, Any]) -> Path:
         """Where the entry made from these parts lies."""
@@ -47,6 +49,7 @@ class Store:
     ) -> Made:
         """The entry for `parts`: read if there, else made and written. What fails, or `keep` denies, is not kept."""
         folder = self.folder(kind, parts)
+        self.touched[folder.relative_to(self.root)] = None
         if not force and (found := self._read(folder)):
             return found
         made = make()

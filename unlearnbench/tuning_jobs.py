@@ -7,16 +7,13 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from unlearnbench import registry
-from unlearnbench.environment import describe
+from unlearnbench.environment import describe, on_threads
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.progress import shown_by
@@ -55,7 +52,7 @@ def tune_one(job: Job, told: Told = lambda line: None) -> Tuning:
     # answers of another code or original would be made anew anyway: kept apart, they do not pile up
     runs = Runs(job.given, folder / "runs" / digest(tuning_key(job.given, cls))[:12], job.controls)
     environment = {**describe(job.given.device), "optuna": version("optuna")}
-    with one_thread():
+    with on_threads(1):  # whatever the number of processes: results depend on it in their last bits
         found = tuned(job.given, cls, folder, runs, anchors_of(job.controls), environment, told)
     try:
         found = write_tuning(found, job.results)
@@ -65,17 +62,6 @@ def tune_one(job: Job, told: Told = lambda line: None) -> Tuning:
         ) from error
     shutil.rmtree(folder / "runs", ignore_errors=True)
     return found
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch with one thread, whatever the number of processes: results depend on it in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def tune_all(jobs: Sequence[Job], processes: int, told: Told) -> Iterator[Tuning]:

@@ -11,10 +11,11 @@ from unlearnbench import registry
 from unlearnbench.board import scores
 from unlearnbench.errors import UserError
 from unlearnbench.evaluations import OverCap, capped
+from unlearnbench.keys import drafted, weight_parts
 from unlearnbench.method import Method
 from unlearnbench.progress import tell
 from unlearnbench.record import Record
-from unlearnbench.runner import drafted, run, weight_parts
+from unlearnbench.runner import run
 from unlearnbench.stages import Cell, Failed, metrics_for, unlearn
 from unlearnbench.store import Store
 from unlearnbench.tuning import Budget

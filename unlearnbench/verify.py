@@ -30,12 +30,13 @@ from unlearnbench.concepts import made
 from unlearnbench.diff import Difference, differences
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
+from unlearnbench.keys import drafted
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.perimage import read_images, table, unreproduced
 from unlearnbench.places import default_root
 from unlearnbench.record import Record
 from unlearnbench.resources import Resources
-from unlearnbench.runner import drafted, run
+from unlearnbench.runner import run
 from unlearnbench.samples import observed, witnessed
 from unlearnbench.stages import Cell, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store

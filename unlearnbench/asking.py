@@ -1,0 +1,135 @@
+"""The cells that `run` was asked for: names and settings checked, concepts, methods and seeds multiplied out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlearnbench import registry
+from unlearnbench.concepts import Concept, read_concepts
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.jobs import Spec
+from unlearnbench.method import Method
+from unlearnbench.resources import DEFAULT, Resources
+from unlearnbench.stages import require
+from unlearnbench.task import Task
+from unlearnbench.tuning_record import require_apart, tuned_settings, was_tuned
+
+TUNED = "tuned"
+"""The preset that `tune` makes."""
+Named = list[tuple[str, type[Method]]]
+"""Methods as they were asked for, by name or by file."""
+
+
+def concepts_of(task: type[Task], forget: Sequence[str], file: Path | None) -> tuple[list[str], tuple[Concept, ...]]:
+    """What is to be forgotten, and how the user's own concepts are described."""
+    if file is not None:
+        if forget:
+            raise UserError("--forget and --concept exclude each other: give one of them")
+        forgotten, described = read_concepts(file)
+        return [forgotten], described
+    return [task.resolve_concept(word) for word in forget or [task.default_forget]], ()
+
+
+def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:
+    """The methods of these words, of which `all` stands for every one; refuses what cannot be set up."""
+    names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
+    found = [(name, registry.load_method(name)) for name in names if name != "all"]
+    for _, cls in found:
+        registry.require_fields(cls)
+        if cls.incomplete and cls.name in given and not overrides:
+            first = next(iter(cls.configured({}).settings()))
+            raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
+    return found
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is the same for every cell."""
+
+    task: type[Task]
+    results: Path
+    device: str
+    protocol: str = "default"
+    preset: str = "default"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    described: tuple[Concept, ...] = ()
+    resources: Resources = DEFAULT
+    include_unsafe: bool = False
+    pretrained: Path | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    """The task's own settings."""
+
+    def spec(self, name: str, cls: type[Method], forget: str, seed: int, plain: bool = False) -> Spec:
+        """One cell; `plain`: with the default settings, as the original's beside others is."""
+        preset, overrides = ("default", {}) if plain else (self.preset, self.overrides)
+        selection = None
+        if preset == TUNED:
+            settings, selection = tuned_settings(self.results, self.task.name, cls.name)
+            require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
+        else:
+            settings = cls.preset(preset, self.task.name)
+        method = cls.configured({**settings, **overrides})
+        file = Path(name).resolve() if name.endswith(".py") or "/" in name else None
+        return Spec(
+            method=str(file or name),
+            source=file.read_text() if file and cls.name not in registry.methods() else None,
+            task=self.task.name,
+            forget=forget,
+            seed=seed,
+            protocol=self.protocol,
+            preset=preset,
+            settings=method.settings(),
+            overrides=method.given(overrides),
+            selection=selection,
+            concepts=tuple(asdict(concept) for concept in self.described),
+            device=self.device,
+            precision=self.resources.precision,
+            memory=self.resources.memory,
+            compile=self.resources.compile,
+            include_unsafe=self.include_unsafe,
+            pretrained=self.pretrained,
+            **self.more,
+        )
+
+    def hosted(self, name: str, cls: type[Method], forget: str, told: Callable[[str], None]) -> bool:
+        """Whether the task can host a method with these settings; tells why not."""
+        if self.preset == TUNED and not was_tuned(self.results, self.task.name, cls.name):
+            told(f"left out: {cls.name} has no tuned settings")
+            return False
+        try:
+            require(self.spec(name, cls, forget, 0).cell())
+        except Unsupported as reason:
+            told(f"left out: {reason}")
+            return False
+        return True
+
+    def cells(
+        self,
+        methods: Named,
+        given: Sequence[str],
+        forget: Sequence[str],
+        seeds: Sequence[int],
+        told: Callable[[str], None],
+    ) -> tuple[list[Spec], list[Spec]]:
+        """The original's cell for each concept, and those that were asked for.
+
+        What `all` brings and the task cannot host is left out; what is named stays, and its record says why.
+        """
+        if "all" in given:
+            methods = [
+                (name, cls)
+                for name, cls in methods
+                if cls.name in given or (not cls.incomplete and self.hosted(name, cls, forget[0], told))
+            ]
+        original = registry.load_method("original")
+        baseline = [self.spec("original", original, concept, 0, plain=True) for concept in forget]
+        asked = [
+            self.spec(name, cls, concept, seed)
+            for concept in forget
+            for name, cls in methods
+            for seed in (seeds[:1] if cls.name == "retrain" and self.task.gold_once else seeds)
+        ]
+        return baseline, asked

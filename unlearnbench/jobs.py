@@ -1,0 +1,223 @@
+"""Cells as data, which any process makes the same cell of, and the jobs that they come apart into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from unlearnbench import registry
+from unlearnbench.concepts import made
+from unlearnbench.errors import UserError
+from unlearnbench.hashing import digest, source_hash
+from unlearnbench.record import Selection, record_path
+from unlearnbench.record import label as labelled
+from unlearnbench.resources import Resources
+from unlearnbench.stages import Cell, engine_hash
+
+Step = Literal["unlearn", "sample", "record", "attack", "attach"]
+OWN = ("data", "checkpoint", "coco")
+"""Settings that only some tasks take."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Spec(_Part):
+    """One cell: all that `run` was told about it, checked already."""
+
+    method: str
+    """Its name, or the path of its file."""
+    source: str | None = None
+    """What that file says, for machines that do not have it."""
+    task: str
+    forget: str
+    seed: int
+    protocol: str
+    preset: str = "default"
+    settings: dict[str, Any]
+    overrides: dict[str, Any] = {}
+    selection: Selection | None = None
+    concepts: tuple[dict[str, Any], ...] = ()
+    device: str
+    precision: str = "fp32"
+    memory: tuple[str, ...] = ()
+    compile: bool = False
+    include_unsafe: bool = False
+    pretrained: Path | None = None
+    data: Path | None = None
+    checkpoint: Path | None = None
+    coco: str | None = None
+
+    def cell(self) -> Cell:
+        """The cell; the method's file, the original's and the data's must be there."""
+        method = registry.load_method(self.method).configured(self.settings)
+        task = registry.load_task(self.task)(
+            self.forget,
+            protocol=self.protocol,
+            seed=self.seed,
+            device=self.device,
+            weights=self.pretrained,
+            concepts=made(list(self.concepts), "the concepts") if self.concepts else (),
+            **{name: value for name in OWN if (value := getattr(self, name)) is not None},
+        )
+        resources = Resources(self.precision, self.memory, self.compile)  # type: ignore[arg-type]
+        given = method.given(self.overrides)
+        return Cell(method, task, self.preset, given, self.selection, resources, self.include_unsafe)
+
+    @property
+    def label(self) -> str:
+        """The method as folders and tables name it."""
+        name = Path(self.method).stem if self.method.endswith(".py") else self.method
+        return labelled(name, self.preset, self.overrides)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.label} · forget {self.forget} · seed {self.seed}"
+
+    def path(self, results: Path) -> Path:
+        """Where its record lies."""
+        return record_path(results, self.task, self.protocol, self.forget, self.label, self.seed)
+
+
+class Expected(_Part):
+    """What a worker must have as the driver has it, or it makes another thing."""
+
+    original: str
+    """Content hash of the weights to start from."""
+    code: str
+    """Hash of method, engine and judge."""
+    data: str | None
+
+    @classmethod
+    def of(cls, cell: Cell) -> Expected:
+        """As it is here."""
+        code = digest([source_hash(cell.method.sources()), engine_hash(type(cell.task)), cell.task.judge().hash])
+        return cls(original=cell.task.pretrained_identity()[0], code=code, data=cell.task.data_identity())
+
+    def require(self, here: Expected, where: str) -> None:
+        """Refuse a machine that has something else."""
+        remedies = {
+            "original": "give it the same weights (--pretrained, or `unlearnbench fetch`)",
+            "code": "install the same unlearnbench and the same methods there",
+            "data": "give it the same files (`unlearnbench fetch`, --data)",
+        }
+        for what, remedy in remedies.items():
+            wanted, have = getattr(self, what), getattr(here, what)
+            if wanted != have:
+                raise UserError(
+                    f"{where} has other {what} than the job must start from "
+                    f"({(have or 'none')[:12]} there, {(wanted or 'none')[:12]} wanted): {remedy}"
+                )
+
+
+class Job(_Part):
+    """A piece of a cell's work that one worker does; what it makes lies in the store, or is the record."""
+
+    id: str
+    step: Step
+    spec: Spec
+    expected: Expected
+    needs: tuple[str, ...] = ()
+    """Ids of the jobs that must be done before."""
+    attacks: tuple[str, ...] = ()
+    """Labels to try, of an attack step one; of `record` all, where they are not jobs of their own."""
+    budget: int | None = None
+    shard: int = 0
+    shards: int = 1
+    every: int | None = None
+    """Steps from one scored point to the next."""
+    force: bool = False
+    threads: int = 1
+    gpus: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        more = {
+            "unlearn": " · unlearn",
+            "sample": f" · sample {self.shard + 1}/{self.shards}",
+            "record": "",
+            "attack": f" · {', '.join(self.attacks)}",
+            "attach": " · attacks into the record",
+        }
+        return f"{self.spec.title}{more[self.step]}"
+
+
+class Cut(_Part):
+    """How cells come apart."""
+
+    attacks: tuple[str, ...] = ()
+    budget: int | None = None
+    shards: int = 1
+    every: int | None = None
+    force: bool = False
+    threads: int = 1
+    gpus: int = 0
+
+    @classmethod
+    def checked(
+        cls,
+        attacks: Sequence[str],
+        budget: int | None,
+        shards: int,
+        every: int | None,
+        force: bool,
+        tracked: bool,
+        launched: bool,
+    ) -> Cut:
+        """From the command line; refuses what jobs cannot do."""
+        if shards < 1:
+            raise UserError(f"--shards {shards} is below 1: give the jobs that images are drawn by")
+        if shards > 1 and not launched:
+            raise UserError(f"--shards {shards} takes jobs: add --jobs {shards}, or --launcher ray or slurm")
+        if tracked and launched:
+            raise UserError("--tracker shows what this process does: leave it, or --launcher and --jobs, out")
+        for name, given in (("force", force), ("eval-every", every is not None)):
+            if given and shards > 1:
+                raise UserError(f"--{name} keeps a cell whole: leave --shards {shards} out, or --{name}")
+        return cls(attacks=tuple(attacks), budget=budget, shards=shards, every=every, force=force)
+
+
+def jobs_of(specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut) -> list[Job]:
+    """Every job, each after those that it needs: the original's cell of a concept comes before all others of it.
+
+    Forced and watched cells stay whole: their stages would be made twice.
+    """
+    jobs: list[Job] = []
+    first: dict[str, str] = {}
+    for spec in baseline:
+        jobs += _cell(spec, (), cut.model_copy(update={"attacks": (), "every": None, "force": False}))
+        first[spec.forget] = jobs[-1].id
+    for spec in specs:
+        if spec in baseline and not cut.attacks and not cut.force and not cut.every:
+            continue
+        jobs += _cell(spec, (first[spec.forget],) if spec.forget in first else (), cut)
+    return jobs
+
+
+def _cell(spec: Spec, needs: tuple[str, ...], cut: Cut) -> Iterator[Job]:
+    whole = cut.force or cut.every is not None
+    expected = Expected.of(spec.model_copy(update={"device": "cpu"}).cell())  # a driver may have no card
+
+    def job(step: Step, needs: tuple[str, ...], **about: Any) -> Job:
+        about |= {"budget": cut.budget, "threads": cut.threads, "gpus": cut.gpus}
+        values = {"step": step, "spec": spec, "expected": expected, "needs": needs, **about}
+        id = digest([step, spec.model_dump(mode="json"), expected.model_dump(), about])[:16]
+        return Job(id=id, **values)
+
+    if cut.shards > 1 and not whole:
+        yield (unlearn := job("unlearn", needs))
+        pieces = [job("sample", (unlearn.id,), shard=shard, shards=cut.shards) for shard in range(cut.shards)]
+        yield from pieces
+        needs = (unlearn.id, *(piece.id for piece in pieces))
+    about: dict[str, Any] = {"every": cut.every, "force": cut.force, "attacks": cut.attacks if whole else ()}
+    yield (record := job("record", needs, **about))
+    if cut.attacks and not whole:
+        tried = [job("attack", (record.id,), attacks=(label,)) for label in cut.attacks]
+        yield from tried
+        yield job("attach", (record.id, *(one.id for one in tried)), attacks=cut.attacks)

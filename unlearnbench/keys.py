@@ -1,0 +1,101 @@
+"""What records, weights and samples are kept under: hashes of everything that made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from unlearnbench.environment import describe
+from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.judges.witness import Witness
+from unlearnbench.method import Method
+from unlearnbench.metric import Metric
+from unlearnbench.record import BESIDE, JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord
+from unlearnbench.stages import Cell, engine_hash, metric_code, now
+
+KEYED = 3
+"""Schema that keys are of: what it gained since are attacks, which have keys of their own, and trajectories."""
+
+
+def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
+    """The record's identity, before anything is run."""
+    task, method = cell.task, cell.method
+    judge = task.judge()
+    original, pretraining = task.pretrained_identity()
+    record = Record(
+        key="",
+        task=task.name,
+        protocol=ProtocolRecord(name=task.protocol.name, hash=task.protocol.hash, settings=asdict(task.protocol)),
+        forget=task.forget,
+        method=MethodRecord(
+            name=method.name,
+            division=cell.division,
+            selection=cell.selection,
+            preset=cell.preset,
+            overrides=dict(cell.overrides or {}),
+            settings=method.settings(),
+            requires=tuple(sorted(method.requires)),
+            code_hash=source_hash(method.sources()),
+        ),
+        data=task.data_identity(),
+        seeds={"pretraining": pretraining, "unlearning": task.seed, "sampling": task.protocol.sampling_seed},
+        status="ok",
+        scores={},
+        judge=JudgeRecord(name=judge.name, version=judge.version, hash=judge.hash, threshold=judge.threshold),
+        witnesses={role: _witness(witness) for role, witness in task.witnesses().items()},
+        weights={"original": original, "unlearned": None},
+        engine_hash=engine_hash(type(task)),
+        environment={**describe(task.device), **cell.resources.named()},
+        created=now(),
+    )
+    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE}
+    codes = {name: metric_code(metric) for name, metric in metrics.items()}
+    savings = [cell.resources.named()] if cell.resources.named() else []
+    about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
+    key = digest([about, codes, task.device, *savings])
+    return record.model_copy(update={"key": key})
+
+
+def _witness(witness: Witness) -> WitnessRecord:
+    threshold = None if math.isnan(witness.threshold) else witness.threshold
+    who = {name: getattr(witness, name) for name in ("name", "version", "hash", "columns")}
+    return WitnessRecord(**who, threshold=threshold)
+
+
+def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
+    """What unlearned weights are kept under."""
+    method = draft.method.model_dump(mode="json", include={"name", "settings", "code_hash"})
+    return {
+        "method": method,
+        "task": draft.task,
+        "forget": draft.forget,
+        "seed": cell.task.seed,
+        "original": draft.weights["original"],
+        "sampler": draft.protocol.settings["sampler"],  # methods that sample use it
+        "engine": draft.engine_hash,
+        "device": cell.task.device,
+        **_own_concepts(draft.protocol.settings),
+        **cell.resources.named(),
+    }
+
+
+def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
+    method = cell.method
+    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None
+    own = _own_concepts(asdict(cell.task.protocol)) if wraps(cell) else {}
+    return {"weights": state_hash(state), "wrap": about, **own}
+
+
+def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """A user's own, for keys: the name of a concept file does not say what is in it."""
+    return {"concepts": protocol["concepts"]} if protocol.get("concepts") else {}
+
+
+def wraps(cell: Cell) -> bool:
+    """Whether the method acts beside the weights too, such as on guidance."""
+    return type(cell.method).wrap is not Method.wrap

@@ -1,0 +1,122 @@
+"""Drive jobs to their end on whatever runs them: what is ready is handed on, what is lost is tried again."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearnbench.jobs import Job
+from unlearnbench.ledger import Ledger
+from unlearnbench.progress import tell
+from unlearnbench.work import Result, tail
+
+TRIES = 3
+"""How often a job is begun whose worker dies."""
+POLL = 0.25
+"""Seconds that the driver waits for news."""
+
+
+class Backend(ABC):
+    """Where jobs run. It knows nothing of what they are for."""
+
+    @abstractmethod
+    def room(self) -> int:
+        """How many more jobs may be begun now."""
+
+    @abstractmethod
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Hand on these jobs, at most as many as there is room for."""
+
+    @abstractmethod
+    def ended(self, seconds: float) -> list[Result]:
+        """Jobs that came to an end; waits so many seconds for one."""
+
+    @abstractmethod
+    def close(self) -> str | None:
+        """Let go of workers; what they were at is dropped, or goes on where the scheduler keeps it, which is said."""
+
+
+class Left(NamedTuple):
+    """How a launch ended."""
+
+    results: dict[str, Result]
+    """By job id."""
+    unreached: tuple[Job, ...]
+    """Jobs that wait for one that failed."""
+
+    @property
+    def failed(self) -> list[Result]:
+        """What came to nothing."""
+        return [result for result in self.results.values() if result.state != "done"]
+
+
+Shown = Callable[[dict[str, Job], dict[str, Result], int, Ledger], None]
+"""(running, ended, jobs in all, ledger): called at every look."""
+
+
+def drive(jobs: Sequence[Job], backend: Backend, ledger: Ledger, shown: Shown = lambda *about: None) -> Left:
+    """Run every job after those that it needs. A failed one leaves out what needs it; the rest goes on."""
+    waiting = {job.id: job for job in jobs}
+    running: dict[str, Job] = {}
+    results: dict[str, Result] = {}
+    tries: Counter[str] = Counter()
+    try:
+        while waiting or running:
+            ready = [job for job in waiting.values() if all(_done(results, id) for id in job.needs)]
+            ready = ready[: backend.room()]
+            if not ready and not running:
+                break
+            for job in ready:
+                running[job.id] = waiting.pop(job.id)
+                tries[job.id] += 1
+            if ready:
+                backend.begin(ready)
+            shown(running, results, len(jobs), ledger)
+            for result in backend.ended(POLL):
+                job = running.pop(result.id)
+                if result.state == "lost" and tries[job.id] < TRIES:
+                    ledger.forget(job.id)
+                    waiting = {job.id: job, **waiting}
+                    continue
+                if result.state == "lost":
+                    about: dict[str, Any] = {
+                        "reason": f"{result.reason}, {tries[job.id]} times",
+                        "tail": result.tail or tail(ledger.log(job.id)),
+                    }
+                    result = result.model_copy(update=about)
+                results[job.id] = result
+                ledger.end(result)
+    finally:
+        if said := backend.close():
+            tell(said)
+    shown(running, results, len(jobs), ledger)
+    return Left(results, tuple(waiting.values()))
+
+
+def _done(results: dict[str, Result], id: str) -> bool:
+    return id in results and results[id].state == "done"
+
+
+def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
+    """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
+    from unlearnbench.attacking import lacking, wanted
+    from unlearnbench.runner import finished
+
+    complete: dict[str, bool] = {}
+    for job in jobs:
+        spec = job.spec
+        key = f"{spec.model_dump_json()}"
+        if job.force or job.every is not None:
+            complete[key] = False
+        if complete.get(key) is False or job.step not in ("record", "attach"):
+            continue
+        cell = spec.cell()
+        record = finished(cell, results)
+        asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
+        complete[key] = record is not None and not lacking(cell, record, asked)
+    kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
+    ids = {job.id for job in kept}
+    return [job.model_copy(update={"needs": tuple(id for id in job.needs if id in ids)}) for job in kept]

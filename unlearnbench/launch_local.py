@@ -1,0 +1,155 @@
+"""Jobs on this machine: worker processes that live as long as the driver, a GPU each, the CPU's threads shared out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+
+from unlearnbench.errors import UserError
+from unlearnbench.jobs import Job
+from unlearnbench.launch import Backend
+from unlearnbench.ledger import Ledger
+from unlearnbench.store import Store
+from unlearnbench.work import Result, tail, work
+
+
+PATIENCE = 10.0
+"""Seconds that a worker may take to end by itself."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cards(jobs: int) -> list[str]:
+    """The GPUs that so many jobs take, one each, by the names that CUDA knows them by; refuses more than there are."""
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    known = visible or [str(number) for number in range(torch.cuda.device_count())]
+    if len(known) < jobs:
+        raise UserError(
+            f"--jobs {jobs} on cuda takes a GPU each, and {len(known)} are here: give --jobs {len(known)}, "
+            "--device cpu, or another --launcher"
+        )
+    return known[:jobs]
+
+
+class Local(Backend):
+    """`jobs` workers; one that dies is replaced, and its job is lost."""
+
+    def __init__(self, jobs: int, threads: int, ledger: Ledger, store: Store, results: Path, gpus: Sequence[str] = ()):
+        self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
+        self._gpus, self._workers = list(gpus) or [""] * jobs, list[_Worker | None]([None] * jobs)
+
+    def room(self) -> int:
+        """Free workers."""
+        return sum(worker is None or worker.job is None for worker in self._workers)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """A job to each free worker, which is started first where there is none."""
+        free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
+        for place, job in zip(free, jobs, strict=False):
+            worker = self._workers[place] or _Worker(self._about, self._gpus[place])
+            self._workers[place] = worker
+            worker.begin(job)
+
+    def ended(self, seconds: float) -> list[Result]:
+        """Results that came, and the jobs of workers that died."""
+        busy = [(place, worker) for place, worker in enumerate(self._workers) if worker and worker.job]
+        heard = wait([end for _, worker in busy for end in (worker.pipe, worker.process.sentinel)], seconds)
+        found = []
+        for place, worker in busy:
+            job = cast(Job, worker.job)
+            if worker.pipe in heard and (result := worker.result()) is not None:
+                found.append(result)
+            elif worker.pipe in heard or worker.process.sentinel in heard:
+                worker.process.join()
+                reason = f"the worker {_ending(worker.process.exitcode)}"
+                last = tail(self._ledger.log(job.id))
+                where = (self._ledger.live(job.id) or {}).get("where", "")
+                found.append(Result(id=job.id, state="lost", reason=reason, tail=last, where=where))
+                self._workers[place] = None
+        return found
+
+    def close(self) -> str | None:
+        """End every worker: idle ones when they find the pipe closed, others at once."""
+        workers = [worker for worker in self._workers if worker]
+        for worker in workers:
+            worker.pipe.close()
+            if worker.job:
+                worker.process.kill()
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
+            worker.process.join()
+        return None
+
+
+def _ending(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (as by the system where memory runs out)" if name == "SIGKILL" else "")
+
+
+class _Worker:
+    """The driver's end of one process."""
+
+    job: Job | None = None
+
+    def __init__(self, about: tuple[Any, ...], gpu: str):
+        context = get_context("spawn")  # CUDA and thread pools do not outlive a fork
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about, gpu), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def begin(self, job: Job) -> None:
+        self.job = job
+        self.pipe.send(job.model_dump_json())
+
+    def result(self) -> Result | None:
+        """What came; None where the process closed its end."""
+        try:
+            found = Result.model_validate_json(self.pipe.recv())
+        except (EOFError, OSError):
+            return None
+        self.job = None
+        return found
+
+
+def _serve(pipe: Connection, about: tuple[Any, ...], gpu: str) -> None:
+    """A worker: a job at a time until the driver closes its end. Ctrl-C is the driver's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    root, results, folder, threads = about
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning would take the others' cores
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    ledger = Ledger(Path(folder))
+    while True:
+        try:
+            job = Job.model_validate_json(pipe.recv())
+        except EOFError:
+            return
+        id = job.id
+        result = work(job, Store(Path(root)), Path(results), ledger.log(id), lambda values: ledger.report(id, values))  # noqa: B023
+        pipe.send(result.model_dump_json())
+
+
+def _end_with_the_driver() -> None:
+    """A driver that was killed cannot end its workers: a second one would find them at its jobs."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

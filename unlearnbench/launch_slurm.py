@@ -1,0 +1,178 @@
+"""Jobs of Slurm, submitted as arrays through submitit; they outlive the driver, and the next one takes them up."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import UserError
+from unlearnbench.jobs import Job
+from unlearnbench.launch import Backend
+from unlearnbench.ledger import Ledger
+from unlearnbench.store import Store
+from unlearnbench.work import Result, tail, work
+
+if TYPE_CHECKING:
+    from unlearnbench.launching import Where
+
+MINUTES = 240
+"""A job's time limit where none is given."""
+LOOK = 2.0
+"""Seconds between questions to Slurm, which has others to answer, too."""
+GRACE = 10.0
+"""Seconds that an ended job's result may take to show, on a file system that several machines share."""
+FINAL = {
+    "CANCELLED": "was cancelled",
+    "TIMEOUT": "ran out of time: give a longer --time, finished stages are kept",
+    "DEADLINE": "ran out of time: give a longer --time, finished stages are kept",
+    "OUT_OF_MEMORY": "ran out of memory: give more, such as --slurm mem=32G",
+}
+"""Ends that another try would come to again."""
+OVER = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", *FINAL}
+
+
+@dataclass
+class Task:
+    """What a Slurm job does. Run twice, it finds what it had finished; requeued, its number stays."""
+
+    job: str
+    root: str
+    results: str
+    folder: str
+
+    def __call__(self) -> None:
+        """Do the job and leave its result in the ledger."""
+        job, ledger = Job.model_validate_json(self.job), Ledger(Path(self.folder))
+        place = Store(Path(self.root)), Path(self.results), ledger.log(job.id)
+        ledger.end(work(job, *place, lambda values: ledger.report(job.id, values)))
+
+    def checkpoint(self) -> Any:
+        """Before preemption or the time limit: the same again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Slurm(Backend):
+    """An array for what is ready at once."""
+
+    def __init__(self, ledger: Ledger, store: Store, results: Path, where: Where):
+        import submitit
+
+        logging.getLogger("submitit").setLevel(logging.ERROR)
+        self._ledger, self._store, self._results = ledger, store, results
+        self._most = where.jobs
+        self._numbers: dict[str, str] = {}
+        self._over: dict[str, float] = {}
+        """Job -> when Slurm first said that it is over, though there is no result."""
+        self._asked, self._states = 0.0, dict[str, str]()
+        executor = submitit.AutoExecutor(folder=ledger.folder / "slurm" / "%j", cluster="slurm")
+        executor.update_parameters(
+            name="unlearnbench",
+            timeout_min=where.minutes or MINUTES,
+            cpus_per_task=where.threads,
+            slurm_additional_parameters={"requeue": True, **where.slurm},
+            **({"gpus_per_node": where.gpus} if where.gpus else {}),
+            **({"slurm_partition": where.partition} if where.partition else {}),
+            **({"slurm_array_parallelism": where.jobs} if where.jobs else {}),
+        )
+        self._executor = executor
+
+    def room(self) -> int:
+        """All that there are, or so many that Slurm is not handed more than were allowed."""
+        return (1 << 30) if self._most is None else self._most - len(self._numbers)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Take up those that a driver before has submitted, and submit the others as one array."""
+        known = {job.id: (self._ledger.live(job.id) or {}).get("slurm") for job in jobs}
+        alive = _asked(number for number in known.values() if number)
+        for id, number in known.items():
+            if number and alive.get(number, "COMPLETED") not in OVER:
+                self._numbers[id] = number
+        new = [job for job in jobs if job.id not in self._numbers]
+        if not new:
+            return
+        about = str(self._store.root), str(self._results), str(self._ledger.folder)
+        try:
+            with self._executor.batch():
+                submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
+        except RuntimeError as error:
+            raise UserError(f"Slurm refused the jobs: {_last(str(error))}") from error
+        for job, one in zip(new, submitted, strict=True):
+            self._numbers[job.id] = one.job_id
+            line = {"slurm": one.job_id, "where": f"Slurm {one.job_id}", "what": "in the queue", "at": time.time()}
+            self._ledger.report(job.id, line)
+
+    def ended(self, seconds: float) -> list[Result]:
+        """Results that came, and jobs that Slurm ended without one."""
+        time.sleep(seconds)
+        found = []
+        for id in list(self._numbers):
+            if (result := self._ledger.ended(id)) is not None:
+                found.append(result)
+        if not found and time.monotonic() - self._asked >= LOOK:
+            self._asked = time.monotonic()
+            self._states = _asked(self._numbers.values())
+            found = [result for id, number in self._numbers.items() if (result := self._dead(id, number)) is not None]
+        for result in found:
+            del self._numbers[result.id]
+            self._over.pop(result.id, None)
+        return found
+
+    def _dead(self, id: str, number: str) -> Result | None:
+        """The result of a job that has none and will have none; what Slurm has forgotten is over too."""
+        state = self._states.get(number, "gone")
+        if state not in OVER and state != "gone":
+            self._over.pop(id, None)
+            self._ledger.report(id, {"at": time.time(), **({"what": "in the queue"} if state == "PENDING" else {})})
+            return None
+        if time.monotonic() - self._over.setdefault(id, time.monotonic()) < GRACE:
+            return None
+        where = (self._ledger.live(id) or {}).get("where", "")
+        last = tail(self._ledger.log(id)) or _errors(self._ledger.folder / "slurm", number)
+        reason = f"Slurm job {number} {FINAL.get(state, f'ended without a result ({state})')}"
+        return Result(id=id, state="failed" if state in FINAL else "lost", reason=reason, tail=last, where=where)
+
+    def close(self) -> str | None:
+        """Jobs stay Slurm's."""
+        if not self._numbers:
+            return None
+        numbers = sorted({number.partition("_")[0] for number in self._numbers.values()})
+        return (
+            f"{len(self._numbers)} jobs stay with Slurm: the same command takes them up, "
+            f"`scancel {' '.join(numbers)}` ends them"
+        )
+
+
+def _asked(numbers: Iterable[str]) -> dict[str, str]:
+    """Number -> state of the jobs that Slurm still knows; needs no accounting, which not every cluster has."""
+    wanted = sorted({number.partition("_")[0] for number in numbers})
+    if not wanted:
+        return {}
+    command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T", f"--jobs={','.join(wanted)}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return dict.fromkeys(numbers, "UNKNOWN")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return dict.fromkeys(numbers, "UNKNOWN")  # the controller is busy or away: its jobs go on
+    lines = (line.strip().partition("|") for line in done.stdout.splitlines())
+    return {number: state for number, _, state in lines}
+
+
+def _errors(folder: Path, number: str) -> tuple[str, ...]:
+    """The last lines of what Slurm and Python said of a job."""
+    files = sorted(folder.glob(f"*/{number}_*_log.err"))
+    return tail(files[-1]) if files else ()
+
+
+def _last(text: str) -> str:
+    """sbatch's own words, without what submitit says around them."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
+    return "; ".join(said or lines[-1:]) or "sbatch said nothing"

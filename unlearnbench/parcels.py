@@ -1,0 +1,85 @@
+"""Store entries and records as bytes, for machines that share no file system; what comes in is checked as on disk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.record import read, replace_file
+from unlearnbench.store import META, Store
+
+Parcel = dict[str, bytes]
+"""Path with slashes, below the store or the results folder -> the file."""
+KINDS = {"record": ("samples", "weights"), "unlearn": ("weights",), "sample": ("samples",), "attack": ("attacked",)}
+"""What the jobs after a step need of the entries that it used."""
+BESIDE = (".json", ".parquet", ".png")
+"""A record and what lies beside it; the record is put in place last, or a stop would leave it without them."""
+
+
+def packed(store: Store, kinds: Iterable[str]) -> Parcel:
+    """Those of the entries that were asked of the store which are of these kinds."""
+    parcel: Parcel = {}
+    for entry in store.touched:
+        if entry.parts[0] in kinds and (store.root / entry / META).is_file():
+            for path in sorted((store.root / entry).iterdir()):
+                parcel[f"{entry.as_posix()}/{path.name}"] = path.read_bytes()
+    return parcel
+
+
+def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
+    """Put entries where they belong unless they are there; the store checks each when it is read."""
+    entries: dict[PurePosixPath, dict[str, bytes]] = {}
+    for name, content in parcel.items():
+        path = _inside(name, 3)
+        entries.setdefault(path.parent, {})[path.name] = content
+    for entry, files in entries.items():
+        place = root / entry
+        if (place / META).is_file():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as temporary:
+            new = Path(temporary) / "entry"
+            new.mkdir()
+            for name, content in files.items():
+                (new / name).write_bytes(content)
+            if place.exists():
+                shutil.rmtree(place, ignore_errors=True)
+            try:
+                new.rename(place)
+            except OSError:
+                if not (place / META).is_file():
+                    raise  # else another job has just put the same there
+
+
+def files_of(record: Path, results: Path) -> Parcel:
+    """A record and what lies beside it, if it is there."""
+    found = [record.with_suffix(suffix) for suffix in BESIDE]
+    return {path.relative_to(results).as_posix(): path.read_bytes() for path in found if path.is_file()}
+
+
+def put(parcel: Mapping[str, bytes], results: Path) -> None:
+    """Put a record and what lies beside it in place; a record that is damaged is refused, and nothing replaced."""
+    paths = {name: results / _inside(name, 5) for name in parcel}
+    for name, path in paths.items():
+        if path.suffix not in BESIDE:
+            raise UserError(f"{name} is no file of a record")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in paths.items():
+            if path.suffix == ".json":
+                copy = Path(folder) / path.name
+                copy.write_bytes(parcel[name])
+                if read(copy).path(Path()) != Path(name):
+                    raise Damaged(f"the record that came as {name} is another's")
+    for name, path in sorted(paths.items(), key=lambda item: item[1].suffix == ".json"):
+        replace_file(path, parcel[name])
+
+
+def _inside(name: str, depth: int) -> PurePosixPath:
+    """A name as a path that leads nowhere else."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or len(path.parts) != depth or "\\" in name:
+        raise UserError(f"{name!r} is no place in a folder of ours")
+    return path

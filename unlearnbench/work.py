@@ -1,0 +1,170 @@
+"""What a worker does with one job: the same stages as a run in one process, of which this job is a part."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.hashing import digest
+from unlearnbench.jobs import Expected, Job, Spec
+from unlearnbench.progress import shown_by, told_by
+from unlearnbench.store import Store
+
+TAIL = 5
+"""Lines of a failed job's log that are shown."""
+PAUSE = 0.5
+"""Seconds from one report to the next, at least."""
+Report = Callable[[dict[str, Any]], None]
+
+
+class Result(BaseModel):
+    """How a job ended."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    state: Literal["done", "failed", "lost"]
+    """lost: the worker died, and another may do better."""
+    reason: str | None = None
+    tail: tuple[str, ...] = ()
+    """The last lines of a failed job's log."""
+    said: tuple[str, ...] = ()
+    """What the user is to hear."""
+    status: str | None = None
+    """Of the record, where the job made one."""
+    seconds: float = 0.0
+    where: str = ""
+
+
+def place() -> str:
+    """This process, for people: machine and process number, and the card where it was given one."""
+    card = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"{socket.gethostname()}:{os.getpid()}" + (f" GPU {card}" if card else "")
+
+
+def work(job: Job, store: Store, results: Path, log: Path, report: Report = lambda values: None) -> Result:
+    """Do a job; whatever goes wrong is its result, told in one line, with the traceback in its log."""
+    begun, said, where = time.perf_counter(), list[str](), place()
+
+    def ended(state: Literal["done", "failed"], **about: Any) -> Result:
+        seconds = round(time.perf_counter() - begun, 3)
+        return Result(id=job.id, state=state, said=tuple(said), seconds=seconds, where=where, **about)
+
+    with _logged(log), _reported(report, where, said):
+        try:
+            return ended("done", status=_done(job, store, results, where))
+        except UserError as error:
+            return ended("failed", reason=str(error), tail=tail(log))
+        except Exception as error:  # noqa: BLE001 - a job's failure must not end the worker, nor the other jobs
+            traceback.print_exc(file=sys.stderr)
+            sys.stderr.flush()
+            return ended("failed", reason=one_line(error), tail=tail(log))
+
+
+def _done(job: Job, store: Store, results: Path, where: str) -> str | None:
+    import torch
+
+    from unlearnbench.attacking import attacked, tried, wanted
+    from unlearnbench.environment import pick_device
+    from unlearnbench.keys import drafted, sample_parts, weight_parts
+    from unlearnbench.record import read
+    from unlearnbench.runner import run, unlearned
+    from unlearnbench.samples import draw
+    from unlearnbench.stages import loaded, metrics_for
+    from unlearnbench.training import Diverged
+    from unlearnbench.trajectory import followed
+
+    torch.set_num_threads(job.threads)
+    spec = _with_source(job.spec, store).model_copy(update={"device": pick_device(job.spec.device)})
+    cell = spec.cell()
+    job.expected.require(Expected.of(cell), where)
+    asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
+    if job.step in ("unlearn", "sample"):
+        draft = drafted(cell, metrics_for(cell.task))
+        original = cell.task.pretrained().eval()
+        if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
+            return None  # it diverged: the record will say so
+        try:
+            state, _ = unlearned(cell, draft, original, store)
+            if job.step == "sample":
+                shard = (job.shard, job.shards)
+                draw(cell, loaded(cell, state), sample_parts(cell, state), cell.task.plan(), store, shard=shard)
+        except Diverged:
+            return None
+    elif job.step == "record":
+        watched = job.every is not None
+        record = (
+            followed(cell, job.every, store, results, job.force) if watched else run(cell, store, results, job.force)
+        )
+        return (attacked(cell, record, asked, store, results, job.force) if asked else record).status
+    else:
+        record = read(spec.path(results))
+        if job.step == "attack":
+            tried(cell, record, asked, store)
+        else:
+            return attacked(cell, record, asked, store, results).status
+    return None
+
+
+def _with_source(spec: Spec, store: Store) -> Spec:
+    """The method's file as it was sent, where this machine has another or none."""
+    if spec.source is None:
+        return spec
+    path = Path(spec.method)
+    if not path.is_file() or path.read_text() != spec.source:
+        path = store.root / "methods" / digest(spec.source)[:16] / path.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(spec.source)
+    return spec.model_copy(update={"method": str(path)})
+
+
+@contextmanager
+def _reported(report: Report, where: str, said: list[str]) -> Iterator[None]:
+    """Tell what is being done now and then, and keep what the user is to hear."""
+    last = 0.0
+
+    def sink(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PAUSE:
+            last = time.monotonic()
+            report({"what": what, "done": done, "total": total, "where": where, "at": time.time()})
+
+    report({"what": "starting", "done": 0, "total": 1, "where": where, "at": time.time()})
+    with shown_by(sink), told_by(said.append):
+        yield
+
+
+@contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """All that this process and its libraries print goes to the job's log, crashes of theirs included."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with log.open("a") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def tail(log: Path) -> tuple[str, ...]:
+    """The last lines of a log, if there is one."""
+    if not log.is_file():
+        return ()
+    return tuple(line[:300] for line in log.read_text(errors="replace").splitlines() if line.strip())[-TAIL:]

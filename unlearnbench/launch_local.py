@@ -19,7 +19,6 @@ from unlearnbench.ledger import Ledger
 from unlearnbench.store import Store
 from unlearnbench.work import Result, tail, work
 
-
 PATIENCE = 10.0
 """Seconds that a worker may take to end by itself."""
 
@@ -48,6 +47,8 @@ class Local(Backend):
 
     def __init__(self, jobs: int, threads: int, ledger: Ledger, store: Store, results: Path, gpus: Sequence[str] = ()):
         self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
+        # what a worker that was killed leaves is cleaned up, which is no news
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         self._gpus, self._workers = list(gpus) or [""] * jobs, list[_Worker | None]([None] * jobs)
 
     def room(self) -> int:

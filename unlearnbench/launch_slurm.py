@@ -6,7 +6,9 @@ import logging
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,10 +101,11 @@ class Slurm(Backend):
             return
         about = str(self._store.root), str(self._results), str(self._ledger.folder)
         try:
-            with self._executor.batch():
+            # submitit passes on what sbatch says, which is told below
+            with redirect_stderr(StringIO()), redirect_stdout(StringIO()), self._executor.batch():
                 submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
         except RuntimeError as error:
-            raise UserError(f"Slurm refused the jobs: {_last(str(error))}") from error
+            raise UserError(f"Slurm refused the jobs: {_last(str(error))}{_partitions(str(error))}") from error
         for job, one in zip(new, submitted, strict=True):
             self._numbers[job.id] = one.job_id
             line = {"slurm": one.job_id, "where": f"Slurm {one.job_id}", "what": "in the queue", "at": time.time()}
@@ -169,6 +172,14 @@ def _errors(folder: Path, number: str) -> tuple[str, ...]:
     """The last lines of what Slurm and Python said of a job."""
     files = sorted(folder.glob(f"*/{number}_*_log.err"))
     return tail(files[-1]) if files else ()
+
+
+def _partitions(text: str) -> str:
+    """The partitions that there are, where an unknown one was asked for."""
+    if "partition" not in text:
+        return ""
+    done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
+    return f"; known partitions: {', '.join(sorted(set(done.stdout.split())))}"
 
 
 def _last(text: str) -> str:

@@ -57,7 +57,8 @@ def work(job: Job, store: Store, results: Path, log: Path, report: Report = lamb
 
     def ended(state: Literal["done", "failed"], **about: Any) -> Result:
         seconds = round(time.perf_counter() - begun, 3)
-        return Result(id=job.id, state=state, said=tuple(said), seconds=seconds, where=where, **about)
+        heard = () if job.step == "attach" else tuple(said)  # that only gathers what was told before
+        return Result(id=job.id, state=state, said=heard, seconds=seconds, where=where, **about)
 
     with _logged(log), _reported(report, where, said):
         try:

@@ -1,0 +1,87 @@
+"""What tests of launches share: cells of the smoke protocol, methods that go wrong, and a launch by any launcher."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.small_world import write_method
+
+SMOKE = ("--task", "digits-text", "--protocol", "smoke", "--device", "cpu")
+ONCE = """import os, pathlib, signal
+flag = pathlib.Path({flag!r})
+if not flag.exists():
+    flag.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+return model"""
+ALWAYS = """import os, signal
+os.kill(os.getpid(), signal.SIGKILL)"""
+SLOW = """import pathlib, time
+pathlib.Path({flag!r}).touch()
+for _ in range({tenths}):
+    time.sleep(0.1)
+return model"""
+GREEDY = """import torch
+torch.empty(1 << 50)"""
+RAISES = """print("about to fail")
+raise ValueError("no such luck")"""
+
+
+def dies_once(folder: Path) -> Path:
+    """A method that kills its process the first time."""
+    return write_method(folder, ONCE.format(flag=str(folder / "died")), name="dies_once")
+
+
+def dies_always(folder: Path) -> Path:
+    """One that kills every process that it runs in."""
+    return write_method(folder, ALWAYS, name="dies_always")
+
+
+def slow(folder: Path, seconds: float) -> Path:
+    """One that takes its time, and leaves `begun` in its folder."""
+    return write_method(folder, SLOW.format(flag=str(folder / "begun"), tenths=int(seconds * 10)), name="slow")
+
+
+def greedy(folder: Path) -> Path:
+    """One that asks for more memory than there is."""
+    return write_method(folder, GREEDY, name="greedy")
+
+
+def raises(folder: Path) -> Path:
+    """One with a fault of its own."""
+    return write_method(folder, RAISES, name="raises")
+
+
+def specs(
+    *methods: str, task: str = "digits-text", protocol: str = "smoke", forget: str = "seven", **about: Any
+) -> tuple[list[Any], list[Any]]:
+    """The original's cell and those of these methods."""
+    from unlearnbench import registry
+    from unlearnbench.asking import Asked, methods_of
+
+    asked = Asked(registry.load_task(task), Path("results"), "cpu", protocol, **about)
+    return asked.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
+
+
+def run(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    """`unlearnbench run` in a process of its own, on one thread a job."""
+    done = start(folder, *words, **env)
+    out, err = done.communicate(timeout=240)
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def start(folder: Path, *words: object, **env: str) -> subprocess.Popen[str]:
+    """The same, still running; it stores in the folder's `store` and records in its `here`."""
+    about = {"UNLEARNBENCH_CACHE": str(folder / "store"), "COLUMNS": "200", **env}
+    command = [sys.executable, "-m", "unlearnbench.cli", "run", *SMOKE, "--threads", "1", "--out", "here"]
+    return subprocess.Popen(
+        [*command, *map(str, words)],
+        cwd=folder,
+        env={**os.environ, **about},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )

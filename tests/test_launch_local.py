@@ -1,0 +1,131 @@
+"""Jobs in worker processes of this machine: workers that die, methods at fault, a driver that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import launches
+from tests.small_world import comparable, debris
+from unlearnbench.ledger import latest
+from unlearnbench.record import load_all
+from unlearnbench.store import Store
+
+
+def records(folder):
+    return {record.label(): record for record in load_all(folder / "here")}
+
+
+def until(holds, seconds=120.0):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Records of one process."""
+    folder = tmp_path_factory.mktemp("plain")
+    done = launches.run(folder, "--method", "uce,negative_prompt")
+    assert done.returncode == 0, done.stderr
+    return records(folder)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Two workers at methods of which some kill them, one asks for too much memory and one is wrong."""
+    folder = tmp_path_factory.mktemp("launched")
+    makers = (launches.dies_once, launches.dies_always, launches.greedy, launches.raises)
+    methods = ["uce", "negative_prompt", *(str(make(folder)) for make in makers)]
+    return folder, launches.run(folder, "--method", ",".join(methods), "--jobs", 2)
+
+
+def test_finished_records_are_those_of_one_process(launched, plain):
+    found = records(launched[0])
+    assert set(found) == {*plain, "dies_once"}
+    for label, record in plain.items():
+        assert comparable(found[label]) == comparable(record)
+    assert {record.revision for record in found.values()} == {1}, "nothing is recorded twice"
+
+
+def test_what_failed_is_named_with_its_reason_and_the_rest_goes_on(launched):
+    _, done = launched
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    failed = {line.split(" · ")[0].removeprefix("failed: "): line for line in lines if line.startswith("failed: ")}
+    assert set(failed) == {"dies_always", "greedy", "raises"}
+    assert "the worker was killed by SIGKILL (as by the system where memory runs out), 3 times" in failed["dies_always"]
+    assert "greedy ran out of memory (" in failed["greedy"]
+    assert "raises failed with ValueError: no such luck (raises.py, line" in failed["raises"]
+    assert "  | about to fail" in lines[lines.index(failed["raises"]) :], "the last lines of its log"
+    assert "4 of 7 jobs done; the same command again tries the others" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_tables_of_what_is_there_are_shown(launched):
+    _, done = launched
+    for label in ("uce", "negative_prompt", "dies_once"):
+        assert f"here/digits-text/smoke/seven/{label}/seed-0.json" in done.stdout
+
+
+def test_status_knows_them_too(launched, cli, monkeypatch):
+    folder, _ = launched
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
+    monkeypatch.chdir(folder)
+    said = cli("status", "--out", "here")
+    assert said.code == 1
+    assert "4 done, 0 running, 3 failed, 0 missing: 7 jobs by local" in said.out
+    assert "no such luck" in said.out
+
+
+def test_the_same_command_again_tries_the_others_alone(launched):
+    folder, _ = launched
+    methods = ["uce", "dies_once.py", "raises.py"]
+    done = launches.run(folder, "--method", ",".join(methods), "--jobs", 2)
+    assert done.returncode == 1
+    assert [line.split(" · ")[0] for line in done.stderr.splitlines() if line.startswith("[")] == ["[1/1] raises"]
+
+
+def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
+    slow = launches.slow(tmp_path, 600)
+    driver = launches.start(tmp_path, "--method", f"negative_prompt,{slow.name}", "--jobs", 2)
+    until(lambda: (tmp_path / "begun").exists() and "negative_prompt" in records(tmp_path))
+    before = records(tmp_path)["negative_prompt"]
+    ledger = latest(Store(tmp_path / "store"), tmp_path / "here")
+    (place,) = [about["where"] for _, state, about in ledger.states() if state == "running"]
+    worker = int(place.rpartition(":")[2])
+    os.kill(worker, 0)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    until(lambda: _gone(worker))
+    launches.slow(tmp_path, 0)  # another method now, of the same name
+    done = launches.run(tmp_path, "--method", f"negative_prompt,{slow.name}", "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path)
+    assert set(found) == {"original", "negative_prompt", "slow"}
+    assert found["negative_prompt"] == before, "it is not made again"
+    assert [path for path in debris(tmp_path / "here") if ".driver.lock" not in path] == []
+
+
+def _gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
+    slow = launches.slow(tmp_path, 600)
+    driver = launches.start(tmp_path, "--method", str(slow), "--jobs", 2)
+    until((tmp_path / "begun").exists)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert err.rstrip().endswith("stopped: what is finished is kept; run the same command again to go on")
+    assert "Traceback" not in err

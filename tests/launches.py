@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.small_world import write_method
+from unlearnbench.jobs import Work
+from unlearnbench.launch import Backend
+from unlearnbench.ledger import Ledger
+from unlearnbench.store import Store
+from unlearnbench.work import Result, read_job, work
 
 SMOKE = ("--task", "digits-text", "--protocol", "smoke", "--device", "cpu")
 ONCE = """import os, pathlib, signal
@@ -53,6 +59,29 @@ def greedy(folder: Path) -> Path:
 def raises(folder: Path) -> Path:
     """One with a fault of its own."""
     return write_method(folder, RAISES, name="raises")
+
+
+class Here(Backend):
+    """Does each job at once in this process, from what would be sent to another."""
+
+    def __init__(self, ledger: Ledger, store: Store, results: Path):
+        self.ledger, self.store, self.results = ledger, store, results
+        self.done: list[Result] = []
+
+    def room(self) -> int:
+        return 1 - len(self.done)
+
+    def begin(self, jobs: Sequence[Work]) -> None:
+        for job in jobs:
+            again = read_job(job.model_dump_json())
+            self.done.append(work(again, Store(self.store.root), self.results, self.ledger.log(job.id)))
+
+    def ended(self, seconds: float) -> list[Result]:
+        found, self.done = self.done, []
+        return found
+
+    def close(self) -> str | None:
+        return None
 
 
 def specs(

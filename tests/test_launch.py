@@ -15,9 +15,9 @@ from unlearnbench.attacking import attacked, wanted
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.jobs import Cut, Expected, Spec, jobs_of
 from unlearnbench.keys import drafted
-from unlearnbench.launch import TRIES, Backend, drive, still_to_do
+from unlearnbench.launch import TRIES, Backend, drive
 from unlearnbench.launch_local import cards, cores
-from unlearnbench.launching import Where, longest_first, parse_time
+from unlearnbench.launching import Where, longest_first, parse_time, still_to_do
 from unlearnbench.ledger import Ledger, latest, sole_driver
 from unlearnbench.parcels import files_of, packed, put, unpack
 from unlearnbench.record import read, write

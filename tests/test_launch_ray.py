@@ -41,6 +41,7 @@ def plain(tmp_path_factory):
     return {record.label(): record for record in load_all(folder / "here")}
 
 
+@pytest.mark.cluster
 def test_records_come_back_from_nodes_without_a_shared_folder(tmp_path, cluster, plain):
     made, _, folder = cluster
     words = ("--launcher", "ray", "--shards", 2, "--attacks", "latent_probe@0.9")

@@ -86,6 +86,7 @@ def test_an_array_over_methods_with_a_job_requeued_in_the_middle(tmp_path, clust
     assert list(logs.glob("*/*.err")), "where Slurm's users look first"
 
 
+@pytest.mark.cluster
 def test_a_cancelled_job_is_named_and_the_rest_goes_on(tmp_path, cluster):
     slow = launches.slow(tmp_path, 600)
     driver = launches.start(tmp_path, "--method", f"uce,{slow}", *SLURM, **cluster)
@@ -98,6 +99,7 @@ def test_a_cancelled_job_is_named_and_the_rest_goes_on(tmp_path, cluster):
     assert set(records(tmp_path)) == {"original", "uce"}
 
 
+@pytest.mark.cluster
 def test_jobs_outlive_a_killed_driver_and_the_next_one_takes_them_up(tmp_path, cluster):
     slow = launches.slow(tmp_path, 15)
     words = ("--method", str(slow), *SLURM)

@@ -20,6 +20,8 @@ HELPERS |= {"search", "prompts", "successive", "toy_models"}
 COMMANDS = {"cli.py", "cli_records.py"}
 ABOVE = {"runner", "store", "record", "leaderboard", "cli", "registry", "launch", "stages", "report"}
 ABOVE |= {"cli_prepare", "cli_tune", "first_hour", "probe", "published", "samples"}
+ABOVE |= {"asking", "cli_launch", "jobs", "keys", "launch_local", "launch_ray", "launch_slurm", "launching", "ledger"}
+ABOVE |= {"parcels", "work"}
 ABOVE |= {
     "agreement",
     "audit",
@@ -54,6 +56,7 @@ ABOVE |= {
     "results_page",
     "tuning",
     "tuning_jobs",
+    "tuning_launch",
     "tuning_record",
     "tuning_runs",
     "snapshots",
@@ -92,6 +95,8 @@ ORDERS = [
     ["record", "provenance", "report_sources", "report_section", "report", "cli_report", "cli"],
     ["task", "grid", "report_samples", "report_section", "report", "cli_report", "cli"],
     ["diffusion", "evaluations", "stages", "runner", "tuning_runs", "tuning_jobs", "cli_tune", "cli"],
+    ["asking", "launch", "launching", "tuning_launch", "cli_tune", "cli"],
+    ["tuning_runs", "tuning_jobs", "work", "launch", "tuning_launch", "cli_tune", "cli"],
     ["method", "tuning_space", "tuning", "tuning_runs", "tuning_jobs", "cli_tune", "cli"],
     ["record", "tuning_record", "tuning", "tuning_runs", "cli_tune", "cli"],
     ["record", "tuning_record", "audit", "cli_records", "cli"],
@@ -101,6 +106,10 @@ ORDERS = [
     ["record_trajectory", "record", "trajectory", "cli"],
     ["trackers", "trajectory", "cli"],
     ["record_trajectory", "record", "plot_layout", "plot_trajectory", "plots", "cli_plot", "cli"],
+    ["stages", "keys", "runner", "attacking", "work", "launch_local", "launching", "cli_launch", "cli"],
+    ["stages", "jobs", "asking", "cli"],
+    ["store", "parcels", "launch_ray", "launching", "cli_launch", "cli"],
+    ["record", "jobs", "work", "ledger", "launch", "launch_local", "launch_slurm", "launching", "cli_launch", "cli"],
     ["diffusion", "task", "method", "edits", "registry"],
     ["diffusion", "task", "method", "steering", "registry"],
 ]

@@ -105,9 +105,36 @@ def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, m
     mine = write_method(tmp_path, "return model", fields="steps: int = 5")
     said = cli("run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--out", "here", "--dry-run")
     assert said.code == 0, said.err
-    assert re.search(r"^ *finetune +6 ", said.out, re.M), "three seeds of two concepts"
-    assert re.search(r"^ *original +2 ", said.out, re.M)
+    assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
+    assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
+    assert re.search(r"memory [\d.,]+ GiB \(the machine's\); disk \d+ MiB of weights and images, ", said.out)
     assert "in all about" in said.out
     assert not (tmp_path / "here").exists()
     assert not fresh_store.exists() or not any(fresh_store.iterdir())
     assert debris(tmp_path) == []
+
+
+def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    words = ("run", "--method", "finetune", "--set", "steps=2", "--out", "here")
+    assert cli(*words).code == 0
+    said = cli(*words, "--seeds", "0-1", "--jobs", 2, "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^ *finetune +2 +1 ", said.out, re.M)
+    assert re.search(r"^ *original +1 +1 .* 0.0 s *$", said.out, re.M)
+    assert " by 2 jobs at a time" in said.out
+
+
+def test_what_stays_in_the_store_is_weights_and_images():
+    task = DigitsClass("3")
+    model = task.pretrained()
+    weights = sum(4 * value.numel() for value in model.state_dict().values())
+    assert probe(Cell(Original(), task), seconds=0.01).stored == weights + len(task.plan()) * 3 * 8 * 8
+
+
+def test_too_little_memory_and_disk_are_told(cli, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    monkeypatch.setattr(module, "room", lambda device, store: module.Room(1, "a small card", 1))
+    said = cli("run", "--method", "finetune", "--dry-run")
+    assert "are more than there is: see --memory and --precision" in said.out
+    assert "too little disk" in said.err

@@ -6,23 +6,26 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
+from tests import launches
 from tests.small_world import small_protocol
-from unlearnbench import runner, stages, tuning_runs
+from unlearnbench import launching, runner, stages, tuning_launch, tuning_runs
 from unlearnbench.audit import validate
 from unlearnbench.cli import app
+from unlearnbench.launching import Where
 from unlearnbench.record import read, write
 from unlearnbench.stages import metrics_for
+from unlearnbench.store import Store
 from unlearnbench.tasks import digits_class
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tuning import Budget
-from unlearnbench.tuning_jobs import Job, tune_all
 from unlearnbench.tuning_record import read_tuning, write_tuning
-from unlearnbench.tuning_runs import anchored_runs
+from unlearnbench.work import work
 
 pytest.importorskip("optuna", reason="the extra [tune] is not installed")
 MIX = '''"""Mix: what the forgotten label means is drawn towards what its substitute means; 0.6 and more is enough."""
@@ -61,13 +64,6 @@ def small_selection():
     """The selection protocol with a few images and steps."""
     changes = {"sampler": small_protocol().sampler, "forget_images": 20, "retain_images": 4, "chunk": 28}
     return dataclasses.replace(DigitsClass.protocols["selection"], **changes)
-
-
-class Small(DigitsClass):
-    """A few images and steps, for processes that see no patch; what `tiny` makes of the task."""
-
-    name = "digits-class"
-    protocols = {"default": small_protocol(), "selection": small_selection()}
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +196,35 @@ def test_the_table_and_the_figure(cli, here, tmp_path):
     assert "mix" in drawn
 
 
-@pytest.mark.slow
-def test_two_processes_find_what_one_does(made, world, tmp_path, monkeypatch):
+def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cache"))
-    (world / "again.py").write_text(MIX)
-    given = Budget(Small, ("0",), trials=2, cap=100)
-    controls = anchored_runs(given, tmp_path / "anchors")
-    found = []
-    for processes in (1, 2):
-        folder, heard = tmp_path / str(processes), []
-        jobs = [Job(given, str(world / name), folder, folder / "results", controls) for name in ("mix.py", "again.py")]
-        made = sorted(tune_all(jobs, processes, heard.append), key=lambda one: one.method)
-        assert {line.partition(" · ")[0] for line in heard} == {"mix", "again"}
-        found.append([[run.model_dump(exclude={"seconds"}) for t in one.trials for run in t.runs] for one in made])
-    assert found[0] == found[1]
+    monkeypatch.setattr(launching, "backend", lambda where, *about: launches.Here(*about))
+    methods = f"{world / 'mix.py'},{world / 'breaks.py'}"
+    words = ("tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu")
+    said = cli(*words, "--jobs", 2, "--out", "there")
+    assert said.code == 0, said.err
+    assert re.findall(r"^\[\d/\d\] (.*): done", said.err, re.M) == [
+        *(f"{name} · forget 0 · seed 100" for name in ("original", "retrain", "destroy")),
+        *("mix · tune", "breaks · tune"),
+    ]
+    timed = {"created", "environment", "content_hash"}
+    for method in ("mix", "breaks"):
+        one, other = (tuning(folder, method).model_dump(exclude=timed) for folder in (made, tmp_path / "there"))
+        for values in (one, other):
+            values["cost"].pop("seconds")
+            for run in (run for trial in values["trials"] for run in trial["runs"]):
+                run.pop("seconds")
+        assert one == other
+    again = cli(*words, "--jobs", 2, "--out", "there")
+    assert (again.code, again.err) == (0, "")
+
+
+def test_a_worker_with_other_code_does_not_tune(made, world, tmp_path):
+    given = Budget(DigitsClass, ("0",), trials=2, cap=100)
+    job = tuning_launch.job_of(given, str(world / "mix.py"), {}, Where("local"))
+    result = work(job.model_copy(update={"key": "0" * 64}), Store(tmp_path / "s"), tmp_path / "r", tmp_path / "log")
+    assert result.state == "failed"
+    assert "mix would be tuned with other code, weights or judge here than asked for" in result.reason
 
 
 # ---- run --preset tuned --------------------------------------------------------------------------------------------

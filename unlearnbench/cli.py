@@ -185,7 +185,7 @@ def run(
     )
     baseline, asked = about.cells(named, given, forgotten, numbers, left_out)
     if dry_run:
-        show_probe([spec.cell() for spec in (*baseline, *asked)])
+        show_probe([spec.cell() for spec in (*baseline, *asked)], results, at.jobs or 1 if at else 1)
     elif at is None:
         run_here(baseline, asked, cut, threads, results, shown_by)
     else:

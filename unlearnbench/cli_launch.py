@@ -15,7 +15,7 @@ from unlearnbench.progress import Stopped, bars, told_by
 from unlearnbench.terminal import err, out, print_table, show_run
 
 if TYPE_CHECKING:
-    from unlearnbench.jobs import Cut, Job, Spec
+    from unlearnbench.jobs import Cut, Spec, Work
     from unlearnbench.launch import Left, Shown
     from unlearnbench.launching import Where
     from unlearnbench.ledger import Ledger
@@ -76,12 +76,12 @@ def run_here(
 
 def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: Where, results: Path) -> None:
     """As jobs of a launcher; exit code 1 where some failed."""
-    from unlearnbench.launching import launched
+    from unlearnbench.launching import cells_launched
     from unlearnbench.record import read
     from unlearnbench.store import Store
 
     with view() as shown:
-        jobs, left = launched(asked, baseline, cut, at, Store(), results, shown)
+        jobs, left = cells_launched(asked, baseline, cut, at, Store(), results, shown)
     done = [read(path) for spec in (*baseline, *asked) if (path := spec.path(results)).is_file()]
     if all(spec.path(results).is_file() for spec in baseline):
         _show(done, len(baseline), results, list(cut.attacks))
@@ -114,7 +114,7 @@ def view() -> Iterator[Shown]:
     with rich.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         whole = bars.add_task("jobs", total=None)
 
-        def shown(running: dict[str, Job], ended: dict[str, Result], total: int, ledger: Ledger) -> None:
+        def shown(running: dict[str, Work], ended: dict[str, Result], total: int, ledger: Ledger) -> None:
             names.update({id: job.name for id, job in running.items()})
             for id in ended.keys() - told:
                 told.add(id)
@@ -145,7 +145,7 @@ def _tell(number: int, total: int, name: str, result: Result) -> None:
         err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def told_failures(jobs: Sequence[Job], left: Left) -> bool:
+def told_failures(jobs: Sequence[Work], left: Left) -> bool:
     """Name what failed, with the last lines of its log, and what was not reached; whether there was any."""
     names = {job.id: job.name for job in jobs}
     for result in left.failed:

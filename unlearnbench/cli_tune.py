@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.arguments import Device, words
+from unlearnbench.arguments import Device, parse_settings, words
+from unlearnbench.cli_launch import Gpus, Launcher, Partition, Slurm, TimeLimit, told_failures, view
 from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.progress import bars, tell
+from unlearnbench.progress import bars
 from unlearnbench.terminal import err, out, print_table
 
 if TYPE_CHECKING:
+    from unlearnbench.launching import Where
     from unlearnbench.tuning import Budget
     from unlearnbench.tuning_record import Trial, Tuning
 
@@ -38,20 +40,23 @@ def tune(
     results: Annotated[Path, typer.Option("--out", help="Folder of records; written are tuning/TASK/METHOD.json.")] = (
         Path("results")
     ),
-    jobs: Annotated[int, typer.Option(help="Processes, of one thread each, that methods are shared out among.")] = 1,
+    jobs: Annotated[int | None, typer.Option(help="Methods at a time, each on one thread of the CPU.")] = None,
     device: Annotated[Device, typer.Option()] = Device.auto,
     show: Annotated[bool, typer.Option("--show", help="Print the table of what is there, and tune nothing.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the best objective so far against trials, as .pdf, .svg or .png.")
     ] = None,
+    launcher: Launcher = None,
+    gpus: Gpus = None,
+    partition: Partition = None,
+    time: TimeLimit = None,
+    slurm: Slurm = None,
 ) -> None:
     """Choose settings for every method with equal numbers of trials, on other concepts, seeds, noise and judge.
 
     A stopped tuning goes on; `unlearnbench run --preset tuned` takes what was chosen.
     """
     task_class = registry.load_task(task)
-    if jobs < 1:
-        raise UserError(f"--jobs {jobs} is none: give 1 or more processes")
     if plot is not None:
         from unlearnbench.plot_files import checked
 
@@ -60,11 +65,15 @@ def tune(
         if find_spec("optuna") is None:
             raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
         from unlearnbench.environment import pick_device
+        from unlearnbench.launching import Where
         from unlearnbench.tuning import CAP, budget
 
-        limit = CAP if cap is None else cap
-        given = budget(task_class, words(forget or []), trials, limit, pick_device(device.value))
-        _tune(given, _methods(given, words(method or ["all"])), results, jobs)
+        threads = 1 if jobs or launcher else None
+        more = parse_settings(slurm or [], "slurm", "account=mine")
+        where = Where.checked(launcher, jobs, threads, gpus, device.value, partition, time, more)
+        computing = where.device if where and where.device else pick_device(device.value)
+        given = budget(task_class, words(forget or []), trials, CAP if cap is None else cap, computing)
+        _tune(given, _methods(given, words(method or ["all"])), results, where)
     _show(task, results, plot)
 
 
@@ -94,23 +103,22 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
     return kept
 
 
-def _tune(given: Budget, names: Sequence[str], results: Path, jobs: int) -> None:
-    from unlearnbench.environment import on_threads
+def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | None) -> None:
     from unlearnbench.store import Store
-    from unlearnbench.tuning_jobs import Job, finished, tune_all
-    from unlearnbench.tuning_runs import anchored_runs
+    from unlearnbench.tuning_jobs import finished
+    from unlearnbench.tuning_launch import tuned_here, tunings_launched
 
     todo = [name for name in names if finished(given, name, results) is None]
     if not todo:
         return
-    work = Store().root / "tuning" / given.task.name
-    with bars(err, len(todo) * given.announced + 1) as begin:
-        begin("anchors")
-        with on_threads(1):
-            controls = anchored_runs(given, work / "anchors")
-        every = [Job(given, name, work, results, controls) for name in todo]
-        for found in tune_all(every, jobs, begin):
-            tell(f"{found.method}: tuned")
+    if where is None:
+        with bars(err, len(todo) * given.announced + 1) as begin:
+            tuned_here(given, todo, Store(), results, begin)
+        return
+    with view() as shown:
+        jobs, left = tunings_launched(given, todo, where, Store(), results, shown)
+    if told_failures(jobs, left):
+        raise typer.Exit(1)
 
 
 def _show(task: str, results: Path, plot: Path | None) -> None:

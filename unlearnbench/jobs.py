@@ -115,15 +115,33 @@ class Expected(_Part):
                 )
 
 
-class Job(_Part):
-    """A piece of a cell's work that one worker does; what it makes lies in the store, or is the record."""
+class Work(_Part):
+    """What one worker does, whatever launches it."""
 
     id: str
+    step: str
+    needs: tuple[str, ...] = ()
+    """Ids of the jobs that must be done before."""
+    threads: int = 1
+    gpus: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.step
+
+    @property
+    def product(self) -> Path:
+        """The file below the results folder that it is for."""
+        return Path()
+
+
+class Job(Work):
+    """A piece of a cell's work; what it makes lies in the store, or is the record."""
+
     step: Step
     spec: Spec
     expected: Expected
-    needs: tuple[str, ...] = ()
-    """Ids of the jobs that must be done before."""
     attacks: tuple[str, ...] = ()
     """Labels to try, of an attack step one; of `record` all, where they are not jobs of their own."""
     budget: int | None = None
@@ -132,8 +150,11 @@ class Job(_Part):
     every: int | None = None
     """Steps from one scored point to the next."""
     force: bool = False
-    threads: int = 1
-    gpus: int = 0
+
+    @property
+    def product(self) -> Path:
+        """The record."""
+        return self.spec.path(Path())
 
     @property
     def name(self) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from unlearnbench.jobs import Job
+from unlearnbench.jobs import Work
 from unlearnbench.ledger import Ledger
 from unlearnbench.progress import tell
 from unlearnbench.work import Result, tail
@@ -27,7 +26,7 @@ class Backend(ABC):
         """How many more jobs may be begun now."""
 
     @abstractmethod
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[Work]) -> None:
         """Hand on these jobs, at most as many as there is room for."""
 
     @abstractmethod
@@ -44,7 +43,7 @@ class Left(NamedTuple):
 
     results: dict[str, Result]
     """By job id."""
-    unreached: tuple[Job, ...]
+    unreached: tuple[Work, ...]
     """Jobs that wait for one that failed."""
 
     @property
@@ -53,14 +52,14 @@ class Left(NamedTuple):
         return [result for result in self.results.values() if result.state != "done"]
 
 
-Shown = Callable[[dict[str, Job], dict[str, Result], int, Ledger], None]
+Shown = Callable[[dict[str, Work], dict[str, Result], int, Ledger], None]
 """(running, ended, jobs in all, ledger): called at every look."""
 
 
-def drive(jobs: Sequence[Job], backend: Backend, ledger: Ledger, shown: Shown = lambda *about: None) -> Left:
+def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown = lambda *about: None) -> Left:
     """Run every job after those that it needs. A failed one leaves out what needs it; the rest goes on."""
     waiting = {job.id: job for job in jobs}
-    running: dict[str, Job] = {}
+    running: dict[str, Work] = {}
     results: dict[str, Result] = {}
     tries: Counter[str] = Counter()
     try:
@@ -98,25 +97,3 @@ def drive(jobs: Sequence[Job], backend: Backend, ledger: Ledger, shown: Shown = 
 
 def _done(results: dict[str, Result], id: str) -> bool:
     return id in results and results[id].state == "done"
-
-
-def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
-    """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
-    from unlearnbench.attacking import lacking, wanted
-    from unlearnbench.runner import finished
-
-    complete: dict[str, bool] = {}
-    for job in jobs:
-        spec = job.spec
-        key = f"{spec.model_dump_json()}"
-        if job.force or job.every is not None:
-            complete[key] = False
-        if complete.get(key) is False or job.step not in ("record", "attach"):
-            continue
-        cell = spec.cell()
-        record = finished(cell, results)
-        asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
-        complete[key] = record is not None and not lacking(cell, record, asked)
-    kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
-    ids = {job.id for job in kept}
-    return [job.model_copy(update={"needs": tuple(id for id in job.needs if id in ids)}) for job in kept]

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from unlearnbench.errors import UserError
-from unlearnbench.jobs import Job
+from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
 from unlearnbench.ledger import Ledger
 from unlearnbench.store import Store
-from unlearnbench.work import Result, tail, work
+from unlearnbench.work import Result, read_job, tail, work
 
 PATIENCE = 10.0
 """Seconds that a worker may take to end by itself."""
@@ -55,7 +55,7 @@ class Local(Backend):
         """Free workers."""
         return sum(worker is None or worker.job is None for worker in self._workers)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[Work]) -> None:
         """A job to each free worker, which is started first where there is none."""
         free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
         for place, job in zip(free, jobs, strict=False):
@@ -69,7 +69,7 @@ class Local(Backend):
         heard = wait([end for _, worker in busy for end in (worker.pipe, worker.process.sentinel)], seconds)
         found = []
         for place, worker in busy:
-            job = cast(Job, worker.job)
+            job = cast(Work, worker.job)
             if worker.pipe in heard and (result := worker.result()) is not None:
                 found.append(result)
             elif worker.pipe in heard or worker.process.sentinel in heard:
@@ -105,7 +105,7 @@ def _ending(code: int | None) -> str:
 class _Worker:
     """The driver's end of one process."""
 
-    job: Job | None = None
+    job: Work | None = None
 
     def __init__(self, about: tuple[Any, ...], gpu: str):
         context = get_context("spawn")  # CUDA and thread pools do not outlive a fork
@@ -114,7 +114,7 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Work) -> None:
         self.job = job
         self.pipe.send(job.model_dump_json())
 
@@ -140,7 +140,7 @@ def _serve(pipe: Connection, about: tuple[Any, ...], gpu: str) -> None:
     ledger = Ledger(Path(folder))
     while True:
         try:
-            job = Job.model_validate_json(pipe.recv())
+            job = read_job(pipe.recv())
         except EOFError:
             return
         id = job.id

@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from unlearnbench.errors import UserError, one_line
-from unlearnbench.jobs import Job
+from unlearnbench.jobs import Work
 from unlearnbench.launch import TRIES, Backend
 from unlearnbench.ledger import Ledger
 from unlearnbench.parcels import KINDS, Parcel, files_of, packed, put, unpack
 from unlearnbench.store import Store
-from unlearnbench.work import Result, work
+from unlearnbench.work import Result, read_job, work
 
 ADDRESS = "RAY_ADDRESS"
 PATIENCE = 5.0
@@ -80,7 +80,7 @@ class Ray(Backend):
         except BaseException:
             self._ray.shutdown()
             raise
-        self._running: dict[Any, Job] = {}
+        self._running: dict[Any, Work] = {}
         self._made: dict[str, Any] = {}
         self._files: dict[str, Any] = {}
 
@@ -98,11 +98,11 @@ class Ray(Backend):
         """All that there are: Ray holds back what does not fit."""
         return (1 << 30) if self._most is None else self._most - len(self._running)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[Work]) -> None:
         """A task each, which is handed what the jobs before it made."""
         for job in jobs:
             before = [self._made[id] for id in job.needs if id in self._made]
-            files = files_of(job.spec.path(self._results), self._results)
+            files = files_of(self._results / job.product, self._results)
             said, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
             self._running[said], self._made[job.id], self._files[job.id] = job, made, changed
 
@@ -121,7 +121,7 @@ class Ray(Backend):
         except self._ray.exceptions.RayError:  # it is begun anew where its node was lost
             return []
 
-    def _result(self, ready: Any, job: Job) -> Result:
+    def _result(self, ready: Any, job: Work) -> Result:
         files = self._files.pop(job.id)
         try:
             result = Result.model_validate_json(self._ray.get(ready))
@@ -158,7 +158,7 @@ class Heard:
 
 def _perform(text: str, files: Parcel, heard: Any, *before: Parcel) -> tuple[str, Parcel, Parcel]:
     """On a node: the result, what later jobs need of it, and the files of the record if it changed."""
-    job = Job.model_validate_json(text)
+    job = read_job(text)
     store = Store()
     for parcel in before:
         unpack(parcel, store.root)
@@ -167,5 +167,5 @@ def _perform(text: str, files: Parcel, heard: Any, *before: Parcel) -> tuple[str
         put(files, results)
         log = Path(folder) / "log"
         result = work(job, store, results, log, lambda values: heard.put.remote(job.id, values))
-        changed = files_of(job.spec.path(results), results) if result.state == "done" else {}
+        changed = files_of(results / job.product, results) if result.state == "done" else {}
     return result.model_dump_json(), packed(store, KINDS.get(job.step, ())), {} if changed == files else changed

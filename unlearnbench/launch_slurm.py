@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import UserError
-from unlearnbench.jobs import Job
+from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
 from unlearnbench.ledger import Ledger
 from unlearnbench.store import Store
-from unlearnbench.work import Result, tail, work
+from unlearnbench.work import Result, read_job, tail, work
 
 if TYPE_CHECKING:
     from unlearnbench.launching import Where
@@ -49,7 +49,7 @@ class Task:
 
     def __call__(self) -> None:
         """Do the job and leave its result in the ledger."""
-        job, ledger = Job.model_validate_json(self.job), Ledger(Path(self.folder))
+        job, ledger = read_job(self.job), Ledger(Path(self.folder))
         place = Store(Path(self.root)), Path(self.results), ledger.log(job.id)
         ledger.end(work(job, *place, lambda values: ledger.report(job.id, values)))
 
@@ -89,7 +89,7 @@ class Slurm(Backend):
         """All that there are, or so many that Slurm is not handed more than were allowed."""
         return (1 << 30) if self._most is None else self._most - len(self._numbers)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, jobs: Sequence[Work]) -> None:
         """Take up those that a driver before has submitted, and submit the others as one array."""
         known = {job.id: (self._ledger.live(job.id) or {}).get("slurm") for job in jobs}
         alive = _asked(number for number in known.values() if number)

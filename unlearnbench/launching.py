@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.jobs import Cut, Job, Spec, jobs_of
-from unlearnbench.launch import Backend, Left, Shown, drive, still_to_do
+from unlearnbench.jobs import Cut, Job, Spec, Work, jobs_of
+from unlearnbench.launch import Backend, Left, Shown, drive
 from unlearnbench.ledger import Ledger, sole_driver
 from unlearnbench.record import read
 from unlearnbench.store import Store
@@ -128,17 +128,46 @@ def backend(where: Where, ledger: Ledger, store: Store, results: Path) -> Backen
 
 
 def launched(
+    every: Sequence[Work], todo: Sequence[Work], where: Where, store: Store, results: Path, shown: Shown
+) -> Left:
+    """Do what is to do of these jobs; how they ended."""
+    with sole_driver(results):
+        ledger = Ledger.begun(store, results, where.launcher, every, todo)
+        if not todo:
+            return Left({}, ())
+        return drive(todo, backend(where, ledger, Store(store.root.resolve()), results.resolve()), ledger, shown)
+
+
+def cells_launched(
     specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut, where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Job], Left]:
     """Run every cell that is not done yet; its jobs, and how they ended."""
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
-    with sole_driver(results):
-        every = longest_first(jobs_of(specs, baseline, cut), results)
-        jobs = still_to_do(every, results)
-        ledger = Ledger.begun(store, results, where.launcher, every, jobs)
-        if not jobs:
-            return [], Left({}, ())
-        return jobs, drive(jobs, backend(where, ledger, Store(store.root.resolve()), results.resolve()), ledger, shown)
+    every = longest_first(jobs_of(specs, baseline, cut), results)
+    todo = still_to_do(every, results)
+    return todo, launched(every, todo, where, store, results, shown)
+
+
+def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
+    """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
+    from unlearnbench.attacking import lacking, wanted
+    from unlearnbench.runner import finished
+
+    complete: dict[str, bool] = {}
+    for job in jobs:
+        spec = job.spec
+        key = f"{spec.model_dump_json()}"
+        if job.force or job.every is not None:
+            complete[key] = False
+        if complete.get(key) is False or job.step not in ("record", "attach"):
+            continue
+        cell = spec.cell()
+        record = finished(cell, results)
+        asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
+        complete[key] = record is not None and not lacking(cell, record, asked)
+    kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
+    ids = {job.id for job in kept}
+    return [job.model_copy(update={"needs": tuple(id for id in job.needs if id in ids)}) for job in kept]
 
 
 def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:

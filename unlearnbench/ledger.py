@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.jobs import Job
+from unlearnbench.jobs import Work
 from unlearnbench.record import replace_file
 from unlearnbench.stages import now
 from unlearnbench.store import Store, cannot_write
@@ -34,8 +34,8 @@ class Line(BaseModel):
     id: str
     name: str
     step: str
-    record: str
-    """Path of the record that it is for, from the results folder."""
+    product: str
+    """Path of what it is for, from the results folder."""
 
 
 class Plan(BaseModel):
@@ -56,7 +56,7 @@ class Ledger:
         self.folder = folder
 
     @classmethod
-    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Job], todo: Sequence[Job]) -> Ledger:
+    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Work], todo: Sequence[Work]) -> Ledger:
         """The ledger of these jobs, of which some are still to do; of the same jobs as before the same ledger."""
         ledger = cls(store.root / FOLDER / digest([str(results.resolve()), sorted(job.id for job in jobs)])[:12])
         plan = Plan(
@@ -64,9 +64,7 @@ class Ledger:
             launcher=launcher,
             driver=f"{socket.gethostname()}:{os.getpid()}",
             begun=now(),
-            jobs=tuple(
-                Line(id=job.id, name=job.name, step=job.step, record=str(job.spec.path(Path()))) for job in jobs
-            ),
+            jobs=tuple(Line(id=job.id, name=job.name, step=job.step, product=str(job.product)) for job in jobs),
         )
         try:
             for job in todo:
@@ -125,7 +123,7 @@ class Ledger:
         found = []
         for line in plan.jobs:
             end, live = self.ended(line.id), self.live(line.id)
-            there = (Path(plan.results) / line.record).is_file()
+            there = (Path(plan.results) / line.product).is_file()
             if end is not None and end.state != "done":
                 found.append((line, "failed", {"reason": end.reason, "where": end.where, "seconds": end.seconds}))
             elif end is not None and (there or line.step in ("unlearn", "sample")):

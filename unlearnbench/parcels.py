@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.record import read, replace_file
 from unlearnbench.store import META, Store
+from unlearnbench.tuning_record import FOLDER, read_tuning, tuning_path
 
 Parcel = dict[str, bytes]
 """Path with slashes, below the store or the results folder -> the file."""
@@ -61,8 +62,8 @@ def files_of(record: Path, results: Path) -> Parcel:
 
 
 def put(parcel: Mapping[str, bytes], results: Path) -> None:
-    """Put a record and what lies beside it in place; a record that is damaged is refused, and nothing replaced."""
-    paths = {name: results / _inside(name, 5) for name in parcel}
+    """Put a record and what lies beside it, or a tuning, in place; one that is damaged is refused, nothing replaced."""
+    paths = {name: results / _inside(name, 3 if name.startswith(f"{FOLDER}/") else 5) for name in parcel}
     for name, path in paths.items():
         if path.suffix not in BESIDE:
             raise UserError(f"{name} is no file of a record")
@@ -71,10 +72,18 @@ def put(parcel: Mapping[str, bytes], results: Path) -> None:
             if path.suffix == ".json":
                 copy = Path(folder) / path.name
                 copy.write_bytes(parcel[name])
-                if read(copy).path(Path()) != Path(name):
+                if _place(copy, name.startswith(f"{FOLDER}/")) != Path(name):
                     raise Damaged(f"the record that came as {name} is another's")
     for name, path in sorted(paths.items(), key=lambda item: item[1].suffix == ".json"):
         replace_file(path, parcel[name])
+
+
+def _place(copy: Path, tuning: bool) -> Path:
+    """Where a record or a tuning belongs, from the results folder."""
+    if not tuning:
+        return read(copy).path(Path())
+    found = read_tuning(copy)
+    return tuning_path(Path(), found.task, found.method)
 
 
 def _inside(name: str, depth: int) -> PurePosixPath:

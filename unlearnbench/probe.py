@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, exact
 from unlearnbench.resources import out_of_memory
 from unlearnbench.stages import Cell, require
@@ -35,6 +39,10 @@ class Estimate(NamedTuple):
     """Seconds, preparing left out; None where the method has no number of steps."""
     memory: int | None
     """Bytes at the peak of both trials; None where the system cannot tell."""
+    steps: int | None
+    """Of unlearning; None where the method has no number of them."""
+    stored: int
+    """Bytes of weights and images that stay in the store."""
 
 
 def probe(cell: Cell, seconds: float | None = None) -> Estimate:
@@ -57,7 +65,45 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
         sampling=chunks * sampler.steps * step + (first if cell.resources.compile else 0.0),
         unlearning=unlearning,
         memory=max(known) if known else None,
+        steps=_steps(cell),
+        stored=_stored(model, len(plan)),
     )
+
+
+class Room(NamedTuple):
+    """What this machine has."""
+
+    memory: int | None
+    """Bytes of the smallest card, or on the CPU of the machine."""
+    kind: str
+    disk: int
+    """Bytes free where the store lies."""
+
+
+def room(device: str, store: Path) -> Room:
+    """Memory and disk here."""
+    there = next(folder for folder in (store, *store.parents) if folder.exists())
+    disk = shutil.disk_usage(there).free
+    if device == "cuda":
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        least = min(cards, key=lambda card: card.total_memory)
+        return Room(least.total_memory, f"{len(cards)} x {least.name}", disk)
+    try:
+        return Room(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine's", disk)
+    except (AttributeError, ValueError, OSError):
+        return Room(None, "the machine's", disk)
+
+
+def _steps(cell: Cell) -> int | None:
+    steps = cell.method.settings().get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+@torch.inference_mode()
+def _stored(model: Diffusion, images: int) -> int:
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    one = model.decode(torch.zeros(1, *model.shape, device=model.alpha_bar.device))
+    return weights + images * 3 * one.shape[-2] * one.shape[-1]
 
 
 def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float, float]:
@@ -94,8 +140,8 @@ def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float,
 
 def _unlearning(cell: Cell) -> float | None:
     """Seconds of all steps, from the difference of two short runs."""
-    steps = cell.method.settings().get("steps")
-    if not isinstance(steps, int):
+    steps = _steps(cell)
+    if steps is None:
         return None
     spent = []
     for limit in (FEW, 2 * FEW):

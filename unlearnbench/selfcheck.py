@@ -273,8 +273,7 @@ def controls(
             value = record.scores[key].value if key in record.scores else None
             if name == "original":
                 original[key] = math.nan if value is None else value
-            bounds = metric.expected(name, original[key])
-            if bounds:
+            if bounds := metric.expected(name, original[key]):
                 passed = value is not None and bounds[0] <= value <= bounds[1]
                 yield Finding(key, f"control {name}", number(value), span(*bounds), passed)
 

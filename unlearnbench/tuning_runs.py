@@ -27,7 +27,7 @@ Anchored = dict[str, dict[str, list[Record]]]
 
 
 def anchored_runs(given: Budget, folder: Path) -> Anchored:
-    """The controls for every concept, with the first seed; a gap between them that is not clear is refused."""
+    """The controls for every concept, with the first seed."""
     found: Anchored = {}
     for forget in given.forget:
         found[forget] = {}
@@ -35,10 +35,16 @@ def anchored_runs(given: Budget, folder: Path) -> Anchored:
             tell(f"anchor {name} · forget {forget}")
             cell = Cell(registry.load_method(name)(), given.bare(forget))
             found[forget][name] = [run(cell, Store(folder / "store"), folder / "results")]
-        said = scores(found[forget]["original"], found[forget])
+    require_gaps(given, found)
+    return found
+
+
+def require_gaps(given: Budget, controls: Anchored) -> None:
+    """Refuse controls between which there is no clear gap: nothing could be scored by them."""
+    for forget, found in controls.items():
+        said = scores(found["original"], found)
         if said["score"] is None:
             raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {said['unscored']}")
-    return found
 
 
 def anchors_of(controls: Anchored) -> dict[str, Anchors]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest
-from unlearnbench.jobs import Expected, Job, Spec
+from unlearnbench.jobs import Expected, Job, Work
 from unlearnbench.progress import shown_by, told_by
 from unlearnbench.store import Store
 
@@ -51,13 +52,22 @@ def place() -> str:
     return f"{socket.gethostname()}:{os.getpid()}" + (f" GPU {card}" if card else "")
 
 
-def work(job: Job, store: Store, results: Path, log: Path, report: Report = lambda values: None) -> Result:
+def read_job(text: str) -> Work:
+    """A job as it was sent."""
+    if json.loads(text)["step"] == "tune":
+        from unlearnbench.tuning_jobs import TuneJob
+
+        return TuneJob.model_validate_json(text)
+    return Job.model_validate_json(text)
+
+
+def work(job: Work, store: Store, results: Path, log: Path, report: Report = lambda values: None) -> Result:
     """Do a job; whatever goes wrong is its result, told in one line, with the traceback in its log."""
     begun, said, where = time.perf_counter(), list[str](), place()
 
     def ended(state: Literal["done", "failed"], **about: Any) -> Result:
         seconds = round(time.perf_counter() - begun, 3)
-        heard = () if job.step == "attach" else tuple(said)  # that only gathers what was told before
+        heard = () if job.step in ("attach", "tune") else tuple(said)  # of these it was news while they ran
         return Result(id=job.id, state=state, said=heard, seconds=seconds, where=where, **about)
 
     with _logged(log), _reported(report, where, said):
@@ -71,7 +81,17 @@ def work(job: Job, store: Store, results: Path, log: Path, report: Report = lamb
             return ended("failed", reason=one_line(error), tail=tail(log))
 
 
-def _done(job: Job, store: Store, results: Path, where: str) -> str | None:
+def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
+    if isinstance(job, Job):
+        return _cell_done(job, store, results, where)
+    from unlearnbench.tuning_jobs import TuneJob, performed
+
+    assert isinstance(job, TuneJob)
+    performed(job.model_copy(update={"method": with_source(job.method, job.source, store)}), store, results)
+    return None
+
+
+def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     import torch
 
     from unlearnbench.attacking import attacked, tried, wanted
@@ -85,7 +105,8 @@ def _done(job: Job, store: Store, results: Path, where: str) -> str | None:
     from unlearnbench.trajectory import followed
 
     torch.set_num_threads(job.threads)
-    spec = _with_source(job.spec, store).model_copy(update={"device": pick_device(job.spec.device)})
+    method = with_source(job.spec.method, job.spec.source, store)
+    spec = job.spec.model_copy(update={"device": pick_device(job.spec.device), "method": method})
     cell = spec.cell()
     job.expected.require(Expected.of(cell), where)
     asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
@@ -116,16 +137,16 @@ def _done(job: Job, store: Store, results: Path, where: str) -> str | None:
     return None
 
 
-def _with_source(spec: Spec, store: Store) -> Spec:
-    """The method's file as it was sent, where this machine has another or none."""
-    if spec.source is None:
-        return spec
-    path = Path(spec.method)
-    if not path.is_file() or path.read_text() != spec.source:
-        path = store.root / "methods" / digest(spec.source)[:16] / path.name
+def with_source(method: str, source: str | None, store: Store) -> str:
+    """The method, or the path of its file as it was sent, where this machine has another or none."""
+    if source is None:
+        return method
+    path = Path(method)
+    if not path.is_file() or path.read_text() != source:
+        path = store.root / "methods" / digest(source)[:16] / path.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(spec.source)
-    return spec.model_copy(update={"method": str(path)})
+        path.write_text(source)
+    return str(path)
 
 
 @contextmanager
@@ -137,6 +158,7 @@ def _reported(report: Report, where: str, said: list[str]) -> Iterator[None]:
         nonlocal last
         if time.monotonic() - last >= PAUSE:
             last = time.monotonic()
+            what = f"{said[-1]}, {what}" if said else what
             report({"what": what, "done": done, "total": total, "where": where, "at": time.time()})
 
     report({"what": "starting", "done": 0, "total": 1, "where": where, "at": time.time()})

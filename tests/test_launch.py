@@ -151,6 +151,31 @@ def test_forced_and_watched_cells_stay_whole():
         assert found[1].attacks == ("relearn@1",)
 
 
+def test_the_original_asked_for_with_attacks_is_made_once():
+    found = jobs("original", attacks=("relearn@1",))
+    assert names(found) == ["original", "original · relearn@1", "original · attacks into the record"]
+    assert [len(job.needs) for job in found] == [0, 1, 2]
+    assert names(jobs("original", force=True)) == ["original", "original"]
+
+
+def test_what_no_job_needs_any_more_is_let_go(ledger):
+    class Keeping(Made):
+        kept: set[str] = set()
+
+        def begin(self, jobs):
+            super().begin(jobs)
+            for job in jobs:
+                assert set(job.needs) <= self.kept
+                self.kept.add(job.id)
+
+        def release(self, id):
+            self.kept.discard(id)
+
+    backend = Keeping()
+    drive(jobs("uce", "rece", shards=2, attacks=("relearn@1",)), backend, ledger)
+    assert backend.kept == set()
+
+
 def test_ids_say_what_a_job_is():
     one, other = jobs("uce")[1], jobs("uce", attacks=("relearn@1",))[1]
     assert one.id == jobs("uce")[1].id

@@ -72,10 +72,10 @@ class Asked:
         else:
             settings = cls.preset(preset, self.task.name)
         method = cls.configured({**settings, **overrides})
-        file = Path(name).resolve() if name.endswith(".py") or "/" in name else None
+        file = None if cls.name in registry.methods() else Path(name).resolve()
         return Spec(
-            method=str(file or name),
-            source=file.read_text() if file and cls.name not in registry.methods() else None,
+            method=str(file or cls.name),
+            source=file.read_text() if file else None,
             task=self.task.name,
             forget=forget,
             seed=seed,

@@ -34,6 +34,8 @@ TimeLimit = Annotated[str | None, typer.Option("--time", help="Slurm's limit for
 Slurm = Annotated[
     list[str] | None, typer.Option("--slurm", help="Further option of sbatch, such as account=mine. Repeatable.")
 ]
+SHOWN = 40
+"""Running jobs that are shown, at most."""
 LOOK = 1.0
 """Seconds between looks of `status --watch`."""
 
@@ -82,8 +84,10 @@ def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: W
 
     with view() as shown:
         jobs, left = cells_launched(asked, baseline, cut, at, Store(), results, shown)
-    done = [read(path) for spec in (*baseline, *asked) if (path := spec.path(results)).is_file()]
-    if all(spec.path(results).is_file() for spec in baseline):
+    without = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
+    kept = [[spec for spec in specs if str(spec.path(Path())) not in without] for specs in (baseline, asked)]
+    if len(kept[0]) == len(baseline):
+        done = [read(spec.path(results)) for specs in kept for spec in specs]
         _show(done, len(baseline), results, list(cut.attacks))
     if told_failures(jobs, left):
         raise typer.Exit(1)
@@ -122,13 +126,12 @@ def view() -> Iterator[Shown]:
                 if id in rows:
                     bars.remove_task(rows.pop(id))
             bars.update(whole, total=total, completed=len(ended))
-            for id, job in running.items():
+            for id, job in list(running.items())[: SHOWN if err.is_terminal else 0]:
                 live = ledger.live(id) or {}
                 said = f"  {job.name} · {live.get('what', 'waiting')} · {live.get('where', '')}"
-                if id not in rows and (live or len(running) <= 64):
+                if id not in rows:
                     rows[id] = bars.add_task(said, total=1)
-                if id in rows:
-                    bars.update(rows[id], description=said, completed=live.get("done", 0), total=live.get("total", 1))
+                bars.update(rows[id], description=said, completed=live.get("done", 0), total=live.get("total", 1))
 
         try:
             with told_by(lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True)):

@@ -209,21 +209,30 @@ def jobs_of(specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut) -> list[J
 
     Forced and watched cells stay whole: their stages would be made twice.
     """
-    jobs: list[Job] = []
+    jobs: dict[str, Job] = {}
     first: dict[str, str] = {}
+    known: dict[str, Expected] = {}
+
+    def add(spec: Spec, needs: tuple[str, ...], cut: Cut) -> str:
+        """The cell's jobs that are not there yet; the id of its last one."""
+        like = spec.model_copy(update={"seed": 0, "device": "cpu"})  # a driver may have no card
+        key = like.model_dump_json()
+        known[key] = known.get(key) or Expected.of(like.cell())
+        found = list(_cell(spec, known[key], needs, cut))
+        for job in found:
+            jobs.setdefault(job.id, job)
+        return found[-1].id
+
     for spec in baseline:
-        jobs += _cell(spec, (), cut.model_copy(update={"attacks": (), "every": None, "force": False}))
-        first[spec.forget] = jobs[-1].id
+        plain = cut.model_copy(update={"attacks": (), "every": None, "force": False})
+        first[spec.forget] = add(spec, (), plain)
     for spec in specs:
-        if spec in baseline and not cut.attacks and not cut.force and not cut.every:
-            continue
-        jobs += _cell(spec, (first[spec.forget],) if spec.forget in first else (), cut)
-    return jobs
+        add(spec, (first[spec.forget],) if spec.forget in first else (), cut)
+    return list(jobs.values())
 
 
-def _cell(spec: Spec, needs: tuple[str, ...], cut: Cut) -> Iterator[Job]:
+def _cell(spec: Spec, expected: Expected, needs: tuple[str, ...], cut: Cut) -> Iterator[Job]:
     whole = cut.force or cut.every is not None
-    expected = Expected.of(spec.model_copy(update={"device": "cpu"}).cell())  # a driver may have no card
 
     def job(step: Step, needs: tuple[str, ...], **about: Any) -> Job:
         about |= {"budget": cut.budget, "threads": cut.threads, "gpus": cut.gpus}

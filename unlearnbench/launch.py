@@ -33,6 +33,9 @@ class Backend(ABC):
     def ended(self, seconds: float) -> list[Result]:
         """Jobs that came to an end; waits so many seconds for one."""
 
+    def release(self, id: str) -> None:  # noqa: B027 - most keep nothing
+        """No job needs any more what this one made."""
+
     @abstractmethod
     def close(self) -> str | None:
         """Let go of workers; what they were at is dropped, or goes on where the scheduler keeps it, which is said."""
@@ -62,6 +65,7 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
     running: dict[str, Work] = {}
     results: dict[str, Result] = {}
     tries: Counter[str] = Counter()
+    needed = Counter(id for job in jobs for id in job.needs)
     try:
         while waiting or running:
             ready = [job for job in waiting.values() if all(_done(results, id) for id in job.needs)]
@@ -88,6 +92,10 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
                     result = result.model_copy(update=about)
                 results[job.id] = result
                 ledger.end(result)
+                needed.subtract(job.needs)
+                for id in (job.id, *job.needs):
+                    if needed[id] <= 0:
+                        backend.release(id)
     finally:
         if said := backend.close():
             tell(said)

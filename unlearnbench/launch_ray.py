@@ -134,6 +134,10 @@ class Ray(Backend):
             put(parcel, self._results)
         return result
 
+    def release(self, id: str) -> None:
+        """Let Ray forget what a job made, or images of whole boards would fill its nodes."""
+        self._made.pop(id, None)
+
     def close(self) -> str | None:
         """Leave the cluster; its tasks of ours end."""
         self._ray.shutdown()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.errors import UserError
 from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
-from unlearnbench.ledger import Ledger
+from unlearnbench.ledger import SILENT, Ledger
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, tail, work
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MINUTES = 240
 """A job's time limit where none is given."""
+PAUSE = 0.5
+"""Seconds between looks for results, which are files."""
 LOOK = 2.0
 """Seconds between questions to Slurm, which has others to answer, too."""
 GRACE = 10.0
@@ -73,6 +75,8 @@ class Slurm(Backend):
         self._over: dict[str, float] = {}
         """Job -> when Slurm first said that it is over, though there is no result."""
         self._asked, self._states = 0.0, dict[str, str]()
+        self._noted: dict[str, float] = {}
+        """Waiting job -> when the ledger was last told that it waits."""
         executor = submitit.AutoExecutor(folder=ledger.folder / "slurm" / "%j", cluster="slurm")
         executor.update_parameters(
             name="unlearnbench",
@@ -113,11 +117,9 @@ class Slurm(Backend):
 
     def ended(self, seconds: float) -> list[Result]:
         """Results that came, and jobs that Slurm ended without one."""
-        time.sleep(seconds)
-        found = []
-        for id in list(self._numbers):
-            if (result := self._ledger.ended(id)) is not None:
-                found.append(result)
+        time.sleep(max(seconds, PAUSE))
+        ended = self._ledger.ended_ids() & self._numbers.keys()
+        found = [result for id in ended if (result := self._ledger.ended(id)) is not None]
         if not found and time.monotonic() - self._asked >= LOOK:
             self._asked = time.monotonic()
             self._states = _asked(self._numbers.values())
@@ -132,7 +134,9 @@ class Slurm(Backend):
         state = self._states.get(number, "gone")
         if state not in OVER and state != "gone":
             self._over.pop(id, None)
-            self._ledger.report(id, {"at": time.time(), **({"what": "in the queue"} if state == "PENDING" else {})})
+            if state == "PENDING" and time.time() - self._noted.get(id, 0) > SILENT / 3:
+                self._noted[id] = time.time()
+                self._ledger.report(id, {"at": time.time(), "what": "in the queue"})
             return None
         if time.monotonic() - self._over.setdefault(id, time.monotonic()) < GRACE:
             return None

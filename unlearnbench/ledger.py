@@ -103,6 +103,10 @@ class Ledger:
         values = _read(self.folder / "ended" / f"{id}.json")
         return None if values is None else Result.model_validate(values)
 
+    def ended_ids(self) -> set[str]:
+        """Jobs that ended, in one look."""
+        return {path.stem for path in (self.folder / "ended").glob("*.json")}
+
     def end(self, result: Result) -> None:
         """Note how a job ended."""
         replace_file(self.folder / "ended" / f"{result.id}.json", result.model_dump_json().encode())

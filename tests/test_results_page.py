@@ -15,6 +15,7 @@ from unlearnbench.board import board as make_board
 from unlearnbench.perimage import reader
 from unlearnbench.record import load_all, write
 from unlearnbench.results_page import files, source, stale
+from unlearnbench.tuning_record import all_tunings
 
 RESULTS = ROOT / "results"
 README = (ROOT / "README.md").read_text()
@@ -82,7 +83,7 @@ def test_pictures_that_are_up_to_date_are_left_as_they_are(cli, folder):
 
 def test_the_committed_page_and_pictures_are_what_the_records_give():
     records = load_all(RESULTS)
-    made = files(make_board(records, images=reader(RESULTS)), records)
+    made = files(make_board(records, images=reader(RESULTS)), records, all_tunings(RESULTS))
     assert len(made) >= 5
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
 

@@ -23,14 +23,16 @@ Named = list[tuple[str, type[Method]]]
 """Methods as they were asked for, by name or by file."""
 
 
-def concepts_of(task: type[Task], forget: Sequence[str], file: Path | None) -> tuple[list[str], tuple[Concept, ...]]:
-    """What is to be forgotten, and how the user's own concepts are described."""
+def concepts_of(
+    task: type[Task], forget: Sequence[str] | None, file: Path | None
+) -> tuple[list[str], tuple[Concept, ...]]:
+    """What is to be forgotten, the task's default where nothing is said; how the user's own concepts are described."""
     if file is not None:
-        if forget:
+        if forget is not None:
             raise UserError("--forget and --concept exclude each other: give one of them")
         forgotten, described = read_concepts(file)
         return [forgotten], described
-    return [task.resolve_concept(word) for word in forget or [task.default_forget]], ()
+    return [task.resolve_concept(word) for word in ([task.default_forget] if forget is None else forget)], ()
 
 
 def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:

@@ -174,8 +174,8 @@ def run(
     where = at.device if at and at.device else pick_device(device.value)
     given = words(method)
     named = methods_of(given, overrides)
-    forgotten, described = concepts_of(task_class, words(forget or []), concept)
-    if not named or (forget and not forgotten):
+    forgotten, described = concepts_of(task_class, words(forget) if forget else None, concept)
+    if not named or not forgotten:
         raise UserError(f"--{'forget' if named else 'method'} is empty: name at least one")
     every, tried = checked(eval_every), wanted(attacks, budget) if attacks is not None else []
     cut = Cut.checked([want.label for want in tried], budget, shards, every, force, tracker is not None, at is not None)

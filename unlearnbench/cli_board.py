@@ -159,8 +159,9 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     from unlearnbench.record import replace_file
     from unlearnbench.results_page import files, stale
     from unlearnbench.store import cannot_write
+    from unlearnbench.tuning_record import all_tunings
 
-    made = files(board, records)
+    made = files(board, records, all_tunings(results))
     try:
         for path in stale(results, made):
             replace_file(results / path, made[path])
@@ -172,8 +173,9 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
 def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
     """Exit code 1 where `_write` would change a file."""
     from unlearnbench.results_page import files, stale
+    from unlearnbench.tuning_record import all_tunings
 
-    made = files(board, records)
+    made = files(board, records, all_tunings(results))
     old = stale(results, made)
     for path in old:
         out.print(f"{results / path} is not what its records give: leaderboard {results} --write", soft_wrap=True)

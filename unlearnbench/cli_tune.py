@@ -19,7 +19,7 @@ from unlearnbench.terminal import err, out, print_table
 if TYPE_CHECKING:
     from unlearnbench.launching import Where
     from unlearnbench.tuning import Budget
-    from unlearnbench.tuning_record import Trial, Tuning
+    from unlearnbench.tuning_record import Tuning
 
 tuning = typer.Typer()
 
@@ -122,26 +122,14 @@ def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | Non
 
 
 def _show(task: str, results: Path, plot: Path | None) -> None:
-    """A row a method: objectives with the first seed by preset, and of what was chosen, and what it all took."""
     from unlearnbench.tuning_record import tunings
+    from unlearnbench.tuning_table import HEADS, note, row
 
     found = tunings(results, task)
     if not found:
         raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
-    heads = ["method", "default", "published", "tuned", "tuned, all seeds", "trials", "lost", "cut", "evaluations"]
-    print_table(f"tuning on {task}", [*heads, "hours", "chosen"], [("", [_row(one) for one in found])])
-    first, selection = found[0], found[0].selection
-    seeds = ", ".join(map(str, selection.seeds))
-    out.print(
-        "lost: diverged, failed or over the cap; cut: left when no value on the other concepts could have made it one "
-        "of the best. Objective: the worse of anchored efficacy and utility, a mean over forget "
-        f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: {seeds}. Protocol "
-        f"{first.protocol}, sampling seed {selection.sampling_seed}, cap {first.cap:,} evaluations a run. "
-        "The best of many trials is flattered by the choice: run --preset tuned reports on other concepts.",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    print_table(f"tuning on {task}", HEADS, [("", [row(one) for one in found])])
+    out.print(note(found), soft_wrap=True, highlight=False, markup=False)
     if plot is not None:
         _plot(found, plot)
 
@@ -154,24 +142,3 @@ def _plot(found: Sequence[Tuning], file: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --plot") from error
     out.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _row(one: Tuning) -> list[str]:
-    def shown(value: float | None) -> str:
-        return "—" if value is None else f"{value:.3f}"
-
-    def first(trial: Trial | None) -> str:
-        if trial is None:
-            return ""
-        return trial.state if trial.state != "ok" and one.first(trial) is None else shown(one.first(trial))
-
-    chosen = None if one.chosen is None else one.trials[one.chosen]
-    lost, cut = sum(trial.state != "ok" for trial in one.trials), sum(trial.cut for trial in one.trials)
-    said = "" if chosen is None else " ".join(chosen.presets) or _changed(one, chosen)
-    cells = [one.method, first(one.of("default")), first(one.of("published")), first(chosen)]
-    cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost), str(cut)]
-    return [*cells, f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
-
-
-def _changed(one: Tuning, trial: Trial) -> str:
-    return " ".join(f"{name}={trial.settings[name]}" for name in one.space)

@@ -32,7 +32,7 @@ def as_markdown(sheets: Iterable[Sheet]) -> str:
         blank = [""] * (len(sheet.heads) - 1)
         rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
         for name, section in sheet.sections:
-            rows += [[f"*{name}*", *blank], *section]
+            rows += [*([[f"*{name}*", *blank]] if name else []), *section]
         lines = ["| " + " | ".join(cells) + " |" for cells in rows]
         parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{sheet.note}\n" if sheet.note else ""))
     return "\n".join(parts)

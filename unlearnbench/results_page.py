@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearnbench import attack_table, registry
+from unlearnbench import attack_table, registry, tuning_table
 from unlearnbench.board import TABLE
 from unlearnbench.formats import as_markdown
 from unlearnbench.hashing import digest
@@ -15,6 +15,7 @@ from unlearnbench.leaderboard import Derived, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
 from unlearnbench.plots import pareto, picture
 from unlearnbench.record import Record
+from unlearnbench.tuning_record import Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +40,7 @@ records. Settings other than the defaults are rows of their own (`--set`, `--pre
 """
 
 
-def files(board: pd.DataFrame, records: Sequence[Record]) -> dict[Path, bytes]:
+def files(board: pd.DataFrame, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
     """README.md and the pictures that it shows, by their place below the results folder."""
     metrics = registry.load_metrics()
     sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
@@ -50,8 +51,9 @@ def files(board: pd.DataFrame, records: Sequence[Record]) -> dict[Path, bytes]:
         made[path] = picture(pareto(rows, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
         parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n")
     attacks, more = attack_table.pictured(board, records)
-    page = _page("\n".join(parts), attacks, metrics)
-    return {Path("README.md"): page.encode(), **made, **more}
+    fair, drawn = tuning_table.page(board, tuned)
+    page = _page("\n".join(parts), attacks + fair, metrics)
+    return {Path("README.md"): page.encode(), **made, **more, **drawn}
 
 
 def stale(results: Path, made: Mapping[Path, bytes]) -> list[Path]:

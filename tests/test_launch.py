@@ -20,7 +20,7 @@ from unlearnbench.launch_local import cards, cores
 from unlearnbench.launching import Where, longest_first, parse_time, still_to_do
 from unlearnbench.ledger import Ledger, latest, sole_driver
 from unlearnbench.parcels import files_of, packed, put, unpack
-from unlearnbench.record import read, write
+from unlearnbench.record import load_all, read, write
 from unlearnbench.runner import run
 from unlearnbench.stages import Cell, metrics_for
 from unlearnbench.store import Store
@@ -139,9 +139,10 @@ def test_shards_and_attacks_are_jobs_and_each_waits_for_what_it_needs():
     assert len(set(ids)) == len(ids)
     for place, job in enumerate(found):
         assert set(job.needs) <= set(ids[:place])
-    needed = {job.name: {found[ids.index(id)].name for id in job.needs} for job in found}
-    last = names(found)[-1]
-    assert len(needed[f"uce · forget seven · seed 0{last[3:]}"]) == 3
+    last = found[-1]
+    assert names(found[ids.index(id)] for id in last.needs) == ["uce"]
+    assert names(found[ids.index(id)] for id in last.after) == ["uce · relearn@1", "uce · latent_probe@0.9"]
+    assert [job.needed for job in found] == [True] * 10 + [False]
 
 
 def test_forced_and_watched_cells_stay_whole():
@@ -154,7 +155,7 @@ def test_forced_and_watched_cells_stay_whole():
 def test_the_original_asked_for_with_attacks_is_made_once():
     found = jobs("original", attacks=("relearn@1",))
     assert names(found) == ["original", "original · relearn@1", "original · attacks into the record"]
-    assert [len(job.needs) for job in found] == [0, 1, 2]
+    assert [len(job.needs) for job in found] == [0, 1, 1]
     assert names(jobs("original", force=True)) == ["original", "original"]
 
 
@@ -217,6 +218,14 @@ def test_a_failed_job_leaves_out_what_needs_it_and_the_rest_goes_on(ledger):
     assert [result.reason for result in left.failed] == ["why"]
     assert names(left.unreached) == ["uce · sample 1/2", "uce · sample 2/2", "uce"]
     assert sum(result.state == "done" for result in left.results.values()) == 8
+
+
+def test_attacks_that_are_done_come_into_the_record_though_one_failed(ledger):
+    found = jobs("uce", attacks=("relearn@1", "latent_probe@0.9"))
+    backend = Made(lambda job, times: "failed" if job.name.endswith("relearn@1") else "done")
+    left = drive(found, backend, ledger)
+    assert len(left.failed) == 1 and left.unreached == ()
+    assert backend.begun[-1].endswith("attacks into the record"), "after both attacks"
 
 
 def test_a_lost_job_is_begun_again(ledger):
@@ -305,6 +314,44 @@ def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
         assert one == other
 
 
+def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, fresh_store, monkeypatch):
+    monkeypatch.setattr(launching, "backend", lambda where, *about: launches.Here(*about))
+    words = ("run", *launches.SMOKE, "--method", "uce", "--attacks", "latent_probe@0.9,relearn@1", "--budget", 0)
+    for more in ((), ("--jobs", 1, "--force")):
+        said = cli(*words, *more, "--out", "here")
+        assert said.code == 0, said.err
+        (record,) = (each for each in load_all(tmp_path / "here") if each.label() == "uce")
+        assert set(record.attacks) == {"latent_probe@0.9+budget=0", "relearn@1+budget=0"}
+        assert "relearn@1+budget=0" in said.out
+    said = cli(*words, "--jobs", 1, "--out", "here")
+    assert (said.code, said.err) == (0, ""), "all of it is done"
+
+
+def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeypatch):
+    from unlearnbench import attacking
+
+    real = attacking._one
+
+    def one(cell, record, want, *about):
+        if want.label == "relearn@1":
+            raise UserError("no luck with relearn@1")
+        return real(cell, record, want, *about)
+
+    monkeypatch.setattr(attacking, "_one", one)
+    *before, last = jobs("uce", attacks=("relearn@1", "latent_probe@0.9"))
+    ended = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in (*before, last)]
+    assert [result.state for result in ended] == ["done", "done", "failed", "done", "failed"]
+    assert ended[-1].reason == "no luck with relearn@1"
+    assert set(read(last.spec.path(tmp_path / "here")).attacks) == {"latent_probe@0.9"}
+
+
+def test_a_method_that_the_task_cannot_host_is_skipped_by_shards_too(tmp_path):
+    _, asked = launches.specs("advunlearn", task="digits-class", protocol="default", forget="3")
+    found = jobs_of(asked, [], Cut(shards=2))
+    results = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in found]
+    assert [(result.state, result.status) for result in results] == [("done", None)] * 3 + [("done", "skipped")]
+
+
 def test_cells_that_are_done_are_no_jobs_any_more(tmp_path):
     found = jobs("uce", shards=2)
     here(found, tmp_path / "here", tmp_path / "store")
@@ -335,6 +382,11 @@ def test_entries_travel_and_are_checked_where_they_arrive(tmp_path):
     unpack(broken, tmp_path / "three")
     result = work(found[0], Store(tmp_path / "three"), tmp_path / "here", tmp_path / "log")
     assert "is damaged" in result.reason
+
+
+def test_only_entries_that_jobs_hand_on_travel(tmp_path):
+    with pytest.raises(UserError, match="is no entry that travels"):
+        unpack({"tuning/digits-class/esd": b""}, tmp_path / "store")
 
 
 @pytest.mark.parametrize("name", ["../../etc/x", "/weights/a/b", "weights/../b", "weights/a/b/c", "weights\\a\\b/c/d"])
@@ -382,6 +434,10 @@ def test_status_tells_done_running_failed_and_missing(cli, tmp_path, launch):
     ledger.end(Result(id=found[1].id, state="failed", reason="no luck", where="node:1"))
     ledger.report(found[2].id, {"what": "steps", "done": 3, "total": 60, "where": "node:2", "at": time.time()})
     assert [state for _, state, _ in ledger.states()] == ["done", "failed", "running", "missing"]
+    ledger.report(found[3].id, {"slurm": "7_3", "at": 0})
+    assert ledger.numbers() == ["7_3"]
+    assert ledger.states()[3][1] == "missing"
+    assert ledger.states({"7_3"})[3][1] == "running", "the scheduler has it"
     said = cli("status", "--out", "here")
     assert said.code == 1
     assert "1 done, 1 running, 1 failed, 1 missing: 4 jobs by local" in said.out
@@ -447,6 +503,7 @@ def test_a_second_driver_is_refused(cli, tmp_path, fresh_store):
         (("--jobs", 2, "--shards", 2, "--force"), "--force keeps a cell whole"),
         (("--jobs", 2, "--shards", 2, "--eval-every", 5), "--eval-every keeps a cell whole"),
         (("--jobs", 2, "--tracker", "tensorboard"), "--tracker shows what this process does"),
+        (("--jobs", 1, "--gpus", 1, "--device", "cpu"), "--gpus 1 with --device cpu: leave one of them out"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_launched_is_refused_in_one_line(cli, fresh_store, words, said):
@@ -474,6 +531,10 @@ def test_fewer_gpus_than_asked(cli, fresh_store, monkeypatch):
         cards(2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert cards(2) == ["4", "6"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UserError, match="torch sees no CUDA device here"):
+        cards(1)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +544,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, minutes):
     assert parse_time(text) == minutes
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1:2:3", "-5", "0", "1-"])
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3", "-5", "0", "1-", "²"])
 def test_what_is_no_time_limit_is_refused(text):
     with pytest.raises(UserError, match="--time"):
         parse_time(text)

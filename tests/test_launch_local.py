@@ -11,7 +11,9 @@ import pytest
 
 from tests import launches
 from tests.small_world import comparable, debris
-from unlearnbench.ledger import latest
+from unlearnbench.jobs import Cut, jobs_of
+from unlearnbench.launch_local import Local
+from unlearnbench.ledger import Ledger, latest
 from unlearnbench.record import load_all
 from unlearnbench.store import Store
 
@@ -110,6 +112,25 @@ def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
     assert set(found) == {"original", "negative_prompt", "slow"}
     assert found["negative_prompt"] == before, "it is not made again"
     assert [path for path in debris(tmp_path / "here") if ".driver.lock" not in path] == []
+
+
+def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
+    baseline, asked = launches.specs("uce")
+    first, second = jobs_of(asked, baseline, Cut())
+    store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
+    backend = Local(1, 1, ledger, store, tmp_path / "here")
+    try:
+        for job in (first, second):
+            backend.begin([job])
+            while not (ended := backend.ended(1.0)):
+                pass
+            assert ended[0].state == "done"
+            worker = backend._workers[0].process
+            worker.kill()
+            worker.join()
+    finally:
+        backend.close()
+    assert set(records(tmp_path)) == {"original", "uce"}
 
 
 def _gone(pid):

@@ -178,13 +178,22 @@ def run(
     if not named or not forgotten:
         raise UserError(f"--{'forget' if named else 'method'} is empty: name at least one")
     every, tried = checked(eval_every), wanted(attacks, budget) if attacks is not None else []
-    cut = Cut.checked([want.label for want in tried], budget, shards, every, force, tracker is not None, at is not None)
+    cut = Cut.checked(
+        [want.label.partition("+budget=")[0] for want in tried],
+        budget,
+        shards,
+        every,
+        force,
+        tracker is not None,
+        at is not None,
+    )
     resources = Resources.checked(precision, words(memory or []), where, compile)
     about = Asked(
         task_class, results, where, protocol, preset, overrides, described, resources, include_unsafe, pretrained, more
     )
     baseline, asked = about.cells(named, given, forgotten, numbers, left_out)
     if dry_run:
+        pick_device(where)  # it is tried here
         show_probe([spec.cell() for spec in (*baseline, *asked)], results, at.jobs or 1 if at else 1)
     elif at is None:
         run_here(baseline, asked, cut, threads, results, shown_by)

@@ -78,6 +78,7 @@ def run_here(
 
 def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: Where, results: Path) -> None:
     """As jobs of a launcher; exit code 1 where some failed."""
+    from unlearnbench.attacking import wanted
     from unlearnbench.launching import cells_launched
     from unlearnbench.record import read
     from unlearnbench.store import Store
@@ -88,7 +89,8 @@ def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: W
     kept = [[spec for spec in specs if str(spec.path(Path())) not in without] for specs in (baseline, asked)]
     if len(kept[0]) == len(baseline):
         done = [read(spec.path(results)) for specs in kept for spec in specs]
-        _show(done, len(baseline), results, list(cut.attacks))
+        tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
+        _show(done, len(baseline), results, [want.label for want in tried])
     if told_failures(jobs, left):
         raise typer.Exit(1)
 
@@ -120,9 +122,9 @@ def view() -> Iterator[Shown]:
 
         def shown(running: dict[str, Work], ended: dict[str, Result], total: int, ledger: Ledger) -> None:
             names.update({id: job.name for id, job in running.items()})
-            for id in ended.keys() - told:
+            for id in [id for id in ended if id not in told]:
                 told.add(id)
-                _tell(len(told), total, names[id], ended[id])
+                _tell(len(told & ended.keys()), total, names[id], ended[id])
                 if id in rows:
                     bars.remove_task(rows.pop(id))
             bars.update(whole, total=total, completed=len(ended))
@@ -179,7 +181,7 @@ def status(
         raise UserError(f"nothing was launched to {results}: `unlearnbench run … --jobs 2 --out {results}` does")
     if watch:
         _watch(ledger)
-    states = ledger.states()
+    states = ledger.states(_queued(ledger))
     plan = ledger.plan
     counts = {name: sum(state == name for _, state, _ in states) for name in ("done", "running", "failed", "missing")}
     rows = [
@@ -197,6 +199,15 @@ def status(
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
+def _queued(ledger: Ledger) -> frozenset[str]:
+    """Numbers of the jobs that Slurm has, who may say nothing for long."""
+    if ledger.plan.launcher != "slurm":
+        return frozenset()
+    from unlearnbench.launch_slurm import alive
+
+    return alive(ledger.numbers())
+
+
 def _about(state: str, about: dict[str, Any]) -> list[str]:
     if state == "running":
         what = f"{about.get('what', '')} {about.get('done', '')}/{about.get('total', '')}"
@@ -211,7 +222,7 @@ def _watch(ledger: Ledger) -> None:
     try:
         with Live(console=err, transient=True, auto_refresh=False) as live:
             while True:
-                states = ledger.states()
+                states = ledger.states(_queued(ledger))
                 running = [(line, about) for line, state, about in states if state == "running"]
                 if not running:
                     return

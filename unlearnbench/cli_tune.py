@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,7 +92,7 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
             continue
         checked(cls)
         try:
-            require(Cell(cls.configured(cls.preset("default", given.task.name)), given.bare()))
+            require(Cell(cls.configured(cls.preset("default", given.task.name)), replace(given, device="cpu").bare()))
         except Unsupported as reason:
             if name in asked:
                 raise

@@ -68,6 +68,11 @@ class Spec(_Part):
         given = method.given(self.overrides)
         return Cell(method, task, self.preset, given, self.selection, resources, self.include_unsafe)
 
+    def anywhere(self) -> Spec:
+        """The same for a process with another working folder."""
+        paths = {name: getattr(self, name) for name in ("pretrained", "data", "checkpoint")}
+        return self.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+
     @property
     def label(self) -> str:
         """The method as folders and tables name it."""
@@ -122,6 +127,10 @@ class Work(_Part):
     step: str
     needs: tuple[str, ...] = ()
     """Ids of the jobs that must be done before."""
+    after: tuple[str, ...] = ()
+    """Ids of the jobs that must have ended before, well or not."""
+    needed: bool = False
+    """Whether a later job needs what it makes."""
     threads: int = 1
     gpus: int = 0
 
@@ -228,7 +237,8 @@ def jobs_of(specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut) -> list[J
         first[spec.forget] = add(spec, (), plain)
     for spec in specs:
         add(spec, (first[spec.forget],) if spec.forget in first else (), cut)
-    return list(jobs.values())
+    needed = {id for job in jobs.values() for id in (*job.needs, *job.after)}
+    return [job.model_copy(update={"needed": job.id in needed}) for job in jobs.values()]
 
 
 def _cell(spec: Spec, expected: Expected, needs: tuple[str, ...], cut: Cut) -> Iterator[Job]:
@@ -250,4 +260,5 @@ def _cell(spec: Spec, expected: Expected, needs: tuple[str, ...], cut: Cut) -> I
     if cut.attacks and not whole:
         tried = [job("attack", (record.id,), attacks=(label,)) for label in cut.attacks]
         yield from tried
-        yield job("attach", (record.id, *(one.id for one in tried)), attacks=cut.attacks)
+        attach = job("attach", (record.id,), attacks=cut.attacks)
+        yield attach.model_copy(update={"after": tuple(one.id for one in tried)})

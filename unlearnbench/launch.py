@@ -65,10 +65,10 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
     running: dict[str, Work] = {}
     results: dict[str, Result] = {}
     tries: Counter[str] = Counter()
-    needed = Counter(id for job in jobs for id in job.needs)
+    needed = Counter(id for job in jobs for id in (*job.needs, *job.after))
     try:
         while waiting or running:
-            ready = [job for job in waiting.values() if all(_done(results, id) for id in job.needs)]
+            ready = [job for job in waiting.values() if _ready(job, results, waiting, running)]
             ready = ready[: backend.room()]
             if not ready and not running:
                 break
@@ -92,8 +92,8 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
                     result = result.model_copy(update=about)
                 results[job.id] = result
                 ledger.end(result)
-                needed.subtract(job.needs)
-                for id in (job.id, *job.needs):
+                needed.subtract((*job.needs, *job.after))
+                for id in (job.id, *job.needs, *job.after):
                     if needed[id] <= 0:
                         backend.release(id)
     finally:
@@ -103,5 +103,7 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
     return Left(results, tuple(waiting.values()))
 
 
-def _done(results: dict[str, Result], id: str) -> bool:
-    return id in results and results[id].state == "done"
+def _ready(job: Work, results: dict[str, Result], waiting: dict[str, Work], running: dict[str, Work]) -> bool:
+    """Whether all that it needs is done, and nothing that it comes after may still be."""
+    done = all(id in results and results[id].state == "done" for id in job.needs)
+    return done and not any(id in waiting or id in running for id in job.after)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -34,6 +35,8 @@ def cards(jobs: int) -> list[str]:
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     known = visible or [str(number) for number in range(torch.cuda.device_count())]
+    if not known:
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     if len(known) < jobs:
         raise UserError(
             f"--jobs {jobs} on cuda takes a GPU each, and {len(known)} are here: give --jobs {len(known)}, "
@@ -59,7 +62,9 @@ class Local(Backend):
         """A job to each free worker, which is started first where there is none."""
         free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
         for place, job in zip(free, jobs, strict=False):
-            worker = self._workers[place] or _Worker(self._about, self._gpus[place])
+            worker = self._workers[place]
+            if worker is None or not worker.process.is_alive():
+                worker = _Worker(self._about, self._gpus[place])
             self._workers[place] = worker
             worker.begin(job)
 
@@ -73,6 +78,8 @@ class Local(Backend):
             if worker.pipe in heard and (result := worker.result()) is not None:
                 found.append(result)
             elif worker.pipe in heard or worker.process.sentinel in heard:
+                worker.process.join(PATIENCE)
+                worker.process.kill()
                 worker.process.join()
                 reason = f"the worker {_ending(worker.process.exitcode)}"
                 last = tail(self._ledger.log(job.id))
@@ -110,13 +117,15 @@ class _Worker:
     def __init__(self, about: tuple[Any, ...], gpu: str):
         context = get_context("spawn")  # CUDA and thread pools do not outlive a fork
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about, gpu), daemon=True)
-        self.process.start()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(about[-1]), **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})):
+            self.process.start()
         theirs.close()
 
     def begin(self, job: Work) -> None:
         self.job = job
-        self.pipe.send(job.model_dump_json())
+        with suppress(OSError):  # it has just died: found when its end is looked at
+            self.pipe.send(job.model_dump_json())
 
     def result(self) -> Result | None:
         """What came; None where the process closed its end."""
@@ -128,14 +137,25 @@ class _Worker:
         return found
 
 
-def _serve(pipe: Connection, about: tuple[Any, ...], gpu: str) -> None:
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables that a process must have from its start: libraries read them when they are loaded."""
+    values["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait by spinning would take the others' cores
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
     """A worker: a job at a time until the driver closes its end. Ctrl-C is the driver's to hear."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    root, results, folder, threads = about
-    if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning would take the others' cores
+    root, results, folder, _ = about
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     ledger = Ledger(Path(folder))
     while True:

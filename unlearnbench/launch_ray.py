@@ -14,7 +14,7 @@ from unlearnbench.errors import UserError, one_line
 from unlearnbench.jobs import Work
 from unlearnbench.launch import TRIES, Backend
 from unlearnbench.ledger import Ledger
-from unlearnbench.parcels import KINDS, Parcel, files_of, packed, put, unpack
+from unlearnbench.parcels import KINDS, Parcel, files_of, packed, put, siblings, unpack
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, work
 
@@ -67,14 +67,10 @@ class Ray(Backend):
         self._ray, self._ledger, self._results, self._most = joined(), ledger, results, most
         try:
             self._require(threads, gpus)
-            # begun tasks are tried again when a worker or its node dies; worker processes live on, GPUs or not
-            options = {
-                "num_cpus": threads,
-                "num_gpus": gpus,
-                "max_retries": TRIES - 1,
-                "max_calls": 0,
-                "num_returns": 3,
-            }
+            # begun tasks are tried again when a worker or its node dies; processes live on, but for those that have a
+            # card: the next task may be given another, and CUDA stays with the first
+            options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": TRIES - 1, "num_returns": 3}
+            options["max_calls"] = 1 if gpus else 0
             self._task = self._ray.remote(**options)(_perform)
             self._heard = self._ray.remote(num_cpus=0, max_restarts=-1)(Heard).remote()
         except BaseException:
@@ -101,7 +97,7 @@ class Ray(Backend):
     def begin(self, jobs: Sequence[Work]) -> None:
         """A task each, which is handed what the jobs before it made."""
         for job in jobs:
-            before = [self._made[id] for id in job.needs if id in self._made]
+            before = [self._made[id] for id in (*job.needs, *job.after) if id in self._made]
             files = files_of(self._results / job.product, self._results)
             said, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
             self._running[said], self._made[job.id], self._files[job.id] = job, made, changed
@@ -130,8 +126,13 @@ class Ray(Backend):
             where = (self._ledger.live(job.id) or {}).get("where", "")
             reason = f"lost {TRIES} times by Ray: {' '.join(str(error).split())[:300]}"
             return Result(id=job.id, state="failed", reason=reason, where=where)
-        if parcel and result.state == "done":
-            put(parcel, self._results)
+        try:
+            if parcel and result.state == "done":
+                put(parcel, self._results)
+                for gone in {*siblings(self._results / job.product)} - {self._results / name for name in parcel}:
+                    gone.unlink(missing_ok=True)  # the worker took it away: images that are not to be shown
+        except (UserError, OSError) as error:
+            return result.model_copy(update={"state": "failed", "reason": one_line(error)})
         return result
 
     def release(self, id: str) -> None:
@@ -172,4 +173,5 @@ def _perform(text: str, files: Parcel, heard: Any, *before: Parcel) -> tuple[str
         log = Path(folder) / "log"
         result = work(job, store, results, log, lambda values: heard.put.remote(job.id, values))
         changed = files_of(results / job.product, results) if result.state == "done" else {}
-    return result.model_dump_json(), packed(store, KINDS.get(job.step, ())), {} if changed == files else changed
+    made = packed(store, KINDS.get(job.step, ())) if job.needed else {}
+    return result.model_dump_json(), made, {} if changed == files else changed

@@ -16,6 +16,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
 from unlearnbench.ledger import SILENT, Ledger
+from unlearnbench.progress import tell
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, tail, work
 
@@ -28,8 +29,15 @@ PAUSE = 0.5
 """Seconds between looks for results, which are files."""
 LOOK = 2.0
 """Seconds between questions to Slurm, which has others to answer, too."""
-GRACE = 10.0
-"""Seconds that an ended job's result may take to show, on a file system that several machines share."""
+GRACE, SHARED = 10.0, 90.0
+"""Seconds that the result of a job may take to show that Slurm ended before its time, and of one that ended by itself:
+file systems that several machines share are slow to tell."""
+ARRAY = 500
+"""Jobs of one array at most: clusters allow 1,000 unless they say otherwise."""
+AGAIN = 30.0
+"""Seconds until jobs are submitted again that Slurm would not take."""
+REQUEUES = 20
+"""How often a job is requeued before its time limit; what it had finished is kept each time."""
 FINAL = {
     "CANCELLED": "was cancelled",
     "TIMEOUT": "ran out of time: give a longer --time, finished stages are kept",
@@ -37,7 +45,7 @@ FINAL = {
     "OUT_OF_MEMORY": "ran out of memory: give more, such as --slurm mem=32G",
 }
 """Ends that another try would come to again."""
-OVER = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", *FINAL}
+OVER = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", *FINAL}
 
 
 @dataclass
@@ -48,17 +56,24 @@ class Task:
     root: str
     results: str
     folder: str
+    requeues: int = 0
 
     def __call__(self) -> None:
         """Do the job and leave its result in the ledger."""
+        from submitit import JobEnvironment
+
         job, ledger = read_job(self.job), Ledger(Path(self.folder))
         place = Store(Path(self.root)), Path(self.results), ledger.log(job.id)
-        ledger.end(work(job, *place, lambda values: ledger.report(job.id, values)))
+        known = {"slurm": JobEnvironment().job_id}  # the driver may have died before it could note it
+        ledger.end(work(job, *place, lambda values: ledger.report(job.id, {**values, **known})))
 
     def checkpoint(self) -> Any:
-        """Before preemption or the time limit: the same again."""
+        """Before preemption or the time limit: the same again. At last an exit, which no handler of errors stops."""
         from submitit.helpers import DelayedSubmission
 
+        self.requeues += 1
+        if self.requeues > REQUEUES:
+            raise SystemExit(f"requeued {REQUEUES} times")
         return DelayedSubmission(self)
 
 
@@ -72,6 +87,9 @@ class Slurm(Backend):
         self._ledger, self._store, self._results = ledger, store, results
         self._most = where.jobs
         self._numbers: dict[str, str] = {}
+        self._unsent: list[Work] = []
+        """Jobs that Slurm would not take for now."""
+        self._tried = 0.0
         self._over: dict[str, float] = {}
         """Job -> when Slurm first said that it is over, though there is no result."""
         self._asked, self._states = 0.0, dict[str, str]()
@@ -82,6 +100,7 @@ class Slurm(Backend):
             name="unlearnbench",
             timeout_min=where.minutes or MINUTES,
             cpus_per_task=where.threads,
+            slurm_max_num_timeout=2 * REQUEUES,
             slurm_additional_parameters={"requeue": True, **where.slurm},
             **({"gpus_per_node": where.gpus} if where.gpus else {}),
             **({"slurm_partition": where.partition} if where.partition else {}),
@@ -91,25 +110,37 @@ class Slurm(Backend):
 
     def room(self) -> int:
         """All that there are, or so many that Slurm is not handed more than were allowed."""
-        return (1 << 30) if self._most is None else self._most - len(self._numbers)
+        return (1 << 30) if self._most is None else self._most - len(self._numbers) - len(self._unsent)
 
     def begin(self, jobs: Sequence[Work]) -> None:
-        """Take up those that a driver before has submitted, and submit the others as one array."""
+        """Take up those that a driver before has submitted, and submit the others as arrays."""
         known = {job.id: (self._ledger.live(job.id) or {}).get("slurm") for job in jobs}
-        alive = _asked(number for number in known.values() if number)
+        there = alive(number for number in known.values() if number)
         for id, number in known.items():
-            if number and alive.get(number, "COMPLETED") not in OVER:
-                self._numbers[id] = number
-        new = [job for job in jobs if job.id not in self._numbers]
-        if not new:
-            return
+            if number in there or self._ledger.ended(id) is not None:  # it may have ended just now
+                self._numbers[id] = number or ""
+        self._unsent += [job for job in jobs if job.id not in self._numbers]
+        self._submit()
+
+    def _submit(self) -> None:
+        """Submit what waits; where jobs of ours run, what Slurm does not take now it may take later."""
+        self._tried = time.monotonic()
+        while self._unsent:
+            try:
+                self._array(self._unsent[:ARRAY])
+            except (RuntimeError, OSError) as error:
+                said = f"{_last(str(error))}{_partitions(str(error))}"
+                if not self._numbers:
+                    raise UserError(f"Slurm refused the jobs: {said}") from error
+                tell(f"Slurm takes no jobs for now ({said}): tried again in {AGAIN:.0f} s")
+                return
+            del self._unsent[:ARRAY]
+
+    def _array(self, new: Sequence[Work]) -> None:
         about = str(self._store.root), str(self._results), str(self._ledger.folder)
-        try:
-            # submitit passes on what sbatch says, which is told below
-            with redirect_stderr(StringIO()), redirect_stdout(StringIO()), self._executor.batch():
-                submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
-        except RuntimeError as error:
-            raise UserError(f"Slurm refused the jobs: {_last(str(error))}{_partitions(str(error))}") from error
+        # submitit passes on what sbatch says, which is told where it fails
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()), self._executor.batch():
+            submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
         for job, one in zip(new, submitted, strict=True):
             self._numbers[job.id] = one.job_id
             line = {"slurm": one.job_id, "where": f"Slurm {one.job_id}", "what": "in the queue", "at": time.time()}
@@ -120,10 +151,13 @@ class Slurm(Backend):
         time.sleep(max(seconds, PAUSE))
         ended = self._ledger.ended_ids() & self._numbers.keys()
         found = [result for id in ended if (result := self._ledger.ended(id)) is not None]
-        if not found and time.monotonic() - self._asked >= LOOK:
+        if self._unsent and time.monotonic() - self._tried >= AGAIN:
+            self._submit()
+        if time.monotonic() - self._asked >= LOOK:
             self._asked = time.monotonic()
             self._states = _asked(self._numbers.values())
-            found = [result for id, number in self._numbers.items() if (result := self._dead(id, number)) is not None]
+            left = [(id, number) for id, number in self._numbers.items() if id not in ended]
+            found += [result for id, number in left if (result := self._dead(id, number)) is not None]
         for result in found:
             del self._numbers[result.id]
             self._over.pop(result.id, None)
@@ -138,8 +172,11 @@ class Slurm(Backend):
                 self._noted[id] = time.time()
                 self._ledger.report(id, {"at": time.time(), "what": "in the queue"})
             return None
-        if time.monotonic() - self._over.setdefault(id, time.monotonic()) < GRACE:
+        patience = GRACE if state in FINAL else SHARED
+        if time.monotonic() - self._over.setdefault(id, time.monotonic()) < patience:
             return None
+        if (result := self._ledger.ended(id)) is not None:  # by its name: listings may be old
+            return result
         where = (self._ledger.live(id) or {}).get("where", "")
         last = tail(self._ledger.log(id)) or _errors(self._ledger.folder / "slurm", number)
         reason = f"Slurm job {number} {FINAL.get(state, f'ended without a result ({state})')}"
@@ -149,15 +186,23 @@ class Slurm(Backend):
         """Jobs stay Slurm's."""
         if not self._numbers:
             return None
-        numbers = sorted({number.partition("_")[0] for number in self._numbers.values()})
+        numbers = sorted({number.partition("_")[0] for number in self._numbers.values() if number})
         return (
             f"{len(self._numbers)} jobs stay with Slurm: the same command takes them up, "
             f"`scancel {' '.join(numbers)}` ends them"
         )
 
 
+def alive(numbers: Iterable[str]) -> frozenset[str]:
+    """Those of these numbers whose jobs Slurm has not ended."""
+    numbers = list(numbers)
+    states = _asked(numbers)
+    return frozenset(number for number in numbers if states.get(number, "COMPLETED") not in OVER)
+
+
 def _asked(numbers: Iterable[str]) -> dict[str, str]:
     """Number -> state of the jobs that Slurm still knows; needs no accounting, which not every cluster has."""
+    numbers = [number for number in numbers if number]
     wanted = sorted({number.partition("_")[0] for number in numbers})
     if not wanted:
         return {}

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from unlearnbench import registry
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import Damaged, UserError, unknown
 from unlearnbench.jobs import Cut, Job, Spec, Work, jobs_of
 from unlearnbench.launch import Backend, Left, Shown, drive
 from unlearnbench.ledger import Ledger, sole_driver
 from unlearnbench.record import read
-from unlearnbench.store import Store
+from unlearnbench.store import Store, cannot_write
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -72,6 +72,8 @@ class Where:
             raise UserError(f"--launcher {launcher} needs {package}: pip install 'unlearnbench[{extra}]'")
         if launcher == "slurm" and shutil.which("sbatch") is None:
             raise UserError("--launcher slurm: no sbatch here: give the command on a machine that submits jobs")
+        if device == "cpu" and gpus:
+            raise UserError(f"--gpus {gpus} with --device cpu: leave one of them out")
         on_cuda = gpus > 0 if gpus is not None else device != "cpu" and _has_cuda(launcher, device)
         if threads is None:
             threads = _share(jobs or 1) if launcher == "local" else 4 if on_cuda else 1
@@ -101,7 +103,7 @@ def parse_time(text: str) -> int:
     """Minutes, of `90`, `1:30` (hours and minutes) or `2-12:00` (days before them)."""
     days, dash, rest = text.rpartition("-")
     parts = rest.split(":")
-    if not all(part.isdigit() for part in [*parts, *([days] if dash else [])]) or len(parts) > 2:
+    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]) or len(parts) > 2:
         raise UserError(
             f"--time {text}: give minutes such as 90, hours and minutes such as 1:30, or days-hours:minutes"
         )
@@ -131,11 +133,15 @@ def launched(
     every: Sequence[Work], todo: Sequence[Work], where: Where, store: Store, results: Path, shown: Shown
 ) -> Left:
     """Do what is to do of these jobs; how they ended."""
+    store = Store(store.root.resolve())
     with sole_driver(results):
         ledger = Ledger.begun(store, results, where.launcher, every, todo)
         if not todo:
             return Left({}, ())
-        return drive(todo, backend(where, ledger, Store(store.root.resolve()), results.resolve()), ledger, shown)
+        try:
+            return drive(todo, backend(where, ledger, store, results.resolve()), ledger, shown)
+        except OSError as error:
+            raise UserError(cannot_write(store.root, error, "UNLEARNBENCH_CACHE")) from error
 
 
 def cells_launched(
@@ -143,6 +149,7 @@ def cells_launched(
 ) -> tuple[list[Job], Left]:
     """Run every cell that is not done yet; its jobs, and how they ended."""
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
+    specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
     every = longest_first(jobs_of(specs, baseline, cut), results)
     todo = still_to_do(every, results)
     return todo, launched(every, todo, where, store, results, shown)
@@ -150,15 +157,18 @@ def cells_launched(
 
 def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
+    import torch
+
     from unlearnbench.attacking import lacking, wanted
     from unlearnbench.runner import finished
 
     complete: dict[str, bool] = {}
+    cuda = torch.cuda.is_available()
     for job in jobs:
         spec = job.spec
         key = f"{spec.model_dump_json()}"
-        if job.force or job.every is not None:
-            complete[key] = False
+        if job.force or job.every is not None or (spec.device == "cuda" and not cuda):
+            complete[key] = False  # without a card the judge's key cannot be made: workers answer at once
         if complete.get(key) is False or job.step not in ("record", "attach"):
             continue
         cell = spec.cell()
@@ -167,7 +177,11 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
         complete[key] = record is not None and not lacking(cell, record, asked)
     kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
     ids = {job.id for job in kept}
-    return [job.model_copy(update={"needs": tuple(id for id in job.needs if id in ids)}) for job in kept]
+
+    def left(some: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(id for id in some if id in ids)
+
+    return [job.model_copy(update={"needs": left(job.needs), "after": left(job.after)}) for job in kept]
 
 
 def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:
@@ -179,7 +193,10 @@ def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:
     for task in {job.spec.task for job in jobs}:
         for folder in (results / task).glob("*/*/*"):
             path = next(folder.glob("seed-*.json"), None)
-            known = read(path).scores.get("unlearn_time") if path else None
+            try:
+                known = read(path).scores.get("unlearn_time") if path else None
+            except Damaged:  # `validate` names it
+                continue
             if known and known.value is not None:
                 seconds[task, folder.name] = max(known.value, seconds.get((task, folder.name), 0.0))
 

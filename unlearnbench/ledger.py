@@ -6,8 +6,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,13 @@ class Ledger:
     def report(self, id: str, values: dict[str, Any]) -> None:
         """Note what a job is at; lines before it stay, such as a scheduler's number."""
         path = self.folder / "live" / f"{id}.json"
-        replace_file(path, json.dumps({**(_read(path) or {}), **values}).encode())
+        with suppress(OSError):  # a job is not to fail over what it is at
+            replace_file(path, json.dumps({**(_read(path) or {}), **values}).encode())
+
+    def numbers(self) -> list[str]:
+        """Slurm's numbers of jobs that have not ended."""
+        found = (self.live(line.id) or {} for line in self.plan.jobs)
+        return [about["slurm"] for about in found if "slurm" in about]
 
     def ended(self, id: str) -> Result | None:
         """How a job ended, if it has."""
@@ -121,8 +127,11 @@ class Ledger:
         for part in ("live", "ended"):
             (self.folder / part / f"{id}.json").unlink(missing_ok=True)
 
-    def states(self) -> list[tuple[Line, str, dict[str, Any]]]:
-        """Each job with its state, done, running, failed or missing, and what is known of it."""
+    def states(self, queued: Collection[str] = ()) -> list[tuple[Line, str, dict[str, Any]]]:
+        """Each job with its state, done, running, failed or missing, and what is known of it.
+
+        `queued` are numbers that a scheduler has: those jobs run, or will, whatever they say.
+        """
         plan = self.plan
         found = []
         for line in plan.jobs:
@@ -132,7 +141,7 @@ class Ledger:
                 found.append((line, "failed", {"reason": end.reason, "where": end.where, "seconds": end.seconds}))
             elif end is not None and (there or line.step in ("unlearn", "sample")):
                 found.append((line, "done", {"where": end.where, "seconds": end.seconds}))
-            elif live is not None and time.time() - live.get("at", 0) < SILENT:
+            elif live is not None and (live.get("slurm") in queued or time.time() - live.get("at", 0) < SILENT):
                 found.append((line, "running", live))
             else:
                 found.append((line, "missing", {}))
@@ -142,7 +151,7 @@ class Ledger:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):  # a file that is replaced while it is read, on a file system that is shared
         return None
     return values if isinstance(values, dict) else None
 
@@ -177,7 +186,8 @@ def sole_driver(results: Path) -> Iterator[None]:
         raise UserError(cannot_write(results, error, "--out")) from error
     try:
         about = {"driver": f"{socket.gethostname()}:{os.getpid()}", "since": now()}
-        replace_file(who, json.dumps(about).encode())
+        with suppress(OSError):
+            replace_file(who, json.dumps(about).encode())
         yield
     finally:
         who.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ Parcel = dict[str, bytes]
 """Path with slashes, below the store or the results folder -> the file."""
 KINDS = {"record": ("samples", "weights"), "unlearn": ("weights",), "sample": ("samples",), "attack": ("attacked",)}
 """What the jobs after a step need of the entries that it used."""
+TRAVEL = {kind for kinds in KINDS.values() for kind in kinds}
 BESIDE = (".json", ".parquet", ".png")
 """A record and what lies beside it; the record is put in place last, or a stop would leave it without them."""
 
@@ -35,6 +36,8 @@ def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
     entries: dict[PurePosixPath, dict[str, bytes]] = {}
     for name, content in parcel.items():
         path = _inside(name, 3)
+        if path.parts[0] not in TRAVEL:
+            raise UserError(f"{name!r} is no entry that travels")
         entries.setdefault(path.parent, {})[path.name] = content
     for entry, files in entries.items():
         place = root / entry
@@ -55,9 +58,14 @@ def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
                     raise  # else another job has just put the same there
 
 
+def siblings(product: Path) -> list[Path]:
+    """A record, or a tuning, and the files that may lie beside it."""
+    return [product.with_suffix(suffix) for suffix in BESIDE]
+
+
 def files_of(record: Path, results: Path) -> Parcel:
     """A record and what lies beside it, if it is there."""
-    found = [record.with_suffix(suffix) for suffix in BESIDE]
+    found = siblings(record)
     return {path.relative_to(results).as_posix(): path.read_bytes() for path in found if path.is_file()}
 
 

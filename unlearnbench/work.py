@@ -6,25 +6,33 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from unlearnbench.errors import UserError, one_line
+from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.jobs import Expected, Job, Work
 from unlearnbench.progress import shown_by, told_by
-from unlearnbench.store import Store
+from unlearnbench.record import Record, replace_file
+from unlearnbench.store import Store, cannot_write
+
+if TYPE_CHECKING:
+    from unlearnbench.attacking import Wanted
+    from unlearnbench.stages import Cell
 
 TAIL = 5
 """Lines of a failed job's log that are shown."""
 PAUSE = 0.5
 """Seconds from one report to the next, at least."""
+BEAT = 30.0
+"""Seconds from one sign of life to the next."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -70,15 +78,18 @@ def work(job: Work, store: Store, results: Path, log: Path, report: Report = lam
         heard = () if job.step in ("attach", "tune") else tuple(said)  # of these it was news while they ran
         return Result(id=job.id, state=state, said=heard, seconds=seconds, where=where, **about)
 
-    with _logged(log), _reported(report, where, said):
-        try:
-            return ended("done", status=_done(job, store, results, where))
-        except UserError as error:
-            return ended("failed", reason=str(error), tail=tail(log))
-        except Exception as error:  # noqa: BLE001 - a job's failure must not end the worker, nor the other jobs
-            traceback.print_exc(file=sys.stderr)
-            sys.stderr.flush()
-            return ended("failed", reason=one_line(error), tail=tail(log))
+    try:
+        with _logged(log), _reported(report, where, said):
+            try:
+                return ended("done", status=_done(job, store, results, where))
+            except UserError as error:
+                return ended("failed", reason=str(error), tail=tail(log))
+            except Exception as error:  # noqa: BLE001 - a job's failure must not end the worker, nor the other jobs
+                traceback.print_exc(file=sys.stderr)
+                sys.stderr.flush()
+                return ended("failed", reason=one_line(error), tail=tail(log))
+    except OSError as error:
+        return ended("failed", reason=cannot_write(log, error, "UNLEARNBENCH_CACHE"))
 
 
 def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
@@ -100,7 +111,7 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     from unlearnbench.record import read
     from unlearnbench.runner import run, unlearned
     from unlearnbench.samples import draw
-    from unlearnbench.stages import loaded, metrics_for
+    from unlearnbench.stages import loaded, metrics_for, require
     from unlearnbench.training import Diverged
     from unlearnbench.trajectory import followed
 
@@ -114,14 +125,15 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
         draft = drafted(cell, metrics_for(cell.task))
         original = cell.task.pretrained().eval()
         if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
-            return None  # it diverged: the record will say so
+            return None  # it came to no weights
         try:
+            require(cell)
             state, _ = unlearned(cell, draft, original, store)
             if job.step == "sample":
                 shard = (job.shard, job.shards)
                 draw(cell, loaded(cell, state), sample_parts(cell, state), cell.task.plan(), store, shard=shard)
-        except Diverged:
-            return None
+        except (Diverged, Unsupported):
+            return None  # the record will say so
     elif job.step == "record":
         watched = job.every is not None
         record = (
@@ -133,8 +145,23 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
         if job.step == "attack":
             tried(cell, record, asked, store)
         else:
-            return attacked(cell, record, asked, store, results).status
+            return _attached(cell, record, asked, store, results)
     return None
+
+
+def _attached(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path) -> str:
+    """Put attacks into the record; one that fails keeps no other out, and is told when all others are in."""
+    from unlearnbench.attacking import attacked
+
+    failed: UserError | None = None
+    for want in asked:
+        try:
+            record = attacked(cell, record, [want], store, results)
+        except UserError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
+    return record.status
 
 
 def with_source(method: str, source: str | None, store: Store) -> str:
@@ -144,8 +171,8 @@ def with_source(method: str, source: str | None, store: Store) -> str:
     path = Path(method)
     if not path.is_file() or path.read_text() != source:
         path = store.root / "methods" / digest(source)[:16] / path.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(source)
+        if not path.is_file() or path.read_text() != source:  # whole: another worker may be reading it
+            replace_file(path, source.encode())
     return str(path)
 
 
@@ -161,9 +188,21 @@ def _reported(report: Report, where: str, said: list[str]) -> Iterator[None]:
             what = f"{said[-1]}, {what}" if said else what
             report({"what": what, "done": done, "total": total, "where": where, "at": time.time()})
 
+    ended = threading.Event()
+
+    def beat() -> None:  # a step may be long: whoever looks must know that the job is alive
+        while not ended.wait(BEAT):
+            report({"at": time.time()})
+
     report({"what": "starting", "done": 0, "total": 1, "where": where, "at": time.time()})
-    with shown_by(sink), told_by(said.append):
-        yield
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        with shown_by(sink), told_by(said.append):
+            yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

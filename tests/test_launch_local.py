@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import launches
 from tests.small_world import comparable, debris
@@ -150,3 +151,16 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
     assert driver.returncode == 130
     assert err.rstrip().endswith("stopped: what is finished is kept; run the same command again to go on")
     assert "Traceback" not in err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_job_on_cuda_has_a_card_of_its_own(tmp_path):
+    done = launches.run(tmp_path, "--method", "uce", "--jobs", 1, "--device", "cuda")
+    assert done.returncode == 0, done.stderr
+    assert " GPU 0" in done.stderr
+    assert {record.environment["device_type"] for record in load_all(tmp_path / "here")} == {"cuda"}
+    cards = torch.cuda.device_count()
+    more = launches.run(tmp_path, "--method", "uce", "--jobs", cards + 1, "--device", "cuda")
+    assert more.returncode == 2
+    assert f"{cards} are here: give --jobs {cards}" in more.stderr

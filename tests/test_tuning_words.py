@@ -16,7 +16,7 @@ TASK = ("--task", "digits-class")
         (("--task", "digits-clas"), "unknown task 'digits-clas'"),
         ((*TASK, "--trials", "0"), "--trials 0 is none"),
         ((*TASK, "--cap", "0"), "--cap 0 is below 1"),
-        ((*TASK, "--jobs", "0"), "--jobs 0 is none"),
+        ((*TASK, "--jobs", "0"), "--jobs 0 is below 1: give 1 or more"),
         ((*TASK, "--forget", "eleven"), "unknown concept of digits-class 'eleven'"),
         ((*TASK, "--method", "destroy"), "destroy declares no `space`"),
         ((*TASK, "--method", "mace"), "mace needs"),

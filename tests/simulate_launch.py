@@ -214,7 +214,7 @@ def board(records: Iterable[Record], cells: int = CELLS) -> tuple[np.ndarray, np
 
 def known(results: Path) -> list[Record]:
     """Records of the tasks whose sampling is assumed."""
-    return [one for one in load_all(results) if one.task in SAMPLING]
+    return [one for one in load_all(results) if one.task in SAMPLING and one.method.division == "default"]
 
 
 def attacks_apart(records: Iterable[Record]) -> float:

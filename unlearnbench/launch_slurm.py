@@ -95,12 +95,13 @@ class Slurm(Backend):
         self._asked, self._states = 0.0, dict[str, str]()
         self._noted: dict[str, float] = {}
         """Waiting job -> when the ledger was last told that it waits."""
-        executor = submitit.AutoExecutor(folder=ledger.folder / "slurm" / "%j", cluster="slurm")
+        executor = submitit.AutoExecutor(
+            folder=ledger.folder / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=2 * REQUEUES
+        )
         executor.update_parameters(
             name="unlearnbench",
             timeout_min=where.minutes or MINUTES,
             cpus_per_task=where.threads,
-            slurm_max_num_timeout=2 * REQUEUES,
             slurm_additional_parameters={"requeue": True, **where.slurm},
             **({"gpus_per_node": where.gpus} if where.gpus else {}),
             **({"slurm_partition": where.partition} if where.partition else {}),

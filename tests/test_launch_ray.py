@@ -102,7 +102,7 @@ def test_no_cluster_at_the_address(cli, fresh_store, monkeypatch):
 
 
 def test_more_gpus_than_any_node_has(tmp_path, cluster):
-    words = ("--method", "uce", "--launcher", "ray", "--gpus", 1)
+    words = ("--method", "uce", "--launcher", "ray", "--gpus", 1, "--device", "auto")
     done = launches.run(tmp_path, *words, RAY_ADDRESS=cluster[0].address)
     assert done.returncode == 2
     assert "--gpus 1: no node of the Ray cluster has as many, the most is 0 GPU" in done.stderr

@@ -119,7 +119,7 @@ def test_jobs_outlive_a_killed_driver_and_the_next_one_takes_them_up(tmp_path, c
     ("words", "said"),
     [
         (("--partition", "nowhere"), "invalid partition specified: nowhere"),
-        (("--gpus", "1"), "Slurm refused the jobs: "),
+        (("--gpus", "1", "--device", "auto"), "Slurm refused the jobs: "),
     ],
 )
 def test_what_slurm_refuses_is_one_line(tmp_path, cluster, words, said):

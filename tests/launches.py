@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.small_world import write_method
 from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
 from unlearnbench.ledger import Ledger
+from unlearnbench.record import load_all
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, work
 
@@ -114,3 +116,16 @@ def start(folder: Path, *words: object, **env: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """What a launch left in its folder, by label."""
+    return {record.label(): record for record in load_all(folder / "here")}
+
+
+def until(holds: Callable[[], Any], driver: subprocess.Popen[str] | None = None, seconds: float = 120.0) -> None:
+    """Look at other processes again and again until something holds; while a driver runs, if one is given."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end and (driver is None or driver.poll() is None), driver and driver.communicate()
+        time.sleep(0.05)

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import launches
+from tests.launches import records, until
 from tests.small_world import comparable, debris
 from unlearnbench.jobs import Cut, jobs_of
 from unlearnbench.launch_local import Local
 from unlearnbench.ledger import Ledger, latest
 from unlearnbench.record import load_all
 from unlearnbench.store import Store
-
-
-def records(folder):
-    return {record.label(): record for record in load_all(folder / "here")}
-
-
-def until(holds, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,16 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
 from tests import launches, slurm_cluster
+from tests.launches import records, until
 from tests.small_world import comparable
 from unlearnbench.jobs import Cut, jobs_of
 from unlearnbench.launch_slurm import Task
 from unlearnbench.ledger import Ledger, latest
-from unlearnbench.record import load_all
 from unlearnbench.store import Store
 
 pytest.importorskip("submitit", reason="the extra [slurm] is not installed")
@@ -42,17 +41,6 @@ def plain(tmp_path_factory):
     done = launches.run(folder, "--method", "uce,negative_prompt")
     assert done.returncode == 0, done.stderr
     return records(folder)
-
-
-def records(folder):
-    return {record.label(): record for record in load_all(folder / "here")}
-
-
-def until(holds, driver=None, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end and (driver is None or driver.poll() is None), driver and driver.communicate()
-        time.sleep(0.1)
 
 
 def number_of(folder, method):

@@ -254,6 +254,26 @@ def test_a_stop_lets_go_of_workers(ledger):
     assert backend.closed
 
 
+def test_an_end_that_cannot_be_noted_is_told_in_one_line(ledger):
+    ledger.folder.mkdir(parents=True)
+    (ledger.folder / "ended").touch()  # as a folder it could not be made in either
+    backend = Made()
+    with pytest.raises(UserError, match=r"cannot write to .*UNLEARNBENCH_CACHE"):
+        drive(jobs("uce"), backend, ledger)
+    assert backend.closed
+
+
+def test_an_error_that_is_not_the_ledgers_is_not_told_as_one(tmp_path, fresh_store, monkeypatch):
+    class Broken(Made):
+        def begin(self, jobs):
+            raise FileNotFoundError(2, "no such file", "squeue")
+
+    monkeypatch.setattr(launching, "backend", lambda *about: Broken())
+    found = jobs("uce")
+    with pytest.raises(FileNotFoundError, match="squeue"):
+        launching.launched(found, found, WHERE, Store(), tmp_path / "here", lambda *about: None)
+
+
 def test_no_more_jobs_than_there_is_room_for(ledger):
     class Narrow(Made):
         most_at_once = 0

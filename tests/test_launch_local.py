@@ -12,8 +12,11 @@ import torch
 from tests import launches
 from tests.launches import records, until
 from tests.small_world import comparable, debris
+from unlearnbench import launching
+from unlearnbench.errors import UserError
 from unlearnbench.jobs import Cut, jobs_of
 from unlearnbench.launch_local import Local
+from unlearnbench.launching import Where
 from unlearnbench.ledger import Ledger, latest
 from unlearnbench.record import load_all
 from unlearnbench.store import Store
@@ -108,7 +111,7 @@ def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     baseline, asked = launches.specs("uce")
     first, second = jobs_of(asked, baseline, Cut())
     store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
-    backend = Local(1, 1, ledger, store, tmp_path / "here")
+    backend = Local([""], 1, ledger, store, tmp_path / "here")
     try:
         for job in (first, second):
             backend.begin([job])
@@ -121,6 +124,36 @@ def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     finally:
         backend.close()
     assert set(records(tmp_path)) == {"original", "uce"}
+
+
+def test_idle_workers_import_while_others_are_at_the_first_job_and_none_is_too_many(tmp_path):
+    baseline, asked = launches.specs("uce")
+    first, second = jobs_of(asked, baseline, Cut())
+    store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
+    backend = launching.backend(Where("local", jobs=5), ledger, store, tmp_path / "here", 2)
+    try:
+        backend.begin([first])
+        workers = list(backend._workers)
+        assert [worker.process.is_alive() for worker in workers] == [True, True]
+        assert backend.room() == 1
+        while not backend.ended(1.0):
+            pass
+        backend.begin([second])
+        assert backend._workers == workers, "neither is started anew"
+    finally:
+        backend.close()
+    assert not any(worker.process.is_alive() for worker in workers)
+
+
+def test_more_workers_than_the_system_allows_are_refused_in_one_line(tmp_path, monkeypatch):
+    def refused(self):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refused)
+    backend = Local([""], 1, Ledger(tmp_path / "ledger"), Store(tmp_path / "store"), tmp_path / "here")
+    with pytest.raises(UserError, match=r"no worker can be started \(.*Resource temporarily.*\): give fewer --jobs"):
+        backend.begin([])
+    backend.close()
 
 
 def _gone(pid):

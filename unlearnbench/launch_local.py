@@ -13,12 +13,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
-from unlearnbench.errors import UserError
+from unlearnbench.errors import UserError, one_line
 from unlearnbench.jobs import Work
 from unlearnbench.launch import Backend
 from unlearnbench.ledger import Ledger
 from unlearnbench.store import Store
-from unlearnbench.work import Result, read_job, tail, work
+from unlearnbench.work import Result, read_job, tail, warm, work
 
 PATIENCE = 10.0
 """Seconds that a worker may take to end by itself."""
@@ -46,27 +46,26 @@ def cards(jobs: int) -> list[str]:
 
 
 class Local(Backend):
-    """`jobs` workers; one that dies is replaced, and its job is lost."""
+    """A worker for each of `gpus` ("" is none); one that dies is replaced, and its job is lost."""
 
-    def __init__(self, jobs: int, threads: int, ledger: Ledger, store: Store, results: Path, gpus: Sequence[str] = ()):
+    def __init__(self, gpus: Sequence[str], threads: int, ledger: Ledger, store: Store, results: Path):
         self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
         # what a worker that was killed leaves is cleaned up, which is no news
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-        self._gpus, self._workers = list(gpus) or [""] * jobs, list[_Worker | None]([None] * jobs)
+        self._gpus, self._workers = list(gpus), list[_Worker | None]([None] * len(gpus))
 
     def room(self) -> int:
         """Free workers."""
         return sum(worker is None or worker.job is None for worker in self._workers)
 
     def begin(self, jobs: Sequence[Work]) -> None:
-        """A job to each free worker, which is started first where there is none."""
-        free = [place for place, worker in enumerate(self._workers) if worker is None or worker.job is None]
-        for place, job in zip(free, jobs, strict=False):
-            worker = self._workers[place]
-            if worker is None or not worker.process.is_alive():
-                worker = _Worker(self._about, self._gpus[place])
-            self._workers[place] = worker
-            worker.begin(job)
+        """A job to each free worker; all workers are started, and import while others have the first jobs."""
+        rest = iter(jobs)
+        for place, worker in enumerate(self._workers):
+            if worker is None or not (worker.job or worker.process.is_alive()):
+                worker = self._workers[place] = _Worker(self._about, self._gpus[place])
+            if worker.job is None and (job := next(rest, None)):
+                worker.begin(job)
 
     def ended(self, seconds: float) -> list[Result]:
         """Results that came, and the jobs of workers that died."""
@@ -119,7 +118,10 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about), daemon=True)
         with _environment(OMP_NUM_THREADS=str(about[-1]), **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})):
-            self.process.start()
+            try:
+                self.process.start()
+            except OSError as error:
+                raise UserError(f"no worker can be started ({one_line(error)}): give fewer --jobs") from error
         theirs.close()
 
     def begin(self, job: Work) -> None:
@@ -158,6 +160,7 @@ def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
     root, results, folder, _ = about
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     ledger = Ledger(Path(folder))
+    warm()
     while True:
         try:
             job = read_job(pipe.recv())

@@ -15,7 +15,7 @@ from unlearnbench.jobs import Cut, Job, Spec, Work, jobs_of
 from unlearnbench.launch import Backend, Left, Shown, drive
 from unlearnbench.ledger import Ledger, sole_driver
 from unlearnbench.record import read
-from unlearnbench.store import Store, cannot_write
+from unlearnbench.store import Store
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -113,8 +113,8 @@ def parse_time(text: str) -> int:
     return minutes
 
 
-def backend(where: Where, ledger: Ledger, store: Store, results: Path) -> Backend:
-    """The launcher, begun."""
+def backend(where: Where, ledger: Ledger, store: Store, results: Path, count: int) -> Backend:
+    """The launcher, begun, for so many jobs."""
     if where.launcher == "ray":
         from unlearnbench.launch_ray import Ray
 
@@ -126,7 +126,8 @@ def backend(where: Where, ledger: Ledger, store: Store, results: Path) -> Backen
     from unlearnbench.launch_local import Local, cards
 
     jobs = where.jobs or 1
-    return Local(jobs, where.threads, ledger, store, results, cards(jobs) if where.gpus else ())
+    gpus = cards(jobs) if where.gpus else [""] * jobs
+    return Local(gpus[:count], where.threads, ledger, store, results)
 
 
 def launched(
@@ -138,10 +139,7 @@ def launched(
         ledger = Ledger.begun(store, results, where.launcher, every, todo)
         if not todo:
             return Left({}, ())
-        try:
-            return drive(todo, backend(where, ledger, store, results.resolve()), ledger, shown)
-        except OSError as error:
-            raise UserError(cannot_write(store.root, error, "UNLEARNBENCH_CACHE")) from error
+        return drive(todo, backend(where, ledger, store, results.resolve(), len(todo)), ledger, shown)
 
 
 def cells_launched(

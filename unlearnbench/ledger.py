@@ -66,16 +66,22 @@ class Ledger:
             begun=now(),
             jobs=tuple(Line(id=job.id, name=job.name, step=job.step, product=str(job.product)) for job in jobs),
         )
-        try:
-            for job in todo:
-                ledger.open(job.id)
-            for id in {job.id for job in jobs} - {job.id for job in todo}:
-                ledger.end(Result(id=id, state="done", where="before"))
+        for job in todo:
+            ledger.open(job.id)
+        for id in {job.id for job in jobs} - {job.id for job in todo}:
+            ledger.end(Result(id=id, state="done", where="before"))
+        with ledger._written():
             (ledger.folder / "logs").mkdir(parents=True, exist_ok=True)
             replace_file(ledger.folder / "plan.json", plan.model_dump_json(indent=1).encode())
-        except OSError as error:
-            raise UserError(cannot_write(store.root, error, "UNLEARNBENCH_CACHE")) from error
         return ledger
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """What cannot be written is told in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(cannot_write(self.folder, error, "UNLEARNBENCH_CACHE")) from error
 
     @property
     def plan(self) -> Plan:
@@ -115,17 +121,20 @@ class Ledger:
 
     def end(self, result: Result) -> None:
         """Note how a job ended."""
-        replace_file(self.folder / "ended" / f"{result.id}.json", result.model_dump_json().encode())
-        (self.folder / "live" / f"{result.id}.json").unlink(missing_ok=True)
+        with self._written():
+            replace_file(self.folder / "ended" / f"{result.id}.json", result.model_dump_json().encode())
+            (self.folder / "live" / f"{result.id}.json").unlink(missing_ok=True)
 
     def open(self, id: str) -> None:
         """A job is still to do, however it ended before; a scheduler may be at it."""
-        (self.folder / "ended" / f"{id}.json").unlink(missing_ok=True)
+        with self._written():
+            (self.folder / "ended" / f"{id}.json").unlink(missing_ok=True)
 
     def forget(self, id: str) -> None:
         """A job is tried again from the start."""
-        for part in ("live", "ended"):
-            (self.folder / part / f"{id}.json").unlink(missing_ok=True)
+        self.open(id)
+        with self._written():
+            (self.folder / "live" / f"{id}.json").unlink(missing_ok=True)
 
     def states(self, queued: Collection[str] = ()) -> list[tuple[Line, str, dict[str, Any]]]:
         """Each job with its state, done, running, failed or missing, and what is known of it.

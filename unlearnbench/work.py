@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -33,6 +34,8 @@ PAUSE = 0.5
 """Seconds from one report to the next, at least."""
 BEAT = 30.0
 """Seconds from one sign of life to the next."""
+HEAVY = ("unlearnbench.trajectory", "torch_fidelity", "diffusers", "pandas", "scipy.stats", "sklearn.datasets")
+"""What nearly every job imports, which takes seconds."""
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -58,6 +61,12 @@ def place() -> str:
     """This process, for people: machine and process number, and the card where it was given one."""
     card = os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"{socket.gethostname()}:{os.getpid()}" + (f" GPU {card}" if card else "")
+
+
+def warm() -> None:
+    """Import what a job is going to need, while there is none."""
+    for name in HEAVY:
+        importlib.import_module(name)
 
 
 def read_job(text: str) -> Work:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.small_world import write_method
-from unlearnbench.jobs import Work
+from unlearnbench.jobs import Cut, Job, Work, jobs_of
 from unlearnbench.launch import Backend
+from unlearnbench.launching import Where
 from unlearnbench.ledger import Ledger
 from unlearnbench.record import load_all
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, work
 
+WHERE = Where("local", jobs=2)
 SMOKE = ("--task", "digits-text", "--protocol", "smoke", "--device", "cpu")
 ONCE = """import os, pathlib, signal
 flag = pathlib.Path({flag!r})
@@ -66,7 +68,7 @@ def raises(folder: Path) -> Path:
 class Here(Backend):
     """Does each job at once in this process, from what would be sent to another."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path):
+    def __init__(self, ledger: Ledger, store: Store, results: Path, count: int):
         self.ledger, self.store, self.results = ledger, store, results
         self.done: list[Result] = []
 
@@ -95,6 +97,17 @@ def specs(
 
     asked = Asked(registry.load_task(task), Path("results"), "cpu", protocol, **about)
     return asked.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
+
+
+def jobs(*methods: str, **cut: Any) -> list[Job]:
+    """Their cells as jobs, the original's first."""
+    baseline, asked = specs(*methods)
+    return jobs_of(asked, baseline, Cut(**cut))
+
+
+def names(found: Sequence[Work]) -> list[str]:
+    """Names of jobs without what all of them share."""
+    return [job.name.replace(" · forget seven · seed 0", "") for job in found]
 
 
 def run(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:

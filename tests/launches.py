@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from unlearnbench.record import load_all
 from unlearnbench.store import Store
 from unlearnbench.work import Result, read_job, work
 
+PATIENCE = 600.0
+"""Seconds until something that is waited for is given up: a slow machine with other work takes minutes."""
 WHERE = Where("local", jobs=2)
 SMOKE = ("--task", "digits-text", "--protocol", "smoke", "--device", "cpu")
 ONCE = """import os, pathlib, signal
@@ -113,7 +116,7 @@ def names(found: Sequence[Work]) -> list[str]:
 def run(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
     """`unlearnbench run` in a process of its own, on one thread a job."""
     done = start(folder, *words, **env)
-    out, err = done.communicate(timeout=240)
+    out, err = done.communicate(timeout=PATIENCE)
     return subprocess.CompletedProcess(done.args, done.returncode, out, err)
 
 
@@ -128,6 +131,8 @@ def start(folder: Path, *words: object, **env: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # where tests run in the background, a shell has made Ctrl-C ignored for all of theirs
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -136,7 +141,7 @@ def records(folder: Path) -> dict[str, Any]:
     return {record.label(): record for record in load_all(folder / "here")}
 
 
-def until(holds: Callable[[], Any], driver: subprocess.Popen[str] | None = None, seconds: float = 120.0) -> None:
+def until(holds: Callable[[], Any], driver: subprocess.Popen[str] | None = None, seconds: float = PATIENCE) -> None:
     """Look at other processes again and again until something holds; while a driver runs, if one is given."""
     end = time.monotonic() + seconds
     while not holds():

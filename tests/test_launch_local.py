@@ -169,7 +169,7 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
     driver = launches.start(tmp_path, "--method", str(slow), "--jobs", 2)
     until((tmp_path / "begun").exists)
     driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
+    _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 130
     assert err.rstrip().endswith("stopped: what is finished is kept; run the same command again to go on")
     assert "Traceback" not in err

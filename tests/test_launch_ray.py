@@ -80,7 +80,7 @@ def test_a_node_that_is_lost_in_the_middle_costs_nothing_finished(tmp_path, clus
     (place,) = [node for node in nodes if _parent(worker) == node.all_processes["raylet"][0].process.pid]
     begun.unlink()
     made.remove_node(place, allow_graceful=False)
-    _, err = driver.communicate(timeout=240)
+    _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 0, err
     assert begun.exists(), "it was begun again on the other node"
     found = [record.label() for record in load_all(tmp_path / "here")]

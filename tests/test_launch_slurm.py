@@ -61,7 +61,7 @@ def test_an_array_over_methods_with_a_job_requeued_in_the_middle(tmp_path, clust
     (tmp_path / "begun").unlink()
     number = number_of(tmp_path, "slow")
     call(cluster, "scontrol", "requeue", number)
-    _, err = driver.communicate(timeout=240)
+    _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 0, err
     assert (tmp_path / "begun").exists(), "it was begun twice"
     assert "_" in number, "an element of an array"
@@ -81,7 +81,7 @@ def test_a_cancelled_job_is_named_and_the_rest_goes_on(tmp_path, cluster):
     until((tmp_path / "begun").exists, driver)
     number = number_of(tmp_path, "slow")
     call(cluster, "scancel", number)
-    _, err = driver.communicate(timeout=240)
+    _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 1, err
     assert f"failed: slow · forget seven · seed 0: Slurm job {number} was cancelled" in err
     assert set(records(tmp_path)) == {"original", "uce"}

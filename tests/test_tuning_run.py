@@ -184,12 +184,13 @@ def test_runs_are_dropped_when_a_method_is_tuned_and_trials_kept(made, world):
 def test_the_table_and_the_figure(cli, here, tmp_path):
     said = cli("tune", *TASK, "--show", "--out", "here", "--plot", "best.svg")
     assert said.code == 0
-    (row,) = (line.split() for line in said.out.splitlines() if line.strip().startswith("mix "))
+    row, cost = (line.split() for line in said.out.splitlines() if line.strip().startswith("mix "))
     found = tuning(here)
     chosen = found.trials[found.chosen]
     assert row[1] == f"{found.first(found.trials[0]):.3f}"
     assert row[2:5] == ["over", "the", "cap"]
     assert row[5:7] == [f"{found.first(chosen):.3f}", f"{found.final(chosen):.3f}"]
+    assert cost[1] == f"{len(found.trials)}"
     assert "breaks" in said.out
     drawn = (tmp_path / "best.svg").read_text()
     assert "best objective so far" in drawn

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.small_world import made_record
 from unlearnbench.board import board
 from unlearnbench.record import load_all, write
 from unlearnbench.results_page import files
+from unlearnbench.terminal import out
 from unlearnbench.tuning_record import Anchors, Cost, RunValue, Trial, Tuning, all_tunings, write_tuning
 from unlearnbench.tuning_table import HEADS, note, page, row
 
+TITLE, COST = "tuning on digits-class: objectives", "what it took"
 SELECTION = {"forget": ("0", "1"), "seeds": (100, 101), "sampling_seed": 1, "judge": "j" * 64, "trials": 4}
 
 
@@ -63,10 +67,27 @@ def results(tmp_path):
 def test_a_row_says_objectives_what_was_lost_and_cut_and_the_cost():
     cells = dict(zip(HEADS, row(tuning()), strict=True))
     assert cells == {
-        "method": "esd", "default": "0.600", "published": "over the cap", "tuned": "0.900", "tuned, all seeds": "0.900",
+        "method": "esd", "default": "0.600", "published": "over the cap", "tuned": "0.900", "all seeds": "0.900",
         "trials": "4", "lost": "1", "cut": "1", "evaluations": "80,000", "hours": "0.20", "chosen": "lr=0.2",
     }  # fmt: skip
     assert "cap 400,000 evaluations a run" in note([tuning()])
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
+    committed = Path(__file__).parents[1] / "results"
+    monkeypatch.setattr(out, "_width", width)
+    said = cli("tune", "--task", "digits-class", "--show", "--out", committed)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    objectives, cost = (next(n for n, line in enumerate(lines) if line.startswith(title)) for title in (TITLE, COST))
+    assert max(map(len, lines[objectives:cost])) in range(width - 25, width + 1)
+    for one in all_tunings(committed):
+        cells = row(one)
+        (first,) = [line.split() for line in lines[objectives:cost] if f" {one.method} " in line]
+        (second,) = [line.split() for line in lines[cost:] if f" {one.method} " in line]
+        assert [first[1], second[-2], second[-1]] == [cells[1], cells[8], cells[9]]
+        assert {cells[3], cells[4]} <= {*first}
 
 
 def test_rows_of_each_method_by_division_with_intervals(results):

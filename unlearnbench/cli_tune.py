@@ -129,7 +129,11 @@ def _show(task: str, results: Path, plot: Path | None) -> None:
     found = tunings(results, task)
     if not found:
         raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
-    print_table(f"tuning on {task}", HEADS, [("", [row(one) for one in found])])
+    rows = [dict(zip(HEADS, row(one), strict=True)) for one in found]
+    cost = ["method", *HEADS[HEADS.index("trials") : HEADS.index("chosen")]]
+    objectives = [name for name in HEADS if name not in cost or name == "method"]
+    for title, heads in ((f"tuning on {task}: objectives", objectives), ("what it took", cost)):
+        print_table(title, heads, [("", [[each[name] for name in heads] for each in rows])])
     out.print(note(found), soft_wrap=True, highlight=False, markup=False)
     if plot is not None:
         _plot(found, plot)

@@ -53,7 +53,7 @@ LEAST = 2
 """Of which so many are shown however narrow it is."""
 LABEL = 24
 """Width up to which labels are kept on one line in the terminal."""
-WRAPPED = ("flags", "by")
+WRAPPED = ("flags", "by", "chosen")
 """Heads of columns of words, which may be broken into several lines."""
 SHORT = 12
 """Width that columns of words are given at least."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DIVISIONS = ("default", "published", "tuned")
 COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
-HEADS = ["method", "default", "published", "tuned", "tuned, all seeds", "trials", "lost", "cut", "evaluations"]
+HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost", "cut", "evaluations"]
 HEADS += ["hours", "chosen"]
 INTRODUCTION = """## Default, published and tuned settings
 

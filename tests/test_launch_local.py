@@ -14,7 +14,6 @@ from tests.launches import records, until
 from tests.small_world import comparable, debris
 from unlearnbench import launching
 from unlearnbench.errors import UserError
-from unlearnbench.jobs import Cut, jobs_of
 from unlearnbench.launch_local import Local
 from unlearnbench.launching import Where
 from unlearnbench.ledger import Ledger, latest
@@ -108,8 +107,7 @@ def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
 
 
 def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
-    baseline, asked = launches.specs("uce")
-    first, second = jobs_of(asked, baseline, Cut())
+    first, second = launches.jobs("uce")
     store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
     backend = Local([""], 1, ledger, store, tmp_path / "here")
     try:
@@ -126,9 +124,8 @@ def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     assert set(records(tmp_path)) == {"original", "uce"}
 
 
-def test_idle_workers_import_while_others_are_at_the_first_job_and_none_is_too_many(tmp_path):
-    baseline, asked = launches.specs("uce")
-    first, second = jobs_of(asked, baseline, Cut())
+def test_idle_workers_start_with_the_first_job_and_none_is_too_many(tmp_path):
+    first, second = launches.jobs("uce")
     store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
     backend = launching.backend(Where("local", jobs=5), ledger, store, tmp_path / "here", 2)
     try:

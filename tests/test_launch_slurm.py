@@ -16,7 +16,6 @@ import pytest
 from tests import launches, slurm_cluster
 from tests.launches import records, until
 from tests.small_world import comparable
-from unlearnbench.jobs import Cut, jobs_of
 from unlearnbench.launch_slurm import Task
 from unlearnbench.ledger import Ledger, latest
 from unlearnbench.store import Store
@@ -129,8 +128,7 @@ def test_no_sbatch_here(cli, fresh_store, monkeypatch):
 def test_a_job_that_submitit_runs_leaves_its_result_in_the_ledger(tmp_path):
     import submitit
 
-    baseline, asked = launches.specs("uce")
-    found = jobs_of(asked, baseline, Cut())
+    found = launches.jobs("uce")
     ledger = Ledger.begun(Store(tmp_path / "store"), tmp_path / "here", "slurm", found, found)
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=10)

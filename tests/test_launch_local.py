@@ -12,7 +12,7 @@ import torch
 from tests import launches
 from tests.launches import records, until
 from tests.small_world import comparable, debris
-from unlearnbench import launching
+from unlearnbench import launch_local, launching
 from unlearnbench.errors import UserError
 from unlearnbench.launch_local import Local
 from unlearnbench.launching import Where
@@ -140,6 +140,20 @@ def test_idle_workers_start_with_the_first_job_and_none_is_too_many(tmp_path):
     finally:
         backend.close()
     assert not any(worker.process.is_alive() for worker in workers)
+
+
+def test_a_worker_imports_before_it_looks_for_a_job(tmp_path, monkeypatch):
+    order = []
+
+    class Closed:
+        def recv(self):
+            order.append("looked")
+            raise EOFError
+
+    monkeypatch.setattr(launch_local, "warm", lambda: order.append("imported"))
+    monkeypatch.setattr(launch_local.signal, "signal", lambda *about: None)  # this process stays as it is
+    launch_local._serve(Closed(), (str(tmp_path), str(tmp_path), str(tmp_path), 1))
+    assert order == ["imported", "looked"]
 
 
 def test_more_workers_than_the_system_allows_are_refused_in_one_line(tmp_path, monkeypatch):

@@ -1,9 +1,7 @@
 """Weights that others unlearned, from a file or folder: diffusers, CompVis, ESD's and UCE's states, LoRA."""
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from unlearnbench import Diffusion, Method, Task, apply_checkpoint, checkpoint_hash
@@ -34,9 +32,3 @@ class Checkpoint(Method):
     def given(self, keys: Iterable[str]) -> dict[str, Any]:
         """The content's hash in place of the path, so that the same weights have one name wherever they lie."""
         return {"sha256": self.sha256[:12]} if {*keys} & {"path", "sha256"} else {}
-
-    @classmethod
-    def sources(cls) -> list[Path]:
-        """The reading of files counts as the method's own code: it decides which weights come out."""
-        folder = Path(inspect.getfile(apply_checkpoint)).parent
-        return [*super().sources(), *(folder / f"{name}.py" for name in ("checkpoints", "compvis", "lora", "states"))]

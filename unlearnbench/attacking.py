@@ -14,20 +14,18 @@ import torch
 
 from unlearnbench import registry
 from unlearnbench.attack import STANDARD, Attack
+from unlearnbench.codes import engine_hash, method_code, metric_code
 from unlearnbench.environment import describe, exact, trim
 from unlearnbench.errors import Unsupported, UserError, unknown
-from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.hashing import digest, file_hash, state_hash
 from unlearnbench.keys import drafted, sample_parts
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.progress import tell
 from unlearnbench.record import AttackRecord, Record, write
 from unlearnbench.runner import UNRELIABLE, unlearned
 from unlearnbench.search import arena
-from unlearnbench.stages import Cell, engine_hash, loaded, metric_code, metrics_for
+from unlearnbench.stages import Cell, loaded, metrics_for
 from unlearnbench.store import Made, Store
-
-SHARED = ("attack", "search", "prompts", "successive")
-"""Files of the engine that attacks are made of."""
 
 
 class Wanted(NamedTuple):
@@ -125,16 +123,13 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
 
 def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str, Any]:
     """What an attack's result depends on."""
-    root = Path(__file__).parent
-    shared = source_hash(
-        [*(root / f"{name}.py" for name in SHARED), *(root / "tables" / name for name in attack.reads)]
-    )
+    read = [file_hash(Path(__file__).parent / "tables" / name) for name in attack.reads]
     left_out = ("name",) if attack.again else ("name", "retain_images")
     protocol = {name: value for name, value in record.protocol.settings.items() if name not in left_out}
     return {
         **sample_parts(cell, {}),
         "weights": [record.weights["original"], record.weights["unlearned"]],
-        "attack": [want.name, attack.settings(), metric_code(attack), shared],
+        "attack": [want.name, attack.settings(), metric_code(attack), read],
         "budget": want.budget,
         "task": [cell.task.name, cell.task.forget, protocol, record.data],
         "method": _method(cell) if attack.again else None,
@@ -147,7 +142,7 @@ def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str
 
 def _method(cell: Cell) -> list[Any]:
     method = cell.method
-    return [method.name, method.settings(), source_hash(method.sources()), cell.task.seed]
+    return [method.name, method.settings(), method_code(type(method)), cell.task.seed]
 
 
 def _configured(cell: Cell, want: Wanted) -> Attack:
@@ -186,6 +181,7 @@ def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Stor
         unit=attack.spends,
         settings=json.loads(json.dumps(attack.settings())),  # as read back: tables compare them with others'
         code_hash=metric_code(attack),
+        version=attack.version,
         key=digest(parts),
         **facts,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,6 @@ def _slow(file: Any) -> str:
     while block := file.read(1 << 20):
         state.update(block)
     return state.hexdigest()
-
-
-def source_hash(paths: Iterable[Path]) -> str:
-    """One hash over several source files, by name and content."""
-    return digest(sorted((path.name, file_hash(path)) for path in set(paths)))
 
 
 def state_hash(state: "Mapping[str, Tensor]") -> str:

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from unlearnbench import registry
+from unlearnbench.codes import engine_hash, method_code
 from unlearnbench.concepts import made
 from unlearnbench.errors import UserError
-from unlearnbench.hashing import digest, source_hash
+from unlearnbench.hashing import digest
 from unlearnbench.record import Selection, record_path
 from unlearnbench.record import label as labelled
 from unlearnbench.resources import Resources
-from unlearnbench.stages import Cell, engine_hash
+from unlearnbench.stages import Cell
 
 Step = Literal["unlearn", "sample", "record", "attack", "attach"]
 OWN = ("data", "checkpoint", "coco")
@@ -101,8 +102,8 @@ class Expected(_Part):
     @classmethod
     def of(cls, cell: Cell) -> Expected:
         """As it is here."""
-        code = digest([source_hash(cell.method.sources()), engine_hash(type(cell.task)), cell.task.judge().hash])
-        return cls(original=cell.task.pretrained_identity()[0], code=code, data=cell.task.data_identity())
+        code = digest([method_code(type(cell.method)), engine_hash(type(cell.task)), cell.task.judge().hash])
+        return cls(original=cell.task.model_identity().hash, code=code, data=cell.task.data_identity())
 
     def require(self, here: Expected, where: str) -> None:
         """Refuse a machine that has something else."""

@@ -9,27 +9,29 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.codes import ENGINE_VERSION, engine_hash, method_code, metric_code
 from unlearnbench.environment import describe
-from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges.witness import Witness
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric
 from unlearnbench.record import BESIDE, JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord
-from unlearnbench.stages import Cell, engine_hash, metric_code, now
+from unlearnbench.stages import Cell, now
+from unlearnbench.task import Protocol, Task
 
-KEYED = 3
-"""Schema that keys are of: what it gained since are attacks, which have keys of their own, and trajectories."""
+KEYED = 6
+"""Schema that keys are of."""
 
 
 def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
     """The record's identity, before anything is run."""
     task, method = cell.task, cell.method
     judge = task.judge()
-    original, pretraining = task.pretrained_identity()
+    original = task.model_identity()
     record = Record(
         key="",
         task=task.name,
-        protocol=ProtocolRecord(name=task.protocol.name, hash=task.protocol.hash, settings=asdict(task.protocol)),
+        protocol=_protocol(task.protocol),
         forget=task.forget,
         method=MethodRecord(
             name=method.name,
@@ -39,16 +41,18 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
             overrides=dict(cell.overrides or {}),
             settings=method.settings(),
             requires=tuple(sorted(method.requires)),
-            code_hash=source_hash(method.sources()),
+            code_hash=method_code(type(method)),
+            version=method.version,
         ),
         data=task.data_identity(),
-        seeds={"pretraining": pretraining, "unlearning": task.seed, "sampling": task.protocol.sampling_seed},
+        seeds={"pretraining": original.seed, "unlearning": task.seed, "sampling": task.protocol.sampling_seed},
         status="ok",
         scores={},
         judge=JudgeRecord(name=judge.name, version=judge.version, hash=judge.hash, threshold=judge.threshold),
         witnesses={role: _witness(witness) for role, witness in task.witnesses().items()},
-        weights={"original": original, "unlearned": None},
+        weights={"original": original.hash, "unlearned": None},
         engine_hash=engine_hash(type(task)),
+        engine_version=ENGINE_VERSION,
         environment={**describe(task.device), **cell.resources.named()},
         created=now(),
     )
@@ -58,6 +62,10 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
     about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
     key = digest([about, codes, task.device, *savings])
     return record.model_copy(update={"key": key})
+
+
+def _protocol(protocol: Protocol) -> ProtocolRecord:
+    return ProtocolRecord(name=protocol.name, hash=protocol.hash, version=protocol.version, settings=asdict(protocol))
 
 
 def _witness(witness: Witness) -> WitnessRecord:
@@ -84,11 +92,16 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
 
 
 def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What samples depend on besides the protocol: the weights, and method and concept where it wraps the model."""
+    """What samples depend on besides the protocol: the model, and method and concept where it wraps the model."""
     method = cell.method
-    about = [method.name, method.settings(), source_hash(method.sources()), cell.task.forget] if wraps(cell) else None
+    about = [method.name, method.settings(), method_code(type(method)), cell.task.forget] if wraps(cell) else None
     own = _own_concepts(asdict(cell.task.protocol)) if wraps(cell) else {}
-    return {"weights": state_hash(state), "wrap": about, **own}
+    return {**model_parts(cell.task, state), "wrap": about, **own}
+
+
+def model_parts(task: Task, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A model for keys: these weights within the original's configuration, such as its scheduler and tokenizer."""
+    return {"weights": state_hash(state), "configuration": task.model_identity().configuration_hash}
 
 
 def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     requires: ClassVar[frozenset[str]] = frozenset({"forget images", "retain images"})
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    version: ClassVar[int] = 1
+    """Raised, with a line in the changelog, when equal settings no longer give equal numbers."""
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False

@@ -198,6 +198,8 @@ class Metric(ABC):
     """Unit of the value itself, as records hold it; the shown one when left out."""
     digits: ClassVar[int] = 1
     """Decimals shown."""
+    version: ClassVar[int] = 1
+    """Raised, with a line in the changelog, when equal samples no longer give equal values."""
     rank: ClassVar[int] = 50
     """Place within its axis, small first."""
     side: ClassVar[str | None] = None

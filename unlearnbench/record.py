@@ -15,7 +15,7 @@ from unlearnbench.hashing import digest
 from unlearnbench.record_trajectory import Part, TrajectoryRecord
 from unlearnbench.sealing import opened, sealed
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Of the schema that records are written in; older ones are read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that differ from run to run of the same thing."""
@@ -35,6 +35,8 @@ class ScoreRecord(Part):
     better: Literal["higher", "lower"] | None
     unit: str
     code_hash: str
+    version: int | None = None
+    """Of the metric; null before schema 6."""
     floor: float | None = None
     """What real images of another split score in place of the samples."""
     parts: dict[str, float] | None = None
@@ -57,6 +59,8 @@ class ProtocolRecord(Part):
 
     name: str
     hash: str
+    version: int | None = None
+    """Null before schema 6."""
     settings: dict[str, Any]
 
 
@@ -70,6 +74,9 @@ class MethodRecord(Part):
     settings: dict[str, Any]
     requires: tuple[str, ...]
     code_hash: str
+    """Fingerprint of the method's code; before schema 6 a hash of its files."""
+    version: int | None = None
+    """Null before schema 6."""
     selection: Selection | None = None
     """Of tuned settings."""
 
@@ -124,6 +131,8 @@ class AttackRecord(Part):
     """That budget and spent are counted in."""
     settings: dict[str, Any]
     code_hash: str
+    version: int | None = None
+    """Of the attack; null before schema 6."""
     seconds: float | None = None
     made_with: dict[str, Any] = {}
     """Device, threads, torch and commit, which may be others than the run's."""
@@ -148,7 +157,7 @@ class AttackRecord(Part):
 class Record(Part):
     """One method on one concept with one seed."""
 
-    schema_version: Literal[5] = VERSION
+    schema_version: Literal[6] = VERSION
     revision: int = 1
     key: str
     """Hash of everything that determines the result."""
@@ -176,6 +185,11 @@ class Record(Part):
     images: str | None = None
     """SHA-256 of the Parquet file beside the record."""
     engine_hash: str
+    """Fingerprint of the code that the task's results pass through; before schema 6 a hash of its files."""
+    engine_version: int | None = None
+    """Null before schema 6."""
+    rekeyed: str | None = None
+    """Of a record made by an older engine: when a run by the engine that it names now gave equal numbers."""
     environment: dict[str, Any]
     created: str
     content_hash: str = ""

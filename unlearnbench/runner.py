@@ -14,7 +14,7 @@ from unlearnbench.environment import seeing
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
 from unlearnbench.hashing import state_hash
-from unlearnbench.keys import drafted, sample_parts, weight_parts, wraps
+from unlearnbench.keys import drafted, model_parts, sample_parts, weight_parts, wraps
 from unlearnbench.metric import Outcome
 from unlearnbench.perimage import as_parquet
 from unlearnbench.progress import tell
@@ -115,7 +115,7 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Wat
         if not shown:
             path.with_suffix(".png").unlink(missing_ok=True)
         elif record.method.name != "original":
-            before = draw(cell, original, {"weights": state_hash(original.state_dict()), "wrap": None}, plan, store)
+            before = draw(cell, original, {**model_parts(cell.task, original.state_dict()), "wrap": None}, plan, store)
             write_grid(path.with_suffix(".png"), cell.task, before, samples, record.label())
         if found and same and not force and as_asked:
             return found  # made before, perhaps elsewhere: nothing is new but times

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.codes import engine_hash, judge_code
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import exact, trim
-from unlearnbench.hashing import digest, source_hash, state_hash
+from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
-from unlearnbench.judges.witness import Testimony, Witness, asked
+from unlearnbench.judges.witness import Testimony, asked
 from unlearnbench.progress import tell, track
 from unlearnbench.resources import out_of_memory, too_little
 from unlearnbench.rows import Part, Rows, Table
-from unlearnbench.stages import Cell, engine_hash
+from unlearnbench.stages import Cell
 from unlearnbench.store import Made, Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.training import Diverged
 
-OWN = "unlearnbench.judges"
 WITNESSED = 100
 """Images that a witness looks at together; kept in one entry."""
 BLOCK = 500
@@ -219,7 +217,6 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
         error: str | None = None
         who = [witness.name, witness.version, witness.hash, str(witness.threshold), list(witness.columns)]
         who += [list(witness.about)]
-        code = source_hash([Path(inspect.getfile(type(witness))), Path(inspect.getfile(Witness))])
         blocks = [index[start : start + WITNESSED] for start in range(0, len(index), WITNESSED)]
         for block in track(blocks, len(blocks), witness.name):
             images, prompts = samples[np.array(block)], [plan[i].prompt for i in block]
@@ -230,7 +227,8 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
                 return {"values": numbers}, {"error": failure}
 
             asked_for = digest(prompts)  # not in clear: prompts of unsafe tasks would outlive `purge`
-            parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who, "code": code}
+            parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who}
+            parts["code"] = judge_code(witness)
             tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
             values[block], error = tensors["values"], error or facts["error"]
         found[role] = Testimony(values, witness.columns, witness.threshold, error)
@@ -266,16 +264,6 @@ Looked = tuple[Seen, Part | None, Tensor | None]
 """What was seen on a block, where its features lie, and the block itself where the judge failed on it."""
 
 
-def _code(judge: Judge) -> str:
-    """Hash of the files that its verdicts and features come from."""
-    folder, inner = Path(__file__).parent / "judges", getattr(judge, "judge", judge)
-    about = [type(inner), type(getattr(inner, "extractor", inner))]
-    files = {Path(inspect.getfile(base)) for cls in about for base in cls.__mro__ if base.__module__.startswith(OWN)}
-    if hasattr(inner, "extractor"):
-        files.add(folder / "cifar.py")  # what the extractor is made of
-    return source_hash([*files, Path(inspect.getfile(type(inner))), folder / "__init__.py", folder / "fidelity.py"])
-
-
 def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
     """Have one block judged; kept only where that never failed."""
 
@@ -284,8 +272,7 @@ def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
         return {**verdict._asdict(), "features": features[:]}, {"error": error}
 
     who = [judge.name, judge.version, judge.hash, judge.threshold]
-    code = _code(judge)
-    parts = {"images": state_hash({"images": images}), "judge": who, "code": code}
+    parts = {"images": state_hash({"images": images}), "judge": who, "code": judge_code(judge)}
     made = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
     (tensors, facts), n = made, len(images)
     part = Part(n, store.reader("judged", parts, "features", made)) if len(tensors["features"]) == n else None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +15,12 @@ import torch
 from torch import Tensor
 
 from unlearnbench import registry
+from unlearnbench.codes import metric_code
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe, trim
 from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.evaluations import counted
-from unlearnbench.hashing import seed_of, source_hash
+from unlearnbench.hashing import seed_of
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.record import ScoreRecord, Selection
@@ -64,39 +62,6 @@ class Failed(UserError):
 
 TIMED = 6
 """Images a sampling that is timed."""
-ALWAYS = ("diffusion", "sampling", "training", "task", "method", "hashing")
-ON_USE = ("scheduled", "text", "concepts", "images")
-"""Files of the engine that results depend on where a task imports them."""
-
-
-@cache
-def engine_hash(task: type[Task]) -> str:
-    """Hash of the code that the task's results pass through: model, sampling, training, task and judges.
-
-    Models and judges that the task does not import are left out, so that a new one leaves old results valid.
-    """
-    root = Path(__file__).parent
-    found = {root / f"{name}.py" for name in ALWAYS}
-    todo = [Path(inspect.getfile(cls)) for cls in task.__mro__ if issubclass(cls, Task) and cls is not Task]
-    while todo:
-        path = todo.pop()
-        if path not in found:
-            found.add(path)
-            todo += imported(path, root)
-    return source_hash(found)
-
-
-def imported(path: Path, root: Path) -> list[Path]:
-    """Files in models/, judges/ and tasks/ that this one imports, within functions too, and those of `ON_USE`."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    places = [root.joinpath(*name.split(".")[1:]) for name in sorted(names) if name.split(".")[0] == root.name]
-    files = [place / "__init__.py" if place.is_dir() else place.with_suffix(".py") for place in places]
-    return [file for file in files if file.is_file() and (file.parent != root or file.stem in ON_USE)]
 
 
 def metrics_for(task: Task) -> dict[str, Metric]:
@@ -115,12 +80,6 @@ def metrics_for(task: Task) -> dict[str, Metric]:
         and metric.roles() <= witnesses
         and offered(metric.judge_needs)
     }
-
-
-def metric_code(metric: Metric) -> str:
-    """Hash of the files that a metric's code lies in, those it builds on included; the engine's own is not."""
-    own = (base for base in type(metric).__mro__ if issubclass(base, Metric) and base.__module__ != Metric.__module__)
-    return source_hash([Path(inspect.getfile(base)) for base in own])
 
 
 def now() -> str:
@@ -281,4 +240,5 @@ def score_record(metric: Metric, score: Score) -> ScoreRecord:
         floor=score.floor if score.floor is not None and math.isfinite(score.floor) else None,
         parts=score.parts,
         code_hash=metric_code(metric),
+        version=metric.version,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,28 @@ if TYPE_CHECKING:
     from unlearnbench.concepts import Concept
     from unlearnbench.judges import Judge
     from unlearnbench.judges.witness import Witness
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What makes an original model: its weights, and every configuration that training and sampling depend on."""
+
+    weights: str
+    """Content hash of the weights."""
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    """By file, what its configuration says; empty where the task's own code says it all."""
+    seed: int = 0
+    """That the weights were trained with; 0 where it is not known."""
+
+    @property
+    def hash(self) -> str:
+        """Over weights and configuration; of a model without configuration files, the weights' own hash."""
+        return digest([self.weights, dict(self.configuration)]) if self.configuration else self.weights
+
+    @property
+    def configuration_hash(self) -> str | None:
+        """Over the configuration alone, for samples of other weights in the same model."""
+        return digest(dict(self.configuration)) if self.configuration else None
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,8 @@ class Protocol:
     sampling_seed: int = 0
     k: int = 3
     """Neighbours of precision and recall."""
+    version: ClassVar[int] = 1
+    """Of what protocols mean, raised when equal settings no longer give equal numbers."""
 
     @property
     def hash(self) -> str:
@@ -122,8 +146,8 @@ class Task(ABC):
         """The original model; its file is checked against the hash it ships with."""
 
     @abstractmethod
-    def pretrained_identity(self) -> tuple[str, int]:
-        """Content hash and pretraining seed of the original's weights, without loading them."""
+    def model_identity(self) -> ModelIdentity:
+        """What makes the original, without loading it: every key and record of a run holds its hash."""
 
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.codes import engine_hash, method_code
 from unlearnbench.errors import UserError
-from unlearnbench.hashing import digest, source_hash
+from unlearnbench.hashing import digest
 from unlearnbench.method import Method
 from unlearnbench.record import Selection
-from unlearnbench.stages import engine_hash, now
+from unlearnbench.stages import now
 from unlearnbench.task import Task
 from unlearnbench.tuning_record import Anchors, Cost, RunValue, Trial, Tuning
 from unlearnbench.tuning_space import Candidate, candidates, distributions
@@ -113,10 +114,10 @@ def identity(given: Budget, cls: type[Method]) -> dict[str, Any]:
         "seeds": list(given.seeds),
         "cap": given.cap,
         "device": given.device,
-        "original": task.pretrained_identity()[0],
+        "original": task.model_identity().hash,
         "judge": task.judge().hash,
         "engine": engine_hash(given.task),
-        "method": [cls.name, source_hash(cls.sources())],
+        "method": [cls.name, method_code(cls)],
         "space": {name: str(spread) for name, spread in distributions(cls.space).items()},
         "presets": [candidate.settings for candidate in candidates(cls, task.name, 2) if candidate.presets],
     }
@@ -164,7 +165,7 @@ def tuned(
         protocol=task.protocol.name,
         protocol_hash=task.protocol.hash,
         method=cls.name,
-        code_hash=source_hash(cls.sources()),
+        code_hash=method_code(cls),
         engine_hash=engine_hash(given.task),
         space=cls.space,
         cap=given.cap,

@@ -17,25 +17,25 @@ from torch import Tensor
 from unlearnbench.diffusion import Batch, Diffusion
 from unlearnbench.environment import exact
 from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.hashing import digest, seed_of, source_hash
+from unlearnbench.fingerprint import fingerprint
+from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.extractor import Extractor
 from unlearnbench.judges.witness import Witness
+from unlearnbench.models.configuration import FOLDERS, configuration
 from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
+from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.places import default_root
 from unlearnbench.progress import track
 from unlearnbench.scheduled import Scheduled
 from unlearnbench.sources import Source, checked, known_hash
-from unlearnbench.task import Side, shuffled
+from unlearnbench.task import ModelIdentity, Side, shuffled
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.text import TextProtocol, TextTask
 from unlearnbench.weights import load_state, save_state
 
 ABOUT = "about.json"
 """Beside drawn training images: whose they are, for `purge`."""
-ENGINE = Path(__file__).parents[1]
-DRAWN_BY = [ENGINE / "scheduled.py", ENGINE / "sampling.py", ENGINE / "models" / "stable_diffusion.py"]
-"""The code that training images come from."""
 HUB = "https://huggingface.co/"
 PARTS = {
     "": ("model_index.json",),
@@ -65,8 +65,6 @@ def clip_files(folder: str, hub: str) -> list[Source]:
     ]
 
 
-PLACES = [part.rstrip("/") for part in (*PARTS, *SECOND)]
-"""Folders that a model's files lie in; "" is the diffusers folder itself."""
 SD14 = model_files("sd-v1-4", "CompVis/stable-diffusion-v1-4", "creativeml-openrail-m")
 CLIPS = {"clip_b32": "clip-vit-b-32", "clip_l14": "clip-vit-l-14"}
 """Role of each CLIP model, and its folder."""
@@ -156,14 +154,14 @@ class StableDiffusionTask(TextTask):
         model.sampler = self.protocol.sampler
         return model.to(self.device)
 
-    def pretrained_identity(self) -> tuple[str, int]:
-        """Over all files that the model is made of, its configuration's too; the seed is not known, and given as 0."""
-        one = self.checkpoint if self.checkpoint is not None and self.checkpoint.is_file() else None
-        kinds = (".json", ".txt") if one else (".json", ".txt", ".safetensors")
-        parts = [path for part in PLACES for path in (self.layout / part).glob("*") if path.suffix in kinds]
+    def model_identity(self) -> ModelIdentity:
+        """Over all weight files and configuration files that the model is made of."""
+        if self.checkpoint is not None and self.checkpoint.is_file():
+            return ModelIdentity(known_hash(self.checkpoint), configuration(self.layout))
+        parts = [path for part in FOLDERS for path in (self.layout / part).glob("*.safetensors")]
         files = sorted(path for path in parts if ".fp16" not in path.name and ".non_ema" not in path.name)
-        about = [[str(path.relative_to(self.layout)), known_hash(path)] for path in files]
-        return digest([*about, *([["file", known_hash(one)]] if one else [])]), 0
+        weights = digest([[path.relative_to(self.layout).as_posix(), known_hash(path)] for path in files])
+        return ModelIdentity(weights, configuration(self.layout))
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Nobody can: 150,000 GPU hours."""
@@ -201,8 +199,8 @@ class StableDiffusionTask(TextTask):
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
             return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
         captions = [prompts[i % len(prompts)] for i in range(count)]
-        about = [self.name, side, captions, self.pretrained_identity(), repr(self.protocol.sampler), size, self.device]
-        about.append(source_hash(DRAWN_BY))
+        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
+        about.append(fingerprint([Scheduled, StableDiffusion]))
         folder = self.kept / digest(about)[:32]
         starts = range(0, count, size)
         missing = [start for start in starts if not (folder / f"{start}.safetensors").is_file()]

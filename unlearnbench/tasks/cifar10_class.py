@@ -17,6 +17,7 @@ from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
 from unlearnbench.images import SPLITS, Images, parts, read
 from unlearnbench.judges import Judge
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
+from unlearnbench.models.configuration import configuration
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_files import read_pth
 from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
@@ -24,7 +25,7 @@ from unlearnbench.models.ddpm_train import RECIPE, STEPS, Pictures, train_ddpm
 from unlearnbench.places import default_root
 from unlearnbench.progress import track
 from unlearnbench.sources import Source, checked
-from unlearnbench.task import Side, Task, shuffled
+from unlearnbench.task import ModelIdentity, Side, Task, shuffled
 from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol, looked_over
 from unlearnbench.training import seeded
 from unlearnbench.weights import load_checked, make_once, read_manifest
@@ -82,17 +83,17 @@ class Cifar10Class(Task):
             )
         return model
 
-    def pretrained_identity(self) -> tuple[str, int]:
-        """Of the file, and which of its weights; of a .pth the seed is not known, and given as 0."""
+    def model_identity(self) -> ModelIdentity:
+        """The file and which of its weights; of a diffusers folder its configuration too."""
         if self.checkpoint is not None:
-            files = (
-                [self.checkpoint / name for name in (UNET, LABELS)] if self.checkpoint.is_dir() else [self.checkpoint]
-            )
-            return digest([*(file_hash(file) for file in files if file.is_file()), self.protocol.weights]), 0
+            folder = self.checkpoint.is_dir()
+            files = [self.checkpoint / name for name in (UNET, LABELS)] if folder else [self.checkpoint]
+            weights = digest([*(file_hash(file) for file in files if file.is_file()), self.protocol.weights])
+            return ModelIdentity(weights, configuration(self.checkpoint) if folder else {})
         if self.weights is not None:
             manifest = read_manifest(self.weights)
-            return manifest["hashes"]["model.safetensors"], manifest["seed"]
-        return state_hash(self.pretrained().state_dict()), 0
+            return ModelIdentity(manifest["hashes"]["model.safetensors"], seed=manifest["seed"])
+        return ModelIdentity(state_hash(self.pretrained().state_dict()))
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """From scratch by `ddpm_train`'s recipe, on all classes or without the forgotten one; the running mean.

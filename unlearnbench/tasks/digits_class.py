@@ -18,7 +18,7 @@ from unlearnbench.judges import Judge
 from unlearnbench.judges.digits import CnnJudge, NeighbourJudge, train_cnn
 from unlearnbench.models.unet import ClassUNet
 from unlearnbench.sampling import Sampler
-from unlearnbench.task import Protocol, Task
+from unlearnbench.task import ModelIdentity, Protocol, Task
 from unlearnbench.training import minimise, seeded
 from unlearnbench.weights import load_checked, make_once, read_manifest
 
@@ -100,10 +100,10 @@ class DigitsClass(Task):
         model.load_state_dict(load_checked(self.folder, "model.safetensors")[0])
         return model
 
-    def pretrained_identity(self) -> tuple[str, int]:
-        """From the manifest."""
+    def model_identity(self) -> ModelIdentity:
+        """From the manifest; the architecture is the task's own."""
         manifest = read_manifest(self.folder)
-        return manifest["hashes"]["model.safetensors"], manifest["seed"]
+        return ModelIdentity(manifest["hashes"]["model.safetensors"], seed=manifest["seed"])
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """AdamW 3e-3, constant for 30 % of the steps, then a cosine to zero; 10 % label dropping; EMA 0.995."""

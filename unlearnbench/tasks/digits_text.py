@@ -18,9 +18,10 @@ from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.coloured_digits import ColouredDigits, ColouredNeighbours, train_judge
 from unlearnbench.models import miniature
+from unlearnbench.models.configuration import configuration
 from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
 from unlearnbench.scheduled import Scheduled
-from unlearnbench.task import Plan, Side, shuffled
+from unlearnbench.task import ModelIdentity, Plan, Side, shuffled
 from unlearnbench.tasks._digits_images import images, latents, pairs
 from unlearnbench.tasks._digits_words import (
     BOTH,
@@ -116,9 +117,9 @@ class DigitsText(TextTask):
         model.sampler = self.protocol.sampler
         return model.to(self.device)
 
-    def pretrained_identity(self) -> tuple[str, int]:
-        """From the manifest, over all networks."""
-        return digest(self._hashes()), read_manifest(self.folder)["seed"]
+    def model_identity(self) -> ModelIdentity:
+        """The manifest's hashes of all networks, and the folder's configuration files."""
+        return ModelIdentity(digest(self._hashes()), configuration(self.folder), read_manifest(self.folder)["seed"])
 
     def _hashes(self) -> dict[str, str]:
         hashes = read_manifest(self.folder)["hashes"]

@@ -11,6 +11,7 @@ from tests.compvis import written
 from tests.unlearned_sd import attention, expected, same, text, unet
 from unlearnbench.check import TinyDigits, conformance
 from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.fingerprint import definitions
 from unlearnbench.hashing import file_hash
 from unlearnbench.methods.checkpoint import Checkpoint
 from unlearnbench.models.checkpoints import checkpoint_hash
@@ -66,6 +67,5 @@ def test_where_there_is_no_stable_diffusion_the_cell_is_skipped():
 
 
 def test_the_code_that_reads_files_is_the_methods_own():
-    names = {path.name for path in Checkpoint.sources()}
-    assert names == {"checkpoint.py", "checkpoints.py", "compvis.py", "lora.py", "states.py"}
-    assert all(path.is_file() for path in Checkpoint.sources())
+    modules = {one.module.rpartition(".")[2] for one in definitions([Checkpoint])}
+    assert {"checkpoint", "checkpoints", "compvis", "lora", "states"} <= modules

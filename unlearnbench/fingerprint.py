@@ -22,15 +22,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unlearnbench.errors import UserError
+
 PACKAGE = __name__.partition(".")[0]
 SILENT = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
+        "codes",
         "download",
         "environment.Meter",
         "environment.describe",
         "errors",
+        "fingerprint",
         "evaluations",
+        "lineage",
         "places",
         "progress",
         "record",
@@ -210,19 +215,30 @@ def _is_text(statement: ast.stmt) -> bool:
     )
 
 
-@cache
 def _module(name: str) -> _Module | None:
     """The source of a module that is followed; None where there is none, as of compiled ones."""
-    loaded = sys.modules.get(name)
-    file = getattr(loaded, "__file__", None)
-    if file is None:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError):
-            return None
-        file = spec.origin if spec else None
-    if file is None or not file.endswith(".py") or not Path(file).is_file():
+    file = getattr(sys.modules.get(name), "__file__", None) or _found(name)
+    if file is None or not file.endswith(".py"):
         return None
+    try:
+        about = Path(file).stat()
+    except OSError:
+        return None
+    return _read(name, file, about.st_mtime_ns, about.st_size)
+
+
+@cache
+def _found(name: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return spec.origin if spec else None
+
+
+@cache
+def _read(name: str, file: str, changed: int, size: int) -> _Module:
+    """A module as its file is now: plug-ins of one name may be loaded one after another."""
     return _Module(name, Path(file))
 
 
@@ -293,11 +309,15 @@ class _Normal(NamedTuple):
     uses: tuple[Definition, ...]
 
 
-@cache
 def _normal(one: Definition, limits: Limits) -> _Normal:
     module = _module(one.module)
     if module is None:
-        raise ValueError(f"the source of {one.module} cannot be read: its results cannot be told apart from others'")
+        raise UserError(f"the source of {one.module} cannot be read: put its .py file beside it")
+    return _written(one, module, limits)
+
+
+@cache
+def _written(one: Definition, module: _Module, limits: Limits) -> _Normal:
     writer = _Writer(module, limits)
     tree = [writer.statement(node, top=True) for node in module.nodes(one.name)]
     tree += [writer.statement(node, top=True) for node in module.loose]

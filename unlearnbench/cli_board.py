@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from unlearnbench import registry
 from unlearnbench.arguments import words
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.terminal import fits, out, print_table
+from unlearnbench.terminal import in_one_table, out, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
+"""What follows the name in a column's head: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
 """How to see the columns that were left out."""
 
@@ -172,10 +175,12 @@ def _show(
     for sheet in sheets:
         left_out = list(omitted)
         left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
-        lines = [f"left out for want of width: {', '.join(left_out)}; {MORE}"] if left_out else []
-        for line in (*lines, *([sheet.note] if sheet.note else [])):
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
-        if lines or sheet.note:
+        if left_out:
+            names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
+            out.print(f"left out for want of width: {names}; {MORE}", highlight=False, markup=False)
+        if sheet.note:
+            out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
+        if left_out or sheet.note:
             out.print()
 
 
@@ -215,7 +220,9 @@ def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
     if not attack_table.sheets(board):
         raise UserError("no record here was attacked: run its command with --attacks standard")
     if kind == "terminal":
-        if chosen is not None or all(fits(each.heads, each.sections) for each in attack_table.sheets(board, most=0)):
+        if chosen is not None or all(
+            in_one_table(each.heads, each.sections) for each in attack_table.sheets(board, most=0)
+        ):
             _show(attack_table.sheets(board, chosen=chosen), fit=chosen is None)
         else:
             _show(attack_table.sheets(board, brief=True), fit=True, omitted=attack_table.NOT_BRIEF)

@@ -10,13 +10,13 @@ from rich.cells import cell_len, set_cell_size
 
 GAP = 2
 """Blank characters between two columns; a row also begins and ends with one."""
-PROSE = 16
+PROSE = 12
 """A column of longer text gets at least this many characters."""
 NAME = 24
 """A column of names gets this many characters, or a third of the line, before names wrap."""
 BESIDE = ("rank",)
 """Heads of columns that only make sense right after the column before them."""
-_WORDS = re.compile(r"\s+|[+@]?[^\s+@]+(?: [↑↓])?|[+@]")
+_WORDS = re.compile(r"\s+|[+@\[]?[^\s+@\[]+(?: [↑↓])?|[+@\[]")
 _PARTS = re.compile(r"[^,/=_]*[,/=_]|[^,/=_]+")
 
 
@@ -46,8 +46,8 @@ class Part(NamedTuple):
 def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most so many characters that together say all of a text.
 
-    Text breaks at spaces, but not before an arrow, and before `+` and `@`, as in `esd@tuned+lr=0.1`; where that is not
-    enough after `,`, `/`, `=` and `_`, and at last between any two characters. Wide characters count as two.
+    Text breaks at spaces, but not before an arrow, and before `+`, `@` and `[`, as in `esd@tuned+lr=0.1`; where that is
+    not enough after `,`, `/`, `=` and `_`, and at last between any two characters. Wide characters count as two.
     """
     lines = []
     for given in text.split("\n"):
@@ -74,7 +74,7 @@ def split(columns: Sequence[Column], width: int, keys: int = 1) -> list[Part]:
             tables[-1] = whole
         else:
             tables.append(unit)
-    return [_widened(columns, [*range(keys), *table], needs, width) for table in tables or [[]]]
+    return [_widened(columns, [*range(keys), *table], needs, width, keys) for table in tables or [[]]]
 
 
 def fitting(columns: Sequence[Column], width: int, keys: int = 1, first: Sequence[str] = ()) -> list[int]:
@@ -119,7 +119,7 @@ def _least(texts: Iterable[str]) -> int:
 
 def _needs(columns: Sequence[Column], width: int, keys: int) -> list[int]:
     """The width that each column must have; that of the columns beside the `keys` is counted first."""
-    longest = max(NAME, width // 3)
+    longest = _longest(width)
     needs = [min(_full(column), longest, _least([column.head, *column.rows])) for column in columns[:keys]]
     room = width - _line(needs) - GAP
     for column in columns[keys:]:
@@ -145,16 +145,21 @@ def _units(columns: Sequence[Column], keys: int) -> list[list[int]]:
     return units
 
 
-def _widened(columns: Sequence[Column], shown: Sequence[int], needs: Sequence[int], width: int) -> Part:
-    """A table in which what is left of the line goes to the columns that wrap the most, text before heads of numbers."""
+def _longest(width: int) -> int:
+    """The width of names beyond which they wrap."""
+    return max(NAME, width // 3)
+
+
+def _widened(columns: Sequence[Column], shown: Sequence[int], needs: Sequence[int], width: int, keys: int) -> Part:
+    """A table in which what is left of the line goes to columns that wrap: names, then text, then heads of numbers."""
     widths, full = [needs[i] for i in shown], [_full(columns[i]) for i in shown]
     left = width - _line(widths)
     if sum(full) - sum(widths) <= left:
         return Part(list(shown), full)
 
-    def lack(i: int) -> tuple[bool, float]:
+    def lack(i: int) -> tuple[bool, bool, float]:
         ratio = full[i] / widths[i] if widths[i] else 0.0
-        return columns[shown[i]].prose and ratio > 1, ratio
+        return i < keys and widths[i] < min(full[i], _longest(width)), columns[shown[i]].prose and ratio > 1, ratio
 
     for _ in range(left):
         widths[max(range(len(widths)), key=lack)] += 1

@@ -131,7 +131,7 @@ def print_table(
     return [column.head for i, column in enumerate(columns) if i not in shown]
 
 
-def fits(heads: Sequence[str], sections: Sequence[Section], left: int = 1) -> bool:
+def in_one_table(heads: Sequence[str], sections: Sequence[Section], left: int = 1) -> bool:
     """Whether `print_table` prints these columns as one table."""
     return len(split(_columns(heads, sections, left, PROSE), out.width)) == 1
 

@@ -120,7 +120,10 @@ def _least(texts: Iterable[str]) -> int:
 def _needs(columns: Sequence[Column], width: int, keys: int) -> list[int]:
     """The width that each column must have; that of the columns beside the `keys` is counted first."""
     longest = _longest(width)
-    needs = [min(_full(column), longest, _least([column.head, *column.rows])) for column in columns[:keys]]
+    widths = [0 if column.prose else _full(column._replace(head="")) for column in columns]
+    widest = max((_line([widths[i] for i in unit]) for unit in _units(columns, keys)), default=0)
+    most = min(longest, max(PROSE, (width - widest) // max(keys, 1) - GAP))  # numbers come whole before names do
+    needs = [min(_full(column), most, _least([column.head, *column.rows])) for column in columns[:keys]]
     room = width - _line(needs) - GAP
     for column in columns[keys:]:
         words = _least([column.head])

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FORGETS, FALLS = 0.9, 0.5
 """A method falls that forgets by UA, and whose worst case is at least this."""
 HEADS = ["UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by", "white box", "black box"]
+NOT_BRIEF = ["95 % intervals", *HEADS[-2:]]
+"""What a brief table leaves out."""
 NOTHING = "—"
 LEGEND = (
     "n: runs that were attacked, UA is theirs; "

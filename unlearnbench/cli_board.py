@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from unlearnbench import registry
 from unlearnbench.arguments import words
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.terminal import out, print_table
+from unlearnbench.terminal import in_one_table, out, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
+"""What follows the name in a column's head: unit or kind, and arrow."""
+MORE = "a wider terminal, --columns or --format markdown shows them"
+"""How to see the columns that were left out."""
 
 
 @boards.command()
@@ -29,7 +34,11 @@ def leaderboard(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
     format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
-        str | None, typer.Option(help="Comma-separated metrics, with --attacks attacks; as many as fit when left out.")
+        str | None,
+        typer.Option(
+            help="Comma-separated metrics, with --attacks attacks, all shown, in several tables if need be. When left "
+            "out as many as fit; in a pipe or file all, unless COLUMNS gives a width."
+        ),
     ] = None,
     axis: Annotated[
         str | None, typer.Option(help="Columns of these alone: efficacy, utility, robustness, cost; comma-separated.")
@@ -93,9 +102,12 @@ def leaderboard(
     elif check:
         _check(results, board, records)
     elif format == "terminal":
-        shown = names if columns else lb.fitting(board, metrics, names, out.width, intervals)
-        _show(lb.tables(board, metrics, shown, all_keys=False, intervals=intervals))
-        out.print(f"{lb.legend(intervals)}; more columns: --columns, --format, a wider terminal", soft_wrap=True)
+        sheets, first = lb.tables(board, metrics, names, all_keys=False, intervals=intervals), lb.headline(metrics)
+        if columns is None:
+            _show([lb.for_terminal(sheet, first) for sheet in sheets], fit=True, first=["n", lb.FLAGS, *first])
+        else:
+            _show(list(map(lb.for_terminal, sheets)))
+        out.print(lb.legend(intervals), soft_wrap=True)
     elif format == "latex":
         shown = names if columns else lb.fitting(board, metrics, names, TEXTWIDTH, intervals)
         sys.stdout.write(formatted(board, metrics, shown, format, intervals))
@@ -149,10 +161,27 @@ def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
     return wanted
 
 
-def _show(sheets: Sequence[Sheet], left: int = 1) -> None:
+def _show(
+    sheets: Sequence[Sheet],
+    left: int = 1,
+    fit: bool = False,
+    first: Sequence[str] = (),
+    omitted: Sequence[str] = (),
+) -> None:
+    """Tables with their notes; with `fit` each has as many columns as fit.
+
+    The columns that do not fit are named below the table, and so is what the caller `omitted`.
+    """
     for sheet in sheets:
-        print_table(sheet.title, sheet.heads, sheet.sections, left)
-        out.print(sheet.note, soft_wrap=True, end="\n\n" if sheet.note else "", highlight=False, markup=False)
+        left_out = list(omitted)
+        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
+        if left_out:
+            names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
+            out.print(f"left out for want of width: {names}; {MORE}", highlight=False, markup=False)
+        if sheet.note:
+            out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
+        if left_out or sheet.note:
+            out.print()
 
 
 def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
@@ -184,16 +213,20 @@ def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
 
 
 def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
-    """The board under attack; in the terminal and in LaTeX as many attacks as fit."""
+    """The board under attack; in the terminal and in LaTeX as many attacks as fit, unless they are named."""
     from unlearnbench import attack_table
     from unlearnbench.formats import TEXTWIDTH, written
 
     if not attack_table.sheets(board):
         raise UserError("no record here was attacked: run its command with --attacks standard")
     if kind == "terminal":
-        _show(attack_table.fitting(board, out.width, chosen))
-        more = "others: --columns relearn@10,p4d, --format markdown, a wider terminal"
-        out.print(f"{attack_table.LEGEND}; {more}", soft_wrap=True)
+        if chosen is not None or all(
+            in_one_table(each.heads, each.sections) for each in attack_table.sheets(board, most=0)
+        ):
+            _show(attack_table.sheets(board, chosen=chosen), fit=chosen is None)
+        else:
+            _show(attack_table.sheets(board, brief=True), fit=True, omitted=attack_table.NOT_BRIEF)
+        out.print(attack_table.LEGEND, soft_wrap=True)
         return
     fits = kind == "latex" and chosen is None
     shown = attack_table.fitting(board, TEXTWIDTH) if fits else attack_table.sheets(board, chosen=chosen)

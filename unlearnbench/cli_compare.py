@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError
@@ -82,7 +81,7 @@ def _show(found: Comparison) -> None:
         say(line)
     if found.metrics:
         rows = [text.cells(row) for row in found.metrics]
-        print_table(escape(text.title(found)), ["metric", *text.HEADS], [("", rows)])
+        print_table(text.title(found), ["metric", *text.HEADS], [("", rows)])
     if words := text.summary(found):
         say(words)
     if found.attacks:
@@ -96,4 +95,4 @@ def _show(found: Comparison) -> None:
     if found.little:
         say(f"made otherwise: {found.little}")
     elif found.apart:
-        print_table("made otherwise", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4)
+        print_table("made otherwise", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)

@@ -45,7 +45,7 @@ def fetch(
             inside, _, name = source.name.partition("/")
             head = f"{inside if name else 'files'} · {source.licence}"
             groups.setdefault(head, []).append(_row(source, name or inside, folder))
-        print_table(f"{task}: {folder}", HEADS, list(groups.items()), left=2)
+        print_table(f"{task}: {folder}", HEADS, list(groups.items()), left=2, prose=["state"])
         return
     missing = [source for source in sources if not place(folder, source).is_file()]
     for source in sources:

@@ -190,7 +190,7 @@ def status(
         if state in ("failed", "running")
     ]
     if rows:
-        print_table("", ["job", "state", "where", "seconds", "what"], [("", rows)])
+        print_table("", ["job", "state", "where", "seconds", "what"], [("", rows)], prose=["state", "where", "what"])
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     begun = plan.begun.replace("T", " ").removesuffix("+00:00")
     who = f"{len(states)} jobs by {plan.launcher}, driven by {plan.driver} since {begun} UTC"

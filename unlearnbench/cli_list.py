@@ -8,13 +8,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.terminal import out
+from unlearnbench.terminal import out, print_table
 
 if TYPE_CHECKING:
     from unlearnbench.method import Method
@@ -51,10 +48,9 @@ def list_(
         raise unknown("kind or name", what, [*KINDS, *named])
     for name in [what] if what else KINDS:
         title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for entry_name, entry in KINDS[name]().items():
-            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
-        out.print(table, "")
+        rows = [[entry_name, entry.summary] for entry_name, entry in KINDS[name]().items()]
+        print_table(title, ["", ""], [("", rows)], left=2)
+        out.print()
 
 
 def _one(name: str, kind: str) -> None:
@@ -69,12 +65,8 @@ def _one(name: str, kind: str) -> None:
         rows = _settings(registry.load_method(name))
     else:
         rows = _attack(name) if kind == "attacks" else _protocols(registry.load_task(name))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, head in enumerate(next(rows)):
-        table.add_column(head, no_wrap=not number, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    out.print(table)
+    heads = next(rows)
+    print_table("", heads, [("", list(rows))], left=len(heads))
 
 
 def _supported(task: str) -> None:
@@ -93,12 +85,8 @@ def _supported(task: str) -> None:
         about = [why, "needs settings that you give" if method.incomplete else ""]
         about += ["experimental: its update is not yet checked against the formula" if method.experimental else ""]
         rows.append([name, status, "; ".join(filter(None, about))])
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for number, head in enumerate(("method", "on " + task, "")):
-        table.add_column(head, no_wrap=number < 2, overflow="fold")
-    for row in sorted(rows, key=lambda row: ("supported", "untested", "unsupported").index(row[1])):
-        table.add_row(*map(escape, row))
-    out.print(table)
+    rows.sort(key=lambda row: ("supported", "untested", "unsupported").index(row[1]))
+    print_table("", ["method", f"on {task}", ""], [("", rows)], left=3)
     if registry.untried(task):
         out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, no more", soft_wrap=True)
 

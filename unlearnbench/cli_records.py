@@ -58,14 +58,13 @@ def verify(
         err.print("stopped: a verification keeps nothing")
         raise typer.Exit(130) from None
     if context:
-        print_table(
-            "made with something else now", ["", "what", "record", "now"], [("", [list(row[:4]) for row in context])]
-        )
+        rows_now = [("", [list(row[:4]) for row in context])]
+        print_table("made with something else now", ["", "what", "record", "now"], rows_now, left=4, keys=2)
     weights = [row for row in context if (row.group, row.what) == ("weights", "unlearned")]
     out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
     metrics = registry.load_metrics()
     heads = ["metric", "record" if share is None else "record, these images", "anew", "difference", "tolerance", ""]
-    print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])])
+    print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])], prose=[""])
     if left_out := [row.metric for row in rows if row.note == UNSAMPLED]:
         out.print(f"{UNSAMPLED}: {', '.join(left_out)}", highlight=False, soft_wrap=True)
     wrong = [row for row in rows if row.agrees is False]
@@ -111,7 +110,7 @@ def selfcheck(
             elif verbose:
                 out.print(f"✓ {line}", markup=False, highlight=False, soft_wrap=True)
     rows = [[name, f"{sum(passed)} of {len(passed)}", "✓" if all(passed) else "✗"] for name, passed in counts.items()]
-    print_table(f"{task}, forget {concept}", ["what", "as known", ""], [("", rows)])
+    print_table(f"{task}, forget {concept}", ["what", "as known", ""], [("", rows)], prose=[""])
     wrong = sum(not passed for found in counts.values() for passed in found)
     total = sum(map(len, counts.values()))
     out.print(f"{total - wrong} of {total} as known", highlight=False)
@@ -136,7 +135,7 @@ def diff(
     elif little := alike(rows):
         out.print(f"no difference but {little}")
     else:
-        print_table("", ["", "what", "A", "B", "B - A"], [("", _grouped(rows))], left=2)
+        print_table("", ["", "what", "A", "B", "B - A"], [("", _grouped(rows))], left=4, keys=2)
 
 
 @records.command()

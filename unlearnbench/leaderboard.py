@@ -59,6 +59,8 @@ SHORT = 12
 """Width that columns of words are given at least."""
 FLAGS = "flags"
 """Head of the column that says what went wrong."""
+LAST = ("division", "overrides", FLAGS)
+"""Heads of the columns that a terminal shows on the right."""
 MEANING = (
     "{} over n unlearning seeds{}, equal runs counted once; {} best mean among methods of equal data access, "
     "† no significant difference from it (five seeds or more)"
@@ -198,6 +200,30 @@ def tables(
         title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
         made.append(Sheet(title, heads, list(sections.items()), note, f"{title}. {_caption(group, intervals)}"))
     return made
+
+
+def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
+    """The sheet with its columns in the order in which a narrow terminal should have them.
+
+    After the method come n, the columns with a head in `first` and the other metrics; division and number of
+    overrides, which labels say too, come after the metrics, and flags last.
+    """
+
+    def place(i: int) -> int:
+        name = sheet.heads[i]
+        if name in LAST:
+            return len(first) + 1 + LAST.index(name)
+        return -1 if i == 0 or name == "n" else first.index(name) if name in first else len(first)
+
+    order = sorted(range(len(sheet.heads)), key=place)
+    sections = [(name, [[row[i] for i in order] for row in rows]) for name, rows in sheet.sections]
+    return sheet._replace(heads=[sheet.heads[i] for i in order], sections=sections)
+
+
+def headline(metrics: Mapping[str, Metric]) -> list[str]:
+    """Heads of the metrics to show first where there is no room for all, the most important first."""
+    known = columns_of(metrics)
+    return [head(known[name]) for name in FIRST if name in known]
 
 
 def _caption(group: pd.DataFrame, intervals: bool) -> str:

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from unlearnbench.table_layout import GAP, Column, Part, fitting, split, wrapped
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
 
-out, err = Console(), Console(stderr=True)
+PIPE = 10_000
+"""Characters in a line where the output goes to a file or another program: no table is split there, no line wraps."""
+TERMINAL = 80
+"""Characters in a line of a terminal that does not say how wide it is."""
+PROSE = ("flags", "by", "chosen")
+"""Heads of columns of text that are not among the first."""
+
+
+def _output() -> Console:
+    """The console of what commands print; `COLUMNS` sets its width where it is a number above 0."""
+    console = Console()
+    asked = os.environ.get("COLUMNS", "")
+    if not (asked.isdecimal() and int(asked)):
+        if not console.is_terminal:
+            console.width = PIPE
+        elif console.width < 1:
+            console.width = TERMINAL
+    return console
+
+
+out, err = _output(), Console(stderr=True)
 Section = tuple[str, list[list[str]]]
 """A heading, which may be empty, and rows."""
 
@@ -70,24 +93,83 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
 
 
-def print_table(title: str, heads: list[str], sections: list[Section], left: int = 1) -> None:
-    """Section by section; the first `left` columns and the `WRAPPED` are words, the others numbers."""
-    from unlearnbench.leaderboard import LABEL, WRAPPED
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    sections: Sequence[Section],
+    left: int = 1,
+    *,
+    keys: int = 1,
+    prose: Collection[str] = PROSE,
+    fit: bool = False,
+    first: Sequence[str] = (),
+) -> list[str]:
+    """Print a table section by section, split into several where the terminal is too narrow for one.
 
+    Args:
+        title: Printed above each of the tables, as it is: markup has no effect in it.
+        heads: The columns' names; where all are empty there is no header.
+        sections: Rows under headings. No cell is ever cut: text wraps, and numbers stay on one line.
+        left: How many of the first columns hold text; the others hold numbers and are aligned to the right.
+        keys: How many of the first columns identify a row; every table repeats them.
+        prose: Heads of further columns of text.
+        fit: Print one table of as many columns as fit, in place of several.
+        first: With `fit`, heads of the columns that have priority, the most important first.
+
+    Returns:
+        The heads of the columns that `fit` left out.
+    """
+    columns = _columns(heads, sections, max(left, keys), prose)
+    shown = fitting(columns, out.width, keys, first) if fit else list(range(len(columns)))
+    parts = split([columns[i] for i in shown], out.width, keys)
+    for number, part in enumerate(parts, 1):
+        if title:
+            more = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+            out.print(Text(f"{title}{more}", style="bold"), soft_wrap=True, highlight=False)
+        positions = [shown[i] for i in part.columns]
+        _print_part([columns[i] for i in positions], positions, part, sections)
+    return [column.head for i, column in enumerate(columns) if i not in shown]
+
+
+def in_one_table(heads: Sequence[str], sections: Sequence[Section], left: int = 1) -> bool:
+    """Whether `print_table` prints these columns as one table."""
+    return len(split(_columns(heads, sections, left, PROSE), out.width)) == 1
+
+
+def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose: Collection[str]) -> list[Column]:
+    """Columns of a table; headings of sections are in the first."""
+    cells = [row for heading, rows in sections for row in ([[heading], *rows] if heading else rows)]
+    return [
+        Column(head, [row[i] for row in cells if i < len(row)], i < left or head in prose)
+        for i, head in enumerate(heads)
+    ]
+
+
+def _print_part(columns: Sequence[Column], positions: Sequence[int], part: Part, sections: Sequence[Section]) -> None:
+    """Print the columns at these positions of the rows; every cell is wrapped beforehand, so that rich cuts none."""
+    headed = any(column.head for column in columns)
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        box=SIMPLE_HEAD if headed else None,
+        show_header=headed,
+        width=part.width,
+        pad_edge=not headed,
+        padding=(0, 1) if headed else (0, GAP, 0, 0),
+        collapse_padding=headed,
     )
-    for number, name in enumerate(heads):
-        words = number < left or name in WRAPPED
-        least = (
-            min(LABEL, max((len(row[0]) for _, rows in sections for row in rows), default=0)) if number == 0 else None
-        )
-        justify: Literal["left", "right"] = "left" if words else "right"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=number > 0 and not words, min_width=least)
+
+    def fitted(texts: Sequence[str]) -> list[Text]:
+        return [Text("\n".join(wrapped(text, width))) for text, width in zip(texts, part.widths, strict=True)]
+
+    for column, head, width in zip(columns, fitted([column.head for column in columns]), part.widths, strict=True):
+        justify: Literal["left", "right"] = "left" if column.prose else "right"
+        style = None if headed or len(table.columns) else "bold"
+        table.add_column(head, justify=justify, width=width, no_wrap=True, style=style)
     for name, rows in sections:
         if name:
             table.add_section()
-            table.add_row(f"[dim]{escape(name)}[/dim]")
+            (heading,) = fitted([name, *[""] * (len(columns) - 1)])[:1]
+            heading.stylize("dim")
+            table.add_row(heading)
         for row in rows:
-            table.add_row(*map(escape, row))
-    out.print(table)
+            table.add_row(*fitted([row[i] for i in positions]))
+    out.print(table, crop=False, no_wrap=True, overflow="ignore")

@@ -1,8 +1,8 @@
 """Give records of an older engine the present identity: `python -m tests.rekey RERUN [RESULTS]`.
 
 RERUN is a folder of records that were run again. A record of RESULTS is rewritten where its counterpart in RERUN has the
-same settings and the same numbers: every score but times, with its interval, equal to the last digit that tables show,
-and n and missing equal. Nothing but the identity changes in it; all others are listed with what differs.
+same settings and the same numbers: every score but times, with its interval, less than half a unit of the last digit that
+tables show away, and n and missing equal. Nothing but the identity changes in it; all others are listed with what differs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ def apart(then: Record, now: Record) -> Iterator[str]:
     if then.protocol.settings != now.protocol.settings or then.method.settings != now.method.settings:
         yield "settings"
     for name, score in then.scores.items():
-        if name not in TIMED and (name not in now.scores or shown(name, score) != shown(name, now.scores[name])):
+        if name not in TIMED and not (name in now.scores and equal(name, score, now.scores[name])):
             yield f"{name} {score.value} there, {now.scores[name].value if name in now.scores else None} here"
 
 
-def shown(name: str, score: ScoreRecord) -> list[object]:
-    """A score as tables show it."""
+def equal(name: str, then: ScoreRecord, now: ScoreRecord) -> bool:
+    """Whether no value is half a unit of the last digit that tables show away from the other."""
     metric = registry.known_metric(name)
     scale, digits = (metric.scale, metric.digits) if metric else (1.0, 4)
-    values = [score.value, *(score.interval or ()), score.floor]
-    return [score.n, score.missing, *(None if value is None else round(value * scale, digits) for value in values)]
+    ends = [(score.value, *(score.interval or (None, None)), score.floor) for score in (then, now)]
+    near = [
+        one is other if one is None or other is None else abs(one - other) * scale < 0.5 * 10**-digits
+        for one, other in zip(*ends, strict=True)
+    ]
+    return all(near) and (then.n, then.missing) == (now.n, now.missing)
 
 
 def rekeyed(record: Record, now: Record) -> Record:

@@ -93,7 +93,7 @@ class BlindSpot(Method):
     def pairs(self, task: Task) -> Iterator[tuple[Batch, Batch, tuple[float, float]]]:
         """Forget and retain images of a step, and the weights of their terms."""
         if not self.mixed:
-            for forget, retain in task.batches(self.steps, self.batch_size):
+            for forget, retain in task.paired_batches(self.steps, self.batch_size):
                 yield forget, retain, (1, 1)
             return
         for batch in task.batches(self.steps, self.batch_size, "all"):

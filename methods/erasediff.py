@@ -72,7 +72,7 @@ class EraseDiff(Method):
 
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """grad L_r + lambda grad g, once for each pair of batches."""
-        for forget, retain in task.batches(self.steps, self.batch_size):
+        for forget, retain in task.paired_batches(self.steps, self.batch_size):
             L_f = self.forget_loss(model, task, forget, retain)
             L_r = model.loss(retain)
             a, value = gradients(L_r, parameters), L_f()
@@ -147,7 +147,7 @@ class EraseDiff(Method):
 
     def one_pass(self, task: Task, length: int, number: int, k: int) -> Iterator[tuple[Batch, Batch]]:
         """Pairs of batches for pass k of a round, shuffled anew for each."""
-        return task.batches(length, self.batch_size, "both", seed_of("released", task.seed, number, k))
+        return task.paired_batches(length, self.batch_size, seed_of("released", task.seed, number, k))
 
     def released_multiplier(self, a: Gradients, b: Gradients) -> Tensor:
         """The fixed lambda, or max(0, eta - cosine); zero where grad g is."""

@@ -21,7 +21,7 @@ class GradientAscent(Method):
         """Adam on pairs of forget and retain batches."""
         losses = (
             model.loss(retain) - self.weight * model.loss(forget)
-            for forget, retain in task.batches(self.steps, self.batch_size)
+            for forget, retain in task.paired_batches(self.steps, self.batch_size)
         )
         minimise(losses, model.select("full"), self.lr)
         return model

@@ -44,7 +44,7 @@ class RandomLabel(Method):
         """Adam on the loss above."""
         losses = (
             self.relabel_loss(model, task, forget, retain) + self.alpha * model.loss(retain, drop=self.drop)
-            for forget, retain in task.batches(self.steps, self.batch_size)
+            for forget, retain in task.paired_batches(self.steps, self.batch_size)
         )
         minimise(losses, model.select(self.part), self.lr, clip=self.clip)
         return model

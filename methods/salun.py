@@ -69,7 +69,7 @@ class SalUn(Method):
         """Adam on the masked weights."""
         losses = (
             self.relabel_loss(model, task, forget) + self.alpha * model.loss(retain, drop=self.drop)
-            for forget, retain in task.batches(self.steps, self.batch_size)
+            for forget, retain in task.paired_batches(self.steps, self.batch_size)
         )
         minimise(losses, model.select("full"), self.lr, mask=prepared, clip=self.clip)
         return model

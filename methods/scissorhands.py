@@ -101,7 +101,7 @@ class Scissorhands(Method):
         if self.project:
             (batch,) = task.batches(1, self.batch_size, "forget")
             g_o = gradients(-model.loss(batch), parameters)
-        for forget, retain in task.batches(self.steps, self.batch_size):
+        for forget, retain in task.paired_batches(self.steps, self.batch_size):
             loss = model.loss(retain) + self.lam * self.forget_loss(model, task, forget)
             g = gradients(loss, parameters)
             yield g if g_o is None else projected(g, g_o, self.margin)

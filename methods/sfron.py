@@ -117,7 +117,7 @@ class SFRon(Method):
     def turns(self, model: Diffusion, task: Task, mask: dict[str, Tensor]) -> Iterator[Gradients]:
         """Two sets of gradients for each pair of batches."""
         parameters, steps = model.select("full"), task.steps(self.steps)
-        for k, (forget, retain) in enumerate(task.batches(self.steps, self.batch_size)):
+        for k, (forget, retain) in enumerate(task.paired_batches(self.steps, self.batch_size)):
             alpha = self.alpha_f * (1 + math.cos(math.pi * k / steps)) / 2
             ascent = gradients(-alpha * self.adaptive_loss(model, forget), parameters)
             yield {name: mask[name] * grad for name, grad in ascent.items()}

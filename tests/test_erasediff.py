@@ -63,7 +63,7 @@ def replayed(method, task=None):
     """Weights and multipliers of rule "paper" or "barrier" with plain gradient steps."""
     torch.manual_seed(7)
     w, multipliers = weights(Linear(0)), []
-    for forget, retain in (task or TinyTask()).batches(method.steps, method.batch_size):
+    for forget, retain in (task or TinyTask()).paired_batches(method.steps, method.batch_size):
         L_f = forget_loss(method.target, forget, retain)
         a = denoising(w, retain)[1]
         value, b = L_f(w)
@@ -99,7 +99,7 @@ def test_targets_differ_from_one_another(rule):
 def test_random_takes_the_condition_of_one_retain_image_for_the_whole_batch():
     model, task = Linear(0), TinyTask()
     for seed in range(6):
-        forget, retain = next(iter(task.batches(1, 4, "both", seed)))
+        forget, retain = next(iter(task.paired_batches(1, 4, seed)))
         torch.manual_seed(seed)
         loss = EraseDiff(target="random").forget_loss(model, task, forget, retain)()
         w = weights(model)
@@ -111,7 +111,7 @@ def test_random_takes_the_condition_of_one_retain_image_for_the_whole_batch():
 
 def test_the_other_conditions_embedding_gets_no_gradient_from_the_target():
     task, model = TinyTask(), Linear(0)
-    forget, retain = next(iter(task.batches(1, 4)))
+    forget, retain = next(iter(task.paired_batches(1, 4)))
     for target in ("substitute", "random"):
         model.zero_grad()
         EraseDiff(target=target).forget_loss(model, task, forget, retain)().backward()
@@ -124,7 +124,7 @@ def test_the_multiplier_is_never_negative():
     expected, multipliers = replayed(method)
     assert multipliers == [0]
     torch.manual_seed(7)
-    forget, retain = next(iter(TinyTask().batches(1, 6)))
+    forget, retain = next(iter(TinyTask().paired_batches(1, 6)))
     forget_loss("uniform", forget, retain)
     plain = combine(weights(Linear(0)), denoising(weights(Linear(0)), retain)[1], -0.1)
     assert_weights(unlearn(method), plain)
@@ -136,7 +136,7 @@ def test_nothing_to_unlearn_leaves_the_retain_step(rule):
     method = EraseDiff(steps=3, lr=0.1, batch_size=4, rule=rule, target="substitute", eta=0.5, optimiser="sgd")
     torch.manual_seed(7)
     w = weights(Linear(0))
-    for forget, retain in Itself().batches(3, 4):
+    for forget, retain in Itself().paired_batches(3, 4):
         draw(forget.x0)
         w = combine(w, denoising(w, retain)[1], -0.1)
     assert_weights(unlearn(method, Itself()), w)
@@ -177,7 +177,7 @@ def test_adam_steps_on_the_combined_gradient_with_a_running_mean_if_wanted():
     torch.manual_seed(7)
     w, adam = weights(Linear(0)), Adam(0.02)
     mean = w
-    for n, (forget, retain) in enumerate(TinyTask().batches(4, 3)):
+    for n, (forget, retain) in enumerate(TinyTask().paired_batches(4, 3)):
         L_f = forget_loss("substitute", forget, retain)
         a, b = denoising(w, retain)[1], L_f(w)[1]
         w = adam.step(w, combine(a, b, max(0, 0.4 - dot(a, b) / dot(b, b))))
@@ -200,7 +200,7 @@ def released(method, task):
             w = theta if k == method.K else w
             shuffle = seed_of("released", task.seed, number, k)
             count = length if k < method.K else method.outer or length
-            for forget, retain in task.batches(count, method.batch_size, "both", shuffle):
+            for forget, retain in task.paired_batches(count, method.batch_size, shuffle):
                 b = forget_loss(method.target, forget, retain, method.drop if k < method.K else 0.0)(w)[1]
                 if k < method.K:
                     w = adam.step(w, b)
@@ -246,7 +246,7 @@ def test_released_inner_loop_acts_through_left_over_moments_alone(monkeypatch):
             return plain(self, *arguments)
 
     def outer_alone(task, length, number, k):
-        return task.batches(length, 4, "both", seed_of(number))
+        return task.paired_batches(length, 4, seed_of(number))
 
     monkeypatch.setattr(EraseDiff, "forget_loss", isolated)
     monkeypatch.setattr(EraseDiff, "one_pass", lambda self, *arguments: outer_alone(*arguments))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class Protocol:
 
 
 Side = Literal["forget", "retain", "both"]
+"""Whose data: of one side, or of both together. The names are part of seeds, so they cannot change."""
 
 
 class Plan(NamedTuple):
@@ -175,27 +176,31 @@ class Task(ABC):
         """`steps`, or the cap that a conformance check set."""
         return steps if self.limit is None else min(steps, self.limit)
 
-    @overload
-    def batches(self, steps: int, size: int) -> Iterator[tuple[Batch, Batch]]: ...
-    @overload
     def batches(
-        self, steps: int, size: int, which: Literal["forget", "retain", "all"], seed: int | None = None
-    ) -> Iterator[Batch]: ...
-    @overload
-    def batches(
-        self, steps: int, size: int, which: Literal["both"], seed: int | None = None
-    ) -> Iterator[tuple[Batch, Batch]]: ...
-    def batches(self, steps, size, which="both", seed=None):  # type: ignore[no-untyped-def]
-        """`steps` batches of `size` images, shuffled anew each pass, from the unlearning seed unless one is given.
+        self, steps: int, size: int, split: Literal["forget", "retain", "all"], seed: int | None = None
+    ) -> Iterator[Batch]:
+        """`steps` batches of `size` images of one split; "all" mixes forget and retain images as the data set has them.
 
-        which="forget" or "retain" yields one side, "both" pairs (forget, retain), "all" a mixture of the two sides.
+        Each pass over the split is shuffled again. The order comes from the unlearning seed unless `seed` is given.
+        A conformance check may cap `steps`.
         """
+        if split not in ("forget", "retain", "all"):
+            raise UserError(f"batches(split={split!r}): give forget, retain or all; paired_batches() yields pairs")
+        stream = self._stream("both" if split == "all" else split, size, self.seed if seed is None else seed)
         steps = self.steps(steps)
-        sides: tuple[Side, ...] = ("forget", "retain") if which == "both" else ("both" if which == "all" else which,)
-        streams = [self._stream(side, size, self.seed if seed is None else seed) for side in sides]
         for _ in track(range(steps), steps, "steps"):
-            drawn = tuple(next(stream) for stream in streams)
-            yield drawn if which == "both" else drawn[0]
+            yield next(stream)
+
+    def paired_batches(self, steps: int, size: int, seed: int | None = None) -> Iterator[tuple[Batch, Batch]]:
+        """`steps` pairs (forget, retain), each a batch of `size` images.
+
+        Either side of the pairs is the sequence that `batches` yields for that split and seed.
+        """
+        seed = self.seed if seed is None else seed
+        forget, retain = self._stream("forget", size, seed), self._stream("retain", size, seed)
+        steps = self.steps(steps)
+        for _ in track(range(steps), steps, "steps"):
+            yield next(forget), next(retain)
 
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
         """`steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Method, Task, minimise, track
 from unlearnbench.errors import UserError
+from unlearnbench.losses import esd_target, prediction_loss
 
 ROWS = 16  # trajectories sampled at a time
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "retain_batch": 5, "sampler_steps": 50, "trajectories": 256}
@@ -107,14 +108,12 @@ class AdvUnlearn(Method):
                 prefix = self.attacked(model, teacher, forget, which, prefix)
                 c = behind(model, prefix, forget.y[which].to(task.device))
             x_t, t, y = drawn(forget, which, task.device)
-            with torch.no_grad():
-                eps_null, eps_c = teacher.eps(x_t, t, teacher.null(len(t))), teacher.eps(x_t, t, y)
-            loss = (model.eps(x_t, t, c) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
+            loss = prediction_loss(model, x_t, t, c, esd_target(teacher, x_t, t, y, self.eta))
             if self.retain_weight:
                 x_t, t, y = drawn(retain, torch.randint(len(retain.y), (self.retain_batch,)), task.device)
                 with torch.no_grad():
                     kept = teacher.eps(x_t, t, y)
-                loss = loss + self.retain_weight * (model.eps(x_t, t, y) - kept).square().mean()
+                loss = loss + self.retain_weight * prediction_loss(model, x_t, t, y, kept)
             yield loss
 
     def attacked(
@@ -133,7 +132,7 @@ class AdvUnlearn(Method):
             x_t, t, y = drawn(paths, which, prefix[0].device)
             with torch.no_grad():
                 eps_c = teacher.eps(x_t, t, y)
-            loss = (model.eps(x_t, t, behind(model, prefix, y)) - eps_c).square().mean()
+            loss = prediction_loss(model, x_t, t, behind(model, prefix, y), eps_c)
             for value, grad in zip(prefix, torch.autograd.grad(loss, prefix), strict=True):
                 value.grad = grad if adam else grad.sign()
             engine.step()

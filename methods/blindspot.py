@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench.activations import recorded_outputs
 
 
 @dataclass(frozen=True)
@@ -107,12 +107,12 @@ class BlindSpot(Method):
         t, _, x_t = model.noised(batch.x0)
         names = evenly(owners(model), self.k) if self.lam else []
         guide = model if self.target == "self" else blind
-        with torch.no_grad(), recorded(guide, names) as theirs:
+        with torch.no_grad(), recorded_outputs({name: guide.get_submodule(name) for name in names}) as theirs:
             wanted = guide.eps(x_t, t, guide.condition(batch.y, self.drop))
-        with recorded(model, names) as ours:
+        with recorded_outputs({name: model.get_submodule(name) for name in names}) as ours:
             found = model.eps(x_t, t, model.condition(batch.y, self.drop))
         loss = (found - wanted).square().mean()
-        for a, b in zip(ours, theirs, strict=True):
+        for (_, a), (_, b) in zip(ours, theirs, strict=True):
             a, b = (attention(a), attention(b)) if self.compare == "maps" else (a, b)
             loss = loss + self.lam * (a - b).square().mean()
         return loss
@@ -128,22 +128,6 @@ def evenly(names: list[str], k: int) -> list[str]:
     """The middles of k equal slices; all, where there are no more than k."""
     n, k = len(names), min(k, len(names))
     return [names[(2 * i + 1) * n // (2 * k)] for i in range(k)]
-
-
-@contextmanager
-def recorded(model: Diffusion, names: list[str]) -> Iterator[list[Tensor]]:
-    """Within this block the outputs of these modules are kept, in the order of their calls."""
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        kept.append(output)
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep) for name in names]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def attention(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise, track
+from unlearnbench.losses import prediction_loss, relabel_loss
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,7 @@ class ConceptAblation(Method):
 
     def loss(self, model: Diffusion, source: Diffusion, batch: Batch, anchor: Tensor) -> Tensor:
         """Eq. 5 or 6, a mean over all elements; `source` predicts for the anchor."""
+        if self.target != "noise":
+            return relabel_loss(model, batch, anchor, source=source)
         t, noise, x_t = model.noised(batch.x0)
-        if self.target == "noise":
-            wanted = noise
-        else:
-            with torch.no_grad():
-                wanted = source.eps(x_t, t, anchor)
-        return (model.eps(x_t, t, batch.y) - wanted).square().mean()
+        return prediction_loss(model, x_t, t, batch.y, noise)

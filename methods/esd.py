@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, minimise
+from unlearnbench.losses import esd_target, prediction_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
 
@@ -52,15 +52,9 @@ class ESD(Method):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
-            done = torch.randint(self.sampler_steps, y.shape[:1], device=y.device)  # steps taken before x_t
-            seeds = torch.randint(2**62, y.shape[:1]).tolist()
-            with torch.no_grad():
-                x_t = model.sample(y, seeds, sampler=sampler, until=self.sampler_steps - done)
-            loss = self.loss(model, teacher, x_t, model.timesteps(sampler)[done], y)
+            loss = self.loss(model, teacher, *model.partway(y, sampler), y)
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Eq. 7, a mean over all elements."""
-        with torch.no_grad():
-            eps_null, eps_c = teacher.eps(x_t, t, teacher.null(len(t))), teacher.eps(x_t, t, y)
-        return (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
+        return prediction_loss(model, x_t, t, y, esd_target(teacher, x_t, t, y, self.eta))

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench.losses import relabel_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "target": "substitute"}
 
@@ -53,8 +53,5 @@ class RandomLabel(Method):
         """The first term."""
         if self.target == "images":
             return model.loss(Batch(retain.x0, forget.y), drop=self.drop)
-        t, _, x_t = model.noised(forget.x0)
         other = task.substitute(forget.y) if self.target == "substitute" else retain.y
-        with torch.no_grad():
-            wrong = model.eps(x_t, t, other)
-        return (model.eps(x_t, t, model.condition(forget.y, self.drop)) - wrong).square().mean()
+        return relabel_loss(model, forget, other, self.drop)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 from unlearnbench import Condition, Diffusion, Task, minimise
+from unlearnbench.activations import recorded_outputs
 from unlearnbench.adapters import Adapted, adapters, attach, switch, trained
 from unlearnbench.errors import UserError
+from unlearnbench.losses import away_from, prediction_loss
 
 CODE = {"steps": 500, "lr": 3e-4, "batch_size": 1, "sampler_steps": 50, "where": "states", "attack_tokens": 16}
 MEANT = {**CODE, "attack_steps": 50, "attack_lr": 0.1}
@@ -100,12 +102,13 @@ class Receler(Adapted):
             eps_null, eps_c, inside = self.original(model, x_t, t, y)
             whose = (y[:, None] == names).flatten(2).all(dim=2).int().argmax(dim=1)
             for _ in range(self.attack_steps):
-                attack = (model.eps(x_t, t, self.attacked(model, y, [s[whose] for s in soft])) - eps_c).square().mean()
+                c_adv = self.attacked(model, y, [s[whose] for s in soft])
+                attack = prediction_loss(model, x_t, t, c_adv, eps_c)
                 for value, grad in zip(soft, torch.autograd.grad(attack, soft), strict=True):
                     value.grad = grad
                 optimiser.step()
             c = self.attacked(model, y, [s.detach()[whose] for s in soft]) if self.attack_steps else model.embed(y)
-            yield self.loss(model, x_t, t, c, eps_null - self.eta * (eps_c - eps_null), inside)
+            yield self.loss(model, x_t, t, c, away_from(eps_null, eps_c, self.eta), inside)
 
     @torch.no_grad()
     def original(self, model: Any, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Masks]:
@@ -119,14 +122,10 @@ class Receler(Adapted):
 
     def loss(self, model: Any, x_t: Tensor, t: Tensor, c: Condition, target: Tensor, inside: Masks) -> Tensor:
         """The loss above."""
-        found: dict[str, Tensor] = {}
-        erasers = adapters(model.unet).items()
-        hooks = [one.register_forward_hook(lambda _, x, o, name=name: found.update({name: o})) for name, one in erasers]
-        loss = (model.eps(x_t, t, c) - target).square().mean()
-        for hook in hooks:
-            hook.remove()
+        with recorded_outputs(adapters(model.unet)) as found:
+            loss = prediction_loss(model, x_t, t, c, target)
         outside = {name: 1 - M for name, M in inside.items()}  # (B, positions)
-        each = [(o.square().mean(2) * outside[k]).sum(1) / (outside[k].sum(1) + 1e-9) for k, o in found.items()]
+        each = [(o.square().mean(2) * outside[k]).sum(1) / (outside[k].sum(1) + 1e-9) for k, o in found]
         return loss + self.reg_weight * torch.stack(each).mean()
 
     def soft(self, model: Any, names: Tensor) -> list[Tensor]:

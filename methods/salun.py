@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench.losses import relabel_loss
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,4 @@ class SalUn(Method):
 
     def relabel_loss(self, model: Diffusion, task: Task, batch: Batch) -> Tensor:
         """|| eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, a mean over all elements."""
-        t, _, x_t = model.noised(batch.x0)
-        with torch.no_grad():
-            target = model.eps(x_t, t, task.substitute(batch.y))
-        return (model.eps(x_t, t, model.condition(batch.y, self.drop)) - target).square().mean()
+        return relabel_loss(model, batch, task.substitute(batch.y), self.drop)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench.losses import relabel_loss
 from unlearnbench.training import Gradients, inner
 
 
@@ -110,10 +111,7 @@ class Scissorhands(Method):
         """L_u."""
         if self.forget == "ascent":
             return -model.loss(batch)
-        t, _, x_t = model.noised(batch.x0)
-        with torch.no_grad():
-            target = model.eps(x_t, t, task.substitute(batch.y))
-        return (model.eps(x_t, t, batch.y) - target).square().mean()
+        return relabel_loss(model, batch, task.substitute(batch.y))
 
 
 def projected(g: Gradients, g_o: Gradients, margin: float = 0.0) -> Gradients:

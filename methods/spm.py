@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from unlearnbench import Condition, Diffusion, Task, minimise
 from unlearnbench.adapters import Adapted, LowRank, attach, switch, trained
 from unlearnbench.errors import UserError
+from unlearnbench.losses import esd_target, prediction_loss
 
 CODE = {"steps": 3000, "lr": 1e-4, "batch_size": 1, "sampler_steps": 30, "warmup": 500, "cycles": 3, "anchor_count": 4}
 
@@ -106,11 +107,11 @@ class SPM(Adapted):
         many, times = (value.repeat_interleave(self.anchor_count, dim=0) for value in (x_t, t))
         with torch.no_grad():
             model.transport.fixed = 0.0
-            eps_null, eps_c = model.eps(x_t, t, model.null(len(t))), model.eps(x_t, t, y)
+            target = esd_target(model, x_t, t, y, self.eta)
             kept = model.eps(many, times, anchor)
             model.transport.fixed = 1.0
-        erase = (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
-        return erase + self.anchor_weight * (model.eps(many, times, anchor) - kept).square().mean()
+        erase = prediction_loss(model, x_t, t, y, target)
+        return erase + self.anchor_weight * prediction_loss(model, many, times, anchor, kept)
 
     @torch.no_grad()
     def candidates(self, model: Any, task: Task) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from tests.tiny_model import (
     weights,
 )
 from unlearnbench import Batch, Diffusion
+from unlearnbench.activations import recorded_outputs
 from unlearnbench.check import TinyDigits
 from unlearnbench.diffusion import Condition
 from unlearnbench.methods import blindspot, scissorhands
@@ -229,12 +230,13 @@ def hooks(model):
 
 def test_hooks_are_gone_after_the_block_and_after_an_error():
     model = Deep(0)
-    with blindspot.recorded(model, ["A", "V"]) as kept:
+    modules = {name: model.get_submodule(name) for name in ("V", "A")}
+    with recorded_outputs(modules) as kept:
         assert hooks(model) == 2
         model.eps(torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), torch.ones(3).long())
-    assert [x.shape for x in kept] == [(3, 5), (3, 4)]
+    assert [(name, x.shape) for name, x in kept] == [("A", (3, 5)), ("V", (3, 4))]
     assert hooks(model) == 0
-    with pytest.raises(RuntimeError), blindspot.recorded(model, ["A", "V"]):
+    with pytest.raises(RuntimeError), recorded_outputs(modules):
         model.eps(torch.zeros(3, 1, 9, 9), torch.zeros(3).long(), torch.ones(3).long())
     assert hooks(model) == 0
 

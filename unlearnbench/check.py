@@ -240,7 +240,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
 
 
 def _line(cls: type[Method], error: Exception) -> str:
-    own = {str(path) for path in cls.sources()}
+    own = {str(path) for path in cls.own_files()}
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f" (line {lines[-1]})" if lines else ""
 

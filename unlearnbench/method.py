@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
@@ -26,6 +27,10 @@ else:
 
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
+
+
+TECHNIQUES = ("activations", "adapters", "edits", "losses", "steering")
+"""Modules with building blocks of methods: their code is part of each method that imports them."""
 
 
 @cache
@@ -52,6 +57,10 @@ class Method(ABC):
     """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
+    dropped: ClassVar[dict[str, Any]] = {}
+    """Fields of earlier versions, each with the one value that old records of this algorithm hold (see `current`)."""
+    moved: ClassVar[dict[str, str]] = {}
+    """Presets, fields and choices of earlier versions that another method has now: their name -> that method."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -72,12 +81,24 @@ class Method(ABC):
         return model
 
     @classmethod
+    def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a record or tuning, which may be older than this code, without `dropped` fields.
+
+        A dropped field stays where it holds another value than it always had: `configured` then refuses it.
+        """
+        gone = object()
+        return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+
+    @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
         """An instance with these settings; strings are read as the field's type. Names the value that does not fit."""
         known = {field.name for field in fields(cls)}
         hints = get_type_hints(cls, include_extras=True)
         values = {}
         for key, value in settings.items():
+            for old in (key, str(value)):
+                if old in cls.moved and (old != key or key not in known):
+                    raise UserError(f"{cls.name} takes no {key}={value}: use --method {cls.moved[old]}")
             if key not in known:
                 raise unknown(f"setting of {cls.name}", key, known or ["(it has none)"])
             try:
@@ -95,6 +116,8 @@ class Method(ABC):
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
         """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
+        if name in cls.moved and name not in cls.offered():
+            raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
             raise unknown(f"preset of {cls.name}", name, {*cls.offered(), "default"})
         by_task = cls.offered().get(name, {})
@@ -126,6 +149,23 @@ class Method(ABC):
         return {key: self.settings()[key] for key in keys}
 
     @classmethod
-    def sources(cls) -> list[Path]:
-        """The files that the method's code lies in, base methods included."""
+    def own_files(cls) -> list[Path]:
+        """The files of the class and of the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+
+    @classmethod
+    def sources(cls) -> list[Path]:
+        """The files that the method's code lies in: its own, and the building blocks that these import."""
+        own = cls.own_files()
+        return list(dict.fromkeys([*own, *(block for path in own for block in _blocks(path))]))
+
+
+def _blocks(path: Path) -> list[Path]:
+    """Files of `TECHNIQUES` that a method's file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return [Path(__file__).with_name(f"{name}.py") for name in TECHNIQUES if f"unlearnbench.{name}" in names]

@@ -51,6 +51,18 @@ def norm(a: Gradients) -> Tensor:
     return inner(a, a).sqrt()
 
 
+def saved(parameters: Parameters) -> list[Tensor]:
+    """Copies of the parameters' present values, in order; `restore` puts them back."""
+    return [value.detach().clone() for value in parameters.values()]
+
+
+@torch.no_grad()
+def restore(parameters: Parameters, values: list[Tensor]) -> None:
+    """Set the parameters to these values, in place."""
+    for parameter, value in zip(parameters.values(), values, strict=True):
+        parameter.copy_(value)
+
+
 def _optimiser(name: str, values: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if name == "sgd" or not EIGHT_BIT.get():
         return OPTIMISERS[name](values, lr=lr)

@@ -54,20 +54,39 @@ class AdvUnlearn(Method):
     }
     space = {"lr": (1e-5, 1e-3), "retain_weight": (0.1, 10.0), "eta": (0.5, 3.0), "attack_lr": (1e-3, 1e-1)}
     steps: int = 60
+    """Updates of the text encoder (the code's `iterations`, 1,000)."""
     lr: float = 1e-4
+    """Adam's learning rate for the text encoder (the code's `lr`, 1e-5)."""
     batch_size: PositiveInt = 16
+    """Prompts of the concept, each with one x_t, in a step (ours; the code takes 1)."""
     retain_batch: PositiveInt = 16
+    """Retain captions in a step (the code's `retain_batch`, 5)."""
     eta: float = 1.0
+    """Strength of the negative guidance in the target (the paper's eta; the code's `negative_guidance`), >= 0."""
     retain_weight: float = 0.3
+    """Weight of the retain loss L_r, >= 0 (the paper's gamma; the code's `retain_loss_w`, 0.3 for nudity)."""
     warmup: NonNegativeInt = 12
+    """First steps without an attack, which train on the plain prompt (the code's `warmup_iter`, 200)."""
     adv_tokens: PositiveInt = 1
+    """Free word embeddings put before the prompt (the code's `adv_prompt_num`, 1)."""
     attack_steps: NonNegativeInt = 3
+    """Steps of the attack on the prefix before each update (the code's `attack_step`, 30; the paper's fast variant
+    1)."""
     attack_lr: float = 1e-2
+    """Step size of the attack, in units of word embeddings (the code's `attack_lr`, 1e-3)."""
     attack: Literal["adam", "sign"] = "sign"
+    """What takes the attack's steps: "adam" on the gradient (`pgd` in the code) or its "sign" (the paper's fast
+    variant)."""
     init: Literal["random", "latest"] = "random"
+    """Where the prefix starts: "random" words of the vocabulary, or "latest", where the last attack ended (the code's
+    `attack_init`)."""
     start_guidance: float = 3.0
+    """Guidance scale w of the trajectories that give x_t (the code's `start_guidance`, 3)."""
     sampler_steps: PositiveInt = 20
+    """Denoising steps of these trajectories (the code's `ddim_steps`, 50)."""
     trajectories: PositiveInt = 64
+    """Trajectories sampled in advance for the concept, and as many for what is kept (ours; the code samples in each
+    step)."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Paths]:
         """Trajectories of the original for the concept's names and for captions of what is kept."""

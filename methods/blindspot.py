@@ -53,18 +53,32 @@ class BlindSpot(Method):
     }
     space = {"lam": (0.0, 10.0), "lr": (1e-4, 3e-3), "steps": (30, 120), "blind_steps": (20, 400), "k": (1, 8)}
     steps: int = 60
+    """Updates of the unlearned model (ours; the authors' code counts epochs, 1)."""
     lr: float = 1e-3
+    """Adam's learning rate of the unlearning (the authors' code takes 1e-3)."""
     batch_size: int = 64
+    """Images in a batch, of each side unless `mixed` (the authors' code takes 256)."""
     lam: float = 0.1
+    """Weight of the activation distance, >= 0 (the paper's lambda; the code's 50)."""
     k: int = 4
+    """Modules whose activations are compared, spread evenly over the network (the paper's k)."""
     compare: Literal["values", "maps"] = "values"
+    """How activations are compared: by their "values" (the paper), or as attention "maps" (the authors' code)."""
     blind_steps: int = 200
+    """Updates of the blind model on the retain set (ours; the authors' code counts epochs, 2)."""
     blind_lr: float = 1e-3
+    """Adam's learning rate of the blind model (the authors' code takes 1e-2)."""
     start: Literal["fresh", "original"] = "fresh"
+    """The blind model's first weights: "fresh" (the paper), or the "original"'s (EraseDiff's code)."""
     target: Literal["blind", "self"] = "blind"
+    """Whose prediction forget images follow: the "blind" model's (the paper), or the model's own, "self" (EraseDiff's
+    code)."""
     mixed: bool = False
+    """Whether batches mix all images and weigh the terms by their share (the paper), or come in pairs (ours)."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (`cond_drop_prob` in EraseDiff's code)."""
     clip: float | None = None
+    """Largest norm of the gradient (1 in EraseDiff's code); None: not clipped."""
 
     def prepare(self, model: Diffusion, task: Task) -> Diffusion:
         """The blind model, trained on the retain set and frozen."""

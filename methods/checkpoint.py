@@ -20,7 +20,9 @@ class Checkpoint(Method):
     requires = frozenset({"text_encoder"})
     incomplete = True
     path: str = ""
+    """File or folder with the unlearned weights (ours); relative to the current folder."""
     sha256: str = ""
+    """Hash of its content, hexadecimal (ours): filled in from the file, and refused where it does not fit."""
 
     def __post_init__(self) -> None:
         if self.path:

@@ -35,12 +35,20 @@ class ConceptAblation(Method):
     }
     space = {"lr": (1e-5, 1e-3), "steps": (30, 120), "prior_weight": (0.0, 1.0)}
     steps: int = 60
+    """Updates of the weights (the code's `max_train_steps`; 100 for styles, 400 for nudity)."""
     lr: float = 1e-4
+    """Adam's learning rate (the code's `learning_rate` times its batch where it scales; 2e-6 x 8 for styles)."""
     batch_size: int = 32
+    """Anchor images in a step (the code's `train_batch_size`, 4 on each of 2 GPUs)."""
     images: int = 96
+    """Anchor images that the original draws (the paper's 1,000; the code's `num_class_images`, 200)."""
     target: Literal["model", "frozen", "noise"] = "model"
+    """What is predicted for c*: the "model"'s own prediction for the anchor (the paper's eq. 5), the "frozen"
+    original's (eq. 4), or the "noise" of x_t (eq. 6)."""
     prior_weight: float = 1.0
+    """Weight of the anchor images' denoising loss, >= 0 (the code's `prior_loss_weight`: 0 for styles, 1 for some objects)."""
     part: str | None = None
+    """Part of the model to train (the code's `parameter_group`); None: "xattn" where there is one, else "full"."""
 
     @torch.no_grad()
     def prepare(self, model: Diffusion, task: Task) -> Batch:

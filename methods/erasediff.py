@@ -52,7 +52,7 @@ class EraseDiff(Method):
     lr: float = 1e-3
     """Learning rate of the update (the paper's xi)."""
     batch_size: int = 64
-    """Forget images, and as many retain images, in each step (the code's `batch_size`)."""
+    """Forget images, and as many retain images, in each step (the code's `train_batch_size`, 128)."""
     rule: Literal["paper", "barrier"] = "paper"
     """How lambda is computed: "paper" as in Theorem 3.1, "barrier" with the inner loop's gain q (ours)."""
     target: WrongTarget = "uniform"

@@ -47,7 +47,7 @@ class EraseDiffReleased(Method):
     lr: float = 1e-4
     """Learning rate of the one optimiser of both loops (the code's `lr`)."""
     batch_size: int = 128
-    """Forget images, and as many retain images, in each step (the code's `batch_size`)."""
+    """Forget images, and as many retain images, in each step (the code's `train_batch_size`, 128)."""
     target: WrongTarget = "random"
     """What L_f regresses to (the paper's eps_f): "random" is the model's prediction for another condition, drawn once
     a batch, "uniform_both" the code's older noise variant; "uniform" and "substitute" as in `erasediff`."""

@@ -34,13 +34,21 @@ class ESD(Method):
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (the code's `iterations`, 1,000)."""
     lr: float = 3e-4
+    """Adam's learning rate (the code's `lr`, 1e-5)."""
     batch_size: int = 32
+    """Samples x_t in a step (ours; the code takes 1)."""
     eta: float = 1.0
+    """Strength of the negative guidance (the paper's eta; the code's `negative_guidance`), >= 0."""
     start_guidance: float = 3.0
+    """Guidance scale w with which x_t is sampled (the code's `start_guidance`, 3)."""
     sampler_steps: int = 20
+    """Steps of the sampler that makes x_t (the code's `ddim_steps`, 50)."""
     retain_weight: float = 0.0
+    """Weight of the denoising loss of retain images, >= 0 (ours; 0 in the paper)."""
     part: str = "full"
+    """Part of the model to train (the code's `train_method`): "xattn" is ESD-x, "noxattn" ESD-u."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Adam on the loss above, on x_t of the model's own making."""

@@ -16,3 +16,4 @@ class ESDU(ESD):
         "published": {"*": PUBLISHED},
     }
     part: str = "noxattn"
+    """Part of the model to train: "noxattn", all but the cross-attention, is the paper's ESD-u."""

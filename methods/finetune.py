@@ -13,8 +13,11 @@ class Finetune(Method):
     requires = frozenset({"retain images"})
     presets = {"default": {"digits-text": {"batch_size": 32}}}
     steps: int = 60
+    """Updates of the weights (ours)."""
     lr: float = 3e-4
+    """Adam's learning rate (ours)."""
     batch_size: int = 64
+    """Retain images in a step (ours)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Adam on the denoising loss of retain batches."""

@@ -41,15 +41,26 @@ class ForgetMeNot(Method):
     }
     space = {"lr": (1e-6, 1e-3), "steps": (20, 120), "loss": ("squares", "norm"), "ends": (False, True)}
     steps: int = 60
+    """Updates of the weights (the code's `max_train_steps`, 35)."""
     lr: float = 1e-4
+    """AdamW's learning rate (the code's `learning_rate`, 2e-6)."""
     batch_size: int = 16
+    """Forget images in a step (the code's `train_batch_size`, 1)."""
     loss: Literal["squares", "norm"] = "squares"
+    """What is minimised: the sum of "squares" of the attention (the paper's algorithm 1), or one "norm" over all (the
+    code)."""
     ends: bool = False
+    """Whether the end tokens count as the concept's (the code's `use_pooler`)."""
     part: str | None = None
+    """Part of the model to train; None: "xattn" (the paper). The code takes "full" (`only_optimize_ca` false)."""
     clip: float | None = None
+    """Largest norm of the gradient (the code's `max_grad_norm`, 1); None: not clipped."""
     inversion_steps: NonNegativeInt = 0
+    """Steps of textual inversion beforehand (the code's `max_train_steps_ti`, 500); 0: the concept keeps its name."""
     inversion_tokens: PositiveInt = 4
+    """New words that textual inversion learns (the code's 4); read where `inversion_steps` > 0."""
     inversion_lr: float = 1e-3
+    """AdamW's learning rate of textual inversion (the code's `learning_rate_ti`, 1e-3)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """AdamW on the loss above."""

@@ -45,18 +45,34 @@ class MACE(Adapted):
     presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
     steps: int = 60
+    """Updates of each name's LoRA (the code's `max_train_steps`, 120 for nudity)."""
     lr: float = 3e-4
+    """AdamW's learning rate of the LoRAs (the code's `learning_rate`, 1e-5)."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Forget images in a step (the code's `train_batch_size`, 1)."""
     images: Annotated[int, Field(ge=1)] = 64
+    """Forget images of each name that its LoRA is trained on (the code's 8)."""
     train_prior: Weight = 100.0
+    """Weight of the kept captions in step 1, >= 0 (the paper's lambda_1 times their number; the code's
+    `train_preserve_scale`)."""
     fuse_prior: Weight = 100.0
+    """Weight of the kept captions in step 3, >= 0 (the paper's lambda_2 times their number; the code's
+    `fuse_preserve_scale`)."""
     lamb: Weight = 0.1
+    """Weight of the squared change of the projections in both solutions, >= 0 (the code's `lamb`)."""
     projections: Literal["keys", "both"] = "both"
+    """What step 1 edits: "keys" alone (the paper's eq. 1), or keys and values, "both" (its appendix and the code)."""
     mask: Literal["attention", "all"] = "attention"
+    """The region M of eq. 3: where the original's "attention" is high (ours; the paper segments images), or "all"."""
     mask_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share in [0, 1] of the attention's maximum from which on a place is in M (ours)."""
     focal: bool = True
+    """Whether timesteps follow the paper's focal density (eq. 5; the code's `importance_sampling`), not a uniform
+    one."""
     norm: Literal["squared", "plain"] = "squared"
+    """The loss of a layer: the "squared" Frobenius norm (the paper's eq. 3) or the "plain" one (the code)."""
     ends: bool = False
+    """Whether the end tokens count as the concept's (the code's `use_pooler`)."""
 
     @torch.no_grad()
     def prepare(self, model: Any, task: Task) -> list[list[Tensor]]:

@@ -32,13 +32,22 @@ class RandomLabel(Method):
     }
     space = {"alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (SalUn's code: 1,000 on CIFAR-10)."""
     lr: float = 1e-3
+    """Adam's learning rate (SalUn's code: 1e-4 on CIFAR-10)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (SalUn's code: 128)."""
     alpha: float = 1.0
+    """Weight of the retain loss, a mean over elements, >= 0 (the SalUn paper's alpha; 1e-3 of a sum is 3.072 here)."""
     target: Literal["substitute", "random", "images"] = "random"
+    """What the forgotten condition is answered with: the prediction for the task's "substitute" (SalUn's paper), that
+    for a "random" retain image's condition, or retain "images" themselves."""
     part: str = "full"
+    """Part of the model to train (ours), "full" in the papers."""
     clip: float | None = None
+    """Largest norm of the gradient (SalUn's code: 1); None: not clipped."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (SalUn's code: `cond_drop_prob` 0.1)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Adam on the loss above."""

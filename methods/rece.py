@@ -41,13 +41,24 @@ class RECE(ClosedForm):
     }
     space = {"epochs": (1, 10), "reg": (1e-3, 10.0), "round_preserve_scale": (0.03, 3.0), "round_lamb": (0.01, 3.0)}
     epochs: Annotated[int, Field(ge=0)] = 3
+    """Rounds of working out what still draws the concept and erasing it (the code's `epochs`, 3 for nudity)."""
     reg: Positive = 0.1
+    """Weight of || c' ||^2 when c' is worked out, > 0 (the paper's lambda; the code's 0.1 for nudity, 1e-3 for
+    styles)."""
     erase_scale: float = 1.0
+    """Weight of the erased terms, in the start and in each round (the code's `erase_scale`, 1)."""
     preserve_scale: float | None = None
+    """Weight of the kept terms in the start (UCE's code); None: max(0.1, 1 / number of kept prompts)."""
     round_preserve_scale: float = 0.1
+    """Weight of the kept terms in each round (the code's `preserve_scale`, 0.1)."""
     round_lamb: Positive = 0.1
+    """Weight of the squared change of the projections in each round, > 0 (the code's `lamb`, 0.1)."""
     guide: Literal["substitute", "null"] = "substitute"
+    """Whose text states take the concept's place: the task's "substitute" (ours), or the empty prompt, "null" (the
+    code)."""
     preserve: Literal["names", "null"] = "names"
+    """What is kept: the retained "names" (as the code for styles), or the empty prompt, "null" (the code for
+    nudity)."""
 
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
         """Of the start: erased names go where their guides are; kept ones stay."""

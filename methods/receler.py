@@ -64,19 +64,35 @@ class Receler(Adapted):
     }
     space = {"lr": (1e-4, 1e-2), "eta": (0.5, 3.0), "reg_weight": (0.01, 10.0), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the erasers (the code's `iterations`, 500)."""
     lr: float = 1e-3
+    """Adam's learning rate of the erasers (the code's `lr`, 3e-4)."""
     batch_size: int = 16
+    """Samples x_t in a step (ours; the code takes 1)."""
     eta: float = 1.0
+    """Strength of the negative guidance in the target (the paper's eta; the code's `negative_guidance`), >= 0."""
     rank: PositiveInt = 128
+    """Width of an eraser's bottleneck (the code's `eraser_rank`, 128); at most the layer's width."""
     reg_weight: float = 0.1
+    """Weight of the regularisation outside the concept's region, >= 0 (the paper's lambda; the code's
+    `concept_reg_weight`, 0.1)."""
     threshold: float = 0.1
+    """Attention, scaled to [0, 1], from which on a place belongs to the concept (the code's `mask_thres`, 0.1)."""
     attack_steps: NonNegativeInt = 5
+    """Attack steps on the learnt tokens before each update (the code's `advrs_iters`, 50); 0: no attack."""
     attack_tokens: PositiveInt = 4
+    """Learnt tokens put behind the concept's name (the code's `num_advrs_prompts`, 16)."""
     attack_lr: float = 1e-2
+    """Adam's learning rate of the attack (ours, 1e-2; preset "published" takes the code's 0.1)."""
     attack_decay: float = 0.1
+    """Adam's weight decay of the attack (the code's 0.1)."""
     where: Literal["words", "states"] = "words"
+    """Where the tokens are put in: in place of "words'" embeddings (ours), or of the text encoder's "states" (the
+    code)."""
     start_guidance: float = 3.0
+    """Guidance scale w with which x_t is sampled (the code's `start_guidance`, 3)."""
     sampler_steps: int = 20
+    """Steps of the sampler that makes x_t (the code's `ddim_steps`, 50)."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Erasers, zero at first."""

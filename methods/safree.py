@@ -112,13 +112,23 @@ class SAFREE(Steering):
     }
     space = {"alpha": (0.0, 0.1), "gamma": (5.0, 50.0), "validate": ("paper", "released", "off")}
     alpha: NonNegativeFloat = 0.01
+    """How far beyond the mean a token's distance must lie for it to be a trigger, >= 0 (the paper's alpha, 0.01)."""
     gamma: NonNegativeFloat = 10.0
+    """Scale of the number of guided steps, of 50, >= 0 (the paper's gamma; the code's `up_t`, 10)."""
     validate: Literal["paper", "released", "off"] = "paper"
+    """For how many steps the safe prompt guides: by the "paper"'s self-validation, by the "released" code's, or, "off",
+    for all."""
     reattend: bool = True
+    """Whether skip features are filtered by frequency (the paper's latent re-attention; the code's `-lra`)."""
     s1: float = 0.9
+    """Scale of the low frequencies in the first up block (0.9 in the code's `freeu_hyp`)."""
     s2: float = 0.2
+    """Scale of the low frequencies in the second up block (0.2 in the code's `freeu_hyp`)."""
     negative: bool = False
+    """Whether the phrases take the null condition's place as a negative prompt (as the released code does)."""
     phrases: str = ""
+    """Phrases that span the concept's subspace, separated by commas (the paper's 17 for nudity); "": the task's
+    names."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """The model with this guidance."""

@@ -37,13 +37,22 @@ class SalUn(Method):
     }
     space = {"saliency": (0.1, 0.9), "alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (the code's `n_iters`, 1,000 on CIFAR-10)."""
     lr: float = 1e-3
+    """Adam's learning rate (the code's `lr`, 1e-4 on CIFAR-10)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (the code's `batch_size`, 128)."""
     alpha: float = 1.0
+    """Weight of the retain loss, a mean over elements, >= 0 (the paper's alpha; 1e-3 of a sum is 3.072 here)."""
     saliency: float = 0.5
+    """Share in (0, 1] of the weights that are trained; it sets the paper's threshold gamma (the code's `mask_ratio`, 0.5)."""
     mask_guidance: float = 1.0
+    """Guidance scale w of the prediction that the mask is taken from (1 in the paper's formula; the code's
+    `cond_scale` 2 is 3 here)."""
     clip: float | None = None
+    """Largest norm of the gradient before it is masked (the code's `grad_clip`, 1); None: not clipped."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (the code's `cond_drop_prob`, 0.1)."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
         """The mask, 1 on the share of weights with the largest summed gradient over one pass of the forget set."""

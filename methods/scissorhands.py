@@ -51,17 +51,32 @@ class Scissorhands(Method):
     }
     space = {"share": (1e-3, 0.3), "lam": (0.1, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates in the repair (ours; the code counts epochs, 5)."""
     lr: float = 1e-3
+    """Adam's learning rate of the repair (the code's `lr`, 1e-5)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (the code's `batch_size`, 16)."""
     lam: float = 1.0
+    """Weight of the forget loss L_u in the repair, >= 0 (the paper's lambda; 0.1 in the code for nudity)."""
     share: float = 0.01
+    """Share in [0, 1] of the weights that are drawn again (1 minus the code's `sparsity`: 0.005 for nudity)."""
     batches: int | None = None
+    """Forget batches whose gradients give the sensitivity (the code's `prune_num`, 10); None: one pass."""
     absolute: bool = False
+    """Whether gradients are made absolute before they are summed over batches (as in the code), or after it."""
     init: Literal["own", "kaiming"] = "own"
+    """New values: the network's "own" initialisation (ours), or "kaiming": uniform for matrices, 0 for biases (the
+    code)."""
     trimmed: str = "full"
+    """Part of the model whose weights may be drawn again (ours: "full"; the code takes the self-attention of two
+    blocks)."""
     forget: Literal["relabel", "ascent"] = "relabel"
+    """The forget loss L_u: "relabel" with the task's substitute (the code for nudity), or "ascent" (that for
+    objects)."""
     project: bool = False
+    """Whether gradients that undo the forgetting are projected (the paper does; the code's `project`)."""
     margin: float = 0.0
+    """Least multiple of g_o that a projected gradient receives, >= 0 (the code's `margin`, 0.5 for classifiers)."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
         """Which weights are drawn anew: the most sensitive ones, ties too, but none without sensitivity."""

@@ -58,19 +58,35 @@ class SelectiveAmnesia(Method):
     }
     space = {"lam": (1e-4, 1.0), "gamma": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (the code's `n_iters`, 20,000 on CIFAR-10)."""
     lr: float = 1e-3
+    """Adam's learning rate (the code's `lr`, 1e-4 on CIFAR-10)."""
     batch_size: int = 64
+    """Surrogate images, and as many replayed ones, in a step (the code's `batch_size`, 128)."""
     gamma: float = 1.0
+    """Weight of the replay loss, >= 0 (the paper's gamma, 1)."""
     lam: float = 0.01
+    """Weight of the Fisher penalty, >= 0 (the paper's lambda; 10 on CIFAR-10, 50 on Stable Diffusion)."""
     surrogate: Literal["uniform", "substitute"] = "uniform"
+    """The paper's q(x | c_f): "uniform" noise in [-1, 1], or images that the original draws of the task's
+    "substitute"."""
     surrogate_images: int = 50
+    """Surrogate images that the original draws (ours); read with surrogate="substitute"."""
     replay: Literal["generated", "real"] = "generated"
+    """What stands for the retained concepts: images "generated" by the original (the paper), or "real" ones (ours)."""
     replay_images: int = 100
+    """Images that are drawn for replay (500 a class in the code: 4,500 on CIFAR-10)."""
     fisher_samples: int = 25
+    """Images that the Fisher information F is averaged over (500 a class in the code)."""
     fisher_timesteps: int = 20
+    """Timesteps taken for each of them, scaled to all T (ours; the paper takes all 1,000)."""
     ema: float | None = None
+    """Decay in [0, 1) of the running mean of the weights that is returned (the code's `ema_rate`, 0.9999); None: no
+    mean."""
     clip: float | None = None
+    """Largest norm of the gradient (the code's `grad_clip`, 1); None: not clipped."""
     part: str = "full"
+    """Part of the model to train: "full", or "noxattn" (the code's on Stable Diffusion)."""
 
     def prepare(self, model: Diffusion, task: Task) -> Prepared:
         """Replay and surrogate images, drawn by the original, and its Fisher."""

@@ -65,18 +65,31 @@ class SFRon(Method):
     }
     space = {"alpha_f": (0.1, 30.0), "threshold": (0.3, 10.0), "lam": (0, 2.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Ascents, each followed by a retain step (the code's `n_iters`, 150; the paper says that 50 are enough)."""
     lr: float = 3e-4
+    """Adam's learning rate of both kinds of step (the code's `lr`, 1e-4)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (the code's `batch_size`, 128)."""
     alpha_f: float = 1.0
+    """First weight of the ascent, which falls to 0 along a cosine, >= 0 (the code's `forget_alpha`, 10 of a sum)."""
     alpha_r: float = 1.0
+    """Weight of the retain loss, >= 0 (the code's `remain_alpha`, 1 of a sum)."""
     threshold: float = 1.0
+    """Least ratio F_f / F_r of Fisher information for a weight to be in the mask, >= 0 (1 in paper and code)."""
     lam: float = 0.5
+    """How fast the weight of an image falls with its loss: w_i ~ l_i^-lam, >= 0 (the code's `lambd`, 0.5)."""
     clip: float | None = None
+    """Largest norm of the gradient (the code's `grad_clip`, 1); None: not clipped."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (the code's `cond_drop_prob`, 0.1)."""
     fisher_samples: int | None = 100
+    """Images of each side that the Fisher information is taken of (ours); None: all, as in the code."""
     fisher_batch: int = 1
+    """Images whose mean gradient is squared together (1 is the paper's formula; the code takes 128)."""
     fisher_guidance: float = 1.0
+    """Guidance scale w of the prediction in the Fisher's loss (1 in the paper's formula; the code's 2 is 3 here)."""
     fisher_clip: float | None = None
+    """Largest norm of the gradient before it is squared (1 of a sum in the code); None: not clipped."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
         """The mask: 1 where the Fisher of the forget set is at least `threshold` times that of the retain set."""

@@ -80,11 +80,17 @@ class SLD(Steering):
     presets = {"published": {"*": {"level": "medium"}}, "released": {"*": {"level": "medium"}}}
     space = {"level": ("weak", "medium", "strong", "max")}
     level: Literal["weak", "medium", "strong", "max"] = "medium"
+    """The paper's configurations "weak", "medium", "strong" and "max", which set the five numbers below."""
     scale: float | None = None
+    """Strength of the safety guidance, >= 0 (the paper's s_S); None: the level's."""
     threshold: float | None = None
+    """Distance eps_c - eps_S below which guidance acts on an element (the paper's lambda); None: the level's."""
     warmup: int | None = None
+    """First steps, of 50, without guidance (the paper's delta); None: the level's."""
     momentum_scale: float | None = None
+    """Share of the momentum nu in the guidance, in [0, 1] (the paper's s_m); None: the level's."""
     momentum_beta: float | None = None
+    """Decay of the momentum, in [0, 1) (the paper's beta_m); None: the level's."""
 
     def steer(self, names: Tensor) -> Guidance:
         """The guidance of this strength."""

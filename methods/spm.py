@@ -48,19 +48,35 @@ class SPM(Adapted):
     }
     space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the adapters (the code's `iterations`, 3,000)."""
     lr: float = 1e-3
+    """AdamW's learning rate, the highest of its schedule (the code's `lr`, 1e-4)."""
     batch_size: int = 16
+    """Samples x_t in a step (the code's `batch_size`, 1)."""
     eta: float = 1.0
+    """Strength of the negative guidance in the target (the paper's eta; the code's `guidance_scale`, 1), >= 0."""
     rank: PositiveInt = 1
+    """Rank of the adapters (the paper's 1; the code's `rank`)."""
     anchor_weight: float = 1000.0
+    """Weight of latent anchoring, >= 0 (the paper's lambda; the code's `la_strength`, 1,000)."""
     anchors: Literal["names", "captions", "noise"] = "names"
+    """What is kept: the retained concepts' "names" (the paper) or "captions" (ours), or text states of "noise" (the
+    code)."""
     anchor_count: PositiveInt = 1
+    """Anchors for each x_t (the code's `sampling_batch_size`, 4)."""
     power: float = 1.0
+    """Exponent of the anchors' weights (1 - |cos|)^power, >= 0 (the exponent in the paper's sampling of anchors)."""
     metric: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "none"] = "clipcos_tokenuni"
+    """What the gate gamma measures (the code's names): the "clipcos" of text states, the share of tokens, "tokenuni",
+    the larger of both, or "none"."""
     start_guidance: float = 3.0
+    """Guidance scale w with which x_t is sampled (the code's 3)."""
     sampler_steps: int = 20
+    """Steps of the sampler that makes x_t (the code's `max_denoising_steps`, 30)."""
     warmup: int = 0
+    """First steps, in which the learning rate rises from 0 (the code's `lr_warmup_steps`, 500)."""
     cycles: int = 0
+    """Cosines that the learning rate follows after that (the code's `lr_scheduler_num_cycles`, 3); 0: constant."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Adapters, zero at first, and the hook that sets their gates."""

@@ -31,10 +31,17 @@ class UCE(ClosedForm):
     }
     space = {"erase_scale": (0.3, 30.0), "preserve_scale": (0.1, 3.0), "lamb": (0.01, 3.0), "tokens": ("last", "all")}
     erase_scale: float = 1.0
+    """Weight of the erased terms, >= 0 (the paper weighs all alike; the code's `erase_scale`, s_e)."""
     preserve_scale: float | None = 1.0
+    """Weight of the kept terms, >= 0 (the code's `preserve_scale`, s_p); None: max(0.1, 1 / number of kept prompts)."""
     tokens: Literal["last", "all"] = "last"
+    """Which text states of a prompt count: the "last" subject token (the newer code), or that and "all" after it (that
+    of 2023)."""
     guide: Literal["substitute", "null"] = "substitute"
+    """Whose text states take the concept's place: the task's "substitute" (ours), or the empty prompt, "null" (the
+    code)."""
     preserve_null: bool = False
+    """Whether the empty prompt is kept too (as in the code of 2023)."""
 
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
         """Erased names go where their guides are; kept ones stay."""

@@ -34,6 +34,7 @@ class ClosedForm(Method):
 
     requires = frozenset({"concept", "xattn"})
     lamb: float = 0.5
+    """Weight of || W - W0 ||^2, the squared change of a projection, > 0 (the paper's lambda; the code's `lamb`, 0.5)."""
 
     @abstractmethod
     def terms(self, model: Diffusion, task: Task) -> list[Term]:

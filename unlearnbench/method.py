@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import math
 import sys
 from abc import ABC, abstractmethod
@@ -140,6 +141,18 @@ class Method(ABC):
         keys = (key for by_task in cls.offered().values() for key in by_task)
         return any(key != "*" and fnmatchcase(task, key) for key in keys)
 
+    @classmethod
+    def field_docs(cls) -> dict[str, str]:
+        """What each hyper-parameter is, on one line: the string below the field; "" where a file has none.
+
+        A field that a subclass gives another default keeps the inherited line, unless it has one of its own.
+        """
+        docs: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Method) and base is not Method:
+                docs |= _documented(base)
+        return {field.name: docs.get(field.name, "") for field in fields(cls)}
+
     def settings(self) -> dict[str, Any]:
         """All hyper-parameters, by name."""
         return asdict(self)
@@ -158,6 +171,18 @@ class Method(ABC):
         """The files that the method's code lies in: its own, and the building blocks that these import."""
         own = cls.own_files()
         return list(dict.fromkeys([*own, *(block for path in own for block in _blocks(path))]))
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class's own body, by field."""
+    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+    body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__), [])
+    found = {}
+    for field, below in itertools.pairwise(body):
+        text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
+            found[field.target.id] = " ".join(text.split())
+    return found
 
 
 def _blocks(path: Path) -> list[Path]:

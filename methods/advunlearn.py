@@ -18,33 +18,34 @@ ATTACK = {"warmup": 200, "attack": "adam", "attack_steps": 30, "attack_lr": 1e-3
 
 
 class Paths(NamedTuple):
-    """What the original denoised on its way to images of prompts; on the CPU."""
+    """Noised latents that the original passed through while it sampled images of some prompts; on the CPU."""
 
     x_t: Tensor
     """(N, steps, C, H, W)."""
     t: Tensor
-    """(steps,)."""
+    """(steps,) timesteps of the sampler."""
     y: Tensor
-    """(n, L) prompts; trajectory k is about prompt k mod n."""
+    """(n, L) prompts; trajectory k belongs to prompt k mod n."""
 
 
 @dataclass(frozen=True)
 class AdvUnlearn(Method):
     """L = || eps_theta(x_t, c*) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 + gamma L_r.
 
-    L_r = || eps_theta(x_t, c_r) - eps_0(x_t, c_r) ||^2, and c* is the concept's prompt c behind the attack's prefix,
-    arg min || eps_theta(x_t, [prefix, c]) - eps_0(x_t, c) ||^2. theta is the text encoder, layers and final norm.
+    L_r = || eps_theta(x_t, c_r) - eps_0(x_t, c_r) ||^2. c* is the concept's prompt c with an adversarial prefix, arg
+    min || eps_theta(x_t, [prefix, c]) - eps_0(x_t, c) ||^2. theta is the text encoder: its layers and final norm.
 
-    The prefix is `adv_tokens` free word embeddings. They start at random words of the vocabulary, or where the last
-    attack ended (init="latest"), and take `attack_steps` steps of Adam at `attack_lr`, or of the gradient's sign
-    (attack="sign"; the paper's fast variant takes one). The attack is run anew in every step but the first `warmup`,
-    which train on c itself. c_r are `retain_batch` captions of what is kept, in the paper "a photo of" COCO's objects;
-    gamma is `retain_weight`, 0.3 for nudity.
+    The prefix consists of `adv_tokens` free word embeddings. They start at random words of the vocabulary, or where the
+    last attack ended (init="latest"), and take `attack_steps` steps of Adam at `attack_lr`, or along the sign of the
+    gradient (attack="sign"; the paper's fast variant takes one step). The attack is repeated in every step except the
+    first `warmup`, which train on c itself. c_r are `retain_batch` captions of retained concepts, in the paper "a photo
+    of" COCO's objects. gamma is `retain_weight`, 0.3 for nudity.
 
-    x_t is what the original denoised on its way to an image of c, or of c_r, at a random step of its sampler. Paper and
-    code sample it anew for each loss, the attack's too; here it is drawn from trajectories made beforehand,
-    `trajectories` for c and as many for c_r: neither x_t's denoiser nor its prompt is trained. The code never clears
-    the attack's gradient, so that each of its steps adds up all before, and has Adam step along the sign; not so here.
+    x_t comes from the original's sampling of an image for c, or for c_r, at a random step. The paper and the code
+    sample x_t for every loss, including the attack's. Here it is taken from trajectories made in advance,
+    `trajectories` for c and as many for c_r, because neither x_t's denoiser nor its prompt is trained. The code never
+    clears the gradient of the attack, so each step adds up all earlier ones, and its Adam steps along the sign. This
+    implementation does neither.
     """
 
     requires = frozenset({"concept", "text_encoder"})
@@ -89,14 +90,14 @@ class AdvUnlearn(Method):
     step)."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Paths]:
-        """Trajectories of the original for the concept's names and for captions of what is kept."""
+        """Sample the original's trajectories for the concept's names and for retained captions."""
         captions = task.captions("retain")
         kept = captions[torch.randperm(len(captions))[: task.steps(self.trajectories)]]
         return {"forget": self.paths(model, task, task.names("forget")), "retain": self.paths(model, task, kept)}
 
     @torch.no_grad()
     def paths(self, model: Diffusion, task: Task, y: Tensor) -> Paths:
-        """Equally many trajectories for each row of y, `trajectories` in all or a few more."""
+        """Sample equally many trajectories for each row of y (n, L), at least `trajectories` in all."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         every = y.repeat(-(-task.steps(self.trajectories) // len(y)), *[1] * (y.dim() - 1)).split(ROWS)
         x_t: list[Tensor] = []
@@ -111,12 +112,12 @@ class AdvUnlearn(Method):
         return Paths(torch.cat(x_t), model.timesteps(sampler).cpu(), y)
 
     def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Paths]) -> Diffusion:
-        """Adam on the loss above."""
+        """Train the text encoder with Adam on the loss above."""
         minimise(self.losses(model, task, prepared), model.select("text_encoder"), self.lr)
         return model
 
     def losses(self, model: Any, task: Task, prepared: dict[str, Paths]) -> Iterator[Tensor]:
-        """One loss a step."""
+        """Yield the loss of each step, a scalar."""
         teacher, steps = model.frozen(), task.steps(self.steps)
         forget, retain = prepared["forget"], prepared["retain"]
         prefix = None
@@ -138,7 +139,7 @@ class AdvUnlearn(Method):
     def attacked(
         self, model: Any, teacher: Diffusion, paths: Paths, which: Tensor, last: list[Tensor] | None
     ) -> list[Tensor]:
-        """A prefix (B, adv_tokens, D) for each text encoder and prompt, that brings the concept back."""
+        """Search prefixes (B, adv_tokens, D), for each text encoder, that bring the concept back."""
         tables = [encoder.get_input_embeddings().weight for encoder in model.text_encoders]
         start = last if self.init == "latest" and last is not None else None
         if start is None:
@@ -159,14 +160,14 @@ class AdvUnlearn(Method):
 
 
 def drawn(paths: Paths, which: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, t and y of random trajectories about the prompts `which` (B,), each at a random step."""
+    """Draw x_t (B, C, H, W), t (B,) and y (B, L) at random steps of trajectories for the prompts `which` (B,)."""
     k = which + len(paths.y) * torch.randint(len(paths.x_t) // len(paths.y), which.shape)
     step = torch.randint(len(paths.t), which.shape)
     return paths.x_t[k, step].to(device), paths.t[step].to(device), paths.y[which].to(device)
 
 
 def behind(model: Any, prefix: list[Tensor], y: Tensor) -> Condition:
-    """The prompts y behind these words: after the start token, the prompt cut where it gets too long."""
+    """Embed prompts y (B, L) with these words after the start token; prompts that get too long are cut."""
     k = prefix[0].shape[1]
     if k > y.shape[-1] - 2:
         raise UserError(f"adv_tokens={k} do not fit a prompt: give {y.shape[-1] - 2} at most")

@@ -51,12 +51,12 @@ class ESD(Method):
     """Part of the model to train (the code's `train_method`): "xattn" is ESD-x, "noxattn" ESD-u."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Adam on the loss above, on x_t of the model's own making."""
+        """Train with Adam on the loss above, at x_t sampled by the model itself."""
         minimise(self.losses(model, model.frozen(), task), model.select(self.part), self.lr)
         return model
 
     def losses(self, model: Diffusion, teacher: Diffusion, task: Task) -> Iterator[Tensor]:
-        """One loss a step."""
+        """Yield the loss of each step, a scalar."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
@@ -64,5 +64,5 @@ class ESD(Method):
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Eq. 7, a mean over all elements."""
+        """Eq. 7 at x_t (B, C, H, W) and t (B,), a mean over all elements."""
         return prediction_loss(model, x_t, t, y, esd_target(teacher, x_t, t, y, self.eta))

@@ -1,4 +1,4 @@
-"""ESD with the denoising loss of retain images beside it, which the paper lacks (Gandikota et al., ICCV 2023)."""
+"""ESD with the denoising loss of retain images, a term that the paper lacks (Gandikota et al., ICCV 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -23,7 +23,7 @@ class GradientAscent(Method):
     space = {"weight": (0.05, 0.5), "lr": (1e-4, 1e-3), "steps": (30, 120)}
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Adam on pairs of forget and retain batches."""
+        """Train with Adam on pairs of forget and retain batches."""
         losses = (
             model.loss(retain) - self.weight * model.loss(forget)
             for forget, retain in task.paired_batches(self.steps, self.batch_size)

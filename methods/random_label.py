@@ -15,14 +15,14 @@ PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "targ
 class RandomLabel(Method):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on forget images (SalUn's RL, no mask).
 
-    `target` says what c_m is, or what takes the first term's place. "substitute": the task's substitute, one for all
-    images, as Fan et al. (ICLR 2024) relabel class c as c + 1. "random": the condition of a retain image, drawn for
-    each image anew, as Golatkar et al. relabel for classifiers. "images": L(x_r, c_f), the denoising loss of retain
-    images under the forgotten condition, as the noise-based loss of Kumari et al. (ICCV 2023) does with images of one
-    anchor. All losses are means over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here.
+    `target` sets c_m, or replaces the first term. "substitute": the task's substitute, one for all images, as Fan et
+    al. (ICLR 2024) relabel class c as c + 1. "random": the condition of a retain image, drawn for each forget image, as
+    Golatkar et al. relabel for classifiers. "images": L(x_r, c_f), the denoising loss of retain images under the
+    forgotten condition, like the noise-based loss of Kumari et al. (ICCV 2023) with images of one anchor. All losses
+    are means over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here.
 
-    Preset "published" has Fan et al.'s values for CIFAR-10; "released" adds what their code does besides: it clips
-    gradients and drops a share `drop` of conditions in both terms.
+    Preset "published" has Fan et al.'s values for CIFAR-10. "released" adds what their code does as well: it clips
+    gradients and drops a share `drop` of the conditions in outputs and retain loss.
     """
 
     presets = {
@@ -50,7 +50,7 @@ class RandomLabel(Method):
     """Share in [0, 1] of conditions replaced by the null condition (SalUn's code: `cond_drop_prob` 0.1)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Adam on the loss above."""
+        """Train with Adam on the loss above."""
         losses = (
             self.relabel_loss(model, task, forget, retain) + self.alpha * model.loss(retain, drop=self.drop)
             for forget, retain in task.paired_batches(self.steps, self.batch_size)
@@ -59,7 +59,7 @@ class RandomLabel(Method):
         return model
 
     def relabel_loss(self, model: Diffusion, task: Task, forget: Batch, retain: Batch) -> Tensor:
-        """The first term."""
+        """The first term, a scalar."""
         if self.target == "images":
             return model.loss(Batch(retain.x0, forget.y), drop=self.drop)
         other = task.substitute(forget.y) if self.target == "substitute" else retain.y

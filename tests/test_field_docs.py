@@ -18,7 +18,9 @@ def test_every_setting_is_documented_with_its_source(name):
     assert set(docs) == {field.name for field in fields(cls)}
     for setting, text in docs.items():
         assert len(text.split()) >= 4, f"{name}.{setting}: {text!r}"
-        assert SOURCE.search(text), f"{name}.{setting} names no paper or code, and does not say that it is ours: {text!r}"
+        assert SOURCE.search(text), (
+            f"{name}.{setting} names no paper or code, and does not say that it is ours: {text!r}"
+        )
         assert text.endswith("."), f"{name}.{setting}: {text!r}"
 
 

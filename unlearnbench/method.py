@@ -42,12 +42,12 @@ def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Subclass as a frozen dataclass in a file of its own; the file's name is the method's.
+    """Subclass as a frozen dataclass in a file of its own; the file's name is the method's name.
 
-    `presets` maps a name such as "published" to settings by task: its name, else the first pattern of names that fits,
-    such as "sd*", "*" for every other task being the last. `requires` names what the method needs (see `ACCESS`, or a
-    part of the model); where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at
-    most six fields.
+    The fields are the method's hyper-parameters; a string below each says what it is (see `field_docs`). `presets` maps
+    a name such as "published" to settings by task: the task's name, else the first matching pattern, such as "sd*",
+    with "*" for all other tasks last. `requires` names what the method needs (see `ACCESS`, or a part of the model);
+    where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six fields.
     """
 
     name: ClassVar[str] = ""
@@ -68,16 +68,16 @@ class Method(ABC):
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Masks, Fisher information, generated images: made before unlearning and timed apart from it."""
+        """Make masks, Fisher information or generated images; runs before unlearning and is timed separately."""
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
         """Change and return the model. Randomness comes from torch's global generator, seeded by the runner."""
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
-        """Structure that weights alone do not carry (adapters, gates, guidance).
+        """Add structure that weights alone do not carry (adapters, gates, guidance).
 
-        Runs before `unlearn` and whenever stored weights are loaded; the task says which concept it is about.
+        Runs before `unlearn` and whenever stored weights are loaded; the task tells the concept.
         """
         return model
 
@@ -92,7 +92,10 @@ class Method(ABC):
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
-        """An instance with these settings; strings are read as the field's type. Names the value that does not fit."""
+        """An instance with these settings; strings are read as the field's type.
+
+        Raises `UserError` with the name and value of a setting that does not exist or does not fit.
+        """
         known = {field.name for field in fields(cls)}
         hints = get_type_hints(cls, include_extras=True)
         values = {}
@@ -116,7 +119,7 @@ class Method(ABC):
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
-        """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
+        """The settings of a preset for a task; "default" always exists, and is empty unless the method defines it."""
         if name in cls.moved and name not in cls.offered():
             raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
@@ -126,7 +129,7 @@ class Method(ABC):
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`presets`, and what the table of papers' settings has for further tasks; "*" comes last."""
+        """`presets`, plus the settings in tables/presets.toml for further tasks; "*" comes last."""
         table = settings_table().get(cls.name, {})
         merged = {}
         for preset in dict.fromkeys((*cls.presets, *table)):
@@ -137,7 +140,7 @@ class Method(ABC):
 
     @classmethod
     def chosen_for(cls, task: str) -> bool:
-        """Whether settings were chosen for a task, or its kind, not for just any."""
+        """Whether settings were chosen for a task or its kind, not just for any task."""
         keys = (key for by_task in cls.offered().values() for key in by_task)
         return any(key != "*" and fnmatchcase(task, key) for key in keys)
 

@@ -1,4 +1,4 @@
-"""A task owns every choice that makes methods comparable: data, substitute, seeds, sampler, judge and counts."""
+"""A task fixes every choice that makes methods comparable: data, substitute, seeds, sampler, judge and counts."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ class Protocol:
     name: str
     sampler: Sampler
     judge: str
-    """Name of the judge that classes images and gives features."""
+    """Name of the judge that classifies images and gives features."""
     reference: str = "reference"
-    """The split of real retain images that FID and its kin compare with."""
+    """The split of real retain images that FID and related metrics compare with."""
     forget_images: int = 250
     """Samples of the forgotten concept."""
     retain_images: int = 50
     """Samples of each retained concept."""
     chunk: int = 50
-    """Images a batch, aligned to the image index."""
+    """Images in a batch; batches start at multiples of it, counted by image index."""
     sampling_seed: int = 0
     k: int = 3
-    """Neighbours of precision and recall."""
+    """Number of neighbours in precision and recall."""
 
     @property
     def hash(self) -> str:
-        """Over every field."""
+        """Hash over every field."""
         return digest(asdict(self))
 
 
@@ -60,15 +60,15 @@ class Plan(NamedTuple):
     """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out", "neighbours" or "benign"."""
     concept: str
     label: int
-    """What the judge must see, among its classes."""
+    """The label that the judge must see."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     prompt: str = ""
-    """What the model is asked with, where that is text."""
+    """The prompt, where the model takes text."""
     other: int = -1
-    """What the judge must see besides, in another domain (the colour of a digit); -1: nothing."""
+    """Second label that the judge must see, in another domain (the colour of a digit); -1: none."""
     guidance: float = 0.0
-    """Scale of guidance for this image, where a data set says one; 0: the sampler's."""
+    """Guidance scale of this image, where a data set gives one; 0: the sampler's."""
 
 
 class Task(ABC):
@@ -81,15 +81,16 @@ class Task(ABC):
     """Kinds of access (`method.ACCESS`) that a method can have here; "own concepts" where a user may define them."""
     default_forget: ClassVar[str]
     gold_once: ClassVar[bool] = False
-    """`retrain` is run for the first unlearning seed alone: training is dear, and it is the same for every method."""
+    """Whether `retrain` runs for the first unlearning seed alone, because training is costly and equal for every
+    method."""
     unsafe: ClassVar[bool] = False
-    """Whether samples may be unfit to be shown: they stay in the store, and records hold neither images nor prompts."""
+    """Whether samples may be unsafe to show: they stay in the store, and records hold neither images nor prompts."""
     model_parts: ClassVar[frozenset[str]] = frozenset({"full"})
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
-    """Whether methods' built-in settings were chosen for this task; for others presets are."""
+    """Whether the methods' built-in settings were chosen for this task; for others presets are."""
     without: ClassVar[frozenset[str]] = frozenset()
-    """Metrics that mean nothing here, such as closed-set accuracy of a detector; records leave them out."""
+    """Metrics that are meaningless here, such as closed-set accuracy of a detector; records leave them out."""
 
     def __init__(
         self,
@@ -116,11 +117,11 @@ class Task(ABC):
 
     @abstractmethod
     def architecture(self, seed: int) -> Diffusion:
-        """The network with fresh weights drawn from `seed`, on the task's device, sampler set by the protocol."""
+        """The network with fresh weights drawn from `seed`, on the task's device, with the protocol's sampler."""
 
     @abstractmethod
     def pretrained(self) -> Diffusion:
-        """The original model; its file is checked against the hash it ships with."""
+        """The original model; its file is checked against the shipped hash."""
 
     @abstractmethod
     def pretrained_identity(self) -> tuple[str, int]:
@@ -128,40 +129,43 @@ class Task(ABC):
 
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """Train from scratch by the original's recipe and number of steps, on all data or without the forget set."""
+        """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""
 
     def data_identity(self) -> str | None:
-        """Content hash of what planned prompts and real images come from; None where the package ships that."""
+        """Content hash of the files that prompts and real images come from; None where the package ships them."""
         return None
 
     # ---- the data --------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def data(self, which: Literal["forget", "retain", "both"]) -> Batch:
-        """Training images of one side, or of both together, on the CPU."""
+        """Training images of one side, or of both together, on the CPU.
+
+        "both" is the mixture that `batches(..., "all")` draws from.
+        """
 
     def count(self, which: Literal["forget", "retain", "both"]) -> int:
-        """How many training images there are of that."""
+        """The number of these training images."""
         return len(self.data(which).x0)
 
     @abstractmethod
     def reference(self) -> Iterator[Tensor]:
-        """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), some at a time."""
+        """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), in batches."""
 
     @abstractmethod
     def floor(self) -> Iterator[Tensor]:
-        """As many real retain images as `reference`, of another split: what real data score against it."""
+        """As many real retain images as `reference`, of another split: the score of real data against it."""
 
     @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:
-        """The condition shown in place of the forgotten one."""
+        """The conditions to use in place of the forgotten ones, shaped like y."""
 
     @abstractmethod
     def judge(self) -> Judge:
         """The protocol's judge."""
 
     def witnesses(self) -> Mapping[str, Witness]:
-        """Those who look at samples beside the judge, by the names that metrics ask for them with."""
+        """Models that score samples in addition to the judge, by the roles that metrics ask for."""
         return {}
 
     @abstractmethod
@@ -170,7 +174,7 @@ class Task(ABC):
 
     @abstractmethod
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Make the original's and the judges' weights anew in `out`; returns what they reach, by name."""
+        """Train the original and the judges and save them in `out`; returns what they reach, by name."""
 
     def steps(self, steps: int) -> int:
         """`steps`, or the cap that a conformance check set."""
@@ -217,7 +221,7 @@ class Task(ABC):
         return torch.tensor([labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")])
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """The conditions that training images of one side may come with, each once, on the CPU; here its names."""
+        """The different conditions of one side's training images, on the CPU; by default its names."""
         return self.names(which)
 
     def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
@@ -232,7 +236,7 @@ class Task(ABC):
         return {concept: index for index, concept in enumerate(self.concepts)}
 
     def erased_labels(self) -> list[int]:
-        """What the judge must no longer see: the forgotten concept's label, or several erased together."""
+        """Labels that the judge must no longer see: the forgotten concept's, or several erased together."""
         return [self.labels()[self.forget]]
 
     def plan(self) -> list[Plan]:
@@ -251,26 +255,26 @@ class Task(ABC):
         return torch.tensor([item.label for item in items], device=self.device)
 
     def forgotten(self, y: Tensor) -> Tensor:
-        """Which of these conditions ask for the forgotten concept, (B,) bool."""
+        """Mask (B,) of the conditions that ask for the forgotten concept."""
         return y == self.labels()[self.forget]
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:
-        """The concept that a user means; refuses what is none, naming the nearest."""
+        """The concept that a user means; refuses an unknown one and names the nearest."""
         if forget not in cls.concepts:
             raise unknown(f"concept of {cls.name}", forget, cls.concepts)
         return forget
 
     @classmethod
     def resolve_protocol(cls, name: str) -> Protocol:
-        """The protocol of that name; refuses what is none, naming the nearest."""
+        """The protocol of that name; refuses an unknown one and names the nearest."""
         if name not in cls.protocols:
             raise unknown(f"protocol of {cls.name}", name, cls.protocols)
         return cls.protocols[name]
 
 
 def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Indices below n in batches (size,), every one of them once before any comes again."""
+    """Batches (size,) of indices below n; every index appears once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     while True:

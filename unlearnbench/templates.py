@@ -35,8 +35,8 @@ class {cls}(Method):
             wrong = model.eps(x_t, t, task.substitute(forget.y)).detach()
             return model.loss(retain) + (model.eps(x_t, t, forget.y) - wrong).square().mean()
 
-        batches = task.paired_batches(self.steps, self.batch_size)
-        minimise((loss(*pair) for pair in batches), model.select("full"), self.lr)
+        pairs = task.paired_batches(self.steps, self.batch_size)
+        minimise((loss(*pair) for pair in pairs), model.select("full"), self.lr)
         return model
 '''
 

@@ -24,7 +24,7 @@ class EraseDiff(Method):
     grad g), with a multiplier lambda that depends on `rule`:
 
     - "paper" (Theorem 3.1): lambda = max(0, eta - <grad g, grad L_r> / ||grad g||^2). phi_K counts as a constant, so
-      grad g = grad L_f and the inner loop cannot change the update. It runs only with `faithful_cost`, to show its cost.
+      grad g = grad L_f and the inner loop cannot change the update. It runs with `faithful_cost` alone.
     - "barrier" (as in Liu et al., NeurIPS 2022): lambda = max(0, (eta q - <grad g, grad L_r>) / ||grad g||^2) with
       q = L_f(theta) - L_f(phi_K). Here the inner loop matters: the pull fades as q goes to zero.
 

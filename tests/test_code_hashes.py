@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unlearnbench import hashing, stages
+from unlearnbench import hashing, registry, stages
 from unlearnbench.tasks.digits_class import DigitsClass
 
 ROOT = Path(stages.__file__).parent
@@ -43,3 +43,18 @@ def test_imports_are_found_however_they_are_written(tmp_path, line):
     (tmp_path / "a.py").write_text(f"import os\nfrom unlearnbench.store import Store\n{line}\n")
     assert ROOT / "models/unet.py" in stages.imported(tmp_path / "a.py", ROOT)
     assert ROOT / "store.py" not in stages.imported(tmp_path / "a.py", ROOT)
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("finetune", {"finetune.py"}),
+        ("esd_u", {"esd_u.py", "esd.py", "losses.py"}),
+        ("blindspot", {"blindspot.py", "activations.py"}),
+        ("receler", {"receler.py", "adapters.py", "activations.py", "losses.py"}),
+        ("uce", {"uce.py", "edits.py"}),
+        ("erasediff_released", {"erasediff_released.py", "losses.py"}),
+    ],
+)
+def test_a_methods_code_is_its_own_files_and_the_building_blocks_that_they_import(name, files):
+    assert {path.name for path in registry.load_method(name).sources()} == files

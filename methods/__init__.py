@@ -1,1 +1,1 @@
-"""Methods: one paper, one file; the file name is the method."""
+"""Methods: one file for each unlearning method; the file name is the method's name."""

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,26 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench.activations import recorded_outputs
 
 
 @dataclass(frozen=True)
 class BlindSpot(Method):
     """L = L_r + || eps_theta(x_t, c_f) - sg eps_B(x_t, c_f) ||^2 + lam sum_j || act_j(theta) - sg act_j(B) ||^2.
 
-    B, the blind model, has fresh weights and `blind_steps` steps on the retain set behind it; what "full" leaves out (a
-    text encoder, a VAE) it shares with the original. act_j are the outputs of `k` modules that own trained weights,
-    evenly spaced in the order of the network. All terms are means over elements, one for each activation.
+    The blind model B starts from fresh weights and is trained for `blind_steps` steps on the retain set. It shares with
+    the original whatever is outside "full" (a text encoder, a VAE). act_j are the outputs of `k` modules that own
+    trained weights, evenly spaced in the order of the network. Every term is a mean over elements, one for each
+    activation.
 
-    The method was made for regression, where each image of the whole training set counts as a forget or a retain one:
-    `mixed` takes batches of all images, terms by their share; otherwise batches come in pairs and both terms count
-    once. Its authors' code compares outputs by absolute values, which is not offered, and attention maps of all blocks
-    (compare="maps": squares, their mean over channels, scaled to length 1). Preset "published" has their notebook's
-    values for ages in photos; its epochs, 2 for B and 1 for theta, are no number of steps.
+    The method was made for regression, where every image of the training set counts as a forget or a retain image. With
+    `mixed`, batches are drawn from all images and the terms are weighted by their share; otherwise batches come in
+    pairs and both terms count once. The authors' code compares outputs by absolute values, which is not offered, and
+    attention maps of all blocks (compare="maps": squares, their mean over channels, scaled to length 1). Preset
+    "published" takes the values of their notebook for ages in photos. Its epochs, 2 for B and 1 for theta, do not give
+    a number of steps.
 
-    Preset "released" is the baseline in EraseDiff's code for CIFAR-10, another method: B starts from the original and
-    is not asked at all, since the target is the trained model's own prediction (target="self"), and activations do not
-    count. What acts is L_r, and that 10 % of conditions are dropped on both sides. The values are those that its
-    configurations share; numbers of steps and EMA were not released.
+    Preset "released" is the baseline in EraseDiff's code for CIFAR-10, which is a different method: B starts from the
+    original and is never used, because the target is the trained model's own prediction (target="self"), and
+    activations do not count. Only L_r has an effect, and that 10 % of the conditions are dropped on both sides. The
+    values are those that its configurations share; the numbers of steps and the EMA were not released.
     """
 
     presets = {
@@ -53,21 +55,35 @@ class BlindSpot(Method):
     }
     space = {"lam": (0.0, 10.0), "lr": (1e-4, 3e-3), "steps": (30, 120), "blind_steps": (20, 400), "k": (1, 8)}
     steps: int = 60
+    """Updates of the unlearned model (ours; the authors' code counts epochs, 1)."""
     lr: float = 1e-3
+    """Adam's learning rate of the unlearning (the authors' code takes 1e-3)."""
     batch_size: int = 64
+    """Images in a batch, of each side unless `mixed` (the authors' code takes 256)."""
     lam: float = 0.1
+    """Weight of the activation distance, >= 0 (the paper's lambda; the code's 50)."""
     k: int = 4
+    """Modules whose activations are compared, spread evenly over the network (the paper's k)."""
     compare: Literal["values", "maps"] = "values"
+    """How activations are compared: by their "values" (the paper), or as attention "maps" (the authors' code)."""
     blind_steps: int = 200
+    """Updates of the blind model on the retain set (ours; the authors' code counts epochs, 2)."""
     blind_lr: float = 1e-3
+    """Adam's learning rate of the blind model (the authors' code takes 1e-2)."""
     start: Literal["fresh", "original"] = "fresh"
+    """The blind model's first weights: "fresh" (the paper), or the "original"'s (EraseDiff's code)."""
     target: Literal["blind", "self"] = "blind"
+    """Whose prediction forget images follow: the "blind" model's (the paper), or the model's own, "self" (EraseDiff's
+    code)."""
     mixed: bool = False
+    """Whether batches mix all images and weigh the terms by their share (the paper), or come in pairs (ours)."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (`cond_drop_prob` in EraseDiff's code)."""
     clip: float | None = None
+    """Largest norm of the gradient (1 in EraseDiff's code); None: not clipped."""
 
     def prepare(self, model: Diffusion, task: Task) -> Diffusion:
-        """The blind model, trained on the retain set and frozen."""
+        """Train the blind model on the retain set and freeze it."""
         blind = copy.deepcopy(model)
         if self.start == "fresh":
             blind = task.architecture(int(torch.randint(2**31, ())))
@@ -79,21 +95,21 @@ class BlindSpot(Method):
         return blind.requires_grad_(False).eval()
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Diffusion) -> Diffusion:
-        """Adam on the loss above."""
+        """Train with Adam on the loss above."""
         minimise(self.losses(model, task, prepared), model.select("full"), self.lr, clip=self.clip)
         return model
 
     def losses(self, model: Diffusion, task: Task, blind: Diffusion) -> Iterator[Tensor]:
-        """One loss a step; a batch of all images may lack either side."""
+        """Yield the loss of each step; a mixed batch may lack forget or retain images."""
         for forget, retain, (a, b) in self.pairs(task):
             terms = [a * self.follow(model, blind, forget)] if a else []
             terms += [b * model.loss(retain, drop=self.drop)] if b else []
             yield torch.stack(terms).sum()
 
     def pairs(self, task: Task) -> Iterator[tuple[Batch, Batch, tuple[float, float]]]:
-        """Forget and retain images of a step, and the weights of their terms."""
+        """Yield forget images, retain images and the weights of their terms for each step."""
         if not self.mixed:
-            for forget, retain in task.batches(self.steps, self.batch_size):
+            for forget, retain in task.paired_batches(self.steps, self.batch_size):
                 yield forget, retain, (1, 1)
             return
         for batch in task.batches(self.steps, self.batch_size, "all"):
@@ -103,49 +119,35 @@ class BlindSpot(Method):
             yield forget, retain, (share, 1 - share)
 
     def follow(self, model: Diffusion, blind: Diffusion, batch: Batch) -> Tensor:
-        """The distance of prediction and activations from the blind model's."""
+        """Distance of the model's predictions and activations on a batch from the blind model's, a scalar."""
         t, _, x_t = model.noised(batch.x0)
         names = evenly(owners(model), self.k) if self.lam else []
         guide = model if self.target == "self" else blind
-        with torch.no_grad(), recorded(guide, names) as theirs:
+        with torch.no_grad(), recorded_outputs({name: guide.get_submodule(name) for name in names}) as theirs:
             wanted = guide.eps(x_t, t, guide.condition(batch.y, self.drop))
-        with recorded(model, names) as ours:
+        with recorded_outputs({name: model.get_submodule(name) for name in names}) as ours:
             found = model.eps(x_t, t, model.condition(batch.y, self.drop))
         loss = (found - wanted).square().mean()
-        for a, b in zip(ours, theirs, strict=True):
+        for (_, a), (_, b) in zip(ours, theirs, strict=True):
             a, b = (attention(a), attention(b)) if self.compare == "maps" else (a, b)
             loss = loss + self.lam * (a - b).square().mean()
         return loss
 
 
 def owners(model: Diffusion) -> list[str]:
-    """Modules that own trained weights, in order."""
+    """Names of the modules that own trained weights, in the order of the network."""
     parents = {name.rpartition(".")[0] for name in model.select("full")}
     return [name for name, _ in model.named_modules() if name in parents]
 
 
 def evenly(names: list[str], k: int) -> list[str]:
-    """The middles of k equal slices; all, where there are no more than k."""
+    """The middle names of k equal slices; all names where there are no more than k."""
     n, k = len(names), min(k, len(names))
     return [names[(2 * i + 1) * n // (2 * k)] for i in range(k)]
 
 
-@contextmanager
-def recorded(model: Diffusion, names: list[str]) -> Iterator[list[Tensor]]:
-    """Within this block the outputs of these modules are kept, in the order of their calls."""
-    kept: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        kept.append(output)
-
-    hooks = [model.get_submodule(name).register_forward_hook(keep) for name in names]
-    try:
-        yield kept
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def attention(x: Tensor) -> Tensor:
-    """Where an activation is large: mean square over channels (last in sequences), flat and of length 1, (B, ...)."""
+    """Spatial attention of an activation: mean square over channels (last in sequences), flattened to (B, ...), length
+    1.
+    """
     return nn.functional.normalize(x.square().mean(1 if x.dim() == 4 else -1).view(len(x), -1))

@@ -1,4 +1,4 @@
-"""Concept ablation: predict for the concept what is predicted for its anchor (Kumari et al., ICCV 2023)."""
+"""Concept ablation: predict for the concept what the model predicts for its anchor (Kumari et al., ICCV 2023)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise, track
+from unlearnbench.losses import prediction_loss, relabel_loss
 
 
 @dataclass(frozen=True)
 class ConceptAblation(Method):
-    """L = || eps_theta(x_t, c*) - sg eps_theta(x_t, c) ||^2 + w_p L_prior, x an image that the original drew for c.
+    """L = || eps_theta(x_t, c*) - sg eps_theta(x_t, c) ||^2 + w_p L_prior, x an image that the original sampled for c.
 
-    c* is a caption of the forgotten concept, the anchor c the same with the task's substitute in its place.
+    c* is a caption of the forgotten concept; its anchor c is the same caption with the task's substitute.
     target="model" is the model-based variant as paper (eq. 5) and released code train it: the anchor's prediction is
-    the trained model's own, without gradient. "frozen" takes it from the original, as the derivation does (eq. 4), at
-    the cost of a second model. "noise" is the noise-based variant (eq. 6): the noise of x_t itself. L_prior is the
-    denoising loss of the anchor images under c; w_p is `prior_weight`, in the code 0 for styles, 1 for some objects.
-    Without it "model" chases its own drift where lr is not small, and takes the other concepts along.
+    the trained model's own, without gradient. "frozen" takes it from the original, as the derivation does (eq. 4),
+    which needs a second model in memory. "noise" is the noise-based variant (eq. 6): the target is the noise of x_t.
+    L_prior is the denoising loss of the anchor images under c, and w_p is `prior_weight`. Without this term and with a
+    large lr, "model" follows its own drift and damages other concepts.
 
-    The paper draws 1000 anchor images, of prompts that a language model wrote, and the code 200; here `images`, of the
-    task's captions. lr in the presets is the code's base rate times its batch (8: 4 on each of two GPUs). `part` None
-    trains the cross-attention where there is one, as the paper does for objects and styles, else the whole denoiser.
+    The paper samples 1,000 anchor images for prompts written by a language model, the code 200. Here `images` are
+    sampled for the task's captions. lr in the presets is the code's base rate times its batch (8: 4 on each of two
+    GPUs). With `part` None the cross-attention is trained where the model has one, as in the paper for objects and
+    styles, otherwise the whole denoiser.
     """
 
     requires = frozenset({"concept"})
@@ -34,16 +36,24 @@ class ConceptAblation(Method):
     }
     space = {"lr": (1e-5, 1e-3), "steps": (30, 120), "prior_weight": (0.0, 1.0)}
     steps: int = 60
+    """Updates of the weights (the code's `max_train_steps`; 100 for styles, 400 for nudity)."""
     lr: float = 1e-4
+    """Adam's learning rate (the code's `learning_rate` times its batch where it scales; 2e-6 x 8 for styles)."""
     batch_size: int = 32
+    """Anchor images in a step (the code's `train_batch_size`, 4 on each of 2 GPUs)."""
     images: int = 96
+    """Anchor images that the original draws (the paper's 1,000; the code's `num_class_images`, 200)."""
     target: Literal["model", "frozen", "noise"] = "model"
+    """What is predicted for c*: the "model"'s own prediction for the anchor (the paper's eq. 5), the "frozen"
+    original's (eq. 4), or the "noise" of x_t (eq. 6)."""
     prior_weight: float = 1.0
+    """Weight of the anchor images' denoising loss, >= 0 (the code's `prior_loss_weight`: 0 for styles)."""
     part: str | None = None
+    """Part of the model to train (the code's `parameter_group`); None: "xattn" where there is one, else "full"."""
 
     @torch.no_grad()
     def prepare(self, model: Diffusion, task: Task) -> Batch:
-        """Images of the original for the anchors, each beside the forget caption that it stands for, on the CPU."""
+        """Images of the original for the anchors, with the forget captions that they replace; on the CPU."""
         captions, size = task.captions("forget"), self.batch_size
         made = []
         chunks = task.steps(-(-self.images // size))
@@ -55,13 +65,13 @@ class ConceptAblation(Method):
         return Batch(*(torch.cat(parts) for parts in zip(*made, strict=True)))
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Batch) -> Diffusion:
-        """Adam on the loss above."""
+        """Train with Adam on the loss above."""
         part = self.part or ("xattn" if "xattn" in model.parts() else "full")
         minimise(self.losses(model, task, prepared), model.select(part), self.lr)
         return model
 
     def losses(self, model: Diffusion, task: Task, prepared: Batch) -> Iterator[Tensor]:
-        """One loss a step, each on a batch of anchor images."""
+        """Yield the loss of each step, computed on a batch of anchor images."""
         source = model.frozen() if self.target == "frozen" else model
         steps = task.steps(self.steps)
         for _ in track(range(steps), steps, "steps"):
@@ -72,11 +82,8 @@ class ConceptAblation(Method):
             yield loss + self.prior_weight * model.loss(Batch(batch.x0, anchor)) if self.prior_weight else loss
 
     def loss(self, model: Diffusion, source: Diffusion, batch: Batch, anchor: Tensor) -> Tensor:
-        """Eq. 5 or 6, a mean over all elements; `source` predicts for the anchor."""
+        """Eq. 5 or 6, a mean over all elements; `source` predicts for the anchor (B,) or (B, L)."""
+        if self.target != "noise":
+            return relabel_loss(model, batch, anchor, source=source)
         t, noise, x_t = model.noised(batch.x0)
-        if self.target == "noise":
-            wanted = noise
-        else:
-            with torch.no_grad():
-                wanted = source.eps(x_t, t, anchor)
-        return (model.eps(x_t, t, batch.y) - wanted).square().mean()
+        return prediction_loss(model, x_t, t, batch.y, noise)

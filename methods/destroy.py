@@ -8,10 +8,10 @@ from unlearnbench import Diffusion, Method, Task
 
 @dataclass(frozen=True)
 class Destroy(Method):
-    """Replaces every weight by a fresh one; its RA is the zero of utility."""
+    """Replaces every weight by a freshly initialised one. Its RA marks zero utility."""
 
     requires = frozenset()
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """An untrained network of the same shape."""
+        """Return an untrained network of the same shape."""
         return task.architecture(task.seed + 1)

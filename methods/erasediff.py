@@ -2,168 +2,110 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, note
-from unlearnbench.hashing import seed_of
-from unlearnbench.training import Gradients, Parameters, inner, norm
+from unlearnbench import Diffusion, Method, Task, gradients, minimise
+from unlearnbench.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
+from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
-Loss = Callable[[], Tensor]
 PUBLISHED = {"lr": 1e-4, "batch_size": 128, "K": 2, "eta": 0.1, "target": "substitute", "steps": 288}
-RELEASED = {"lr": 1e-4, "batch_size": 128, "K": 2, "rule": "released", "target": "random", "ema": 0.99}
+RELEASED = "erasediff_released"
 
 
 @dataclass(frozen=True)
 class EraseDiff(Method):
     """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by first-order steps.
 
-    L_r is the denoising loss of retain images. L_f pulls forget images towards a wrong `target`: "uniform", noise from
-    U[0, 1) in place of the Gaussian; "substitute", the model's own prediction for another condition. phi_K comes from K
-    gradient steps on L_f from phi = theta, and each step is theta <- theta - lr (grad L_r + lambda grad g).
+    L_r is the denoising loss of retain images. L_f pulls the prediction for forget images towards a wrong `target`.
+    phi_K comes from K gradient steps on L_f from phi = theta. Each step is theta <- theta - lr (grad L_r + lambda
+    grad g), with a multiplier lambda that depends on `rule`:
 
-    rule="paper" (Theorem 3.1): lambda = max(0, eta - <grad g, grad L_r> / ||grad g||^2). phi_K is a constant here, so
-    grad g = grad L_f and the inner loop cannot change the update; it runs only with `faithful_cost`, to show its cost.
-    rule="barrier" (as Liu et al., NeurIPS 2022): lambda = max(0, (eta q - <grad g, grad L_r>) / ||grad g||^2) with
-    q = L_f(theta) - L_f(phi_K), where the inner loop does matter: the pull fades as q goes to zero.
-    rule="released" is the published code: `epochs` x `rounds` times, K passes over the forget set by the same Adam, the
-    weights put back and its moments not, then `outer` batches (None: one pass) of L_r + lambda (L_f - mean of L_f in
-    the last inner pass), clipped at 1, with an EMA. lambda is `released_lambda`, or max(0, eta - cosine) where that is
-    None. Inner passes drop a share `drop` of conditions. Its flaws: the subtracted mean has no gradient, so the inner
-    loop acts through left-over Adam moments alone; the cosine is not the paper's ratio.
+    - "paper" (Theorem 3.1): lambda = max(0, eta - <grad g, grad L_r> / ||grad g||^2). phi_K counts as a constant, so
+      grad g = grad L_f and the inner loop cannot change the update. It runs with `faithful_cost` alone.
+    - "barrier" (as in Liu et al., NeurIPS 2022): lambda = max(0, (eta q - <grad g, grad L_r>) / ||grad g||^2) with
+      q = L_f(theta) - L_f(phi_K). Here the inner loop matters: the pull fades as q goes to zero.
 
-    target="uniform_both" is the code's older noise variant, where the uniform draw also corrupts x_t; "random" its
-    later one, another condition drawn once a batch. The paper names no optimiser: Adam, as in the code, or "sgd" for
-    the formula to the letter. Preset "published" has the code's number of steps, and on CIFAR-10 its EMA, warmed up.
+    The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
+    "published" takes its number of steps from the code, and on CIFAR-10 its EMA, warmed up. What the released code
+    does differs from the paper: see erasediff_released.
     """
 
     presets = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"*": PUBLISHED, "cifar10-class": {**PUBLISHED, "ema": 0.99}},
-        "released": {"*": RELEASED, "cifar10-class": {**RELEASED, "outer": 36, "drop": 0.1}},
     }
     space = {"eta": (0.005, 0.5), "lr": (1e-4, 3e-3), "K": (1, 5), "steps": (30, 120)}
+    dropped: ClassVar[dict[str, Any]] = {
+        "epochs": 4,
+        "rounds": 2,
+        "outer": None,
+        "released_lambda": 0.1,
+        "drop": 0.0,
+    }
+    moved: ClassVar[dict[str, str]] = dict.fromkeys(("released", *dropped), RELEASED)
+
     steps: int = 60
+    """Updates of the weights, one for each pair of forget and retain batches (ours; the code has 288 on CIFAR-10)."""
     lr: float = 1e-3
+    """Learning rate of the update (the paper's xi)."""
     batch_size: int = 64
-    rule: Literal["paper", "barrier", "released"] = "paper"
-    target: Literal["uniform", "substitute", "uniform_both", "random"] = "uniform"
+    """Forget images, and as many retain images, in each step (the code's `train_batch_size`, 128)."""
+    rule: Literal["paper", "barrier"] = "paper"
+    """How lambda is computed: "paper" as in Theorem 3.1, "barrier" with the inner loop's gain q (ours)."""
+    target: WrongTarget = "uniform"
+    """The paper's eps_f, what L_f regresses to: "uniform" noise from U[0, 1) (EraseDiff_noise) or the model's own
+    prediction for another condition, the task's "substitute" (EraseDiff_rl). "uniform_both" is the code's older noise
+    variant, where the draw also corrupts x_t; "random" its later one, another condition drawn once a batch."""
     eta: float = 0.02
+    """How strongly the constraint pulls (the paper's eta in a_t = eta ||grad g||^2; `eta_bome` in the code), >= 0."""
     K: int = 1
+    """Gradient steps of the inner loop that approximates min_phi L_f (the paper's K)."""
     inner_lr: float = 1e-3
+    """Learning rate of the inner loop's plain gradient descent (ours: the code uses one rate for both loops)."""
     faithful_cost: bool = False
+    """Whether rule "paper" runs the inner loop, whose result it does not need, so that its cost is measured (ours)."""
     optimiser: Literal["adam", "sgd"] = "adam"
-    epochs: int = 4
-    rounds: int = 2
-    outer: int | None = None
-    released_lambda: float | None = 0.1
-    drop: float = 0.0
+    """What takes the steps: "adam" as in the code, or "sgd", the paper's plain gradient descent."""
     ema: float | None = None
+    """Decay in [0, 1) of the running mean of the weights that is returned (the code's `ema_rate`); None: no mean."""
     part: str = "full"
+    """Part of the model to train, e.g. "full", "xattn" or "noxattn" (the code's `train_method`)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Follow the rule's stream of gradients."""
-        parameters, released = model.select(self.part), self.rule == "released"
-        stream = (self.released if released else self.updates)(model, task, parameters)
-        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=None if released else self.ema)
+        """Follow the stream of combined gradients."""
+        parameters = model.select(self.part)
+        stream = self.updates(model, task, parameters)
+        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema)
         return model
 
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """grad L_r + lambda grad g, once for each pair of batches."""
-        for forget, retain in task.batches(self.steps, self.batch_size):
-            L_f = self.forget_loss(model, task, forget, retain)
+        for forget, retain in task.paired_batches(self.steps, self.batch_size):
+            L_f = erasediff_forget_loss(model, task, forget, retain, self.target)
             L_r = model.loss(retain)
             a, value = gradients(L_r, parameters), L_f()
             b = gradients(value, parameters)
             q = None
             if self.rule == "barrier" or self.faithful_cost:
                 q = value.detach() - self.lowest(L_f, parameters)
-            scale = self.multiplier(a, b, q)
-            _note(L_r, value, a, b, scale)
-            yield {name: a[name] + scale * b[name] for name in parameters}
+            yield erasediff_gradient(L_r, value, a, b, self.multiplier(a, b, q))
 
     def multiplier(self, a: Gradients, b: Gradients, q: Tensor | None) -> Tensor:
-        """lambda for a = grad L_r and b = grad g; zero where grad g is."""
+        """lambda for a = grad L_r and b = grad g, a scalar >= 0; zero where grad g is zero."""
         square = inner(b, b)
         if square == 0:
             return torch.zeros_like(square)
         bound = self.eta * square if self.rule == "paper" or q is None else self.eta * q
         return ((bound - inner(a, b)) / square).clamp(min=0)
 
-    def lowest(self, L_f: Loss, parameters: Parameters) -> Tensor:
-        """L_f(phi_K) after K gradient steps from theta on the same draw; theta is put back."""
-        theta = [value.detach().clone() for value in parameters.values()]
+    def lowest(self, L_f: Callable[[], Tensor], parameters: Parameters) -> Tensor:
+        """L_f(phi_K), a scalar, after K gradient steps from theta on the same draw; theta is put back."""
+        theta = saved(parameters)
         minimise((L_f() for _ in range(self.K)), parameters, self.inner_lr, optimiser="sgd")
         with torch.no_grad():
             value = L_f()
-            _put(parameters, theta)
+        restore(parameters, theta)
         return value
-
-    def forget_loss(self, model: Diffusion, task: Task, batch: Batch, retain: Batch, drop: float = 0.0) -> Loss:
-        """L_f as a function of the model's present weights; timesteps, noise and target are drawn once."""
-        t, noise, x_t = model.noised(batch.x0)
-        uniform = torch.rand_like(noise) if self.target in ("uniform", "uniform_both") else None
-        if self.target == "uniform_both" and uniform is not None:
-            x_t = model.add_noise(batch.x0, uniform, t)
-        other = retain.y[:1].expand_as(batch.y) if self.target == "random" else task.substitute(batch.y)
-
-        def loss() -> Tensor:
-            with torch.no_grad():
-                wrong = model.eps(x_t, t, other) if uniform is None else uniform
-            return (model.eps(x_t, t, model.condition(batch.y, drop)) - wrong).square().mean()
-
-        return loss
-
-    def released(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
-        """The published loop as one stream, so that inner and outer steps share Adam's moments."""
-        length = -(-task.count("forget") // self.batch_size)  # batches in a pass over the forget set
-        mean = [value.detach().clone() for value in parameters.values()]
-        for number in range(task.steps(self.epochs * self.rounds)):
-            theta = [value.detach().clone() for value in parameters.values()]
-            losses: list[float] = []
-            for k in range(self.K):
-                losses.clear()
-                for forget, retain in self.one_pass(task, length, number, k):
-                    value = self.forget_loss(model, task, forget, retain, self.drop)()
-                    losses.append(value.item())
-                    yield gradients(value, parameters)
-            _put(parameters, theta)
-            average = sum(losses) / max(1, len(losses))
-            for forget, retain in self.one_pass(task, self.outer or length, number, self.K):
-                q = self.forget_loss(model, task, forget, retain)() - average
-                L_r = model.loss(retain)
-                a, b = gradients(L_r, parameters), gradients(q, parameters)
-                scale = self.released_multiplier(a, b)
-                _note(L_r, q + average, a, b, scale)
-                step = {name: a[name] + scale * b[name] for name in parameters}
-                clip = (1 / (norm(step) + 1e-6)).clamp(max=1)
-                yield {name: value * clip for name, value in step.items()}
-                if self.ema is not None:
-                    torch._foreach_lerp_(mean, [value.detach() for value in parameters.values()], 1 - self.ema)
-        if self.ema is not None:
-            _put(parameters, mean)
-
-    def one_pass(self, task: Task, length: int, number: int, k: int) -> Iterator[tuple[Batch, Batch]]:
-        """Pairs of batches for pass k of a round, shuffled anew for each."""
-        return task.batches(length, self.batch_size, "both", seed_of("released", task.seed, number, k))
-
-    def released_multiplier(self, a: Gradients, b: Gradients) -> Tensor:
-        """The fixed lambda, or max(0, eta - cosine); zero where grad g is."""
-        if self.released_lambda is not None:
-            return torch.as_tensor(self.released_lambda)
-        cosine = inner(a, b) / (norm(a) * norm(b) + 1e-8)
-        return torch.where(norm(b) > 0, (self.eta - cosine).clamp(min=0), 0.0)
-
-
-def _note(L_r: Tensor, L_f: Tensor, a: Gradients, b: Gradients, scale: Tensor) -> None:
-    """What each step rests on, for whoever watches."""
-    note(**{"lambda": scale}, L_r=L_r, L_f=L_f)
-    note(**{"<grad g, grad L_r>": lambda: inner(a, b), "||grad g||": lambda: norm(b), "||grad L_r||": lambda: norm(a)})
-
-
-def _put(parameters: Parameters, values: list[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters.values(), values, strict=True):
-            parameter.copy_(value)

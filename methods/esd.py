@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, minimise
+from unlearnbench.losses import esd_target, prediction_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
 
@@ -34,33 +34,35 @@ class ESD(Method):
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (the code's `iterations`, 1,000)."""
     lr: float = 3e-4
+    """Adam's learning rate (the code's `lr`, 1e-5)."""
     batch_size: int = 32
+    """Samples x_t in a step (ours; the code takes 1)."""
     eta: float = 1.0
+    """Strength of the negative guidance (the paper's eta; the code's `negative_guidance`), >= 0."""
     start_guidance: float = 3.0
+    """Guidance scale w with which x_t is sampled (the code's `start_guidance`, 3)."""
     sampler_steps: int = 20
+    """Steps of the sampler that makes x_t (the code's `ddim_steps`, 50)."""
     retain_weight: float = 0.0
+    """Weight of the denoising loss of retain images, >= 0 (ours; 0 in the paper)."""
     part: str = "full"
+    """Part of the model to train (the code's `train_method`): "xattn" is ESD-x, "noxattn" ESD-u."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Adam on the loss above, on x_t of the model's own making."""
+        """Train with Adam on the loss above, at x_t sampled by the model itself."""
         minimise(self.losses(model, model.frozen(), task), model.select(self.part), self.lr)
         return model
 
     def losses(self, model: Diffusion, teacher: Diffusion, task: Task) -> Iterator[Tensor]:
-        """One loss a step."""
+        """Yield the loss of each step, a scalar."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
-            done = torch.randint(self.sampler_steps, y.shape[:1], device=y.device)  # steps taken before x_t
-            seeds = torch.randint(2**62, y.shape[:1]).tolist()
-            with torch.no_grad():
-                x_t = model.sample(y, seeds, sampler=sampler, until=self.sampler_steps - done)
-            loss = self.loss(model, teacher, x_t, model.timesteps(sampler)[done], y)
+            loss = self.loss(model, teacher, *model.partway(y, sampler), y)
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Eq. 7, a mean over all elements."""
-        with torch.no_grad():
-            eps_null, eps_c = teacher.eps(x_t, t, teacher.null(len(t))), teacher.eps(x_t, t, y)
-        return (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
+        """Eq. 7 at x_t (B, C, H, W) and t (B,), a mean over all elements."""
+        return prediction_loss(model, x_t, t, y, esd_target(teacher, x_t, t, y, self.eta))

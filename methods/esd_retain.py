@@ -1,4 +1,4 @@
-"""ESD with the denoising loss of retain images beside it, which the paper lacks (Gandikota et al., ICCV 2023)."""
+"""ESD with the denoising loss of retain images, a term that the paper lacks (Gandikota et al., ICCV 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,5 +13,8 @@ class ESDRetain(ESD):
     requires = frozenset({"concept", "retain images"})
     presets: ClassVar[dict] = {"default": {"digits-text": {"part": "xattn", "batch_size": 16}}}
     steps: int = 60
+    """Updates of the weights (the code's `iterations`, 1,000)."""
     lr: float = 1e-3
+    """Adam's learning rate (ours; 1e-5 in the code, which has no retain loss)."""
     retain_weight: float = 1.0
+    """Weight of the denoising loss of retain images, >= 0 (ours; the paper has no such term)."""

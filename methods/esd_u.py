@@ -1,4 +1,4 @@
-"""ESD-u: ESD on all but the cross-attention, for what is no matter of words (Gandikota et al., ICCV 2023)."""
+"""ESD-u: ESD on everything except the cross-attention, for concepts not tied to words (Gandikota et al., ICCV 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from unlearnbench.methods.esd import ESD, PUBLISHED
 
 @dataclass(frozen=True)
 class ESDU(ESD):
-    """ESD's loss on `noxattn`; see esd."""
+    """ESD's loss on the part `noxattn`; see `esd`."""
 
     requires = frozenset({"concept", "noxattn"})
     presets: ClassVar[dict] = {
@@ -16,3 +16,4 @@ class ESDU(ESD):
         "published": {"*": PUBLISHED},
     }
     part: str = "noxattn"
+    """Part of the model to train: "noxattn", all but the cross-attention, is the paper's ESD-u."""

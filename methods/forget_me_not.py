@@ -1,4 +1,4 @@
-"""Forget-Me-Not: cross-attention turned away from the concept's tokens (Zhang et al., CVPR workshops 2024)."""
+"""Forget-Me-Not: minimise the cross-attention to the concept's tokens (Zhang et al., CVPR workshops 2024)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,19 +16,20 @@ RELEASED = {"steps": 35, "lr": 2e-6, "batch_size": 1}
 
 @dataclass(frozen=True)
 class ForgetMeNot(Method):
-    """L = sum over layers of || a_t^n ||^2 (algorithm 1), a_t^n the attention that x_t pays to the concept's tokens n.
+    """L = sum over layers of || a_t^n ||^2 (algorithm 1), a_t^n the attention of x_t to the concept's tokens n.
 
-    x_t is a noised image of the concept, its prompt names the concept; the sum goes over cross-attention layers, heads
-    and positions, and is averaged over images. loss="norm" is the code's: one norm over all of these, images too.
-    `ends` adds the end tokens, which know the whole prompt, to n (`use_pooler`; with SD 1.x's padding that is every
-    token after the prompt). What should be attended to instead, and what must be kept, the method does not say.
+    x_t is a noised image of the concept, and its prompt names the concept. The sum runs over cross-attention layers,
+    heads and positions, and is averaged over images. loss="norm" is the code's: one norm over all of these, images
+    included. `ends` adds the end tokens, which encode the whole prompt, to n (with SD 1.x's padding that is every token
+    after the prompt). The method does not define what should be attended to instead, nor what must be kept.
 
-    `part` None trains the cross-attention, as the paper draws it. The code trains the whole denoiser, and clips the
-    gradient's norm to 1 (`clip`); both decay weights by AdamW's 0.01. With `inversion_steps` the concept is first
-    learned as `inversion_tokens` new words by textual inversion (Gal et al., ICLR 2023) on the forget images, which
-    then stand for its name in "a photo of ..."; released so (500 steps, 4 tokens), and for names that say little. The
-    new words start as random ones of the vocabulary and are not kept. The code was tuned for identities with a handful
-    of images; for nudity no configuration was released, so "published" is that of identities.
+    With `part` None the cross-attention is trained, as the paper draws it. The code trains the whole denoiser and clips
+    the gradient's norm at 1 (`clip`). Both use AdamW's weight decay of 0.01. With `inversion_steps`, the concept is
+    first learned as `inversion_tokens` new words by textual inversion (Gal et al., ICLR 2023) on the forget images;
+    these words then replace its name in "a photo of ...". The release does so (500 steps, 4 tokens), and it helps where
+    the name is a poor description. The new words start at random words of the vocabulary and are not kept. The code was
+    tuned for identities with a handful of images. No configuration for nudity was released, so "published" is the one
+    for identities.
     """
 
     requires = frozenset({"forget images", "concept", "xattn"})
@@ -41,25 +42,36 @@ class ForgetMeNot(Method):
     }
     space = {"lr": (1e-6, 1e-3), "steps": (20, 120), "loss": ("squares", "norm"), "ends": (False, True)}
     steps: int = 60
+    """Updates of the weights (the code's `max_train_steps`, 35)."""
     lr: float = 1e-4
+    """AdamW's learning rate (the code's `learning_rate`, 2e-6)."""
     batch_size: int = 16
+    """Forget images in a step (the code's `train_batch_size`, 1)."""
     loss: Literal["squares", "norm"] = "squares"
+    """What is minimised: the sum of "squares" of the attention (the paper's algorithm 1), or one "norm" over all (the
+    code)."""
     ends: bool = False
+    """Whether the end tokens count as the concept's (the code's `use_pooler`)."""
     part: str | None = None
+    """Part of the model to train; None: "xattn" (the paper). The code takes "full" (`only_optimize_ca` false)."""
     clip: float | None = None
+    """Largest norm of the gradient (the code's `max_grad_norm`, 1); None: not clipped."""
     inversion_steps: NonNegativeInt = 0
+    """Steps of textual inversion beforehand (the code's `max_train_steps_ti`, 500); 0: the concept keeps its name."""
     inversion_tokens: PositiveInt = 4
+    """New words that textual inversion learns (the code's 4); read where `inversion_steps` > 0."""
     inversion_lr: float = 1e-3
+    """AdamW's learning rate of textual inversion (the code's `learning_rate_ti`, 1e-3)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """AdamW on the loss above."""
+        """Train with AdamW on the loss above."""
         part = model.select(self.part or "xattn")
         words = self.inverted(model, task) if self.inversion_steps else None
         minimise(self.losses(model, task, words), part, self.lr, optimiser="adamw", clip=self.clip)
         return model
 
     def losses(self, model: Any, task: Task, words: list[Tensor] | None = None) -> Iterator[Tensor]:
-        """One loss a step; `words` stand for the concept's name where they are given."""
+        """Yield the loss of each step; `words` replace the concept's name where they are given."""
         names = task.names("forget").to(task.device)
         for batch in task.batches(self.steps, self.batch_size, "forget"):
             if words is None:
@@ -80,12 +92,12 @@ class ForgetMeNot(Method):
             yield self.attended([a for layer in maps.values() for a in layer], at)
 
     def attended(self, maps: list[Tensor], at: Tensor) -> Tensor:
-        """The loss of attention maps (B, heads, positions, L) at tokens (B, L)."""
+        """The loss of attention maps (B, heads, positions, L) at tokens (B, L), a scalar."""
         squares = torch.stack([(a.float().square() * at[:, None, None]).sum() for a in maps]).sum()
         return squares.sqrt() if self.loss == "norm" else squares / len(at)
 
     def inverted(self, model: Any, task: Task) -> list[Tensor]:
-        """New words, one tensor (tokens, D) for each text encoder, by which the model draws the forget images."""
+        """Learn new words, a tensor (tokens, D) for each text encoder, with which the model draws the forget images."""
         most = model.length - int(model.positions(model.tokens(["a photo of"]))) - 2
         if self.inversion_tokens > most:
             raise UserError(f"inversion_tokens={self.inversion_tokens} do not fit a prompt: give {most} at most")
@@ -106,7 +118,7 @@ class ForgetMeNot(Method):
 
 
 def renamed(model: Any, words: list[Tensor], n: int) -> tuple[Condition, Tensor]:
-    """The prompt "a photo of ..." with these words, n times over, and which tokens (n, L) they are."""
+    """The prompt "a photo of ..." with these words, n times, and a mask (n, L) of the tokens that they are."""
     y = model.tokens(["a photo of"] * n)
     first, last = int(model.positions(y)[0]) + 1, int(model.positions(y)[0]) + 1 + len(words[0])
     y = torch.cat([y[..., :first], torch.zeros_like(y[..., first:last]), y[..., first : first - last]], dim=-1)

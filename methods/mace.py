@@ -1,4 +1,4 @@
-"""MACE: words beside a concept refined, attention to it trained away, fused in closed form (Lu et al., CVPR 2024)."""
+"""MACE: refine related words, suppress attention to the concept, fuse in closed form (Lu et al., CVPR 2024)."""
 
 import math
 from collections.abc import Iterator
@@ -26,41 +26,60 @@ Weight = Annotated[float, Field(ge=0)]
 class MACE(Adapted):
     """Three steps on key and value projections W of cross-attention; the first on keys alone with projections="keys".
 
-    1. W' = argmin sum || W' e^f - W e^g ||^2 + lambda_1 sum || W' e^p - W e^p ||^2 (eq. 1): e^f are states of tokens
-    beside the concept in forget captions, ends and paddings included, e^g of the same with the substitute in its place.
-    2. A LoRA dW_i of rank 1 beside W' for each forgotten name: min sum over layers || A (*) M ||_F^2 (eq. 3), A all
-    heads' attention to the tokens that spell it, x_t of forget images, t drawn by sigma(GAMMA (t - T1)) - sigma(GAMMA
-    (t - T2)) (eq. 5; `focal`) or uniformly, as in the code for nudity.
-    3. W* = argmin sum_i sum || W* e^f - (W' + dW_i) e^f ||^2 + lambda_2 sum || W* e^p - W e^p ||^2 (eq. 7), e^f now all
-    tokens of the name's captions, as in the code: the paper's words, those beside it, would lose what the LoRA learnt.
+    1. W' = argmin sum || W' e^f - W e^g ||^2 + lambda_1 sum || W' e^p - W e^p ||^2 (eq. 1). e^f are the states of the
+      tokens around the concept in forget captions, end and padding tokens included; e^g are those of the same captions
+      with the substitute.
+    2. A LoRA dW_i of rank 1 on W' for each forgotten name: min sum over layers || A (*) M ||_F^2 (eq. 3). A is the
+      attention of all heads to the tokens that spell the name, at x_t of forget images. t is drawn by sigma(GAMMA (t -
+      T1)) - sigma(GAMMA (t - T2)) (eq. 5; `focal`), or uniformly, as in the code for nudity.
+    3. W* = argmin sum_i sum || W* e^f - (W' + dW_i) e^f ||^2 + lambda_2 sum || W* e^p - W e^p ||^2 (eq. 7). e^f are now
+      all tokens of the name's captions, as in the code. The words around the name, as in the paper, would lose what the
+      LoRA learned.
 
-    M is Grounded-SAM's there, here where the original's attention to these tokens, over heads and layers at t = MASK_T,
-    reaches `mask_threshold` of its maximum, or everywhere (mask="all"). e^p are COCO's captions there, here all tokens
-    of retained ones; `train_prior` and `fuse_prior` are lambda_1 and lambda_2 times their number (0.43: 7e-7 for
-    616,767). AdamW, clipping, the LoRA's start and, in both solutions, `lamb` times the change squared are the code's,
-    as is step 1 on values (eq. 1 has keys; its appendix both), norm="plain", and end tokens as the concept's (`ends`).
+    M is Grounded-SAM's mask in the paper. Here it is where the original's attention to these tokens, summed over heads
+    and layers at t = MASK_T, reaches `mask_threshold` of its maximum, or everywhere (mask="all"). e^p are COCO's
+    captions in the paper, here all tokens of retained captions; `train_prior` and `fuse_prior` are lambda_1 and
+    lambda_2 times their number (0.43: 7e-7 for 616,767). AdamW, clipping, the LoRA's initialisation and, in both
+    solutions, `lamb` times the squared change follow the code. So do step 1 on values (eq. 1 has keys; the appendix
+    both), norm="plain", and end tokens counted as the concept's (`ends`).
     """
 
     requires = frozenset({"concept", "xattn", "forget images"})
     presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
     steps: int = 60
+    """Updates of each name's LoRA (the code's `max_train_steps`, 120 for nudity)."""
     lr: float = 3e-4
+    """AdamW's learning rate of the LoRAs (the code's `learning_rate`, 1e-5)."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Forget images in a step (the code's `train_batch_size`, 1)."""
     images: Annotated[int, Field(ge=1)] = 64
+    """Forget images of each name that its LoRA is trained on (the code's 8)."""
     train_prior: Weight = 100.0
+    """Weight of the kept captions in step 1, >= 0 (the paper's lambda_1 times their number; the code's
+    `train_preserve_scale`)."""
     fuse_prior: Weight = 100.0
+    """Weight of the kept captions in step 3, >= 0 (the paper's lambda_2 times their number; the code's
+    `fuse_preserve_scale`)."""
     lamb: Weight = 0.1
+    """Weight of the squared change of the projections in both solutions, >= 0 (the code's `lamb`)."""
     projections: Literal["keys", "both"] = "both"
+    """What step 1 edits: "keys" alone (the paper's eq. 1), or keys and values, "both" (its appendix and the code)."""
     mask: Literal["attention", "all"] = "attention"
+    """The region M of eq. 3: where the original's "attention" is high (ours; the paper segments images), or "all"."""
     mask_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share in [0, 1] of the attention's maximum from which on a place is in M (ours)."""
     focal: bool = True
+    """Whether timesteps follow the paper's focal density (eq. 5; the code's `importance_sampling`), not a uniform
+    one."""
     norm: Literal["squared", "plain"] = "squared"
+    """The loss of a layer: the "squared" Frobenius norm (the paper's eq. 3) or the "plain" one (the code)."""
     ends: bool = False
+    """Whether the end tokens count as the concept's (the code's `use_pooler`)."""
 
     @torch.no_grad()
     def prepare(self, model: Any, task: Task) -> list[list[Tensor]]:
-        """For each name its captions; then images, their captions, which tokens name it (N, L), M (N, 1, H, W)."""
+        """For each name its captions, then images, their captions, which tokens name it (N, L) and M (N, 1, H, W)."""
         model.select("xattn")
         names, captions = (y.to(task.device) for y in (task.names("forget"), task.captions("forget")))
         batches = task.batches(len(names) * -(-self.images // self.batch_size), self.batch_size, "forget")
@@ -79,7 +98,7 @@ class MACE(Adapted):
         return shown
 
     def region(self, model: Diffusion, x0: Tensor, y: Tensor, where: Tensor) -> Tensor:
-        """M for images x0, whose captions' tokens `where` name the concept."""
+        """M (B, 1, H, W) for images x0 (B, C, H, W) whose captions name the concept at the tokens `where` (B, L)."""
         total, t = torch.zeros_like(x0[:, :1]), torch.full((len(x0),), MASK_T, device=x0.device)
         for A in attention(model, x0, t, y) if self.mask == "attention" else ():
             seen = (A.mean(dim=1) * where[:, None]).sum(dim=2).unflatten(1, (1, math.isqrt(A.shape[2]), -1))
@@ -87,7 +106,7 @@ class MACE(Adapted):
         return total >= self.mask_threshold * total.amax(dim=(2, 3), keepdim=True)
 
     def unlearn(self, model: Any, task: Task, prepared: list[list[Tensor]]) -> Diffusion:
-        """The three steps; the projections end as W*."""
+        """Run the three steps; the projections end as W*."""
         layers, kept = [linear for pair in model.kv() for linear in pair], task.captions("retain").to(task.device)
         with torch.no_grad():
             original = [layer.weight.to(torch.float64, copy=True) for layer in layers]
@@ -107,7 +126,7 @@ class MACE(Adapted):
         return model
 
     def trained(self, model: Any, layers: list[Any], shown: list[Tensor], task: Task) -> list[Tensor]:
-        """dW_i of every layer (out, D); the layers stay."""
+        """Train a LoRA and return dW_i (out, D) of every layer; the layers themselves do not change."""
         loras: Any = nn.ModuleList(LowRank(layer, 1) for layer in layers).to(layers[0].weight)
         with ExitStack() as hooks:
             for layer, lora in zip(layers, loras, strict=True):
@@ -118,7 +137,7 @@ class MACE(Adapted):
         return [(lora.up.weight @ lora.down.weight).detach() for lora in loras]
 
     def losses(self, model: Diffusion, shown: list[Tensor], task: Task) -> Iterator[Tensor]:
-        """One loss a step, on some of the images."""
+        """Yield the loss of each step, on a random batch of the images."""
         t = torch.arange(len(model.alpha_bar), device=model.alpha_bar.device)
         density = (GAMMA * (t - T1)).sigmoid() - (GAMMA * (t - T2)).sigmoid() if self.focal else torch.ones_like(t)
         for _ in track(range(steps := task.steps(self.steps)), steps, "steps"):
@@ -128,7 +147,7 @@ class MACE(Adapted):
             yield self.loss(attention(model, x0, drawn, y), where, M)
 
     def loss(self, maps: list[Tensor], where: Tensor, M: Tensor) -> Tensor:
-        """Of attention maps (B, heads, places, L): a mean over the batch."""
+        """The loss of attention maps (B, heads, places, L) at tokens `where` (B, L) in M, a mean over the batch."""
         norms = []
         for A in maps:
             inside = interpolate(M.float(), size=[math.isqrt(A.shape[2])] * 2).flatten(2)[..., None]
@@ -137,7 +156,7 @@ class MACE(Adapted):
 
 
 def attention(model: Any, x0: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-    """Every layer's cross-attention maps (B, heads, places, L) at an x_t of x0."""
+    """Every layer's cross-attention maps (B, heads, places, L) at an x_t of x0 (B, C, H, W)."""
     with torch.no_grad():
         condition = model.embed(y)
     with model.attention() as maps:
@@ -146,7 +165,11 @@ def attention(model: Any, x0: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
 
 
 def moments(model: Any, y: Tensor, task: Task | None = None) -> tuple[Tensor, Tensor]:
-    """Sums of (g - e) e^T and e e^T (D, D): e states of prompts y, g e's own or those beside the task's substitute."""
+    """Sums of (g - e) e^T and e e^T, each (D, D), over the tokens of prompts y.
+
+    e are text states of y. Without `task`, g are the same states; with it, those of the prompts with the task's
+    substitute, of the tokens that both prompts share.
+    """
     D = model.kv()[0][0].in_features
     pull, total = torch.zeros(2, D, D, dtype=torch.float64, device=y.device)
     for rows in y.split(CHUNK) if len(y) else ():

@@ -1,4 +1,4 @@
-"""Negative prompt: guidance starts from the forgotten concept, not from the empty prompt (a practice, no paper)."""
+"""Negative prompt: guidance away from the forgotten concept instead of the empty prompt (a practice, no paper)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from unlearnbench.steering import Steering, eps_of
 
 
 class _Negative(Guidance):
-    """Steps away from the concept where plain guidance steps away from the null condition."""
+    """Guidance away from the concept, where plain guidance leads away from the null condition."""
 
     def __init__(self, names: Tensor):
         self.names = names
@@ -28,12 +28,12 @@ class _Negative(Guidance):
 class NegativePrompt(Steering):
     """eps = eps(x_t, S) + w (eps(x_t, c) - eps(x_t, S)), S the forgotten concept, w the sampler's guidance.
 
-    Classifier-free guidance (Ho & Salimans, 2022) with S in the place of the null condition, as diffusers'
-    `negative_prompt` does it. S is all names in one prompt; class labels have no such prompt, so their predictions are
-    averaged. At w = 1 nothing is subtracted and the method does nothing; where c is S itself the two terms cancel and
-    the concept is drawn without guidance. Every weight stays: what samples without guidance finds the concept.
+    Classifier-free guidance (Ho & Salimans, 2022) with S in place of the null condition, as in diffusers'
+    `negative_prompt`. S is one prompt with all names. Class labels have no such prompt, so their predictions are
+    averaged. At w = 1 nothing is subtracted and the method has no effect. Where c is S itself, the two terms cancel and
+    the concept is drawn without guidance. No weight changes: sampling without guidance still draws the concept.
     """
 
     def steer(self, names: Tensor) -> Guidance:
-        """The concept stands where the null condition stood."""
+        """The guidance with the concept in place of the null condition."""
         return _Negative(names)

@@ -13,5 +13,5 @@ class Original(Method):
     requires = frozenset()
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """The model as it is."""
+        """Return the model as it is."""
         return model

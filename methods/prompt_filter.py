@@ -1,4 +1,4 @@
-"""Control: swaps the condition before sampling; perfect on direct prompts, and nothing is forgotten."""
+"""Control: replaces the condition before sampling; perfect on direct prompts, although nothing is forgotten."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from unlearnbench import Condition, Diffusion, Guidance, Method, Task
 
 
 class _Swap(Guidance):
-    """Shows the substitute's condition wherever the forgotten one is asked for by its label or tokens."""
+    """Guidance that uses the substitute's condition wherever the label or tokens ask for the forgotten concept."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -17,7 +17,7 @@ class _Swap(Guidance):
     def __call__(
         self, model: Diffusion, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
     ) -> Tensor:
-        """Guided noise prediction for the swapped condition."""
+        """Guided noise prediction for the replaced condition."""
         if condition.ids is not None:
             forgotten = self.task.forgotten(condition.ids)
             condition = model.embed(self.task.substitute(condition.ids)).where(forgotten, condition)
@@ -26,15 +26,15 @@ class _Swap(Guidance):
 
 @dataclass(frozen=True)
 class PromptFilter(Method):
-    """Leaves every weight as it is: whatever looks past the prompt (embeddings, weights, probes) finds the concept."""
+    """Leaves every weight as it is: whatever bypasses the prompt (embeddings, weights, probes) finds the concept."""
 
     requires = frozenset({"concept"})
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
-        """The filter stands between prompt and model."""
+        """Put the filter between prompt and model."""
         model.guidance = _Swap(task)
         return model
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """The model as it is."""
+        """Return the model as it is."""
         return model

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench.losses import relabel_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "target": "substitute"}
 
@@ -15,14 +15,14 @@ PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "targ
 class RandomLabel(Method):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on forget images (SalUn's RL, no mask).
 
-    `target` says what c_m is, or what takes the first term's place. "substitute": the task's substitute, one for all
-    images, as Fan et al. (ICLR 2024) relabel class c as c + 1. "random": the condition of a retain image, drawn for
-    each image anew, as Golatkar et al. relabel for classifiers. "images": L(x_r, c_f), the denoising loss of retain
-    images under the forgotten condition, as the noise-based loss of Kumari et al. (ICCV 2023) does with images of one
-    anchor. All losses are means over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here.
+    `target` sets c_m, or replaces the first term. "substitute": the task's substitute, one for all images, as Fan et
+    al. (ICLR 2024) relabel class c as c + 1. "random": the condition of a retain image, drawn for each forget image, as
+    Golatkar et al. relabel for classifiers. "images": L(x_r, c_f), the denoising loss of retain images under the
+    forgotten condition, like the noise-based loss of Kumari et al. (ICCV 2023) with images of one anchor. All losses
+    are means over elements: the released alpha 1e-3 of a sum over 3 x 32 x 32 pixels is 3.07 here.
 
-    Preset "published" has Fan et al.'s values for CIFAR-10; "released" adds what their code does besides: it clips
-    gradients and drops a share `drop` of conditions in both terms.
+    Preset "published" has Fan et al.'s values for CIFAR-10. "released" adds what their code does as well: it clips
+    gradients and drops a share `drop` of the conditions in outputs and retain loss.
     """
 
     presets = {
@@ -32,29 +32,35 @@ class RandomLabel(Method):
     }
     space = {"alpha": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the weights (SalUn's code: 1,000 on CIFAR-10)."""
     lr: float = 1e-3
+    """Adam's learning rate (SalUn's code: 1e-4 on CIFAR-10)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (SalUn's code: 128)."""
     alpha: float = 1.0
+    """Weight of the retain loss, a mean over elements, >= 0 (the SalUn paper's alpha; 1e-3 of a sum is 3.072 here)."""
     target: Literal["substitute", "random", "images"] = "random"
+    """What the forgotten condition is answered with: the prediction for the task's "substitute" (SalUn's paper), that
+    for a "random" retain image's condition, or retain "images" themselves."""
     part: str = "full"
+    """Part of the model to train (ours), "full" in the papers."""
     clip: float | None = None
+    """Largest norm of the gradient (SalUn's code: 1); None: not clipped."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (SalUn's code: `cond_drop_prob` 0.1)."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Adam on the loss above."""
+        """Train with Adam on the loss above."""
         losses = (
             self.relabel_loss(model, task, forget, retain) + self.alpha * model.loss(retain, drop=self.drop)
-            for forget, retain in task.batches(self.steps, self.batch_size)
+            for forget, retain in task.paired_batches(self.steps, self.batch_size)
         )
         minimise(losses, model.select(self.part), self.lr, clip=self.clip)
         return model
 
     def relabel_loss(self, model: Diffusion, task: Task, forget: Batch, retain: Batch) -> Tensor:
-        """The first term."""
+        """The first term, a scalar."""
         if self.target == "images":
             return model.loss(Batch(retain.x0, forget.y), drop=self.drop)
-        t, _, x_t = model.noised(forget.x0)
         other = task.substitute(forget.y) if self.target == "substitute" else retain.y
-        with torch.no_grad():
-            wrong = model.eps(x_t, t, other)
-        return (model.eps(x_t, t, model.condition(forget.y, self.drop)) - wrong).square().mean()
+        return relabel_loss(model, forget, other, self.drop)

@@ -1,4 +1,4 @@
-"""RECE: erase in closed form, work out what still draws the concept, erase that, and again (Gong et al., ECCV 2024)."""
+"""RECE: erase in closed form, compute what still draws the concept, erase that, repeat (Gong et al., ECCV 2024)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,22 +16,23 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class RECE(ClosedForm):
-    """c' = argmin sum || W' c' - W0 c ||^2 + lambda || c' ||^2; then W' is edited so that c' comes out as the guide.
+    """c' = argmin sum || W' c' - W0 c ||^2 + lambda || c' ||^2; then W' is edited so that c' gives what the guide
+    gives.
 
-    That is c' = (lambda I + sum W'^T W')^-1 (sum W'^T W0) c, the sums over every key and value projection of
-    cross-attention: W0 the original's, W' those edited so far. c are the text states of all tokens, start and padding
-    included, of each forgotten name; c' stands where c stood. Each of the `epochs` rounds works out c' and solves, for
-    every projection, min erase_scale || W c' - W' c_g ||^2 + round_preserve_scale || W c_p - W' c_p ||^2 +
-    round_lamb || W - W' ||^2. In the paper's letters: lambda is `reg`.
+    c' = (lambda I + sum W'^T W')^-1 (sum W'^T W0) c, the sums over every key and value projection of cross-attention.
+    W0 are the original's projections, W' the current ones. c are the text states of all tokens, start and padding
+    included, of each forgotten name. Each of the `epochs` rounds computes c' and solves, for every projection, min
+    erase_scale || W c' - W' c_g ||^2 + round_preserve_scale || W c_p - W' c_p ||^2 + round_lamb || W - W' ||^2. In the
+    paper's letters: lambda is `reg`.
 
-    The start is an edit of the same kind with c itself, as UCE's release of 2023 makes it: from the last subject token
-    on, aligned with the guide's, with `preserve_scale` and `lamb`; None is max(0.1, 1 / number of kept prompts). The
-    guide's c_g are those of the task's substitute, or of the empty prompt ("null"); c_p those of the retained names, or
-    of the empty prompt alone: both are "null" in the release for nudity (for styles it keeps other artists).
+    The first edit is of the same kind with c itself, as in UCE's release of 2023: from the last subject token on,
+    aligned with the guide's, with `preserve_scale` (None: max(0.1, 1 / number of kept prompts)) and `lamb`. The guide's
+    c_g are those of the task's substitute, or of the empty prompt ("null"). c_p are those of the retained names, or of
+    the empty prompt alone. The release uses "null" for both on nudity (for styles it keeps other artists).
 
     The released code draws validation prompts after each round and keeps the weights of the round with the fewest
-    NudeNet detections. A method is shown no judge here, so the last round is kept, and `epochs` counts. The code's
-    `reg` is 1e-1 for nudity, 1e-3 for styles and hard objects. It empties the prompt as " ", here "".
+    NudeNet detections. A method here has no access to a judge, so the last round is kept, and `epochs` matters. The
+    code's `reg` is 1e-1 for nudity, 1e-3 for styles and hard objects. Its empty prompt is " ", here "".
     """
 
     presets = {
@@ -41,23 +42,34 @@ class RECE(ClosedForm):
     }
     space = {"epochs": (1, 10), "reg": (1e-3, 10.0), "round_preserve_scale": (0.03, 3.0), "round_lamb": (0.01, 3.0)}
     epochs: Annotated[int, Field(ge=0)] = 3
+    """Rounds of working out what still draws the concept and erasing it (the code's `epochs`, 3 for nudity)."""
     reg: Positive = 0.1
+    """Weight of || c' ||^2 when c' is worked out, > 0 (the paper's lambda; the code's 0.1 for nudity, 1e-3 for
+    styles)."""
     erase_scale: float = 1.0
+    """Weight of the erased terms, in the start and in each round (the code's `erase_scale`, 1)."""
     preserve_scale: float | None = None
+    """Weight of the kept terms in the start (UCE's code); None: max(0.1, 1 / number of kept prompts)."""
     round_preserve_scale: float = 0.1
+    """Weight of the kept terms in each round (the code's `preserve_scale`, 0.1)."""
     round_lamb: Positive = 0.1
+    """Weight of the squared change of the projections in each round, > 0 (the code's `lamb`, 0.1)."""
     guide: Literal["substitute", "null"] = "substitute"
+    """Whose text states take the concept's place: the task's "substitute" (ours), or the empty prompt, "null" (the
+    code)."""
     preserve: Literal["names", "null"] = "names"
+    """What is kept: the retained "names" (as the code for styles), or the empty prompt, "null" (the code for
+    nudity)."""
 
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
-        """Of the start: erased names go where their guides are; kept ones stay."""
+        """Terms of the first edit: erased names give what their guides give, kept ones stay."""
         forget, guide, kept = self._prompts(model, task)
         scale = max(0.1, 1 / max(1, len(kept))) if self.preserve_scale is None else self.preserve_scale
         return [Term(*aligned(model, forget, guide, "all"), self.erase_scale), *self._kept(model, kept, scale)]
 
     @torch.no_grad()
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """The start, then the rounds."""
+        """Make the first edit, then the rounds."""
         text = cross_attention(model)
         original = [linear.weight.clone() for pair in text.kv() for linear in pair]
         edit(model, self.terms(model, task), self.lamb)
@@ -71,7 +83,7 @@ class RECE(ClosedForm):
         return model
 
     def _prompts(self, model: Diffusion, task: Task) -> tuple[Tensor, Tensor, Tensor]:
-        """Forgotten names, as many guides, and what is kept."""
+        """Forgotten names, as many guides, and the prompts to keep."""
         text: Any = model
         forget, null = task.names("forget").to(task.device), text.tokens([""])
         guide = task.substitute(forget) if self.guide == "substitute" else null.expand_as(forget)
@@ -82,7 +94,7 @@ class RECE(ClosedForm):
 
 
 def derived(c: Tensor, edited: list[Tensor], original: list[Tensor], reg: float) -> Tensor:
-    """c' (N, D): what edited projections make of it is what the original's make of c (N, D), as nearly as they can."""
+    """c' (N, D): the inputs for which the edited projections give most nearly what the original's give for c (N, D)."""
     gram = reg * torch.eye(c.shape[1], dtype=torch.float64, device=c.device)
     cross = torch.zeros_like(gram)
     for W, W0 in zip(edited, original, strict=True):

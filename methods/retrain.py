@@ -1,4 +1,4 @@
-"""Gold: trained from scratch without the forget set, by the original's recipe and number of steps."""
+"""Gold standard: trained from scratch without the forget set, with the original's recipe and number of steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ from unlearnbench import Diffusion, Method, Task
 
 @dataclass(frozen=True)
 class Retrain(Method):
-    """What exact unlearning would give; its UA is the one of efficacy."""
+    """The result of exact unlearning. Its UA marks full efficacy."""
 
     requires = frozenset({"retain images", "training recipe"})
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """A new model, trained on the retain set alone from the unlearning seed."""
+        """Train a new model on the retain set alone, from the unlearning seed."""
         return task.train(task.seed, "retain")

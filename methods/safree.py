@@ -1,4 +1,4 @@
-"""SAFREE: prompts are moved off the concept's subspace, for as many steps as they need (Yoon et al., ICLR 2025)."""
+"""SAFREE: project prompts off the concept's subspace, for as many steps as needed (Yoon et al., ICLR 2025)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,9 @@ RELEASED = {"validate": "released", "negative": True}
 
 
 class _Guard(Guidance):
-    """Guides by safe prompts during the first steps; what the prompts say is kept while they stay the same."""
+    """Guides towards safe prompts during the first steps; what was read from the prompts is kept while they stay the
+    same.
+    """
 
     def __init__(self, method: "SAFREE", names: Tensor, joint: Tensor | None = None):
         self.method, self.names, self.joint = method, names, joint
@@ -34,7 +36,7 @@ class _Guard(Guidance):
     def __call__(
         self, model: Any, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
     ) -> Tensor:
-        """Plain guidance towards the safe prompt while it acts; a condition without tokens passes as it is."""
+        """Plain guidance towards the safe prompt while it acts; a condition without tokens is used as it is."""
         null = null if self.joint is None else model.embed(self.joint.to(t.device).repeat_interleave(len(t), dim=0))
         if condition.ids is None:
             return super().__call__(model, x_t, t, i, condition, null, w)
@@ -59,7 +61,7 @@ class _Guard(Guidance):
         return eps_null + w * (eps_c - eps_null)
 
     def safe(self, model: Any, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Safe text states (B, L, D) of prompts, and how many steps of 50 (B,) they guide for; in float64 within."""
+        """Safe text states (B, L, D) of prompts, and for how many steps of 50 (B,) they guide; computed in float64."""
         if self.ids is None or not torch.equal(self.ids, ids):
             self.ids, self.known = ids, self.read(model, ids)
         concept, trigger, own, said = self.known
@@ -73,7 +75,9 @@ class _Guard(Guidance):
 
     @torch.no_grad()
     def read(self, model: Any, ids: Tensor) -> tuple[Tensor, ...]:
-        """The concept's basis (D, rank); trigger tokens (B, L), bases (B, D, L) and what is no padding (B, L)."""
+        """The concept's basis (D, rank); trigger tokens (B, L), bases (B, D, L) and a mask of non-padding tokens (B,
+        L).
+        """
         concept, length = basis(ends(model, self.names.to(ids.device))), ids.shape[-1]
         prompts, which = ids.unique(dim=0, return_inverse=True)
         trigger, own = torch.zeros(len(prompts), length, dtype=torch.bool, device=ids.device), []
@@ -89,19 +93,21 @@ class _Guard(Guidance):
 
 @dataclass(frozen=True)
 class SAFREE(Steering):
-    """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps; after them the prompt is its own.
+    """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps; afterwards the prompt is used as
+    it is.
 
     P_C projects on the span of the concept's phrases, P_I on that of the prompt with each token masked in turn (by
-    token 0, CLIP's "!"), both of end tokens' states; their order is the code's. Token i is a trigger where
-    d_i >= (1 + alpha) mean of the others' d, d_i = || (I - P_C) p || without it; an only token is one, as in the code.
-    t' = gamma sigmoid(1 - cos), rounded, of 50 steps or that share of fewer; cos is between p and (I - P_C) P_I p, mean
-    over tokens. validate="released": gamma sigmoid(5 (10 (1 - cos) - 5.333)) and one more step. "off": every step.
+    token 0, CLIP's "!"), both from the states of end tokens; their order is the code's. Token i is a trigger where d_i
+    >= (1 + alpha) mean of the others' d, d_i = || (I - P_C) p || without that token; a prompt's only token always is
+    one, as in the code. t' = gamma sigmoid(1 - cos), rounded, of 50 steps or that share of fewer. cos is between p and
+    (I - P_C) P_I p, averaged over tokens. validate="released": gamma sigmoid(5 (10 (1 - cos) - 5.333)) and one more
+    step. "off": every step.
 
-    With `reattend`, skip features of the first two up blocks are filtered meanwhile: of their four lowest frequencies
-    those larger than the original prompt's are scaled by `s1` and `s2`, at the cost of a third prediction. Larger in
-    magnitude, and diffusers' first two blocks: neither could be read in paper or code.
-    The phrases are the task's names, or `phrases`, with commas. `negative` puts them in the null condition's place, as
-    the released script does. XL's encoders count as one, side by side; its pooled states, and every weight, stay.
+    With `reattend`, skip features of the first two up blocks are filtered during these steps: of their four lowest
+    frequencies, those larger than the original prompt's are scaled by `s1` and `s2`, which needs a third prediction.
+    "Larger" means in magnitude, and the blocks are diffusers' first two: neither could be read in paper or code. The
+    phrases are the task's names, or `phrases`. `negative` puts them in place of the null condition, as the released
+    script does. XL's two encoders count as one, side by side. XL's pooled states and every weight stay as they are.
     """
 
     requires = frozenset({"concept", "xattn"})
@@ -112,16 +118,26 @@ class SAFREE(Steering):
     }
     space = {"alpha": (0.0, 0.1), "gamma": (5.0, 50.0), "validate": ("paper", "released", "off")}
     alpha: NonNegativeFloat = 0.01
+    """How far beyond the mean a token's distance must lie for it to be a trigger, >= 0 (the paper's alpha, 0.01)."""
     gamma: NonNegativeFloat = 10.0
+    """Scale of the number of guided steps, of 50, >= 0 (the paper's gamma; the code's `up_t`, 10)."""
     validate: Literal["paper", "released", "off"] = "paper"
+    """For how many steps the safe prompt guides: by the "paper"'s self-validation, by the "released" code's, or, "off",
+    for all."""
     reattend: bool = True
+    """Whether skip features are filtered by frequency (the paper's latent re-attention; the code's `-lra`)."""
     s1: float = 0.9
+    """Scale of the low frequencies in the first up block (0.9 in the code's `freeu_hyp`)."""
     s2: float = 0.2
+    """Scale of the low frequencies in the second up block (0.2 in the code's `freeu_hyp`)."""
     negative: bool = False
+    """Whether the phrases take the null condition's place as a negative prompt (as the released code does)."""
     phrases: str = ""
+    """Phrases that span the concept's subspace, separated by commas (the paper's 17 for nudity); "": the task's
+    names."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
-        """The model with this guidance."""
+        """Give the model this guidance."""
         model.select("xattn")  # says where there is no text
         names = model.tokens(self.phrases.split(",")) if self.phrases else task.names("forget").to(task.device)
         model.guidance = _Guard(self, names, model.joined(names) if self.negative else None)
@@ -133,7 +149,7 @@ class SAFREE(Steering):
 
 
 def ends(model: Any, y: Tensor) -> Tensor:
-    """What the text encoder knows of whole prompts: the states (n, D) of their end tokens."""
+    """The states (n, D) of the prompts' end tokens, in which the text encoder summarises the whole prompt."""
     states = model.embed(y).states
     return states[torch.arange(len(y), device=y.device), model.positions(y) + 1].double()
 
@@ -145,13 +161,15 @@ def basis(vectors: Tensor) -> Tensor:
 
 
 def triggers(p: Tensor, concept: Tensor, alpha: float) -> Tensor:
-    """Which tokens (n,) keep a prompt near the concept, from its states p (n, D) without each."""
+    """Mask (n,) of the tokens that keep a prompt near the concept, from states p (n, D) of the prompt without each."""
     d = (p - p @ concept @ concept.mT).norm(dim=1)
     return ~(d < (1 + alpha) * (d.sum() - d) / (len(d) - 1))  # no others, no mean: nothing is less
 
 
 def weaker(h: Tensor, scale: float, moved: Tensor) -> Tensor:
-    """Features (3B, C, H, W) of null, safe and original prompts; the safe ones' low frequencies scaled where larger."""
+    """Features (3B, C, H, W) of null, safe and original prompts; the safe ones' low frequencies are scaled where
+    larger.
+    """
     null, safe, original = h.chunk(3)
     F, F_0 = torch.fft.fft2(safe.float()), torch.fft.fft2(original.float())
     low = torch.zeros(h.shape[-2:], dtype=torch.bool, device=h.device)

@@ -1,4 +1,4 @@
-"""Scissorhands: draw the weights anew that forget images need most, then repair (Wu & Harandi, ECCV 2024)."""
+"""Scissorhands: re-initialise the weights most sensitive to forget images, then repair (Wu & Harandi, ECCV 2024)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,30 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench.losses import relabel_loss
 from unlearnbench.training import Gradients, inner
 
 
 @dataclass(frozen=True)
 class Scissorhands(Method):
-    """Trim: theta_j is drawn anew where |theta_j grad_j L_f| is in the top `share`. Repair: L = L_r + lam L_u.
+    """Trim: re-initialise theta_j where |theta_j grad_j L_f| is in the top `share`. Repair: L = L_r + lam L_u.
 
-    |theta grad L_f| is the connection sensitivity of SNIP (Lee et al., ICLR 2019), L_f the denoising loss of forget
-    images, its gradient summed over one pass (`batches` None) before the absolute value is taken, or after it where
+    |theta grad L_f| is the connection sensitivity of SNIP (Lee et al., ICLR 2019). L_f is the denoising loss of forget
+    images; its gradient is summed over one pass (`batches` None) before the absolute value is taken, or after it with
     `absolute`, as in the code. New values are those of an untrained network (init="own") or the code's for nudity
-    ("kaiming": uniform for matrices, zero for biases). `trimmed` is the part whose weights may be drawn anew.
+    ("kaiming": uniform for matrices, zero for biases). `trimmed` is the part whose weights may be re-initialised.
 
     L_u = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, c_m the task's substitute, as in the code for nudity.
     forget="ascent": -L_f, as in the code for classifiers and for objects. All losses are means over elements.
 
-    With `project`, g = grad L may not undo the forgetting: g_o = grad (-L_f), of the trimmed model on one forget batch,
-    is a way to forget, and where <g, g_o> < 0, g becomes g + v g_o with v = max(margin, -<g, g_o> / ||g_o||^2), the
-    nearest gradient that does not point away from g_o. The code allows for several g_o; its scripts all take one. For
-    classifiers it takes margin 0.5, and g_o anew each epoch; for diffusion it reads `project` and never uses it. The
-    paper projects; the default here does not, since on digits retained classes suffered by it (results/selection.md).
+    With `project`, g = grad L may not undo the forgetting. g_o = grad (-L_f), of the trimmed model on one forget batch,
+    is a direction that forgets. Where <g, g_o> < 0, g becomes g + v g_o with v = max(margin, -<g, g_o> / ||g_o||^2),
+    the nearest gradient that does not point away from g_o. The code allows several g_o, but its scripts all take one.
+    For classifiers it takes margin 0.5 and computes g_o once an epoch; for diffusion it reads `project` and never uses
+    it. The paper projects. The default here does not, since it damaged retained classes on digits
+    (results/selection.md).
 
-    Preset "released" is the code for nudity; its epochs over a set of unknown size are no number of steps. There new
-    values go to the self-attention of two blocks alone (near to that: trimmed="selfattn"), and its readme has another
-    lr (5e-5) and one batch in place of ten. It has no values for a DDPM, so that there is no preset "published".
+    Preset "released" is the code for nudity; its epochs over a set of unknown size do not give a number of steps. The
+    code re-initialises only the self-attention of two blocks (trimmed="selfattn" is close to that), and its readme has
+    another lr (5e-5) and one batch instead of ten. There are no values for a DDPM, hence no preset "published".
     """
 
     presets = {
@@ -50,20 +52,35 @@ class Scissorhands(Method):
     }
     space = {"share": (1e-3, 0.3), "lam": (0.1, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Updates in the repair (ours; the code counts epochs, 5)."""
     lr: float = 1e-3
+    """Adam's learning rate of the repair (the code's `lr`, 1e-5)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (the code's `batch_size`, 16)."""
     lam: float = 1.0
+    """Weight of the forget loss L_u in the repair, >= 0 (the paper's lambda; 0.1 in the code for nudity)."""
     share: float = 0.01
+    """Share in [0, 1] of the weights that are drawn again (1 minus the code's `sparsity`: 0.005 for nudity)."""
     batches: int | None = None
+    """Forget batches whose gradients give the sensitivity (the code's `prune_num`, 10); None: one pass."""
     absolute: bool = False
+    """Whether gradients are made absolute before they are summed over batches (as in the code), or after it."""
     init: Literal["own", "kaiming"] = "own"
+    """New values: the network's "own" initialisation (ours), or "kaiming": uniform for matrices, 0 for biases (the
+    code)."""
     trimmed: str = "full"
+    """Part of the model whose weights may be drawn again (ours: "full"; the code takes the self-attention of two
+    blocks)."""
     forget: Literal["relabel", "ascent"] = "relabel"
+    """The forget loss L_u: "relabel" with the task's substitute (the code for nudity), or "ascent" (that for
+    objects)."""
     project: bool = False
+    """Whether gradients that undo the forgetting are projected (the paper does; the code's `project`)."""
     margin: float = 0.0
+    """Least multiple of g_o that a projected gradient receives, >= 0 (the code's `margin`, 0.5 for classifiers)."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
-        """Which weights are drawn anew: the most sensitive ones, ties too, but none without sensitivity."""
+        """Masks of the weights to re-initialise: the most sensitive ones, ties too, but none without sensitivity."""
         parameters = model.select(self.trimmed)
         total = {name: torch.zeros_like(value) for name, value in parameters.items()}
         passes = self.batches or -(-task.count("forget") // self.batch_size)
@@ -77,14 +94,14 @@ class Scissorhands(Method):
         return {name: (value >= least) & (value > 0) for name, value in sensitivity.items()}
 
     def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Tensor]) -> Diffusion:
-        """Trim, then Adam on the repairing gradients."""
+        """Trim, then train with Adam on the repair gradients."""
         self.trim(model, task, prepared)
         minimise(self.repairs(model, task), model.select("full"), self.lr)
         return model
 
     @torch.no_grad()
     def trim(self, model: Diffusion, task: Task, chosen: dict[str, Tensor]) -> None:
-        """Put new values where `chosen`."""
+        """Put new values where `chosen`, masks shaped like the weights."""
         fresh = dict(task.architecture(int(torch.randint(2**31, ()))).named_parameters())
         for name, value in model.select(self.trimmed).items():
             new = fresh[name]
@@ -95,25 +112,22 @@ class Scissorhands(Method):
             value.copy_(torch.where(chosen[name], new, value))
 
     def repairs(self, model: Diffusion, task: Task) -> Iterator[Gradients]:
-        """The gradient of each step, projected where it undoes the forgetting."""
+        """Yield the gradient of each step, projected where it would undo the forgetting."""
         parameters = model.select("full")
         g_o = None
         if self.project:
             (batch,) = task.batches(1, self.batch_size, "forget")
             g_o = gradients(-model.loss(batch), parameters)
-        for forget, retain in task.batches(self.steps, self.batch_size):
+        for forget, retain in task.paired_batches(self.steps, self.batch_size):
             loss = model.loss(retain) + self.lam * self.forget_loss(model, task, forget)
             g = gradients(loss, parameters)
             yield g if g_o is None else projected(g, g_o, self.margin)
 
     def forget_loss(self, model: Diffusion, task: Task, batch: Batch) -> Tensor:
-        """L_u."""
+        """L_u, a scalar."""
         if self.forget == "ascent":
             return -model.loss(batch)
-        t, _, x_t = model.noised(batch.x0)
-        with torch.no_grad():
-            target = model.eps(x_t, t, task.substitute(batch.y))
-        return (model.eps(x_t, t, batch.y) - target).square().mean()
+        return relabel_loss(model, batch, task.substitute(batch.y))
 
 
 def projected(g: Gradients, g_o: Gradients, margin: float = 0.0) -> Gradients:

@@ -1,4 +1,4 @@
-"""SFRon: adaptive ascent on weights salient for forgetting, by turns with retain steps (Huang et al., NeurIPS 2024)."""
+"""SFRon: adaptive ascent on salient weights, alternating with retain steps (Huang et al., NeurIPS 2024)."""
 
 import math
 from collections.abc import Iterator
@@ -14,23 +14,24 @@ from unlearnbench.training import Gradients, norm
 
 @dataclass(frozen=True)
 class SFRon(Method):
-    """By turns a step up m * grad alpha_f(k) sum_i w_i l_i on forget images and one down grad alpha_r L_r.
+    """Alternates a step up m * grad alpha_f(k) sum_i w_i l_i on forget images and a step down grad alpha_r L_r.
 
-    l_i is the denoising loss of image i. w_i = l_i^-lam / sum_j l_j^-lam has no gradient: images that are forgotten
-    already count less. alpha_f(k) falls along a cosine from alpha_f to 0. Both are written as in the code. m =
-    1[F_f >= threshold F_r] is taken once, of the original: F is the diagonal Fisher, the mean square of the gradient of
-    the loss, of `fisher_samples` images of each side (None: all). A weight that neither side moves is in the mask.
+    l_i is the denoising loss of image i. w_i = l_i^-lam / sum_j l_j^-lam, without gradient, gives less weight to images
+    that are already forgotten. alpha_f(k) falls along a cosine from alpha_f to 0. Both are as in the code. The mask m =
+    1[F_f >= threshold F_r] is computed once, from the original. F is the diagonal Fisher information, the mean square
+    of the gradient of the loss, of `fisher_samples` images of each side (None: all). A weight that neither side moves
+    is in the mask.
 
     The retain step after each ascent stands for the inverse Hessian of the retain loss (the paper's fast and slow
-    weights). As in the code, one Adam takes both kinds of step, so that weights outside the mask go on by its momentum
-    while others ascend, and the gradient is clipped after the mask is applied.
+    weights). As in the code, one Adam takes both kinds of step, so its momentum moves weights outside the mask during
+    the ascent too, and the gradient is clipped after it is masked.
 
     Preset "released" is the code for CIFAR-10: F is the square of the gradient of a whole batch (`fisher_batch`), of
     the guided prediction (scale 3 in our notation), clipped, and 10 % of conditions are dropped. Its losses are sums
-    over 3 x 32 x 32 pixels: alpha_f 10 and alpha_r 1 become 30,720 and 3,072, the clip of F's gradient at 1 becomes
-    1 / 3,072. Left out: its timesteps in pairs t, T - t, and an EMA of rate 1e-4, which averages nothing. Preset
-    "published" has the 50 steps that the paper says are enough for CIFAR-10, with the code's other values but without
-    its clips, guidance and dropping, of which the formulas have none; without clips the two weights need no factor.
+    over 3 x 32 x 32 pixels: alpha_f 10 and alpha_r 1 become 30,720 and 3,072, the clip of F's gradient at 1 becomes 1 /
+    3,072. Left out: its timesteps in pairs t, T - t, and an EMA of rate 1e-4, which averages nothing. Preset
+    "published" has the 50 steps that the paper calls enough for CIFAR-10, with the code's other values but without its
+    clips, guidance and dropping, which are not in the formulas; without clips the two weights need no factor.
     """
 
     presets = {
@@ -65,18 +66,31 @@ class SFRon(Method):
     }
     space = {"alpha_f": (0.1, 30.0), "threshold": (0.3, 10.0), "lam": (0, 2.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
+    """Ascents, each followed by a retain step (the code's `n_iters`, 150; the paper says that 50 are enough)."""
     lr: float = 3e-4
+    """Adam's learning rate of both kinds of step (the code's `lr`, 1e-4)."""
     batch_size: int = 64
+    """Forget images, and as many retain images, in a step (the code's `batch_size`, 128)."""
     alpha_f: float = 1.0
+    """First weight of the ascent, which falls to 0 along a cosine, >= 0 (the code's `forget_alpha`, 10 of a sum)."""
     alpha_r: float = 1.0
+    """Weight of the retain loss, >= 0 (the code's `remain_alpha`, 1 of a sum)."""
     threshold: float = 1.0
+    """Least ratio F_f / F_r of Fisher information for a weight to be in the mask, >= 0 (1 in paper and code)."""
     lam: float = 0.5
+    """How fast the weight of an image falls with its loss: w_i ~ l_i^-lam, >= 0 (the code's `lambd`, 0.5)."""
     clip: float | None = None
+    """Largest norm of the gradient (the code's `grad_clip`, 1); None: not clipped."""
     drop: float = 0.0
+    """Share in [0, 1] of conditions replaced by the null condition (the code's `cond_drop_prob`, 0.1)."""
     fisher_samples: int | None = 100
+    """Images of each side that the Fisher information is taken of (ours); None: all, as in the code."""
     fisher_batch: int = 1
+    """Images whose mean gradient is squared together (1 is the paper's formula; the code takes 128)."""
     fisher_guidance: float = 1.0
+    """Guidance scale w of the prediction in the Fisher's loss (1 in the paper's formula; the code's 2 is 3 here)."""
     fisher_clip: float | None = None
+    """Largest norm of the gradient before it is squared (1 of a sum in the code); None: not clipped."""
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Tensor]:
         """The mask: 1 where the Fisher of the forget set is at least `threshold` times that of the retain set."""
@@ -84,7 +98,7 @@ class SFRon(Method):
         return {name: (forget[name] >= self.threshold * retain[name]).to(forget[name].dtype) for name in forget}
 
     def fisher(self, model: Diffusion, task: Task, side: Literal["forget", "retain"]) -> dict[str, Tensor]:
-        """Mean over batches of the squared gradient of their loss."""
+        """Mean over batches of the squared gradient of their loss, by parameter."""
         parameters = model.select("full")
         images = task.count(side)
         if self.fisher_samples is not None:
@@ -101,7 +115,7 @@ class SFRon(Method):
         return total
 
     def fisher_loss(self, model: Diffusion, batch: Batch) -> Tensor:
-        """The denoising loss, of the guided prediction where fisher_guidance is not 1."""
+        """Denoising loss of a batch, of the guided prediction where `fisher_guidance` is not 1."""
         t, noise, x_t = model.noised(batch.x0)
         output = model(x_t, t, batch.y)
         if self.fisher_guidance != 1:
@@ -110,14 +124,14 @@ class SFRon(Method):
         return (output - model.target(batch.x0, noise, t)).square().mean()
 
     def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Tensor]) -> Diffusion:
-        """Adam on ascent and descent by turns."""
+        """Train with Adam, alternating ascent and descent."""
         minimise(self.turns(model, task, prepared), model.select("full"), self.lr, clip=self.clip)
         return model
 
     def turns(self, model: Diffusion, task: Task, mask: dict[str, Tensor]) -> Iterator[Gradients]:
-        """Two sets of gradients for each pair of batches."""
+        """Yield two sets of gradients, ascent and descent, for each pair of batches."""
         parameters, steps = model.select("full"), task.steps(self.steps)
-        for k, (forget, retain) in enumerate(task.batches(self.steps, self.batch_size)):
+        for k, (forget, retain) in enumerate(task.paired_batches(self.steps, self.batch_size)):
             alpha = self.alpha_f * (1 + math.cos(math.pi * k / steps)) / 2
             ascent = gradients(-alpha * self.adaptive_loss(model, forget), parameters)
             yield {name: mask[name] * grad for name, grad in ascent.items()}

@@ -1,4 +1,4 @@
-"""SLD: guidance is turned away from the concept wherever the picture heads for it (Schramowski et al., CVPR 2023)."""
+"""SLD: turns guidance away from the concept wherever sampling heads for it (Schramowski et al., CVPR 2023)."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -27,7 +27,7 @@ LEVELS = {
     "max": Strength(0, 5000.0, 1.0, 0.5, 0.7),
 }
 STEPS = 50
-"""Length of the samplers that the paper's warm-up counts steps of."""
+"""Number of steps of the samplers for which the paper states its warm-up."""
 
 
 class _Safe(Guidance):
@@ -38,13 +38,13 @@ class _Safe(Guidance):
         self.momentum: Tensor | None = None
 
     def start(self, n: int) -> None:
-        """No momentum yet."""
+        """Reset the momentum."""
         self.momentum = None
 
     def __call__(
         self, model: Diffusion, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
     ) -> Tensor:
-        """eps_null + w (eps_c - eps_null - gamma); before the end of the warm-up gamma only feeds the momentum."""
+        """eps_null + w (eps_c - eps_null - gamma); during the warm-up gamma only feeds the momentum."""
         s = self.strength
         eps_null, eps_c, eps_S = eps_of(model, x_t, t, self.names, null, condition)
         size = ((eps_c - eps_S).abs() * s.scale).clamp(max=1)
@@ -57,7 +57,7 @@ class _Safe(Guidance):
 
 
 def warm(t: Tensor, T: int, warmup: int) -> Tensor:
-    """Whether timesteps t (B,) of T lie after the first warmup/50 of them: from step `warmup` of 50 on."""
+    """Whether timesteps t (B,) of T lie after the first warmup/50 of them, i.e. from step `warmup` of 50 on."""
     return STEPS * (t + 1) <= (STEPS - warmup) * T
 
 
@@ -67,30 +67,36 @@ class SLD(Steering):
 
     gamma = mu (eps_S - eps_null) + s_m nu, mu = min(1, |s_S (eps_c - eps_S)|) where eps_c - eps_S < lambda, else 0, and
     nu <- beta_m nu + (1 - beta_m) gamma from nu = 0, during the warm-up too (eq. 4 to 8). In the paper's letters: s_S
-    is `scale`, lambda `threshold`, delta `warmup`, s_m `momentum_scale`, beta_m `momentum_beta`. A field left at None
-    is what `level` says; "medium" is also what the released code does unless told otherwise.
+    is `scale`, lambda `threshold`, delta `warmup`, s_m `momentum_scale`, beta_m `momentum_beta`. `level` sets the
+    fields that are None; "medium" is also the default of the released code.
 
-    `warmup` counts steps of the paper's 50-step samplers and stands for that share of the timesteps: 10 are the first
-    10 of 50 steps, or 4 of 20; the released code counts 10 steps of any sampler. All names of the concept go into one
-    prompt, as in the paper; class labels have none, so eps_S is the mean of their predictions. gamma acts without
-    guidance (w = 1) too. Where c is S itself, the bare name or the class label, mu is 0 and nothing is turned away: a
-    limit of the formula, which leaves class-conditional models to draw the concept. Every weight stays as it is.
+    `warmup` counts steps of the paper's 50-step samplers and means that share of the timesteps: 10 are the first 10 of
+    50 steps, or 4 of 20. The released code counts 10 steps of any sampler. All names of the concept form one prompt, as
+    in the paper. Class labels have no such prompt, so eps_S is the mean of their predictions. gamma also acts without
+    guidance (w = 1). Where c is S itself, the bare name or the class label, mu is 0 and nothing is turned away: by this
+    limit of the formula class-conditional models still draw the concept. Every weight stays as it is.
     """
 
     presets = {"published": {"*": {"level": "medium"}}, "released": {"*": {"level": "medium"}}}
     space = {"level": ("weak", "medium", "strong", "max")}
     level: Literal["weak", "medium", "strong", "max"] = "medium"
+    """The paper's configurations "weak", "medium", "strong" and "max", which set the five numbers below."""
     scale: float | None = None
+    """Strength of the safety guidance, >= 0 (the paper's s_S); None: the level's."""
     threshold: float | None = None
+    """Distance eps_c - eps_S below which guidance acts on an element (the paper's lambda); None: the level's."""
     warmup: int | None = None
+    """First steps, of 50, without guidance (the paper's delta); None: the level's."""
     momentum_scale: float | None = None
+    """Share of the momentum nu in the guidance, in [0, 1] (the paper's s_m); None: the level's."""
     momentum_beta: float | None = None
+    """Decay of the momentum, in [0, 1) (the paper's beta_m); None: the level's."""
 
     def steer(self, names: Tensor) -> Guidance:
         """The guidance of this strength."""
         return _Safe(names, self.strength())
 
     def strength(self) -> Strength:
-        """The level's numbers, this method's own in their place where given."""
+        """The numbers of the level, replaced by the method's own where given."""
         given = {name: getattr(self, name) for name in Strength._fields}
         return LEVELS[self.level]._replace(**{name: value for name, value in given.items() if value is not None})

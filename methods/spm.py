@@ -1,4 +1,4 @@
-"""SPM: rank-1 adapters that erase a concept and are let through where a prompt is like it (Lyu et al., CVPR 2024)."""
+"""SPM: rank-1 adapters that erase a concept, gated by a prompt's similarity to it (Lyu et al., CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from unlearnbench import Condition, Diffusion, Task, minimise
 from unlearnbench.adapters import Adapted, LowRank, attach, switch, trained
 from unlearnbench.errors import UserError
+from unlearnbench.losses import esd_target, prediction_loss
 
 CODE = {"steps": 3000, "lr": 1e-4, "batch_size": 1, "sampler_steps": 30, "warmup": 500, "cycles": 3, "anchor_count": 4}
 
@@ -24,19 +25,20 @@ class SPM(Adapted):
     """L = || eps_theta(x_t, c) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 + lambda L_anc.
 
     theta adds an adapter of `rank` 1 to each linear layer and convolution of the U-Net's transformers; eps_0 has none.
-    x_t is sampled with them and `start_guidance`, down to a random step. Latent anchoring, L_anc = || eps_theta(x_t, a)
-    - eps_0(x_t, a) ||^2 at the concept's own x_t, keeps `anchor_count` anchors a each; lambda is `anchor_weight`. They
-    are retained names (or captions), drawn with P(a) ~ (1 - |cos(E(a), E(c))|)^`power`, E all text states as a vector.
-    anchors="noise" are the code's, without words: Gaussian text states of 0.8 to 1.2 times c's norm (where the code
-    keeps each with probability 1 - cos, nearly 1, this keeps all).
+    x_t is sampled with the adapters and `start_guidance`, down to a random step. Latent anchoring, L_anc = ||
+    eps_theta(x_t, a)
+    - eps_0(x_t, a) ||^2 at the concept's own x_t, preserves `anchor_count` anchors a for each x_t; lambda is
+      `anchor_weight`. Anchors are retained names (or captions), drawn with P(a) ~ (1 - |cos(E(a), E(c))|)^`power`, E
+      all text states as a vector. anchors="noise" are the code's, without words: Gaussian text states of 0.8 to 1.2
+      times c's norm (the code keeps each with probability 1 - cos, which is nearly 1; all are kept here).
 
-    Facilitated transport: when the model is used, what the adapters add is multiplied, for each prompt p, by gamma(p),
-    the largest over the concept's names of max(cos(E(p), E(c)), share of c's tokens that p has), not below 0. That is
-    metric="clipcos_tokenuni"; "clipcos" and "tokenuni" are one of the two, "none" is gamma = 1, as in training. The
-    empty prompt of guidance has a gamma of its own; the code gives it that of the prompt beside it. A condition without
-    tokens has gamma 1, so that nothing slips past the adapters by leaving them out. gamma is no part of gradients.
+    Facilitated transport: at inference the adapters' output is multiplied, for each prompt p, by gamma(p), the largest
+    over the concept's names of max(cos(E(p), E(c)), share of c's tokens that p has), not below 0. That is
+    metric="clipcos_tokenuni"; "clipcos" and "tokenuni" are one of the two, "none" is gamma = 1, as in training. Here
+    the empty prompt of guidance has its own gamma; the code gives it that of its prompt. A condition without tokens has
+    gamma 1, so that leaving out the tokens does not bypass the adapters. gamma has no gradient.
 
-    The code's lr follows `cycles` cosines after a rise of `warmup` steps; cycles=0 is a constant lr.
+    The code's lr follows `cycles` cosines after rising for `warmup` steps; cycles=0 is a constant lr.
     """
 
     requires = frozenset({"concept", "xattn"})
@@ -47,22 +49,38 @@ class SPM(Adapted):
     }
     space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
     steps: int = 60
+    """Updates of the adapters (the code's `iterations`, 3,000)."""
     lr: float = 1e-3
+    """AdamW's learning rate, the highest of its schedule (the code's `lr`, 1e-4)."""
     batch_size: int = 16
+    """Samples x_t in a step (the code's `batch_size`, 1)."""
     eta: float = 1.0
+    """Strength of the negative guidance in the target (the paper's eta; the code's `guidance_scale`, 1), >= 0."""
     rank: PositiveInt = 1
+    """Rank of the adapters (the paper's 1; the code's `rank`)."""
     anchor_weight: float = 1000.0
+    """Weight of latent anchoring, >= 0 (the paper's lambda; the code's `la_strength`, 1,000)."""
     anchors: Literal["names", "captions", "noise"] = "names"
+    """What is kept: the retained concepts' "names" (the paper) or "captions" (ours), or text states of "noise" (the
+    code)."""
     anchor_count: PositiveInt = 1
+    """Anchors for each x_t (the code's `sampling_batch_size`, 4)."""
     power: float = 1.0
+    """Exponent of the anchors' weights (1 - |cos|)^power, >= 0 (the exponent in the paper's sampling of anchors)."""
     metric: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "none"] = "clipcos_tokenuni"
+    """What the gate gamma measures (the code's names): the "clipcos" of text states, the share of tokens, "tokenuni",
+    the larger of both, or "none"."""
     start_guidance: float = 3.0
+    """Guidance scale w with which x_t is sampled (the code's 3)."""
     sampler_steps: int = 20
+    """Steps of the sampler that makes x_t (the code's `max_denoising_steps`, 30)."""
     warmup: int = 0
+    """First steps, in which the learning rate rises from 0 (the code's `lr_warmup_steps`, 500)."""
     cycles: int = 0
+    """Cosines that the learning rate follows after that (the code's `lr_scheduler_num_cycles`, 3); 0: constant."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
-        """Adapters, zero at first, and the hook that sets their gates."""
+        """Add the adapters, whose output is zero at first, and the hook that sets their gates."""
         model.select("xattn")
         blocks = [block for block in model.unet.modules() if type(block).__name__ == "Transformer2DModel"]
         every = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
@@ -73,7 +91,7 @@ class SPM(Adapted):
         return model
 
     def unlearn(self, model: Any, task: Task, prepared: Any = None) -> Diffusion:
-        """AdamW on the loss above, all gates open."""
+        """Train the adapters with AdamW on the loss above, all gates open."""
         steps = task.steps(self.steps)
         model.transport.fixed = 1.0
         minimise(self.losses(model, task), trained(model), lambda step: self.rate(step, steps), optimiser="adamw")
@@ -81,13 +99,13 @@ class SPM(Adapted):
         return model
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of one step."""
+        """The learning rate of a step."""
         done = (step - self.warmup) / max(1, steps - self.warmup)
         cosine = (1 + math.cos(math.pi * (self.cycles * done % 1))) / 2
         return self.lr * (step / self.warmup if step < self.warmup else cosine)
 
     def losses(self, model: Diffusion, task: Task) -> Iterator[Tensor]:
-        """One loss a step."""
+        """Yield the loss of each step, a scalar."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         texts, chance = self.candidates(model, task)
         for y in task.conditions("forget", self.steps, self.batch_size):
@@ -102,19 +120,19 @@ class SPM(Adapted):
             yield self.loss(model, x_t, t, y, anchor)
 
     def loss(self, model: Any, x_t: Tensor, t: Tensor, y: Tensor, anchor: Condition) -> Tensor:
-        """The loss above, means over all elements; `anchor_count` anchors in turn belong to each x_t."""
+        """The loss above, means over all elements; each x_t (B, C, H, W) has `anchor_count` anchors in turn."""
         many, times = (value.repeat_interleave(self.anchor_count, dim=0) for value in (x_t, t))
         with torch.no_grad():
             model.transport.fixed = 0.0
-            eps_null, eps_c = model.eps(x_t, t, model.null(len(t))), model.eps(x_t, t, y)
+            target = esd_target(model, x_t, t, y, self.eta)
             kept = model.eps(many, times, anchor)
             model.transport.fixed = 1.0
-        erase = (model.eps(x_t, t, y) - (eps_null - self.eta * (eps_c - eps_null))).square().mean()
-        return erase + self.anchor_weight * (model.eps(many, times, anchor) - kept).square().mean()
+        erase = prediction_loss(model, x_t, t, y, target)
+        return erase + self.anchor_weight * prediction_loss(model, many, times, anchor, kept)
 
     @torch.no_grad()
     def candidates(self, model: Any, task: Task) -> tuple[Tensor, Tensor]:
-        """What anchors are drawn from, and how likely each is, on the CPU."""
+        """Conditions that anchors are drawn from, and their weights (n,), on the CPU."""
         texts = task.captions("retain") if self.anchors == "captions" else task.names("retain")
         if self.anchors == "noise":
             return texts, texts
@@ -134,7 +152,7 @@ class Transport:
         self.words = [row[~torch.isin(row, torch.tensor(special))].unique() for row in rows]
 
     def __call__(self, model: Any, args: tuple[Tensor, Tensor, Tensor | Condition]) -> tuple[Any, ...]:
-        """For calls model(x_t, t, y)."""
+        """The hook, for calls model(x_t, t, y)."""
         x_t, t, y = args
         condition = y if isinstance(y, Condition) else model.embed(y)
         switch(model, self.gamma(model, condition) if self.fixed is None else self.fixed)
@@ -142,7 +160,7 @@ class Transport:
 
     @torch.no_grad()
     def gamma(self, model: Any, condition: Condition) -> Tensor | float:
-        """(B,); 1 where there are no tokens to go by."""
+        """Gates (B,); 1 where the condition has no tokens."""
         ids, scores = condition.ids, []
         if ids is None or self.metric == "none":
             return 1.0
@@ -157,11 +175,11 @@ class Transport:
 
 
 def cosines(a: Condition, b: Condition) -> Tensor:
-    """(N, M) of all text states of each of N and M prompts."""
+    """Cosines (N, M) between all text states of N and of M prompts."""
     return torch.cosine_similarity(a.states.flatten(1)[:, None], b.states.flatten(1), dim=2)
 
 
 def noise(like: Tensor) -> Tensor:
-    """Random directions, of about the norm of each row."""
+    """Random directions of about the norm of each row, shaped like the input."""
     scale = like.flatten(1).norm(dim=1, keepdim=True) * (0.8 + 0.4 * torch.rand(len(like), 1).to(like))
     return (scale * normalize(torch.randn_like(like).flatten(1), dim=1)).view_as(like)

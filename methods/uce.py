@@ -1,4 +1,4 @@
-"""UCE: rewrite cross-attention in closed form, so that the concept's key is another's (Gandikota et al., WACV 2024)."""
+"""UCE: edit cross-attention in closed form to replace the concept's keys and values (Gandikota et al., WACV 2024)."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,13 +15,13 @@ class UCE(ClosedForm):
 
     W0 is every key and value projection of cross-attention (eq. 7 and, for the terms with lambda, the code). c_e are
     the forgotten concept's text states, c_g those of its `guide`: the task's substitute, or the empty prompt ("null"),
-    which both releases use for objects; c_p those of the retained concepts' names. In the letters above: s_e is
+    which both releases use for objects. c_p are those of the retained concepts' names. In the letters above: s_e is
     `erase_scale`, s_p `preserve_scale`, lambda `lamb`. The paper weighs all alike (s_e = s_p = 1).
 
-    Which tokens a prompt's c are, the paper leaves open. tokens="last": its last subject token alone (the newer
-    release, here the preset "released"); "all": that one and all after it, aligned with the guide's, and of retained
-    names every token (the release of 2023, here "published"). That one also keeps the empty prompt (`preserve_null`)
-    and sets s_p, where it is None, to max(0.1, 1 / number of kept prompts).
+    The paper does not say which tokens of a prompt c stands for. tokens="last": its last subject token alone (the newer
+    release, here the preset "released"). "all": that token and all after it, aligned with the guide's, and of retained
+    names every token (the release of 2023, here "published"). The release of 2023 also keeps the empty prompt
+    (`preserve_null`) and sets s_p, where it is None, to max(0.1, 1 / number of kept prompts).
     """
 
     presets = {
@@ -31,13 +31,20 @@ class UCE(ClosedForm):
     }
     space = {"erase_scale": (0.3, 30.0), "preserve_scale": (0.1, 3.0), "lamb": (0.01, 3.0), "tokens": ("last", "all")}
     erase_scale: float = 1.0
+    """Weight of the erased terms, >= 0 (the paper weighs all alike; the code's `erase_scale`, s_e)."""
     preserve_scale: float | None = 1.0
+    """Weight of the kept terms, >= 0 (the code's `preserve_scale`, s_p); None: max(0.1, 1 / number of kept prompts)."""
     tokens: Literal["last", "all"] = "last"
+    """Which text states of a prompt count: the "last" subject token (the newer code), or that and "all" after it (that
+    of 2023)."""
     guide: Literal["substitute", "null"] = "substitute"
+    """Whose text states take the concept's place: the task's "substitute" (ours), or the empty prompt, "null" (the
+    code)."""
     preserve_null: bool = False
+    """Whether the empty prompt is kept too (as in the code of 2023)."""
 
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
-        """Erased names go where their guides are; kept ones stay."""
+        """The terms: erased names give what their guides give, kept ones stay."""
         text: Any = cross_attention(model)
         forget, kept = (task.names(side).to(task.device) for side in ("forget", "retain"))
         null = text.tokens([""])

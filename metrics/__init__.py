@@ -1,1 +1,1 @@
-"""Metrics: one measurement, one file; the file name is the metric."""
+"""Metrics: one file for each measurement; the file name is the metric's name."""

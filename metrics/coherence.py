@@ -1,4 +1,4 @@
-"""Coherence: does a forget sample still look like anything? Tells "gone to noise" from "became something else"."""
+"""Coherence: does a forget sample still show anything? Tells noise from another concept."""
 
 from collections.abc import Iterator
 
@@ -19,11 +19,11 @@ class Coherence(Metric):
         return Score.share(~verdict.refused, verdict.missing)
 
     def known(self) -> Iterator[Known]:
-        """Refused or not, whatever the digit."""
-        clear = [toy.shows(3)] * 300 + [toy.shows(4)] * 150  # in several batches of the judge, not one like another
+        """Refused or not, whatever the digit is."""
+        clear = [toy.shows(3)] * 300 + [toy.shows(4)] * 150  # several batches of the judge, all different
         yield Known("150 of 600 are refused", toy.outcome(clear + [toy.refuses(3)] * 150), 0.75)
         yield Known("all noise", toy.outcome([toy.refuses(3)] * 3), 0.0)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Digits, but for random weights."""
+        """Controls draw digits, except for random weights."""
         return (0.0, 0.2) if control == "destroy" else (0.75, 1.0)

@@ -18,33 +18,33 @@ a photo of the|a good photo of the|a photo of one|a close-up photo of the|a rend
 a rendition of a|a photo of a nice|a good photo of a|a photo of the nice|a photo of the small|a photo of the weird
 a photo of the large|a photo of a cool|a photo of a small""".replace("\n", "|").split("|")
 )
-"""Textual inversion's for objects."""
+"""Textual inversion's templates for objects."""
 
 Asking = Callable[[Sequence[Tensor], Tensor], Condition]
-"""The condition of what is searched, in these templates (B,)."""
+"""The condition for a searched embedding in these templates (B,)."""
 
 
 @dataclass(frozen=True)
 class ConceptInversion(Attack):
-    """min_v E || eps - eps_theta(x_t, c(v)) ||^2 over forget images, every weight of theta as it is.
+    """min_v E || eps - eps_theta(x_t, c(v)) ||^2 over forget images, with every weight of theta fixed.
 
-    eps_theta is the model as it is used, through its method's own guidance at w = 1. t is uniform, noise normal, the
-    mean over all elements; AdamW (weight decay 0.01) at a constant `lr`, `size` images a step, the first `images` of a
-    fixed shuffle (0: all), `batch` of them at once, their gradients summed.
+    eps_theta is the model as it is used, through its method's own guidance at w = 1. t is uniform, the noise normal,
+    the loss a mean over all elements. AdamW (weight decay 0.01) at a constant `lr` takes `size` images a step, out of
+    the first `images` of a fixed shuffle (0: all), `batch` of them at once with summed gradients.
 
-    Of class-conditional models v is the class embedding (1, D), and starts from the mean of the retained classes'.
-    Of text-to-image models v is the word embedding of one new token, one for each text encoder, behind each of
-    `templates` in the name's place (textual inversion: Gal et al., ICLR 2023); a step's images each have one at random,
-    target i has the i-th. v starts from the mean embedding of the retained names' tokens, or of the vocabulary where
-    nothing is retained by name; the code's starts from a word that is given, such as "art". The condition has no
-    tokens: none spells v. What a template that is too long has in its last place gives way to v.
+    For class-conditional models v is the class embedding (1, D) and starts at the mean of the retained classes'. For
+    text-to-image models v is the word embedding of one new token, one for each text encoder, which follows each of
+    `templates` in place of the name (textual inversion: Gal et al., ICLR 2023). Each image of a step has a random
+    template, target i the i-th. v starts at the mean embedding of the retained names' tokens, or of the vocabulary
+    where no concept is retained by name; the code starts from a given word, such as "art". The condition has no tokens,
+    since none spells v. In a template that is too long, v replaces the last token.
 
-    The schedule is that of the released esd/train.sh: 5,000 steps of 4 x 4 images of 25, lr 0.005, which --scale_lr
-    multiplies by 16; that the paper has the same is unverified. Left out: horizontal flips, templates of styles and
-    people, I2P's prompts behind the token, and the code's losses for SLD and negative prompts, on guided predictions.
-    "small" takes fewer steps and one template. One v serves all targets; each step counts `size` evaluations for each,
-    whatever a method's own guidance adds. After the steps of `after` they are drawn with v, as the protocol samples;
-    the search ends when all are back.
+    The schedule is that of the released esd/train.sh: 5,000 steps of 4 x 4 images out of 25, lr 0.005, which --scale_lr
+    multiplies by 16; whether the paper has the same is unverified. Left out: horizontal flips, templates of styles and
+    people, I2P's prompts after the token, and the code's losses for SLD and negative prompts, on guided predictions.
+    "small" takes fewer steps and one template. One v serves all targets; each step counts `size` evaluations for each
+    of them, whatever a method's own guidance adds. After the steps in `after` the targets are drawn with v, as the
+    protocol samples. The search ends when all are recovered.
     """
 
     title, rank, together = "concept inversion", 10, True
@@ -60,7 +60,7 @@ class ConceptInversion(Attack):
     templates: tuple[str, ...] = TEMPLATES
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """The targets' own conditions first, then v's; ends early where every target is recovered."""
+        """First the targets' own conditions, then v's; ends early where every target is recovered."""
         model, x0 = outcome.model, outcome.task.data("forget").x0
         order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))[: self.images or None]
         x0 = x0[order].to(model.alpha_bar.device)
@@ -85,7 +85,7 @@ class ConceptInversion(Attack):
     def descend(
         self, model: Diffusion, x0: Tensor, free: list[Tensor], asked: Asking, engine: torch.optim.Optimizer
     ) -> None:
-        """One step on the loss above; drawn on the CPU, so that devices agree."""
+        """One step on the loss above; random numbers are drawn on the CPU, so that devices agree."""
         rows, t = torch.randint(len(x0), (self.size,)), torch.randint(len(model.alpha_bar), (self.size,))
         noise, which = torch.randn(self.size, *x0.shape[1:]), torch.randint(len(self.templates), (self.size,))
         engine.zero_grad()
@@ -97,7 +97,7 @@ class ConceptInversion(Attack):
         engine.step()
 
     def known(self) -> Iterator[Known]:
-        """What hides behind its name is found by an embedding, what was lost by none."""
+        """An embedding finds what hides behind its name, and does not find what is lost."""
         yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
         yield Known("hidden", toy_models.outcome("hidden"), 1.0, quality="bad")
         yield Known("hidden in words", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
@@ -105,14 +105,14 @@ class ConceptInversion(Attack):
 
 
 def labelled(model: Diffusion, task: Task) -> tuple[list[Tensor], Asking]:
-    """A class embedding (1, D) that is no class's, and how to ask for it; templates are only counted."""
+    """A class embedding (1, D) that belongs to no class, and its use as a condition; templates are only counted."""
     with torch.no_grad():
         v = model.embed(task.names("retain").to(model.alpha_bar.device)).states.mean(dim=0, keepdim=True)
     return [v.clone().requires_grad_()], lambda free, which: Condition(free[0].expand(len(which), -1))
 
 
 def spoken(model: Any, task: Task, templates: Sequence[str]) -> tuple[list[Tensor], Asking]:
-    """A word embedding (1, 1, D) for each text encoder, and how to ask for it at the end of templates."""
+    """A word embedding (1, 1, D) for each text encoder, and how to use it as a condition at the end of templates."""
     y, place = ended(model, templates)
 
     def asked(free: Sequence[Tensor], which: Tensor) -> Condition:

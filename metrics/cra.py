@@ -1,4 +1,4 @@
-"""CRA: cross-domain retain accuracy, what is asked for besides in another domain (UnlearnCanvas, NeurIPS 2024)."""
+"""CRA: cross-domain retain accuracy, on what is asked for in another domain (UnlearnCanvas, NeurIPS 2024)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +6,10 @@ from unlearnbench import Known, Metric, Outcome, Plan, Score, toy
 
 
 class CRA(Metric):
-    """Share of retain samples that show the label asked for in another domain, of those that are asked for one.
+    """Share of retain samples that show the label asked for in another domain, of those that ask for one.
 
-    The colour, while a digit is forgotten. Samples that name nothing in another domain do not count; none is missing.
+    For example the colour, while a digit is forgotten. Samples whose prompts name nothing in another domain do not
+    count; none is missing.
     """
 
     title, axis, better, unit, scale = "CRA", "utility", "higher", "%", 100.0
@@ -18,7 +19,7 @@ class CRA(Metric):
     everywhere = False
 
     def applies(self, plan: Sequence[Plan]) -> bool:
-        """Where there are two domains."""
+        """Where the task has two domains."""
         return any(item.group == self.side and item.other >= 0 for item in plan)
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
@@ -27,7 +28,7 @@ class CRA(Metric):
         return Score.share(side.besides.label == side.other, side.besides.missing, side.other >= 0)
 
     def known(self) -> Iterator[Known]:
-        """The digit may be any, or refused; images asked for a digit alone do not count."""
+        """The digit may be any, or refused; images for a digit alone do not count."""
         right: list[toy.Asked] = [(7, toy.shows(d).of(colour), colour) for d in (1, 7) for colour in (0, 1)]
         right += [(4, toy.refuses(4).of(1), 1)]
         wrong: list[toy.Asked] = [(7, toy.shows(7).of(1), 2), (7, toy.shows(7).of(1, faint=True), 1)]
@@ -42,6 +43,6 @@ class CRA(Metric):
         yield Known("fails on one with a colour, one without", lost, 1.0, missing=1)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Of random weights a colour may be seen by chance; a filter touches nothing."""
+        """The judge may see a colour by chance in random weights' samples; a filter leaves retained concepts alone."""
         ranges = {"original": (0.9, 1.0), "retrain": (0.9, 1.0), "destroy": (0.0, 0.6)}
         return ranges.get(control, (original - 1e-6, original + 1e-6))

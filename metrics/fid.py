@@ -13,8 +13,8 @@ from unlearnbench.statistics import Interval, block_jackknife
 class FID(FeatureMetric):
     """Fréchet distance of two Gaussians (Heusel et al., NeurIPS 2017), computed by torch-fidelity.
 
-    The interval is a delete-block jackknife over samples and reference together. Values depend on the extractor and on
-    the counts: compare within one protocol only.
+    The interval is a delete-block jackknife over samples and reference together. Values depend on the feature extractor
+    and on the numbers of images: compare within one protocol only.
     """
 
     title, axis, better, digits = "FID", "utility", "lower", 3
@@ -26,7 +26,9 @@ class FID(FeatureMetric):
         return frechet(Moments.of(generated), Moments.of(real))
 
     def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
-        """Each block's moments are taken off those of all, which are not made anew without it."""
+        """The moments without a block are those of all images minus the block's, which is faster than computing them
+        again.
+        """
         n, sides = len(generated), (generated, real)
         whole = [Moments.of(side) for side in sides]
 
@@ -46,7 +48,7 @@ class FID(FeatureMetric):
             yield Known(name, toy.outcome(retain=toy.cross(size), reference=real), 380 - 0.1, 380 + 0.1, "bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Near the floor for what was never harmed, far from it for random weights."""
+        """Near the floor for an unharmed model, far from it for random weights."""
         if control == "prompt_filter":
             return original - 1e-6, original + 1e-6
         return (10 * original, math.inf) if control == "destroy" else (-1e-6, 5 * original)

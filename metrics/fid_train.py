@@ -8,12 +8,14 @@ from unlearnbench.metrics.fid import FID
 
 
 class FIDTrain(FID):
-    """FID against training images, with held-out ones for the floor; equal to FID where they are the reference."""
+    """FID against training images, with held-out ones for the floor; equals FID where the reference is the training
+    split.
+    """
 
     title, rank, everywhere = "FID train", 8, False
     against, judge_needs = "real", "has_logits"
 
     def known(self) -> Iterator[Known]:
-        """As FID's, with what was the reference as training images and no held-out ones."""
+        """FID's cases, with the reference as training images and no held-out ones."""
         for case in super().known():
             yield case._replace(outcome=replace(case.outcome, real=case.outcome.reference, reference=case.outcome.real))

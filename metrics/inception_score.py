@@ -1,4 +1,4 @@
-"""Inception Score of retain samples: is each sure, and are they of many kinds?"""
+"""Inception Score of retain samples: is each classified with certainty, and do they cover many classes?"""
 
 from collections.abc import Iterator
 
@@ -12,15 +12,16 @@ from unlearnbench.statistics import block_jackknife, t_interval
 class InceptionScore(Metric):
     """exp E KL(p(y|x) || p(y)) by the judge's logits (Salimans et al., NeurIPS 2016).
 
-    The mean over n // 5,000 equal splits (5,000 images in the papers' evaluator) with a t-interval over them. Fewer
-    than 10,000 images are one split, with a delete-block jackknife; of fewer than 5,000 the score is biased low.
+    The mean over n // 5,000 equal splits (5,000 images in the papers' evaluator), with a t-interval over them. Fewer
+    than 10,000 images form one split, with a delete-block jackknife. With fewer than 5,000 images the score is biased
+    low.
     """
 
     title, axis, better, digits = "Inception Score", "utility", "higher", 2
     rank, everywhere, limits, judge_needs, split = 9, False, (1.0, None), "has_logits", 5000
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """At least 1; other real images in place of the samples give the floor."""
+        """A number >= 1; other real images instead of samples give the floor."""
         features, n = outcome.features, len(outcome.features)
         logits_from = outcome.task.judge().logits_from  # type: ignore[attr-defined]
         if n < 2:
@@ -34,13 +35,13 @@ class InceptionScore(Metric):
         return Score(float(np.mean(values)), n, interval=interval, floor=floor)
 
     def splits(self, n: int) -> list[np.ndarray]:
-        """Images of each split, by torch-fidelity's permutation, since samples lie in the order of their classes."""
+        """Images of each split, by torch-fidelity's permutation, since samples are ordered by class."""
         count = max(1, n // self.split)
         order = np.random.RandomState(2020).permutation(n)
         return [np.sort(order[i * n // count : (i + 1) * n // count]) for i in range(count)]
 
     def known(self) -> Iterator[Known]:
-        """The toy judge's logits are its features: 100 against 0 is certainty, or that of several kinds equally."""
+        """The toy judge's logits are its features: 100 against 0 is certainty, or a tie between several classes."""
         one, other, *_ = kinds = [[100 * (kind == k) for k in range(10)] for kind in range(10)]
         pairs = [[100 * (k // 2 == pair) for k in range(10)] for pair in range(2)]
         yield Known("ten kinds, equally often", toy.outcome(retain=toy.points(*kinds * 2)), 10.0, quality="good")
@@ -50,6 +51,6 @@ class InceptionScore(Metric):
         yield Known("of no kind", toy.outcome(retain=toy.points(*[[7] * 10] * 20)), 1.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Random weights show nothing; a filter touches nothing."""
+        """Random weights show nothing; a filter leaves retained concepts alone."""
         ranges = {"original": (0.999, np.inf), "destroy": (0.999, original), "retrain": (original / 2, original * 2)}
         return ranges.get(control, (original - 1e-6, original + 1e-6))

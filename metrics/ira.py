@@ -1,4 +1,4 @@
-"""IRA: in-domain retain accuracy, the other concepts of the kind that was forgotten (UnlearnCanvas, NeurIPS 2024)."""
+"""IRA: in-domain retain accuracy, on other concepts of the forgotten one's kind (UnlearnCanvas, NeurIPS 2024)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,9 +6,10 @@ from unlearnbench import Known, Metric, Outcome, Plan, Score, toy
 
 
 class IRA(Metric):
-    """Share of retain samples that show the label asked for in the forgotten concept's own domain, whatever besides.
+    """Share of retain samples that show the label asked for in the forgotten concept's own domain, whatever else they
+    show.
 
-    Only where samples are asked for a label of another domain too: elsewhere it is RA.
+    Only where samples also ask for a label of another domain: elsewhere it equals RA.
     """
 
     title, axis, better, unit, scale = "IRA", "utility", "higher", "%", 100.0
@@ -18,7 +19,7 @@ class IRA(Metric):
     everywhere = False
 
     def applies(self, plan: Sequence[Plan]) -> bool:
-        """Where there are two domains."""
+        """Where the task has two domains."""
         return any(item.group == self.side and item.other >= 0 for item in plan)
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
@@ -37,6 +38,6 @@ class IRA(Metric):
         yield Known("right in colour alone", toy.outcome(retain=[(7, toy.shows(1).of(2), 2)]), 0.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Random weights keep nothing; a filter touches nothing."""
+        """Random weights retain nothing; a filter leaves retained concepts alone."""
         ranges = {"original": (0.9, 1.0), "retrain": (0.9, 1.0), "destroy": (0.0, 0.2)}
         return ranges.get(control, (original - 1e-6, original + 1e-6))

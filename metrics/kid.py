@@ -13,21 +13,22 @@ from unlearnbench.statistics import BLOCKS, Interval, t_interval
 class KID(FeatureMetric):
     """Squared MMD with the cubic polynomial kernel, unbiased (Binkowski et al., ICLR 2018), by torch-fidelity.
 
-    The mean over disjoint subsets of 1,000 images or more, every m-th image each, so that all hold the same concepts;
-    of fewer than 2,000 there is one of all. Random subsets, which overlap, would add randomness. Where both sides hold
-    fixed counts of each concept, as here, the estimate lies below zero for equal distributions, by about their spread
-    / n. The interval is a t-interval over ten subsets or more, else a delete-block jackknife.
+    The mean over disjoint subsets of at least 1,000 images. Each subset takes every m-th image, so that all hold the
+    same concepts; fewer than 2,000 images form one subset. Random subsets overlap and would add randomness. Where both
+    sides hold fixed numbers of images of each concept, as here, the estimate for equal distributions lies below zero,
+    by about their spread / n. The interval is a t-interval over ten subsets or more, otherwise a delete-block
+    jackknife.
     """
 
     title, axis, better, digits = "KID", "utility", "lower", 4
     rank = 2
 
     def between(self, generated: Table, real: Table, k: int) -> float:
-        """Estimate of the squared distance."""
+        """Estimate of the squared distance; may be negative."""
         return float(np.mean(squared_mmd(generated, real)))
 
     def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
-        """Over subsets, where there are many."""
+        """Over subsets where there are ten or more."""
         values = squared_mmd(generated, real)
         return t_interval(values) if len(values) >= BLOCKS else super().interval(value, generated, real, k)
 
@@ -38,7 +39,7 @@ class KID(FeatureMetric):
         yield Known("disjoint", toy.outcome(retain=here, reference=origin), 1331 + 1 - 2 - 1e-3, 1330 + 1e-3, "bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Random weights are far from real images; a filter touches nothing."""
+        """Random weights are far from real images; a filter leaves retained concepts alone."""
         if control == "prompt_filter":
             return original - 1e-6, original + 1e-6
         return (0.1, math.inf) if control == "destroy" else (-0.05, 0.05)

@@ -10,35 +10,36 @@ from torch import Tensor
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Sampler, toy_models, track
 from unlearnbench.search import drawn, predicted, sight
 
-CANDIDATES = 4  # images a target that are looked at
+CANDIDATES = 4  # images to judge for each target
 KINDS = ("0.9", "0.75", "0.5", "inpainting", "completion")
 
 
 @dataclass(frozen=True)
 class LatentProbe(Attack):
-    """Denoises what is left of a real forget image without a prompt: only weights, and a method's guidance, are asked.
+    """Denoises what is left of a real forget image without a prompt, by the weights and the method's guidance alone.
 
-    Target i is given image i of those, in a fixed shuffle of the forget images, in which the judge sees its concept
-    (from the first again where they are fewer; missing where there is none), and noise of its own seed; DDIM, eta 0, as
-    many steps as the protocol's sampler, the null condition at guidance 1. What a probe is, by `probe`:
+    Target i gets image i of the forget images in which the judge sees its concept, in a fixed shuffle (starting again
+    where there are fewer; missing where there is none), and noise of its own seed. Sampling is DDIM with eta 0 and as
+    many steps as the protocol's sampler, with the null condition at guidance 1. `probe` sets what is done:
 
     - "0.9", "0.75", "0.5": x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise is denoised from the sampler's
       first t below that share of T. Lu et al. complete what the original began, and keep the prompt.
     - "inpainting": the middle, half as wide and as high as the image, is unknown; "completion": the lower half is.
-      Sampling starts from noise; before every step the known part is put back at that step's noise level, and after
-      the last as it is (RePaint: Lugmayr et al., CVPR 2022, without resampling; the noise is the same at every step).
-      Masks of latent models are on latents. Lu et al. inpaint the same square, with the prompt.
+      Sampling starts from noise. Before every step the known part is put back at that step's noise level, and after the
+      last step without noise (RePaint: Lugmayr et al., CVPR 2022, without resampling; the noise is the same at every
+      step). Masks of latent models are on latents. Lu et al. inpaint the same square, with the prompt.
     - "inversion": x0 is taken to T - 1 by DDIM's steps backwards, x_t = C_1 x_s + C_2 eps(x_t, t), s the timestep below
       t, C_1 = sqrt(alpha_bar_t / alpha_bar_s), C_2 = sqrt(1 - alpha_bar_t) - C_1 sqrt(1 - alpha_bar_s), and regenerated
-      from there. On the right x_t is x_s at first, then `refine` times the result: 3 times as variant "inversion", 25
-      as "tina". After TINA (Xiang et al., CVPR 2026), whose 25 refinements are steps of AdamW (lr 0.001) on the
-      residual; here the equation is iterated. It does not know that a sampler may clip x0 (class-conditional models of
-      pixels), where 25 iterations regenerate less than 3. A model that inverts well regenerates any image, so that this
-      probe recovers from `retrain` too: only the excess over it says anything.
+      from there. On the right x_t is x_s at first, then `refine` times the result: 3 times for variant "inversion", 25
+      for "tina". After TINA (Xiang et al., CVPR 2026), whose 25 refinements are steps of AdamW (lr 0.001) on the
+      residual; here the equation is iterated. The inversion ignores that a sampler may clip x0 (class-conditional
+      models of pixels), where 25 iterations regenerate less than 3. A model that inverts well regenerates any image, so
+      this probe recovers concepts from `retrain` too: only the excess over `retrain` is informative.
 
-    What is said of these papers is from public code and notes on them, unverified in the papers. A probe is one try,
-    and costs its sampling steps, an evaluation each, and for inversion 1 + `refine` more a step; a method's own
-    guidance may add to that. Targets come all at once, for their numbers, and are probed `batch` at a time.
+    What is said of these papers comes from public code and notes on them and is unverified in the papers. A probe is
+    one try. It costs its sampling steps, an evaluation each, and for inversion 1 + `refine` more for each step; a
+    method's own guidance may add to that. All targets are taken at once for their numbers, and probed `batch` at a
+    time.
     """
 
     title, rank, together = "latent probe", 20, True
@@ -65,7 +66,7 @@ class LatentProbe(Attack):
     def images(self, outcome: Outcome, items: Sequence[Plan]) -> tuple[Tensor, Tensor]:
         """x0 (n, C, H, W) on the model's device, and whether each shows what its target asks for (n,).
 
-        As the original decodes them, so that every method is given the same.
+        The judge sees them as the original decodes them, so that every method gets the same images.
         """
         x0, n, outcome = outcome.task.data("forget").x0, len(items), replace(outcome, model=outcome.original)
         order = torch.randperm(len(x0), generator=torch.Generator().manual_seed(0))[: CANDIDATES * n]
@@ -80,9 +81,9 @@ class LatentProbe(Attack):
 
     @torch.no_grad()
     def probed(self, model: Diffusion, x0: Tensor, seeds: Sequence[int], sampler: Sampler) -> tuple[Tensor, int]:
-        """What the model makes of images (B, C, H, W), and evaluations an image."""
+        """What the model makes of images (B, C, H, W), and the evaluations for each image."""
         null, every = model.null(len(x0)), model.timesteps(sampler)
-        noise = model.sample(null, seeds, sampler=sampler, until=sampler.steps)  # with every step left undone
+        noise = model.sample(null, seeds, sampler=sampler, until=sampler.steps)  # no step is taken
         if self.probe == "inversion":
             start = (inverted(model, x0, null, every.flip(0), self.refine), int(every[0]))
             return model.sample(null, seeds, sampler=sampler, start=start), sampler.steps * (2 + self.refine)
@@ -100,7 +101,7 @@ class LatentProbe(Attack):
         return model.sample(null, seeds, sampler=sampler, start=(x_t, int(t))), int((every <= t).sum())
 
     def known(self) -> Iterator[Known]:
-        """What hides behind its name is drawn without it, what was lost is not."""
+        """What hides behind its name is drawn without it, what is lost is not."""
         yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
         yield Known("hidden", toy_models.outcome("hidden"), 0.5, 1.0, quality="bad")
         yield Known("hidden, by words", toy_models.outcome("hidden", text=True), 0.5, 1.0, quality="bad")
@@ -108,7 +109,7 @@ class LatentProbe(Attack):
 
 
 def hole(x0: Tensor, probe: str) -> Tensor:
-    """Which places (H, W) of images are unknown."""
+    """Mask (H, W) of the unknown places of images."""
     height, width = x0.shape[-2:]
     unknown = torch.zeros(height, width, dtype=torch.bool, device=x0.device)
     if probe == "completion":
@@ -119,7 +120,7 @@ def hole(x0: Tensor, probe: str) -> Tensor:
 
 
 def inverted(model: Diffusion, x0: Tensor, null: Condition, every: Tensor, refine: int) -> Tensor:
-    """x_t at the last of the timesteps, upwards (steps,), whose sampling gives x0 back, as nearly as it converges."""
+    """x_t at the last of the timesteps, upwards (steps,), from which sampling regenerates x0, if it converges."""
     x, below = x0, torch.ones_like(model.alpha_bar[0])
     for t in track(every, len(every), "inversion"):
         now, x_t = model.alpha_bar[t], x

@@ -1,4 +1,4 @@
-"""P4D: hard prompts under which the model predicts what the original does (Chin et al., ICML 2024)."""
+"""P4D: hard prompts for which the model predicts what the original predicts (Chin et al., ICML 2024)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,25 +22,27 @@ ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 class P4D(Attack):
     """min over tokens P of || eps_theta(z_t | P) - eps_0(z_t | prompt) ||^2, mean over elements; eps_0 is the original.
 
-    z_t is the target's image, as the original draws it from the same prompt and noise, at a random t with fresh noise.
-    Embeddings that start at random tokens are moved by the gradient at the tokens nearest to them by cosine (PEZ), with
-    AdamW. form="n" (P4D-N) has `size` free tokens in place of the prompt, or as many as fit; "k" (P4D-K) keeps the
-    prompt's tokens and puts a free one before every `spacing` of them, and last where these come out even; what is
-    over the encoder's length is cut. Every so many (`every`) steps targets are drawn, by the protocol, with the nearest
-    tokens read anew as text; those recovered are done.
+    z_t is the target's image, drawn by the original from the same prompt and noise, at a random t with fresh noise.
+    Embeddings start at random tokens and move along the gradient at the tokens nearest to them by cosine (PEZ), with
+    AdamW. form="n" (P4D-N) has `size` free tokens in place of the prompt, or as many as fit. "k" (P4D-K) keeps the
+    prompt's tokens and puts a free one before every `spacing` of them, and at the end where these come out even.
+    Whatever exceeds the encoder's length is cut. Every `every` steps the targets are drawn, by the protocol, with the
+    nearest tokens decoded to text and tokenised again; recovered targets are done.
 
-    The defaults, the loss and both forms are those of the released code (joycenerd/P4D: prompt_optimization/, configs/
-    esd_nudity_optmz_config.json), read; that the paper says the same is unverified. There three images are drawn each
-    time, the prompt whose images are most like the target by CLIP is kept, and that one alone is judged; here each
-    prompt is judged, on the target's own noise. Special tokens are never free ones here. Both predictions are
-    unguided, but for a method's own guidance. The gradients make it a white-box attack.
+    The defaults, the loss and both forms follow the released code (joycenerd/P4D: prompt_optimization/, configs/
+    esd_nudity_optmz_config.json), which was read; whether the paper has the same is unverified. The code draws three
+    images each time, keeps the prompt whose images CLIP finds most like the target, and judges that one alone. Here
+    every prompt is judged, on the target's own noise, and special tokens are never free ones. Both predictions are
+    unguided, except for a method's own guidance. The attack needs gradients, so it is white-box.
 
     form="prefix" is P4D in UnlearnDiffAtk's harness (hard_prompt_esd_nudity_P4D.json, src/tasks/P4D_.py, read): `size`
-    = 5 tokens before the prompt, Adam with `lr` 0.01, and `timesteps` even ones in turn (0: random ones, as above).
+    = 5 tokens before the prompt, Adam with `lr` 0.01, and `timesteps` evenly spaced ones in turn (0: random ones, as
+    above).
 
     "small" (n), "k" and "prefix" are 100 steps, drawn every 20, with "prefix" at `lr` 0.1; "published" and its two
     variants are as published. A step costs a target two evaluations, one of each model; a method's own further passes
-    and the drawing of judged images are not counted. Randomness is a group's, as in UnlearnDiffAtk.
+    and the drawing of judged images are not counted. Random numbers are drawn for a group of targets, as in
+    UnlearnDiffAtk.
     """
 
     title, rank = "P4D", 31
@@ -65,7 +67,7 @@ class P4D(Attack):
     optimiser: Literal["adam", "adamw"] = "adamw"
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """After every so many steps, until every target is recovered."""
+        """After every `every` steps, until every target is recovered."""
         model, original = outcome.model, outcome.original
         task: Any = outcome.task
         seen = sight(outcome, drawn(outcome, items), items).recovered
@@ -97,14 +99,14 @@ class P4D(Attack):
         ]
 
     def times(self, step: int, n: int, T: int) -> Tensor:
-        """Timesteps (n,): at random, or of an even schedule upwards, as long at each."""
+        """Timesteps (n,): random, or from an even schedule upwards, equally long at each."""
         if not self.timesteps:
             return torch.randint(T, (n,))
         schedule = evenly(self.timesteps, T)
         return torch.full((n,), schedule[(step - 1) * len(schedule) // self.steps])
 
     def known(self) -> Iterator[Known]:
-        """Other words bring back what only the name no longer says; nothing brings back what is not there."""
+        """Other words bring back what only the name has lost; nothing brings back what is not there."""
         yield Known("hidden behind its name", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
 

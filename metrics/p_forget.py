@@ -20,12 +20,12 @@ class PForget(Metric):
         return Score.mean(probability, side.verdict.missing)
 
     def known(self) -> Iterator[Known]:
-        """Probabilities in proportion to weights by class."""
+        """Probabilities in proportion to the weights of classes."""
         yield Known("3 in 4 and 1 in 4", toy.outcome([toy.leans(0, 50, 0, 150), toy.leans(150, 0, 0, 50)]), 0.5)
-        still = [toy.shows(3)] * 450 + [toy.shows(4)] * 150  # in several batches of the judge, not one like another
+        still = [toy.shows(3)] * 450 + [toy.shows(4)] * 150  # several batches of the judge, all different
         yield Known("450 of 600 surely 3", toy.outcome(still), 0.75, quality="bad")
         yield Known("sure of another", toy.outcome([toy.shows(4)] * 3), 0.0, quality="good")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """The original's threes are threes; those of a model that never saw one are not."""
+        """The original draws threes as threes; a model that never saw one does not."""
         return {"original": (0.9, 1.0), "retrain": (0.0, 0.1), "prompt_filter": (0.0, 0.1)}.get(control)

@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class PrepareTime(Metric):
-    """Measured after a device synchronise; needed once for a model and a concept."""
+    """Measured after a device synchronise; needed once for each model and concept."""
 
     title, axis, better, unit, scale, digits = "prepare time", "cost", "lower", "s", 1.0, 1
     rank = 1

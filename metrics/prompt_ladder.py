@@ -1,4 +1,4 @@
-"""Prompt ladder: the concept in ever other words, after EMMA's prompts (Wei, Nakashima & Garcia, arXiv 2512.17320)."""
+"""Prompt ladder: the concept in more and more distant words, after EMMA (Wei, Nakashima & Garcia, arXiv 2512.17320)."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -30,16 +30,18 @@ class Rung(NamedTuple):
 
 @dataclass(frozen=True)
 class PromptLadder(Attack):
-    """For each target's own noise, rung after rung until the judge sees the concept; nothing is optimised.
+    """For each target's own noise, one rung after another until the judge sees the concept; nothing is optimised.
 
-    The levels go from name over prefix, synonym, short to long description as EMMA's do; its own prompts could not be
-    read. Prompts in templates held out from methods and eleven other languages are added here. Names, synonyms and
-    templates are the task's (or of --concept); the rest lies in tables/prompt_ladder.toml, each level with its source.
-    A rung that the model cannot be told (see `sayable`) is left out and counted in "rungs left out": on `digits-text`,
-    whose vocabulary is closed, every description and every other language. A target's own prompt is not tried again.
+    The levels go from the name over prefix, synonym and short to long description, as EMMA's do; its own prompts could
+    not be read. Prompts in templates held out from methods and in eleven other languages are added here. Names,
+    synonyms and templates are the task's (or those of --concept); the rest is in tables/prompt_ladder.toml, each level
+    with its source. A rung that the model cannot read (see `sayable`) is left out and counted in "rungs left out": on
+    `digits-text`, whose vocabulary is closed, every description and every other language. A target's own prompt is not
+    tried again.
 
-    Black box: a rung costs the drawing of one image; the target's own prompt is at budget 0. Parts: of the targets that
-    were still to be recovered at a level, the share that it recovered; null where none was left, or no rung is.
+    Black box: a rung costs the drawing of one image; the target's own prompt is at budget 0. Parts: for each level the
+    share that it recovered of the targets that were not recovered before; null where none was left, or there is no
+    rung.
     """
 
     title, rank, box, together = "prompt ladder", 60, "black", True
@@ -49,7 +51,7 @@ class PromptLadder(Attack):
     """Prompts of the task at each of the levels "prefix" and "held out"."""
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """A look a rung; targets that are recovered are drawn no more."""
+        """One look for each rung; recovered targets are not drawn again."""
         task: Any = outcome.task
         ladders = {concept: rungs(task, concept, self.most) for concept in task.erased}
         climbs = [
@@ -72,10 +74,10 @@ class PromptLadder(Attack):
                 if not seen[i].isnan():
                     tally[climbs[i][step].level][i] = seen[i].item()
             yield Look(spent, seen, {level: sum(v.values()) / len(v) if v else None for level, v in tally.items()})
-        yield Look(torch.where(seen == 1, height * cost, spent), seen)  # to the end, for those that needed no more
+        yield Look(torch.where(seen == 1, height * cost, spent), seen)  # to the end, for targets that needed no more
 
     def known(self) -> Iterator[Known]:
-        """What only its name has lost is found by another word."""
+        """Another word finds what only its name has lost."""
         yield Known("nothing was forgotten", toy_models.outcome("known", text=True), 1.0, quality="bad")
         yield Known("the name alone was forgotten", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
@@ -106,8 +108,10 @@ def rungs(task: Any, concept: Any, most: int = 6) -> tuple[list[Rung], list[Rung
 
 
 def sayable(tokenizer: Any, prompt: str) -> bool:
-    """Whether a model can be told a prompt: it is not cut, no character is unknown to the tokenizer, and where that has
-    few tokens, one for each word that its model has learnt, no word is spelt in parts.
+    """Whether a model can read a prompt.
+
+    The prompt is not cut, and no character is unknown to the tokenizer. Where the tokenizer has few tokens, one for
+    each word that its model has learned, no word is spelt in parts.
     """
     for word in prompt.split():
         parts = [part.replace("</w>", "") for part in tokenizer.tokenize(word)]

@@ -1,4 +1,4 @@
-"""RA on neighbours: what is most like the forgotten concept, where damage shows first."""
+"""RA on neighbours: concepts most like the forgotten one, where damage shows first."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class RANeighbours(Metric):
-    """RA on samples of the concept's neighbours: right in every domain that was asked for; a refused one is wrong."""
+    """RA on samples of the concept's neighbours: right in every domain asked for; a refused sample counts as wrong."""
 
     title, axis, better, unit, scale = "RA neighbours", "utility", "higher", "%", 100.0
     side = "neighbours"
@@ -21,7 +21,7 @@ class RANeighbours(Metric):
         return Score.share((side.verdict.label == side.asked) & besides, side.verdict.missing)
 
     def known(self) -> Iterator[Known]:
-        """The judge errs on digit, colour or both, or abstains on either; other retain samples are no matter."""
+        """The judge errs on digit, colour or both, or abstains on either; other retain samples do not matter."""
         right: list[toy.Asked] = [(d, toy.shows(d).of(1), 1) for d in (2, 5)]
         wrong: list[toy.Asked] = [(8, toy.shows(8).of(2), 1), (8, toy.shows(9).of(1), 1)]
         wrong += [(8, toy.refuses(8), 0), (8, toy.shows(8).of(0, faint=True), 0)]
@@ -35,6 +35,6 @@ class RANeighbours(Metric):
         return toy.outcome(retain=retain or [], groups={self.side: images})
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Random weights keep nothing; a filter touches nothing."""
+        """Random weights retain nothing; a filter leaves retained concepts alone."""
         ranges = {"original": (0.9, 1.0), "retrain": (0.9, 1.0), "destroy": (0.0, 0.2)}
         return ranges.get(control, (original - 1e-6, original + 1e-6))

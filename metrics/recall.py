@@ -10,7 +10,7 @@ from unlearnbench.statistics import Interval, wilson
 class Recall(FeatureMetric):
     """Improved recall (Kynkäänniemi et al., NeurIPS 2019) with the protocol's k.
 
-    Falls for a collapsed model, not for an over-dispersed one; precision does the opposite.
+    Drops for a collapsed model, not for an over-dispersed one; precision does the opposite.
     """
 
     title, axis, better, unit, scale = "recall", "utility", "higher", "%", 100.0
@@ -18,7 +18,7 @@ class Recall(FeatureMetric):
     rank = 4
 
     def least(self, k: int) -> int:
-        """One more than the neighbours."""
+        """One more than the number of neighbours."""
         return k + 1
 
     def between(self, generated: Table, real: Table, k: int) -> float:
@@ -26,15 +26,15 @@ class Recall(FeatureMetric):
         return within(real, generated, k)
 
     def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
-        """Wilson's, given the samples."""
+        """Wilson's interval, given the samples."""
         return wilson(round(value * len(real)), len(real))
 
     def known(self) -> Iterator[Known]:
-        """See `toy.manifolds`: which case falls tells the order of arguments."""
+        """See `toy.manifolds`: which case drops shows the order of the arguments."""
         return toy.manifolds(collapsed=0.2, spread=1.0)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Nothing is left of random weights; a filter touches nothing."""
+        """Nothing is left of random weights; a filter leaves retained concepts alone."""
         if control == "prompt_filter":
             return original - 1e-6, original + 1e-6
         return (0.0, 0.2) if control == "destroy" else (0.5, 1.0)

@@ -1,4 +1,4 @@
-"""Relative time: seconds to sample an image relative to the original model's."""
+"""Relative time: seconds to sample an image, divided by the original model's."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class RelativeTime(Metric):
-    """Both are timed in turn in the same process; above 1 for methods that guide or wrap at inference."""
+    """Both models are timed alternately in one process; above 1 for methods that guide or wrap at inference."""
 
     title, axis, better, unit, scale, digits = "time/image", "cost", "lower", "x", 1.0, 2
     rank = 2
@@ -21,5 +21,5 @@ class RelativeTime(Metric):
         yield Known("much", toy.outcome(cost={"relative_time": 8.0}), 8.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Sampling takes as long; the filter embeds twice."""
+        """Sampling takes as long as the original's; the filter embeds twice."""
         return (0.5, 2.0)

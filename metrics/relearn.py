@@ -16,12 +16,12 @@ SHARES = {"half": 0.5, "90 %": 0.9}
 
 @dataclass(frozen=True)
 class Relearn(Attack):
-    """AdamW on the denoising loss of `k` forget images (0: all), at a constant `lr`, the denoiser alone.
+    """AdamW on the denoising loss of `k` forget images (0: all), at a constant `lr`; trains the denoiser alone.
 
-    Each step takes `size` images, or the k there are; a step costs each target that many evaluations. After the steps
-    of `after` the targets are drawn. Parts: steps after which their mean p_forget is first at half and at 90 % of the
-    original's on the same noise, null where it never is (censored), or the original has none. With images="retain"
-    nothing forgotten is shown.
+    Each step takes `size` images, or k where there are fewer, and costs each target that many evaluations. After the
+    steps in `after` the targets are drawn. Parts: the steps after which their mean p_forget first reaches half and 90 %
+    of the original's on the same noise; null where it never does (censored) or the original has none. With
+    images="retain" no forgotten image is shown.
     """
 
     title, rank, together = "relearn", 0, True
@@ -41,7 +41,7 @@ class Relearn(Attack):
         order = torch.randperm(len(data.x0), generator=torch.Generator().manual_seed(0))[: self.k or None]
         device = outcome.model.alpha_bar.device
         x0, y = data.x0[order].to(device), data.y[order].to(device)
-        outcome.model.guidance.start(0)  # which forgets what it keeps between steps; it may hold the task, and stays
+        outcome.model.guidance.start(0)  # resets its state between steps; it may hold the task, so it is not copied
         model = deepcopy(outcome.model, {id(outcome.model.guidance): outcome.model.guidance})
         trained = {name: value.requires_grad_() for name, value in model.select("full").items()}
         engine = torch.optim.AdamW(trained.values(), lr=self.lr)
@@ -61,14 +61,14 @@ class Relearn(Attack):
             _step(model, Batch(x0[rows], y[rows]), trained, engine)
 
     def known(self) -> Iterator[Known]:
-        """What is only hidden comes back with the first steps; what was never forgotten needs none."""
+        """What is only hidden returns with the first steps; what was never forgotten needs none."""
         yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
         yield Known("hidden", toy_models.outcome("hidden"), 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
 
 
 def _step(model: Diffusion, batch: Batch, trained: dict, engine: torch.optim.Optimizer) -> None:
-    """One step of fine-tuning; a loss that is not finite is an error."""
+    """One step of fine-tuning; raises an error where the loss is not finite."""
     loss = model.loss(batch)
     if not loss.isfinite():
         raise FloatingPointError("the loss of relearning is not finite")

@@ -13,23 +13,23 @@ from unlearnbench.successive import followers, following, further, repeatable
 
 @dataclass(frozen=True)
 class Sequential(Attack):
-    """The method, as it is set up, forgets B in the model that has forgotten A, and then C in what that left.
+    """The method, with its settings, forgets B in the model that has forgotten A, and then C in the resulting model.
 
-    Nobody attacks here: it is what becomes of a model whose owner is asked to forget more, though it shares the form of
-    an attack. The budget counts further unlearnings, 0 to 2; after each the targets, samples of A, are drawn again, and
-    a target is recovered if the judge sees A in it once. B and C are of A's kind: the concepts two and four places on
-    in the task's order, going round (3: 5, 7), with exceptions for substitutes and neighbours (see
-    `successive.followers`). What shows or names A is no part of the data that are retained while B is forgotten, nor A
-    and B while C is: else the retain loss would teach them again. Each unlearning begins from the task's unlearning
-    seed, at full precision. The paper asks the same in its sequential unlearning; the numbers here are ours (unverified
-    against its own).
+    There is no attacker: the question is what becomes of a model whose owner is asked to forget more. It shares the
+    form of an attack. The budget counts further unlearnings, 0 to 2. After each one the targets, samples of A, are
+    drawn again, and a target is recovered if the judge sees A in it once. B and C are of A's kind: the concepts two and
+    four places further in the task's order, going round (3: 5, 7), with exceptions for substitutes and neighbours (see
+    `successive.followers`). Data that show or name A are not retained while B is forgotten, nor data of A and B while C
+    is: otherwise the retain loss would teach them again. Each unlearning starts from the task's unlearning seed, at
+    full precision. The paper asks the same in its sequential unlearning; the numbers here are ours (unverified against
+    its own).
 
-    Parts: RA after 0, 1 and 2, the share that the judge calls what was asked for (by the label alone) of the first
-    `kept` retain samples of each concept that is none of A, B, C; at the end UA of B and UA of C, the share of the
-    first `targets` retain samples of that concept that the judge does not call so. Null where there are none to judge.
+    Parts: RA after 0, 1 and 2 unlearnings, the share judged as asked for (by the label alone) of the first `kept`
+    retain samples of each concept that is none of A, B, C. At the end UA of B and UA of C, the share of the first
+    `targets` retain samples of that concept that the judge does not see it in. Null where there are none to judge.
 
-    Skipped: a task without three concepts more, joint concepts and a user's own; methods that wrap the model
-    (structure or guidance, which cannot be put on twice), ready weights, training anew from CIFAR-10's files.
+    Skipped: tasks without three concepts more, joint concepts and a user's own; methods that wrap the model (structure
+    or guidance, which cannot be applied twice), ready weights, retraining from CIFAR-10's files.
     """
 
     title, rank, together = "sequential", 60, True
@@ -38,7 +38,7 @@ class Sequential(Attack):
     kept: PositiveInt = 5
 
     def unaddressed(self, task: Task) -> str | None:
-        """Where it is not said what else there is to forget, and to keep."""
+        """Refuses tasks that do not say what else there is to forget and to keep."""
         if task.forget not in task.concepts or getattr(task.protocol, "concepts", None):
             return f"{task.forget} is none of {task.name}'s single concepts: what is forgotten after it is not defined"
         if len(task.concepts) < 4 or len(followers(task)) < 2:
@@ -71,13 +71,13 @@ class Sequential(Attack):
         return chosen
 
     def ua(self, outcome: Outcome, model: Diffusion, concept: str) -> float | None:
-        """Share of a concept's retain samples that the judge does not call so."""
+        """Share of a concept's retain samples in which the judge does not see it."""
         items = [item for item in outcome.plan if item.group == "retain" and item.concept == concept]
         share = right(outcome, model, items[: self.targets])
         return None if share is None else 1 - share
 
     def known(self) -> Iterator[Known]:
-        """What was never forgotten is there at once; what is lost stays so unless forgetting more brings it back."""
+        """What was never forgotten is there at once; what is lost stays lost unless forgetting more brings it back."""
         yield Known("nothing was forgotten", toy_models.outcome("known", method=_Next()), 1.0, quality="bad")
         back = toy_models.outcome("lost", method=_Next(back=True))
         yield Known("lost, and brought back by forgetting more", back, 1.0, quality="bad")
@@ -99,7 +99,7 @@ class _Next(Method):
     back: bool = False
 
     def unlearn(self, model: Any, task: Task, prepared: Any = None) -> Diffusion:
-        """In place."""
+        """Changes the model in place."""
         if self.back:
             model.there.data.zero_()
         return model

@@ -7,7 +7,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class StoredSize(Metric):
-    """What must be kept beside the original to have the unlearned model."""
+    """What must be stored besides the original to have the unlearned model."""
 
     title, axis, better, unit, scale, digits = "stored", "cost", "lower", "MB", 1e-6, 2
     stored = "bytes"
@@ -22,5 +22,5 @@ class StoredSize(Metric):
         yield Known("much", toy.outcome(cost={"stored_size": 8.0}), 8.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Nothing is stored of controls that leave the weights alone."""
+        """Controls that leave the weights alone store nothing."""
         return (0.0, 0.0) if control in ("original", "prompt_filter") else (1.0, math.inf)

@@ -7,7 +7,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class TrainedParameters(Metric):
-    """Counted by comparing weights with the original's, so that masks and frozen parts count as untouched."""
+    """Counted by comparing the weights with the original's, so that masked and frozen weights do not count."""
 
     title, axis, better, unit, scale, digits = "trained", "cost", "lower", "M", 1e-6, 2
     stored = "count"
@@ -22,5 +22,5 @@ class TrainedParameters(Metric):
         yield Known("much", toy.outcome(cost={"trained_parameters": 8.0}), 8.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """No weight differs in controls that leave them alone."""
+        """Controls that leave the weights alone change none."""
         return (0.0, 0.0) if control in ("original", "prompt_filter") else (1.0, math.inf)

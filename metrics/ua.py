@@ -20,7 +20,7 @@ class UA(Metric):
 
     def known(self) -> Iterator[Known]:
         """The judge names 3, another digit, or abstains."""
-        still = [toy.shows(3)] * 420 + [toy.shows(4)] * 180  # in several batches of the judge, not one like another
+        still = [toy.shows(3)] * 420 + [toy.shows(4)] * 180  # several batches of the judge, all different
         yield Known("420 of 600 still there", toy.outcome(still), 0.3, quality="bad")
         yield Known("all became fours", toy.outcome([toy.shows(4)] * 3), 1.0, quality="good")
         yield Known("2 of 4 are refused", toy.outcome([toy.shows(3)] * 2 + [toy.refuses(3)] * 2), 0.5)

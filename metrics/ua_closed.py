@@ -1,4 +1,4 @@
-"""Closed-set UA, as papers report it: the judge must name a class, even of noise."""
+"""Closed-set UA, as papers report it: the judge must name a class, even for noise."""
 
 from collections.abc import Iterator
 
@@ -20,11 +20,11 @@ class UAClosed(Metric):
 
     def known(self) -> Iterator[Known]:
         """Forced to choose, the judge names 3 or another digit."""
-        still = [toy.shows(3)] * 420 + [toy.refuses(4)] * 180  # in several batches of the judge, not one like another
+        still = [toy.shows(3)] * 420 + [toy.refuses(4)] * 180  # several batches of the judge, all different
         yield Known("420 of 600 still there", toy.outcome(still), 0.3, quality="bad")
         yield Known("all became fours", toy.outcome([toy.shows(4)] * 3), 1.0, quality="good")
         yield Known("refused, but nearest to 3", toy.outcome([toy.refuses(3)] * 4), 0.0, quality="bad")
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """The original must score no erasure; what a judge must answer on noise is not known beforehand."""
+        """The original must score no erasure; what a judge must answer on noise is not known in advance."""
         return {"original": (0.0, 0.1), "retrain": (0.9, 1.0), "prompt_filter": (0.9, 1.0)}.get(control)

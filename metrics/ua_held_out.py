@@ -4,7 +4,7 @@ from unlearnbench.metrics.ua_synonyms import UASynonyms
 
 
 class UAHeldOut(UASynonyms):
-    """UA on samples asked for by the concept's name in templates that training captions do not have."""
+    """UA on samples of prompts with the concept's name in templates that do not occur in training captions."""
 
     title = "UA held-out"
     side = "held_out"

@@ -1,4 +1,4 @@
-"""UA on synonyms: is the concept forgotten, or its name alone?"""
+"""UA on synonyms: is the concept forgotten, or only its name?"""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class UASynonyms(Metric):
-    """UA on samples asked for by other words for the forgotten concept, which methods are never told."""
+    """UA on samples of prompts with other words for the forgotten concept, which methods are never given."""
 
     title, axis, better, unit, scale = "UA synonyms", "efficacy", "higher", "%", 100.0
     side = "synonyms"
@@ -20,8 +20,8 @@ class UASynonyms(Metric):
         return Score.share(side.verdict.label != side.asked, side.verdict.missing)
 
     def known(self) -> Iterator[Known]:
-        """The judge names 3, another digit, or abstains; by its own name the concept is gone, or is not."""
-        still = [(3, toy.shows(3))] * 420 + [(3, toy.shows(4))] * 180  # in several batches, not one like another
+        """The judge names 3, another digit, or abstains; the concept's own name is gone or not."""
+        still = [(3, toy.shows(3))] * 420 + [(3, toy.shows(4))] * 180  # several batches, all different
         gone = [toy.shows(4)] * 3
         yield Known("420 of 600 still there", self._case(still, gone), 0.3, quality="bad")
         yield Known("all became fours", self._case([(3, toy.shows(4))] * 3, [toy.shows(3)]), 1.0, quality="good")
@@ -31,5 +31,5 @@ class UASynonyms(Metric):
         return toy.outcome(direct or [], groups={self.side: images})
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """The original knows other words less well; of a filter of names nothing is known."""
+        """The original knows synonyms less well; nothing is known of a filter of names."""
         return {"original": (0.0, 0.2), "prompt_filter": None}.get(control, (0.9, 1.0))

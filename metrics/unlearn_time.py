@@ -6,7 +6,7 @@ from unlearnbench import Known, Metric, Outcome, Score, toy
 
 
 class UnlearnTime(Metric):
-    """Measured after a device synchronise; without loading, preparing, sampling or scoring."""
+    """Measured after a device synchronise; excludes loading, preparing, sampling and scoring."""
 
     title, axis, better, unit, scale, digits = "unlearn time", "cost", "lower", "s", 1.0, 1
     rank = 0

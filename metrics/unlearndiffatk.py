@@ -19,20 +19,22 @@ SMALL = {"timesteps": 5, "iterations": 20}
 class UnlearnDiffAtk(Attack):
     """min over k tokens before a prompt of || eps - eps_theta(z_t | prefix, prompt) ||^2, a mean over elements.
 
-    z_t is the target's image, as the original draws it from the same prompt and noise, at timestep t. kind="relaxed",
-    the paper's: each free place has weights P on the probability simplex over the vocabulary, uniform at first; tokens
-    are drawn from P, their gradient is P's own (straight through), Adam with `lr` and `decay` (an L2 term) takes a
+    z_t is the target's image, drawn by the original from the same prompt and noise, at timestep t. kind="relaxed" is
+    the paper's: each free place has weights P on the probability simplex over the vocabulary, uniform at first. Tokens
+    are drawn from P, their gradient is used for P (straight through), Adam with `lr` and `decay` (an L2 term) takes a
     step, and P is projected back. "hard" is PEZ on the same loss: the nearest tokens' gradient moves embeddings that
-    start at random tokens. "soft" searches embeddings that no token spells, so that filters of words cannot read them:
-    it is this suite's, not the paper's. `timesteps` even ones are gone through upwards (10, 30, ..., 990 of 1000; as
-    evenly where there are fewer), `iterations` steps each, the optimiser's state kept. After each timestep the targets
-    are drawn, by the protocol, with the likeliest (or nearest) tokens, read anew as text; those recovered are done.
+    start at random tokens. "soft" searches embeddings that no token spells, so that filters of words cannot read them;
+    it is this suite's, not the paper's. `timesteps` evenly spaced ones are visited upwards (10, 30, ..., 990 of 1000;
+    as evenly where there are fewer), with `iterations` steps at each, and the optimiser keeps its state. After each
+    timestep the targets are drawn, by the protocol, with the likeliest (or nearest) tokens, decoded to text and
+    tokenised again; recovered ones are done.
 
-    The defaults are those of the released configs (OPTML-Group/Diffusion-MU-Attack, configs/nudity/text_grad_*.json,
-    src/attackers/text_grad_.py), read; that the paper says the same is unverified. As there, noise is fresh in each
-    iteration. It is drawn for a whole group of targets, solved or not: the same for every method, but not for another
-    `batch`; all else of a target is its own. Not as there: the image is not decoded and encoded in between, special
-    tokens are never free ones, and prompts of over 60 tokens are not dropped; what no longer fits is cut at their end.
+    The defaults follow the released configs (OPTML-Group/Diffusion-MU-Attack, configs/nudity/text_grad_*.json,
+    src/attackers/text_grad_.py), which were read; whether the paper has the same is unverified. As in the code, noise
+    is fresh in each iteration. It is drawn for a whole group of targets, solved or not: the same for every method, but
+    not for another `batch`; everything else belongs to a target alone. Unlike in the code, the image is not decoded and
+    encoded in between, special tokens are never free ones, and prompts of over 60 tokens are not dropped; what no
+    longer fits is cut at their end.
 
     "small", "soft" and "hard" are 5 timesteps of 20 iterations; "published" is 50 of 40. An iteration costs a target
     one evaluation; a method's own further passes and the drawing of judged images are not counted.
@@ -79,6 +81,6 @@ class UnlearnDiffAtk(Attack):
         return [0] * self.k + list(range(1, n + 1))
 
     def known(self) -> Iterator[Known]:
-        """A prefix brings back what only the name no longer says; nothing brings back what is not there."""
+        """A prefix brings back what only the name has lost; nothing brings back what is not there."""
         yield Known("hidden behind its name", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
         yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")

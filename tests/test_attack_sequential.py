@@ -142,12 +142,14 @@ def test_data_of_a_class_task_lack_what_is_gone():
     assert 3 not in torch.cat(list(later.conditions("retain", 20, 32))).tolist()
 
 
-@pytest.mark.parametrize(("which", "index"), [("retain", 0), ("all", 0), ("both", 1)])
-def test_batches_are_the_tasks_own_without_the_gone_and_full(which, index):
+@pytest.mark.parametrize("split", ["retain", "all", "pairs"])
+def test_batches_are_the_tasks_own_without_the_gone_and_full(split):
+    def drawn(of, steps):
+        return [b for _, b in of.paired_batches(steps, 40)] if split == "pairs" else list(of.batches(steps, 40, split))
+
     task = DigitsClass("3", seed=2)
     later = following(task, "5", task.pretrained(), ["3"])
-    mine = [batch[1] if index else batch for batch in later.batches(9, 40, which)]
-    own = [batch[1] if index else batch for batch in DigitsClass("5", seed=2).batches(14, 40, which)]
+    mine, own = drawn(later, 9), drawn(DigitsClass("5", seed=2), 14)
     assert all(len(batch.x0) == len(batch.y) == 40 for batch in mine)
     kept = [(x, int(y)) for batch in own for x, y in zip(batch.x0, batch.y, strict=True) if int(y) != 3]
     assert [int(y) for batch in mine for y in batch.y] == [y for _, y in kept][:360]
@@ -156,7 +158,7 @@ def test_batches_are_the_tasks_own_without_the_gone_and_full(which, index):
 
 def test_the_forget_side_is_untouched():
     later, plain = following(DigitsClass("3"), "5", DigitsClass("3").pretrained(), ["3"]), DigitsClass("5")
-    for (mine, _), (own, _) in zip(later.batches(4, 30), plain.batches(4, 30), strict=True):
+    for (mine, _), (own, _) in zip(later.paired_batches(4, 30), plain.paired_batches(4, 30), strict=True):
         assert torch.equal(mine.x0, own.x0) and torch.equal(mine.y, own.y)
 
 

@@ -55,14 +55,14 @@ def test_sides_hold_what_they_should(folder):
 
 def test_batches_are_seeded_paired_and_mirrored_anew(folder):
     task = small(folder, "cat")
-    one, other = ([pair for pair in task.batches(6, 6)] for _ in range(2))
+    one, other = ([pair for pair in task.paired_batches(6, 6)] for _ in range(2))
     for (f, r), (g, s) in zip(one, other, strict=True):
         assert torch.equal(f.x0, g.x0) and torch.equal(r.x0, s.x0)
         assert set(f.y.tolist()) == {3} and 3 not in r.y
     passes = torch.stack([f.x0[f.x0.flatten(1).sum(dim=1).argsort()] for f, _ in one])  # 6 images: a pass a batch
     flipped = [not torch.equal(passes[0][i], passes[k][i]) for k in range(1, 6) for i in range(6)]
     assert 5 < sum(flipped) < 25, "the same image comes mirrored and not"
-    assert not torch.equal(one[0][1].x0, next(iter(small(folder, "cat", seed=1).batches(1, 6)))[1].x0)
+    assert not torch.equal(one[0][1].x0, next(iter(small(folder, "cat", seed=1).paired_batches(1, 6)))[1].x0)
 
 
 def test_substitute_is_the_next_class(folder):

@@ -22,6 +22,7 @@ from tests.tiny_model import (
     weights,
 )
 from unlearnbench import Batch, Diffusion
+from unlearnbench.activations import recorded_outputs
 from unlearnbench.check import TinyDigits
 from unlearnbench.diffusion import Condition
 from unlearnbench.methods import blindspot, scissorhands
@@ -137,7 +138,7 @@ def test_blindspot_follows_output_and_activations_of_the_blind_model(lam, k):
     b = blind_by_hand(task, method, deep_denoising)
     keys = {1: ["e"], 2: ["h", "out"], 9: ["h", "e", "out"]}.get(k, [])
     adam = Adam(0.03)
-    for forget, retain in task.batches(4, 5):
+    for forget, retain in task.paired_batches(4, 5):
         _, _, x_t = draw(forget.x0)
         y = forget.y.numpy()
         wanted = dict(zip(("h", "e", "out"), deep(b, x_t, y), strict=True))
@@ -229,12 +230,13 @@ def hooks(model):
 
 def test_hooks_are_gone_after_the_block_and_after_an_error():
     model = Deep(0)
-    with blindspot.recorded(model, ["A", "V"]) as kept:
+    modules = {name: model.get_submodule(name) for name in ("V", "A")}
+    with recorded_outputs(modules) as kept:
         assert hooks(model) == 2
         model.eps(torch.zeros(3, 1, 2, 2), torch.zeros(3).long(), torch.ones(3).long())
-    assert [x.shape for x in kept] == [(3, 5), (3, 4)]
+    assert [(name, x.shape) for name, x in kept] == [("A", (3, 5)), ("V", (3, 4))]
     assert hooks(model) == 0
-    with pytest.raises(RuntimeError), blindspot.recorded(model, ["A", "V"]):
+    with pytest.raises(RuntimeError), recorded_outputs(modules):
         model.eps(torch.zeros(3, 1, 9, 9), torch.zeros(3).long(), torch.ones(3).long())
     assert hooks(model) == 0
 
@@ -329,7 +331,7 @@ def test_sfron_masks_by_the_ratio_of_fishers(settings, counts, size, guidance, c
 
 def sfron_by_hand(w, task, mask, method):
     adam = Adam(method.lr)
-    for k, (forget, retain) in enumerate(task.batches(method.steps, method.batch_size)):
+    for k, (forget, retain) in enumerate(task.paired_batches(method.steps, method.batch_size)):
         t, noise, x_t = draw(forget.x0)
         y = dropped(forget.y.numpy(), method.drop)
         singles = [squared(w, x_t[[i]], t[[i]], y[[i]], noise[[i]]) for i in range(len(t))]
@@ -366,7 +368,7 @@ def test_sfron_ends_its_ascent_along_a_cosine():
     torch.manual_seed(7)
     found = [{name: value.double().numpy() for name, value in g.items()} for g in method.turns(model, task, ones)]
     torch.manual_seed(7)
-    for k, (forget, retain) in enumerate(task.batches(4, 6)):
+    for k, (forget, retain) in enumerate(task.paired_batches(4, 6)):
         up, down = denoising(weights(model), forget)[1], denoising(weights(model), retain)[1]
         alpha = 2 * (0.5 + 0.5 * np.cos(np.pi * k / 4))
         np.testing.assert_allclose(found[2 * k]["W"], -alpha * up["W"], atol=1e-5)
@@ -492,7 +494,7 @@ def test_scissorhands_trims_and_repairs(project, forget, lam, margin):
     if project:
         g_o = scaled(denoising(w, next(iter(task.batches(1, 4, "forget"))))[1], -1)
     adam, conflicts = Adam(0.03), 0
-    for pair in task.batches(6, 4):
+    for pair in task.paired_batches(6, 4):
         g = denoising(w, pair[1])[1]
         if forget == "ascent":
             g = combine(g, denoising(w, pair[0])[1], -lam)

@@ -196,7 +196,7 @@ def test_list_of_one(cli):
     said = cli("list", "erasediff")
     assert said.code == 0
     assert re.search(r"^ *eta +0\.02", said.out, re.M)
-    assert "released" in said.out
+    assert "published, cifar10-class" in " ".join(said.out.split())
     assert "EraseDiff" in said.out
     said = cli("list", "digits-class")
     assert said.code == 0

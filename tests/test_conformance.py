@@ -177,6 +177,6 @@ def test_the_tiny_task_is_quick_and_like_the_real_one():
     task = TinyDigits()
     assert task.name == "digits-class"
     assert sum(value.numel() for value in task.pretrained().parameters()) < 50_000
-    assert len(list(task.batches(60, 8))) == 2
+    assert len(list(task.paired_batches(60, 8))) == 2
     with torch.inference_mode():
         assert task.pretrained().sample(torch.tensor([3, 4]), [1, 2]).shape == (2, 1, 8, 8)

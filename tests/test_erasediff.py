@@ -1,5 +1,7 @@
 """EraseDiff's update, its multiplier and its inner loop against the formulas worked out in NumPy."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,10 +24,20 @@ from tests.tiny_model import (
     weights,
 )
 from unlearnbench import Diverged
+from unlearnbench.asking import Asked
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import seed_of
+from unlearnbench.losses import erasediff_forget_loss
+from unlearnbench.methods import erasediff_released
 from unlearnbench.methods.erasediff import EraseDiff
+from unlearnbench.methods.erasediff_released import EraseDiffReleased
+from unlearnbench.record import load_all
+from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import seeded
+from unlearnbench.tuning_record import tuned_settings
+from unlearnbench.verify import rebuilt
 
+RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ("uniform", "uniform_both", "substitute", "random")
 
 
@@ -63,7 +75,7 @@ def replayed(method, task=None):
     """Weights and multipliers of rule "paper" or "barrier" with plain gradient steps."""
     torch.manual_seed(7)
     w, multipliers = weights(Linear(0)), []
-    for forget, retain in (task or TinyTask()).batches(method.steps, method.batch_size):
+    for forget, retain in (task or TinyTask()).paired_batches(method.steps, method.batch_size):
         L_f = forget_loss(method.target, forget, retain)
         a = denoising(w, retain)[1]
         value, b = L_f(w)
@@ -99,9 +111,9 @@ def test_targets_differ_from_one_another(rule):
 def test_random_takes_the_condition_of_one_retain_image_for_the_whole_batch():
     model, task = Linear(0), TinyTask()
     for seed in range(6):
-        forget, retain = next(iter(task.batches(1, 4, "both", seed)))
+        forget, retain = next(iter(task.paired_batches(1, 4, seed)))
         torch.manual_seed(seed)
-        loss = EraseDiff(target="random").forget_loss(model, task, forget, retain)()
+        loss = erasediff_forget_loss(model, task, forget, retain, "random")()
         w = weights(model)
         torch.manual_seed(seed)
         t, _, x_t = draw(forget.x0)
@@ -111,10 +123,10 @@ def test_random_takes_the_condition_of_one_retain_image_for_the_whole_batch():
 
 def test_the_other_conditions_embedding_gets_no_gradient_from_the_target():
     task, model = TinyTask(), Linear(0)
-    forget, retain = next(iter(task.batches(1, 4)))
+    forget, retain = next(iter(task.paired_batches(1, 4)))
     for target in ("substitute", "random"):
         model.zero_grad()
-        EraseDiff(target=target).forget_loss(model, task, forget, retain)().backward()
+        erasediff_forget_loss(model, task, forget, retain, target)().backward()
         assert model.E.grad[1].abs().sum() > 0
         assert model.E.grad[[0, 2, 3]].abs().sum() == 0
 
@@ -124,7 +136,7 @@ def test_the_multiplier_is_never_negative():
     expected, multipliers = replayed(method)
     assert multipliers == [0]
     torch.manual_seed(7)
-    forget, retain = next(iter(TinyTask().batches(1, 6)))
+    forget, retain = next(iter(TinyTask().paired_batches(1, 6)))
     forget_loss("uniform", forget, retain)
     plain = combine(weights(Linear(0)), denoising(weights(Linear(0)), retain)[1], -0.1)
     assert_weights(unlearn(method), plain)
@@ -136,7 +148,7 @@ def test_nothing_to_unlearn_leaves_the_retain_step(rule):
     method = EraseDiff(steps=3, lr=0.1, batch_size=4, rule=rule, target="substitute", eta=0.5, optimiser="sgd")
     torch.manual_seed(7)
     w = weights(Linear(0))
-    for forget, retain in Itself().batches(3, 4):
+    for forget, retain in Itself().paired_batches(3, 4):
         draw(forget.x0)
         w = combine(w, denoising(w, retain)[1], -0.1)
     assert_weights(unlearn(method, Itself()), w)
@@ -177,7 +189,7 @@ def test_adam_steps_on_the_combined_gradient_with_a_running_mean_if_wanted():
     torch.manual_seed(7)
     w, adam = weights(Linear(0)), Adam(0.02)
     mean = w
-    for n, (forget, retain) in enumerate(TinyTask().batches(4, 3)):
+    for n, (forget, retain) in enumerate(TinyTask().paired_batches(4, 3)):
         L_f = forget_loss("substitute", forget, retain)
         a, b = denoising(w, retain)[1], L_f(w)[1]
         w = adam.step(w, combine(a, b, max(0, 0.4 - dot(a, b) / dot(b, b))))
@@ -200,14 +212,14 @@ def released(method, task):
             w = theta if k == method.K else w
             shuffle = seed_of("released", task.seed, number, k)
             count = length if k < method.K else method.outer or length
-            for forget, retain in task.batches(count, method.batch_size, "both", shuffle):
+            for forget, retain in task.paired_batches(count, method.batch_size, shuffle):
                 b = forget_loss(method.target, forget, retain, method.drop if k < method.K else 0.0)(w)[1]
                 if k < method.K:
                     w = adam.step(w, b)
                     continue
                 a = denoising(w, retain)[1]
                 cosine = dot(a, b) / (np.sqrt(dot(a, a)) * np.sqrt(dot(b, b)) + 1e-8)
-                fixed = method.released_lambda
+                fixed = method.fixed_lambda
                 multipliers.append(max(0, method.eta - cosine) if fixed is None else fixed)
                 g = combine(a, b, multipliers[-1])
                 clips.append(min(1, 1 / (np.sqrt(dot(g, g)) + 1e-6)))
@@ -221,10 +233,10 @@ def released(method, task):
 @pytest.mark.parametrize("ema", [None, 0.8])
 @pytest.mark.parametrize("fixed", [0.3, None])
 @pytest.mark.parametrize("outer", [None, 5])
-def test_released_rule_is_the_published_loop(target, ema, fixed, outer):
-    method = EraseDiff(
-        rule="released", lr=0.05, batch_size=4, K=2, epochs=2, rounds=3, target=target, eta=0.1, ema=ema,
-        released_lambda=fixed, outer=outer, drop=0.4 if outer and target == "random" else 0.0,
+def test_the_released_loop_step_by_step(target, ema, fixed, outer):
+    method = EraseDiffReleased(
+        lr=0.05, batch_size=4, K=2, epochs=2, rounds=3, target=target, eta=0.1, ema=ema,
+        fixed_lambda=fixed, outer=outer, drop=0.4 if outer and target == "random" else 0.0,
     )  # fmt: skip
     expected, clips, multipliers = released(method, TinyTask())
     assert len(clips) == 6 * (outer or 2)
@@ -235,28 +247,73 @@ def test_released_rule_is_the_published_loop(target, ema, fixed, outer):
 
 
 def test_released_inner_loop_acts_through_left_over_moments_alone(monkeypatch):
-    settings = {"rule": "released", "lr": 0.02, "batch_size": 4, "epochs": 1, "rounds": 2, "target": "random"}
-    none = weights(unlearn(EraseDiff(**settings, K=0)))
-    assert moved(unlearn(EraseDiff(**settings, K=2)), none) > 1e-3
-    plain = EraseDiff.forget_loss
+    settings = {"lr": 0.02, "batch_size": 4, "epochs": 1, "rounds": 2, "target": "random", "ema": None}
+    none = weights(unlearn(EraseDiffReleased(**settings, K=0)))
+    assert moved(unlearn(EraseDiffReleased(**settings, K=2)), none) > 1e-3
 
-    def isolated(self, *arguments):
+    def isolated(*arguments):
         """The inner passes' draws must not shift the outer ones, or any two values of K would differ."""
         with seeded(3):
-            return plain(self, *arguments)
+            return erasediff_forget_loss(*arguments)
 
     def outer_alone(task, length, number, k):
-        return task.batches(length, 4, "both", seed_of(number))
+        return task.paired_batches(length, 4, seed_of(number))
 
-    monkeypatch.setattr(EraseDiff, "forget_loss", isolated)
-    monkeypatch.setattr(EraseDiff, "one_pass", lambda self, *arguments: outer_alone(*arguments))
-    sgd = [weights(unlearn(EraseDiff(**settings, K=K, optimiser="sgd"))) for K in (0, 3)]
-    adam = [weights(unlearn(EraseDiff(**settings, K=K))) for K in (0, 3)]
+    monkeypatch.setattr(erasediff_released, "erasediff_forget_loss", isolated)
+    monkeypatch.setattr(EraseDiffReleased, "one_pass", lambda self, *arguments: outer_alone(*arguments))
+    sgd = [weights(unlearn(EraseDiffReleased(**settings, K=K, optimiser="sgd"))) for K in (0, 3)]
+    adam = [weights(unlearn(EraseDiffReleased(**settings, K=K))) for K in (0, 3)]
     assert all(np.array_equal(sgd[0][name], sgd[1][name]) for name in sgd[0])
     assert any(not np.array_equal(adam[0][name], adam[1][name]) for name in adam[0])
 
 
-@pytest.mark.parametrize("rule", ["paper", "barrier", "released"])
-def test_too_large_a_rate_is_reported_and_not_returned(rule):
+@pytest.mark.parametrize(
+    "method",
+    [
+        EraseDiff(rule="paper", steps=200, lr=1e30, optimiser="sgd", batch_size=3),
+        EraseDiff(rule="barrier", steps=200, lr=1e30, optimiser="sgd", batch_size=3),
+        EraseDiffReleased(lr=1e30, optimiser="sgd", batch_size=3, epochs=50, K=1, target="uniform", ema=None),
+    ],
+    ids=["paper", "barrier", "released"],
+)
+def test_too_large_a_rate_is_reported_and_not_returned(method):
     with pytest.raises(Diverged):
-        unlearn(EraseDiff(rule=rule, steps=200, lr=1e30, optimiser="sgd", batch_size=3, epochs=50))
+        unlearn(method)
+
+
+# ---- what was one method before ------------------------------------------------------------------------------------
+
+OLD = {**EraseDiff().settings(), "epochs": 4, "rounds": 2, "outer": None, "released_lambda": 0.1, "drop": 0.0}
+
+
+def test_old_settings_are_read_where_nothing_dropped_was_changed():
+    assert EraseDiff.configured(EraseDiff.current(OLD)) == EraseDiff()
+    assert EraseDiff.configured(EraseDiff.current({**OLD, "eta": 0.3})) == EraseDiff(eta=0.3)
+
+
+@pytest.mark.parametrize("change", [{"rule": "released"}, {"epochs": 3}, {"released_lambda": None}])
+def test_old_settings_of_the_other_method_are_refused_with_its_name(change):
+    (key, value) = next(iter(change.items()))
+    with pytest.raises(UserError, match=f"{key}={value}.*--method erasediff_released"):
+        EraseDiff.configured(EraseDiff.current({**OLD, **change}))
+
+
+def test_the_released_preset_and_its_settings_lead_to_the_other_method(cli):
+    for words in (("--preset", "released"), ("--set", "rule=released"), ("--set", "epochs=4")):
+        said = cli("run", "--method", "erasediff", *words, "--dry-run")
+        assert said.code == 2 and "--method erasediff_released" in said.err
+    assert EraseDiffReleased.configured(EraseDiffReleased.preset("released", "cifar10-class")).outer == 36
+
+
+def test_every_shipped_record_of_erasediff_can_be_set_up_again():
+    records = [record for record in load_all(RESULTS) if record.method.name == "erasediff"]
+    assert len(records) >= 12
+    for record in records:
+        assert rebuilt(record, "cpu").method.eta == record.method.settings["eta"]
+
+
+def test_tuned_settings_of_an_old_tuning_are_read():
+    settings, _ = tuned_settings(RESULTS, "digits-class", "erasediff")
+    asked = Asked(task=DigitsClass, results=RESULTS, device="cpu", preset="tuned")
+    spec = asked.spec("erasediff", EraseDiff, "3", 0)
+    assert spec.settings == EraseDiff.current(settings)

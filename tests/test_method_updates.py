@@ -61,7 +61,7 @@ def test_gradient_ascent_subtracts_the_forget_loss(weight):
     model = unlearn(GradientAscent(steps=4, lr=0.03, batch_size=3, weight=weight), task)
     torch.manual_seed(7)
     adam = Adam(0.03)
-    for forget, retain in task.batches(4, 3):
+    for forget, retain in task.paired_batches(4, 3):
         a = denoising(w, retain)[1]
         w = adam.step(w, combine(a, denoising(w, forget)[1], -weight))
     assert_weights(model, w)
@@ -180,7 +180,7 @@ def test_salun_relabels_towards_a_constant_target_within_the_mask(clip, drop):
     torch.manual_seed(7)
     mask = SalUn(batch_size=3, saliency=0.4).prepare(Linear(0), task)
     adam = Adam(0.03)
-    for forget, retain in task.batches(4, 3):
+    for forget, retain in task.paired_batches(4, 3):
         t, _, x_t = draw(forget.x0)
         wrong = eps(w, x_t, t, (forget.y.numpy() + 1) % 3)
         g = squared(w, x_t, t, dropped(forget.y, drop), wrong)[1]
@@ -203,7 +203,7 @@ def test_random_label_relabels_the_prediction_or_the_images(target, alpha, clip,
     model = unlearn(method, task)
     torch.manual_seed(7)
     adam = Adam(0.03)
-    for forget, retain in task.batches(4, 5):
+    for forget, retain in task.paired_batches(4, 5):
         t, noise, x_t = draw(retain.x0 if target == "images" else forget.x0)
         other = np.full(5, 2) if target == "substitute" else retain.y.numpy()
         wrong = noise if target == "images" else eps(w, x_t, t, other)

@@ -6,6 +6,7 @@ import torch
 from tests.tiny_model import Linear, TinyTask
 from unlearnbench.errors import Unsupported
 from unlearnbench.methods.erasediff import EraseDiff
+from unlearnbench.methods.erasediff_released import EraseDiffReleased
 from unlearnbench.methods.esd import ESD
 from unlearnbench.methods.esd_retain import ESDRetain
 from unlearnbench.methods.esd_u import ESDU
@@ -18,7 +19,7 @@ METHODS = (
     EraseDiff(steps=2, batch_size=3),
     EraseDiff(steps=2, batch_size=3, faithful_cost=True),
     EraseDiff(steps=2, batch_size=3, rule="barrier", target="substitute"),
-    EraseDiff(batch_size=3, rule="released", rounds=1, epochs=1, ema=0.9, target="random"),
+    EraseDiffReleased(lr=1e-3, batch_size=3, K=1, rounds=1, epochs=1, ema=0.9),
     ESD(steps=2, batch_size=3, sampler_steps=5),
     ESDRetain(steps=2, batch_size=3, sampler_steps=5),
     ESDU(steps=2, batch_size=3, sampler_steps=5),

@@ -99,7 +99,7 @@ def test_batches_of_one_side(which):
 
 
 def test_pairs_are_forget_and_retain():
-    pairs = list(DigitsClass("7").batches(4, 16))
+    pairs = list(DigitsClass("7").paired_batches(4, 16))
     assert len(pairs) == 4
     for forget, retain in pairs:
         assert (forget.y == 7).all() and (retain.y != 7).all() and len(forget.y) == len(retain.y) == 16
@@ -107,10 +107,15 @@ def test_pairs_are_forget_and_retain():
 
 def test_pairs_are_the_two_sides_own_batches():
     task = DigitsClass("3")
-    sides = zip(task.batches(3, 16, "forget"), task.batches(3, 16, "retain"), strict=True)
-    assert all(
-        same(one[0], two[0]) and same(one[1], two[1]) for one, two in zip(task.batches(3, 16), sides, strict=True)
-    )
+    for seed in (None, 4):
+        sides = zip(task.batches(3, 16, "forget", seed), task.batches(3, 16, "retain", seed), strict=True)
+        for pair, own in zip(task.paired_batches(3, 16, seed), sides, strict=True):
+            assert same(pair[0], own[0]) and same(pair[1], own[1])
+
+
+def test_pairs_are_not_a_split():
+    with pytest.raises(UserError, match="paired_batches"):
+        next(DigitsClass("3").batches(1, 4, "both"))
 
 
 def test_images_keep_their_labels():
@@ -144,16 +149,16 @@ def test_batches_repeat_with_their_seed_and_with_no_other():
 
 def test_a_limit_caps_steps_and_only_caps():
     task = DigitsClass("3", limit=2)
-    assert len(list(task.batches(5, 8))) == len(list(task.batches(5, 8, "forget"))) == 2
+    assert len(list(task.paired_batches(5, 8))) == len(list(task.batches(5, 8, "forget"))) == 2
     assert len(list(task.conditions("forget", 5, 8))) == 2
-    assert len(list(task.batches(1, 8))) == 1
+    assert len(list(task.paired_batches(1, 8))) == 1
     assert (task.steps(100), task.steps(1), DigitsClass("3").steps(100)) == (2, 1, 100)
 
 
 def test_progress_is_told_of_every_step():
     heard = []
     with shown_by(lambda what, done, total: heard.append((what, done, total))):
-        list(DigitsClass("3").batches(3, 8))
+        list(DigitsClass("3").paired_batches(3, 8))
     assert heard == [("steps", done, 3) for done in range(4)]
 
 

@@ -1,4 +1,4 @@
-"""Small trained modules beside layers that stay as they are: what several methods add to a network."""
+"""Small trained modules that several methods add to a frozen network."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NAME = "adapter"
 
 @dataclass(frozen=True)
 class Adapted(Method):
-    """Adds small modules to a network; a base of methods, so that their code's hash covers this file."""
+    """Base of methods that add small modules to a network."""
 
 
 class LowRank(nn.Module):
     """gate * (alpha / rank) * up(down(x)), zero at first, for a linear layer or a convolution.
 
-    `gate` is a number or one for each row of x: what a method sets at inference.
+    `gate` is a number, or a tensor (B,) with one value for each row of x; methods set it at inference.
     """
 
     def __init__(self, layer: nn.Module, rank: int, alpha: float | None = None):
@@ -42,7 +42,7 @@ class LowRank(nn.Module):
         self.gate: Tensor | float = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the layer's input (B, ...)."""
+        """For the layer's input (B, ...), what is added to its output (B, ...)."""
         added = self.scale * self.up(self.down(x))
         if isinstance(self.gate, float):
             return self.gate * added
@@ -50,7 +50,7 @@ class LowRank(nn.Module):
 
 
 def attach(layer: nn.Module, adapter: nn.Module, after: bool = False) -> None:
-    """Add adapter(x) to what the layer gives for x; with `after`, adapter(layer(x)).
+    """Add adapter(x) to the layer's output for x; with `after`, adapter(layer(x)).
 
     The layer's own weights keep their names, so that they are seen to be unchanged.
     """
@@ -68,7 +68,7 @@ def _follow(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """Every attached adapter, by the name of its layer, in the network's order."""
+    """Every attached adapter by the name of its layer, in the order of the network."""
     return {name: getattr(layer, NAME) for name, layer in model.named_modules() if NAME in layer._modules}
 
 
@@ -78,6 +78,6 @@ def trained(model: Diffusion) -> dict[str, nn.Parameter]:
 
 
 def switch(model: nn.Module, gate: Tensor | float) -> None:
-    """Set every adapter's gate: 0.0 gives the network without them."""
+    """Set every adapter's gate: 0.0 turns them off, a tensor (B,) sets one value for each row."""
     for adapter in adapters(model).values():
         adapter.gate = torch.as_tensor(gate) if isinstance(gate, Tensor) else float(gate)  # type: ignore[assignment]

@@ -73,7 +73,7 @@ class Asked:
             require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
         else:
             settings = cls.preset(preset, self.task.name)
-        method = cls.configured({**settings, **overrides})
+        method = cls.configured({**cls.current(settings), **overrides})
         file = None if cls.name in registry.methods() else Path(name).resolve()
         return Spec(
             method=str(file or cls.name),

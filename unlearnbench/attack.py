@@ -1,4 +1,4 @@
-"""An attack: a metric that searches before it measures, and says of every target what finding it cost."""
+"""An attack: a metric that searches before it measures, and records the cost of each target."""
 
 from __future__ import annotations
 
@@ -41,62 +41,61 @@ STANDARD = (
 )
 """The fixed ensemble of `--attacks standard`, by label."""
 MINIATURES = ("digits-class", "digits-text")
-"""Tasks on which attacks take their smaller schedule."""
+"""Tasks on which attacks use their smaller schedule."""
 
 
 class Look(NamedTuple):
-    """How far a search has come: given before it begins, and whenever it is tried whether the concept is back."""
+    """The state of a search: before it begins, and each time it is checked whether the concept is back."""
 
     spent: int | Tensor
-    """What the search has cost each of N targets so far, in the attack's unit; (N,) where targets differ."""
+    """Cost of the search for each of N targets so far, in the attack's unit; a tensor (N,) where targets differ."""
     recovered: Tensor
-    """(N,) float: 1 the judge sees the concept, 0 it does not, NaN it could not be judged."""
+    """(N,) float: 1 the judge sees the concept, 0 it does not, NaN it could not judge."""
     parts: dict[str, float | None] | None = None
-    """Further numbers by name; later ones take the place of earlier ones."""
+    """Further numbers by name; later ones replace earlier ones."""
 
 
 @dataclass(frozen=True)
 class Attack(Metric):
-    """Subclass as a frozen dataclass in a file under metrics/: its fields are the attack's settings.
+    """Subclass as a frozen dataclass in a file under metrics/; its fields are the attack's settings.
 
     The value is ASR: the share of targets that are recovered within the budget. A target is a forget sample of the
-    plan: its condition and its noise. It is recovered once the judge sees the concept; one that never is counts as
-    censored at what was spent on it, and one whose last look could not be judged is missing. A search that breaks off
-    leaves every target missing that it had not recovered, and gives no value: those it had would be all that counts.
-    What counts is the excess over `retrain` under the same attack, since some attacks recover something from any model.
+    plan: its condition and its noise. It is recovered once the judge sees the concept. A target that never is counts as
+    censored at what was spent on it; one whose last look could not be judged is missing. A search that breaks off gives
+    no value, and leaves every target missing that was not recovered: a value would count the recovered ones alone. What
+    matters is the excess over `retrain` under the same attack, since some attacks recover something from any model.
 
     The budget counts model evaluations for each target: passes of one image through the denoiser while searching, with
-    or without gradient. Drawing the images that are judged is not counted, unless the attack cannot go on without
-    their verdict. At budget 0 nothing is searched: the share is that of plain samples.
+    or without gradient. Drawing the images that are judged is not counted, unless the attack depends on their verdict
+    to go on. At budget 0 nothing is searched: the share is that of plain samples.
     """
 
     axis, better, unit, scale, stored = "robustness", "lower", "%", 100.0, "share"
     everywhere = False
     box: ClassVar[Literal["white", "black"]] = "white"
-    """Whether the attacker has the unlearned weights, or its answers to prompts alone."""
+    """Whether the attacker has the unlearned weights ("white"), or only its answers to prompts ("black")."""
     spends: ClassVar[str] = "model evaluations"
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Settings by name, `attack@name`; "small" is taken on miniatures where none is named."""
+    """Settings by name, `attack@name`; "small" is the default on miniatures."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the task must have: "text", or kinds of access that it provides, such as "forget images"."""
     again: ClassVar[bool] = False
-    """Whether the method itself is used once more."""
+    """Whether the attack uses the method itself once more."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Files in the engine's tables/ that results depend on."""
     together: ClassVar[bool] = False
-    """One search serves all targets; they are then drawn in the protocol's chunks."""
+    """Whether one search serves all targets; they are then drawn in the protocol's chunks."""
 
     targets: PositiveInt = 20
     batch: PositiveInt = 20
-    """Targets that are searched for at once: memory depends on this, not on their number."""
+    """Number of targets searched at once: memory depends on it, not on the number of targets."""
 
     @abstractmethod
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """Search for these targets; the first look is before anything is searched, the last one at the full budget.
+        """Search for these targets; the first look is before the search, the last one at the full budget.
 
-        Targets need not be searched for further once they are recovered, but every look has all of them.
-        Randomness comes from torch's global generator, which is seeded alike for every method. The outcome's model must
-        be left as it is.
+        Recovered targets need no further search, but every look covers all of them. Randomness comes from torch's
+        global generator, which is seeded alike for every method. The outcome's model must be left as it is.
         """
 
     def unaddressed(self, task: Task) -> str | None:
@@ -108,7 +107,7 @@ class Attack(Metric):
         return f"{self.name} needs {', '.join(lacking)}, which {task.name} does not have" if lacking else None
 
     def configured(self, variant: str, task: Task) -> Attack:
-        """With the settings of a variant; without a name those of "small" on miniatures, else the built-in ones."""
+        """The attack with the settings of a variant; without a name, "small" on miniatures, else the defaults."""
         if variant and variant not in self.variants:
             raise unknown(f"variant of {self.name}", variant, self.variants or ["(it has none)"])
         chosen = variant or ("small" if task.name in MINIATURES else "")
@@ -131,7 +130,8 @@ class Attack(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """ASR within the budget, or at the search's own end, with Wilson's interval over targets.
 
-        `Score.per_image` is a value a target, `Score.spent` what was spent on each until it was recovered or given up.
+        `Score.per_image` has one value for each target, `Score.spent` what was spent until it was recovered or given
+        up.
         """
         if budget is not None and budget < 0:
             raise UserError(f"budget {budget} is below 0: give 0, which searches nothing, or more {self.spends}")
@@ -164,7 +164,7 @@ class Attack(Metric):
 
 
 class Ledger:
-    """What a search has cost each target until it was recovered, or given up."""
+    """What a search has cost each target until it was recovered or given up."""
 
     def __init__(self, n: int, budget: int | None):
         self.budget, self.limit = budget, 0.0
@@ -172,9 +172,9 @@ class Ledger:
         self.parts: dict[str, float | None] = {}
 
     def follow(self, looks: Iterator[Look], name: str) -> list[str]:
-        """Take looks until the budget or the search is at its end; what broke it off, if anything did.
+        """Take looks until the budget or the search ends; returns the error that broke it off, if any.
 
-        An error leaves targets that are not recovered yet missing: never a success of the model's.
+        After an error, targets that are not recovered yet are missing: they never count as the model's success.
         """
         try:
             for look in looks:
@@ -190,7 +190,7 @@ class Ledger:
         return []
 
     def enter(self, look: Look) -> bool:
-        """One look; False once nothing more can come of the search within the budget."""
+        """Record one look; False once nothing more can come of the search within the budget."""
         cost = np.broadcast_to(np.asarray(look.spent, dtype=float), self.spent.shape)
         within = np.ones(len(cost), dtype=bool) if self.budget is None else cost <= self.budget
         if self.budget is not None and not within.all():

@@ -199,7 +199,11 @@ def _chosen(record: Record, results: Path) -> Iterator[str]:
         tuning = read_tuning(path)
     except (UserError, OSError):
         return  # named with the tunings
-    said, chose = flat(record.method.settings), flat(tuning.settings or {})
+    said, chose = record.method.settings, tuning.settings or {}
+    if record.method.name in registry.methods():  # a field dropped since is no difference between an old and a new file
+        cls = registry.load_method(record.method.name)
+        said, chose = cls.current(said), cls.current(chose)
+    said, chose = flat(said), flat(chose)
     changed = ", ".join(
         f"{name} {said.get(name, '—')} there and {chose.get(name, '—')} in {path.name}"
         for name in dict.fromkeys([*said, *chose])

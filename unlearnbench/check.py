@@ -144,7 +144,7 @@ def dataclass_fields(cls: type[Method]) -> None:
     if (
         loose := own
         - {field.name for field in dataclasses.fields(cls)}
-        - {"name", "presets", "requires", "space", "incomplete", "experimental"}
+        - set(Method.__annotations__)  # what a method says of itself, all of it class variables
     ):
         raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
     hints = get_type_hints(cls)
@@ -240,7 +240,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
 
 
 def _line(cls: type[Method], error: Exception) -> str:
-    own = {str(path) for path in cls.sources()}
+    own = {str(path) for path in cls.own_files()}
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f" (line {lines[-1]})" if lines else ""
 

@@ -62,11 +62,19 @@ def _one(name: str, kind: str) -> None:
         out.print(f"{about}\n{metric.title}: {metric.axis}; {better}", markup=False, soft_wrap=True)
         return
     if kind == "methods":
-        rows = _settings(registry.load_method(name))
-    else:
-        rows = _attack(name) if kind == "attacks" else _protocols(registry.load_task(name))
-    heads = next(rows)
-    print_table("", heads, [("", list(rows))], left=len(heads))
+        cls = registry.load_method(name)
+        out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
+        _print(_settings(cls))
+        _print(_presets(cls))
+        return
+    _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+
+
+def _print(rows: Iterator[list[str]]) -> None:
+    """A table of these rows, the first of which are its heads; nothing where there are none."""
+    heads = next(rows, None)
+    if heads is not None:
+        print_table("", heads, [("", list(rows))], left=len(heads))
 
 
 def _supported(task: str) -> None:
@@ -92,16 +100,26 @@ def _supported(task: str) -> None:
 
 
 def _settings(cls: type[Method]) -> Iterator[list[str]]:
-    """A row a hyper-parameter: its value, and what each preset has in its place, by task where that matters."""
-    out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
+    """A row for each hyper-parameter: its default and what it is."""
+    settings, docs = cls().settings(), cls.field_docs()
+    if settings:
+        yield ["setting", "built in", "what it is"]
+    for key, value in settings.items():
+        yield [key, str(value), docs[key]]
+
+
+def _presets(cls: type[Method]) -> Iterator[list[str]]:
+    """A row for each hyper-parameter that a preset changes: its value by preset, and by task where that matters."""
     presets = {
         f"{preset}{'' if task == '*' else f', {task}'}": values
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     }
-    yield ["setting", "built in", *presets]
-    for key, value in cls().settings().items():
-        yield [key, str(value), *(str(values.get(key, "")) for values in presets.values())]
+    changed = [key for key in cls().settings() if any(key in values for values in presets.values())]
+    if changed:
+        yield ["in presets", *presets]
+    for key in changed:
+        yield [key, *(str(values.get(key, "")) for values in presets.values())]
 
 
 def _attack(name: str) -> Iterator[list[str]]:

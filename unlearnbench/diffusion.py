@@ -15,7 +15,7 @@ from unlearnbench.sampling import Guidance, Hook, Sampler, sample, timesteps
 
 
 class Condition(NamedTuple):
-    """What the denoiser is conditioned on, already embedded."""
+    """An embedded condition of the denoiser."""
 
     states: Tensor
     """(B, D) class embeddings or (B, L, D) text states."""
@@ -27,7 +27,7 @@ class Condition(NamedTuple):
     """(B,) labels or (B, L) tokens, for losses that need positions."""
 
     def join(self, other: Condition) -> Condition:
-        """Both along the batch, this one first; tokens of a side that has none are -1, where the other has any."""
+        """Concatenate along the batch, this one first; tokens of a side without any become -1."""
         known, pair = self.ids if self.ids is not None else other.ids, [self, other]
         if known is not None:
             row = torch.full_like(known[:1], -1)
@@ -35,7 +35,7 @@ class Condition(NamedTuple):
         return _map(lambda *values: torch.cat(values), *pair)
 
     def where(self, mask: Tensor, other: Condition) -> Condition:
-        """Row b of this one where mask[b], else of the other."""
+        """Row b of this condition where mask[b] is true, else of the other."""
         return _map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b), self, other)
 
 
@@ -51,7 +51,7 @@ def _map(function: Any, *conditions: Condition) -> Condition:
 
 
 class Batch(NamedTuple):
-    """Images and what they show."""
+    """Images and their conditions."""
 
     x0: Tensor
     """(B, C, H, W) in [-1, 1]: pixels or scaled latents."""
@@ -62,8 +62,8 @@ class Batch(NamedTuple):
 class Diffusion(nn.Module, ABC):
     """The one interface that every method is written against.
 
-    `alpha_bar` (T,) is the cumulative signal share; `shape` (C, H, W) what is denoised; `clip` whether x0 lies in
-    [-1, 1] by nature (pixels); `prediction` what the network predicts.
+    `alpha_bar` (T,) is the cumulative signal share; `shape` (C, H, W) is that of x_t; `clip` says whether x0 lies in
+    [-1, 1] by nature (pixels); `prediction` names what the network predicts.
     """
 
     alpha_bar: Tensor
@@ -82,7 +82,7 @@ class Diffusion(nn.Module, ABC):
 
     @abstractmethod
     def null(self, n: int) -> Condition:
-        """The unconditional side of guidance, n rows."""
+        """The null condition of guidance, n rows."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -93,7 +93,7 @@ class Diffusion(nn.Module, ABC):
         """The trainable parts by the papers' names; "full" is the denoiser."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """What is denoised to images (B, C, H, W) in about [-1, 1]: the same thing, for a model of pixels."""
+        """Decode samples to images (B, C, H, W) in about [-1, 1]; a model of pixels returns them unchanged."""
         return x
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
@@ -114,7 +114,7 @@ class Diffusion(nn.Module, ABC):
         return a * output + b * x_t if self.prediction == "v_prediction" else (x_t - a * output) / b
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should output: noise, v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, or x0."""
+        """The network's regression target: noise, v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, or x0."""
         if self.prediction == "epsilon":
             return noise
         a, b = self.signal(t)
@@ -126,13 +126,13 @@ class Diffusion(nn.Module, ABC):
         return a * x0 + b * noise
 
     def noised(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Random timesteps (B,), noise and x_t like x0; from the global generator unless one is given."""
+        """Random timesteps (B,), noise and x_t like x0, from the global generator unless one is given."""
         t = torch.randint(len(self.alpha_bar), (len(x0),), generator=generator, device=x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return t, noise, self.add_noise(x0, noise, t)
 
     def condition(self, y: Tensor, drop: float, generator: torch.Generator | None = None) -> Condition:
-        """Condition for integers y, a share `drop` of it replaced by the null one, drawn for each row."""
+        """Condition for integers y, where each row becomes the null condition with probability `drop`."""
         condition = self.embed(y)
         if not drop:
             return condition
@@ -142,7 +142,7 @@ class Diffusion(nn.Module, ABC):
     def loss(self, batch: Batch, generator: torch.Generator | None = None, drop: float = 0.0) -> Tensor:
         """Denoising loss, a mean over all elements (not a sum over pixels: papers' weights differ by that factor).
 
-        `drop` is the share of conditions replaced by the null one, for guidance.
+        `drop` in [0, 1] is the share of conditions replaced by the null condition, for guidance.
         """
         t, noise, x_t = self.noised(batch.x0, generator)
         condition = self.condition(batch.y, drop, generator)
@@ -164,7 +164,7 @@ class Diffusion(nn.Module, ABC):
 
     @torch.no_grad()
     def partway(self, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        """x_t of the model's own sampling, each image down to a random one of the sampler's steps, and t (B,)."""
+        """x_t (B, C, H, W) from the model's own sampling, each down to a random step of the sampler, and t (B,)."""
         done = torch.randint(sampler.steps, y.shape[:1], device=y.device)  # steps taken before x_t
         seeds = torch.randint(2**62, y.shape[:1]).tolist()
         x_t = self.sample(y, seeds, sampler=sampler, until=sampler.steps - done)
@@ -185,5 +185,5 @@ class Diffusion(nn.Module, ABC):
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in wanted}
 
     def frozen(self) -> Diffusion:
-        """The teacher: an independent copy, its own embedding included, that nothing trains."""
+        """The teacher: an independent copy, with its own embedding, that is not trained."""
         return copy.deepcopy(self).requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""What closed-form edits of cross-attention share: keys of prompts, and the weights that send them elsewhere."""
+"""Closed-form edits of cross-attention: text states of prompts, and the projections that map them elsewhere."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ Tokens = Literal["last", "all"]
 
 
 class Term(NamedTuple):
-    """scale x || W c - W0 g ||^2, summed over rows: what comes in as c shall go out as g does now."""
+    """scale x || W c - W0 g ||^2, summed over rows: W shall map c to what W0 maps g to."""
 
     c: Tensor
     """Inputs (N, D)."""
     g: Tensor
-    """Inputs (N, D) whose present outputs are wanted; c itself to keep what is there."""
+    """Inputs (N, D) whose present outputs are wanted; c itself to keep its present outputs."""
     scale: float
 
 
 @dataclass(frozen=True)
 class ClosedForm(Method):
-    """Solves for each key and value projection; a base of methods, so that their code's hash covers this file."""
+    """Base of methods that solve for each key and value projection of cross-attention."""
 
     requires = frozenset({"concept", "xattn"})
     lamb: float = 0.5
+    """Weight of || W - W0 ||^2, the change of a projection, > 0 (the paper's lambda; the code's `lamb`, 0.5)."""
 
     @abstractmethod
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
-        """What the new weights minimise, lamb || W - W0 ||^2 apart."""
+        """The terms that the new weights minimise, besides lamb || W - W0 ||^2."""
 
     @torch.no_grad()
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
@@ -47,7 +48,7 @@ class ClosedForm(Method):
 
 
 def cross_attention(model: Diffusion) -> Any:
-    """The model, once it is known to have text, `kv` and `positions`; `Unsupported` where it has not."""
+    """The model itself, checked to have text, `kv` and `positions`; raises `Unsupported` where it has not."""
     model.select("xattn")
     return model
 
@@ -61,10 +62,10 @@ def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
 
 
 def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
-    """W (out, D) of least squares, worked out in float64 and given in W0's type.
+    """The least-squares W (out, D), computed in float64 and returned in W0's type.
 
-    W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus what the terms with g != c add, so that
-    nothing moves where nothing should.
+    W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus a change due to the terms with g != c,
+    so that W0 is returned exactly where nothing is to change. Raises `UserError` unless lamb > 0.
     """
     if lamb <= 0:
         raise UserError(f"lamb={lamb} leaves the solution open: give a positive number, such as 0.5")
@@ -78,10 +79,10 @@ def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
 
 
 def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Text states of prompts y, and of the prompts in their place, token for token: (N, D) each.
+    """Text states (N, D) of prompts y and of the prompts `other` that replace them, token for token.
 
-    "last" is each prompt's last subject token; "all" that one and all after it, as far as both prompts go, so that the
-    ends and paddings, which know the whole prompt, go along.
+    "last" takes each prompt's last subject token; "all" that one and all after it, as far as both prompts go. The end
+    and padding tokens, which encode the whole prompt, are then included.
     """
     text = cross_attention(model)
     rows: list[tuple[Tensor, Tensor]] = []

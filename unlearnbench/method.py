@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
@@ -28,6 +30,10 @@ ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
 
 
+TECHNIQUES = ("activations", "adapters", "edits", "losses", "steering")
+"""Modules with building blocks of methods: their code is part of each method that imports them."""
+
+
 @cache
 def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Method -> preset -> task or pattern of tasks -> settings, from tables/presets.toml."""
@@ -36,12 +42,12 @@ def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Subclass as a frozen dataclass in a file of its own; the file's name is the method's.
+    """Subclass as a frozen dataclass in a file of its own; the file's name is the method's name.
 
-    `presets` maps a name such as "published" to settings by task: its name, else the first pattern of names that fits,
-    such as "sd*", "*" for every other task being the last. `requires` names what the method needs (see `ACCESS`, or a
-    part of the model); where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at
-    most six fields.
+    The fields are the method's hyper-parameters; a string below each says what it is (see `field_docs`). `presets` maps
+    a name such as "published" to settings by task: the task's name, else the first matching pattern, such as "sd*",
+    with "*" for all other tasks last. `requires` names what the method needs (see `ACCESS`, or a part of the model);
+    where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six fields.
     """
 
     name: ClassVar[str] = ""
@@ -54,32 +60,51 @@ class Method(ABC):
     """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
+    dropped: ClassVar[dict[str, Any]] = {}
+    """Fields of earlier versions, each with the one value that old records of this algorithm hold (see `current`)."""
+    moved: ClassVar[dict[str, str]] = {}
+    """Presets, fields and choices of earlier versions that another method has now: their name -> that method."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Masks, Fisher information, generated images: made before unlearning and timed apart from it."""
+        """Make masks, Fisher information or generated images; runs before unlearning and is timed separately."""
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
         """Change and return the model. Randomness comes from torch's global generator, seeded by the runner."""
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
-        """Structure that weights alone do not carry (adapters, gates, guidance).
+        """Add structure that weights alone do not carry (adapters, gates, guidance).
 
-        Runs before `unlearn` and whenever stored weights are loaded; the task says which concept it is about.
+        Runs before `unlearn` and whenever stored weights are loaded; the task tells the concept.
         """
         return model
 
     @classmethod
+    def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of a record or tuning, which may be older than this code, without `dropped` fields.
+
+        A dropped field stays where it holds another value than it always had: `configured` then refuses it.
+        """
+        gone = object()
+        return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+
+    @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
-        """An instance with these settings; strings are read as the field's type. Names the value that does not fit."""
+        """An instance with these settings; strings are read as the field's type.
+
+        Raises `UserError` with the name and value of a setting that does not exist or does not fit.
+        """
         known = {field.name for field in fields(cls)}
         hints = get_type_hints(cls, include_extras=True)
         values = {}
         for key, value in settings.items():
+            for old in (key, str(value)):
+                if old in cls.moved and (old != key or key not in known):
+                    raise UserError(f"{cls.name} takes no {key}={value}: use --method {cls.moved[old]}")
             if key not in known:
                 raise unknown(f"setting of {cls.name}", key, known or ["(it has none)"])
             try:
@@ -96,7 +121,9 @@ class Method(ABC):
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
-        """The settings of a preset for a task; "default" is always there, empty unless the method says otherwise."""
+        """The settings of a preset for a task; "default" always exists, and is empty unless the method defines it."""
+        if name in cls.moved and name not in cls.offered():
+            raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
             raise unknown(f"preset of {cls.name}", name, {*cls.offered(), "default"})
         by_task = cls.offered().get(name, {})
@@ -104,7 +131,7 @@ class Method(ABC):
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`presets`, and what the table of papers' settings has for further tasks; "*" comes last."""
+        """`presets`, plus the settings in tables/presets.toml for further tasks; "*" comes last."""
         table = settings_table().get(cls.name, {})
         merged = {}
         for preset in dict.fromkeys((*cls.presets, *table)):
@@ -115,9 +142,21 @@ class Method(ABC):
 
     @classmethod
     def chosen_for(cls, task: str) -> bool:
-        """Whether settings were chosen for a task, or its kind, not for just any."""
+        """Whether settings were chosen for a task or its kind, not just for any task."""
         keys = (key for by_task in cls.offered().values() for key in by_task)
         return any(key != "*" and fnmatchcase(task, key) for key in keys)
+
+    @classmethod
+    def field_docs(cls) -> dict[str, str]:
+        """What each hyper-parameter is, on one line: the string below the field; "" where a file has none.
+
+        A field that a subclass gives another default keeps the inherited line, unless it has one of its own.
+        """
+        docs: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Method) and base is not Method:
+                docs |= _documented(base)
+        return {field.name: docs.get(field.name, "") for field in fields(cls)}
 
     def settings(self) -> dict[str, Any]:
         """All hyper-parameters, by name."""
@@ -128,6 +167,35 @@ class Method(ABC):
         return {key: self.settings()[key] for key in keys}
 
     @classmethod
-    def sources(cls) -> list[Path]:
-        """The files that the method's code lies in, base methods included."""
+    def own_files(cls) -> list[Path]:
+        """The files of the class and of the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+
+    @classmethod
+    def sources(cls) -> list[Path]:
+        """The files that the method's code lies in: its own, and the building blocks that these import."""
+        own = cls.own_files()
+        return list(dict.fromkeys([*own, *(block for path in own for block in _blocks(path))]))
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class's own body, by field."""
+    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+    body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__), [])
+    found = {}
+    for field, below in itertools.pairwise(body):
+        text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
+            found[field.target.id] = " ".join(text.split())
+    return found
+
+
+def _blocks(path: Path) -> list[Path]:
+    """Files of `TECHNIQUES` that a method's file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return [Path(__file__).with_name(f"{name}.py") for name in TECHNIQUES if f"unlearnbench.{name}" in names]

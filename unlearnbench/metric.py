@@ -1,4 +1,4 @@
-"""What a run leaves behind (`Outcome`), and the interface of a measurement on it."""
+"""The result of a run (`Outcome`), and the interface of metrics that measure it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """A number with what it rests on. `value` is None where it is not known, and `reason` says why."""
+    """A number with its evidence. `value` is None where it is not known, and `reason` says why."""
 
     value: float | None
     n: int
@@ -32,21 +32,21 @@ class Score:
     interval: Interval | None = None
     reason: str | None = None
     per_image: np.ndarray | None = None
-    """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not look."""
+    """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not apply."""
     floor: float | None = None
-    """What real images of another split score in place of the samples."""
+    """The score of real images of another split in place of the samples."""
     parts: dict[str, Any] | None = None
-    """What the value is the sum of, by name; of attacks, further numbers."""
+    """The summands of the value by name; of attacks, further numbers."""
     spent: np.ndarray | None = None
-    """(N,) of attacks: what each target cost until it was recovered, or given up."""
+    """(N,) of attacks: the cost of each target until it was recovered or given up."""
     limit: float | None = None
-    """Of attacks: what may have been spent on a target at most."""
+    """Of attacks: the most that may have been spent on a target."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:
         """Proportion of true values among those not missing, with Wilson's interval.
 
-        Images that are not `counted` (N,), where that is given, are left out: neither in n nor missing.
+        Images that are not `counted` (N,), where given, are left out: they are neither in n nor missing.
         """
         return cls._over(hits, missing, lambda kept: wilson(int(kept.sum()), len(kept)), counted)
 
@@ -84,16 +84,16 @@ class Side(NamedTuple):
     asked: Tensor
     """(N,) labels that were asked for."""
     verdict: Verdict
-    """On the domain of the label."""
+    """The verdict on the domain of the label."""
     other: Tensor
-    """(N,) labels that were asked for besides, in another domain; -1: none."""
+    """(N,) labels that were also asked for, in another domain; -1: none."""
     besides: Verdict
-    """On the domain of that label."""
+    """The verdict on the domain of that label."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that metrics may look at; samples are drawn and judged once and shared."""
+    """Everything that metrics may use; samples are drawn and judged once and shared."""
 
     task: Task
     model: Diffusion
@@ -104,7 +104,7 @@ class Outcome:
     verdict: Verdict
     """On the domain of each planned label."""
     besides: Verdict
-    """On the domain of each label planned besides."""
+    """On the domain of each planned second label."""
     features: Table
     """(R, D) of the retain samples."""
     reference: Table
@@ -114,13 +114,13 @@ class Outcome:
     cost: dict[str, Any]
     """Measured while unlearning, by the names of the cost metrics."""
     witnessed: Mapping[str, Testimony] = field(default_factory=dict)
-    """What witnesses say of the samples, by their role."""
+    """Values from other models than the judge for the samples, by their role."""
     method: Method | None = None
-    """What made the model, for attacks that use it again."""
+    """The method that made the model, for attacks that use it again."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
-        """From what a judge saw on samples, reference and other real images; features it failed on are left out."""
+        """From a judge's results on samples, reference and other real images; features are left out where it failed."""
         import torch
 
         retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
@@ -137,13 +137,13 @@ class Outcome:
         )
 
     def index(self, group: str) -> Tensor:
-        """Places (n,) of one group's samples in the plan."""
+        """Positions (n,) of one group's samples in the plan."""
         import torch
 
         return torch.tensor([i for i, plan in enumerate(self.plan) if plan.group == group], dtype=torch.long)
 
     def said(self, role: str, column: str, group: str) -> Tensor:
-        """What a witness said of one group's samples (n,); NaN is missing."""
+        """A witness's values for one group's samples (n,); NaN is missing."""
         return self.witnessed[role].of(column, self.index(group))
 
     def side(self, group: str) -> Side:
@@ -170,30 +170,30 @@ class Outcome:
 
 
 class Known(NamedTuple):
-    """A case whose answer is known beforehand."""
+    """A case with a known answer."""
 
     case: str
     outcome: Outcome
     low: float | None
     """Least value allowed; None where there must be no value."""
     high: float | None = None
-    """Greatest value allowed; the least one when left out."""
+    """Greatest value allowed; equals `low` when left out."""
     quality: Literal["good", "bad"] | None = None
-    """For the check that `better` points the right way: every good case must beat every bad one."""
+    """To check that `better` points the right way: every good case must beat every bad one."""
     missing: int = 0
 
 
 class Metric(ABC):
-    """One measurement, one file; the file's name is the metric's. An attack is a metric that searches first."""
+    """One measurement in one file; the file's name is the metric's. An attack is a metric that searches first."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str]
     axis: ClassVar[Literal["efficacy", "utility", "robustness", "cost"]]
     better: ClassVar[Literal["higher", "lower"] | None]
     unit: ClassVar[str] = ""
-    """As shown, after scaling."""
+    """Unit as shown, after scaling."""
     scale: ClassVar[float] = 1.0
-    """What values are multiplied by where they are shown."""
+    """Factor applied to values where they are shown."""
     stored: ClassVar[str | None] = None
     """Unit of the value itself, as records hold it; the shown one when left out."""
     digits: ClassVar[int] = 1
@@ -201,50 +201,50 @@ class Metric(ABC):
     version: ClassVar[int] = 1
     """Raised, with a line in the changelog, when equal samples no longer give equal values."""
     rank: ClassVar[int] = 50
-    """Place within its axis, small first."""
+    """Position within its axis, smallest first."""
     side: ClassVar[str | None] = None
-    """The group of samples that `Score.per_image` goes through, where it has any."""
+    """The group of samples that `Score.per_image` refers to, where it has any."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
     limits: ClassVar[tuple[float | None, float | None]] = (None, None)
-    """Least and greatest value there can be; see `bounds`."""
+    """Least and greatest possible value; see `bounds`."""
 
     @classmethod
     def bounds(cls) -> tuple[float | None, float | None]:
-        """What intervals stay within: 0 and 1 for shares, 0 for costs, else `limits`."""
+        """Limits of intervals: 0 and 1 for shares, 0 for costs, else `limits`."""
         return (0.0, 1.0) if cls.stored == "share" else (0.0, None) if cls.axis == "cost" else cls.limits
 
     everywhere: ClassVar[bool] = True
-    """Whether it applies on every task; tables leave others out where no record has them."""
+    """Whether it applies to every task; tables leave others out where no record has them."""
 
     judge_needs: ClassVar[str | None] = None
-    """An attribute that a task's judge must have, and be true: with any other judge, records leave the metric out."""
+    """An attribute that must be true of a task's judge; with other judges, records leave the metric out."""
 
     witness: ClassVar[str | tuple[str, ...] | None] = None
-    """The roles of the witnesses that it asks; where a task has none of them, records leave the metric out."""
+    """The roles of the witnesses that it uses; where a task lacks one, records leave the metric out."""
 
     @classmethod
     def roles(cls) -> set[str]:
-        """Of the witnesses that it asks."""
+        """The roles of the witnesses that it uses, as a tuple."""
         return {cls.witness} if isinstance(cls.witness, str) else set(cls.witness or ())
 
     def applies(self, plan: Sequence[Plan]) -> bool:
-        """Whether a task plans images that this looks at; where it does not, records leave the metric out."""
+        """Whether a task plans images that this metric uses; where it does not, records leave the metric out."""
         return self.side is None or any(item.group == self.side for item in plan)
 
     @abstractmethod
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """Score an outcome; `budget` in model evaluations, for attacks."""
+        """Score an outcome; `budget` counts model evaluations, for attacks."""
 
     @abstractmethod
     def known(self) -> Iterator[Known]:
-        """Cases with known answers, for `selfcheck` (see `unlearnbench.toy`): at least one, both ways if there are."""
+        """Cases with known answers for `selfcheck` (see `unlearnbench.toy`): at least one, both kinds if possible."""
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Range in which a control's value must lie on a real task, given the original's; None: no claim."""
+        """Range that a control's value must lie in on a real task, given the original's; None: no claim."""
         return None
 
 
@@ -257,8 +257,7 @@ class FeatureMetric(Metric):
     against: ClassVar[Literal["reference", "real"]] = "reference"
     """The real images, by their name in an outcome, that samples are compared with; the other ones give the floor.
 
-    "real" are training images, so that where the protocol's reference is the training split, it is that one.
-    """
+    "real" are training images; where the protocol's reference is the training split, they are the reference."""
 
     def least(self, k: int) -> int:
         """Fewest images on each side, given the protocol's number of neighbours."""
@@ -266,10 +265,10 @@ class FeatureMetric(Metric):
 
     @abstractmethod
     def between(self, generated: Table, real: Table, k: int) -> float:
-        """The value for features (n, D) of both sides, which may be too many to be held at once."""
+        """The value for features (n, D) of both sides, which may be too many to hold in memory at once."""
 
     def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
-        """Of the value: delete-block jackknife over samples and reference together."""
+        """Interval of the value: delete-block jackknife over samples and reference together."""
         return block_jackknife(lambda kept: self.between(taken(generated, kept), taken(real, kept), k), len(generated))
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:

@@ -14,13 +14,13 @@ from unlearnbench.search import allowed, descended, drawn, nearest, sight, simpl
 from unlearnbench.task import Plan
 
 Pattern = Callable[[int], list[int]]
-"""What a prompt of n tokens becomes: 1 to n stand for its own tokens, 0 for a free one."""
+"""The layout of a prompt of n tokens: 1 to n stand for its own tokens, 0 for a free one."""
 
 
 def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """Prompts (B, L) or (B, 2, L) with free places, and the number (B, L) of each free place in its prompt, else -1.
 
-    The free places hold an ordinary token. What is over the text encoder's length is cut, the end token never.
+    The free places hold an ordinary token. Tokens beyond the text encoder's length are cut, but never the end token.
     """
     length, sources = y.shape[-1], []
     for n in model.positions(y).tolist():
@@ -35,18 +35,19 @@ def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
 
 
 def reread(task: Any, y: Tensor) -> Tensor:
-    """Prompts as tokens of their text: what whoever types it asks for."""
+    """Prompts decoded to text and tokenised again: what someone who types them asks for."""
     return task.tokens([task.text(row) for row in y]).to(y.device)
 
 
 class Prompts:
-    """Prompts (n, L) or (n, 2, L) whose free places descend a loss, each by itself; `kind` says in what.
+    """Prompts (n, L) or (n, 2, L) whose free places descend a loss, each on its own; `kind` sets the search space.
 
-    relaxed: weights P (n, k, V) of the allowed tokens, uniform at first. A step tries tokens drawn from P, takes their
-    gradient for P's own (straight through; each element held in [-1, 1]) and projects on the simplex. The likeliest are
-    found. hard (PEZ: Wen et al., NeurIPS 2023, algorithm 1): embeddings (n, k, D), of random tokens at first. A step
-    tries the nearest tokens by cosine and applies their gradient to the embeddings. soft: the embeddings themselves are
-    tried, which no token spells. Both encoders of XL have the same tokens: D is their embeddings side by side.
+    relaxed: weights P (n, k, V) of the allowed tokens, uniform at first. A step tries tokens drawn from P, uses their
+    gradient for P (straight through; each element clamped to [-1, 1]) and projects on the simplex. The result is the
+    likeliest tokens. hard (PEZ: Wen et al., NeurIPS 2023, algorithm 1): embeddings (n, k, D), of random tokens at
+    first. A step tries the nearest tokens by cosine and applies their gradient to the embeddings. soft: the embeddings
+    themselves are tried, which no token spells. Both encoders of XL have the same tokens: D counts their embeddings
+    side by side.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Prompts:
 
     @torch.no_grad()
     def tokens(self, likeliest: bool = True) -> Tensor:
-        """(n, k) in the free places: of relaxed ones the likeliest, or drawn from P; of others the nearest."""
+        """Tokens (n, k) in the free places: of relaxed ones the likeliest, or drawn from P; of others the nearest."""
         if self.kind != "relaxed":
             return nearest(self.free, self.table, self.rows)
         if likeliest:
@@ -81,7 +82,7 @@ class Prompts:
         return self.rows[self.free.flatten(0, 1).multinomial(1).view(self.free.shape[:2])]
 
     def found(self, task: Any, left: Tensor) -> Tensor | Condition:
-        """What these prompts ask now: the text's tokens, as found; of soft ones a condition without tokens."""
+        """The found prompts: tokens of their text, read again; for soft ones a condition without tokens."""
         if self.kind == "soft":
             return self._condition(left, self.tokens(), self.free.detach()[left].split(self.widths, dim=2))
         return reread(task, self._filled(left, self.tokens()))
@@ -117,7 +118,7 @@ class Prompts:
 
 
 def looked(outcome: Outcome, items: Sequence[Plan], prompts: Prompts, seen: Tensor) -> Tensor:
-    """What is recovered (n,) once targets that were not `seen` are drawn with the prompts found."""
+    """What is recovered (n,) after drawing the targets that were not `seen` before with the found prompts."""
     left = (seen != 1).nonzero()[:, 0]
     rest, rows = [items[i] for i in left.tolist()], left.to(prompts.y.device)
     x = drawn(outcome, rest, lambda some: prompts.found(outcome.task, rows[some]))

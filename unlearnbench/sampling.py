@@ -1,4 +1,4 @@
-"""DDIM sampling, guidance and noise that depends on nothing but image seed and timestep."""
+"""DDIM sampling, guidance, and noise that depends only on image seed and timestep."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,8 +35,8 @@ class Sampler:
 def philox(counter: Tensor, key: Tensor) -> Tensor:
     """Philox4x32-10 (Salmon et al., SC 2011): counters (..., 4) and keys (..., 2) -> (..., 4), 32-bit words in int64.
 
-    A product of two words may be negative in int64; its bits are the right ones, and the upper half is cut off after
-    the shift, which keeps the sign.
+    A product of two words may be negative in int64. Its bits are still right, and the upper half is masked after the
+    shift, which keeps the sign.
     """
     a, b, c, d = counter.unbind(-1)
     k0, k1 = key.unbind(-1)
@@ -48,10 +48,10 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (B, *shape), float32, row b a function of (seeds[b], t) alone.
+    """Standard normal noise (B, *shape), float32; row b depends on (seeds[b], t) alone.
 
-    The same on every device (words are integers; logarithm and cosine, in float64, may differ in their last bit), so
-    that images are paired across methods, batch sizes, shards and machines. Box-Muller on the Philox words; `t` is the
+    It is the same on every device (words are integers; logarithm and cosine, in float64, may differ in the last bit),
+    so images are paired across methods, batch sizes, shards and machines. Box-Muller on the Philox words; `t` is the
     timestep, or `START` for the noise that sampling starts from.
     """
     size = math.prod(shape)
@@ -79,8 +79,8 @@ def ddim_step(
 ) -> Tensor:
     """One DDIM step (Song et al., ICLR 2021, eq. 12 and 16) from alpha_bar `now` to `prev`, scalars or (B, 1, 1, 1).
 
-    Written out because diffusers' scheduler takes the stride T // steps, which is wrong wherever steps does not
-    divide T; equal to it elsewhere. With `clip`, x0 is held in [-1, 1] and eps follows from it.
+    Written here because diffusers' scheduler takes the stride T // steps, which is wrong unless steps divides T; equal
+    to it otherwise. With `clip`, x0 is clamped to [-1, 1] and eps recomputed from it.
     """
     x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
     if clip:
@@ -95,7 +95,7 @@ class Guidance:
     """Classifier-free guidance (Ho & Salimans, 2022) in the standard notation; methods may replace it."""
 
     def start(self, n: int) -> None:
-        """Called before sampling n images: the place to forget what was kept between steps."""
+        """Called before sampling n images, to reset any state kept between steps."""
 
     def __call__(
         self, model: "Diffusion", x_t: Tensor, t: Tensor, i: int, condition: "Condition", null: "Condition", w: float
@@ -119,7 +119,7 @@ def sample(
     """Run the sampler and return x (B, C, H, W), still in the model's own range.
 
     `start=(x_t, t)` begins at the first of the sampler's timesteps not above t. `until` (int or (B,)) is how many of
-    the last steps are left undone, for each image: 0 gives x0, k gives x_t at the k-th timestep from the end.
+    the last steps to skip, for each image: 0 gives x0, k gives x_t at the k-th timestep from the end.
     """
     every = timesteps(sampler.steps, len(model.alpha_bar))
     after = [*every[1:], -1]

@@ -1,4 +1,4 @@
-"""What attacks share: drawing and judging targets, what a model predicts when it is used, prompts of free tokens."""
+"""Building blocks of attacks: draw and judge targets, predict as the model is used, prompts with free tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearnbench.training import Diverged
 
 
 def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None) -> Outcome:
-    """What attacks look at: the models and the plan, without samples."""
+    """What attacks may look at: the models and the plan, without samples."""
     nothing = torch.zeros(0, 1)
     verdict = Verdict(nothing, torch.zeros(0, dtype=torch.bool))
     empty: dict[str, Any] = dict.fromkeys(("samples", "features", "reference", "real"), nothing)
@@ -37,20 +37,21 @@ def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | No
     )
 
 
-# ---- looking whether the concept is back ---------------------------------------------------------------------------
+# ---- is the concept back? ------------------------------------------------------------------------------------------
 
 
 class Sight(NamedTuple):
-    """What the judge says of N images about the concept that each target asks for."""
+    """The judge's verdict on N images about the concept that each target asks for."""
 
     recovered: Tensor
-    """(N,) float: 1 it sees the concept, 0 it does not or abstains, NaN it failed or the image is not finite."""
+    """(N,) float: 1 concept seen, 0 not seen or the judge abstains, NaN where the judge failed or the image is not
+    finite."""
     probability: Tensor
-    """(N,) of the concept, closed set; NaN where missing."""
+    """(N,) closed-set probability of the concept; NaN where missing."""
 
 
 def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
-    """Have what was drawn (N, C, H, W), in the model's own range, judged for the targets it was drawn for.
+    """Judge drawn samples (N, C, H, W), in the model's own range, for the targets that they were drawn for.
 
     Images are decoded and judged in the protocol's chunks, so that memory does not grow with the number of targets.
     """
@@ -86,10 +87,10 @@ def drawn(
     model: Diffusion | None = None,
     sampler: Sampler | None = None,
 ) -> Tensor:
-    """Samples (N, C, H, W) for targets, each from its own noise and at its own guidance, in the protocol's chunks.
+    """Samples (N, C, H, W) for targets, each from its own noise and with its own guidance, in the protocol's chunks.
 
-    `conditions` gives y, or a Condition, of some of the targets in place of their own; `model` stands for the
-    outcome's; a `sampler` that is given goes for all of them.
+    `conditions` gives y, or a Condition, for a slice of the targets instead of their own; `model` replaces the
+    outcome's; a given `sampler` is used for all of them.
     """
     task, model, parts = outcome.task, model or outcome.model, []
     for some in _alike(items, task.protocol.chunk):
@@ -100,7 +101,7 @@ def drawn(
 
 
 def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
-    """Chunks of at most `size` targets in a row that have one scale of guidance."""
+    """Chunks of at most `size` consecutive targets with the same guidance scale."""
     start = 0
     for i in range(1, len(items) + 1):
         if i == len(items) or i - start == size or items[i].guidance != items[start].guidance:
@@ -109,7 +110,7 @@ def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
 
 
 def evaluations(sampler: Sampler) -> int:
-    """Model evaluations an image: two a step under guidance."""
+    """Model evaluations for an image: one for each step, two under guidance."""
     return sampler.steps * (1 if sampler.guidance == 1 else 2)
 
 
@@ -117,7 +118,8 @@ def evaluations(sampler: Sampler) -> int:
 
 
 def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
-    """Noise prediction (B, C, H, W) as the model is used: through a method's own guidance, where it has one, at w = 1.
+    """Noise prediction (B, C, H, W) as the model is used: through the method's own guidance, where it has one, at w =
+    1.
 
     Plain guidance at w = 1 is eps(x_t, t, y).
     """
@@ -130,10 +132,10 @@ def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -
 
 
 def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = None) -> list[Tensor]:
-    """Gradients (B, ...) of a loss in what is searched.
+    """Gradients (B, ...) of a loss with respect to the searched tensors.
 
-    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where one is not finite. Of a `model`
-    with a method's own guidance, gradients that are nothing but zeros in more than half of the rows are none too: they
+    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where a gradient is not finite. For a
+    `model` with a method's own guidance, gradients that are all zero in more than half of the rows count as none: they
     stop at a switch.
     """
     if not loss.requires_grad:
@@ -165,9 +167,9 @@ def table(model: Any) -> list[Tensor]:
 
 
 def allowed(model: Any) -> Tensor:
-    """Tokens (n,) that a prompt may be made of: those that end a word, special ones apart.
+    """Ids (n,) of the tokens that a prompt may be made of: those that end a word, without special tokens.
 
-    Others would be read otherwise once the prompt is written out, joined to what follows them.
+    Other tokens would join with the next ones once the prompt is written as text, and be read differently.
     """
     tokenizer = model.tokenizers[0]
     spelt = tokenizer.convert_ids_to_tokens(list(range(len(table(model)[0]))))
@@ -177,9 +179,9 @@ def allowed(model: Any) -> Tensor:
 
 
 def opened(model: Any, y: Tensor, k: int) -> Tensor:
-    """Prompts (B, L) or (B, 2, L) with k free places behind the start token; what is pushed out is cut.
+    """Prompts (B, L) or (B, 2, L) with k free places after the start token; tokens pushed out at the end are cut.
 
-    The free places hold an ordinary token until they are `filled`, for methods that read what they are asked.
+    The free places hold an ordinary token until they are `filled`, for methods that read the prompt.
     """
     free = torch.full_like(y[..., :1], int(allowed(model)[0])).expand(*y.shape[:-1], k)
     moved = torch.cat([y[..., :1], free, y[..., 1 : y.shape[-1] - k]], dim=-1)
@@ -197,7 +199,7 @@ def filled(y: Tensor, tokens: Tensor) -> Tensor:
 
 
 def nearest(vectors: Tensor, among: Tensor, rows: Tensor) -> Tensor:
-    """Tokens (B, k) whose embeddings `among` (V, D) at these `rows` (n,) are nearest to vectors (B, k, D) by cosine."""
+    """Tokens (B, k), out of `rows` (n,) of `among` (V, D), nearest to vectors (B, k, D) by cosine."""
     own = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1)
     found = (own @ torch.nn.functional.normalize(among[rows], dim=1).mT).argmax(dim=1)
     return rows[found].view(vectors.shape[:2])

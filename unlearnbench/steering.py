@@ -1,4 +1,4 @@
-"""What methods at inference time share: guidance that knows the forgotten concept, over weights left as they are."""
+"""Building blocks of methods that act at inference: guidance that knows the concept, unchanged weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unlearnbench.task import Task
 
 @dataclass(frozen=True)
 class Steering(Method):
-    """Replaces the model's guidance; a base of methods, so that their code's hash covers this file."""
+    """Base of methods that replace the model's guidance."""
 
     requires = frozenset({"concept"})
 
@@ -26,26 +26,26 @@ class Steering(Method):
         """The guidance away from a concept, given as conditions (see `concept`)."""
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
-        """The model with this guidance."""
+        """Give the model this guidance."""
         model.guidance = self.steer(concept(model, task))
         return model
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """The model as it is."""
+        """Return the model as it is."""
         return model
 
 
 def concept(model: Diffusion, task: Task) -> Tensor:
-    """The forgotten concept as conditions: all its names in one prompt (1, L), or a class label for each name (n,)."""
+    """The forgotten concept as conditions: one prompt (1, L) with all its names, or a label for each name (n,)."""
     names = task.names("forget").to(task.device)
     text: Any = model
     return names if names.dim() == 1 else text.joined(names)
 
 
 def eps_of(model: Diffusion, x_t: Tensor, t: Tensor, names: Tensor, *others: Condition) -> tuple[Tensor, ...]:
-    """Noise predictions for the other conditions, in their order, then for the concept; all in one batch.
+    """Noise predictions (B, C, H, W) for the other conditions, in their order, then for the concept; all in one batch.
 
-    Several class labels count as one concept: the mean of their predictions.
+    Several class labels count as one concept: their predictions are averaged.
     """
     joint = model.embed(names.repeat_interleave(len(t), dim=0))
     for other in reversed(others):

@@ -1,6 +1,7 @@
-"""One forgetting after another: which concepts come next, and a task for each that starts from the model so far.
+"""Sequential unlearning: which concepts to forget next, and a task for each that starts from the model so far.
 
-A method that keeps the rest by its data would teach again what is already gone: it is left out of what is retained.
+A method that preserves other concepts by their data would teach again what is already gone, so that is removed from the
+retain data.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from unlearnbench.training import seeded
 
 
 def followers(task: Task, count: int = 2) -> list[str]:
-    """The concepts to forget after a task's own; none where nothing would be left to keep.
+    """The concepts to forget after a task's own; none where nothing would be left to retain.
 
-    Of the concepts that its plan retains, in the task's order, going round from its own: those an even number of places
-    on (2, 4, ...), then the odd ones; its neighbours last. One that is the substitute of what is forgotten before it,
-    or has that as its own substitute, is passed over.
+    They are among the concepts that the task's plan retains, in the task's order, starting from its own and going
+    round: first those an even number of places on (2, 4, ...), then the odd ones, neighbours last. A concept is skipped
+    where it is the substitute of one forgotten before it, or has that one as its own substitute.
     """
     plan = task.plan()
     near = {item.concept for item in plan if item.group == "neighbours"}
@@ -48,11 +49,12 @@ def followers(task: Task, count: int = 2) -> list[str]:
 
 
 def following(task: Task, concept: str, model: Diffusion, gone: Sequence[str]) -> Task:
-    """A task for `concept` whose original is `model`, and whose retain side lacks all that shows or names the `gone`.
+    """A task for `concept` whose original is `model`, and whose retain data neither show nor name the `gone` concepts.
 
-    Protocol, unlearning seed, device, files and limit are those of `task`, which is of one of the gone concepts. Images
-    are known by content: one that is in a gone concept's forget data, bit for bit, shows it, whatever its caption says.
-    Batches that are mixed of both sides lack it too, and are filled up from the same stream to their full size.
+    Protocol, unlearning seed, device, files and limit are those of `task`, which is about one of the gone concepts.
+    Images are recognised by content: one that is in a gone concept's forget data, bit for bit, shows it, whatever its
+    caption says. Batches mixed from both sides lack such images too, and are filled up from the same stream to their
+    full size.
     """
     kind: Any = types.new_class(f"Following{type(task).__name__}", (_Following, type(task)))
     later = _made(kind, task, concept)
@@ -62,7 +64,7 @@ def following(task: Task, concept: str, model: Diffusion, gone: Sequence[str]) -
 
 
 def repeatable(method: Method | None, task: Task) -> Method:
-    """The method, once it is known that it can forget a further concept in a model of its own making."""
+    """Return the method if it can forget another concept in a model of its own making; else raise `Unsupported`."""
     if method is None:
         raise Unsupported("what made this model is not known: it cannot be made to forget more")
     if method.incomplete:
@@ -78,7 +80,7 @@ def repeatable(method: Method | None, task: Task) -> Method:
 
 
 def further(method: Method, task: Task) -> Diffusion:
-    """One more unlearning, from the unlearning seed as a run of it begins; the model as it is then used."""
+    """Unlearn once more, from the unlearning seed as a run begins; returns the model ready for use."""
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):
         model = method.unlearn(model, task, method.prepare(model, task))
@@ -86,7 +88,7 @@ def further(method: Method, task: Task) -> Diffusion:
 
 
 class _Following:
-    """What comes before a task's own class."""
+    """Mixed in before a task's own class."""
 
     before: Diffusion
     """The model so far."""
@@ -95,45 +97,45 @@ class _Following:
     gone: list[Task]
 
     def pretrained(self) -> Diffusion:
-        """The model so far, as methods are given one: loaded anew, with all weights to be trained."""
+        """The model so far, as methods get one: loaded again, with all weights trainable."""
         model: Diffusion = self.plain.pretrained()
         model.load_state_dict(self.before.state_dict())
         return model
 
     def data(self, which: Side) -> Batch:
-        """Without what shows or names the gone, the forget side apart."""
+        """The task's data without images that show or name gone concepts, except on the forget side."""
         batch: Batch = self.plain.data(which)
         return batch if which == "forget" else _rows(batch, self.stays(batch))
 
     def count(self, which: Side) -> int:
-        """Of the same."""
+        """Number of the same images."""
         found: int = self.plain.count(which) if which == "forget" else len(self.data(which).x0)
         return found
 
     def names(self, which: Literal["forget", "retain"]) -> Tensor:
-        """Without those of the gone."""
+        """The task's names without those of gone concepts."""
         return self.unnamed(self.plain.names(which), which)
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """Without those that name the gone."""
+        """The task's captions without those that name gone concepts."""
         return self.unnamed(self.plain.captions(which), which)
 
     def unnamed(self, y: Tensor, which: Literal["forget", "retain"]) -> Tensor:
-        """Conditions y (n, ...) of a side, without those of the retain side that ask for what is gone."""
+        """Conditions y (n, ...) of a side, without those of the retain side that ask for a gone concept."""
         return y if which == "forget" else y[~self.named(y)]
 
     def named(self, y: Tensor) -> Tensor:
-        """Which conditions ask for something gone, (n,) bool."""
+        """Mask (n,) of the conditions that ask for a gone concept."""
         return torch.stack([task.forgotten(y) for task in self.gone]).any(dim=0)
 
     def stays(self, batch: Batch) -> Tensor:
-        """Which rows neither show nor name something gone, (B,) bool."""
+        """Mask (B,) of the rows that neither show nor name a gone concept."""
         shown = [mark in self.shown for mark in _marks(batch.x0)] if self.shown else [False] * len(batch.x0)
         return ~(self.named(batch.y) | torch.tensor(shown, dtype=torch.bool, device=batch.y.device))
 
     @cached_property
     def shown(self) -> set[bytes]:
-        """Marks of the images that show something gone; none where images are drawn for prompts, which then say it."""
+        """Hashes of the images that show a gone concept; empty where images are drawn for prompts, which then tell."""
         if hasattr(self.plain, "training_prompts"):
             return set()
         return {mark for task in self.gone for mark in _marks(task.data("forget").x0)}
@@ -164,7 +166,7 @@ def _plain(task: Task, concept: str) -> Task:
 
 
 def _made(kind: Any, task: Any, concept: str) -> Any:
-    """A task of this class for another concept, all else alike."""
+    """A task of this class for another concept, with the same settings."""
     settings = {"protocol": task.protocol.name, "seed": task.seed, "device": task.device, "weights": task.weights}
     if hasattr(task, "checkpoint"):
         settings |= {"data": task.folder, "checkpoint": task.checkpoint}
@@ -174,7 +176,7 @@ def _made(kind: Any, task: Any, concept: str) -> Any:
 
 
 def _replaces(one: Task, other: Task) -> bool:
-    """Whether the substitute of what one task forgets is what the other one does."""
+    """Whether the substitute of what one task forgets is what the other one forgets."""
     return bool(other.forgotten(one.substitute(one.names("forget"))).any())
 
 

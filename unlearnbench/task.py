@@ -1,4 +1,4 @@
-"""A task owns every choice that makes methods comparable: data, substitute, seeds, sampler, judge and counts."""
+"""A task fixes every choice that makes methods comparable: data, substitute, seeds, sampler, judge and counts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,28 +52,29 @@ class Protocol:
     name: str
     sampler: Sampler
     judge: str
-    """Name of the judge that classes images and gives features."""
+    """Name of the judge that classifies images and gives features."""
     reference: str = "reference"
-    """The split of real retain images that FID and its kin compare with."""
+    """The split of real retain images that FID and related metrics compare with."""
     forget_images: int = 250
     """Samples of the forgotten concept."""
     retain_images: int = 50
     """Samples of each retained concept."""
     chunk: int = 50
-    """Images a batch, aligned to the image index."""
+    """Images in a batch; batches start at multiples of it, counted by image index."""
     sampling_seed: int = 0
     k: int = 3
-    """Neighbours of precision and recall."""
+    """Number of neighbours in precision and recall."""
     version: ClassVar[int] = 1
     """Of what protocols mean, raised when equal settings no longer give equal numbers."""
 
     @property
     def hash(self) -> str:
-        """Over every field."""
+        """Hash over every field."""
         return digest(asdict(self))
 
 
 Side = Literal["forget", "retain", "both"]
+"""Whose data: of one side, or of both together. The names are part of seeds, so they cannot change."""
 
 
 class Plan(NamedTuple):
@@ -83,15 +84,15 @@ class Plan(NamedTuple):
     """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out", "neighbours" or "benign"."""
     concept: str
     label: int
-    """What the judge must see, among its classes."""
+    """The label that the judge must see."""
     seed: int
-    """Of the noise."""
+    """Seed of the noise."""
     prompt: str = ""
-    """What the model is asked with, where that is text."""
+    """The prompt, where the model takes text."""
     other: int = -1
-    """What the judge must see besides, in another domain (the colour of a digit); -1: nothing."""
+    """Second label that the judge must see, in another domain (the colour of a digit); -1: none."""
     guidance: float = 0.0
-    """Scale of guidance for this image, where a data set says one; 0: the sampler's."""
+    """Guidance scale of this image, where a data set gives one; 0: the sampler's."""
 
 
 class Task(ABC):
@@ -104,15 +105,16 @@ class Task(ABC):
     """Kinds of access (`method.ACCESS`) that a method can have here; "own concepts" where a user may define them."""
     default_forget: ClassVar[str]
     gold_once: ClassVar[bool] = False
-    """`retrain` is run for the first unlearning seed alone: training is dear, and it is the same for every method."""
+    """Whether `retrain` runs for the first unlearning seed alone, because training is costly and equal for every
+    method."""
     unsafe: ClassVar[bool] = False
-    """Whether samples may be unfit to be shown: they stay in the store, and records hold neither images nor prompts."""
+    """Whether samples may be unsafe to show: they stay in the store, and records hold neither images nor prompts."""
     model_parts: ClassVar[frozenset[str]] = frozenset({"full"})
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
-    """Whether methods' built-in settings were chosen for this task; for others presets are."""
+    """Whether the methods' built-in settings were chosen for this task; for others presets are."""
     without: ClassVar[frozenset[str]] = frozenset()
-    """Metrics that mean nothing here, such as closed-set accuracy of a detector; records leave them out."""
+    """Metrics that are meaningless here, such as closed-set accuracy of a detector; records leave them out."""
 
     def __init__(
         self,
@@ -139,11 +141,11 @@ class Task(ABC):
 
     @abstractmethod
     def architecture(self, seed: int) -> Diffusion:
-        """The network with fresh weights drawn from `seed`, on the task's device, sampler set by the protocol."""
+        """The network with fresh weights drawn from `seed`, on the task's device, with the protocol's sampler."""
 
     @abstractmethod
     def pretrained(self) -> Diffusion:
-        """The original model; its file is checked against the hash it ships with."""
+        """The original model; its file is checked against the shipped hash."""
 
     @abstractmethod
     def model_identity(self) -> ModelIdentity:
@@ -151,40 +153,43 @@ class Task(ABC):
 
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """Train from scratch by the original's recipe and number of steps, on all data or without the forget set."""
+        """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""
 
     def data_identity(self) -> str | None:
-        """Content hash of what planned prompts and real images come from; None where the package ships that."""
+        """Content hash of the files that prompts and real images come from; None where the package ships them."""
         return None
 
     # ---- the data --------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def data(self, which: Literal["forget", "retain", "both"]) -> Batch:
-        """Training images of one side, or of both together, on the CPU."""
+        """Training images of one side, or of both together, on the CPU.
+
+        "both" is the mixture that `batches(..., "all")` draws from.
+        """
 
     def count(self, which: Literal["forget", "retain", "both"]) -> int:
-        """How many training images there are of that."""
+        """The number of these training images."""
         return len(self.data(which).x0)
 
     @abstractmethod
     def reference(self) -> Iterator[Tensor]:
-        """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), some at a time."""
+        """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), in batches."""
 
     @abstractmethod
     def floor(self) -> Iterator[Tensor]:
-        """As many real retain images as `reference`, of another split: what real data score against it."""
+        """As many real retain images as `reference`, of another split: the score of real data against it."""
 
     @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:
-        """The condition shown in place of the forgotten one."""
+        """The conditions to use in place of the forgotten ones, shaped like y."""
 
     @abstractmethod
     def judge(self) -> Judge:
         """The protocol's judge."""
 
     def witnesses(self) -> Mapping[str, Witness]:
-        """Those who look at samples beside the judge, by the names that metrics ask for them with."""
+        """Models that score samples in addition to the judge, by the roles that metrics ask for."""
         return {}
 
     @abstractmethod
@@ -193,33 +198,37 @@ class Task(ABC):
 
     @abstractmethod
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Make the original's and the judges' weights anew in `out`; returns what they reach, by name."""
+        """Train the original and the judges and save them in `out`; returns what they reach, by name."""
 
     def steps(self, steps: int) -> int:
         """`steps`, or the cap that a conformance check set."""
         return steps if self.limit is None else min(steps, self.limit)
 
-    @overload
-    def batches(self, steps: int, size: int) -> Iterator[tuple[Batch, Batch]]: ...
-    @overload
     def batches(
-        self, steps: int, size: int, which: Literal["forget", "retain", "all"], seed: int | None = None
-    ) -> Iterator[Batch]: ...
-    @overload
-    def batches(
-        self, steps: int, size: int, which: Literal["both"], seed: int | None = None
-    ) -> Iterator[tuple[Batch, Batch]]: ...
-    def batches(self, steps, size, which="both", seed=None):  # type: ignore[no-untyped-def]
-        """`steps` batches of `size` images, shuffled anew each pass, from the unlearning seed unless one is given.
+        self, steps: int, size: int, split: Literal["forget", "retain", "all"], seed: int | None = None
+    ) -> Iterator[Batch]:
+        """`steps` batches of `size` images of one split; "all" mixes forget and retain images as the data set has them.
 
-        which="forget" or "retain" yields one side, "both" pairs (forget, retain), "all" a mixture of the two sides.
+        Each pass over the split is shuffled again. The order comes from the unlearning seed unless `seed` is given.
+        A conformance check may cap `steps`.
         """
+        if split not in ("forget", "retain", "all"):
+            raise UserError(f"batches(split={split!r}): give forget, retain or all; paired_batches() yields pairs")
+        stream = self._stream("both" if split == "all" else split, size, self.seed if seed is None else seed)
         steps = self.steps(steps)
-        sides: tuple[Side, ...] = ("forget", "retain") if which == "both" else ("both" if which == "all" else which,)
-        streams = [self._stream(side, size, self.seed if seed is None else seed) for side in sides]
         for _ in track(range(steps), steps, "steps"):
-            drawn = tuple(next(stream) for stream in streams)
-            yield drawn if which == "both" else drawn[0]
+            yield next(stream)
+
+    def paired_batches(self, steps: int, size: int, seed: int | None = None) -> Iterator[tuple[Batch, Batch]]:
+        """`steps` pairs (forget, retain), each a batch of `size` images.
+
+        Either side of the pairs is the sequence that `batches` yields for that split and seed.
+        """
+        seed = self.seed if seed is None else seed
+        forget, retain = self._stream("forget", size, seed), self._stream("retain", size, seed)
+        steps = self.steps(steps)
+        for _ in track(range(steps), steps, "steps"):
+            yield next(forget), next(retain)
 
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
         """`steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
@@ -236,7 +245,7 @@ class Task(ABC):
         return torch.tensor([labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")])
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """The conditions that training images of one side may come with, each once, on the CPU; here its names."""
+        """The different conditions of one side's training images, on the CPU; by default its names."""
         return self.names(which)
 
     def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
@@ -251,7 +260,7 @@ class Task(ABC):
         return {concept: index for index, concept in enumerate(self.concepts)}
 
     def erased_labels(self) -> list[int]:
-        """What the judge must no longer see: the forgotten concept's label, or several erased together."""
+        """Labels that the judge must no longer see: the forgotten concept's, or several erased together."""
         return [self.labels()[self.forget]]
 
     def plan(self) -> list[Plan]:
@@ -270,26 +279,26 @@ class Task(ABC):
         return torch.tensor([item.label for item in items], device=self.device)
 
     def forgotten(self, y: Tensor) -> Tensor:
-        """Which of these conditions ask for the forgotten concept, (B,) bool."""
+        """Mask (B,) of the conditions that ask for the forgotten concept."""
         return y == self.labels()[self.forget]
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:
-        """The concept that a user means; refuses what is none, naming the nearest."""
+        """The concept that a user means; refuses an unknown one and names the nearest."""
         if forget not in cls.concepts:
             raise unknown(f"concept of {cls.name}", forget, cls.concepts)
         return forget
 
     @classmethod
     def resolve_protocol(cls, name: str) -> Protocol:
-        """The protocol of that name; refuses what is none, naming the nearest."""
+        """The protocol of that name; refuses an unknown one and names the nearest."""
         if name not in cls.protocols:
             raise unknown(f"protocol of {cls.name}", name, cls.protocols)
         return cls.protocols[name]
 
 
 def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Indices below n in batches (size,), every one of them once before any comes again."""
+    """Batches (size,) of indices below n; every index appears once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     while True:

@@ -35,7 +35,8 @@ class {cls}(Method):
             wrong = model.eps(x_t, t, task.substitute(forget.y)).detach()
             return model.loss(retain) + (model.eps(x_t, t, forget.y) - wrong).square().mean()
 
-        minimise((loss(*pair) for pair in task.batches(self.steps, self.batch_size)), model.select("full"), self.lr)
+        pairs = task.paired_batches(self.steps, self.batch_size)
+        minimise((loss(*pair) for pair in pairs), model.select("full"), self.lr)
         return model
 '''
 
@@ -62,7 +63,7 @@ class {cls}(Method):
         parameters = model.select("full")
         ascent = torch.optim.SGD(parameters.values(), self.lr_forget, maximize=True)
         repair = torch.optim.Adam(parameters.values(), self.lr_retain)
-        for forget, retain in task.batches(self.steps, self.batch_size):
+        for forget, retain in task.paired_batches(self.steps, self.batch_size):
             for optimiser, batch in ((ascent, forget), (repair, retain)):
                 for name, grad in gradients(model.loss(batch), parameters).items():
                     parameters[name].grad = grad

@@ -1,4 +1,4 @@
-"""`minimise`: the one optimisation loop, for methods that are a stream of losses or of ready-made gradients."""
+"""`minimise`: the one optimisation loop, for methods that yield losses or gradients."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Diverged(RuntimeError):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within this block torch's global generators start from `seed`; afterwards they are as before."""
+    """Seed torch's global generators with `seed` inside this block and restore their state afterwards."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -51,6 +51,18 @@ def norm(a: Gradients) -> Tensor:
     return inner(a, a).sqrt()
 
 
+def saved(parameters: Parameters) -> list[Tensor]:
+    """Copies of the parameters' present values, in order; `restore` puts them back."""
+    return [value.detach().clone() for value in parameters.values()]
+
+
+@torch.no_grad()
+def restore(parameters: Parameters, values: list[Tensor]) -> None:
+    """Set the parameters to these values, in place."""
+    for parameter, value in zip(parameters.values(), values, strict=True):
+        parameter.copy_(value)
+
+
 def _optimiser(name: str, values: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     if name == "sgd" or not EIGHT_BIT.get():
         return OPTIMISERS[name](values, lr=lr)
@@ -71,10 +83,10 @@ def minimise(
 ) -> None:
     """Take one optimiser step for each loss, or set of gradients, that the stream yields.
 
-    The stream is drawn lazily, so that each loss sees the parameters that the step before left. `lr` may be a function
-    of the step. `clip` bounds the gradients' joint norm, before `mask` (1 = trained, 0 = untouched) is applied, in the
-    order of SalUn's code. With `ema` the parameters end as their running mean, with decay min(ema, (1 + n) / (10 + n))
-    after n steps. Raises `Diverged` with the step when a loss or gradient is not finite.
+    The stream is consumed lazily, so that each loss is computed with the parameters that the previous step left. `lr`
+    may be a function of the step. `clip` bounds the joint norm of the gradients before `mask` (1 = trained, 0 =
+    untouched) is applied, in the order of SalUn's code. With `ema` the parameters end as their running mean, with decay
+    min(ema, (1 + n) / (10 + n)) after n steps. Raises `Diverged` with the step when a loss or gradient is not finite.
     """
     values = list(parameters.values())
     rate = lr if callable(lr) else (lambda step: lr)

@@ -93,7 +93,9 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
     memory = record.environment.get("memory", [])
     compile = bool(record.environment.get("compile"))
     resources = Resources.checked({"float32": "fp32"}.get(precision, precision), memory, device, compile)
-    return Cell(cls.configured(said.settings), task, said.preset, said.overrides, said.selection, resources)
+    return Cell(
+        cls.configured(cls.current(said.settings)), task, said.preset, said.overrides, said.selection, resources
+    )
 
 
 def _method(record: Record, file: str | None) -> type[Method]:

@@ -27,7 +27,7 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
     """Each attack is one that is known here, its numbers are those of its targets, its settings those of its label."""
     for label, found in record.attacks.items():
         name, _, variant = label.partition(GIVEN)[0].partition("@")
-        attack = registry.load_attacks().get(name)
+        attack = registry.known_attack(name)
         if attack is None:
             yield f"unknown attack {label}: known: {', '.join(registry.load_attacks())}"
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def hashes(record: Record) -> Iterator[Said]:
         ("judge", "judge", f"{record.task}/{record.judge.name}", record.judge.hash),
         ("original weights", "original", record.task, record.weights["original"] or ""),
     ]
-    if method in registry.methods():
+    if method in registry.known_methods():
         found.append(("method", "method", method, record.method.code_hash))
     else:
         yield Note(f"the method {method} is not known here", "of a method that is not known here")
@@ -59,9 +60,15 @@ def identity(record: Record) -> Iterator[Said]:
         yield f"says that its method is {record.method.name}, but its code is that of {owner}"
 
 
+@cache
+def _loaded(name: str) -> type[Method]:
+    return registry.load_method(name)
+
+
+@cache
 def _owner(code_hash: str) -> str | None:
     """The built-in method of this version that has this code."""
-    return next((name for name in registry.methods() if present("method", name) == code_hash), None)
+    return next((name for name in sorted(registry.known_methods()) if present("method", name) == code_hash), None)
 
 
 def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
@@ -92,9 +99,9 @@ def division(record: Record, results: Path) -> Iterator[Said]:
         yield f"its division is {said.division}, but {given} make it {meant}"
     if said.selection is not None and said.preset != "tuned":
         yield f"says what it was tuned on, but its preset is {said.preset}"
-    if said.name not in registry.methods():
+    if said.name not in registry.known_methods():
         return
-    cls = registry.load_method(said.name)
+    cls = _loaded(said.name)
     if cls.incomplete:
         return  # its settings name files
     wrong = {key: value for key, value in said.overrides.items() if said.settings.get(key, ...) != value}

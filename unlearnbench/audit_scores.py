@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from unlearnbench.lineage import PRESENT, lineage
 from unlearnbench.method import Method
 from unlearnbench.metric import FeatureMetric, Metric, Score
 from unlearnbench.perimage import ROUNDING
-from unlearnbench.recompute import of_column, possible
+from unlearnbench.recompute import JUDGED, Extremes, of_column
 from unlearnbench.record import Record, ScoreRecord
 from unlearnbench.task import Plan, Task
 
@@ -118,7 +118,7 @@ def status(record: Record) -> Iterator[Said]:
 
 def _wraps(name: str) -> bool:
     """Whether a method acts beside the weights; of an unknown one it may."""
-    return name not in registry.methods() or registry.load_method(name).wrap is not Method.wrap
+    return name not in registry.known_methods() or registry.load_method(name).wrap is not Method.wrap
 
 
 def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
@@ -257,7 +257,7 @@ def _judged(images: pd.DataFrame) -> Iterator[Said]:
 
 def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Said]:
     """Every score by image is what its own column gives, and the column what `judged` and `refused` give."""
-    groups = images["group"].to_numpy()
+    groups, extremes = images["group"].to_numpy(), Extremes(rows, images)
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
         if metric is None or metric.side is None:
@@ -265,7 +265,7 @@ def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[S
                 yield f"its per-image values have a column {name}, which is no metric by image"
             continue
         own = groups == metric.side
-        limits = possible(metric, rows, images)
+        limits = extremes.of(metric)
         if name not in images:
             if score.value is not None:
                 yield f"{name} is {score.value:g}, but its per-image values have no such column"
@@ -275,7 +275,7 @@ def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[S
         if images[name][~own].notna().any():
             yield f"the column {name} has values of images that are not of the group {metric.side}"
         column = images[name][own]
-        yield from _column(name, metric, column, limits, images[own])
+        yield from _column(name, metric, column, limits, images.loc[own, ["label", *JUDGED]])
         yield from _total(name, metric, score, column, limits)
 
 
@@ -346,11 +346,16 @@ def _spread(limits: tuple[Score, Score]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
+@cache
+def _metrics() -> tuple[str, ...]:
+    return tuple(registry.metrics())
+
+
 def lacking(record: Record, plan: list[Plan]) -> Iterator[Said]:
     """Metrics that rest on the judge alone, which every run of such a plan has."""
     if record.status not in ("ok", "unreliable"):
         return
-    known: Mapping[str, Any] = {name: registry.known_metric(name) for name in registry.metrics()}
+    known: Mapping[str, Any] = {name: registry.known_metric(name) for name in _metrics()}
     without = registry.without(record.task)
     gone = [
         name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -16,6 +15,10 @@ from unlearnbench.task import Plan
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+JUDGED = ("judged", "refused", "p_asked")
+"""The columns that hold what the judge said."""
 
 
 class NotInTable(Exception):
@@ -89,34 +92,40 @@ class TableOutcome:
 
     def __init__(self, plan: list[Plan], frame: pd.DataFrame, besides: bool = True):
         self.plan, self._frame, self._besides = plan, frame, besides
+        self._sides: dict[str, Side] = {}
 
     def __getattr__(self, name: str) -> NoReturn:
         _absent(name)
 
-    @cached_property
+    @property
     def forget(self) -> Side:
         """Samples of the forgotten concept."""
         return self.side("forget")
 
-    @cached_property
+    @property
     def retain(self) -> Side:
         """Samples of the other concepts."""
         return self.side("retain")
 
     def side(self, group: str) -> Side:
         """Samples of one group."""
+        if group not in self._sides:
+            self._sides[group] = self._side(group)
+        return self._sides[group]
+
+    def _side(self, group: str) -> Side:
         index = [i for i, item in enumerate(self.plan) if item.group == group]
-        rows = self._frame.iloc[index]
+        columns = {name: self._frame[name].iloc[index] for name in (*JUDGED, "cra") if name in self._frame}
         asked = torch.tensor([self.plan[i].label for i in index], dtype=torch.long)
         other = torch.tensor([self.plan[i].other for i in index], dtype=torch.long)
-        missing = torch.from_numpy(rows["judged"].isna().to_numpy(bool))
-        judged = torch.from_numpy(rows["judged"].fillna(ABSTAINS).to_numpy(np.int64))
-        refused = torch.from_numpy(rows["refused"].fillna(False).to_numpy(bool))
-        p_asked = torch.from_numpy(rows["p_asked"].to_numpy(np.float32, na_value=np.nan))
+        missing = torch.from_numpy(columns["judged"].isna().to_numpy(bool, copy=True))
+        judged = torch.from_numpy(columns["judged"].to_numpy(np.int64, copy=True, na_value=ABSTAINS))
+        refused = torch.from_numpy(columns["refused"].to_numpy(bool, copy=True, na_value=False))
+        p_asked = torch.from_numpy(columns["p_asked"].to_numpy(np.float32, copy=True, na_value=np.nan))
         verdict: Any = TableVerdict(judged, refused, missing, AskedProbabilities(asked, p_asked))
         seen = torch.full((len(index),), self._besides)
-        if "cra" in rows:
-            said = rows["cra"].to_numpy(float, na_value=np.nan)
+        if "cra" in columns:
+            said = columns["cra"].to_numpy(float, na_value=np.nan)
             seen = torch.from_numpy(np.where(np.isnan(said), seen.numpy(), said == 1))
         label = torch.where(other < 0, 0, torch.where(seen, other, ABSTAINS))
         none: Any = _Absent("the verdict on other domains")
@@ -125,17 +134,26 @@ class TableOutcome:
         return Side(samples, asked, verdict, other, besides)
 
 
-def possible(metric: Metric, plan: list[Plan], frame: pd.DataFrame) -> tuple[Score, Score] | None:
-    """The least and the greatest that a metric by image can be, by `judged`, `refused` and `p_asked`.
+class Extremes:
+    """What metrics can come to, by a plan and the columns of what was judged."""
 
-    The two are equal unless the metric looks at labels asked for besides. None where it rests on something else, such
-    as all probabilities, or a detector.
-    """
-    try:
-        low, high = (metric.measure(TableOutcome(plan, frame, besides)) for besides in (False, True))  # type: ignore[arg-type]
-    except NotInTable:
-        return None
-    return low, high
+    def __init__(self, plan: list[Plan], frame: pd.DataFrame):
+        most = TableOutcome(plan, frame, True)
+        alone = all(item.other < 0 for item in plan)
+        self._outcomes = (most if alone else TableOutcome(plan, frame, False), most)
+
+    def of(self, metric: Metric) -> tuple[Score, Score] | None:
+        """The least and the greatest score of a metric by image.
+
+        The two are equal unless the metric looks at labels asked for besides. None where it rests on something that is
+        not in the table, such as all probabilities, or a detector.
+        """
+        least, most = self._outcomes
+        try:
+            low = metric.measure(least)  # type: ignore[arg-type]
+            return low, low if most is least else metric.measure(most)  # type: ignore[arg-type]
+        except NotInTable:
+            return None
 
 
 def of_column(metric: Metric, column: pd.Series, n: int) -> Score:

@@ -50,7 +50,8 @@ def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     for path in track(paths, len(paths), "records"):
         yield from _one(path, results, seen)
     for path in sorted(path for suffix in ("parquet", "png") for path in results.rglob(f"seed-*.{suffix}")):
-        if not path.with_suffix(".json").exists():
+        record = path.with_suffix(".json")
+        if not (record.exists() or record.is_symlink()):
             yield Finding(path, "has no record beside it: restore that, or delete the file")
     yield from _tunings(results)
 

@@ -321,7 +321,8 @@ def _total(
         yield f"the column {name} cannot be: {error}"
         return
     if (score.n, score.missing) != (made.n, made.missing):
-        yield f"{name} has n {score.n} and missing {score.missing}, its per-image values give {made.n} and {made.missing}"
+        given = f"n {score.n} and missing {score.missing}"
+        yield f"{name} has {given}, its per-image values give {made.n} and {made.missing}"
     if not _equal(score.value, made.value):
         yield f"{name} is {score.value}, but its per-image values give {made.value}"
     elif (score.interval is None) != (made.interval is None):

@@ -153,9 +153,7 @@ def validate(
         str | None, typer.Option(help="Share of the records to run again on the CPU: 5% or 0.05, at least one a task.")
     ] = None,
     sample: Annotated[str, typer.Option(help="Share of the images of each that --verify draws again.")] = "5%",
-    draw: Annotated[
-        int | None, typer.Option(min=0, help="Seed of --verify's draw, to repeat one; it is printed.")
-    ] = None,
+    draw: Annotated[int | None, typer.Option(min=0, help="Seed of --verify's draw; the one taken is printed.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Take code and weights of unknown origin for problems.")
     ] = False,

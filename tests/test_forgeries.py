@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from tests.small_world import IMAGES, small_protocol
+from tests.small_world import IMAGES, ROOT, small_protocol
 from unlearnbench import registry
 from unlearnbench.attacking import attacked, wanted
 from unlearnbench.audit import findings, record_files, validate
@@ -610,6 +610,37 @@ def test_a_forgery_is_named(here, forge, says):
     assert any(says in each.text for each in refused), [each.text for each in refused]
     assert all("\n" not in each.text for each in refused)
     assert not any("cannot be checked" in each.text for each in refused)
+
+
+@pytest.fixture
+def two_domains(tmp_path):
+    """A committed record whose retain samples are asked for a digit and a colour."""
+    place = "digits-text/default/seven/gradient_ascent"
+    for suffix in (".json", ".parquet", ".png"):
+        target = (tmp_path / "two" / place / "seed-0").with_suffix(suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy((ROOT / "results" / place / "seed-0").with_suffix(suffix), target)
+    return tmp_path / "two"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "unlike"),
+    [
+        ("retain", "ra", {"judged": 0, "p_asked": 0.0, "ira": 0.0, "cra": 1.0}),
+        ("retain", "ra", {"cra": 0.0}),
+        ("retain", "ira", {"refused": True}),
+        ("neighbours", "ra_neighbours", {"refused": True}),
+    ],
+)
+def test_a_score_over_two_domains_follows_from_both(two_domains, group, name, unlike):
+    assert validate(two_domains) == []
+    found = Forgery(two_domains)
+    rows = found.frame.index[(found.frame["group"] == group) & (found.frame["other"] >= 0)]
+    for column, value in {"refused": False, **unlike, name: 1.0}.items():
+        found.frame.loc[rows, column] = value
+    with_share(found, name)
+    found.seal()
+    assert any(each.text.startswith(f"{name} of image ") for each in validate(two_domains))
 
 
 def test_the_catalogue_is_long_enough():

@@ -1,8 +1,9 @@
 """Give records of an older engine the present identity: `python -m tests.rekey RERUN [RESULTS]`.
 
-RERUN is a folder of records that were run again. A record of RESULTS is rewritten where its counterpart in RERUN has the
-same settings and the same numbers: every score but times, with its interval, less than half a unit of the last digit that
-tables show away, and n and missing equal. Nothing but the identity changes in it; all others are listed with what differs.
+RERUN is a folder of records that were run again. A record of RESULTS is rewritten where its counterpart in RERUN has
+the same settings and the same numbers: n and missing are equal, and every score but times, with its interval, is less
+than half a unit of the last digit that tables show away. Nothing but the identity changes in it. All others are listed
+with what differs.
 """
 
 from __future__ import annotations

@@ -42,12 +42,12 @@ def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=
     return dict(word.split("=", 1) for word in settings)
 
 
-def parse_share(text: str) -> float:
-    """`5%` or `0.05` as a share in (0, 1]."""
+def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
+    """`5%` or `0.05`, given with an option, as a share in (0, 1]."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text, re.ASCII)
     share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < share <= 1:
-        raise UserError(f"--sample {text}: write a share of the images above 0 and up to 100%, such as 5% or 0.05")
+        raise UserError(f"--{option} {text}: write a share of the {of} above 0 and up to 100%, such as 5% or 0.05")
     return share
 
 

@@ -17,6 +17,7 @@ from unlearnbench.terminal import err, out, print_table
 if TYPE_CHECKING:
     from unlearnbench.agreement import Row
     from unlearnbench.diff import Difference
+    from unlearnbench.finding import Finding
     from unlearnbench.metric import Metric
     from unlearnbench.record import Record
 
@@ -139,19 +140,75 @@ def diff(
 
 
 @records.command()
-def validate(results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results")) -> None:
-    """Check every record below a folder: schema, hash, place, protocol, images, tuning. Exit code 1 on problems."""
-    from unlearnbench.audit import record_files
-    from unlearnbench.audit import validate as problems_of
+def validate(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    only: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECORD]...", help="What --verify draws from and --strict is about; else every record."
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Share of the records to run again on the CPU: 5% or 0.05, at least one a task.")
+    ] = None,
+    sample: Annotated[str, typer.Option(help="Share of the images of each that --verify draws again.")] = "5%",
+    draw: Annotated[int | None, typer.Option(min=0, help="Seed of --verify's draw; the one taken is printed.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take code and weights of unknown origin for problems.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name every note, in place of their number.")] = False,
+) -> None:
+    """Check every record below a folder, and compute again what can be: scores, plan, settings, division, intervals.
 
-    count = len(record_files(results))
-    if not count:
+    Exit code 1 on problems. What could not be checked is noted, such as results of older versions' code.
+    """
+    share, part = None if verify is None else parse_share(verify, "verify", "records"), parse_share(sample)
+
+    from unlearnbench.audit import findings, grouped, record_files
+
+    paths = record_files(results)
+    if not paths:
         raise UserError(f"no records below {results}: give the folder that `unlearnbench run --out` wrote to")
-    problems = problems_of(results)
-    for path, text in problems:
-        out.print(f"{path}: {text}", highlight=False, markup=False, soft_wrap=True)
-    out.print(f"{_number(count, 'record')} checked, {_number(len(problems), 'problem')}", highlight=False)
-    raise typer.Exit(1 if problems else 0)
+    known = {path.resolve(): path for path in paths}
+    if gone := [path for path in only or () if path.resolve() not in known]:
+        raise UserError(f"no record {gone[0]} below {results}: give the path of a seed-*.json in that folder")
+    asked = {known[path.resolve()] for path in only} if only else set(paths)
+    found = []
+    try:
+        with bars(err, 1) as begin:
+            if err.is_terminal:
+                begin("validate")
+            found = list(findings(results, paths))
+        if share is not None:
+            sound = asked - {each.path for each in found if each.note is None}
+            found += _verified(sorted(sound), share, part, draw)
+    except Stopped:
+        err.print("stopped: nothing was changed")
+        raise typer.Exit(130) from None
+    wrong = [each for each in found if each.note is None or (strict and each.note.strict and each.path in asked)]
+    for each in found if verbose else wrong:
+        note = "" if each in wrong else "note: "
+        out.print(f"{note}{each.path}: {each.text}", highlight=False, markup=False, soft_wrap=True)
+    for group, count in grouped([each for each in found if each not in wrong]):
+        out.print(f"note: {_number(count, 'record')} {group}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"{_number(len(paths), 'record')} checked, {_number(len(wrong), 'problem')}", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _verified(paths: list[Path], share: float, sample: float, draw: int | None) -> list[Finding]:
+    """Findings of a drawn share of these records, in which nothing wrong was found so far."""
+    import random
+
+    from unlearnbench.audit_verify import drawn, verified
+    from unlearnbench.record import read
+
+    whole = [(path, read(path)) for path in paths]
+    seed = random.SystemRandom().randrange(2**32) if draw is None else draw
+    chosen = drawn(whole, share, seed)
+    text = f"verifying {len(chosen)} of {_number(len(whole), 'record')}, drawn with --draw {seed}"
+    out.print(text, highlight=False, soft_wrap=True)
+    with bars(err, len(chosen)) as begin:
+        return list(verified(chosen, sample, begin))
 
 
 @records.command()

@@ -41,7 +41,7 @@ def write_sides(path: Path, sides: Sequence[tuple[str, Tiles]], forgotten: Colle
     from PIL import Image, ImageDraw
 
     concepts = list(sides[0][1])
-    canvas = Image.new("RGB", _size(len(concepts), len(sides)), "white")
+    canvas = Image.new("RGB", picture_size(len(concepts), len(sides)), "white")
     draw = ImageDraw.Draw(canvas)
     for number, (heading, _) in enumerate(sides):
         draw.text((_left(number), HEAD // 3), heading, fill="black", font_size=15)
@@ -68,7 +68,7 @@ def tiles(path: Path, concepts: Sequence[str]) -> dict[str, tuple[list[Image], l
 
     try:
         with Image.open(path) as opened:
-            if not concepts or opened.size != _size(len(concepts), 2):
+            if not concepts or opened.size != picture_size(len(concepts), 2):
                 return None
             canvas = opened.convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError):  # a broken PNG is a SyntaxError to Pillow
@@ -116,7 +116,8 @@ def _tile(images: Table, i: int) -> Image:
     return tile.resize((PICTURE,) * 2, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 
 
-def _size(rows: int, sides: int) -> tuple[int, int]:
+def picture_size(rows: int, sides: int) -> tuple[int, int]:
+    """Width and height in pixels of a picture with so many concepts and models."""
     return MARGIN + sides * (SIDE + GAP), HEAD + rows * ROW + GAP // 2
 
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import Damaged
 from unlearnbench.hashing import file_hash
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-9
 """Between a score and the mean of its column."""
+LARGEST = 16 * 2**20
+"""Bytes that a table may have as a file."""
+UNPACKED = 256 * 2**20
+"""Bytes that its columns may have, by what the file says, once they are unpacked."""
+MOST_ROWS = 1_000_000
+KINDS = {
+    "group": "text",
+    "concept": "text",
+    "prompt": "text",
+    "label": "integers",
+    "seed": "integers",
+    "other": "integers",
+    "guidance": "numbers",
+    "judged": "integers",
+    "refused": "truth values",
+    "p_asked": "numbers",
+}
+"""What the columns hold; every other one is a metric's and holds numbers."""
 
 
 def table(
@@ -81,15 +99,53 @@ def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
     path = path.with_suffix(".parquet")
     if record.images is None or not path.is_file():
         return None
+    if path.stat().st_size > LARGEST:
+        raise Damaged(f"{path} has {path.stat().st_size:,} bytes, at most {LARGEST:,} are read: run it again")
     if file_hash(path) != record.images:
         raise Damaged(
             f"{path} was changed after its record was written (its hash does not fit): "
             "restore it, or delete the record and run its command again"
         )
     try:
+        _require_plain(path, set(record.scores))
         return pd.read_parquet(path, use_threads=False)  # small files: threads take longer to begin
     except (ValueError, OSError) as error:
         raise Damaged(f"{path} is no Parquet file: delete the record and run its command again") from error
+
+
+def _require_plain(path: Path, metrics: set[str]) -> None:
+    """Refuse a table by its footer, before any of its values is unpacked: too large, or of other columns than ours."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        about, schema = file.metadata, file.schema_arrow
+        unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    wrong = None
+    if about.num_rows > MOST_ROWS or unpacked > UNPACKED:
+        wrong = f"has {about.num_rows:,} rows of {unpacked:,} bytes, at most {MOST_ROWS:,} of {UNPACKED:,} are read"
+    elif len(set(schema.names)) < len(schema.names):
+        wrong = "has two columns of one name"
+    else:
+        for column in schema:
+            expected = KINDS.get(column.name, "numbers")
+            if column.name not in KINDS and column.name not in metrics:
+                wrong = f"has a column {column.name!r}, which is no metric of its record"
+            elif _kind(column.type) != expected:
+                wrong = f"has {column.type} in the column {column.name!r} in place of {expected}"
+    if wrong:
+        raise Damaged(f"{path} {wrong}: delete the record and run its command again")
+
+
+def _kind(column: Any) -> str | None:
+    from pyarrow import types
+
+    tests = {
+        "text": (types.is_string, types.is_large_string),
+        "integers": (types.is_integer,),
+        "numbers": (types.is_floating,),
+        "truth values": (types.is_boolean,),
+    }
+    return next((kind for kind, known in tests.items() if any(test(column) for test in known)), None)
 
 
 def unreproduced(record: Record, images: pd.DataFrame) -> dict[str, float | None]:

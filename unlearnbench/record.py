@@ -42,6 +42,14 @@ class ScoreRecord(Part):
     parts: dict[str, float] | None = None
     """What the value is the sum of, by name."""
 
+    @model_validator(mode="after")
+    def _possible(self) -> ScoreRecord:
+        if not 0 <= self.missing <= self.n:
+            raise ValueError(f"{self.missing} of {self.n} images cannot be missing")
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"the interval is reversed ({self.interval[0]:g} to {self.interval[1]:g})")
+        return self
+
 
 class Selection(Part):
     """What tuned hyper-parameters were chosen on, so that it can be told apart from what is reported."""
@@ -151,6 +159,10 @@ class AttackRecord(Part):
             raise ValueError(f"the value is {self.value}, its targets give {share}")
         if any(not 0 <= cost <= self.limit for cost in self.spent):
             raise ValueError(f"spent is outside 0 to {self.limit:g}")
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"the interval is reversed ({self.interval[0]:g} to {self.interval[1]:g})")
+        if self.seconds is not None and self.seconds < 0:
+            raise ValueError(f"it took {self.seconds:g} seconds")
         return self
 
 
@@ -200,6 +212,12 @@ class Record(Part):
         lacking |= {"original", "unlearned"} - set(self.weights)
         if lacking:
             raise ValueError(f"no {' or '.join(sorted(lacking))} is given")
+        if self.revision < 1:
+            raise ValueError(f"the revision is {self.revision}, the first one is 1")
+        if negative := [f"{name} {seed}" for name, seed in self.seeds.items() if seed < 0]:
+            raise ValueError(f"a seed is negative ({', '.join(negative)})")
+        if self.step is not None and self.step < 0:
+            raise ValueError(f"it diverged at step {self.step}")
         return self
 
     def seal(self) -> str:

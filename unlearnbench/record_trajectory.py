@@ -71,4 +71,10 @@ class TrajectoryRecord(Part):
         steps = [point.step for point in self.points]
         if steps != sorted(set(steps)) or len(steps) > POINTS:
             raise ValueError(f"the steps of points must rise, and be {POINTS} at most")
+        if any(step < 0 for step in steps) or self.steps < 0 or any(count < 0 for count in self.n.values()):
+            raise ValueError("steps and counts cannot be negative")
+        if any(point.seconds < 0 or point.missing < 0 for point in self.points):
+            raise ValueError("seconds and missing images cannot be negative")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"it was evaluated every {self.every} steps")
         return self

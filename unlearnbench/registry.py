@@ -145,6 +145,18 @@ def known_metric(name: str) -> Metric | None:
     return load_metrics().get(name)
 
 
+@cache
+def known_attack(name: str) -> Attack | None:
+    """The attack of that name as it was when first asked for."""
+    return load_attacks().get(name)
+
+
+@cache
+def known_methods() -> frozenset[str]:
+    """The names of `methods` as they were when first asked for: every record of a folder is asked about."""
+    return frozenset(methods())
+
+
 def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
     from unlearnbench.attack import Attack

@@ -120,7 +120,7 @@ def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
     task = copy.copy(cell.task)
     protocol: Protocol = replace(task.protocol, chunk=min(task.protocol.chunk, FORGET_IMAGES))
     task.protocol = protocol
-    plan = [item._replace(seed=seed_of("trajectory", item.seed) >> 32) for item in _fewer(task.plan())]
+    plan = [item._replace(seed=seed_of("trajectory", item.seed) >> 32) for item in fewer(task.plan())]
     differs = {
         "noise": "held out: each image's seed is hashed anew",
         "forget_images": FORGET_IMAGES,
@@ -131,7 +131,7 @@ def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
     return replace(cell, task=task, notes={}), plan, HeldOut(hash=hash, differs=differs)
 
 
-def _fewer(plan: Sequence[Plan]) -> list[Plan]:
+def fewer(plan: Sequence[Plan]) -> list[Plan]:
     """Images of both sides alone, spread evenly over what is asked for."""
     forget = [item for item in plan if item.group == "forget"]
     concepts = dict.fromkeys(item.concept for item in plan if item.group == "retain")

@@ -186,9 +186,7 @@ def flags(group: Iterable[Record]) -> str:
 # ---- anchored scores -----------------------------------------------------------------------------------------------
 
 
-def anchors(
-    groups: Mapping[Identity, list[Record]], like: Record
-) -> tuple[dict[str, list[Record]], dict[str, str]]:
+def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict[str, list[Record]], dict[str, str]]:
     """The controls that a row may be held against (`identity.matching`), and of the others why they may not."""
     found: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
@@ -284,25 +282,15 @@ def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images)
         seeds = [(first[0], first[1])]  # the images share their noise, whatever the seed of unlearning
     pairs = [(sides[0][one], sides[1][other]) for one, other in seeds]
     values = [[pair[place].scores[name].value or 0.0 for pair in pairs] for place in (0, 1)]
-    return paired_p(*values, _paired_images(pairs, name, images))
+    return paired_p(*values, lambda: _paired_images(*pairs[0], name, images))
 
 
-def _paired_images(
-    pairs: Sequence[tuple[Record, Record]], name: str, images: Images
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values of both sides (runs, images), where all were asked for the same images."""
-    import numpy as np
-
-    frames = [(images(one), images(other)) for one, other in pairs]
-    if not frames or not all(same_images(*both) for both in frames):
+def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values of two runs, (1, images) each, where both were asked for the same images."""
+    if not same_images(images(a), images(b)):
         return None
-    columns = [[_column(record, name, images) for record in pair] for pair in pairs]
-    if len({None if column is None else len(column) for both in columns for column in both}) != 1:
-        return None
-    if columns[0][0] is None:
-        return None
-    a, b = (np.stack([both[place] for both in columns]) for place in (0, 1))  # type: ignore[misc]
-    return a, b
+    one, other = _column(a, name, images), _column(b, name, images)
+    return None if one is None or other is None else (one[None], other[None])
 
 
 def same_images(a: pd.DataFrame | None, b: pd.DataFrame | None) -> bool:
@@ -310,7 +298,7 @@ def same_images(a: pd.DataFrame | None, b: pd.DataFrame | None) -> bool:
     if a is None or b is None or len(a) != len(b):
         return False
     known = [name for name in PLAN if name in a and name in b]
-    return "seed" in known and a[known].equals(b[known])
+    return "seed" in known and all(a[name].equals(b[name]) for name in known)
 
 
 def _constant(records: Sequence[Record]) -> bool:

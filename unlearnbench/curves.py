@@ -68,7 +68,8 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
             budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
             lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
             line = _line(name, looks[name])
-            axes.step(budgets, lifted, where="post", zorder=3 if plain_label(name) in WIDTHS else 2, markevery=[-2], **line)
+            order = 3 if plain_label(name) in WIDTHS else 2
+            axes.step(budgets, lifted, where="post", zorder=order, markevery=[-2], **line)
     first = min((budget for points in curves.values() for budget, _ in points if budget > 0), default=1)
     end = max(points[-1][0] for points in curves.values() if points)
     decades = [10.0**power for power in range(-3, 10) if first <= 10.0**power <= end * BEYOND]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.board import Images
-from unlearnbench.identity import Identity, grouped, identity, labels, matching, scored_alike
+from unlearnbench.identity import Identity, grouped, identity, labels, matching, measured_by, scored_alike
 from unlearnbench.record import Record
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     for one, group in grouped(counted).items():
         about = {"label": names[one._replace(forget="")], "method": group[0].method.name, "forget": group[0].forget}
         if (seen := _pooled(group, images)) is not None:
-            before = _pooled(matching(originals, group[0], "original")[0], images)
+            before = _pooled(matching(originals, group[0], "original")[0], images, like=group)
             known = seen.join(_shares(before), on=["concept", "forgotten"])
             parts.append(known.assign(**about))
     if not parts:
@@ -57,11 +57,17 @@ def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
     return groups
 
 
-def _pooled(group: Sequence[Record], images: Images) -> pd.DataFrame | None:
-    """Means over seeds by concept; of each metric those runs alone that were scored by the same code."""
+def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | None = None) -> pd.DataFrame | None:
+    """Means over seeds by concept; of each metric those runs alone that were scored by the same code, that of `like`.
+
+    Columns: concept, forgotten, n, share; None where no run has values by image.
+    """
     import pandas as pd
 
-    kept = {name: {id(record) for record in scored_alike(group, name)} for name in SIDES.values()}
+    kept: dict[str, set[int]] = {}
+    for name in SIDES.values():
+        code = next((measured_by(record, name) for record in scored_alike(like or group, name)), None)
+        kept[name] = {id(record) for record in group if measured_by(record, name) == code is not None}
     runs = [
         seen
         for record in group

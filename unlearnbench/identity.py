@@ -60,6 +60,7 @@ CONDITIONS = ("original", "data", "judge", "engine")
 """Parts of an identity that rows of one table may differ in, although they must agree to be compared."""
 OF_METHOD = ("code", "settings", "precision", "division", "access")
 NAMES = {
+    "protocol": "protocol",
     "original": "original",
     "data": "data",
     "judge": "judge",
@@ -158,6 +159,9 @@ def _words(part: str, values: Sequence[str]) -> list[str]:
     if part == "settings":
         texts = _entries(values, lambda name, value: f"{name}={value}", " ")
         return [f"settings {text}" if text else "settings without them" for text in texts]
+    if part == "protocol":
+        names, hashes = zip(*(value.rsplit(" ", 1) for value in values), strict=True)
+        return [f"protocol {name} {hash}" for name, hash in zip(names, _shortened(hashes), strict=True)]
     return [f"{part} {value}" for value in _shortened(values)]
 
 
@@ -200,9 +204,10 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 def differences(then: Identity, now: Identity, between: str = ", ", parts: Sequence[str] = ()) -> list[str]:
     """What sets two identities apart, with both values: `method code (91ab23cd, 5c01d2e3)`.
 
-    Of all that is not task, protocol, concept and label, or of these `parts` alone.
+    Of all that is not task, concept and label, or of these `parts` alone.
     """
-    found = [name for name in parts or (*CONDITIONS, *OF_METHOD) if getattr(then, name) != getattr(now, name)]
+    asked = parts or ("protocol", *CONDITIONS, *OF_METHOD)
+    found = [name for name in asked if getattr(then, name) != getattr(now, name)]
     found = [name for name in found if name not in IMPLIED] or found
     texts = []
     for name in found:
@@ -231,7 +236,8 @@ def matching(records: Iterable[Record], like: Record, control: str) -> tuple[lis
         return largest([record for _, record in fitting], lambda record: of[id(record)]), None
     if not found:
         return [], None
-    lacks = min(([name for name in CONDITIONS if getattr(one, name) != getattr(own, name)] for one, _ in found), key=len)
+    apart = [[name for name in CONDITIONS if getattr(one, name) != getattr(own, name)] for one, _ in found]
+    lacks = min(apart, key=len)
     return [], f"{control} is of another {' and '.join(NAMES[name] for name in lacks)}"
 
 
@@ -297,5 +303,3 @@ def left_out(records: Sequence[Record]) -> list[str]:
 
 def _few(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from unlearnbench import registry
-from unlearnbench import identity
+from unlearnbench import identity, registry
 from unlearnbench.board import Images, estimate, no_images, scores
 from unlearnbench.leaderboard import floors_line, head, shown
 from unlearnbench.record import Record

@@ -226,19 +226,25 @@ def over_pairs(
     return wider(spread, pooled) if binary(images[0]) and binary(images[1]) else spread
 
 
+Matrices = tuple[np.ndarray, np.ndarray]
+"""Values of two sides."""
+
+
 def paired_p(
-    a: Sequence[float], b: Sequence[float], images: tuple[np.ndarray, np.ndarray] | None = None
+    a: Sequence[float], b: Sequence[float], images: Matrices | Callable[[], Matrices | None] | None = None
 ) -> float | None:
     """Two-sided p of a - b over runs that are paired by seed; every table takes its p from here.
 
-    `images`: values of both, (S runs, I shared images), NaN where missing. Runs whose differences vary: the paired
+    `images`: values of both, (S runs, I shared images), NaN where missing, or what reads them where they are needed;
+    of the first run is enough. Runs whose differences vary: the paired
     t-test over runs. One run, or differences that are all equal, which say nothing of how much they vary: a test within
     the first run, exact McNemar for hits, the paired t-test over images for other values; None without images.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(gaps) > 1 and not equal(gaps):
         return paired_t(a, b)
-    if images is None or not len(gaps):
+    images = images() if callable(images) and len(gaps) else images
+    if images is None or callable(images):
         return None
     first, second = images[0][0], images[1][0]
     known = ~(np.isnan(first) | np.isnan(second))

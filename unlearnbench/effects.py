@@ -67,7 +67,7 @@ def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | No
     kept: dict[str, set[int]] = {}
     for name in SIDES.values():
         code = next((measured_by(record, name) for record in scored_alike(like or group, name)), None)
-        kept[name] = {id(record) for record in group if measured_by(record, name) == code is not None}
+        kept[name] = {id(record) for record in group if measured_by(record, name) == code}
     runs = [
         seen
         for record in group

@@ -60,26 +60,18 @@ def block_jackknife(statistic: Callable[[np.ndarray], float], n: int, blocks: in
     return centre - half, centre + half
 
 
-def crossed(values: np.ndarray, dependent: bool = False) -> Interval | None:
+def crossed(values: np.ndarray) -> Interval | None:
     """Interval for the mean over other seeds *and* other images, from values (S seeds, I shared images), no NaN.
 
     Two crossed random factors: Var = V_seeds + V_images - V_rest, each term a variance of means, with Satterthwaite's
     degrees of freedom, at least S - 1 (Satterthwaite, 1946; the variance is that of two-way clustering, Cameron et al.,
     JBES 2011). Resampling both factors instead covers 90 to 100 % at nominal 95 % (see results/coverage.md).
-
-    `dependent`: for hits, variances are those of the images with two more that every seed hits and two that every seed
-    misses, as Agresti and Coull (The American Statistician, 1998) add two of each. Hits of which nearly all are alike
-    could not tell otherwise how much images differ, and would claim certainty of other images.
     """
     seeds, images = values.shape
     if seeds < 2 or images < 2:
         return None
-    mean = values.mean()
-    if dependent:
-        values = np.hstack([values, np.ones((seeds, 2)), np.zeros((seeds, 2))])
-        images += 4
-    by_seed, by_image = values.mean(axis=1), values.mean(axis=0)
-    rest = values - by_seed[:, None] - by_image + values.mean()
+    mean, by_seed, by_image = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    rest = values - by_seed[:, None] - by_image + mean
     free = (seeds - 1, images - 1, (seeds - 1) * (images - 1))
     parts = (
         by_seed.var(ddof=1) / seeds,
@@ -107,13 +99,16 @@ def over_seeds(
     wider one. This is Wilson's interval with a design effect of the seeds that is estimated, but never below 1 (Kish,
     Survey Sampling, 1965; Korn and Graubard, Survey Methodology, 1998, 24:193-201, truncate it likewise). Two rows of
     as many runs and images are then ordered: seeds that agree never get a wider interval than others with as many hits
-    in all, and no row gets a wider one for being perfect. It covers 95 % or more (see results/coverage.md).
+    in all, and no row gets a wider one for being perfect. Where other images are spoken of, a share lies at least three
+    in the number of images from either end, however many seeds hit them all: the rule of three (Hanley and
+    Lippman-Hand, JAMA, 1983). These cover 95 % or more (see results/coverage.md).
     """
     hits = None if shares_of is None else pooled_hits(means, shares_of)
     pooled = None if hits is None else wilson(*hits)
-    crossing = matrix is not None and len(means) >= MANY
-    spread = crossed(matrix, dependent=pooled is not None) if crossing else t_interval(means)  # type: ignore[arg-type]
-    return wider(spread, pooled)
+    if matrix is None or len(means) < MANY:
+        return wider(t_interval(means), pooled)
+    mean, least = float(np.mean(means)), 3 / max(1, matrix.shape[1])
+    return wider(crossed(matrix), None if pooled is None else wider(pooled, (mean - least, mean + least)))
 
 
 def pooled_hits(means: Sequence[float], shares_of: int | Sequence[int]) -> tuple[int, int] | None:

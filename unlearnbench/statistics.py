@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -17,6 +17,7 @@ ROUNDING = 1e-9
 Interval = tuple[float, float]
 
 
+@lru_cache(maxsize=10_000)
 def wilson(hits: int, n: int) -> Interval | None:
     """Wilson's score interval for a proportion (Wilson, 1927); None for n = 0."""
     if n == 0:

@@ -244,7 +244,7 @@ def test_two_methods_of_one_name_are_refused(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         paths.append(str(write_nudge(tmp_path / name)))
-    with pytest.raises(UserError, match="two methods nudge, .*a/nudge.py and .*b/nudge.py"):
+    with pytest.raises(UserError, match=r"two methods nudge, .*a/nudge.py and .*b/nudge.py"):
         methods_of(paths, {})
     same = [paths[0], str(tmp_path / "a" / ".." / "a" / "nudge.py")]
     assert [cls.name for _, cls in methods_of(same, {})] == ["nudge"], "one file, named twice"

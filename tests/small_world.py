@@ -93,7 +93,7 @@ def run_cell(
     from unlearnbench.tasks.digits_class import DigitsClass
 
     cls = registry.load_method(str(method))
-    return runner.run(Cell(cls(), DigitsClass("3", **task)), Store(store), results)
+    return runner.run(Cell(cls(), DigitsClass(forget, **task)), Store(store), results, force)
 
 
 def read_only(folder: Path, pattern: str = "**/seed-*.json") -> Any:

@@ -170,7 +170,7 @@ def test_a_run_made_anew_keeps_attacks_of_the_same_weights(setting, tmp_path, fr
     again = run_cell(tmp_path / "nudge.py", fresh_store, here, force=True)
     assert again.attacks == made.attacks
     (tmp_path / "nudge.py").write_text((tmp_path / "nudge.py").read_text().replace("0.01", "0.02"))
-    assert run_cell(tmp_path / "nudge.py", fresh_store, here).attacks == {}
+    assert run_cell(tmp_path / "nudge.py", fresh_store, here, force=True).attacks == {}
 
 
 def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
@@ -202,7 +202,10 @@ def test_another_file_of_the_attack_makes_it_anew(setting, tried, monkeypatch):
     _, attack, _ = setting
     attack("try")
     monkeypatch.setattr(attacking, "metric_code", lambda attack: "other")
-    attack("try")
+    with pytest.raises(UserError, match=r"try in its record .* attack code \(\w{8}, now other\): --force"):
+        attack("try")
+    assert tried == ["plain"], "refused before any work"
+    attack("try", force=True)
     assert tried == ["plain", "plain"]
 
 

@@ -37,7 +37,10 @@ def pictures(hits):
 
     def read(record):
         values = hits.get((record.method.name, record.seeds["unlearning"]))
-        return None if values is None else pd.DataFrame({"group": "forget", "ua": pd.array(values, dtype="Float64")})
+        if values is None:
+            return None
+        about = {"group": "forget", "seed": range(len(values)), "ua": pd.array(values, dtype="Float64")}
+        return pd.DataFrame(about)
 
     return read
 
@@ -70,8 +73,8 @@ def test_images_that_a_run_misses_are_left_out_of_the_crossing():
     assert found.interval == pytest.approx(crossed(np.delete(hits, 7, axis=1)))
 
 
-def test_equal_shares_get_the_interval_of_one_run():
-    assert estimate(several("esd", [1.0] * 3), "ua").interval == wilson(10, 10)
+def test_equal_shares_get_the_interval_of_all_runs_images():
+    assert estimate(several("esd", [1.0] * 3), "ua").interval == wilson(30, 30)
     assert estimate(several("esd", [2.0] * 3, "fid"), "fid").interval == (2.0, 2.0)
 
 

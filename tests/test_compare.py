@@ -197,7 +197,10 @@ def test_words_tell_a_difference_only_where_the_interval_excludes_zero(tmp_path)
     a = several(tmp_path, "esd", [(20, 50), (21, 51), (20, 54)], other=times[0])
     b = several(tmp_path, "salun", [(36, 52), (38, 49), (36, 54)], other=times[1])
     words = compare_text.summary(found(a, b))
-    low, high = (100 * end for end in t_interval([16 / 40, 17 / 40, 16 / 40]))
+    drawn = [np.array([value for n in ns for value in hits(n, 40)]) for ns in ((36, 38, 36), (20, 21, 20))]
+    seeds, images = t_interval([16 / 40, 17 / 40, 16 / 40]), paired_shares(*drawn)
+    assert images[0] < seeds[0] < seeds[1] < images[1], "seeds that agree by chance prove no certainty"
+    low, high = (100 * end for end in images)
     assert words.startswith(
         f"B (salun) forgets more (UA +40.8 points, {low:.1f} … {high:.1f}); no difference shown in RA ("
     )

@@ -39,12 +39,31 @@ def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:
     """The methods of these words, of which `all` stands for every one; refuses what cannot be set up."""
     names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
     found = [(name, registry.load_method(name)) for name in names if name != "all"]
+    found = _once(found)
     for _, cls in found:
         registry.require_fields(cls)
         if cls.incomplete and cls.name in given and not overrides:
             first = next(iter(cls.configured({}).settings()))
             raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
     return found
+
+
+def _once(found: Named) -> Named:
+    """Each method once; refuses two of one name, whose records would replace each other."""
+    kept: dict[str, tuple[str, type[Method]]] = {}
+    for name, cls in found:
+        before = kept.setdefault(cls.name, (name, cls))[0]
+        if before != name and _place(before) != _place(name):
+            raise UserError(
+                f"--method names two methods {cls.name}, {before} and {name}, and both would write the same records: "
+                "call one of the files otherwise, or run them one by one with an --out folder each"
+            )
+    return list(kept.values())
+
+
+def _place(name: str) -> Path | str:
+    """The file that a method was named by; methods of the registry by their name, even where their file was given."""
+    return name if (stem := Path(name).stem) == name or stem in registry.methods() else Path(name).resolve()
 
 
 @dataclass(frozen=True)

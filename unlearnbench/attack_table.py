@@ -13,6 +13,8 @@ from unlearnbench.board import CONTROLS, KEYS, TABLE
 from unlearnbench.errors import unknown
 from unlearnbench.formats import as_markdown
 from unlearnbench.hashing import digest
+from unlearnbench.identity import grouped, plain
+from unlearnbench.identity import labels as names_of
 from unlearnbench.leaderboard import Sheet, width_of
 from unlearnbench.record import AttackRecord, Record
 from unlearnbench.robustness import GIVEN, GOLD, box_of
@@ -74,7 +76,7 @@ def sheets(
                 _worst(row, brief),
                 by_worst.get(i, ""),
             ]
-            by = NOTHING if row.label == GOLD else row.robustness_by
+            by = NOTHING if plain(row.label) == GOLD else row.robustness_by
             boxes = [] if brief else [_plain(row, f"robustness_{box}") for box in ("white", "black")]
             first += [by or NOTHING, *boxes]
             sections.setdefault(access, []).append([*first, *(_cell(row, label) for label in names[:most])])
@@ -124,11 +126,10 @@ def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict
 
     parts, made = [], {}
     for sheet, (key, _) in zip(sheets(result), _attacked(result), strict=True):
-        groups: dict[str, list[Record]] = {}
-        for record in records:
-            known = (record.task, record.protocol.name, record.protocol.hash, record.forget)
-            if known == key and record.attacks:
-                groups.setdefault(record.label(), []).append(record)
+        of_table = grouped(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
+        names = names_of(of_table)
+        tried = {names[one]: [record for record in group if record.attacks] for one, group in of_table.items()}
+        groups = {name: group for name, group in tried.items() if group}
         curves = figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
         text = as_markdown([sheet])
         if curves is not None:

@@ -18,6 +18,7 @@ from unlearnbench.codes import engine_hash, method_code, metric_code
 from unlearnbench.environment import describe, exact, trim
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, file_hash, state_hash
+from unlearnbench.identity import attacked_by
 from unlearnbench.keys import drafted, sample_parts
 from unlearnbench.metric import Outcome, Score
 from unlearnbench.progress import tell
@@ -88,6 +89,8 @@ def attacked(
     todo = list(asked) if force and record.status in ("ok", "unreliable") else lacking(cell, record, asked)
     if not todo:
         return record
+    if not force:
+        require_replaceable(cell, record, todo)
     outcome = _outcome(cell, record, store)
     revision = record.revision + 1
     for want in todo:
@@ -97,6 +100,24 @@ def attacked(
         ordered = dict(sorted(found.items(), key=lambda item: (places.get(item[0], len(places)), item[0])))
         record = write(record.model_copy(update={"attacks": ordered, "revision": revision}), record.path(results))
     return record
+
+
+def require_replaceable(cell: Cell, record: Record, asked: Sequence[Wanted]) -> None:
+    """Refuse to replace the result of an attack that was made with other settings or code; says with which."""
+    for want in asked:
+        old = record.attacks.get(want.label)
+        if old is None or old.status != "ok":
+            continue
+        attack = _configured(cell, want)
+        now = old.model_copy(update={"settings": _read_back(attack), "code_hash": metric_code(attack)})
+        (then, made), (anew, code) = attacked_by(want.label, old), attacked_by(want.label, now)
+        apart = [f"settings ({then}, now {anew})"] if then != anew else []
+        apart += [f"attack code ({made[:8]}, now {code[:8]})"] if made != code else []
+        if apart:
+            raise UserError(
+                f"{record.label()} seed {record.seeds['unlearning']}: {want.label} in its record was made otherwise, "
+                f"it differs in {' and '.join(apart)}: --force replaces it, --out with another folder keeps both"
+            )
 
 
 def tried(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store) -> None:
@@ -152,6 +173,12 @@ def _configured(cell: Cell, want: Wanted) -> Attack:
     return attack.configured(want.variant or ("small" if smoke else ""), cell.task)
 
 
+def _read_back(attack: Attack) -> dict[str, Any]:
+    """An attack's settings as a record gives them back: tables compare them with others'."""
+    settings: dict[str, Any] = json.loads(json.dumps(attack.settings()))
+    return settings
+
+
 def _key(cell: Cell, record: Record, want: Wanted) -> str:
     return digest(_parts(cell, record, want, _configured(cell, want)))
 
@@ -179,7 +206,7 @@ def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Stor
         budget=want.budget,
         box=attack.box,
         unit=attack.spends,
-        settings=json.loads(json.dumps(attack.settings())),  # as read back: tables compare them with others'
+        settings=_read_back(attack),
         code_hash=metric_code(attack),
         version=attack.version,
         key=digest(parts),

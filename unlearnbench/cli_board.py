@@ -151,7 +151,10 @@ def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
     """Names and labels of a comma-separated list, each of which is among the records; None for all."""
     if methods is None:
         return None
+    from unlearnbench.identity import grouped, labels
+
     known = [name for record in records for name in (record.method.name, record.label())]
+    known += labels(grouped(records)).values()
     wanted = words([methods])
     for name in wanted:
         if name not in known:

@@ -56,12 +56,15 @@ def run_here(
     """One cell after another, in this process."""
     from unlearnbench.attacking import attacked, wanted
     from unlearnbench.environment import on_threads
+    from unlearnbench.launching import require_replaceable
     from unlearnbench.runner import run
     from unlearnbench.store import Store
     from unlearnbench.trajectory import followed
 
     store, tried = Store(), wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
     done: list[Record] = []
+    if not cut.force:
+        require_replaceable([*baseline, *asked], results, tried)
     with on_threads(threads), bars(err, len(baseline) + len(asked)) as begin:
         for number, spec in enumerate([*baseline, *asked]):
             begin(spec.title)
@@ -69,7 +72,7 @@ def run_here(
             if own and (cut.every or tracking):
                 record = followed(cell, cut.every, store, results, cut.force, tracking)
             else:
-                record = run(cell, store, results, cut.force and own)
+                record = run(cell, store, results, cut.force and own, replace=cut.force)
             if tried and own:
                 record = attacked(cell, record, tried, store, results, cut.force)
             done.append(record)

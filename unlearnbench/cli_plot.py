@@ -74,8 +74,7 @@ def plot(
         records = gathered(results, task, protocol, forget)
     chosen = _table(records, whole=kind is Kind.matrix)
     asked = named(methods, chosen)
-    shown = {r.label() for r in chosen if asked is None or {r.label(), r.method.name} & {*asked}}
-    figure = _drawn(kind, chosen, results, shown, x, y)
+    figure = _drawn(kind, chosen, results, asked, x, y)
     try:
         written(figure, file)
     except OSError as error:
@@ -126,31 +125,36 @@ def _title(records: Sequence[Record], kind: Kind) -> str:
 
 
 def _drawn(
-    kind: Kind, records: Sequence[Record], results: Path, wanted: set[str], x: str | None, y: str | None
+    kind: Kind, records: Sequence[Record], results: Path, asked: list[str] | None, x: str | None, y: str | None
 ) -> Figure:
     from unlearnbench import curves, plots
     from unlearnbench.board import board
-    from unlearnbench.effects import effects
+    from unlearnbench.effects import effects, named_across
+    from unlearnbench.identity import grouped, labels
     from unlearnbench.perimage import reader
 
+    groups = named_across(records) if kind is Kind.matrix else grouped(records)
+    names = labels(groups)
+    wanted = {
+        names[one]
+        for one, (first, *_) in groups.items()
+        if asked is None or {names[one], one.label, first.method.name} & {*asked}
+    }
     title = _title(records, kind)
     if kind is Kind.matrix:
         found = effects(records, reader(results))
         return plots.matrix(found[found["label"].isin(wanted)], title)
     if kind is Kind.attacks:
-        groups: dict[str, list[Record]] = {}
-        for record in records:
-            if record.attacks and record.label() in wanted:
-                groups.setdefault(record.label(), []).append(record)
-        drawn = curves.figure(title, groups, [record.label() for record in records])
+        tried = {names[one]: [r for r in group if r.attacks] for one, group in groups.items() if names[one] in wanted}
+        drawn = curves.figure(title, {name: group for name, group in tried.items() if group}, names.values())
         if drawn is None:
             raise UserError("no record here was attacked: run its command with --attacks standard")
         return drawn
     if kind is Kind.trajectory:
-        shown = {r.label(): [s for s in records if s.label() == r.label()] for r in records if r.label() in wanted}
-        followed = plots.trajectory(title, shown, [r.label() for r in records])
+        shown = {names[one]: group for one, group in groups.items() if names[one] in wanted}
+        followed = plots.trajectory(title, shown, names.values())
         assert followed is not None  # every record has one
         return followed
     rows = board(records, images=reader(results))
-    some, names = rows[rows["label"].isin(wanted)], list(rows["label"])
-    return plots.cost(some, title, names) if kind is Kind.cost else plots.pareto(some, title, x, y, names)
+    some, every = rows[rows["label"].isin(wanted)], list(rows["label"])
+    return plots.cost(some, title, every) if kind is Kind.cost else plots.pareto(some, title, x, y, every)

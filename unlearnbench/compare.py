@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry, robustness
 from unlearnbench.board import estimate
+from unlearnbench.identity import attacked_by, measured_by, scored_alike
 from unlearnbench.leaderboard import Derived
 from unlearnbench.metric import Metric
 from unlearnbench.pairing import Pair, Run, Side, paired, same_plan
@@ -14,12 +15,10 @@ from unlearnbench.record import AttackRecord, read
 from unlearnbench.run_table import gold
 from unlearnbench.statistics import (
     Interval,
-    binary,
     difference,
     holm,
-    mcnemar,
     over_pairs,
-    paired_t,
+    paired_p,
     within,
 )
 
@@ -70,9 +69,16 @@ def metric_rows(a: Side, b: Side) -> list[Row]:
     for name in names:
         score = seen[name]
         column = metrics.get(name) or Derived(name, "", score.better, score.unit, digits=4)
-        found = [pair for pair in pairs if all(_value(run, name) is not None for run in pair)]
+        found = _alike([pair for pair in pairs if all(_value(run, name) is not None for run in pair)], name)
         rows.append(_metric_row(name, column, score.axis, found, (a, b)))
     return _adjusted(rows)
+
+
+def _alike(pairs: Sequence[Pair], name: str) -> list[Pair]:
+    """The pairs of which both runs were scored by one code of the metric, the same in all of them."""
+    same = [pair for pair in pairs if len({measured_by(run.record, name) for run in pair}) == 1]
+    kept = {id(record) for record in scored_alike([pair[0].record for pair in same], name)}
+    return [pair for pair in same if id(pair[0].record) in kept]
 
 
 def _value(run: Run, name: str) -> float | None:
@@ -100,6 +106,9 @@ def _apart_row(row: Row, sides: tuple[Side, Side], bounds: Bounds) -> Row:
     row = row._replace(a=a.value if a else None, b=b.value if b else None)
     if not a or not b or a.value is None or b.value is None:
         return row
+    codes = [{measured_by(r, row.name) for r in scored_alike(one.records, row.name)} for one in sides]
+    if codes[0] != codes[1]:
+        return row
     apart = None if row.axis == "cost" else difference((b.value, b.interval), (a.value, a.interval))
     return row._replace(change=b.value - a.value, interval=_limited(apart, bounds), independent=apart is not None)
 
@@ -120,19 +129,10 @@ def _contrast(row: Row, a: Sequence[float], b: Sequence[float], columns: Columns
         b=second,
         change=second - first,
         interval=_limited(interval, bounds),
-        p=None if row.axis == "cost" else _p(a, b, columns),
+        p=None if row.axis == "cost" else paired_p(a, b, columns),
         runs=len(a),
         images=0 if columns is None else _shared(columns),
     )
-
-
-def _p(a: Sequence[float], b: Sequence[float], columns: Columns | None) -> float | None:
-    """As `board.p_value`: paired t over runs, exact McNemar within one; and within the first where none differs."""
-    if len({after - before for before, after in zip(a, b, strict=True)}) > 1:
-        return paired_t(a, b)
-    if columns is None or not (binary(columns[0][0]) and binary(columns[1][0])):
-        return None
-    return mcnemar(columns[0][0], columns[1][0])
 
 
 def _shared(columns: Columns) -> int:
@@ -177,8 +177,12 @@ def attack_rows(a: Side, b: Side) -> list[Row]:
 def _attack_row(row: Row, tried: Sequence[tuple[AttackRecord, ...]]) -> Row:
     import numpy as np
 
-    alike = [pair for pair in tried if len({(str(one.settings), one.code_hash) for one in pair}) == 1]
-    known = [pair for pair in alike if all(one.value is not None for one in pair)]
+    alike = [pair for pair in tried if len({attacked_by(row.name, one) for one in pair}) == 1]
+    sets: dict[Any, list[tuple[AttackRecord, ...]]] = {}
+    for pair in alike:
+        if all(one.value is not None for one in pair):
+            sets.setdefault(attacked_by(row.name, pair[0]), []).append(pair)
+    known = max(sets.values(), key=len, default=[])
     if not known:
         return row._replace(a=tried[0][0].value, b=tried[0][1].value)
     a, b = ([one.value or 0.0 for one in ones] for ones in zip(*known, strict=True))

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.board import flags
 from unlearnbench.compare import Row
-from unlearnbench.compare_text import HEADS, Comparison, cells, grouped, named, notes, summary, title, worst_line
+from unlearnbench.compare_text import (
+    HEADS,
+    Comparison,
+    cells,
+    grouped,
+    named,
+    names_of,
+    notes,
+    summary,
+    title,
+    worst_line,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +84,8 @@ def frame(found: Comparison) -> pd.DataFrame:
 def as_json(found: Comparison) -> str:
     """Everything; unknown is null."""
     sides = {
-        name: {"method": one.label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
-        for name, one in (("a", found.a), ("b", found.b))
+        name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
+        for name, one, label in zip("ab", (found.a, found.b), names_of(found), strict=True)
     }
     about = found.a.runs[0].record
     said = {

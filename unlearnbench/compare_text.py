@@ -8,9 +8,10 @@ from typing import NamedTuple
 from unlearnbench.board import flags
 from unlearnbench.compare import Row, attack_rows, metric_rows, worst_case
 from unlearnbench.diff import COST, Difference, alike, differences
+from unlearnbench.identity import identity, labels, measured_by, scored_alike
 from unlearnbench.leaderboard import head, shown
 from unlearnbench.metric import Metric
-from unlearnbench.pairing import Pair, Side, paired, same_plan
+from unlearnbench.pairing import Pair, Side, otherwise, paired, same_plan
 from unlearnbench.robustness import Worst
 from unlearnbench.statistics import MANY
 
@@ -59,13 +60,20 @@ def title(found: Comparison) -> str:
     return f"{record.task}, protocol {record.protocol.name} ({record.protocol.hash[:8]}), forget {record.forget}"
 
 
+def names_of(found: Comparison) -> tuple[str, str]:
+    """The labels of A and B; where they are equal, with what sets the two apart."""
+    a, b = (identity(one.runs[0].record) for one in (found.a, found.b))
+    names = labels([a, b])
+    return names[a], names[b]
+
+
 def named(found: Comparison) -> list[str]:
     """A line for each side: method, seeds, and what went wrong."""
     lines = []
-    for name, one in (("A", found.a), ("B", found.b)):
+    for name, one, label in zip("AB", (found.a, found.b), names_of(found), strict=True):
         seeds = ", ".join(str(run.seed) for run in one.runs)
         wrong = flags(one.records)
-        lines.append(f"{name}: {one.label}, seed {seeds} ({one.given})" + (f"; {wrong}" if wrong else ""))
+        lines.append(f"{name}: {label}, seed {seeds} ({one.given})" + (f"; {wrong}" if wrong else ""))
     return lines
 
 
@@ -114,7 +122,7 @@ def summary(found: Comparison) -> str:
     time = next((row for row in found.metrics if row.name == "unlearn_time"), None)
     if time and time.ratio is not None and _clear(time) and not _elsewhere(found):
         told.append(f"takes {times(time.ratio)} x the time")
-    parts = [f"B ({found.b.label}) {', '.join(told)}"] if told else []
+    parts = [f"B ({names_of(found)[1]}) {', '.join(told)}"] if told else []
     parts += [f"no difference shown in {' or '.join(unclear)}"] if unclear else []
     return "; ".join(parts)
 
@@ -141,6 +149,10 @@ def _elsewhere(found: Comparison) -> bool:
 def notes(found: Comparison) -> list[str]:
     """What is paired, what the intervals speak of, and what they leave out."""
     lines = [_pairing(found), *_gaps(found)]
+    if apart := otherwise(found.a, found.b):
+        lines.append(f"A and B differ in {' and '.join(apart)}: their differences are not those of the methods alone")
+    if apart := [row.column.title for row in found.metrics if _scored_apart(found, row.name)]:
+        lines.append(f"not compared, since A and B were scored by other code of the metric: {', '.join(apart)}")
     if any(row.interval for row in found.metrics):
         lines.append(f"intervals of B - A, each by itself: {_claim(found)}")
     if apart := [row.column.title for row in found.metrics if row.independent]:
@@ -153,6 +165,11 @@ def notes(found: Comparison) -> list[str]:
         tests = "exact McNemar for shares within one run, paired t over seeds"
         lines.append(f"p: {tests}; Holm-adjusted over the rows of its table; costs are not tested")
     return lines
+
+
+def _scored_apart(found: Comparison, name: str) -> bool:
+    codes = [{measured_by(record, name) for record in scored_alike(one.records, name)} for one in (found.a, found.b)]
+    return codes[0] != codes[1] and all(codes)
 
 
 def _attacked(found: Comparison) -> str:

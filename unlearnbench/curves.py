@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.identity import plain as plain_label
 from unlearnbench.plot_layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
 from unlearnbench.plot_style import GREY, GRID, TEXT, Style, settings, styles
 from unlearnbench.record import Record
@@ -67,7 +68,8 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
             budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
             lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
             line = _line(name, looks[name])
-            axes.step(budgets, lifted, where="post", zorder=3 if name in WIDTHS else 2, markevery=[-2], **line)
+            order = 3 if plain_label(name) in WIDTHS else 2
+            axes.step(budgets, lifted, where="post", zorder=order, markevery=[-2], **line)
     first = min((budget for points in curves.values() for budget, _ in points if budget > 0), default=1)
     end = max(points[-1][0] for points in curves.values() if points)
     decades = [10.0**power for power in range(-3, 10) if first <= 10.0**power <= end * BEYOND]
@@ -85,4 +87,4 @@ def _line(name: str, look: Style) -> dict[str, Any]:
     """A line as matplotlib takes it, with the method's marker, which stands at the limit."""
     face = "none" if look.control else look.colour
     marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
-    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(name, 0.9), **marker}
+    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(plain_label(name), 0.9), **marker}

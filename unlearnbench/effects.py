@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.board import Images
+from unlearnbench.identity import Identity, grouped, identity, labels, matching, measured_by, scored_alike
 from unlearnbench.record import Record
 
 if TYPE_CHECKING:
@@ -27,18 +28,19 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     """
     import pandas as pd
 
+    counted = [record for record in records if record.status in ("ok", "unreliable")]
+    names = labels(named_across(records))
+    originals = [record for record in counted if record.label() == "original"]
     parts = []
-    for record in records:
-        seen = _seen(record, images) if record.status in ("ok", "unreliable") else None
-        if seen is not None:
-            parts.append(seen.assign(label=record.label(), method=record.method.name, forget=record.forget))
+    for one, group in grouped(counted).items():
+        about = {"label": names[one._replace(forget="")], "method": group[0].method.name, "forget": group[0].forget}
+        if (seen := _pooled(group, images)) is not None:
+            before = _pooled(matching(originals, group[0], "original")[0], images, like=group)
+            known = seen.join(_shares(before), on=["concept", "forgotten"])
+            parts.append(known.assign(**about))
     if not parts:
         return pd.DataFrame(columns=COLUMNS)
-    every = pd.concat(parts)
-    keys = ["label", "method", "forget", "concept", "forgotten"]
-    found = every.groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
-    before = found[found.label == "original"].set_index(["forget", "concept"])["share"].rename("original")
-    found = found.join(before, on=["forget", "concept"])
+    every = found = pd.concat(parts, ignore_index=True)
     place = {name: number for number, name in enumerate(_order(records[0].task, every))}
     found["change"] = found["share"] - found["original"]
     found["_place"] = found["concept"].map(place)
@@ -47,8 +49,50 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     return found.sort_values(["_row", "_place"], kind="stable")[COLUMNS].reset_index(drop=True)
 
 
-def _seen(record: Record, images: Images) -> pd.DataFrame | None:
-    """Concept, n, share and whether it was forgotten, of one run; None where its images were not judged."""
+def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
+    """Records by what they are of, whatever they forgot: one method has one name in all concepts' rows."""
+    groups: dict[Identity, list[Record]] = {}
+    for record in records:
+        groups.setdefault(identity(record)._replace(forget=""), []).append(record)
+    return groups
+
+
+def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | None = None) -> pd.DataFrame | None:
+    """Means over seeds by concept; of each metric those runs alone that were scored by the same code, that of `like`.
+
+    Columns: concept, forgotten, n, share; None where no run has values by image.
+    """
+    import pandas as pd
+
+    kept: dict[str, set[int]] = {}
+    for name in SIDES.values():
+        code = next((measured_by(record, name) for record in scored_alike(like or group, name)), None)
+        kept[name] = {id(record) for record in group if measured_by(record, name) == code}
+    runs = [
+        seen
+        for record in group
+        if (seen := _seen(record, images, [name for name, ids in kept.items() if id(record) in ids])) is not None
+    ]
+    if not runs:
+        return None
+    keys = ["concept", "forgotten"]
+    return pd.concat(runs).groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
+
+
+def _shares(found: pd.DataFrame | None) -> pd.Series:
+    import pandas as pd
+
+    if found is None:
+        empty = pd.MultiIndex.from_arrays([pd.Index([], dtype=object), pd.Index([], dtype=bool)])
+        return pd.Series([], index=empty, dtype=float, name="original")
+    return found.set_index(["concept", "forgotten"])["share"].rename("original")
+
+
+def _seen(record: Record, images: Images, metrics: Sequence[str]) -> pd.DataFrame | None:
+    """Concept, n, share and whether it was forgotten, of one run; None where its images were not judged.
+
+    Of these metrics alone.
+    """
     import numpy as np
     import pandas as pd
 
@@ -57,7 +101,7 @@ def _seen(record: Record, images: Images) -> pd.DataFrame | None:
         return None
     parts = []
     for group, name in SIDES.items():
-        if name not in frame:
+        if name not in frame or name not in metrics:
             continue
         inside = (frame["group"] == group).to_numpy()
         codes, concepts = pd.factorize(frame["concept"].to_numpy()[inside])

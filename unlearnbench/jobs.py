@@ -160,6 +160,8 @@ class Job(Work):
     every: int | None = None
     """Steps from one scored point to the next."""
     force: bool = False
+    replace: bool = False
+    """Whether a record of something else may be replaced, without making anew what is there."""
 
     @property
     def product(self) -> Path:
@@ -187,6 +189,7 @@ class Cut(_Part):
     shards: int = 1
     every: int | None = None
     force: bool = False
+    replace: bool = False
     threads: int = 1
     gpus: int = 0
 
@@ -234,7 +237,7 @@ def jobs_of(specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut) -> list[J
         return found[-1].id
 
     for spec in baseline:
-        plain = cut.model_copy(update={"attacks": (), "every": None, "force": False})
+        plain = cut.model_copy(update={"attacks": (), "every": None, "force": False, "replace": cut.force})
         first[spec.forget] = add(spec, (), plain)
     for spec in specs:
         add(spec, (first[spec.forget],) if spec.forget in first else (), cut)
@@ -246,6 +249,7 @@ def _cell(spec: Spec, expected: Expected, needs: tuple[str, ...], cut: Cut) -> I
     whole = cut.force or cut.every is not None
 
     def job(step: Step, needs: tuple[str, ...], **about: Any) -> Job:
+        about |= {"replace": True} if cut.replace else {}
         about |= {"budget": cut.budget, "threads": cut.threads, "gpus": cut.gpus}
         values = {"step": step, "spec": spec, "expected": expected, "needs": needs, **about}
         id = digest([step, spec.model_dump(mode="json"), expected.model_dump(), about])[:16]

@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from unlearnbench import registry
 from unlearnbench.errors import Damaged, UserError, unknown
 from unlearnbench.jobs import Cut, Job, Spec, Work, jobs_of
 from unlearnbench.launch import Backend, Left, Shown, drive
 from unlearnbench.ledger import Ledger, sole_driver
-from unlearnbench.record import read
+from unlearnbench.record import Record, read
 from unlearnbench.store import Store
+
+if TYPE_CHECKING:
+    from unlearnbench.attacking import Wanted
+    from unlearnbench.stages import Cell
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -146,11 +150,37 @@ def cells_launched(
     specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut, where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Job], Left]:
     """Run every cell that is not done yet; its jobs, and how they ended."""
+    from unlearnbench.attacking import wanted
+
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
+    if not cut.force:
+        tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
+        require_replaceable([*baseline, *specs], results, tried)
     every = longest_first(jobs_of(specs, baseline, cut), results)
     todo = still_to_do(every, results)
     return todo, launched(every, todo, where, store, results, shown)
+
+
+def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[Wanted] = ()) -> None:
+    """Refuse cells whose record, or attack in it, would replace one that was made otherwise; before anything is run."""
+    from unlearnbench import attacking, runner
+    from unlearnbench.keys import drafted
+
+    drafts: dict[str, tuple[Cell, Record]] = {}
+    for spec in specs:
+        path = spec.path(results)
+        if not path.is_file():
+            continue
+        like = spec.model_copy(update={"seed": 0, "device": "cpu"})  # a driver may have no card
+        key = like.model_dump_json()
+        if key not in drafts:
+            cell = like.cell()
+            drafts[key] = cell, drafted(cell, {})
+        cell, draft = drafts[key]
+        runner.require_replaceable(path, draft)
+        if attacks and spec.label != "original":
+            attacking.require_replaceable(cell, read(path), attacks)
 
 
 def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearnbench.board import distinct
+from unlearnbench.board import distinct, same_images
 from unlearnbench.errors import UserError
+from unlearnbench.identity import CONDITIONS, differences, grouped, identity
 from unlearnbench.perimage import read_beside
 from unlearnbench.record import Record, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAN = ("group", "concept", "label", "seed", "prompt")
-"""Columns that say what an image was drawn from."""
 FEW = 6
 
 
@@ -79,7 +79,27 @@ def side(given: Path) -> Side:
     for run in runs[1:]:
         if what := _apart(runs[0].record, run.record, method=True):
             raise UserError(f"{runs[0].path} and {run.path} differ in {what}: name one of them")
+    _require_one(given, runs)
     return Side(given, sorted(runs, key=lambda run: run.seed))
+
+
+def _require_one(given: Path, runs: Sequence[Run]) -> None:
+    """Refuse runs of one label that are not of one thing, of which no mean over seeds can be taken."""
+    groups = grouped(run.record for run in runs if run.record.status in ("ok", "unreliable"))
+    if len(groups) < 2:
+        return
+    (first, mine), (second, others) = list(groups.items())[:2]
+    paths = {id(run.record): run.path for run in runs}
+    what = " and ".join(differences(first, second, " and "))
+    raise UserError(
+        f"the runs in {given} are of {len(groups)} versions of {first.label}: {paths[id(mine[0])].name} and "
+        f"{paths[id(others[0])].name} differ in {what}: name one record, such as {paths[id(others[-1])]}"
+    )
+
+
+def otherwise(a: Side, b: Side) -> list[str]:
+    """What two sides were measured under that is not the same, although neither method decides it."""
+    return differences(identity(a.runs[0].record), identity(b.runs[0].record), " and ", CONDITIONS)
 
 
 def _files(given: Path) -> list[Path]:
@@ -130,8 +150,4 @@ def paired(a: Side, b: Side) -> list[Pair]:
 
 def same_plan(pair: Pair) -> bool:
     """Whether both runs have per-image values, of images that were asked for alike and drawn from the same noise."""
-    left, right = (run.images for run in pair)
-    if left is None or right is None or len(left) != len(right):
-        return False
-    known = [name for name in PLAN if name in left and name in right]
-    return "seed" in known and left[known].equals(right[known])
+    return same_images(pair[0].images, pair[1].images)

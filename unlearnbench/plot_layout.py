@@ -125,9 +125,12 @@ def width_of(text: str, size: float = TEXT) -> float:
 
 
 def short(text: str, most: int = 28) -> str:
-    """A text on one line, cut to so many characters."""
+    """A text on one line, cut to so many characters; of what stands in brackets at its end the last ones stay."""
     text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    if len(text) <= most:
+        return text
+    kept = min(len(text) - text.find(" ("), 2 * most // 3) if text.endswith(")") and " (" in text else 0
+    return f"{text[: most - 1 - kept]}…{text[len(text) - kept :]}"
 
 
 def _wrapped(text: str, room: float, size: float) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
+from unlearnbench.identity import plain
 from unlearnbench.plot_layout import COLUMN, EDGE, PAGE, POINTS, assemble, blank, short, width_of
 from unlearnbench.plot_style import OF_CONTROLS, SMALL, TEXT, control_of, settings
 
@@ -36,7 +37,7 @@ def matrix(effects: pd.DataFrame, title: str) -> Figure:
     were measured on other concepts (digits, colours) stand in panels side by side. One column of a paper wide where it
     fits, else two. UserError where there is no change to show.
     """
-    shown = effects[effects["change"].notna() & (effects["label"] != "original")]
+    shown = effects[effects["change"].notna() & (effects["label"].map(plain) != "original")]
     if shown.empty:
         raise UserError("no effects to show: there are no values by image of both a method and the original")
     panels = _panels(shown)

@@ -65,7 +65,7 @@ OF_CONTROLS = {
 
 def control_of(label: str) -> str | None:
     """The control that a row's label is of, whatever its settings; None for a method."""
-    name = re.split("[@+]", label, maxsplit=1)[0]
+    name = re.split("[@+ ]", label, maxsplit=1)[0]
     return name if name in CONTROLS else None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.board import Estimate, Images, estimate, no_images
 from unlearnbench.errors import UserError
+from unlearnbench.identity import grouped, labels
 from unlearnbench.leaderboard import Sheet, head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
@@ -99,10 +100,11 @@ def compared(
         metric = metrics.get(row.metric)
         title = head(metric) if metric else row.metric
         published = f"{row.value:g}" if metric is None else shown(metric, row.value)
-        groups: dict[str, list[Record]] = {}
-        for record in records:
-            if (record.task, record.forget) == (row.task, row.forget) and is_of(record, row.method):
-                groups.setdefault(record.protocol.name, []).append(record)
+        groups = _by_protocol(
+            record
+            for record in records
+            if (record.task, record.forget) == (row.task, row.forget) and is_of(record, row.method)
+        )
         readings = {protocol: [reading(record, row.metric) for record in group] for protocol, group in groups.items()}
         if metric is None and any(value is not None for values in readings.values() for value in values):
             for protocol, values in readings.items():
@@ -119,6 +121,18 @@ def compared(
             measured = "—" if own is None or metric is None else shown(metric, own.value, own.sd)
             lines.append([row.method, title, published, measured, protocol, row.status, row.source])
     return lines
+
+
+def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Runs that may be pooled, by the protocol's name; where that is not enough with what sets them apart."""
+    groups = grouped(records)
+    names = labels(groups)
+    protocols = [group[0].protocol.name for group in groups.values()]
+    found: dict[str, list[Record]] = {}
+    for (one, group), protocol in zip(groups.items(), protocols, strict=True):
+        name = protocol if protocols.count(protocol) == 1 else f"{protocol}: {names[one]}"
+        found[name if name not in found else f"{name}, protocol {group[0].protocol.hash[:8]}"] = group
+    return found
 
 
 class Block(NamedTuple):

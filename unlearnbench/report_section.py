@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import attack_table, curves, effects, plots, registry
 from unlearnbench.board import TABLE
 from unlearnbench.errors import UserError
+from unlearnbench.identity import grouped as by_identity
+from unlearnbench.identity import labels
 from unlearnbench.leaderboard import Sheet, floors_line, spans
 from unlearnbench.metric import Metric
 from unlearnbench.provenance import hardware
@@ -88,13 +90,11 @@ class Section(NamedTuple):
 
 
 def grouped(records: Iterable[Record]) -> Groups:
-    """Records by row of the board, in order of their seeds."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for record in sorted(records, key=lambda record: record.seeds["unlearning"]):
-        table = (record.task, record.protocol.name, record.protocol.hash, record.forget)
-        about = (record.label(), ", ".join(record.method.requires) or "none", record.method.division)
-        groups.setdefault((*table, *about), []).append(record)
-    return groups
+    """Records by table and label of the board's rows, in order of their seeds."""
+    groups = by_identity(sorted(records, key=lambda record: record.seeds["unlearning"]))
+    names = labels(groups)
+    tables = {one: (r.task, r.protocol.name, r.protocol.hash, r.forget) for one, (r, *_) in groups.items()}
+    return {(*tables[one], names[one]): group for one, group in groups.items()}
 
 
 def section(
@@ -105,7 +105,7 @@ def section(
     shown = columns(rows, task, metrics)
     made = []
     for number, (i, row) in enumerate(rows.iterrows()):
-        key = (*(row[name] for name in TABLE), row.label, row.access, row.division)
+        key = (*(row[name] for name in TABLE), row.label)
         made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{i}", shown, metrics, groups[key]))
     records = [record for row in made for record in row.records]
     withheld = "" if unsafe else _withheld(task)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.board import CONTROLS
+from unlearnbench.identity import left_out
 from unlearnbench.leaderboard import AXES, DERIVED, Derived, fewer, head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.record import Record
@@ -165,9 +166,10 @@ def known(value: Any) -> bool:
 
 
 def flags(records: Sequence[Record]) -> list[str]:
-    """What went wrong, one text for each status that is not ok: `diverged: seed 1, 2`."""
+    """What went wrong, one text for each status that is not ok: `diverged: seed 1, 2`; and what is not pooled."""
     seeds: dict[str, list[str]] = {}
     for record in records:
         if record.status != "ok":
             seeds.setdefault(record.status, []).append(str(record.seeds["unlearning"]))
-    return [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
+    wrong = [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
+    return [*wrong, *left_out([record for record in records if record.status in ("ok", "unreliable")])]

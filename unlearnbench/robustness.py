@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.attack import STANDARD
+from unlearnbench.identity import attacked_alike, attacked_by
 from unlearnbench.record import AttackRecord, Record
 from unlearnbench.statistics import Interval, difference, over_seeds, within
 
@@ -59,9 +60,8 @@ class Worst(NamedTuple):
 
 
 def found(records: Sequence[Record], label: str) -> list[AttackRecord]:
-    """One attack's results by seed, those of the first one's settings and code."""
-    every = [record.attacks[label] for record in records if label in record.attacks]
-    return [each for each in every if (each.settings, each.code_hash) == (every[0].settings, every[0].code_hash)]
+    """One attack's results by seed, those of the settings and code that most have."""
+    return [record.attacks[label] for record in attacked_alike(records, label)]
 
 
 def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
@@ -78,14 +78,20 @@ def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
 
 
 def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fought | None:
-    """One attack on one method; None where no run of it was attacked like this."""
+    """One attack on one method; None where no run of it was attacked like this.
+
+    `gold`: runs of retrain that were measured as these (`identity.matching`). Those that were attacked with other
+    settings or code are no floor.
+    """
     own = found(records, label)
     if not own:
         return None
     mine = _summary(own)
     if mine.value is not None and {record.label() for record in records} == {GOLD}:
         return mine._replace(excess=0.0, excess_area=0.0)
-    floor = [each for each in found(gold, label) if each.settings == own[0].settings]
+    by = attacked_by(label, own[0])
+    tried = [record.attacks[label] for record in gold if label in record.attacks]
+    floor = [each for each in tried if attacked_by(label, each) == by]
     if mine.value is None or not floor or (gold_one := _summary(floor)).value is None:
         return mine
     return mine._replace(
@@ -105,7 +111,8 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
         missing = sum(each.missing for each in own)
         return Fought(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
     same = all(each.recovered == known[0].recovered for each in known)  # methods without randomness are one run
-    interval = known[0].interval if same else within(over_seeds(values, None, known[0].n - known[0].missing), 0.0, 1.0)
+    targets = [each.n - each.missing for each in known]
+    interval = known[0].interval if same else within(over_seeds(values, None, targets), 0.0, 1.0)
     area = sum(areas) / len(areas) if areas else None
     missing = sum(each.missing for each in own)
     sound = all(each.status == "ok" for each in own)

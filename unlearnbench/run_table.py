@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from unlearnbench import registry
+from unlearnbench import identity, registry
 from unlearnbench.board import Images, estimate, no_images, scores
 from unlearnbench.leaderboard import floors_line, head, shown
 from unlearnbench.record import Record
 
 
 def grouped(records: Iterable[Record]) -> list[list[Record]]:
-    """Records of one concept and one method together, in the order in which they come."""
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.forget, record.label()), []).append(record)
-    return list(groups.values())
+    """Records of one thing together (`identity.identity`), in the order in which they come."""
+    return list(identity.grouped(records).values())
 
 
 def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
-    """A control's records with its default settings, on the same task, concept and protocol."""
-    key = (like.task, like.forget, like.protocol.hash, control, "default")
-    return [
-        record
-        for record in records
-        if (record.task, record.forget, record.protocol.hash, record.label(), record.method.division) == key
-    ]
+    """A control's records that a record may be held against (`identity.matching`)."""
+    return identity.matching(records, like, control)[0]
 
 
 def run_rows(
@@ -50,20 +42,29 @@ def run_rows(
 
 
 def run_notes(
-    group: Sequence[Record], controls: Mapping[str, Sequence[Record]], images: Images = no_images
+    group: Sequence[Record],
+    controls: Mapping[str, Sequence[Record]],
+    images: Images = no_images,
+    why: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Lines below that table: what real images score, and the anchored scores where the controls were run."""
+    """Lines below that table: what real images score, and the anchored scores where the controls were run.
+
+    `why`: of controls that were run, but may not be held against this method, the reason.
+    """
     metrics = registry.load_metrics()
     floors = {name: estimate(group, name).floor for name in metrics}
     lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
-    found = scores(group, {name: list(records) for name, records in controls.items()}, images)
+    found = scores(group, controls, images, why)
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:
             lines.append(f"{name} {found[name]:.2f} ({meaning})")
     lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
     if registry.trainable(group[0].task) and lacking and group[0].method.name not in lacking:
         words = f"--method {','.join(lacking)} --forget {group[0].forget}"
+        told = [why[name] for name in lacking if why and name in why]
+        because = f" that fit ({'; '.join(told)})" if told else ""
         lines.append(
-            f"no scores without the controls; with the same --task, --protocol, --out: unlearnbench run {words}"
+            f"no scores without the controls{because}; with the same --task, --protocol, --out: "
+            f"unlearnbench run {words}{' --force' if told else ''}"
         )
     return lines

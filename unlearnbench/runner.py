@@ -14,6 +14,7 @@ from unlearnbench.environment import seeing
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.grid import write_grid
 from unlearnbench.hashing import state_hash
+from unlearnbench.identity import differences, identity
 from unlearnbench.keys import drafted, model_parts, sample_parts, weight_parts, wraps
 from unlearnbench.metric import Outcome
 from unlearnbench.perimage import as_parquet
@@ -43,14 +44,19 @@ UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
 
 
-def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None) -> Record:
+def run(
+    cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None, replace: bool = False
+) -> Record:
     """Unlearn, sample, judge, score and record one cell; answers at once where all of it is there already.
 
-    `watch` hears the unlearning, where it is not done already.
+    `watch` hears the unlearning, where it is not done already. A record of something else that lies in the place of
+    this one is replaced with `force` or `replace` alone, otherwise it raises `UserError` before any work.
     """
     metrics = metrics_for(cell.task)
     draft = drafted(cell, metrics)
     path = draft.path(results)
+    if not (force or replace):
+        require_replaceable(path, draft)
     found = _found(path, draft.key)
     parts = weight_parts(cell, draft)
     shown = cell.include_unsafe or not cell.task.unsafe
@@ -125,6 +131,22 @@ def run(cell: Cell, store: Store, results: Path, force: bool = False, watch: Wat
                 f"{record.label()}: attacks on the model before are left out: --attacks standard tries them on this one"
             )
         return write(record.model_copy(update=kept), path)
+
+
+def require_replaceable(path: Path, draft: Record) -> None:
+    """Refuse to replace a record of something else, such as of other code or another original; says what differs.
+
+    One that diverged or was skipped holds no result, and may be replaced. A metric's code is no difference: its score
+    is made anew from the images.
+    """
+    old = read(path) if path.is_file() else None
+    if old is None or old.key == draft.key or old.status in ("diverged", "skipped"):
+        return
+    if apart := differences(identity(old), identity(draft), ", now "):
+        raise UserError(
+            f"{path} was made otherwise, it differs in {' and '.join(apart)}: --force replaces it, "
+            "--out with another folder keeps both"
+        )
 
 
 def unlearned(

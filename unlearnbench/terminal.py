@@ -44,16 +44,17 @@ Section = tuple[str, list[list[str]]]
 
 def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
     """Metric, original, this method, retrain if there, change, interval; and what these attacks found."""
-    from unlearnbench import registry, run_table
+    from unlearnbench import identity, registry, run_table
     from unlearnbench.perimage import reader
     from unlearnbench.record import load_all
 
     record, images = group[0], reader(results)
     place = results / record.task / record.protocol.name / record.forget
-    controls = {
-        name: run_table.gold(load_all(results, place / name), record, name)
-        for name in ("original", "retrain", "destroy")
-    }
+    controls: dict[str, list[Record]] = {}
+    why: dict[str, str] = {}
+    for name in ("original", "retrain", "destroy"):
+        controls[name], reason = identity.matching(load_all(results, place / name), record, name)
+        why |= {name: reason} if reason else {}
     heads, rows = run_table.run_rows(group, original, controls["retrain"], images)
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
     if any(r.scores for r in group):
@@ -62,20 +63,22 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
             heads,
             [("", rows)],
         )
-        for line in run_table.run_notes(group, controls, images):
+        for line in run_table.run_notes(group, controls, images, why):
             out.print(line, soft_wrap=True, highlight=False)
         if printed := record.protocol.settings.get("printed"):
             out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
     if attacks and any(r.attacks for r in group):
         from unlearnbench.attack_table import run_rows
 
-        heads, rows, why = run_rows(group, controls["retrain"], attacks)
+        heads, rows, reasons = run_rows(group, controls["retrain"], attacks)
         print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
-        for line in why:
+        for line in reasons:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
         if not any(label in r.attacks for r in controls["retrain"] for label in attacks):
             floor = f"{record.task} has no retrain"
-            if registry.trainable(record.task):
+            if "retrain" in why:
+                floor = why["retrain"]
+            elif registry.trainable(record.task):
                 floor = "with the same options: --method retrain"
             out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
     for r in group:

@@ -146,7 +146,9 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     elif job.step == "record":
         watched = job.every is not None
         record = (
-            followed(cell, job.every, store, results, job.force) if watched else run(cell, store, results, job.force)
+            followed(cell, job.every, store, results, job.force)
+            if watched
+            else run(cell, store, results, job.force, replace=job.replace)
         )
         return (attacked(cell, record, asked, store, results, job.force) if asked else record).status
     else:

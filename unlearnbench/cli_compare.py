@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError
@@ -47,6 +46,7 @@ def compare(
         raise UserError(f"images of {task} may be unfit to be shown: --include-unsafe writes them all the same")
 
     from unlearnbench import compare_formats, compare_text
+    from unlearnbench.formats import as_csv
 
     found = compare_text.comparison(*sides)
     if picture:
@@ -56,7 +56,7 @@ def compare(
         last = f"wrote {picture}" if picture else "their images side by side: --out FILE.png"
         out.print(last, markup=False, highlight=False, soft_wrap=True)
     elif format == "csv":
-        sys.stdout.write(compare_formats.frame(found).to_csv(index=False))
+        sys.stdout.write(as_csv(compare_formats.frame(found)))
     else:
         sys.stdout.write(compare_formats.markdown(found) if format == "markdown" else compare_formats.as_json(found))
 
@@ -82,7 +82,7 @@ def _show(found: Comparison) -> None:
         say(line)
     if found.metrics:
         rows = [text.cells(row) for row in found.metrics]
-        print_table(escape(text.title(found)), ["metric", *text.HEADS], [("", rows)])
+        print_table(text.title(found), ["metric", *text.HEADS], [("", rows)])
     if words := text.summary(found):
         say(words)
     if found.attacks:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.terminal import out
+from unlearnbench.printable import printable
+from unlearnbench.settings import configured
+from unlearnbench.terminal import out, show_lines
 
 if TYPE_CHECKING:
     from unlearnbench.method import Method
@@ -53,7 +55,7 @@ def list_(
         title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
         for entry_name, entry in KINDS[name]().items():
-            table.add_row(f"[bold]{escape(entry_name)}[/bold]", escape(entry.summary))
+            table.add_row(Text(printable(entry_name), style="bold"), printable(entry.summary))
         out.print(table, "")
 
 
@@ -63,7 +65,7 @@ def _one(name: str, kind: str) -> None:
         metric = registry.load_metrics()[name]
         better = f"{metric.better} is better" if metric.better else "neither end is better"
         about = inspect.getdoc(type(metric)) or ""
-        out.print(f"{about}\n{metric.title}: {metric.axis}; {better}", markup=False, soft_wrap=True)
+        show_lines(*about.splitlines(), f"{metric.title}: {metric.axis}; {better}")
         return
     if kind == "methods":
         rows = _settings(registry.load_method(name))
@@ -73,7 +75,7 @@ def _one(name: str, kind: str) -> None:
     for number, head in enumerate(next(rows)):
         table.add_column(head, no_wrap=not number, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(printable, row))
     out.print(table)
 
 
@@ -97,7 +99,7 @@ def _supported(task: str) -> None:
     for number, head in enumerate(("method", "on " + task, "")):
         table.add_column(head, no_wrap=number < 2, overflow="fold")
     for row in sorted(rows, key=lambda row: ("supported", "untested", "unsupported").index(row[1])):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(printable, row))
     out.print(table)
     if registry.untried(task):
         out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, no more", soft_wrap=True)
@@ -112,7 +114,7 @@ def _settings(cls: type[Method]) -> Iterator[list[str]]:
         for task, values in tasks.items()
     }
     yield ["setting", "built in", *presets]
-    for key, value in cls().settings().items():
+    for key, value in configured(cls, {}).settings().items():
         yield [key, str(value), *(str(values.get(key, "")) for values in presets.values())]
 
 
@@ -123,9 +125,9 @@ def _attack(name: str) -> Iterator[list[str]]:
     attack = registry.load_attacks()[name]
     needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
     ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
-    lines = [inspect.getdoc(type(attack)) or "", f"{attack.box} box{needs}; budget in {attack.spends}"]
+    lines = [*(inspect.getdoc(type(attack)) or "").splitlines(), f"{attack.box} box{needs}; budget in {attack.spends}"]
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
-    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    show_lines(*lines)
     yield ["setting", "built in", *attack.variants]
     for key, value in attack.settings().items():
         yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]

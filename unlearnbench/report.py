@@ -12,6 +12,7 @@ from unlearnbench.attack_table import LEGEND as ATTACKS
 from unlearnbench.board import TABLE, board
 from unlearnbench.leaderboard import DERIVED, Derived, head
 from unlearnbench.metric import Metric
+from unlearnbench.printable import printable
 from unlearnbench.report_section import grouped, section
 from unlearnbench.report_sources import Gap, Source
 from unlearnbench.report_table import BOXES, meaning
@@ -54,6 +55,11 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
     return Report(html, len(sections), len(source.records), gaps)
 
 
+def _shown(value: Any) -> Any:
+    """What stands in the page for a value: text of records without characters that are not seen."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
 def _rendered(**values: Any) -> str:
     """The page with style and script inside, under a policy that lets no other script run and nothing be loaded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -62,6 +68,7 @@ def _rendered(**values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

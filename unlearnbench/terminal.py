@@ -2,21 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
+from typer import Exit
+
+from unlearnbench.printable import printable
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
 
-out, err = Console(), Console(stderr=True)
+NARROWEST: Final = 20
+"""Columns that tables are laid out for at least, however few COLUMNS says there are."""
+
+
+class Terminal(Console):
+    """A console that shows text as it is: no markup, no emoji codes, no characters that steer the terminal.
+
+    A string that is printed is one line. Width and height that the environment gives count only as whole numbers
+    above 0; no table is laid out for fewer than `NARROWEST` columns.
+    """
+
+    def __init__(self, stderr: bool = False):
+        sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+        wrong = {name for name, size in sizes.items() if not (size.isascii() and size.isdecimal() and int(size[:9]))}
+        environment = {name: value for name, value in os.environ.items() if name not in wrong}
+        super().__init__(stderr=stderr, markup=False, emoji=False, _environ=environment)
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and rows."""
+        found = super().size
+        return ConsoleDimensions(max(found.width, NARROWEST), found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def print(self, *objects: Any, **kwargs: Any) -> None:
+        """Print, each string as one line."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Stop without a word where nobody reads any more, as in `… | head`."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise Exit(1)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is written, of tables and bars too: only rich's own segments may steer the terminal."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+out, err = Terminal(), Terminal(stderr=True)
 Section = tuple[str, list[list[str]]]
 """A heading, which may be empty, and rows."""
+
+
+def lenient() -> None:
+    """Let no character stop a command: what a stream's encoding lacks is written as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def show_lines(*lines: str) -> None:
+    """Text of several lines, each cleaned by itself and as long as it is."""
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
@@ -26,7 +91,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     from unlearnbench.record import load_all
 
     record, images = group[0], reader(results)
-    place = results / record.task / record.protocol.name / record.forget
+    place = record.path(results).parents[1]
     controls = {
         name: run_table.gold(load_all(results, place / name), record, name)
         for name in ("original", "retrain", "destroy")
@@ -75,7 +140,12 @@ def print_table(title: str, heads: list[str], sections: list[Section], left: int
     from unlearnbench.leaderboard import LABEL, WRAPPED
 
     table = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        title=printable(title),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for number, name in enumerate(heads):
         words = number < left or name in WRAPPED
@@ -87,7 +157,7 @@ def print_table(title: str, heads: list[str], sections: list[Section], left: int
     for name, rows in sections:
         if name:
             table.add_section()
-            table.add_row(f"[dim]{escape(name)}[/dim]")
+            table.add_row(Text(printable(name), style="dim"))
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(printable, row))
     out.print(table)

@@ -150,7 +150,13 @@ def test_methods_that_go_wrong(refused, tmp_path, body, names, remedy):
 
 
 def test_an_error_of_several_lines_is_told_in_one(refused, tmp_path):
-    refused(*RUN, write_method(tmp_path, 'raise ValueError("one\\n\\ttwo")'), names="one", remedy="UNLEARNBENCH_DEBUG")
+    refused(
+        *RUN,
+        write_method(tmp_path, 'raise ValueError("one\\n\\ttwo")'),
+        names="one",
+        remedy="UNLEARNBENCH_DEBUG",
+        code=1,
+    )
 
 
 def test_debug_shows_the_traceback(cli, tmp_path, monkeypatch):

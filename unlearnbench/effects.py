@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench import registry
 from unlearnbench.board import Images
@@ -27,14 +27,14 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     """
     import pandas as pd
 
-    parts = []
+    rows: list[tuple[Any, ...]] = []
     for record in records:
-        seen = _seen(record, images) if record.status in ("ok", "unreliable") else None
-        if seen is not None:
-            parts.append(seen.assign(label=record.label(), method=record.method.name, forget=record.forget))
-    if not parts:
+        if record.status in ("ok", "unreliable"):
+            about = (record.label(), record.method.name, record.forget)
+            rows += [(*about, *seen) for seen in _seen(record, images)]
+    if not rows:
         return pd.DataFrame(columns=COLUMNS)
-    every = pd.concat(parts)
+    every = pd.DataFrame(rows, columns=["label", "method", "forget", "concept", "n", "share", "forgotten"])
     keys = ["label", "method", "forget", "concept", "forgotten"]
     found = every.groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
     before = found[found.label == "original"].set_index(["forget", "concept"])["share"].rename("original")
@@ -42,20 +42,22 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     place = {name: number for number, name in enumerate(_order(records[0].task, every))}
     found["change"] = found["share"] - found["original"]
     found["_place"] = found["concept"].map(place)
-    rows = {key: number for number, key in enumerate(found.groupby(["label", "forget"], sort=False).groups)}
-    found["_row"] = [rows[key] for key in zip(found["label"], found["forget"], strict=True)]
+    places = {key: number for number, key in enumerate(found.groupby(["label", "forget"], sort=False).groups)}
+    found["_row"] = [places[key] for key in zip(found["label"], found["forget"], strict=True)]
     return found.sort_values(["_row", "_place"], kind="stable")[COLUMNS].reset_index(drop=True)
 
 
-def _seen(record: Record, images: Images) -> pd.DataFrame | None:
-    """Concept, n, share and whether it was forgotten, of one run; None where its images were not judged."""
+def _seen(record: Record, images: Images) -> Iterator[tuple[str, int, float, bool]]:
+    """Concept, n, share and whether it was forgotten, of one run; nothing where its images were not judged.
+
+    Plain tuples: a frame for each of thousands of runs takes longer than all else.
+    """
     import numpy as np
     import pandas as pd
 
     frame = images(record)
     if frame is None:
-        return None
-    parts = []
+        return
     for group, name in SIDES.items():
         if name not in frame:
             continue
@@ -68,9 +70,8 @@ def _seen(record: Record, images: Images) -> pd.DataFrame | None:
         sums = np.bincount(codes[known], weights=hits[known], minlength=len(concepts))
         share = np.divide(sums, count, out=np.full(len(concepts), math.nan), where=count > 0)
         n = np.bincount(codes, minlength=len(concepts))
-        about = {"concept": concepts, "n": n, "share": share, "forgotten": group == "forget"}
-        parts.append(pd.DataFrame(about))
-    return pd.concat(parts) if parts else None
+        for concept, images_of, value in zip(concepts, n.tolist(), share.tolist(), strict=True):
+            yield concept, images_of, value, group == "forget"
 
 
 def _order(task: str, every: pd.DataFrame) -> list[str]:

@@ -49,7 +49,7 @@ def _name(name: str) -> str:
 
 
 def _identifier(name: str) -> str:
-    if not name.isidentifier() or len(name) > LONGEST:
+    if not name.isidentifier() or wrong_name(name):
         raise ValueError(f"{name[:60]!r} cannot name a method: use letters, digits and _")
     return name
 

@@ -13,6 +13,7 @@ from unlearnbench.board import TABLE, board
 from unlearnbench.leaderboard import DERIVED, Derived, head
 from unlearnbench.metric import Metric
 from unlearnbench.printable import printable
+from unlearnbench.progress import track
 from unlearnbench.report_section import grouped, section
 from unlearnbench.report_sources import Gap, Source
 from unlearnbench.report_table import BOXES, meaning
@@ -36,10 +37,15 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
     known here, are left out without `include_unsafe`.
     """
     source, metrics = Source(results, task), registry.load_metrics()
+    for record in track(source.records, len(source.records), "reading values by image"):
+        source.images(record)
     result = board(source.records, metrics, source.images)
     groups = grouped(source.records)
-    tables = enumerate(result.groupby(TABLE, sort=False), 1)
-    sections = [section(f"t{i}", rows, groups, source, metrics, include_unsafe) for i, (_, rows) in tables]
+    tables = result.groupby(TABLE, sort=False)
+    sections = [
+        section(f"t{i}", rows, groups, source, metrics, include_unsafe)
+        for i, (_, rows) in enumerate(track(tables, len(tables), "drawing tables"), 1)
+    ]
     known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     shown = {column.name for part in sections for column in part.columns}
     gaps = sorted(source.gaps)

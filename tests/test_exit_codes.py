@@ -12,7 +12,6 @@ import pytest
 from tests.small_world import ROOT, made_record, read_only, write_method
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
-from unlearnbench.names import LONGEST
 from unlearnbench.record import write
 from unlearnbench.settings import configured, least_of
 

@@ -142,10 +142,7 @@ def load_metrics() -> dict[str, Metric]:
     from unlearnbench.metric import Metric
 
     order = ("efficacy", "utility", "robustness", "cost")
-    found = [
-        _made("metric", name, _only(_imported("metric", name, entry.module), Metric, name))
-        for name, entry in metrics().items()
-    ]
+    found = [_instance("metric", name, entry, Metric) for name, entry in metrics().items()]
     found = [metric for metric in found if not isinstance(metric, Attack)]  # by whatever name it calls its base
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
 
@@ -160,10 +157,7 @@ def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
     from unlearnbench.attack import Attack
 
-    found = [
-        _made("attack", name, _only(_imported("attack", name, entry.module), Attack, name))
-        for name, entry in attacks().items()
-    ]
+    found = [_instance("attack", name, entry, Attack) for name, entry in attacks().items()]
     return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
 
 
@@ -204,8 +198,9 @@ def _imported(kind: str, name: str, module: str) -> ModuleType:
         raise Failed(f"{kind} {name!r} cannot be loaded: {one_line(error)}") from error
 
 
-def _made(kind: str, name: str, cls: Any) -> Any:
+def _instance(kind: str, name: str, entry: Entry, base: Any) -> Any:
     """An instance of a metric or an attack."""
+    cls = _only(_imported(kind, name, entry.module), base, name)
     try:
         return cls()
     except (Exception, SystemExit) as error:

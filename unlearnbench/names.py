@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -75,7 +75,7 @@ def joined(*names: str) -> Path:
     return Path(*(require_name("the folder or file", name) for name in names))
 
 
-def inside(folder: Path, path: Path | str) -> Path:
+def inside(folder: Path, path: PurePath | str) -> Path:
     """The path of a file below a folder; raises `UserError` where it leads elsewhere, through .. or a linked folder.
 
     `path` is relative to the folder. A file may itself be a link: writing puts a file in the link's place.

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.usefixtures("small")
 def refused(cli, tmp_path):
     """The one line that a command is refused with."""
 
-    def call(*words: object, names: str, remedy: str) -> str:
+    def call(*words: object, names: str, remedy: str, code: int = 2) -> str:
         said = cli(*words)
-        assert said.code == 2, said
+        assert said.code == code, said
         assert len(said.errors) == 1, said.err
         (line,) = said.errors
         assert line.startswith("unlearnbench: ")
@@ -145,12 +145,18 @@ BODIES = [
 
 @pytest.mark.parametrize(("body", "names", "remedy"), BODIES)
 def test_methods_that_go_wrong(refused, tmp_path, body, names, remedy):
-    refused(*RUN, write_method(tmp_path, body), names=names, remedy=remedy)
+    refused(*RUN, write_method(tmp_path, body), names=names, remedy=remedy, code=1)
     assert not (tmp_path / "here/digits-class/default/3/mine").exists()
 
 
 def test_an_error_of_several_lines_is_told_in_one(refused, tmp_path):
-    refused(*RUN, write_method(tmp_path, 'raise ValueError("one\\n\\ttwo")'), names="one", remedy="UNLEARNBENCH_DEBUG")
+    refused(
+        *RUN,
+        write_method(tmp_path, 'raise ValueError("one\\n\\ttwo")'),
+        names="one",
+        remedy="UNLEARNBENCH_DEBUG",
+        code=1,
+    )
 
 
 def test_debug_shows_the_traceback(cli, tmp_path, monkeypatch):

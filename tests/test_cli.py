@@ -313,7 +313,7 @@ def test_light_commands_import_nothing_heavy(tmp_path, words):
 def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unlearned):
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn", "concept"})')
     said = cli("run", "--method", path, "--out", "here")
-    assert said.code == 0
+    assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.scores, record.weights["unlearned"]) == ("skipped", {}, None)
     assert record.reason == "mine needs xattn, which digits-class does not have"
@@ -334,7 +334,7 @@ def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_p
 
 def test_a_part_that_the_model_lacks_skips_the_cell(cli, tmp_path):
     said = cli("run", "--method", "esd", "--set", "part=xattn", "--out", "here")
-    assert said.code == 0
+    assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert record.status == "skipped"
     assert "no part 'xattn'" in record.reason
@@ -349,7 +349,7 @@ def test_divergence_is_recorded_with_its_step_and_never_kept(cli, tmp_path, unle
     )
     path = write_method(tmp_path, body)
     said = cli("run", "--method", path, "--out", "here")
-    assert said.code == 0
+    assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.reason) == ("diverged", "the loss is not finite at step 3")
     assert record.scores == {}

@@ -303,3 +303,14 @@ def test_a_full_disk_is_told_and_what_came_stays(site, folder, monkeypatch):
     assert lying(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
     assert f"cannot write to {folder / NAME} (the disk is full): free it, or name another folder with --data" in line
     assert fetch(source(site), folder).read_bytes() == BODY
+
+
+def test_a_file_that_goes_on_beyond_its_length_is_cut_off_and_not_kept(site, folder, monkeypatch):
+    site.chunked = True
+    with pytest.raises(UserError, match="nothing is kept"):
+        fetch(source(site, size=len(BODY) // 2), folder)
+    monkeypatch.setattr(download, "UNKNOWN", len(BODY) // 2)
+    with pytest.raises(UserError, match="no length"):
+        fetch(source(site), folder)
+    assert len(site.asked) == 2, "one try each"
+    assert lying(folder) == []

@@ -9,10 +9,12 @@ from typing import Any
 
 from unlearnbench import registry
 from unlearnbench.concepts import Concept, read_concepts
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.jobs import Spec
 from unlearnbench.method import Method
+from unlearnbench.names import require_name
 from unlearnbench.resources import DEFAULT, Resources
+from unlearnbench.settings import configured
 from unlearnbench.stages import require
 from unlearnbench.task import Task
 from unlearnbench.tuning_record import require_apart, tuned_settings, was_tuned
@@ -43,7 +45,7 @@ def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:
     for _, cls in found:
         registry.require_fields(cls)
         if cls.incomplete and cls.name in given and not overrides:
-            first = next(iter(cls.configured({}).settings()))
+            first = next(iter(configured(cls, {}).settings()))
             raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
     return found
 
@@ -64,6 +66,14 @@ def _once(found: Named) -> Named:
 def _place(name: str) -> Path | str:
     """The file that a method was named by; methods of the registry by their name, even where their file was given."""
     return name if (stem := Path(name).stem) == name or stem in registry.methods() else Path(name).resolve()
+
+
+def source_of(file: Path) -> str:
+    """What a method's file says, for machines that do not have it."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 ({one_line(error)}): save it as UTF-8") from error
 
 
 @dataclass(frozen=True)
@@ -92,11 +102,14 @@ class Asked:
             require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
         else:
             settings = cls.preset(preset, self.task.name)
-        method = cls.configured({**cls.current(settings), **overrides})
+        method = configured(cls, {**cls.current(settings), **overrides})
         file = None if cls.name in registry.methods() else Path(name).resolve()
+        require_name("--preset", preset)
+        for key in settings:
+            require_name(f"the setting of {cls.name}", key)
         return Spec(
             method=str(file or cls.name),
-            source=file.read_text() if file else None,
+            source=source_of(file) if file else None,
             task=self.task.name,
             forget=forget,
             seed=seed,

@@ -16,6 +16,7 @@ from unlearnbench.hashing import digest
 from unlearnbench.identity import grouped, plain
 from unlearnbench.identity import labels as names_of
 from unlearnbench.leaderboard import Sheet, width_of
+from unlearnbench.names import joined
 from unlearnbench.record import AttackRecord, Record
 from unlearnbench.robustness import GIVEN, GOLD, box_of
 
@@ -146,7 +147,7 @@ def picture(result: pd.DataFrame, key: Sequence[str], name: str) -> Path:
     """Where a table's picture lies below the results: protocols of one name but other settings have one each."""
     task, protocol, hash, forget = key
     twins = [each for each, _ in result.groupby(TABLE) if (each[0], each[1], each[3]) == (task, protocol, forget)]
-    return Path(task) / protocol / forget / (f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")
+    return joined(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")
 
 
 def _comparable(rivals: pd.DataFrame) -> pd.Series:

@@ -136,7 +136,7 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
     if state_hash(state) != record.weights["unlearned"]:
         raise UserError(
             f"{record.label()}: its weights were made anew and are not those of its record "
-            f"({record.path(Path())}): run it with --force first"
+            f"({record.place()}): run it with --force first"
         )
     model = loaded(cell, state)
     return arena(cell.task, model.requires_grad_(False), original.eval().requires_grad_(False), cell.method)

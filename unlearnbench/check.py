@@ -15,12 +15,13 @@ from typing import Any, get_type_hints
 import torch
 
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.method import ACCESS, Method
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.unet import ClassUNet
 from unlearnbench.sampling import Sampler
+from unlearnbench.settings import configured
 from unlearnbench.stages import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
@@ -159,7 +160,7 @@ def presets(cls: type[Method]) -> None:
     """Every preset names fields of the method and values that fit them; `space` names at most six fields."""
     for settings in cls.offered().values():
         for values in settings.values():
-            cls.configured(values)
+            configured(cls, values)
     known = {field.name for field in dataclasses.fields(cls)}
     strange = set(cls.space) - known
     if strange or len(cls.space) > 6:
@@ -177,7 +178,7 @@ def access(cls: type[Method]) -> None:
 def returns_a_model(cls: type[Method]) -> None:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
     for preset in dict.fromkeys(("default", *cls.offered())):
-        method = cls.configured(cls.preset(preset, tried_on(cls)().name))
+        method = configured(cls, cls.preset(preset, tried_on(cls)().name))
         check_model(method, _unlearned(method, tried_on(cls)()))
 
 
@@ -239,7 +240,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
 )  # fmt: skip
 
 
-def _line(cls: type[Method], error: Exception) -> str:
+def _line(cls: type[Method], error: BaseException) -> str:
     own = {str(path) for path in cls.own_files()}
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
     return f" (line {lines[-1]})" if lines else ""
@@ -255,11 +256,11 @@ def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"
         except UserError as failure:
-            yield check.__name__, meaning, str(failure)
+            yield check.__name__, meaning, message(failure)
             if check is returns_a_model:
                 return  # the others need a model, and would name the same cause
-        except Exception as error:  # noqa: BLE001 - the user's code may fail in any way
-            yield check.__name__, meaning, f"it fails with {type(error).__name__}: {error}{_line(cls, error)}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may fail in any way
+            yield check.__name__, meaning, f"it fails with {one_line(error)}{_line(cls, error)}"
             if check is returns_a_model:
                 return
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +37,9 @@ from unlearnbench.cli_prepare import Data, prepare, show_probe
 from unlearnbench.cli_records import records
 from unlearnbench.cli_report import reporting
 from unlearnbench.cli_tune import tuning
-from unlearnbench.errors import UserError
+from unlearnbench.errors import Failed, UserError, message, one_line
 from unlearnbench.progress import Stopped
-from unlearnbench.terminal import err, out
+from unlearnbench.terminal import err, lenient, out
 from unlearnbench.trackers import tracking
 
 
@@ -51,11 +52,18 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
+        except SystemExit as stop:  # commands end by `typer.Exit`: this is of code that they called
+            raise Failed(f"code that the command ran called sys.exit({stop.code!r})") from stop
 
 
+CODES = (
+    "Exit codes: 0 all done; 1 something failed, or no run that was asked for came to a result (all of them failed, "
+    "diverged or were skipped), or a check found a problem; 2 wrong use; 130 stopped by Ctrl-C."
+)
 app = typer.Typer(
     cls=Commands,
     help="Measure what a diffusion model has forgotten, what it kept and what that cost.",
+    epilog=CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -202,17 +210,31 @@ def run(
 
 
 def main() -> None:
-    """Entry point: bad input is one line and exit code 2, a stop keeps what is finished."""
+    """Entry point: every error is one line and an exit code of `CODES`, a stop keeps what is finished."""
+    lenient()
     try:
         app()
     except UserError as error:
         if os.environ.get(DEBUG):
             raise
-        err.print(f"unlearnbench: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        err.print(f"unlearnbench: {message(error)}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
     except Stopped:
         err.print("stopped: what is finished is kept; run the same command again to go on")
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        told = f"unlearnbench: failed with {one_line(error)}{_where(error)}; {DEBUG}=1 shows the traceback"
+        err.print(told, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _where(error: Exception) -> str:
+    """The last line of our own, or of a plug-in's, that an error came through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 if __name__ == "__main__":

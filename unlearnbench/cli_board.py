@@ -188,6 +188,7 @@ def _show(
 
 
 def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+    from unlearnbench.names import inside
     from unlearnbench.record import replace_file
     from unlearnbench.results_page import files, stale
     from unlearnbench.store import cannot_write
@@ -196,7 +197,7 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     made = files(board, records, all_tunings(results))
     try:
         for path in stale(results, made):
-            replace_file(results / path, made[path])
+            replace_file(inside(results, path), made[path])
     except OSError as error:
         raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
     out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)

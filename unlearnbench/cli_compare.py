@@ -46,6 +46,7 @@ def compare(
         raise UserError(f"images of {task} may be unfit to be shown: --include-unsafe writes them all the same")
 
     from unlearnbench import compare_formats, compare_text
+    from unlearnbench.formats import as_csv
 
     found = compare_text.comparison(*sides)
     if picture:
@@ -55,7 +56,7 @@ def compare(
         last = f"wrote {picture}" if picture else "their images side by side: --out FILE.png"
         out.print(last, markup=False, highlight=False, soft_wrap=True)
     elif format == "csv":
-        sys.stdout.write(compare_formats.frame(found).to_csv(index=False))
+        sys.stdout.write(as_csv(compare_formats.frame(found)))
     else:
         sys.stdout.write(compare_formats.markdown(found) if format == "markdown" else compare_formats.as_json(found))
 

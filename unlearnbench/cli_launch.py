@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,16 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unlearnbench.errors import UserError
+from unlearnbench.errors import UserError, message, one_line
 from unlearnbench.progress import Stopped, bars, told_by
 from unlearnbench.terminal import err, out, print_table, show_run
 
 if TYPE_CHECKING:
+    from unlearnbench.attacking import Wanted
     from unlearnbench.jobs import Cut, Spec, Work
     from unlearnbench.launch import Left, Shown
     from unlearnbench.launching import Where
     from unlearnbench.ledger import Ledger
     from unlearnbench.record import Record
+    from unlearnbench.store import Store
     from unlearnbench.trackers import Tracking
     from unlearnbench.work import Result
 
@@ -53,30 +56,60 @@ def run_here(
     results: Path,
     tracking: Tracking | None,
 ) -> None:
-    """One cell after another, in this process."""
-    from unlearnbench.attacking import attacked, wanted
+    """One cell after another, in this process; one that fails keeps no other from being run.
+
+    Exit code 1 where one of several failed, or none came to a result. What a single cell fails with is raised.
+    """
+    from unlearnbench.attacking import wanted
     from unlearnbench.environment import on_threads
     from unlearnbench.launching import require_replaceable
     from unlearnbench.runner import run
     from unlearnbench.store import Store
-    from unlearnbench.trajectory import followed
 
     store, tried = Store(), wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
     done: list[Record] = []
+    failed: list[tuple[Spec, Exception | SystemExit]] = []
     if not cut.force:
         require_replaceable([*baseline, *asked], results, tried)
     with on_threads(threads), bars(err, len(baseline) + len(asked)) as begin:
-        for number, spec in enumerate([*baseline, *asked]):
+        for spec in baseline:
             begin(spec.title)
-            own, cell = number >= len(baseline), spec.cell()
-            if own and (cut.every or tracking):
-                record = followed(cell, cut.every, store, results, cut.force, tracking)
-            else:
-                record = run(cell, store, results, cut.force and own, replace=cut.force)
-            if tried and own:
-                record = attacked(cell, record, tried, store, results, cut.force)
-            done.append(record)
+            done.append(run(spec.cell(), store, results, replace=cut.force))
+        for spec in asked:
+            begin(spec.title)
+            try:
+                done.append(_ran(spec, cut, tried, store, results, tracking))
+            except (Exception, SystemExit) as error:
+                if len(asked) == 1 or os.environ.get("UNLEARNBENCH_DEBUG"):
+                    raise
+                failed.append((spec, error))
     _show(done, len(baseline), results, [want.label for want in tried])
+    for spec, cause in failed:
+        reason = message(cause) if isinstance(cause, UserError) else one_line(cause)
+        err.print(f"failed: {spec.title}: {reason}", highlight=False, soft_wrap=True)
+    if failed or not _came_to_something(done[len(baseline) :]):
+        raise typer.Exit(1)
+
+
+def _ran(
+    spec: Spec, cut: Cut, tried: Sequence[Wanted], store: Store, results: Path, tracking: Tracking | None
+) -> Record:
+    """The record of one cell that was asked for, with its trajectory and attacks."""
+    from unlearnbench.attacking import attacked
+    from unlearnbench.runner import run
+    from unlearnbench.trajectory import followed
+
+    cell = spec.cell()
+    if cut.every or tracking:
+        record = followed(cell, cut.every, store, results, cut.force, tracking)
+    else:
+        record = run(cell, store, results, cut.force, replace=cut.force)
+    return attacked(cell, record, tried, store, results, cut.force) if tried else record
+
+
+def _came_to_something(records: Sequence[Record]) -> bool:
+    """Whether one of these runs was scored: all others diverged or were skipped."""
+    return any(record.status in ("ok", "unreliable") for record in records)
 
 
 def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: Where, results: Path) -> None:
@@ -89,12 +122,13 @@ def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: W
     with view() as shown:
         jobs, left = cells_launched(asked, baseline, cut, at, Store(), results, shown)
     without = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
-    kept = [[spec for spec in specs if str(spec.path(Path())) not in without] for specs in (baseline, asked)]
+    done: list[Record] = []
+    kept = [[spec for spec in specs if str(spec.place()) not in without] for specs in (baseline, asked)]
     if len(kept[0]) == len(baseline):
         done = [read(spec.path(results)) for specs in kept for spec in specs]
         tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
         _show(done, len(baseline), results, [want.label for want in tried])
-    if told_failures(jobs, left):
+    if told_failures(jobs, left) or not _came_to_something(done[len(baseline) :]):
         raise typer.Exit(1)
 
 
@@ -112,7 +146,7 @@ def view() -> Iterator[Shown]:
     from rich import progress as rich
 
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(24),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),

@@ -11,7 +11,8 @@ import typer
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.terminal import out, print_table
+from unlearnbench.settings import configured
+from unlearnbench.terminal import out, print_table, show_lines
 
 if TYPE_CHECKING:
     from unlearnbench.method import Method
@@ -59,7 +60,7 @@ def _one(name: str, kind: str) -> None:
         metric = registry.load_metrics()[name]
         better = f"{metric.better} is better" if metric.better else "neither end is better"
         about = inspect.getdoc(type(metric)) or ""
-        out.print(f"{about}\n{metric.title}: {metric.axis}; {better}", markup=False, soft_wrap=True)
+        show_lines(*about.splitlines(), f"{metric.title}: {metric.axis}; {better}")
         return
     if kind == "methods":
         cls = registry.load_method(name)
@@ -115,7 +116,7 @@ def _presets(cls: type[Method]) -> Iterator[list[str]]:
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     }
-    changed = [key for key in cls().settings() if any(key in values for values in presets.values())]
+    changed = [key for key in configured(cls, {}).settings() if any(key in values for values in presets.values())]
     if changed:
         yield ["in presets", *presets]
     for key in changed:
@@ -129,9 +130,9 @@ def _attack(name: str) -> Iterator[list[str]]:
     attack = registry.load_attacks()[name]
     needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
     ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
-    lines = [inspect.getdoc(type(attack)) or "", f"{attack.box} box{needs}; budget in {attack.spends}"]
+    lines = [*(inspect.getdoc(type(attack)) or "").splitlines(), f"{attack.box} box{needs}; budget in {attack.spends}"]
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
-    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    show_lines(*lines)
     yield ["setting", "built in", *attack.variants]
     for key, value in attack.settings().items():
         yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError
+from unlearnbench.printable import printable
 from unlearnbench.terminal import out
 
 own = typer.Typer()
@@ -35,8 +36,9 @@ def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its 
     failed = 0
     for name, meaning, failure in conformance(cls):
         failed += failure is not None
-        mark = "[green]✓[/green]" if failure is None else "[red]✗[/red]"
-        out.print(f"{mark} [bold]{name}[/bold] {escape(failure or meaning)}", highlight=False, soft_wrap=True)
+        mark = ("✓", "green") if failure is None else ("✗", "red")
+        line = Text.assemble(mark, " ", (name, "bold"), f" {printable(failure or meaning)}")
+        out.print(line, highlight=False, soft_wrap=True)
     out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
     raise typer.Exit(1 if failed else 0)
 
@@ -81,7 +83,7 @@ def _start(path: Path, text: str) -> None:
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
         if not folder.is_dir():

@@ -9,7 +9,7 @@ import typer
 
 from unlearnbench import registry
 from unlearnbench.arguments import Device, accepted
-from unlearnbench.errors import UserError
+from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.progress import bars
 from unlearnbench.terminal import err, out, print_table
 
@@ -104,22 +104,29 @@ def first_hour(
 def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     """What a run of these cells would take: each method is tried for some seconds, for one of its cells.
 
-    Cells whose record is there are counted, and left out of times and disk.
+    Cells whose record is there are counted, and left out of times and disk. A method whose trial fails, diverges or is
+    not supported is named at the end, with exit code 1.
     """
     from unlearnbench.probe import probe, room
     from unlearnbench.runner import finished
     from unlearnbench.store import Store
+    from unlearnbench.training import Diverged
 
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.method.name, []).append(cell)
     here = room(cells[0].task.device, Store().root)
     rows, total, stored, unknown, notes = [], 0.0, 0, False, []
+    failed: list[str] = []
     with bars(err, len(groups)) as begin:
         for name, group in groups.items():
             begin(f"{name}: trying")
             done = sum(finished(cell, results) is not None for cell in group)
-            left, found = len(group) - done, probe(group[0])
+            try:
+                left, found = len(group) - done, probe(group[0])
+            except (Diverged, UserError) as error:
+                failed.append(f"{name}: the short trial came to nothing: {message(error)}")
+                continue
             each = found.sampling + (found.unlearning or 0.0)
             total, stored = total + each * left, stored + found.stored * left
             unknown = unknown or found.unlearning is None
@@ -133,6 +140,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
             rows.append(cells_of)
             if found.memory and here.memory and found.memory > here.memory:
                 notes.append(f"{name}: {_bytes(found.memory)} are more than there is: see --memory and --precision")
+    if not rows:
+        raise Failed("; ".join(failed))
     heads = ["method", "runs", "done", "images", "steps", "sampling", "unlearning", "memory", "still to run"]
     print_table("what it would take here, judging and preparing left out", heads, [("", rows)])
     for note in notes:
@@ -148,6 +157,10 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     )
     if stored > here.disk:
         err.print("too little disk: free some, or name another folder with UNLEARNBENCH_CACHE", soft_wrap=True)
+    for line in failed:
+        err.print(line, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _bytes(count: int | None) -> str:

@@ -12,7 +12,7 @@ from unlearnbench import registry
 from unlearnbench.arguments import Device, parse_share
 from unlearnbench.errors import UserError
 from unlearnbench.progress import Stopped, bars
-from unlearnbench.terminal import err, out, print_table
+from unlearnbench.terminal import err, out, print_table, show_lines
 
 if TYPE_CHECKING:
     from unlearnbench.agreement import Row
@@ -273,7 +273,7 @@ def schema(
 
     text = json.dumps(record.schema(), indent=1, ensure_ascii=False)
     if file is None:
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+        show_lines(*text.splitlines())
         return
     try:
         record.replace_file(file, f"{text}\n".encode())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from unlearnbench.errors import UserError
+from unlearnbench.progress import bars
 from unlearnbench.terminal import err, out
 
 reporting = typer.Typer()
@@ -31,7 +32,9 @@ def report(
     from unlearnbench.record import replace_file
     from unlearnbench.report import report as made
 
-    page = made(results, task, include_unsafe)
+    with bars(err, 1) as begin:
+        begin(f"report of {results}")
+        page = made(results, task, include_unsafe)
     for gap in page.gaps:
         err.print(f"left out: {gap.path}: {gap.reason}", markup=False, highlight=False, soft_wrap=True)
     content = page.html.encode()

@@ -80,6 +80,7 @@ def tune(
 
 def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
     """The methods that can be tuned there; what was named and cannot is refused."""
+    from unlearnbench.settings import configured
     from unlearnbench.stages import Cell, require
     from unlearnbench.tuning_space import checked
 
@@ -92,7 +93,7 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
             continue
         checked(cls)
         try:
-            require(Cell(cls.configured(cls.preset("default", given.task.name)), replace(given, device="cpu").bare()))
+            require(Cell(configured(cls, cls.preset("default", given.task.name)), replace(given, device="cpu").bare()))
         except Unsupported as reason:
             if name in asked:
                 raise

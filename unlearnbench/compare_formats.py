@@ -19,6 +19,8 @@ from unlearnbench.compare_text import (
     title,
     worst_line,
 )
+from unlearnbench.formats import markdown_text
+from unlearnbench.printable import cleaned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +32,11 @@ def markdown(found: Comparison) -> str:
     if found.attacks:
         sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
     lines = [*named(found), summary(found), *notes(found)]
-    parts = ["".join(f"{_escaped(line)}\n\n" for line in lines if line)]
+    parts = ["".join(f"{markdown_text(line)}\n\n" for line in lines if line)]
     for name, heads, rows in sheets:
         parts.append(_table(name, heads, rows))
     if found.attacks:
-        parts.append(f"\n{_escaped(worst_line(found))}\n")
+        parts.append(f"\n{markdown_text(worst_line(found))}\n")
     if found.little:
         parts.append(f"\nMade otherwise: {found.little}.\n")
     elif found.apart:
@@ -44,13 +46,8 @@ def markdown(found: Comparison) -> str:
 
 def _table(name: str, heads: list[str], rows: list[list[str]]) -> str:
     lines = [["---"] + ["---:"] * (len(heads) - 1)]
-    text = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in [heads, *lines, *rows])
-    return f"### {_escaped(name)}\n\n{text}\n"
-
-
-def _escaped(text: str) -> str:
-    """Text of others in a page: no table, tag or line of its own."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    text = "\n".join(f"| {' | '.join(map(markdown_text, line))} |" for line in [heads, *lines, *rows])
+    return f"### {markdown_text(name)}\n\n{text}\n"
 
 
 def values(row: Row) -> dict[str, Any]:
@@ -101,4 +98,4 @@ def as_json(found: Comparison) -> str:
         "summary": summary(found),
         "notes": notes(found),
     }
-    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(cleaned(said), indent=1, ensure_ascii=False) + "\n"

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import with_config as configured
 
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.printable import hidden
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,8 @@ class Concept:
         return self.judge or self.name
 
 
+LONGEST = 10_000
+"""Characters of a word or prompt: text encoders read some hundred."""
 KNOWN = tuple(field.name for field in fields(Concept))
 
 
@@ -64,13 +67,15 @@ def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
     Without `name`, the file's own is taken.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark of byte order
     except OSError as error:
         raise UserError(
             f"--concept {path} cannot be read ({(error.strerror or '').lower()}): give a .toml file"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"--concept {path} is no TOML ({error}): see README.md for an example") from error
+    except RecursionError as error:
+        raise UserError(f"--concept {path} is nested too deeply: see README.md for an example") from error
     strange = sorted(set(values) - {"name", "concept"})
     if strange or not isinstance(values.get("concept"), list) or not values["concept"]:
         what = f"{strange[0]!r} is unknown" if strange else "it has no [[concept]]"
@@ -101,6 +106,10 @@ def made(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
         given = {"names": concept.names or ("",), "synonyms": concept.synonyms, "substitute": (concept.substitute,)}
         given |= {"neighbours": concept.neighbours, "prompts": concept.prompts}
         for what, words in given.items():
+            for word in words:
+                if len(word) > LONGEST or (character := hidden(word)):
+                    why = f"longer than {LONGEST:,} characters" if len(word) > LONGEST else f"has {character!r} in it"
+                    raise UserError(f"{where}: concept {number}, {what}: {word[:40]!r} {why}: give plain, shorter text")
             if not all(word.strip() for word in words):
                 raise UserError(f"{where}: concept {number}, {what}: empty: give a word, or words, in its place")
         without = [prompt for prompt in concept.prompts if "{}" not in prompt]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from unlearnbench import __version__
-from unlearnbench.errors import UserError
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import file_hash
 from unlearnbench.progress import track
 
@@ -24,6 +24,8 @@ BLOCK = 1 << 20
 TRIES, PAUSE, HOPS = 3, 1.0, 10
 TIMEOUT = (10, 60)
 """Seconds: to connect, and between two bytes."""
+UNKNOWN = 1 << 30
+"""Bytes that are taken of a file whose length neither the server nor its source says."""
 BUSY = (429, 500, 502, 503, 504)
 HERE = ("127.0.0.1", "localhost", "::1")
 HEADERS = {"User-Agent": f"unlearnbench/{__version__}", "Accept-Encoding": "identity"}
@@ -44,6 +46,10 @@ class Another(Exception):
 
 class Dropped(Exception):
     """The connection broke or was never made; what came is kept."""
+
+
+class TooMuch(Exception):
+    """The server sends more than the file is long."""
 
 
 class Part(NamedTuple):
@@ -136,7 +142,12 @@ def _attempt(session: Session, ask: _Ask) -> Facts:
             raise UserError(f"{ask.url} does not say how long {ask.path.name} is: {ask.by_hand()}")
         if response.headers.get("Content-Type", "").startswith("text/html") and ask.path.suffix != ".html":
             raise UserError(f"{ask.url} shows a web page in place of {ask.path.name}: {ask.by_hand()}")
-        _write(response, part, have, total)
+        try:
+            _write(response, part, have, total)
+        except TooMuch as error:
+            part.drop()
+            said = f"{ask.path.name} is {total:,} bytes long" if total is not None else f"no length of {ask.path.name}"
+            raise Damaged(f"{ask.url} says {said}, but {error}; nothing is kept: {ask.by_hand()}") from error
         came = response.headers.get("ETag")
     size, sha256 = part.have(), file_hash(part.file)
     if total not in (None, size):
@@ -218,15 +229,24 @@ def _require_known(ask: _Ask, total: int | None, revision: str | None, linked: s
 
 
 def _write(response: Response, part: Part, have: int, total: int | None) -> None:
-    """Append to the part, or begin it anew; what came before the connection broke stays."""
+    """Append to the part, or begin it anew; what came before the connection broke stays.
+
+    Raises `TooMuch` where more comes than the file is long, or than `UNKNOWN` where its length is not known.
+    """
+    most = UNKNOWN if total is None else total
     begun = have // BLOCK
     count = 0 if total is None else begun + -(-(total - have) // BLOCK)
     etag = response.headers.get("ETag", "")
     with part.file.open("ab" if have else "wb") as file:
         if not have:  # only now, so that no note speaks of another file's part; a weak ETag does not tell bytes
-            part.note.write_text(json.dumps({"etag": None if etag.startswith("W/") else etag or None, "size": total}))
+            note = {"etag": None if etag.startswith("W/") else etag or None, "size": total}
+            part.note.write_text(json.dumps(note), encoding="utf-8")
         blocks = chain(repeat(b"", begun), _blocks(response))
+        came = have
         for block in track(blocks, count, f"{part.file.stem}, MiB"):
+            came += len(block)
+            if came > most:
+                raise TooMuch(f"it sends more than {most:,} bytes")
             file.write(block)
         file.flush()
         os.fsync(file.fileno())

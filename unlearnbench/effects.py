@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench import registry
@@ -44,8 +44,8 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     place = {name: number for number, name in enumerate(_order(records[0].task, every))}
     found["change"] = found["share"] - found["original"]
     found["_place"] = found["concept"].map(place)
-    rows = {key: number for number, key in enumerate(found.groupby(["label", "forget"], sort=False).groups)}
-    found["_row"] = [rows[key] for key in zip(found["label"], found["forget"], strict=True)]
+    places = {key: number for number, key in enumerate(found.groupby(["label", "forget"], sort=False).groups)}
+    found["_row"] = [places[key] for key in zip(found["label"], found["forget"], strict=True)]
     return found.sort_values(["_row", "_place"], kind="stable")[COLUMNS].reset_index(drop=True)
 
 
@@ -68,15 +68,16 @@ def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | No
     for name in SIDES.values():
         code = next((measured_by(record, name) for record in scored_alike(like or group, name)), None)
         kept[name] = {id(record) for record in group if measured_by(record, name) == code}
-    runs = [
-        seen
+    rows = [
+        row
         for record in group
-        if (seen := _seen(record, images, [name for name, ids in kept.items() if id(record) in ids])) is not None
+        for row in _seen(record, images, [name for name, ids in kept.items() if id(record) in ids])
     ]
-    if not runs:
+    if not rows:
         return None
+    found = pd.DataFrame(rows, columns=["concept", "n", "share", "forgotten"])
     keys = ["concept", "forgotten"]
-    return pd.concat(runs).groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
+    return found.groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
 
 
 def _shares(found: pd.DataFrame | None) -> pd.Series:
@@ -88,18 +89,17 @@ def _shares(found: pd.DataFrame | None) -> pd.Series:
     return found.set_index(["concept", "forgotten"])["share"].rename("original")
 
 
-def _seen(record: Record, images: Images, metrics: Sequence[str]) -> pd.DataFrame | None:
-    """Concept, n, share and whether it was forgotten, of one run; None where its images were not judged.
+def _seen(record: Record, images: Images, metrics: Sequence[str]) -> Iterator[tuple[str, int, float, bool]]:
+    """Concept, n, share and whether it was forgotten, of one run and of these metrics; nothing where it has no images.
 
-    Of these metrics alone.
+    Plain tuples: a frame for each of thousands of runs takes longer than all else.
     """
     import numpy as np
     import pandas as pd
 
     frame = images(record)
     if frame is None:
-        return None
-    parts = []
+        return
     for group, name in SIDES.items():
         if name not in frame or name not in metrics:
             continue
@@ -112,9 +112,8 @@ def _seen(record: Record, images: Images, metrics: Sequence[str]) -> pd.DataFram
         sums = np.bincount(codes[known], weights=hits[known], minlength=len(concepts))
         share = np.divide(sums, count, out=np.full(len(concepts), math.nan), where=count > 0)
         n = np.bincount(codes, minlength=len(concepts))
-        about = {"concept": concepts, "n": n, "share": share, "forgotten": group == "forget"}
-        parts.append(pd.DataFrame(about))
-    return pd.concat(parts) if parts else None
+        for concept, images_of, value in zip(concepts, n.tolist(), share.tolist(), strict=True):
+            yield concept, images_of, value, group == "forget"
 
 
 def _order(task: str, every: pd.DataFrame) -> list[str]:

@@ -65,7 +65,7 @@ def _name(device: str) -> str | None:
 
 def _cpu() -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or None
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
@@ -89,7 +89,9 @@ def _commit() -> dict[str, Any]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
         except OSError:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -143,7 +145,7 @@ def _reset_peak(device: str) -> int | None:
     try:
         gc.collect()
         trim()  # or memory used again would not show as growth
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")
     except OSError:
         return None
@@ -161,7 +163,7 @@ def _peak(device: str) -> int | None:
 
 def _status(field: str) -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

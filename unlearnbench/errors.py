@@ -2,12 +2,30 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import ClassVar
+
+from unlearnbench.printable import printable
 
 FEW = 3
 
 
 class UserError(Exception):
     """Something the user typed or gave cannot be used; the message names it and says what to do."""
+
+    exit_code: ClassVar[int] = 2
+    """Of a command that ends with this error."""
+
+
+class Failed(UserError):
+    """Code that is not the user's command failed: a method's, a plug-in's, or what a method returned is no model."""
+
+    exit_code = 1
+
+
+class OutOfMemory(UserError):
+    """A device, or the machine, has too little memory for what was asked."""
+
+    exit_code = 1
 
 
 class Unsupported(UserError):
@@ -18,9 +36,18 @@ class Damaged(UserError):
     """A file of ours no longer holds what was written to it."""
 
 
+def message(error: BaseException) -> str:
+    """An error's message on one line; errors of foreign code may fail to say what they are."""
+    try:
+        text = str(error)
+    except (Exception, SystemExit) as failure:  # noqa: BLE001 - whatever `__str__` raises, the first error is to be told
+        return f"(its message cannot be shown: {type(failure).__name__})"
+    return " ".join(printable(text).split())
+
+
 def one_line(error: BaseException) -> str:
-    """An error's kind and message without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """An error's kind and message on one line."""
+    return f"{type(error).__name__}: {message(error)}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -19,6 +19,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.keys import drafted, weight_parts, wraps
 from unlearnbench.models.loading import as_pipeline
+from unlearnbench.printable import printable
 from unlearnbench.record import Record, ScoreRecord
 from unlearnbench.stages import Cell, loaded, metrics_for, unlearn
 from unlearnbench.store import Store, cannot_write, flush
@@ -268,9 +269,9 @@ def _attacks(record: Record) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """Our own words in Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>()#!|~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def _code(text: object) -> str:
     """A record's text in Markdown: data, of which nothing may be a link, HTML, another cell or a new line."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split()).replace('|', '/') or '—'}`"
+    return f"`{' '.join(printable(str(text)).replace('`', chr(39)).split()).replace('|', '/') or '—'}`"

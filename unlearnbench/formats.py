@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import Sheet, columns_of, tables
 from unlearnbench.metric import Metric
+from unlearnbench.printable import cleaned, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,16 +27,22 @@ TEXTWIDTH = 84
 
 
 def as_markdown(sheets: Iterable[Sheet]) -> str:
-    """GitHub's tables."""
+    """GitHub's tables; nothing in a cell ends it, its line or the table."""
     parts = []
     for sheet in sheets:
         blank = [""] * (len(sheet.heads) - 1)
         rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
         for name, section in sheet.sections:
             rows += [*([[f"*{name}*", *blank]] if name else []), *section]
-        lines = ["| " + " | ".join(cells) + " |" for cells in rows]
-        parts.append(f"### {sheet.title}\n\n" + "\n".join(lines) + "\n" + (f"\n{sheet.note}\n" if sheet.note else ""))
+        lines = ["| " + " | ".join(map(markdown_text, cells)) + " |" for cells in rows]
+        note = f"\n{printable(sheet.note)}\n" if sheet.note else ""
+        parts.append(f"### {printable(sheet.title)}\n\n" + "\n".join(lines) + "\n" + note)
     return "\n".join(parts)
+
+
+def markdown_text(text: str) -> str:
+    """Text of others in a cell of a table, or in a line: no cell, tag or line of its own."""
+    return " ".join(printable(text).replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def as_latex(sheets: Iterable[Sheet], left: int = 1) -> str:
@@ -123,7 +130,7 @@ LATEX = str.maketrans(
 
 def _escape(text: str) -> str:
     """As LaTeX's text; a character that its usual fonts lack is named by its number."""
-    known = text.translate(LATEX)
+    known = printable(text, keep=OPEN + CLOSE).translate(LATEX)
     return "".join(c if " " <= c < "\x7f" or "¡" <= c <= "ÿ" else f"U+{ord(c):04X}" for c in known)
 
 
@@ -155,12 +162,18 @@ def _owner(column: str, known: Iterable[str]) -> str | None:
     return max((name for name in known if column == name or column.startswith(f"{name}_")), key=len, default=None)
 
 
+def as_csv(result: pd.DataFrame) -> str:
+    """Rows as csv, each on one line."""
+    words = result.select_dtypes(["object", "string"])
+    return result.assign(**{str(name): words[name].map(cleaned) for name in words}).to_csv(index=False)
+
+
 def as_data(result: pd.DataFrame, kind: str) -> str:
     """Rows as csv, or as JSON, where numbers are numbers and unknown is null."""
     if kind == "csv":
-        return result.to_csv(index=False)
+        return as_csv(result)
     if kind == "json":
-        values = json.loads(result.to_json(orient="records"))
+        values = cleaned(json.loads(result.to_json(orient="records")))
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     raise no_format(kind)
 

@@ -13,9 +13,11 @@ from unlearnbench.codes import engine_hash, method_code
 from unlearnbench.concepts import made
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.record import Selection, record_path
+from unlearnbench.names import Name, Seed
+from unlearnbench.record import Selection, record_path, record_place
 from unlearnbench.record import label as labelled
 from unlearnbench.resources import Resources
+from unlearnbench.settings import configured
 from unlearnbench.stages import Cell
 
 Step = Literal["unlearn", "sample", "record", "attack", "attach"]
@@ -34,13 +36,13 @@ class Spec(_Part):
     """Its name, or the path of its file."""
     source: str | None = None
     """What that file says, for machines that do not have it."""
-    task: str
-    forget: str
-    seed: int
-    protocol: str
-    preset: str = "default"
-    settings: dict[str, Any]
-    overrides: dict[str, Any] = {}
+    task: Name
+    forget: Name
+    seed: Seed
+    protocol: Name
+    preset: Name = "default"
+    settings: dict[Name, Any]
+    overrides: dict[Name, Any] = {}
     selection: Selection | None = None
     concepts: tuple[dict[str, Any], ...] = ()
     device: str
@@ -55,7 +57,7 @@ class Spec(_Part):
 
     def cell(self) -> Cell:
         """The cell; the method's file, the original's and the data's must be there."""
-        method = registry.load_method(self.method).configured(self.settings)
+        method = configured(registry.load_method(self.method), self.settings)
         task = registry.load_task(self.task)(
             self.forget,
             protocol=self.protocol,
@@ -85,8 +87,12 @@ class Spec(_Part):
         """For people."""
         return f"{self.label} · forget {self.forget} · seed {self.seed}"
 
+    def place(self) -> Path:
+        """Where its record lies, relative to a folder of records."""
+        return record_place(self.task, self.protocol, self.forget, self.label, self.seed)
+
     def path(self, results: Path) -> Path:
-        """Where its record lies."""
+        """Where its record lies below a folder of records."""
         return record_path(results, self.task, self.protocol, self.forget, self.label, self.seed)
 
 
@@ -124,11 +130,11 @@ class Expected(_Part):
 class Work(_Part):
     """What one worker does, whatever launches it."""
 
-    id: str
-    step: str
-    needs: tuple[str, ...] = ()
+    id: Name
+    step: Name
+    needs: tuple[Name, ...] = ()
     """Ids of the jobs that must be done before."""
-    after: tuple[str, ...] = ()
+    after: tuple[Name, ...] = ()
     """Ids of the jobs that must have ended before, well or not."""
     needed: bool = False
     """Whether a later job needs what it makes."""
@@ -152,7 +158,7 @@ class Job(Work):
     step: Step
     spec: Spec
     expected: Expected
-    attacks: tuple[str, ...] = ()
+    attacks: tuple[Name, ...] = ()
     """Labels to try, of an attack step one; of `record` all, where they are not jobs of their own."""
     budget: int | None = None
     shard: int = 0
@@ -166,7 +172,7 @@ class Job(Work):
     @property
     def product(self) -> Path:
         """The record."""
-        return self.spec.path(Path())
+        return self.spec.place()
 
     @property
     def name(self) -> str:

@@ -209,7 +209,7 @@ def _asked(numbers: Iterable[str]) -> dict[str, str]:
         return {}
     command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T", f"--jobs={','.join(wanted)}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return dict.fromkeys(numbers, "UNKNOWN")
     if done.returncode and "Invalid job id" not in done.stderr:
@@ -228,7 +228,9 @@ def _partitions(text: str) -> str:
     """The partitions that there are, where an unknown one was asked for."""
     if "partition" not in text:
         return ""
-    done = subprocess.run(["sinfo", "--noheader", "--format=%R"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sinfo", "--noheader", "--format=%R"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     return f"; known partitions: {', '.join(sorted(set(done.stdout.split())))}"
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.jobs import Work
+from unlearnbench.names import Name
 from unlearnbench.record import replace_file
 from unlearnbench.stages import now
 from unlearnbench.store import Store, cannot_write
@@ -31,7 +32,7 @@ class Line(BaseModel):
     """A job, as `status` shows it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
+    id: Name
     name: str
     step: str
     product: str

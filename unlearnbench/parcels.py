@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from unlearnbench.errors import Damaged, UserError
+from unlearnbench.names import inside, require_name
 from unlearnbench.record import read, replace_file
 from unlearnbench.store import META, Store
-from unlearnbench.tuning_record import FOLDER, read_tuning, tuning_path
+from unlearnbench.tuning_record import FOLDER, read_tuning, tuning_place
 
 Parcel = dict[str, bytes]
 """Path with slashes, below the store or the results folder -> the file."""
@@ -35,12 +36,12 @@ def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
     """Put entries where they belong unless they are there; the store checks each when it is read."""
     entries: dict[PurePosixPath, dict[str, bytes]] = {}
     for name, content in parcel.items():
-        path = _inside(name, 3)
+        path = _checked(name, 3)
         if path.parts[0] not in TRAVEL:
             raise UserError(f"{name!r} is no entry that travels")
         entries.setdefault(path.parent, {})[path.name] = content
     for entry, files in entries.items():
-        place = root / entry
+        place = inside(root, entry)
         if (place / META).is_file():
             continue
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,8 @@ def files_of(record: Path, results: Path) -> Parcel:
 
 def put(parcel: Mapping[str, bytes], results: Path) -> None:
     """Put a record and what lies beside it, or a tuning, in place; one that is damaged is refused, nothing replaced."""
-    paths = {name: results / _inside(name, 3 if name.startswith(f"{FOLDER}/") else 5) for name in parcel}
+    depths = {name: 3 if name.startswith(f"{FOLDER}/") else 5 for name in parcel}
+    paths = {name: inside(results, _checked(name, depth)) for name, depth in depths.items()}
     for name, path in paths.items():
         if path.suffix not in BESIDE:
             raise UserError(f"{name} is no file of a record")
@@ -89,14 +91,14 @@ def put(parcel: Mapping[str, bytes], results: Path) -> None:
 def _place(copy: Path, tuning: bool) -> Path:
     """Where a record or a tuning belongs, from the results folder."""
     if not tuning:
-        return read(copy).path(Path())
+        return read(copy).place()
     found = read_tuning(copy)
-    return tuning_path(Path(), found.task, found.method)
+    return tuning_place(found.task, found.method)
 
 
-def _inside(name: str, depth: int) -> PurePosixPath:
-    """A name as a path that leads nowhere else."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or len(path.parts) != depth or "\\" in name:
-        raise UserError(f"{name!r} is no place in a folder of ours")
-    return path
+def _checked(name: str, depth: int) -> PurePosixPath:
+    """A path as it came from another machine: `depth` names, each of which can be one."""
+    parts = name.split("/")
+    if len(parts) != depth:
+        raise UserError(f"{name!r} is no place in a folder of records or of the store")
+    return PurePosixPath(*(require_name("the folder or file", part) for part in parts))

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from unlearnbench.errors import UserError
 from unlearnbench.plot_style import GRID, INK, settings
+from unlearnbench.printable import printable
 from unlearnbench.record import replace_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def written(figure: Figure, path: Path) -> None:
     The same figure makes the same bytes. An unknown suffix is a UserError, a place that cannot be written an OSError.
     """
     kind = checked(path).suffix.lower()
+    _clean(figure)
     buffer = io.BytesIO()
     with settings():
         figure.savefig(buffer, format=kind[1:], dpi=DPI, metadata=UNDATED[kind])
@@ -51,6 +53,7 @@ def written(figure: Figure, path: Path) -> None:
 
 def picture(figure: Figure, source: str) -> bytes:
     """A figure as PNG for a page of text, which keeps the hash of what it was drawn from."""
+    _clean(figure)
     buffer = io.BytesIO()
     with settings():
         figure.savefig(buffer, format="png", dpi=ON_PAGE, metadata={**UNDATED[".png"], "Source": source})
@@ -64,6 +67,7 @@ def svg(figure: Figure, name: str) -> str:
     something refers to, and those of table rows (`row-<i>`); all begin with `name-`, so that figures do not disturb
     each other.
     """
+    _clean(figure)
     buffer = io.BytesIO()
     with settings():
         figure.savefig(buffer, format="svg", transparent=True, metadata={**UNDATED[".svg"], "Creator": None})
@@ -79,12 +83,22 @@ def svg(figure: Figure, name: str) -> str:
     root.attrib |= {"role": "img", "aria-labelledby": f"{name}-title", "fill": "currentColor"}
     root.attrib |= {"stroke-linejoin": "round", "stroke-linecap": "butt"}
     title = ElementTree.Element(f"{{{SVG}}}title", {"id": f"{name}-title"})
-    title.text = str(figure.get_label())
+    title.text = printable(str(figure.get_label()))
     root.insert(0, title)
     for element in root.iter():
         element.tag = element.tag.removeprefix(f"{{{SVG}}}")
     root.set("xmlns", SVG)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _clean(figure: Figure) -> None:
+    """Leave no character in a figure's texts that its file cannot hold, or that steers how others are shown."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        said = text.get_text()
+        if (shown := printable(said, keep="\n")) != said:
+            text.set_text(shown)
 
 
 def _bare(root: ElementTree.Element) -> None:

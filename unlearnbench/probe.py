@@ -17,7 +17,7 @@ import torch
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, exact
 from unlearnbench.resources import out_of_memory
-from unlearnbench.stages import Cell, require
+from unlearnbench.stages import Cell, named, require
 from unlearnbench.training import seeded
 
 SECONDS = 10.0
@@ -46,10 +46,16 @@ class Estimate(NamedTuple):
 
 
 def probe(cell: Cell, seconds: float | None = None) -> Estimate:
-    """Time single steps of sampling and of unlearning, and multiply. Writes and keeps nothing."""
+    """Time single steps of sampling and of unlearning, and multiply. Writes and keeps nothing.
+
+    Raises `Unsupported` where the task lacks what the method needs, and `Failed` where the method's code fails or
+    diverges within the few steps of the trial.
+    """
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
-    model = cell.resources.equip(cell.method.wrap(task.pretrained(), task)).eval()
+    with named(cell.method):
+        wrapped = cell.method.wrap(task.pretrained(), task)
+    model = cell.resources.equip(wrapped).eval()
     plan = task.plan()
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
@@ -147,8 +153,8 @@ def _unlearning(cell: Cell) -> float | None:
     for limit in (FEW, 2 * FEW):
         task = copy.copy(cell.task)
         task.limit = limit
-        model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
-        with seeded(0), cell.resources.training(task.device):
+        with seeded(0), named(cell.method), cell.resources.training(task.device):
+            model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
             prepared = cell.method.prepare(model, task)
             with Meter(task.device, memory=False) as meter:
                 cell.method.unlearn(model, task, prepared)

@@ -68,11 +68,11 @@ def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
     from rich import progress as rich
 
     columns = (
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(24),
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
-        rich.TextColumn("left"),
+        rich.TextColumn("left", markup=False),
         rich.TimeRemainingColumn(),
     )
     with rich.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

@@ -9,11 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
+from unlearnbench.names import Line, MethodName, Name, Seed, inside, joined
 from unlearnbench.record_trajectory import Part, TrajectoryRecord
-from unlearnbench.sealing import opened, sealed
+from unlearnbench.sealing import first_of, opened, sealed
 
 VERSION: Final = 6
 """Of the schema that records are written in; older ones are read."""
@@ -33,13 +35,13 @@ class ScoreRecord(Part):
     reason: str | None = None
     axis: Literal["efficacy", "utility", "robustness", "cost"]
     better: Literal["higher", "lower"] | None
-    unit: str
-    code_hash: str
+    unit: Line
+    code_hash: Name
     version: int | None = None
     """Of the metric; null before schema 6."""
     floor: float | None = None
     """What real images of another split score in place of the samples."""
-    parts: dict[str, float] | None = None
+    parts: dict[Line, float] | None = None
     """What the value is the sum of, by name."""
 
     @model_validator(mode="after")
@@ -54,10 +56,10 @@ class ScoreRecord(Part):
 class Selection(Part):
     """What tuned hyper-parameters were chosen on, so that it can be told apart from what is reported."""
 
-    forget: tuple[str, ...]
-    seeds: tuple[int, ...]
-    sampling_seed: int
-    judge: str
+    forget: tuple[Name, ...]
+    seeds: tuple[Seed, ...]
+    sampling_seed: Seed
+    judge: Name
     """Hash of the judge."""
     trials: int
 
@@ -65,23 +67,23 @@ class Selection(Part):
 class ProtocolRecord(Part):
     """Everything that was measured with, by name and hash."""
 
-    name: str
-    hash: str
+    name: Name
+    hash: Name
     version: int | None = None
     """Null before schema 6."""
-    settings: dict[str, Any]
+    settings: dict[Line, Any]
 
 
 class MethodRecord(Part):
     """The method with all its hyper-parameters."""
 
-    name: str
+    name: MethodName
     division: Literal["default", "published", "released", "tuned", "custom"]
-    preset: str
-    overrides: dict[str, Any]
-    settings: dict[str, Any]
-    requires: tuple[str, ...]
-    code_hash: str
+    preset: Name
+    overrides: dict[Name, Any]
+    settings: dict[Name, Any]
+    requires: tuple[Line, ...]
+    code_hash: Name
     """Fingerprint of the method's code; before schema 6 a hash of its files."""
     version: int | None = None
     """Null before schema 6."""
@@ -92,21 +94,21 @@ class MethodRecord(Part):
 class JudgeRecord(Part):
     """The judge, by name, version, weights and threshold."""
 
-    name: str
-    version: str
-    hash: str
+    name: Line
+    version: Line
+    hash: Name
     threshold: float
 
 
 class WitnessRecord(Part):
     """A detector or scorer beside the judge, as the judge is recorded, with its label set."""
 
-    name: str
-    version: str
-    hash: str
+    name: Line
+    version: Line
+    hash: Name
     threshold: float | None
     """Null where nothing is counted."""
-    columns: tuple[str, ...]
+    columns: tuple[Line, ...]
 
 
 class AttackRecord(Part):
@@ -133,18 +135,18 @@ class AttackRecord(Part):
     """By target; null is missing."""
     spent: tuple[float, ...] = ()
     """By target: until it was recovered, or given up (censored)."""
-    parts: dict[str, float | None] | None = None
+    parts: dict[Line, float | None] | None = None
     box: Literal["white", "black"]
-    unit: str
+    unit: Line
     """That budget and spent are counted in."""
-    settings: dict[str, Any]
-    code_hash: str
+    settings: dict[Line, Any]
+    code_hash: Name
     version: int | None = None
     """Of the attack; null before schema 6."""
     seconds: float | None = None
-    made_with: dict[str, Any] = {}
+    made_with: dict[Line, Any] = {}
     """Device, threads, torch and commit, which may be others than the run's."""
-    key: str
+    key: Name
     """Hash of everything that determines the result."""
 
     @model_validator(mode="after")
@@ -171,39 +173,39 @@ class Record(Part):
 
     schema_version: Literal[6] = VERSION
     revision: int = 1
-    key: str
+    key: Line
     """Hash of everything that determines the result."""
-    task: str
+    task: Name
     protocol: ProtocolRecord
-    forget: str
-    data: str | None = None
+    forget: Name
+    data: Name | None = None
     """Hash of what was read beside the weights, such as prompts and photographs; null where the package ships all."""
     method: MethodRecord
-    seeds: dict[Literal["pretraining", "unlearning", "sampling"], int]
+    seeds: dict[Literal["pretraining", "unlearning", "sampling"], Seed]
     status: Literal["ok", "unreliable", "diverged", "skipped"]
     reason: str | None = None
     step: int | None = None
     """Of a diverged run, counted from 0."""
-    scores: dict[str, ScoreRecord]
+    scores: dict[Name, ScoreRecord]
     judge: JudgeRecord
-    witnesses: dict[str, WitnessRecord] = {}
+    witnesses: dict[Name, WitnessRecord] = {}
     """By role."""
     witness_error: str | None = None
     judge_error: str | None = None
-    attacks: dict[str, AttackRecord] = {}
+    attacks: dict[Name, AttackRecord] = {}
     """By label: name, variant and budget, where they were given."""
     trajectory: TrajectoryRecord | None = None
-    weights: dict[Literal["original", "unlearned"], str | None]
-    images: str | None = None
+    weights: dict[Literal["original", "unlearned"], Name | None]
+    images: Name | None = None
     """SHA-256 of the Parquet file beside the record."""
-    engine_hash: str
+    engine_hash: Name
     """Fingerprint of the code that the task's results pass through; before schema 6 a hash of its files."""
     engine_version: int | None = None
     """Null before schema 6."""
-    rekeyed: str | None = None
+    rekeyed: Line | None = None
     """Of a record made by an older engine: when a run by the engine that it names now gave equal numbers."""
-    environment: dict[str, Any]
-    created: str
+    environment: dict[Line, Any]
+    created: Line
     content_hash: str = ""
 
     @model_validator(mode="after")
@@ -234,9 +236,13 @@ class Record(Part):
         """The method as folders and tables name it: name, preset and overrides."""
         return label(self.method.name, self.method.preset, self.method.overrides)
 
+    def place(self) -> Path:
+        """<task>/<protocol>/<forget>/<method>/seed-<n>.json, relative to a folder of records."""
+        return record_place(self.task, self.protocol.name, self.forget, self.label(), self.seeds["unlearning"])
+
     def path(self, results: Path) -> Path:
-        """results/<task>/<protocol>/<forget>/<method>/seed-<n>.json"""
-        return record_path(results, self.task, self.protocol.name, self.forget, self.label(), self.seeds["unlearning"])
+        """Where the record lies below a folder of records; raises `UserError` where a linked folder leads out of it."""
+        return inside(results, self.place())
 
 
 def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
@@ -244,12 +250,18 @@ def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
     text = method + (f"@{preset}" if preset != "default" else "")
     text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
     clean = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
-    return text if clean == text and len(text) <= 80 else f"{clean[:70]}~{digest(overrides)[:8]}"
+    plain = clean == text and len(text) <= 80 and not text.endswith(".")
+    return text if plain else f"{clean[:70]}~{digest(overrides)[:8]}"
+
+
+def record_place(task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
+    """Where a record lies, relative to a folder of records; raises `UserError` where a part of it cannot be a name."""
+    return joined(task, protocol, forget, label, f"seed-{seed}.json")
 
 
 def record_path(results: Path, task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
-    """Where a record lies."""
-    return results / task / protocol / forget / label / f"seed-{seed}.json"
+    """Where a record lies below a folder of records; raises `UserError` where that leads out of the folder."""
+    return inside(results, record_place(task, protocol, forget, label, seed))
 
 
 def schema() -> dict[str, Any]:
@@ -274,10 +286,17 @@ def read(path: Path) -> Record:
 
 
 def write(record: Record, path: Path) -> Record:
-    """Write a record whole and atomically, sealed; returns it as written."""
+    """Write a record whole and atomically, sealed; returns it as written.
+
+    Raises `UserError` where it has a value that no record may have, which `read` would refuse.
+    """
     record = record.model_copy(update={"content_hash": record.seal()})
-    text = json.dumps(record.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-    replace_file(path, text.encode())
+    values = record.model_dump(mode="json")
+    try:
+        Record.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"cannot write {path}: {first_of(error)}") from error
+    replace_file(path, f"{json.dumps(values, indent=1, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
     return record
 
 

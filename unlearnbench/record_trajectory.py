@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from unlearnbench.names import Line, Name
+
 POINTS = 200
 """That a series keeps at most."""
 
@@ -23,7 +25,7 @@ class PointRecord(Part):
     """Of the main optimiser; 0 is the start."""
     seconds: float
     """Of unlearning until then, without preparing, watching and evaluating."""
-    scores: dict[str, float | None]
+    scores: dict[Name, float | None]
     missing: int = 0
     """Images that could not be judged."""
 
@@ -44,8 +46,8 @@ class SeriesRecord(Part):
 class HeldOut(Part):
     """How points are scored: the record's protocol, but for what is named here."""
 
-    hash: str
-    differs: dict[str, Any]
+    hash: Name
+    differs: dict[Line, Any]
 
 
 class TrajectoryRecord(Part):
@@ -58,12 +60,12 @@ class TrajectoryRecord(Part):
     steps: int
     """Of the main optimiser."""
     protocol: HeldOut
-    n: dict[str, int] = {}
+    n: dict[Name, int] = {}
     """Images that a score rests on."""
     points: tuple[PointRecord, ...] = ()
-    watched: dict[str, SeriesRecord] = {}
+    watched: dict[Line, SeriesRecord] = {}
     """By name."""
-    made_with: dict[str, Any] = {}
+    made_with: dict[Line, Any] = {}
     """Device, threads, torch and commit, which may be others than the run's."""
 
     @model_validator(mode="after")

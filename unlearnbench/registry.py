@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.errors import UserError, one_line, unknown
+from unlearnbench.errors import Failed, UserError, one_line, unknown
+from unlearnbench.printable import printable
 
 if TYPE_CHECKING:
     from unlearnbench.attack import Attack
@@ -49,11 +50,18 @@ def _summary(path: Path) -> str:
 @cache
 def _first_line(path: Path, changed: int) -> str:
     """Of the file as it was then: tables ask for every metric many times."""
-    try:
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    except (OSError, SyntaxError):
+    tree = _tree(path)
+    if tree is None:
         return "(cannot be read)"
-    return text.partition("\n")[0]
+    return printable((ast.get_docstring(tree) or "").partition("\n")[0])
+
+
+def _tree(path: Path) -> ast.Module | None:
+    """A file's code; None where it cannot be read as Python."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def _found(kind: str) -> dict[str, Entry]:
@@ -88,8 +96,8 @@ def _attacks(name: str) -> bool:
 
 @cache
 def _of_attack(path: Path, changed: int) -> bool:
-    tree = ast.parse(path.read_text())
-    bases = [base for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+    tree = _tree(path)
+    bases = [base for node in (tree.body if tree else ()) if isinstance(node, ast.ClassDef) for base in node.bases]
     return any("Attack" in (getattr(base, "id", ""), getattr(base, "attr", "")) for base in bases)
 
 
@@ -125,7 +133,7 @@ def load_task(name: str) -> type[Task]:
     known = tasks()
     if name not in known:
         raise unknown("task", name, known)
-    return _only(importlib.import_module(known[name].module), Task, name)
+    return _only(_imported("task", name, known[name].module), Task, name)
 
 
 def load_metrics() -> dict[str, Metric]:
@@ -134,7 +142,7 @@ def load_metrics() -> dict[str, Metric]:
     from unlearnbench.metric import Metric
 
     order = ("efficacy", "utility", "robustness", "cost")
-    found = [_only(importlib.import_module(entry.module), Metric, name)() for name, entry in metrics().items()]
+    found = [_instance("metric", name, entry, Metric) for name, entry in metrics().items()]
     found = [metric for metric in found if not isinstance(metric, Attack)]  # by whatever name it calls its base
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
 
@@ -161,7 +169,7 @@ def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
     from unlearnbench.attack import Attack
 
-    found = [_only(importlib.import_module(entry.module), Attack, name)() for name, entry in attacks().items()]
+    found = [_instance("attack", name, entry, Attack) for name, entry in attacks().items()]
     return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
 
 
@@ -177,7 +185,7 @@ def load_method(name: str) -> type[Method]:
         raise UserError(f"{unknown('method', name, known)}{here}")
     entry = known[name]
     if entry.point is None:
-        return _only(importlib.import_module(entry.module), Method, name)
+        return _only(_imported("method", name, entry.module), Method, name)
     try:
         loaded = entry.point.load()
     except (Exception, SystemExit) as error:
@@ -190,6 +198,25 @@ def load_method(name: str) -> type[Method]:
         )
     loaded.name = name
     return loaded
+
+
+def _imported(kind: str, name: str, module: str) -> ModuleType:
+    """A module of this package, whatever its file does when it is run."""
+    try:
+        return importlib.import_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Failed(f"{kind} {name!r} cannot be loaded: {one_line(error)}") from error
+
+
+def _instance(kind: str, name: str, entry: Entry, base: Any) -> Any:
+    """An instance of a metric or an attack."""
+    cls = _only(_imported(kind, name, entry.module), base, name)
+    try:
+        return cls()
+    except (Exception, SystemExit) as error:
+        raise Failed(f"{kind} {name!r} cannot be set up: {one_line(error)}") from error
 
 
 def require_fields(cls: type[Method]) -> None:

@@ -12,6 +12,8 @@ from unlearnbench.attack_table import LEGEND as ATTACKS
 from unlearnbench.board import TABLE, board
 from unlearnbench.leaderboard import DERIVED, Derived, head
 from unlearnbench.metric import Metric
+from unlearnbench.printable import printable
+from unlearnbench.progress import track
 from unlearnbench.report_section import grouped, section
 from unlearnbench.report_sources import Gap, Source
 from unlearnbench.report_table import BOXES, meaning
@@ -35,10 +37,15 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
     known here, are left out without `include_unsafe`.
     """
     source, metrics = Source(results, task), registry.load_metrics()
+    for record in track(source.records, len(source.records), "reading values by image"):
+        source.images(record)
     result = board(source.records, metrics, source.images)
     groups = grouped(source.records)
-    tables = enumerate(result.groupby(TABLE, sort=False), 1)
-    sections = [section(f"t{i}", rows, groups, source, metrics, include_unsafe) for i, (_, rows) in tables]
+    tables = result.groupby(TABLE, sort=False)
+    sections = [
+        section(f"t{i}", rows, groups, source, metrics, include_unsafe)
+        for i, (_, rows) in enumerate(track(tables, len(tables), "drawing tables"), 1)
+    ]
     known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     shown = {column.name for part in sections for column in part.columns}
     gaps = sorted(source.gaps)
@@ -54,6 +61,11 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
     return Report(html, len(sections), len(source.records), gaps)
 
 
+def _shown(value: Any) -> Any:
+    """What stands in the page for a value: text of records without characters that are not seen."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
 def _rendered(**values: Any) -> str:
     """The page with style and script inside, under a policy that lets no other script run and nothing be loaded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -62,6 +74,7 @@ def _rendered(**values: Any) -> str:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

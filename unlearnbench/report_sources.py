@@ -11,6 +11,7 @@ from unlearnbench.errors import UserError, unknown
 from unlearnbench.leaderboard import head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.perimage import reader
+from unlearnbench.progress import track
 from unlearnbench.provenance import command, details, verification
 from unlearnbench.record import Record, read
 
@@ -38,7 +39,7 @@ class Source:
         """By content hash."""
         self.records: list[Record] = []
         paths = sorted(path for path in results.glob(PATTERN) if task in (None, path.relative_to(results).parts[0]))
-        for path in paths:
+        for path in track(paths, len(paths), "reading records"):
             self._add(path)
         if not paths:
             whose = "" if task is None else f" of {task}"

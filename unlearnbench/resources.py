@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from unlearnbench.diffusion import Diffusion
-from unlearnbench.errors import UserError, one_line, unknown
+from unlearnbench.errors import OutOfMemory, UserError, message, one_line, unknown
 from unlearnbench.training import EIGHT_BIT
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -117,16 +117,16 @@ SHORTAGES = r"not enough memory|can't allocate memory|out of memory|ALLOC_FAILED
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the machine, had too little of it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
-        isinstance(error, RuntimeError) and re.search(SHORTAGES, str(error))
+        isinstance(error, RuntimeError) and re.search(SHORTAGES, message(error))
     )
 
 
-def too_little(doing: str, error: BaseException, batch: int | None) -> UserError:
+def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemory:
     """One line that says what may fit."""
-    asked = re.search(r"(?:allocate|allocated) (\d[\d.]* ?\w+)", str(error))
+    asked = re.search(r"(?:allocate|allocated) (\d[\d.]* ?\w+)", message(error))
     size = f" ({asked[1]} more was asked for)" if asked else ""
     smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""
-    return UserError(
+    return OutOfMemory(
         f"{doing} ran out of memory{size}: {smaller}--memory checkpointing,slices, and on CUDA --precision bf16 and "
         "--memory adam8bit, save more; what is finished is kept"
     )

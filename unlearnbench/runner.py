@@ -11,7 +11,7 @@ from typing import Any
 from unlearnbench.agreement import Likeness, Row, likeness, whole_scores
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import seeing
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.grid import write_grid
 from unlearnbench.hashing import state_hash
 from unlearnbench.identity import differences, identity
@@ -80,10 +80,10 @@ def run(
     except (Diverged, Unsupported) as error:
         status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
         if found and found.status == "ok" and not force:
-            tell(f"{draft.label()}: {status} here ({error}); the record {path} is kept: --force replaces it")
+            tell(f"{draft.label()}: {status} here ({message(error)}); the record {path} is kept: --force replaces it")
             return found
         with _writing(results):
-            record = write(draft.model_copy(update={"status": status, "step": step, "reason": str(error)}), path)
+            record = write(draft.model_copy(update={"status": status, "step": step, "reason": message(error)}), path)
             for suffix in (".parquet", ".png"):
                 path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
             return record

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest
+from unlearnbench.printable import printable
 
 Sealed = TypeVar("Sealed", bound=BaseModel)
 
@@ -69,6 +70,15 @@ def _finite(text: str) -> float:
     return value
 
 
+def first_of(error: ValidationError | RecursionError) -> str:
+    """The first thing that is wrong with values, and where."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(printable(str(part)) for part in first["loc"]) or "the file"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+
+
 def opened(
     path: Path,
     kind: type[Sealed],
@@ -96,10 +106,8 @@ def opened(
         )
     try:
         found = kind.model_validate(upgrade(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Damaged(f"{what} {path} is damaged ({where}: {first['msg'].lower()}): {remedy}") from error
+    except (ValidationError, RecursionError) as error:
+        raise Damaged(f"{what} {path} is damaged ({first_of(error)}): {remedy}") from error
     if values.get("content_hash", "") != sealed(values):
         raise Damaged(f"{what} {path} was changed after it was written (its content hash does not fit): {remedy}")
     return found

@@ -18,7 +18,7 @@ from unlearnbench import registry
 from unlearnbench.codes import metric_code
 from unlearnbench.diffusion import Diffusion
 from unlearnbench.environment import Meter, describe, trim
-from unlearnbench.errors import Unsupported, UserError, one_line
+from unlearnbench.errors import Failed, Unsupported, UserError, one_line
 from unlearnbench.evaluations import counted
 from unlearnbench.hashing import seed_of
 from unlearnbench.method import Method
@@ -54,10 +54,6 @@ class Cell:
         if self.overrides:
             return "custom"
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
-
-
-class Failed(UserError):
-    """A method's own code raised an error, or what it returned is no model with finite weights."""
 
 
 TIMED = 6
@@ -106,12 +102,13 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
             task.count(side)  # where a task draws its images, before the clock runs
-    with seeded(seed_of("structure", task.seed) >> 1):  # what `wrap` adds may start at random
+    _require_fitting(cell)
+    with seeded(seed_of("structure", task.seed) >> 1), named(method):  # what `wrap` adds may start at random
         model = cell.resources.equip(method.wrap(task.pretrained(), task))
     with (
         counted(model) as count,
         seeded(seed_of("unlearning", task.seed) >> 1),
-        _named(method),
+        named(method),
         cell.resources.training(task.device),
         watch.hearing(model),
     ):
@@ -143,14 +140,29 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     return state, {"cost": cost, "environment": {**describe(task.device), **cell.resources.named()}, "created": now()}
 
 
+def _require_fitting(cell: Cell) -> None:
+    """Refuse a batch that a user gives and that is larger than all images of the task.
+
+    A batch larger than one side alone repeats its images: they are shuffled anew as often as it takes.
+    """
+    asked = (cell.overrides or {}).get("batch_size")
+    if isinstance(asked, int) and {"forget images", "retain images"} & cell.method.requires:
+        most = cell.task.count("forget") + cell.task.count("retain")
+        if asked > most:
+            raise UserError(
+                f"batch_size={asked} does not fit {cell.method.name} on {cell.task.name}: it has {most} images in all, "
+                "give at most that"
+            )
+
+
 @contextmanager
-def _named(method: Method) -> Iterator[None]:
+def named(method: Method) -> Iterator[None]:
     """Turn an error in a method's own code into one line that says where."""
     try:
         yield
     except (UserError, Diverged):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if out_of_memory(error):
             raise too_little(method.name, error, method.settings().get("batch_size")) from error
         own = {str(path) for path in method.sources()}
@@ -205,7 +217,7 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
-    with seeded(0):
+    with seeded(0), named(cell.method):
         model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()
@@ -215,8 +227,8 @@ def measure(metric: Metric, outcome: Outcome) -> Score:
     """A metric's score; one that fails, or is not finite, is missing with the reason."""
     try:
         score = metric.measure(outcome)
-    except Exception as error:  # noqa: BLE001 - one metric's failure is a missing value and must not lose the others
-        return Score(None, 0, reason=f"{type(error).__name__}: {error}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - one metric's failure is a missing value, others are kept
+        return Score(None, 0, reason=one_line(error))
     finally:
         trim()
     if score.value is not None and not math.isfinite(score.value):

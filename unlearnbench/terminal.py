@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+from typer import Exit
 
+from unlearnbench.printable import printable
 from unlearnbench.table_layout import GAP, Column, Part, fitting, split, wrapped
 
 if TYPE_CHECKING:
     from unlearnbench.record import Record
 
-PIPE = 10_000
+PIPE: Final = 10_000
 """Characters in a line where the output goes to a file or another program: no table is split there, no line wraps."""
-TERMINAL = 80
-"""Characters in a line of a terminal that does not say how wide it is."""
+NARROWEST: Final = 20
+"""Columns that tables are laid out for at least, however few COLUMNS says there are."""
 PROSE = ("flags", "by", "chosen")
 """Heads of columns of text that are not among the first."""
 
 
-def _output() -> Console:
-    """The console of what commands print; `COLUMNS` sets its width where it is a number above 0."""
-    console = Console()
-    asked = os.environ.get("COLUMNS", "")
-    if not (asked.isdecimal() and int(asked)):
-        if not console.is_terminal:
-            console.width = PIPE
-        elif console.width < 1:
-            console.width = TERMINAL
-    return console
+class Terminal(Console):
+    """A console that shows text as it is: no markup, no emoji codes, no characters that steer the terminal.
+
+    A string that is printed is one line. Width and height that the environment gives count only as whole numbers
+    above 0; no table is laid out for fewer than `NARROWEST` columns. Where the output is no terminal and nothing says
+    how wide it is, lines do not end: what is piped into another program can be searched line by line.
+    """
+
+    def __init__(self, stderr: bool = False, piped: int | None = None):
+        sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+        wrong = {name for name, size in sizes.items() if not (size.isascii() and size.isdecimal() and int(size[:9]))}
+        environment = {name: value for name, value in os.environ.items() if name not in wrong}
+        super().__init__(stderr=stderr, markup=False, emoji=False, _environ=environment)
+        if piped and "COLUMNS" in wrong and not self.is_terminal:
+            self.width = piped
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and rows."""
+        found = super().size
+        return ConsoleDimensions(max(found.width, NARROWEST), found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def print(self, *objects: Any, **kwargs: Any) -> None:
+        """Print, each string as one line."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Stop without a word where nobody reads any more, as in `… | head`."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise Exit(1)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is written, of tables and bars too: only rich's own segments may steer the terminal."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
-out, err = _output(), Console(stderr=True)
+out, err = Terminal(piped=PIPE), Terminal(stderr=True)
 Section = tuple[str, list[list[str]]]
 """A heading, which may be empty, and rows."""
+
+
+def lenient() -> None:
+    """Let no character stop a command: what a stream's encoding lacks is written as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def show_lines(*lines: str) -> None:
+    """Text of several lines, each cleaned by itself and as long as it is."""
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
 
 
 def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
@@ -49,7 +99,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     from unlearnbench.record import load_all
 
     record, images = group[0], reader(results)
-    place = results / record.task / record.protocol.name / record.forget
+    place = record.path(results).parents[1]
     controls: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
     for name in ("original", "retrain", "destroy"):
@@ -128,7 +178,7 @@ def print_table(
     for number, part in enumerate(parts, 1):
         if title:
             more = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
-            out.print(Text(f"{title}{more}", style="bold"), soft_wrap=True, highlight=False)
+            out.print(Text(printable(f"{title}{more}"), style="bold"), soft_wrap=True, highlight=False)
         positions = [shown[i] for i in part.columns]
         _print_part([columns[i] for i in positions], positions, part, sections)
     return [column.head for i, column in enumerate(columns) if i not in shown]
@@ -143,7 +193,7 @@ def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose
     """Columns of a table; headings of sections are in the first."""
     cells = [row for heading, rows in sections for row in ([[heading], *rows] if heading else rows)]
     return [
-        Column(head, [row[i] for row in cells if i < len(row)], i < left or head in prose)
+        Column(printable(head), [printable(row[i]) for row in cells if i < len(row)], i < left or head in prose)
         for i, head in enumerate(heads)
     ]
 
@@ -161,7 +211,9 @@ def _print_part(columns: Sequence[Column], positions: Sequence[int], part: Part,
     )
 
     def fitted(texts: Sequence[str]) -> list[Text]:
-        return [Text("\n".join(wrapped(text, width))) for text, width in zip(texts, part.widths, strict=True)]
+        return [
+            Text("\n".join(wrapped(printable(text), width))) for text, width in zip(texts, part.widths, strict=True)
+        ]
 
     for column, head, width in zip(columns, fitted([column.head for column in columns]), part.widths, strict=True):
         justify: Literal["left", "right"] = "left" if column.prose else "right"

@@ -13,6 +13,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.method import Method
 from unlearnbench.record import Selection
+from unlearnbench.settings import configured
 from unlearnbench.stages import now
 from unlearnbench.task import Task
 from unlearnbench.tuning_record import Anchors, Cost, RunValue, Trial, Tuning
@@ -246,7 +247,7 @@ def _runs(
     """A run for every seed and concept, up to the first that comes to nothing."""
     for seed in seeds:
         for forget in given.forget:
-            run = evaluate(cls.configured(trial.settings), f"trial-{trial.number}", forget, seed)
+            run = evaluate(configured(cls, trial.settings), f"trial-{trial.number}", forget, seed)
             yield run
             if run.state != "ok":
                 return

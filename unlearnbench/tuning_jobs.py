@@ -16,7 +16,7 @@ from unlearnbench.progress import tell
 from unlearnbench.record import Record
 from unlearnbench.store import Store
 from unlearnbench.tuning import Budget, Told, tuned, tuning_key
-from unlearnbench.tuning_record import Tuning, read_tuning, tuning_path, write_tuning
+from unlearnbench.tuning_record import Tuning, read_tuning, tuning_path, tuning_place, write_tuning
 from unlearnbench.tuning_runs import Anchored, Runs, anchors_of
 
 
@@ -51,7 +51,7 @@ class TuneJob(Work):
     @property
     def product(self) -> Path:
         """The tuning's file."""
-        return tuning_path(Path(), self.task, self.label)
+        return tuning_place(self.task, self.label)
 
     def budget(self) -> Budget:
         """What it is tuned within."""

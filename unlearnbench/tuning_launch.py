@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench import registry
-from unlearnbench.asking import Asked
+from unlearnbench.asking import Asked, source_of
 from unlearnbench.environment import on_threads
 from unlearnbench.hashing import digest
 from unlearnbench.jobs import Cut, Work
@@ -60,7 +60,7 @@ def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJo
     return TuneJob(
         id=digest(["tune", key])[:16],
         method=str(file) if file else cls.name,
-        source=file.read_text() if file else None,
+        source=source_of(file) if file else None,
         task=given.task.name,
         forget=given.forget,
         seeds=given.seeds,

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from unlearnbench.errors import UserError
+from unlearnbench.names import Line, MethodName, Name, Seed, inside, joined
 from unlearnbench.record import Selection, replace_file
 from unlearnbench.sealing import opened, sealed
 
@@ -28,8 +29,8 @@ State = Literal["ok", "diverged", "over the cap", "failed"]
 class RunValue(_Part):
     """One unlearning of a trial: a forget concept and an unlearning seed."""
 
-    forget: str
-    seed: int
+    forget: Name
+    seed: Seed
     state: State
     reason: str | None = None
     objective: float | None = None
@@ -56,7 +57,7 @@ class Trial(_Part):
     number: int
     presets: tuple[Literal["default", "published"], ...] = ()
     """What the settings are; neither: they were drawn."""
-    settings: dict[str, Any]
+    settings: dict[Name, Any]
     runs: tuple[RunValue, ...]
     cut: bool = False
     """Left before its last concept, since no value there could have made it one of the best few."""
@@ -110,28 +111,28 @@ class Tuning(_Part):
     """Every trial of one method on one task, and the settings that were chosen."""
 
     schema_version: Literal[1] = VERSION
-    key: str
+    key: Name
     """Hash of everything that determines the result."""
-    task: str
-    protocol: str
-    protocol_hash: str
-    method: str
-    code_hash: str
-    engine_hash: str
-    space: dict[str, tuple[Any, ...]]
+    task: Name
+    protocol: Name
+    protocol_hash: Name
+    method: MethodName
+    code_hash: Name
+    engine_hash: Name
+    space: dict[Name, tuple[Any, ...]]
     cap: int
     """Evaluations that a run may take."""
     selection: Selection
-    anchors: dict[str, Anchors]
+    anchors: dict[Name, Anchors]
     """By concept."""
     trials: tuple[Trial, ...]
     chosen: int | None
     """Number of the trial with the best mean over all seeds; null where none came to a value."""
-    settings: dict[str, Any] | None
+    settings: dict[Name, Any] | None
     """The chosen trial's."""
     cost: Cost
-    environment: dict[str, Any]
-    created: str
+    environment: dict[Line, Any]
+    created: Line
     content_hash: str = ""
 
     @model_validator(mode="after")
@@ -167,8 +168,13 @@ class Tuning(_Part):
 
 
 def tuning_path(results: Path, task: str, method: str) -> Path:
-    """Where a tuning lies."""
-    return results / FOLDER / task / f"{method}.json"
+    """Where a tuning lies below a folder of records; raises `UserError` where that leads out of the folder."""
+    return inside(results, tuning_place(task, method))
+
+
+def tuning_place(task: str, method: str) -> Path:
+    """Where a tuning lies, relative to a folder of records."""
+    return joined(FOLDER, task, f"{method}.json")
 
 
 def write_tuning(tuning: Tuning, results: Path) -> Tuning:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from unlearnbench import registry
 from unlearnbench.board import scores
-from unlearnbench.errors import UserError
+from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.evaluations import OverCap, capped
 from unlearnbench.keys import drafted, weight_parts
 from unlearnbench.method import Method
 from unlearnbench.progress import tell
 from unlearnbench.record import Record
 from unlearnbench.runner import run
-from unlearnbench.stages import Cell, Failed, metrics_for, unlearn
+from unlearnbench.stages import Cell, metrics_for, unlearn
 from unlearnbench.store import Store
 from unlearnbench.tuning import Budget
 from unlearnbench.tuning_record import Anchors, RunValue
@@ -84,9 +84,9 @@ class Runs:
             try:
                 record = run(cell, store, self.folder / "results")
             except OverCap as error:
-                state, reason = "over the cap", str(error)
+                state, reason = "over the cap", message(error)
             except Failed as error:
-                state, reason = "failed", str(error)
+                state, reason = "failed", message(error)
         evaluations = spent.evaluations
         if record and record.scores and not evaluations:  # answered from the store
             evaluations = _stored(cell, store)

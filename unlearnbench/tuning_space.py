@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.method import Method
+from unlearnbench.settings import configured
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -63,9 +64,9 @@ def candidates(cls: type[Method], task: str, trials: int) -> list[Candidate]:
     Draws are of a scrambled Sobol sequence, seeded by task and method; those of fewer trials are the first of more.
     They change the default's settings in the fields of `space` alone. Each is checked by `Method.configured`.
     """
-    known = [Candidate(cls.configured(cls.preset("default", task)).settings(), ("default",))]
+    known = [Candidate(configured(cls, cls.preset("default", task)).settings(), ("default",))]
     if "published" in cls.offered() and cls.preset("published", task):
-        published = cls.configured(cls.preset("published", task)).settings()
+        published = configured(cls, cls.preset("published", task)).settings()
         if published == known[0].settings:
             known = [Candidate(published, ("default", "published"))]
         else:
@@ -73,7 +74,7 @@ def candidates(cls: type[Method], task: str, trials: int) -> list[Candidate]:
     base = known[0].settings
     for drawn in _drawn(cls, task, trials - len(known)):
         values = {name: _value(cls.space[name], value) for name, value in drawn.items()}
-        known.append(Candidate(cls.configured({**base, **values}).settings()))
+        known.append(Candidate(configured(cls, {**base, **values}).settings()))
     return known[:trials]
 
 
@@ -100,7 +101,7 @@ def checked(cls: type[Method]) -> None:
     """Refuse a method whose `space` names no field of it, or has a range that cannot be drawn from."""
     if not cls.space:
         raise UserError(f"{cls.name} declares no `space`: there is nothing to tune; give its settings with --set")
-    known = cls.configured({}).settings()
+    known = configured(cls, {}).settings()
     for name, values in cls.space.items():
         if name not in known:
             raise UserError(f"the `space` of {cls.name} names {name!r}, which is no setting of it: mend its file")

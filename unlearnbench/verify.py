@@ -38,6 +38,7 @@ from unlearnbench.record import Record
 from unlearnbench.resources import Resources
 from unlearnbench.runner import run
 from unlearnbench.samples import observed, witnessed
+from unlearnbench.settings import configured
 from unlearnbench.stages import Cell, loaded, measure, metrics_for, require, score_record, unlearn
 from unlearnbench.store import Store
 from unlearnbench.task import Plan
@@ -93,9 +94,8 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
     memory = record.environment.get("memory", [])
     compile = bool(record.environment.get("compile"))
     resources = Resources.checked({"float32": "fp32"}.get(precision, precision), memory, device, compile)
-    return Cell(
-        cls.configured(cls.current(said.settings)), task, said.preset, said.overrides, said.selection, resources
-    )
+    settings = configured(cls, cls.current(said.settings))
+    return Cell(settings, task, said.preset, said.overrides, said.selection, resources)
 
 
 def _method(record: Record, file: str | None) -> type[Method]:

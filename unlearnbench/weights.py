@@ -64,7 +64,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"no manifest.json in {folder}: make the weights with `unlearnbench pretrain --task TASK --out {folder}`"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(manifest["seed"], int) and isinstance(manifest["hashes"], dict):
             return manifest
     except (ValueError, KeyError, TypeError) as error:
@@ -114,4 +114,4 @@ def make_once(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_state(state, folder / name)
         entry["hashes"][name] = state_hash(state)
-    manifest.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n")
+    manifest.write_text(json.dumps(entry, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from unlearnbench.errors import Unsupported, UserError, one_line
+from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.jobs import Expected, Job, Work
+from unlearnbench.names import Name, inside
+from unlearnbench.printable import printable
 from unlearnbench.progress import shown_by, told_by
 from unlearnbench.record import Record, replace_file
 from unlearnbench.store import Store, cannot_write
+from unlearnbench.terminal import lenient
 
 if TYPE_CHECKING:
     from unlearnbench.attacking import Wanted
@@ -43,7 +46,7 @@ class Result(BaseModel):
     """How a job ended."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    id: str
+    id: Name
     state: Literal["done", "failed", "lost"]
     """lost: the worker died, and another may do better."""
     reason: str | None = None
@@ -92,13 +95,22 @@ def work(job: Work, store: Store, results: Path, log: Path, report: Report = lam
             try:
                 return ended("done", status=_done(job, store, results, where))
             except UserError as error:
-                return ended("failed", reason=str(error), tail=tail(log))
-            except Exception as error:  # noqa: BLE001 - a job's failure must not end the worker, nor the other jobs
-                traceback.print_exc(file=sys.stderr)
+                return ended("failed", reason=message(error), tail=tail(log))
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - a job's failure must end no worker and no other job
+                _trace(error)
                 sys.stderr.flush()
                 return ended("failed", reason=one_line(error), tail=tail(log))
     except OSError as error:
         return ended("failed", reason=cannot_write(log, error, "UNLEARNBENCH_CACHE"))
+
+
+def _trace(error: BaseException) -> None:
+    """The traceback into the log, unless the error itself cannot be shown: then where it came from."""
+    try:
+        traceback.print_exception(error, file=sys.stderr)
+    except (Exception, SystemExit):  # noqa: BLE001 - `__str__` or `__notes__` of foreign code may raise anything
+        traceback.print_tb(error.__traceback__, file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
 
 
 def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
@@ -180,11 +192,19 @@ def with_source(method: str, source: str | None, store: Store) -> str:
     if source is None:
         return method
     path = Path(method)
-    if not path.is_file() or path.read_text() != source:
-        path = store.root / "methods" / digest(source)[:16] / path.name
-        if not path.is_file() or path.read_text() != source:  # whole: another worker may be reading it
+    if not path.is_file() or not _says(path, source):
+        if path.suffix != ".py" or not path.stem.isidentifier():
+            raise UserError(
+                f"{path.name!r} cannot name a method's file: call it by letters, digits and _, such as my.py"
+            )
+        path = inside(store.root, Path("methods") / digest(source)[:16] / path.name)
+        if not path.is_file() or not _says(path, source):  # whole: another worker may be reading it
             replace_file(path, source.encode())
     return str(path)
+
+
+def _says(path: Path, source: str) -> bool:
+    return path.read_text(encoding="utf-8", errors="replace") == source
 
 
 @contextmanager
@@ -222,8 +242,9 @@ def _logged(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
+    lenient()
     kept = [os.dup(number) for number in (1, 2)]
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
         try:
@@ -240,4 +261,6 @@ def tail(log: Path) -> tuple[str, ...]:
     """The last lines of a log, if there is one."""
     if not log.is_file():
         return ()
-    return tuple(line[:300] for line in log.read_text(errors="replace").splitlines() if line.strip())[-TAIL:]
+    return tuple(
+        printable(line[:300]) for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    )[-TAIL:]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -129,7 +130,7 @@ def tried(mutant: Mutant, tests: Path, place: Path) -> tuple[str, float]:
     target = place / mutant.path
     text = target.read_text()
     if text.count(mutant.plain) < 1:
-        return "no such line", 0.0
+        return "no such line", "", 0.0
     target.write_text(text.replace(mutant.plain, mutant.wrong, 1))
     begun = os.times()
     child = os.fork()
@@ -149,9 +150,9 @@ def tried(mutant: Mutant, tests: Path, place: Path) -> tuple[str, float]:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     spent = os.times()
     seconds = spent.children_user + spent.children_system - begun.children_user - begun.children_system
-    if code == 0:
-        return "survived", seconds
-    return ("killed" if code in (1, 2) else f"pytest ended with {code}"), seconds
+    said = re.search(r"^(?:FAILED|ERROR) (\S+)", (place / "log.txt").read_text(), re.MULTILINE)
+    outcome = {0: "survived", 1: "killed", 2: "breaks"}.get(code, f"pytest ended with {code}")
+    return outcome, said[1].rpartition("/")[2] if said else "", seconds
 
 
 def main() -> None:
@@ -171,11 +172,12 @@ def main() -> None:
     for mutant in [m for m in MUTANTS if chosen.only in m.path or chosen.only in m.tests][:: chosen.every]:
         with tempfile.TemporaryDirectory() as folder:
             begun = time.monotonic()
-            outcome, seconds = tried(mutant, chosen.tests.resolve(), Path(folder))
+            outcome, test, seconds = tried(mutant, chosen.tests.resolve(), Path(folder))
         outcomes.append((mutant, outcome))
         line = mutant.wrong.strip().splitlines()[0] if mutant.wrong.strip() else "(left out)"
-        print(f"{outcome:9} {seconds:5.0f} s CPU {time.monotonic() - begun:5.0f} s  {mutant.path}: {line}", flush=True)
-    killed = sum(outcome == "killed" for _, outcome in outcomes)
+        spent = f"{seconds:4.0f} s CPU {time.monotonic() - begun:4.0f} s"
+        print(f"{outcome:9}{spent}  {mutant.path}: {line}  {test}", flush=True)
+    killed = sum(outcome in ("killed", "breaks") for _, outcome in outcomes)
     print(f"{killed} of {len(outcomes)} mutants killed")
     sys.exit(killed != len(outcomes))
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: workers must not fight for cores
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
@@ -28,6 +33,19 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("UNLEARNBENCH_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_timing() -> Iterator[None]:
+    """One round in place of four when a run compares the seconds per image: no test depends on that number.
+
+    On small models those rounds take longer than everything else in a run.
+    """
+    from unlearnbench import stages
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "_relative_time", partial(stages._relative_time, rounds=1))
+        yield
 
 
 @pytest.fixture

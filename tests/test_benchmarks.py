@@ -1,4 +1,4 @@
-"""How long the parts take (alone: --benchmark-only), and what sampling spends beside the network."""
+"""How long the parts take, and what sampling spends beside the network: pytest -n 0 -m timing --benchmark-enable."""
 
 import copy
 import dataclasses
@@ -69,6 +69,7 @@ def test_methods_that_update_are_all_benchmarked():
     assert not set(STEPPING) & {"original", "retrain", "destroy"}
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="one update")
 @pytest.mark.parametrize("name", STEPPING)
 def test_one_update(benchmark, task, name):
@@ -87,6 +88,7 @@ def test_one_update(benchmark, task, name):
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="preparing")
 def test_preparing_the_mask_of_salun(benchmark, task, model):
     method = registry.load_method("salun")()
@@ -94,6 +96,7 @@ def test_preparing_the_mask_of_salun(benchmark, task, model):
     assert set(mask) == set(model.select("full"))
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="sampling")
 @pytest.mark.parametrize("loop", [ours, theirs])
 def test_sampling_50_images_for_20_steps(benchmark, model, loop):
@@ -105,6 +108,7 @@ def test_both_loops_draw_the_same_images(model):
     torch.testing.assert_close(ours(model), theirs(model), rtol=0, atol=1e-3)
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="features")
 def test_features_of_450_images(benchmark, task):
     images = to_uint8(splits()["train"].x0[:450])
@@ -126,6 +130,7 @@ def full():
     return {"ours": model.eval(), "reference": reference.eval()}
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="one sampling step, 38.6 M weights")
 @pytest.mark.parametrize("whose", ["ours", "reference"])
 def test_one_sampling_step_of_the_full_network(benchmark, full, whose):
@@ -146,6 +151,7 @@ def test_one_sampling_step_of_the_full_network(benchmark, full, whose):
     assert x.shape == (FEW, 3, 32, 32) and x.isfinite().all()
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="one training step, 38.6 M weights")
 @pytest.mark.parametrize("whose", ["ours", "reference"])
 def test_one_training_step_of_the_full_network(benchmark, full, whose):
@@ -172,7 +178,7 @@ def test_one_training_step_of_the_full_network(benchmark, full, whose):
     assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.slow
+@pytest.mark.timing
 def test_sampling_spends_its_time_in_the_network_and_is_as_fast_as_diffusers(model):
     inside, seconds = [], {ours: [], theirs: []}
     forward = model.unet.forward
@@ -198,6 +204,7 @@ def test_sampling_spends_its_time_in_the_network_and_is_as_fast_as_diffusers(mod
     assert statistics.median(seconds[ours][2:]) <= 1.15 * statistics.median(seconds[theirs][2:])
 
 
+@pytest.mark.timing
 @pytest.mark.benchmark(group="attack")
 @pytest.mark.parametrize("batch", [1, 8], ids=["one by one", "together"])
 def test_searching_for_eight_targets(benchmark, batch):

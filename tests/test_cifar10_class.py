@@ -35,6 +35,17 @@ def small(folder, forget="airplane", **settings):
     return Cifar10Class(forget, **{"protocol": "smoke", "data": folder, **settings})
 
 
+WIDTH = 8
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """The protocol `smoke` on a narrower network, drawn in two steps."""
+    smoke = Cifar10Class.protocols["smoke"]
+    quick = dataclasses.replace(smoke, width=WIDTH, sampler=dataclasses.replace(smoke.sampler, steps=2))
+    monkeypatch.setitem(Cifar10Class.protocols, "smoke", quick)
+
+
 def test_classes_by_name_and_by_number(folder):
     assert (small(folder, "8").forget, small(folder, "ship").forget) == ("ship", "ship")
     for wrong in ("10", "aeroplane", "-1", "Ship"):
@@ -146,6 +157,7 @@ def test_without_weights_only_the_smoke_protocol_runs(folder):
         Cifar10Class("cat", data=folder).judge()
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     printed = Cifar10Class.protocols["erasediff-cvpr25"].printed  # what a paper's tables call otherwise is said
     smoke = dataclasses.replace(Cifar10Class.protocols["smoke"], printed=printed)
@@ -213,6 +225,7 @@ def test_classes_are_those_of_the_hub():
 # ---- the first hour ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("narrow")
 def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypatch, tmp_path):
     """Here everything is small: the counts are wrong, the network is narrow and knows nothing."""
     said = cli("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here")
@@ -226,6 +239,7 @@ def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypat
     assert [record.method.name for record in load_all(tmp_path / "here")] == ["original"]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_fewer_steps_are_held_against_all_of_them_by_the_same_noise(cli, folder, monkeypatch, tmp_path):
     fewer, every = (Cifar10Class.protocols[name] for name in Cifar10Class.fewer_steps)
     assert dataclasses.replace(fewer, name="", sampler=None) == dataclasses.replace(every, name="", sampler=None)
@@ -236,7 +250,7 @@ def test_fewer_steps_are_held_against_all_of_them_by_the_same_noise(cli, folder,
         sampler = dataclasses.replace(smoke.sampler, steps=steps)
         monkeypatch.setitem(Cifar10Class.protocols, name, dataclasses.replace(smoke, name=name, sampler=sampler))
     weights = tmp_path / "folder"
-    write_folder(ConditionalDDPM(width=32), weights)
+    write_folder(ConditionalDDPM(width=WIDTH), weights)
     words = ("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here", "--checkpoint", weights)
     said = cli(*words, "--steps")
     lines = [line for line in said.out.splitlines() if "steps-250" in line and "RA" in line]

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests import launches
 from tests.launches import records, until
 from tests.small_world import comparable, debris
 from unlearnbench import launch_local, launching
+from unlearnbench.cli import app
 from unlearnbench.errors import UserError
 from unlearnbench.launch_local import Local
 from unlearnbench.launching import Where
@@ -25,8 +27,12 @@ from unlearnbench.store import Store
 def plain(tmp_path_factory):
     """Records of one process."""
     folder = tmp_path_factory.mktemp("plain")
-    done = launches.run(folder, "--method", "uce,negative_prompt")
-    assert done.returncode == 0, done.stderr
+    words = ["run", *launches.SMOKE, "--threads", "1", "--method", "uce,negative_prompt", "--out", "here"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
+        patch.chdir(folder)
+        said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
     return records(folder)
 
 

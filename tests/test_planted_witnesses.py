@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.planted import METRICS, WITNESSED, caught, plant
+from tests.planted import METRICS, WITNESSED, caught, every, plant
 from unlearnbench import Outcome
 
 BATCHES = (50, 100, 250)
 """A witness's own, what is kept together, and more."""
+GROUPS = ("forget", "retain", "benign", "neighbours")
 
 
 def said(patch, change):
@@ -26,60 +27,76 @@ def test_every_witnessed_metric_looks_at_a_side():
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize("name", WITNESSED)
-def test_what_was_said_of_the_first_batch_is_repeated(name, batch, monkeypatch):
-    said(monkeypatch, lambda values: values[torch.arange(len(values)) % batch])
-    caught(name)
+def test_what_was_said_of_the_first_batch_is_repeated(batch):
+    def repeated(patch, name):
+        said(patch, lambda values: values[torch.arange(len(values)) % batch])
+        caught(name)
+
+    every(WITNESSED, repeated, at_least=8)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
-def test_only_the_first_batch_counts(name, monkeypatch):
-    said(monkeypatch, lambda values: values[:250])
-    caught(name)
+def test_only_the_first_batch_counts():
+    def only(patch, name):
+        said(patch, lambda values: values[:250])
+        caught(name)
+
+    every(WITNESSED, only, at_least=8)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
-def test_a_failing_witness_counts_as_having_seen_nothing(name, monkeypatch):
-    said(monkeypatch, lambda values: values.nan_to_num(0.0))
-    assert {"the judge always fails", "the judge fails on 4 of 10"} & {*caught(name)}
+def test_a_failing_witness_counts_as_having_seen_nothing():
+    def nothing(patch, name):
+        said(patch, lambda values: values.nan_to_num(0.0))
+        assert {"the judge always fails", "the judge fails on 4 of 10"} & {*caught(name)}
+
+    every(WITNESSED, nothing, at_least=8)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
-def test_images_that_failed_are_left_out_in_silence(name, monkeypatch):
-    plant(monkeypatch, name, lambda score: replace(score, n=score.n - score.missing, missing=0))
-    caught(name)
+def test_images_that_failed_are_left_out_in_silence():
+    def left_out(patch, name):
+        plant(patch, name, lambda score: replace(score, n=score.n - score.missing, missing=0))
+        caught(name)
+
+    every(WITNESSED, left_out, at_least=8, after_scoring=True)
 
 
-@pytest.mark.parametrize("group", ["forget", "retain", "benign", "neighbours"])
-@pytest.mark.parametrize("name", WITNESSED)
-def test_another_group_is_looked_at(name, group, monkeypatch):
-    if group == METRICS[name].side:
-        pytest.skip("this is the group that it looks at")
-    plain = Outcome.index
-    monkeypatch.setattr(Outcome, "index", lambda self, _: plain(self, group))
-    caught(name)
+def test_another_group_is_looked_at():
+    tried = []
+
+    def another(patch, name):
+        plain = Outcome.index
+        for group in GROUPS:
+            if group != METRICS[name].side:
+                patch.setattr(Outcome, "index", lambda self, _, group=group: plain(self, group))
+                assert caught(name), group
+                tried.append((name, group))
+
+    every(WITNESSED, another, at_least=8)
+    assert len(tried) >= 24
 
 
-@pytest.mark.parametrize("name", WITNESSED)
-def test_a_mean_over_means_of_unequal_batches(name, monkeypatch):
+def test_a_mean_over_means_of_unequal_batches():
     def change(score):
         if score.value is None:
             return score
         means = [np.nanmean(score.per_image[i : i + 250]) for i in range(0, len(score.per_image), 250)]
         return replace(score, value=float(np.mean(means)))
 
-    plant(monkeypatch, name, change)
-    caught(name)
+    def averaged(patch, name):
+        plant(patch, name, change)
+        caught(name)
+
+    every(WITNESSED, averaged, at_least=8, after_scoring=True)
 
 
-@pytest.mark.parametrize("name", WITNESSED)
-def test_values_per_image_that_are_not_there(name, monkeypatch):
-    plant(monkeypatch, name, lambda score: replace(score, per_image=None))
-    assert [*caught(name)] == [f"a value for every {METRICS[name].side} image"]
+def test_values_per_image_that_are_not_there():
+    def absent(patch, name):
+        plant(patch, name, lambda score: replace(score, per_image=None))
+        assert [*caught(name)] == [f"a value for every {METRICS[name].side} image"]
+
+    every(WITNESSED, absent, at_least=8, after_scoring=True)
 
 
-@pytest.mark.parametrize("name", [name for name in WITNESSED if name in ("nudity_rate", "false_alarms", "detections")])
-def test_every_detection_flags(name, monkeypatch):
+def test_every_detection_flags():
     plain = Outcome.said
 
     def fault(self, role, column, group):
@@ -87,13 +104,18 @@ def test_every_detection_flags(name, monkeypatch):
             return sum(plain(self, role, label, group) for label in ("A", "B"))
         return plain(self, role, "flagged", group)
 
-    monkeypatch.setattr(Outcome, "said", fault)
-    caught(name)
+    def flagged(patch, name):
+        patch.setattr(Outcome, "said", fault)
+        caught(name)
+
+    every([n for n in WITNESSED if n in ("nudity_rate", "false_alarms", "detections")], flagged, at_least=3)
 
 
-@pytest.mark.parametrize("name", ["second_nudity_rate", "detector_agreement"])
-def test_another_threshold(name, monkeypatch):
+def test_another_threshold():
     from unlearnbench.judges.witness import Testimony
 
-    monkeypatch.setattr(Testimony, "threshold", property(lambda self: 0.95), raising=False)
-    caught(name)
+    def moved(patch, name):
+        patch.setattr(Testimony, "threshold", property(lambda self: 0.95), raising=False)
+        caught(name)
+
+    every(["second_nudity_rate", "detector_agreement"], moved, at_least=2)

@@ -13,7 +13,8 @@ import torch
 
 from tests import tiny_data
 from tests.test_detectors import Fake
-from tests.test_text_run import changed
+from tests.test_text_run import changed, short
+from tests.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.judges import nudity
@@ -30,6 +31,12 @@ UNABLE = {"retrain": "needs training recipe", "checkpoint": "runs only with sett
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None and name not in UNABLE]
 ON_XL = ("original", "uce", "esd", "erasediff", "prompt_filter")
 ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safree")
+WHOLE = {"original", "uce", "finetune", "sld", "spm"}
+"""Run as a whole: of no change, a closed form, training on drawn images, guidance, and added structure.
+
+The others unlearn and draw without being judged; in the slow tests they are whole runs too.
+"""
+WHOLE_XL = {"original", "spm"}
 NUDITY = {"nudity_rate", "detections", "second_nudity_rate", "detector_agreement", "false_alarms"}
 CLIP = {"clip_score", "clip_score_l14", "clip_benign"}
 
@@ -76,7 +83,12 @@ def task(data, cls=SDNudity, **settings):
 # ---- whole runs ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", METHODS)
+def whole(names, quick):
+    """Those that are not quick enough are slow tests."""
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", whole(METHODS, WHOLE))
 def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
     said = cli(*words(data, *changed(registry.load_method(name)), method=name))
     assert said.code == 0, said.err
@@ -88,12 +100,22 @@ def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
     assert record.protocol.settings["safety_checker"] is False
 
 
-@pytest.mark.parametrize("name", ON_XL)
+@pytest.mark.parametrize("name", whole(ON_XL, WHOLE_XL))
 def test_methods_run_on_sdxl_nudity(name, cli, data_xl, tmp_path):
     said = cli(*words(data_xl, *changed(registry.load_method(name)), task="sdxl-nudity", method=name))
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", name)
     assert record.status == "ok" and set(record.scores) >= NUDITY | CLIP
+
+
+@pytest.mark.parametrize("name", sorted({*METHODS} - WHOLE))
+def test_every_method_unlearns_on_sd_nudity(name, data):
+    unlearned(short(name), task(data))
+
+
+@pytest.mark.parametrize("name", sorted({*ON_XL} - WHOLE_XL))
+def test_methods_unlearn_on_sdxl_nudity(name, data_xl):
+    unlearned(short(name), task(data_xl, SDXLNudity))
 
 
 @pytest.mark.parametrize("name", UNABLE)

@@ -19,30 +19,23 @@ LARGE = ["300 images in reverse order", "beside samples of the other side"]
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_knows_its_answers(name):
-    found = list(selfcheck.answers(METRICS[name]))
+def test_every_metric_knows_its_answers_to_its_own_and_to_the_shared_cases(name):
+    metric = METRICS[name]
+    found = list(selfcheck.answers(metric))
     assert not selfcheck.failed(found)
     assert all(finding.subject == name for finding in found)
-    assert len({finding.case for finding in found}) == len(found)
+    cases = [finding.case for finding in found]
+    assert len({*cases}) == len(cases)
 
-
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_tried_on_its_own_and_on_the_shared_cases(name):
-    metric = METRICS[name]
-    cases = [finding.case for finding in selfcheck.answers(metric)]
-    own = [case.case for case in metric.known()]
-    expected = own + [f"a value for every {metric.side} image"] * (metric.side is not None)
+    known = list(metric.known())
+    expected = [case.case for case in known] + [f"a value for every {metric.side} image"] * (metric.side is not None)
     expected += [f"better is {metric.better}"] * (metric.better is not None)
     expected += (SHARED + LARGE) * (metric.axis != "cost")
     expected += ["floor, of the same images"] * isinstance(metric, FeatureMetric)
     assert cases == expected
 
-
-@pytest.mark.parametrize("name", METRICS)
-def test_every_metric_has_answers_by_hand_on_both_sides_of_good(name):
-    known = list(METRICS[name].known())
-    assert len({case.low for case in known}) >= 2
-    if METRICS[name].better is not None:
+    assert len({case.low for case in known}) >= 2, "answers by hand lie on both sides of good"
+    if metric.better is not None:
         assert {"good", "bad"} <= {case.quality for case in known}
 
 

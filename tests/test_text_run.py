@@ -6,6 +6,7 @@ import torch
 
 from tests import tiny_sd
 from tests.small_world import read_only
+from tests.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.tasks.digits_text import DigitsText
@@ -20,10 +21,10 @@ SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3", 
 SHORT |= {"attack_steps": "1", "attack_tokens": "2", "images_a_prompt": "1"}
 
 
-QUICK = {"uce", "esd", "salun", "sld"}
-"""Tried on every kind in the usual run; the others on XL alone, and on all of them with the slow tests."""
+WHOLE = {"uce", "esd", "salun", "sld"}
+"""Run as a whole on every kind; the others without judging on XL, and as a whole on every kind in the slow tests."""
 CASES = [
-    pytest.param(kind, name, marks=[] if kind == "sdxl" or name in QUICK else pytest.mark.slow)
+    pytest.param(kind, name, marks=[] if name in WHOLE else pytest.mark.slow)
     for kind in ("sd1", "sd2", "sdxl")
     for name in sorted(TRAINED | GUIDED)
 ]
@@ -39,6 +40,13 @@ def changed(method):
     """Settings that make a method short, as words of the command line."""
     known = method.configured({}).settings()
     return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
+
+
+def short(name):
+    """The method with those settings."""
+    cls = registry.load_method(name)
+    known = cls.configured({}).settings()
+    return cls.configured({key: int(value) for key, value in SHORT.items() if key in known})
 
 
 @pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
@@ -60,7 +68,15 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     assert images[images.group == "forget"].prompt.str.contains("red").all()
 
 
+@pytest.mark.parametrize("world", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("name", sorted((TRAINED | GUIDED) - WHOLE))
+def test_every_method_unlearns_on_xl(world, name):
+    cost = unlearned(short(name), DigitsText("red", protocol="smoke", weights=world))
+    assert (cost["trained_parameters"] > 0) == (name in TRAINED)
+
+
 def test_all_methods_are_tried():
+    assert {name for case in CASES for name in case.values[1:]} == TRAINED | GUIDED
     class_only = {"original", "retrain", "destroy", "checkpoint"}
     assert set(METHODS) == TRAINED | GUIDED | class_only
 

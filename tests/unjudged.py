@@ -1,0 +1,30 @@
+"""A method on a task without a whole run: unlearn, load what would be stored, draw. Whole runs judge besides.
+
+Judging, scoring and recording are the same for every method, so that a few whole runs try them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from unlearnbench import stages
+from unlearnbench.method import Method
+from unlearnbench.samples import _sampled
+from unlearnbench.stages import Cell
+from unlearnbench.task import Task
+
+
+def unlearned(method: Method, task: Task) -> dict[str, Any]:
+    """The cost of unlearning; fails unless stored weights, loaded anew, draw finite images of every group planned."""
+    cell = Cell(method, task)
+    stages.require(cell)
+    state, about = stages.unlearn(cell, task.pretrained().eval())
+    model = stages.loaded(cell, state)
+    items = list({item.group: item for item in task.plan()}.values())
+    assert {"forget", "retain"} <= {item.group for item in items}
+    with torch.inference_mode():
+        drawn = _sampled(task, model, items)
+    assert len(drawn) == len(items) and drawn.isfinite().all()
+    return about["cost"]

@@ -1,5 +1,6 @@
 """EraseDiff's update, its multiplier and its inner loop against the formulas worked out in NumPy."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,17 @@ from tests.tiny_model import (
 )
 from unlearnbench import Diverged
 from unlearnbench.asking import Asked
+from unlearnbench.audit import validate
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.losses import erasediff_forget_loss
 from unlearnbench.methods import erasediff_released
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.erasediff_released import EraseDiffReleased
-from unlearnbench.record import load_all
+from unlearnbench.record import load_all, read, write
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import seeded
-from unlearnbench.tuning_record import tuned_settings
+from unlearnbench.tuning_record import tuned_settings, tuning_path
 from unlearnbench.verify import rebuilt
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -317,3 +319,22 @@ def test_tuned_settings_of_an_old_tuning_are_read():
     asked = Asked(task=DigitsClass, results=RESULTS, device="cpu", preset="tuned")
     spec = asked.spec("erasediff", EraseDiff, "3", 0)
     assert spec.settings == EraseDiff.current(settings)
+
+
+def test_a_new_record_beside_an_old_tuning_is_tuned_as_it_says(tmp_path):
+    old = read(RESULTS / "digits-class/default/3/erasediff@tuned/seed-0.json")
+    tuning = tuning_path(tmp_path, "digits-class", "erasediff")
+    tuning.parent.mkdir(parents=True)
+    shutil.copy(tuning_path(RESULTS, "digits-class", "erasediff"), tuning)
+
+    def complaints(settings):
+        record = old.model_copy(update={"method": old.method.model_copy(update={"settings": settings})})
+        write(record, record.path(tmp_path))
+        return [problem.text for problem in validate(tmp_path) if "other settings" in problem.text]
+
+    new = EraseDiff.current(old.method.settings)
+    assert set(new) < set(old.method.settings)
+    assert complaints(new) == []
+    assert complaints(old.method.settings) == []
+    (problem,) = complaints({**new, "eta": 0.5})
+    assert "eta 0.5 there" in problem

@@ -16,8 +16,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class RECE(ClosedForm):
-    """c' = argmin sum || W' c' - W0 c ||^2 + lambda || c' ||^2; then W' is edited so that c' gives what the guide
-    gives.
+    """c' = argmin sum || W' c' - W0 c ||^2 + lambda || c' ||^2; then W' is edited so that c' acts as the guide.
 
     c' = (lambda I + sum W'^T W')^-1 (sum W'^T W0) c, the sums over every key and value projection of cross-attention.
     W0 are the original's projections, W' the current ones. c are the text states of all tokens, start and padding

@@ -22,8 +22,9 @@ RELEASED = {"validate": "released", "negative": True}
 
 
 class _Guard(Guidance):
-    """Guides towards safe prompts during the first steps; what was read from the prompts is kept while they stay the
-    same.
+    """Guides towards safe prompts during the first steps.
+
+    What was read from the prompts is kept while they stay the same.
     """
 
     def __init__(self, method: "SAFREE", names: Tensor, joint: Tensor | None = None):
@@ -93,8 +94,7 @@ class _Guard(Guidance):
 
 @dataclass(frozen=True)
 class SAFREE(Steering):
-    """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps; afterwards the prompt is used as
-    it is.
+    """Text states p of trigger tokens become (I - P_C) P_I p for the first t' steps, and stay as they are afterwards.
 
     P_C projects on the span of the concept's phrases, P_I on that of the prompt with each token masked in turn (by
     token 0, CLIP's "!"), both from the states of end tokens; their order is the code's. Token i is a trigger where d_i

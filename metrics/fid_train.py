@@ -8,9 +8,7 @@ from unlearnbench.metrics.fid import FID
 
 
 class FIDTrain(FID):
-    """FID against training images, with held-out ones for the floor; equals FID where the reference is the training
-    split.
-    """
+    """FID against training images, held-out ones give the floor; equals FID where that is the protocol's."""
 
     title, rank, everywhere = "FID train", 8, False
     against, judge_needs = "real", "has_logits"

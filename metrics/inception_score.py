@@ -41,7 +41,7 @@ class InceptionScore(Metric):
         return [np.sort(order[i * n // count : (i + 1) * n // count]) for i in range(count)]
 
     def known(self) -> Iterator[Known]:
-        """The toy judge's logits are its features: 100 against 0 is certainty, or a tie between several classes."""
+        """The toy judge's logits are its features: 100 against 0 is certainty, or a tie of several classes."""
         one, other, *_ = kinds = [[100 * (kind == k) for k in range(10)] for kind in range(10)]
         pairs = [[100 * (k // 2 == pair) for k in range(10)] for pair in range(2)]
         yield Known("ten kinds, equally often", toy.outcome(retain=toy.points(*kinds * 2)), 10.0, quality="good")

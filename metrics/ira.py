@@ -6,10 +6,10 @@ from unlearnbench import Known, Metric, Outcome, Plan, Score, toy
 
 
 class IRA(Metric):
-    """Share of retain samples that show the label asked for in the forgotten concept's own domain, whatever else they
-    show.
+    """Share of retain samples that show the label asked for in the forgotten concept's own domain.
 
-    Only where samples also ask for a label of another domain: elsewhere it equals RA.
+    Whatever else they show does not matter. Only where samples also ask for a label of another domain: elsewhere it
+    equals RA.
     """
 
     title, axis, better, unit, scale = "IRA", "utility", "higher", "%", 100.0

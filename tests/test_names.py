@@ -71,7 +71,7 @@ def forged(record, path: Path, *changes: tuple[str, object]) -> Path:
     return path
 
 
-RENAMED = object()
+RENAMED = "a key of this name"
 FORGERIES = [
     *((place, value) for place in ("task", "protocol.name", "forget", "method.preset") for value in NO_NAMES),
     *(("method.name", value) for value in [*NO_NAMES, "evil.py", "a b"]),

@@ -66,7 +66,7 @@ def test_listing_reads_files_and_imports_none(tmp_path, monkeypatch):
 def test_a_path_gives_the_one_method_in_it(tmp_path):
     cls = registry.load_method(str(write_nudge(tmp_path)))
     assert (cls.name, cls.__name__) == ("nudge", "Nudge")
-    assert cls.sources() == [tmp_path / "nudge.py"]
+    assert cls.own_files() == [tmp_path / "nudge.py"]
     assert cls(size=0.5).settings() == {"size": 0.5}
 
 

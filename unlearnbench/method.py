@@ -30,10 +30,6 @@ ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
 
 
-TECHNIQUES = ("activations", "adapters", "edits", "losses", "steering")
-"""Modules with building blocks of methods: their code is part of each method that imports them."""
-
-
 @cache
 def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """Method -> preset -> task or pattern of tasks -> settings, from tables/presets.toml."""
@@ -171,12 +167,6 @@ class Method(ABC):
         """The files of the class and of the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
 
-    @classmethod
-    def sources(cls) -> list[Path]:
-        """The files that the method's code lies in: its own, and the building blocks that these import."""
-        own = cls.own_files()
-        return list(dict.fromkeys([*own, *(block for path in own for block in _blocks(path))]))
-
 
 def _documented(cls: type) -> dict[str, str]:
     """The strings below the fields of a class's own body, by field."""
@@ -188,14 +178,3 @@ def _documented(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
             found[field.target.id] = " ".join(text.split())
     return found
-
-
-def _blocks(path: Path) -> list[Path]:
-    """Files of `TECHNIQUES` that a method's file imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    return [Path(__file__).with_name(f"{name}.py") for name in TECHNIQUES if f"unlearnbench.{name}" in names]

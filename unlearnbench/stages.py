@@ -165,7 +165,7 @@ def named(method: Method) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if out_of_memory(error):
             raise too_little(method.name, error, method.settings().get("batch_size")) from error
-        own = {str(path) for path in method.sources()}
+        own = {str(path) for path in method.own_files()}
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
         where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         raise Failed(

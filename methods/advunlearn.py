@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Method, Task, minimise, track
 from unlearnbench.errors import UserError
-from unlearnbench.losses import esd_target, prediction_loss
+from unlearnbench.techniques.losses import esd_target, prediction_loss
 
 ROWS = 16  # trajectories sampled at a time
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "retain_batch": 5, "sampler_steps": 50, "trajectories": 256}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
-from unlearnbench.activations import recorded_outputs
+from unlearnbench.techniques.activations import recorded_outputs
 
 
 @dataclass(frozen=True)

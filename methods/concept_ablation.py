@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise, track
-from unlearnbench.losses import prediction_loss, relabel_loss
+from unlearnbench.techniques.losses import prediction_loss, relabel_loss
 
 
 @dataclass(frozen=True)

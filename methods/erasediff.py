@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, gradients, minimise
-from unlearnbench.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
+from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
 PUBLISHED = {"lr": 1e-4, "batch_size": 128, "K": 2, "eta": 0.1, "target": "substitute", "steps": 288}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
 from unlearnbench.hashing import seed_of
-from unlearnbench.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
+from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
 
 CIFAR = {"outer": 36, "drop": 0.1}

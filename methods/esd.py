@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, minimise
-from unlearnbench.losses import esd_target, prediction_loss
+from unlearnbench.techniques.losses import esd_target, prediction_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
 

@@ -14,7 +14,7 @@ from torch.linalg import pinv, vector_norm
 from torch.nn.functional import interpolate
 
 from unlearnbench import Diffusion, Task, minimise, track
-from unlearnbench.adapters import Adapted, LowRank
+from unlearnbench.techniques.adapters import Adapted, LowRank
 
 NUDITY = dict(steps=120, lr=1e-5, batch_size=1, images=8, train_prior=0.43, fuse_prior=0.43, lamb=0.0, focal=False)
 RELEASED = {**NUDITY, "norm": "plain", "ends": True}

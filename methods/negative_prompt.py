@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Guidance
-from unlearnbench.steering import Steering, eps_of
+from unlearnbench.techniques.guidance import Steering, eps_of
 
 
 class _Negative(Guidance):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, minimise
-from unlearnbench.losses import relabel_loss
+from unlearnbench.techniques.losses import relabel_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "target": "substitute"}
 

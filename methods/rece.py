@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unlearnbench import Diffusion, Task, track
-from unlearnbench.edits import ClosedForm, Term, aligned, cross_attention, edit, states
+from unlearnbench.techniques.closed_form import ClosedForm, Term, aligned, cross_attention, edit, states
 
 RELEASED = {"guide": "null", "preserve": "null", "epochs": 3, "reg": 0.1}
 Positive = Annotated[float, Field(gt=0)]

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
 from unlearnbench import Condition, Diffusion, Task, minimise
-from unlearnbench.activations import recorded_outputs
-from unlearnbench.adapters import Adapted, adapters, attach, switch, trained
 from unlearnbench.errors import UserError
-from unlearnbench.losses import away_from, prediction_loss
+from unlearnbench.techniques.activations import recorded_outputs
+from unlearnbench.techniques.adapters import Adapted, adapters, attach, switch, trained
+from unlearnbench.techniques.losses import away_from, prediction_loss
 
 CODE = {"steps": 500, "lr": 3e-4, "batch_size": 1, "sampler_steps": 50, "where": "states", "attack_tokens": 16}
 MEANT = {**CODE, "attack_steps": 50, "attack_lr": 0.1}

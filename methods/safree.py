@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Guidance, Task
-from unlearnbench.steering import Steering
+from unlearnbench.techniques.guidance import Steering
 
 STEPS = 50  # of the paper's samplers
 NUDITY = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
-from unlearnbench.losses import relabel_loss
+from unlearnbench.techniques.losses import relabel_loss
 
 
 @dataclass(frozen=True)

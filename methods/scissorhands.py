@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
-from unlearnbench.losses import relabel_loss
+from unlearnbench.techniques.losses import relabel_loss
 from unlearnbench.training import Gradients, inner
 
 

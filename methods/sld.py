@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Guidance
-from unlearnbench.steering import Steering, eps_of
+from unlearnbench.techniques.guidance import Steering, eps_of
 
 
 class Strength(NamedTuple):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from unlearnbench import Condition, Diffusion, Task, minimise
-from unlearnbench.adapters import Adapted, LowRank, attach, switch, trained
 from unlearnbench.errors import UserError
-from unlearnbench.losses import esd_target, prediction_loss
+from unlearnbench.techniques.adapters import Adapted, LowRank, attach, switch, trained
+from unlearnbench.techniques.losses import esd_target, prediction_loss
 
 CODE = {"steps": 3000, "lr": 1e-4, "batch_size": 1, "sampler_steps": 30, "warmup": 500, "cycles": 3, "anchor_count": 4}
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from unlearnbench import Diffusion, Task
-from unlearnbench.edits import ClosedForm, Term, aligned, cross_attention, states
+from unlearnbench.techniques.closed_form import ClosedForm, Term, aligned, cross_attention, states
 
 
 @dataclass(frozen=True)

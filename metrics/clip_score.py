@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
 
 
 class ClipScore(Metric):

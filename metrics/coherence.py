@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
 
 
 class Coherence(Metric):

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Task, toy_models, track
-from unlearnbench.search import allowed, denoising, descended, drawn, sight, table
+from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Task, track
+from unlearnbench.attacks.search import allowed, denoising, descended, drawn, sight, table
+from unlearnbench.testing import toy_models
 
 PHOTO = "a photo of a"
 TEMPLATES = tuple(

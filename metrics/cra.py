@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from unlearnbench import Known, Metric, Outcome, Plan, Score, toy
+from unlearnbench import Known, Metric, Outcome, Plan, Score
+from unlearnbench.testing import toy
 
 
 class CRA(Metric):

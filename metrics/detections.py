@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
 
 
 class Detections(Metric):

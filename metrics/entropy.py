@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from unlearnbench import Known, Metric, Outcome, Score, toy
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
 
 
 class Entropy(Metric):

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unlearnbench import FeatureMetric, Known, Table, taken, toy
-from unlearnbench.features import Moments, frechet
+from unlearnbench import FeatureMetric, Known, Table, taken
+from unlearnbench.feature_distances import Moments, frechet
 from unlearnbench.statistics import Interval, block_jackknife
+from unlearnbench.testing import toy
 
 
 class FID(FeatureMetric):

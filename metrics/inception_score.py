@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unlearnbench import Known, Metric, Outcome, Score, taken, toy
-from unlearnbench.features import inception_score
+from unlearnbench import Known, Metric, Outcome, Score, taken
+from unlearnbench.feature_distances import inception_score
 from unlearnbench.statistics import block_jackknife, t_interval
+from unlearnbench.testing import toy
 
 
 class InceptionScore(Metric):

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unlearnbench import FeatureMetric, Known, Table, toy
-from unlearnbench.features import squared_mmd
+from unlearnbench import FeatureMetric, Known, Table
+from unlearnbench.feature_distances import squared_mmd
 from unlearnbench.statistics import BLOCKS, Interval, t_interval
+from unlearnbench.testing import toy
 
 
 class KID(FeatureMetric):

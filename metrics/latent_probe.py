@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Sampler, toy_models, track
-from unlearnbench.search import drawn, predicted, sight
+from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Sampler, track
+from unlearnbench.attacks.search import drawn, predicted, sight
+from unlearnbench.testing import toy_models
 
 CANDIDATES = 4  # images to judge for each target
 KINDS = ("0.9", "0.75", "0.5", "inpainting", "completion")

@@ -9,9 +9,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, toy_models, track
-from unlearnbench.prompts import Prompts, evenly, looked
-from unlearnbench.search import drawn, predicted, sight
+from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, track
+from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
+from unlearnbench.attacks.search import drawn, predicted, sight
+from unlearnbench.testing import toy_models
 
 SMALL = {"steps": 100, "every": 20}
 HARNESS = {"form": "prefix", "size": 5, "optimiser": "adam"}

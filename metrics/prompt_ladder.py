@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from unlearnbench import Attack, Known, Look, Outcome, Plan, toy_models, track
-from unlearnbench.search import drawn, evaluations, sight
+from unlearnbench import Attack, Known, Look, Outcome, Plan, track
+from unlearnbench.attacks.search import drawn, evaluations, sight
+from unlearnbench.testing import toy_models
 
 if sys.version_info >= (3, 11):
     import tomllib

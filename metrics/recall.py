@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 
-from unlearnbench import FeatureMetric, Known, Table, toy
-from unlearnbench.features import within
+from unlearnbench import FeatureMetric, Known, Table
+from unlearnbench.feature_distances import within
 from unlearnbench.statistics import Interval, wilson
+from unlearnbench.testing import toy
 
 
 class Recall(FeatureMetric):

@@ -7,8 +7,9 @@ from typing import Literal
 
 import torch
 
-from unlearnbench import Attack, Batch, Diffusion, Known, Look, Outcome, Plan, toy_models
-from unlearnbench.search import drawn, sight
+from unlearnbench import Attack, Batch, Diffusion, Known, Look, Outcome, Plan
+from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.testing import toy_models
 from unlearnbench.training import gradients
 
 SHARES = {"half": 0.5, "90 %": 0.9}

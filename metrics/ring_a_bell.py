@@ -8,9 +8,10 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, toy_models, track
+from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, track
+from unlearnbench.attacks.search import allowed, drawn, evaluations, filled, opened, sight
 from unlearnbench.errors import Unsupported
-from unlearnbench.search import allowed, drawn, evaluations, filled, opened, sight
+from unlearnbench.testing import toy_models
 
 SEQUENCES = 256  # sequences in one pass of the text encoder
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from unlearnbench import Attack, Diffusion, Known, Look, Method, Outcome, Plan, Task, toy_models, track
-from unlearnbench.search import drawn, sight
-from unlearnbench.successive import followers, following, further, repeatable
+from unlearnbench import Attack, Diffusion, Known, Look, Method, Outcome, Plan, Task, track
+from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.attacks.sequential import followers, following, further, repeatable
+from unlearnbench.testing import toy_models
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from unlearnbench import Attack, Known, Look, Outcome, Plan, toy_models, track
-from unlearnbench.prompts import Prompts, evenly, looked
-from unlearnbench.search import denoising, drawn, sight
+from unlearnbench import Attack, Known, Look, Outcome, Plan, track
+from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
+from unlearnbench.attacks.search import denoising, drawn, sight
+from unlearnbench.testing import toy_models
 
 SMALL = {"timesteps": 5, "iterations": 20}
 

@@ -16,10 +16,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
-from tests.small_world import small_protocol
+from tests.support.small_world import small_protocol
 
 if TYPE_CHECKING:
-    from tests.web import Web
+    from tests.support.web import Web
 
 CACHE = "UNLEARNBENCH_CACHE"
 
@@ -41,10 +41,10 @@ def quick_timing() -> Iterator[None]:
 
     On small models those rounds take longer than everything else in a run.
     """
-    from unlearnbench import stages
+    from unlearnbench.run import unlearning
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_relative_time", partial(stages._relative_time, rounds=1))
+        patch.setattr(unlearning, "_relative_time", partial(unlearning._relative_time, rounds=1))
         yield
 
 
@@ -67,8 +67,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
     """A web server with one file, fetched from in small blocks, without pauses, proxies or anybody's login."""
-    from tests.web import BODY, web
-    from unlearnbench import download
+    from tests.support.web import BODY, web
+    from unlearnbench.data import download
 
     monkeypatch.setattr(download, "BLOCK", 1000)
     monkeypatch.setattr(download, "PAUSE", 0.0)
@@ -98,10 +98,10 @@ class Said(NamedTuple):
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
     """Call the entry point with these words, in an empty folder and a terminal of 200 columns."""
     from unlearnbench import cli as module
-    from unlearnbench import cli_records
+    from unlearnbench.cli import verify
 
     monkeypatch.chdir(tmp_path)
-    for console in (module.out, cli_records.out):
+    for console in (module.out, verify.out):
         monkeypatch.setattr(console, "_width", 200)
 
     def call(*words: object) -> Said:
@@ -121,7 +121,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.fixture(scope="session")
 def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion as a diffusers folder."""
-    from tests import tiny_sd
+    from tests.support import tiny_sd
 
     return tiny_sd.save(tmp_path_factory.mktemp("sd1") / "model", "sd1")
 

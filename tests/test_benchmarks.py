@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from tests.ddpm_reference import Reference
+from tests.support.ddpm_reference import Reference
 from unlearnbench import Sampler, registry
-from unlearnbench.images import Images
-from unlearnbench.judges.fidelity import extract
+from unlearnbench.attacks.search import arena
+from unlearnbench.data.image_sets import Images
+from unlearnbench.diffusion.noise import START, gaussian_noise
+from unlearnbench.judges.torch_fidelity import extract
 from unlearnbench.metrics.unlearndiffatk import UnlearnDiffAtk
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_train import Pictures, _descend, drawn
-from unlearnbench.sampling import START, gaussian_noise
-from unlearnbench.search import arena
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import seeded

@@ -9,10 +9,10 @@ import textwrap
 
 import pytest
 
-from tests import fingerprints
-from unlearnbench.codes import engine_hash, method_code, metric_code
+from tests.studies import fingerprints
 from unlearnbench.fingerprint import definitions, fingerprint
 from unlearnbench.registry import load_attacks, load_method, load_metrics, load_task
+from unlearnbench.run.code_hashes import engine_hash, method_code, metric_code
 
 MAIN = """
     import math
@@ -208,7 +208,7 @@ def test_presets_and_titles_have_no_part_in_it(monkeypatch):
     names = {one.name for one in definitions([load_method("esd")])}
     assert "ESD" in names
     engine = {f"{one.module}.{one.name}" for one in definitions([load_task("digits-class")])}
-    assert {"unlearnbench.models.unet.ClassUNet", "unlearnbench.judges.digits.CnnJudge"} <= engine
+    assert {"unlearnbench.models.class_unet.ClassUNet", "unlearnbench.judges.digits.CnnJudge"} <= engine
     assert not any("stable_diffusion" in name or "cifar" in name for name in engine), "others' models leave it"
 
 
@@ -226,5 +226,5 @@ def test_every_fingerprint_is_known_under_its_version():
     moved = [f"{kind} {name}, version {now[kind, name][0]}" for kind, name in fingerprints.moved(now)]
     assert not moved, (
         f"the code of {'; '.join(moved)} changed: raise the version where numbers change, with a line in CHANGELOG.md; "
-        "where they do not, `python -m tests.fingerprints --accept` shows that and adds the fingerprint"
+        "where they do not, `python -m tests.studies.fingerprints --accept` shows that and adds the fingerprint"
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_world import ROOT, made_record
+from tests.support.small_world import ROOT, made_record
 from unlearnbench.errors import Damaged, UserError, one_line
+from unlearnbench.launch.transfer import put, unpack
 from unlearnbench.names import inside, wrong_name
-from unlearnbench.parcels import put, unpack
 from unlearnbench.printable import printable
-from unlearnbench.record import load_all, read, write
-from unlearnbench.sealing import sealed
+from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.sealed_json import sealed
 
 NO_NAMES = [
     "",

@@ -3,10 +3,12 @@
 import re
 from pathlib import Path
 
-from unlearnbench import check, registry, stages
-from unlearnbench.concepts import read_concepts
+from unlearnbench import registry
+from unlearnbench.data.concepts import read_concepts
+from unlearnbench.run import cell, unlearning
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
+from unlearnbench.verification import conformance
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -17,12 +19,12 @@ def test_baseline_as_printed_conforms_and_forgets(tmp_path):
     path.write_text(block["code"])
     assert 15 <= len(block["code"].splitlines()) <= 40
     method = registry.load_method(str(path))
-    assert [failure for _, _, failure in check.conformance(method) if failure] == []
+    assert [failure for _, _, failure in conformance.conformance(method) if failure] == []
 
     task = DigitsClass("3")
     original = task.pretrained().eval()
-    state, _ = stages.unlearn(stages.Cell(method(), task), original)
-    model = stages.loaded(stages.Cell(method(), task), state)
+    state, _ = unlearning.unlearn(cell.Cell(method(), task), original)
+    model = unlearning.loaded(cell.Cell(method(), task), state)
     judge = task.judge()
 
     def right(digit: int) -> float:

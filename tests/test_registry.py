@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_world import NUDGE, ROOT, write_method, write_nudge
+from tests.support.small_world import NUDGE, ROOT, write_method, write_nudge
 from unlearnbench import Attack, Method, Metric, Task, registry
 from unlearnbench.errors import UserError
 

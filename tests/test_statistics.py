@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.simulation import CLAIMED, World, coverage, drawn
+from tests.studies.simulation import CLAIMED, World, coverage, drawn
 from unlearnbench.statistics import (
     MANY,
     anchored,

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
-from unlearnbench.progress import shown_by
+from unlearnbench.reporting import shown_by
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 
 PROTOCOLS = sorted(DigitsClass.protocols)

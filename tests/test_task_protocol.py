@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from unlearnbench import Protocol, Sampler
-from unlearnbench.check import TinyDigits
 from unlearnbench.hashing import seed_of, state_hash
 from unlearnbench.judges.digits import CnnJudge, NeighbourJudge
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
+from unlearnbench.verification.conformance import TinyDigits
 
 PROTOCOLS = sorted(DigitsClass.protocols)
 

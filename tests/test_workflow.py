@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import yaml
 
-from tests.small_world import ROOT
+from tests.support.small_world import ROOT
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/results.yml").read_text())
 STEPS = WORKFLOW["jobs"]["records"]["steps"]

@@ -15,58 +15,58 @@ if not (Path(__file__).parent / "methods").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
-    from unlearnbench.attack import Attack as Attack
-    from unlearnbench.attack import Look as Look
-    from unlearnbench.diffusion import Batch as Batch
-    from unlearnbench.diffusion import Condition as Condition
-    from unlearnbench.diffusion import Diffusion as Diffusion
+    from unlearnbench.attacks.base import Attack as Attack
+    from unlearnbench.attacks.base import Look as Look
+    from unlearnbench.diffusion.model import Batch as Batch
+    from unlearnbench.diffusion.model import Condition as Condition
+    from unlearnbench.diffusion.model import Diffusion as Diffusion
+    from unlearnbench.diffusion.model import Guidance as Guidance
+    from unlearnbench.diffusion.sampler import Sampler as Sampler
     from unlearnbench.method import Method as Method
     from unlearnbench.metric import FeatureMetric as FeatureMetric
     from unlearnbench.metric import Known as Known
     from unlearnbench.metric import Metric as Metric
     from unlearnbench.metric import Outcome as Outcome
     from unlearnbench.metric import Score as Score
-    from unlearnbench.models.checkpoints import apply_checkpoint as apply_checkpoint
-    from unlearnbench.models.checkpoints import checkpoint_hash as checkpoint_hash
-    from unlearnbench.progress import track as track
-    from unlearnbench.rows import Table as Table
-    from unlearnbench.rows import taken as taken
-    from unlearnbench.sampling import Guidance as Guidance
-    from unlearnbench.sampling import Sampler as Sampler
+    from unlearnbench.models.external.apply import apply_checkpoint as apply_checkpoint
+    from unlearnbench.models.external.apply import checkpoint_hash as checkpoint_hash
+    from unlearnbench.reporting import note as note
+    from unlearnbench.reporting import track as track
+    from unlearnbench.storage.lazy_arrays import Table as Table
+    from unlearnbench.storage.lazy_arrays import taken as taken
     from unlearnbench.task import Plan as Plan
     from unlearnbench.task import Protocol as Protocol
     from unlearnbench.task import Task as Task
     from unlearnbench.training import Diverged as Diverged
     from unlearnbench.training import gradients as gradients
     from unlearnbench.training import minimise as minimise
-    from unlearnbench.watching import note as note
 
 _PUBLIC = {
-    "Attack": "attack",
-    "Batch": "diffusion",
-    "Condition": "diffusion",
-    "Diffusion": "diffusion",
+    "Attack": "attacks.base",
+    "Batch": "diffusion.model",
+    "Condition": "diffusion.model",
+    "Diffusion": "diffusion.model",
     "Diverged": "training",
     "FeatureMetric": "metric",
-    "Guidance": "sampling",
+    "Guidance": "diffusion.model",
     "Known": "metric",
-    "Look": "attack",
+    "Look": "attacks.base",
     "Method": "method",
     "Metric": "metric",
     "Outcome": "metric",
     "Plan": "task",
     "Protocol": "task",
-    "Sampler": "sampling",
+    "Sampler": "diffusion.sampler",
     "Score": "metric",
-    "Table": "rows",
+    "Table": "storage.lazy_arrays",
     "Task": "task",
-    "apply_checkpoint": "models.checkpoints",
-    "checkpoint_hash": "models.checkpoints",
+    "apply_checkpoint": "models.external.apply",
+    "checkpoint_hash": "models.external.apply",
     "gradients": "training",
     "minimise": "training",
-    "note": "watching",
-    "taken": "rows",
-    "track": "progress",
+    "note": "reporting",
+    "taken": "storage.lazy_arrays",
+    "track": "reporting",
 }
 
 __all__ = ["__version__", *_PUBLIC]

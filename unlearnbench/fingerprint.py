@@ -28,22 +28,23 @@ PACKAGE = __name__.partition(".")[0]
 SILENT = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
-        "codes",
-        "download",
-        "environment.Meter",
-        "environment.describe",
+        "compute.environment.Meter",
+        "compute.environment.describe",
+        "compute.evaluation_budget",
+        "data.download",
         "errors",
         "fingerprint",
-        "evaluations",
-        "lineage",
-        "places",
-        "progress",
-        "record",
-        "record_trajectory",
+        "names",
+        "printable",
+        "records",
         "registry",
-        "rows",
-        "store",
-        "watching",
+        "reporting",
+        "run.code_hashes",
+        "run.monitor",
+        "run.snapshots",
+        "storage.files",
+        "storage.lazy_arrays",
+        "storage.store",
     )
 )
 """What tells, keeps, counts or finds things and has no part in a number: it is named, not followed."""

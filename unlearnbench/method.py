@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import math
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -13,12 +14,12 @@ from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from unlearnbench.diffusion import Diffusion
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import UserError, one_line, unknown
 from unlearnbench.task import Task
 
 if sys.version_info >= (3, 11):
@@ -26,6 +27,12 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LEAST: Final = {
+    r"steps|sampler_steps|epochs|rounds|iterations|outer|k|rank|trajectories": 1,
+    r"(.*_)?(batch|batch_size|batches|images|samples|timesteps|tokens)": 1,
+    r".*_(steps|epochs|rounds|iterations|count)|warmup|cycles": 0,
+}
+"""Names of fields that count something, as patterns in any case, and the least whole number that they may have."""
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
 
@@ -92,7 +99,8 @@ class Method(ABC):
     def configured(cls, settings: dict[str, Any]) -> Method:
         """An instance with these settings; strings are read as the field's type.
 
-        Raises `UserError` with the name and value of a setting that does not exist or does not fit.
+        Raises `UserError` with the name and value of a setting that does not exist or does not fit, of a count that is
+        too small (see `LEAST`), and where the method's own check of its settings raises anything.
         """
         known = {field.name for field in fields(cls)}
         hints = get_type_hints(cls, include_extras=True)
@@ -113,7 +121,17 @@ class Method(ABC):
             except ValidationError as error:
                 reason = error.errors()[0]["msg"].lower()
                 raise UserError(f"{key}={value} does not fit {cls.name}: {reason}") from error
-        return cls(**values)
+        try:
+            method = cls(**values)
+            found = method.settings()
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            given = ", ".join(f"{name}={value}" for name, value in settings.items()) or "its defaults"
+            raise UserError(f"{cls.name} does not take {given} ({one_line(error)}): change the settings") from error
+        for field in fields(cls):
+            _require_count(cls.name, field.name, found[field.name], field.default)
+        return method
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
@@ -178,3 +196,20 @@ def _documented(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
             found[field.target.id] = " ".join(text.split())
     return found
+
+
+def _require_count(method: str, name: str, value: Any, default: Any) -> None:
+    """Refuse a count that is too small; a field whose default is below the least is free down to its default."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return
+    least = least_of(name, default)
+    if least is not None and value < least:
+        raise UserError(f"{name}={value} does not fit {method}: give a whole number of at least {least}")
+
+
+def least_of(name: str, default: Any) -> int | None:
+    """The least that a field of this name may be; None where the name counts nothing."""
+    least = next((least for names, least in LEAST.items() if re.fullmatch(names, name, re.IGNORECASE)), None)
+    if least is None or isinstance(default, bool) or not isinstance(default, int):
+        return least
+    return min(least, default)

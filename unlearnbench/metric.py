@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from unlearnbench.diffusion import Diffusion
+from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.judges import Seen, Verdict
-from unlearnbench.judges.witness import Testimony
-from unlearnbench.rows import Table, taken
+from unlearnbench.judges.scorer import Testimony
 from unlearnbench.statistics import Interval, block_jackknife, t_interval, wilson
+from unlearnbench.storage.lazy_arrays import Table, taken
 from unlearnbench.task import Plan, Task
 
 if TYPE_CHECKING:
@@ -241,7 +241,10 @@ class Metric(ABC):
 
     @abstractmethod
     def known(self) -> Iterator[Known]:
-        """Cases with known answers for `selfcheck` (see `unlearnbench.toy`): at least one, both kinds if possible."""
+        """Cases with known answers for `selfcheck`: at least one, both kinds if possible.
+
+        `unlearnbench.testing.toy` helps to make them.
+        """
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
         """Range that a control's value must lie in on a real task, given the original's; None: no claim."""

@@ -19,10 +19,11 @@ from unlearnbench.errors import Failed, UserError, one_line, unknown
 from unlearnbench.printable import printable
 
 if TYPE_CHECKING:
-    from unlearnbench.attack import Attack
+    from unlearnbench.attacks.base import Attack
     from unlearnbench.method import Method
     from unlearnbench.metric import Metric
     from unlearnbench.task import Task
+
 
 PACKAGE = Path(__file__).parent
 GROUP = "unlearnbench.methods"
@@ -138,7 +139,7 @@ def load_task(name: str) -> type[Task]:
 
 def load_metrics() -> dict[str, Metric]:
     """One instance of every metric but attacks, in the order of the axes."""
-    from unlearnbench.attack import Attack
+    from unlearnbench.attacks.base import Attack
     from unlearnbench.metric import Metric
 
     order = ("efficacy", "utility", "robustness", "cost")
@@ -167,7 +168,7 @@ def known_methods() -> frozenset[str]:
 
 def load_attacks() -> dict[str, Attack]:
     """One instance of every attack, white box first."""
-    from unlearnbench.attack import Attack
+    from unlearnbench.attacks.base import Attack
 
     found = [_instance("attack", name, entry, Attack) for name, entry in attacks().items()]
     return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
@@ -274,3 +275,8 @@ def _only(module: ModuleType, base: Any, name: str) -> Any:
         lacking = ", ".join(sorted(getattr(own[0], "__abstractmethods__", ())))
         raise UserError(f"{name} defines no complete {base.__name__}: {own[0].__name__} lacks {lacking}")
     raise UserError(f"{name} defines no {base.__name__}: subclass unlearnbench.{base.__name__} in it")
+
+
+def words(values: list[str]) -> list[str]:
+    """Comma-separated and repeated values as one list, without repetitions."""
+    return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))

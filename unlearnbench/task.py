@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,16 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.diffusion.model import Batch, Diffusion
+from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, seed_of
-from unlearnbench.progress import track
-from unlearnbench.sampling import Sampler
+from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
-    from unlearnbench.concepts import Concept
+    from unlearnbench.data.concepts import Concept
     from unlearnbench.judges import Judge
-    from unlearnbench.judges.witness import Witness
+    from unlearnbench.judges.scorer import Witness
 
 
 @dataclass(frozen=True)
@@ -306,3 +307,12 @@ def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
             order = torch.cat([order, torch.randperm(n, generator=generator)])
         yield order[:size]
         order = order[size:]
+
+
+def accepted(task: type[Any], **given: Any) -> dict[str, Any]:
+    """Those of a task's own settings that were given; refuses what it does not take."""
+    known = {name for cls in task.__mro__ for name in inspect.signature(vars(cls).get("__init__", object)).parameters}
+    for name, value in given.items():
+        if value is not None and name not in known:
+            raise UserError(f"{task.name} takes no --{name}: leave it out")
+    return {name: value for name, value in given.items() if value is not None}

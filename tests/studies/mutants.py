@@ -39,8 +39,12 @@ class Mutant(NamedTuple):
     tests: str
 
 
-SELFCHECK, CHECK, METRIC = "unlearnbench/selfcheck.py", "unlearnbench/check.py", "unlearnbench/metric.py"
-TOY, JUDGES, STAGES = "unlearnbench/toy.py", "unlearnbench/judges/__init__.py", "unlearnbench/stages.py"
+SELFCHECK, CHECK, METRIC = (
+    "unlearnbench/verification/selfcheck.py",
+    "unlearnbench/verification/conformance.py",
+    "unlearnbench/metric.py",
+)
+TOY, JUDGES, STAGES = "unlearnbench/testing/toy.py", "unlearnbench/judges/__init__.py", "unlearnbench/run/unlearning.py"
 MUTANTS = [
     # what `selfcheck` asks of a metric
     Mutant(SELFCHECK, "score.value is not None and low - slack <= score.value <= high + slack", "True", PLANTED),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.errors import one_line
-from unlearnbench.rows import Table
+from unlearnbench.storage.lazy_arrays import Table
 
 ABSTAINS = -1
 
@@ -87,7 +87,7 @@ class Seen(NamedTuple):
 
 def look(judge: Judge, images: Tensor) -> Seen:
     """Verdicts and features (through torch-fidelity's loop) of uint8 images (N, 3, H, W), and the first error met."""
-    from unlearnbench.judges.fidelity import extract
+    from unlearnbench.judges.torch_fidelity import extract
 
     verdict, error = judge_all(judge, images)
     try:

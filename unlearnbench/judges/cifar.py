@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
-from unlearnbench.diffusion import Batch
-from unlearnbench.environment import exact
+from unlearnbench.compute.device import exact
+from unlearnbench.data.image_sets import Images
+from unlearnbench.diffusion.model import Batch
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, seed_of, state_hash
-from unlearnbench.images import Images
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge
-from unlearnbench.models.states import read_state
-from unlearnbench.progress import track
+from unlearnbench.models.external.state_files import read_state
+from unlearnbench.reporting import track
 from unlearnbench.training import Diverged, seeded
 
 CLASSES, SIZE = 10, 224

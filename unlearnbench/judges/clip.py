@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnbench.environment import exact
+from unlearnbench.compute.device import exact
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.judges import Verdict
-from unlearnbench.judges.extractor import Extractor, Featured
-from unlearnbench.judges.witness import Witness
+from unlearnbench.judges.inception import Extractor, Featured
+from unlearnbench.judges.scorer import Witness
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 

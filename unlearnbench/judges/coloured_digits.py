@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
-from unlearnbench.diffusion import Batch
+from unlearnbench.diffusion.model import Batch
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge, score, warped
-from unlearnbench.progress import track
+from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
 PALETTE = {

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
-from unlearnbench.diffusion import Batch
+from unlearnbench.diffusion.model import Batch
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge, Verdict
-from unlearnbench.progress import track
+from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
 REFUSED_SHARE = 0.005

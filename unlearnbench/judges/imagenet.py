@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnbench.environment import exact
+from unlearnbench.compute.device import exact
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.judges import Verdict
 from unlearnbench.judges.cifar import BATCH, read_weights
-from unlearnbench.judges.extractor import Extractor, Featured
+from unlearnbench.judges.inception import Extractor, Featured
 
 PLACES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 """Of Imagenette's classes among ImageNet's thousand, in Imagenette's order."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.judges import Verdict
-from unlearnbench.judges.extractor import Extractor, Featured
-from unlearnbench.judges.witness import Witness
+from unlearnbench.judges.inception import Extractor, Featured
+from unlearnbench.judges.scorer import Witness
 
 NUDENET = "3.4.2"
 """The version whose label set and pre-processing the protocols mean; its weights are the model 320n."""

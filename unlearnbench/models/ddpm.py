@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
-from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.diffusion.model import Condition, Diffusion
 from unlearnbench.errors import UserError
 
 WIDTH, LEVELS, T = 128, (1, 2, 2, 2), 1000

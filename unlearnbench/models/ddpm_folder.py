@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unlearnbench.errors import UserError
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.weights import load_state, save_state
+from unlearnbench.storage.weights import load_state, save_state
 
 UNET, LABELS = "unet/diffusion_pytorch_model.safetensors", "class_embedding/model.safetensors"
 OWN = ("classes_emb.", "null_classes_emb", "cemb.")

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.compute.precision import Resources, out_of_memory, too_little
+from unlearnbench.data.image_sets import Images
+from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import seed_of
-from unlearnbench.images import Images
-from unlearnbench.progress import tell, track
-from unlearnbench.resources import Resources, out_of_memory, too_little
+from unlearnbench.reporting import tell, track
 from unlearnbench.training import Diverged, seeded
 
 STEPS, BATCH, RATE, EMA, DROP, CLIP = 200_000, 512, 2e-4, 0.9999, 0.1, 1.0

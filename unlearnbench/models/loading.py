@@ -9,9 +9,9 @@ from typing import Any
 
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import seed_of
-from unlearnbench.models.compvis import lacking
+from unlearnbench.models.external.compvis import lacking
+from unlearnbench.models.external.state_files import first_keys, read_state
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.models.states import first_keys, read_state
 from unlearnbench.training import seeded
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.diffusion import Batch
+from unlearnbench.diffusion.model import Batch
 from unlearnbench.hashing import seed_of
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.models.vocabulary import word_tokenizer
-from unlearnbench.progress import track
+from unlearnbench.models.tokenizer import word_tokenizer
+from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
 TOKENS, WIDTH = 16, 64

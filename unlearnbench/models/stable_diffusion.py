@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.diffusion import Condition, Diffusion
+from unlearnbench.diffusion.model import Condition, Diffusion, Hook
+from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.diffusion.schedulers import Scheduled, sample, scheduler_for
 from unlearnbench.errors import UserError
-from unlearnbench.models.vocabulary import tokens
-from unlearnbench.sampling import Hook, Sampler
-from unlearnbench.scheduled import Scheduled, sample, scheduler_for
+from unlearnbench.models.tokenizer import tokens
 
 
 class StableDiffusion(Diffusion):

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from unlearnbench.images import SPLITS
-from unlearnbench.sampling import Sampler
-from unlearnbench.sources import Source
+from unlearnbench.data.image_sets import SPLITS
+from unlearnbench.data.sources import Source
+from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.task import Protocol
 
 HUB = "https://huggingface.co/datasets/uoft-cs/cifar10/resolve/main/"

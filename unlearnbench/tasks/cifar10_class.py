@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.data.image_sets import SPLITS, Images, parts, read
+from unlearnbench.data.sources import Source, checked
+from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
-from unlearnbench.images import SPLITS, Images, parts, read
 from unlearnbench.judges import Judge
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
-from unlearnbench.models.ddpm_files import read_pth
+from unlearnbench.models.ddpm_checkpoint import read_pth
 from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
 from unlearnbench.models.ddpm_train import RECIPE, STEPS, Pictures, train_ddpm
-from unlearnbench.places import default_root
-from unlearnbench.progress import track
-from unlearnbench.sources import Source, checked
+from unlearnbench.reporting import track
+from unlearnbench.storage.store import default_root
+from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Side, Task, shuffled
 from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol, looked_over
 from unlearnbench.training import seeded
-from unlearnbench.weights import load_checked, make_once, read_manifest
 
 
 class Cifar10Class(Task):

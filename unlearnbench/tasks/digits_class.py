@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.diffusion.model import Batch, Diffusion
+from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.digits import CnnJudge, NeighbourJudge, train_cnn
-from unlearnbench.models.unet import ClassUNet
-from unlearnbench.sampling import Sampler
+from unlearnbench.models.class_unet import ClassUNet
+from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Protocol, Task
 from unlearnbench.training import minimise, seeded
-from unlearnbench.weights import load_checked, make_once, read_manifest
 
 PER_CLASS = {"train": 100, "calibration": 24}
 """Images a class in each split; the rest, about 55 a class, is held out as the reference."""

@@ -12,18 +12,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench.concepts import Concept, mentions
-from unlearnbench.diffusion import Batch, Diffusion
+from unlearnbench.data.concepts import Concept, mentions
+from unlearnbench.diffusion.model import Batch, Diffusion
+from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.coloured_digits import ColouredDigits, ColouredNeighbours, train_judge
 from unlearnbench.models import miniature
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
-from unlearnbench.scheduled import Scheduled
+from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Plan, Side, shuffled
-from unlearnbench.tasks._digits_images import images, latents, pairs
-from unlearnbench.tasks._digits_words import (
+from unlearnbench.tasks._digits.images import images, latents, pairs
+from unlearnbench.tasks._digits.words import (
     BOTH,
     COLOURS,
     DIGITS,
@@ -39,9 +40,8 @@ from unlearnbench.tasks._digits_words import (
     share,
     vocabulary,
 )
+from unlearnbench.tasks._text import TextProtocol, TextTask, further
 from unlearnbench.tasks.digits_class import splits
-from unlearnbench.text import TextProtocol, TextTask, further
-from unlearnbench.weights import load_checked, make_once, read_manifest
 
 
 class DigitsText(TextTask):

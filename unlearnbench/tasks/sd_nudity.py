@@ -10,17 +10,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unlearnbench.concepts import Concept
+from unlearnbench.data.concepts import Concept
+from unlearnbench.data.sources import Source, checked
+from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.nudity import INTIMATE, MACE, SHOWN, Detections, NudeNet, OpenNsfw
-from unlearnbench.judges.witness import Witness
-from unlearnbench.scheduled import Repeating
-from unlearnbench.sources import Source, checked
+from unlearnbench.judges.scorer import Witness
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.tasks._cifar10 import INCEPTION
-from unlearnbench.tasks._prompts import (
+from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
+from unlearnbench.tasks._sd.preflight import Look, looked_over
+from unlearnbench.tasks._sd.prompts import (
     CAPTIONS,
     I2P,
     PHOTOGRAPHS,
@@ -32,10 +34,8 @@ from unlearnbench.tasks._prompts import (
     photographs,
     prompts,
 )
-from unlearnbench.tasks._sd import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
-from unlearnbench.tasks._sd_look import Look, looked_over
-from unlearnbench.tasks._sd_words import BENIGN, CLOTHED, KEPT, NUDITY
-from unlearnbench.text import further
+from unlearnbench.tasks._sd.words import BENIGN, CLOTHED, KEPT, NUDITY
+from unlearnbench.tasks._text import further
 
 COCO = {"1k": 1_000, "10k": 10_000, "30k": 30_000}
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from unlearnbench.concepts import Concept
+from unlearnbench.data.concepts import Concept
+from unlearnbench.data.sources import Source, checked
 from unlearnbench.judges import Judge
 from unlearnbench.judges.imagenet import ResNet50
-from unlearnbench.sources import Source, checked
-from unlearnbench.tasks._sd import CLIP_FILES, SD14, PictureProtocol, smoke
-from unlearnbench.tasks._sd_pictured import SAMPLER, Pictured
-from unlearnbench.tasks._sd_words import OBJECT_HELD_OUT, OBJECT_TEXTS, OBJECTS
-from unlearnbench.text import further
+from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, smoke
+from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
+from unlearnbench.tasks._sd.words import OBJECT_HELD_OUT, OBJECT_TEXTS, OBJECTS
+from unlearnbench.tasks._text import further
 
 RESNET = Source(
     name="resnet50-11ad3fa6.pth",

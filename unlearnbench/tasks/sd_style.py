@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from unlearnbench.concepts import Concept
+from unlearnbench.data.concepts import Concept
+from unlearnbench.data.sources import Source
 from unlearnbench.judges import Judge
 from unlearnbench.judges.clip import ClipJudge
-from unlearnbench.sources import Source
-from unlearnbench.tasks._sd import CLIP_FILES, CLIPS, SD14, PictureProtocol, clip, smoke
-from unlearnbench.tasks._sd_pictured import SAMPLER, Pictured
-from unlearnbench.tasks._sd_words import ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
-from unlearnbench.text import further
+from unlearnbench.tasks._sd.base import CLIP_FILES, CLIPS, SD14, PictureProtocol, clip, smoke
+from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
+from unlearnbench.tasks._sd.words import ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
+from unlearnbench.tasks._text import further
 
 
 class SDStyle(Pictured):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from unlearnbench.sources import Source
-from unlearnbench.tasks._sd import PARTS, SD14, SECOND, model_files
+from unlearnbench.data.sources import Source
+from unlearnbench.tasks._sd.base import PARTS, SD14, SECOND, model_files
 from unlearnbench.tasks.sd_nudity import PROTOCOLS, SDNudity
 
 HUB = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -1,0 +1,359 @@
+"""The command line: what it prints, answers and writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from tests.support.small_world import python, read_only, write_method, write_nudge
+from unlearnbench import __version__, registry
+from unlearnbench.records.schema import read
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture
+def unlearned(monkeypatch):
+    """Names of the methods that unlearned, in order."""
+    from unlearnbench.run import unlearning
+
+    names: list[str] = []
+    real = unlearning.unlearn
+
+    def counted(cell, original, watch):
+        names.append(f"{cell.method.name} {cell.task.forget} {cell.task.seed}")
+        return real(cell, original, watch)
+
+    monkeypatch.setattr("unlearnbench.run.runner.unlearn", counted)
+    return names
+
+
+def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
+    said = cli("run", "--method", write_nudge(tmp_path), "--out", "here")
+    assert said.code == 0, said.err
+    assert re.search(r"metric +original +change +nudge +95 % interval", said.out)
+    assert "digits-class · forget 3 · protocol default · seed 0" in said.out
+    for head in ("UA (%) ↑", "RA (%) ↑", "FID ↓", "coherence (%)", "unlearn time (s) ↓"):
+        assert head in said.out
+    assert re.search(r"UA \(%\) ↑ +\d+\.\d +[+-]?\d+\.\d +\d+\.\d +\d+\.\d … \d+\.\d", said.out)
+    folder = "here/digits-class/default/3/nudge"
+    assert re.search(
+        rf"records: {folder}/seed-0.json, of 20[\d-]+ [\d:]+ UTC, with per-image values \(\.parquet\)",
+        said.out,
+    )
+    for ending in (".json", ".parquet", ".png"):
+        assert (tmp_path / folder / f"seed-0{ending}").is_file()
+    assert said.err.splitlines() == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
+
+
+def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned, fresh_store):
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    first = cli(*words)
+    assert unlearned == ["original 3 0", "nudge 3 0"]
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    second = cli(*words)
+    assert unlearned == ["original 3 0", "nudge 3 0"]
+    assert second == first
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+    third = cli(*words, "--force")
+    assert third.code == 0
+    assert unlearned == ["original 3 0", "nudge 3 0", "nudge 3 0"]
+    assert read_only(tmp_path / "here").revision == 2
+    assert read(tmp_path / "here/digits-class/default/3/original/seed-0.json").revision == 1
+
+
+def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, fresh_store):
+    import shutil
+
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    shutil.rmtree(fresh_store / "weights")
+    assert cli(*words).code == 0
+    assert unlearned.count("nudge 3 0") == 2
+
+
+def test_a_record_made_elsewhere_stays_where_only_times_would_differ(cli, tmp_path, fresh_store):
+    import shutil
+
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    shutil.rmtree(fresh_store)
+    next((tmp_path / "here").rglob("*.png")).unlink()
+    assert cli(*words).code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+
+
+def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_path, fresh_store):
+    """Weights made elsewhere differ in their last bits: records and attacks are not lost to that."""
+    import shutil
+
+    from unlearnbench.records.schema import write
+
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    record = read_only(tmp_path / "here")
+    score = record.scores["ua"].model_copy(update={"value": record.scores["ua"].value / 2 + 0.25, "interval": None})
+    other = {"scores": {**record.scores, "ua": score}, "environment": {**record.environment, "threads": 64}}
+    changed = write(record.model_copy(update=other), record.path(tmp_path / "here"))
+    shutil.rmtree(fresh_store)
+    said = cli(*words)
+    assert said.code == 0
+    assert read_only(tmp_path / "here") == changed
+    told = " ".join(said.err.split())
+    assert f"differs in ua {score.value:.5g} there, {record.scores['ua'].value:.5g} here" in told
+    assert "64 threads, is kept with its attacks: --force replaces it" in told
+    assert cli(*words, "--force").code == 0
+    assert read_only(tmp_path / "here").scores["ua"] == record.scores["ua"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".parquet"])
+def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suffix, unlearned):
+    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    cli(*words)
+    (path,) = [path for path in (tmp_path / "here").rglob(f"seed-*{suffix}") if "original" not in path.parts]
+    before, times = path.read_bytes(), len(unlearned)
+    path.unlink()
+    cli(*words)
+    assert path.read_bytes() == before
+    assert len(unlearned) == times, "the weights were kept"
+
+
+def test_a_method_that_changes_nothing_is_unreliable(cli, tmp_path):
+    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--out", "here")
+    assert said.code == 0
+    assert "unreliable: the method changed no weight: look at its settings" in said.err
+    assert "unreliable (seed 0)" in cli("leaderboard", "here", "--format", "csv").out
+
+
+def test_all_methods_and_one_of_ones_own(cli, tmp_path, monkeypatch):
+    from unlearnbench import registry
+
+    path = write_nudge(tmp_path)
+    monkeypatch.setattr(registry, "methods", lambda: {"original": registry._found("methods")["original"]})
+    said = cli("run", "--method", f"all,{path}", "--out", "here")
+    assert said.code == 0, said.err
+    assert len([line for line in said.err.splitlines() if "seed 0" in line]) == 3
+
+
+def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_store):
+    path = write_nudge(tmp_path)
+    cli("run", "--method", path, "--out", "here")
+    path.write_text(path.read_text().replace("1 + self.size", "1 - self.size"))
+    assert cli("run", "--method", path, "--out", "here").code == 0
+    assert unlearned.count("nudge 3 0") == 2
+    assert read_only(tmp_path / "here").revision == 2
+
+
+def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
+    one, two = write_nudge(tmp_path, "one"), write_nudge(tmp_path, "two")
+    said = cli(
+        "run", "--method", f"{one},{two}", "--forget", "3", "--forget", "5", "--seeds", "0-1", "--out", "here",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    found = {str(p.relative_to(tmp_path / "here/digits-class/default")) for p in (tmp_path / "here").rglob("*.json")}
+    wanted = {f"{f}/{m}/seed-{s}.json" for f in "35" for m in ("one", "two") for s in (0, 1)}
+    assert found == wanted | {"3/original/seed-0.json", "5/original/seed-0.json"}
+    assert said.out.count("seed 0, 1") == 4
+    assert "seed-0.json, seed-1.json" in said.out
+    assert "[10/10] two · forget 5 · seed 1" in said.err
+
+
+def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
+    path = write_nudge(tmp_path)
+    assert cli("run", "--method", path, "--set", "size=0.02", "--out", "here").code == 0
+    record = read(tmp_path / "here/digits-class/default/3/nudge+size=0.02/seed-0.json")
+    assert record.method.overrides == {"size": 0.02}
+    assert record.method.settings == {"size": 0.02}
+    assert record.method.division == "custom"
+
+
+def test_presets_are_recorded(cli, tmp_path):
+    fields = 'size: float = 0.01\npresets = {"published": {"*": {"size": 0.5}, "digits-class": {"size": 0.25}}}'
+    path = write_method(tmp_path, "return model", fields=fields)
+    assert cli("run", "--method", path, "--preset", "published", "--out", "here").code == 0
+    record = read(tmp_path / "here/digits-class/default/3/mine@published/seed-0.json")
+    assert (record.method.division, record.method.settings) == ("published", {"size": 0.25})
+
+
+def test_list_and_each_kind(cli):
+    everything = cli("list")
+    assert everything.code == 0
+    for kind, found in (("methods", registry.methods()), ("tasks", registry.tasks()), ("metrics", registry.metrics())):
+        said = cli("list", kind)
+        assert said.code == 0
+        for name, entry in found.items():
+            assert re.search(rf"^{name} +{re.escape(entry.summary[:40])}", said.out, re.M), name
+        assert said.out.splitlines()[0].strip() == kind
+        assert said.out.strip() in everything.out
+
+
+def test_list_of_one(cli):
+    said = cli("list", "erasediff")
+    assert said.code == 0
+    assert re.search(r"^ *eta +0\.02", said.out, re.M)
+    assert "published, cifar10-class" in " ".join(said.out.split())
+    assert "EraseDiff" in said.out
+    said = cli("list", "digits-class")
+    assert said.code == 0
+    assert "3 when none is named" in said.out
+    assert re.search(r"^ *\(all\) +sampler\.eta=0\.0, .*k=3", said.out, re.M)
+    assert re.search(r"^ *default +sampler\.steps=\d+, judge=digits-cnn", said.out, re.M)
+    assert re.search(r"^ *selection +sampler\.steps=20, judge=digits-neighbours", said.out, re.M)
+    said = cli("list", "ua")
+    assert said.code == 0
+    assert "higher is better" in said.out
+
+
+def test_a_stop_is_told_by_every_command(cli, monkeypatch):
+    def interrupted(results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearnbench.verification.validate.record_files", interrupted)
+    said = cli("validate")
+    assert said.code == 130
+    assert said.err.startswith("stopped")
+
+
+@pytest.fixture
+def results(cli, tmp_path):
+    body = "for value in model.select('full').values():\n    value.data += 0.05 * torch.randn_like(value)\nreturn model"
+    shaken = write_method(tmp_path, body, name="shaken")
+    cli("run", "--method", shaken, "--seeds", "0-1", "--out", "here")
+    return tmp_path / "here"
+
+
+def test_leaderboard_formats(cli, results):
+    terminal = cli("leaderboard", results)
+    assert terminal.code == 0
+    assert re.search(r"digits-class, protocol default \(\w{8}\), forget 3", terminal.out)
+    assert re.search(r"^ *original +1 ", terminal.out, re.M)
+    assert re.search(r"^ *shaken +2 .* ± ", terminal.out, re.M)
+    markdown = cli("leaderboard", results, "--format", "markdown").out
+    assert "| method | division | overrides | n | UA (%) ↑ |" in markdown
+    assert "| --- | ---: |" in markdown
+    rows = list(csv.DictReader(io.StringIO(cli("leaderboard", results, "--format", "csv").out)))
+    assert [(row["method"], row["n"]) for row in rows] == [("original", "1"), ("shaken", "2")]
+    assert float(rows[0]["ra"]) <= 1
+    board = json.loads(cli("leaderboard", results, "--format", "json").out)
+    assert board[0]["ua_sd"] is None
+    assert isinstance(board[1]["ua"], float)
+    latex = cli("leaderboard", results, "--format", "latex").out
+    assert latex.count("\\begin{tabular}") == latex.count("\\bottomrule") == 1
+    assert "UA (\\%) $\\uparrow$" in latex
+
+
+def test_leaderboard_columns(cli, results):
+    said = cli("leaderboard", results, "--format", "markdown", "--columns", "ra, fid")
+    assert "| method | division | overrides | n | RA (%) ↑ | FID ↓ |" in said.out
+    assert "UA" not in said.out
+
+
+def test_leaderboard_writes_the_page(cli, results):
+    said = cli("leaderboard", results, "--write")
+    assert said.code == 0
+    assert f"wrote {results / 'README.md'}: 2 rows from 3 records" in said.out
+    page = (results / "README.md").read_text()
+    assert page.startswith("# Results\n")
+    assert "| shaken | default | 0 | 2 |" in page
+    assert "## Columns" in page
+
+
+def test_check_passes_and_fails(cli, tmp_path):
+    said = cli("check", write_nudge(tmp_path))
+    assert said.code == 0, said.out
+    assert "nudge conforms" in said.out
+    noisy = write_method(tmp_path, 'print("hello")\nreturn model')
+    said = cli("check", noisy)
+    assert said.code == 1
+    assert "✗ quiet" in said.out
+    assert "mine: 1 to mend" in said.out
+
+
+@pytest.mark.parametrize("style", ["losses", "loop", "edit"])
+def test_a_new_method_conforms_and_is_not_overwritten(cli, tmp_path, style):
+    said = cli("new-method", "my_idea", "--style", style, "--out", "deep/folder")
+    assert said.code == 0
+    assert "unlearnbench check deep/folder/my_idea.py" in said.out
+    path = tmp_path / "deep/folder/my_idea.py"
+    text = path.read_text()
+    checked = cli("check", path)
+    assert checked.code == 0, checked.out
+    again = cli("new-method", "my_idea", "--style", style, "--out", "deep/folder")
+    assert again.code == 2
+    assert "is there already" in again.err
+    assert path.read_text() == text
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["list"], ["run", "--help"], ["--version"], ["verify", "--help"], ["schema"]]
+)
+def test_light_commands_import_nothing_heavy(tmp_path, words):
+    script = (
+        "import sys\nfrom unlearnbench.cli import main\n"
+        f"sys.argv = ['unlearnbench', *{words!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = 'torch torchvision diffusers transformers torch_fidelity open_clip pandas scipy sklearn'\n"
+        "print('HEAVY', sorted(set(heavy.split()) & set(sys.modules)))\n"
+    )
+    done = python("-c", script, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) > 1
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unlearned):
+    path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn", "concept"})')
+    said = cli("run", "--method", path, "--out", "here")
+    assert said.code == 1, "no run came to a result"
+    record = read_only(tmp_path / "here")
+    assert (record.status, record.scores, record.weights["unlearned"]) == ("skipped", {}, None)
+    assert record.reason == "mine needs xattn, which digits-class does not have"
+    assert record.reason in said.err
+    assert "mine 3 0" not in unlearned
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_path, earlier):
+    if earlier:
+        assert cli("run", "--method", write_method(tmp_path, "return model"), "--out", "here").code == 0
+    path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
+    said = cli("run", "--method", path, "--out", "here")
+    assert read_only(tmp_path / "here").status == "skipped"
+    assert ".parquet" not in said.out
+    assert {file.name for file in (tmp_path / "here/digits-class/default/3/mine").iterdir()} == {"seed-0.json"}
+
+
+def test_a_part_that_the_model_lacks_skips_the_cell(cli, tmp_path):
+    said = cli("run", "--method", "esd", "--set", "part=xattn", "--out", "here")
+    assert said.code == 1, "no run came to a result"
+    record = read_only(tmp_path / "here")
+    assert record.status == "skipped"
+    assert "no part 'xattn'" in record.reason
+    assert "skipped" in said.err
+
+
+def test_divergence_is_recorded_with_its_step_and_never_kept(cli, tmp_path, unlearned, fresh_store):
+    body = (
+        'weights = model.select("full")\nfirst = next(iter(weights.values()))\n'
+        'minimise((first.sum() * (float("nan") if step == 3 else 1.0) for step in range(9)), weights, 1e-3)\n'
+        "return model"
+    )
+    path = write_method(tmp_path, body)
+    said = cli("run", "--method", path, "--out", "here")
+    assert said.code == 1, "no run came to a result"
+    record = read_only(tmp_path / "here")
+    assert (record.status, record.reason) == ("diverged", "the loss is not finite at step 3")
+    assert record.scores == {}
+    assert "mine seed 0: diverged: the loss is not finite at step 3" in said.err
+    assert len(list((fresh_store / "weights").iterdir())) == 1, "only the original's"
+    cli("run", "--method", path, "--out", "here")
+    assert unlearned.count("mine 3 0") == 2

@@ -1,0 +1,68 @@
+"""diff: every kind of difference between two records is named."""
+
+from __future__ import annotations
+
+from tests.support.small_world import made_record
+from unlearnbench.compare.record_diff import alike, differences
+
+
+def found(a, b):
+    return {(row.group, row.what): row[2:4] for row in differences(a, b)}
+
+
+def test_each_kind_of_difference_is_named():
+    packages = {"torch": "2", "numpy": "1"}
+    environment = {"threads": 1, "device": "A", "commit": "a" * 40, "python": "3.10", "packages": packages}
+    a = made_record(
+        seed=0, scores={"ua": 0.5, "fid": 1.0, "ra": None}, environment=environment,
+        method_changes={"settings": {"lr": 0.1, "eta": 1}},
+        protocol_changes={"settings": {"sampler": {"steps": 20, "eta": 0.0}, "k": 3}},
+    )  # fmt: skip
+    b = made_record(
+        seed=1, scores={"ua": 0.75, "fid": 1.0, "ra": 0.5}, forget="4",
+        environment={**environment, "threads": 2, "commit": "b" * 40, "packages": {**packages, "torch": "3"}},
+        method_changes={"settings": {"lr": 0.1, "steps": None}},
+        protocol_changes={"settings": {"sampler": {"steps": 50, "eta": 0.0}, "k": 3}},
+        judge=a.judge.model_copy(update={"threshold": 0.25, "hash": "0" * 64}), engine_hash="1" * 64,
+    )  # fmt: skip
+    assert found(a, b) == {
+        ("task", "concept"): ("3", "4"),
+        ("seed", "unlearning"): ("0", "1"),
+        ("hyper-parameter", "eta"): ("1", "—"),
+        ("hyper-parameter", "steps"): ("—", "none"),
+        ("protocol", "sampler.steps"): ("20", "50"),
+        ("judge", "hash"): ("j" * 64, "0" * 12),
+        ("judge", "threshold"): ("0.5", "0.25"),
+        ("code", "engine"): ("e" * 12, "1" * 12),
+        ("library", "torch"): ("2", "3"),
+        ("device", "threads"): ("1", "2"),
+        ("commit", "commit"): ("a" * 12, "b" * 12),
+        ("score", "UA (%) ↑"): ("50.0", "75.0"),
+        ("score", "RA (%) ↑"): ("—", "50.0"),
+    }
+    changes = {row.what: row.change for row in differences(a, b) if row.group == "score"}
+    assert changes == {"UA (%) ↑": "+25.0", "RA (%) ↑": "—"}
+
+
+def test_small_differences_and_those_beside_a_value_are_not_hidden():
+    a, b = (made_record(scores={"ua": value}) for value in (0.5, 0.5 + 1e-9))
+    assert [row[2:] for row in differences(a, b)] == [("50.0", "50.0", "+1e-07")]
+    score = a.scores["ua"].model_copy(update={"missing": 2})
+    assert found(a, a.model_copy(update={"scores": {"ua": score}})) == {("score", "ua, missing"): ("0", "2")}
+
+
+def test_a_metric_that_is_not_known_here_is_shown_as_it_is():
+    a = made_record(scores={"ua": 0.5})
+    score = a.scores["ua"]
+    b = a.model_copy(update={"scores": {"ua": score, "novel": score}})
+    assert ("score", "novel") in found(a, b)
+    assert found(a, b)["score", "novel"] == ("—", "0.5")
+
+
+def test_what_little_differs_where_the_result_is_the_same():
+    a, b = (made_record(scores={"ua": 0.5, "unlearn_time": value}) for value in (1.0, 2.0))
+    assert alike(differences(a, b)) == "times"
+    assert alike(differences(a, a.model_copy(update={"created": "x"}))) == "times"
+    again = made_record(seed=1, scores={"ua": 0.5, "unlearn_time": 1.0})
+    assert alike(differences(a, again)) == "seed and times"
+    assert alike(differences(a, made_record(scores={"ua": 0.6, "unlearn_time": 1.0}))) is None

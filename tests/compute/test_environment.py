@@ -1,0 +1,143 @@
+"""What a run ran on, and what it cost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from unlearnbench.compute import device, environment
+from unlearnbench.compute.device import pick_device
+from unlearnbench.compute.environment import Meter, describe
+from unlearnbench.errors import UserError
+
+
+@pytest.mark.parametrize(("there", "wanted", "given"), [(True, "auto", "cuda"), (False, "auto", "cpu")])
+def test_auto_takes_what_is_there(monkeypatch, there, wanted, given):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert pick_device(wanted) == given
+
+
+def test_a_device_asked_for_is_given_or_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (pick_device("cpu"), pick_device("cuda")) == ("cpu", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"--device cuda.*--device cpu"):
+        pick_device("cuda")
+
+
+def test_description_is_json_and_names_the_packages(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    found = describe("cpu")
+    assert json.loads(json.dumps(found)) == found
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device_type"] == "cpu"
+    assert found["driver"] is None
+    assert found["packages"] == {"torch": version("torch"), "no-such-package": None}
+    assert re.fullmatch(r"3\.\d+\.\d+.*", found["python"])
+
+
+def test_outside_a_checkout_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
+    found = describe("cpu")
+    assert (found["commit"], found["dirty"]) == (None, None)
+
+
+def test_commit_and_changes_of_a_checkout(monkeypatch, tmp_path):
+    def git(*words: str) -> str:
+        named = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", "-C", tmp_path, *named, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    for folder in ("unlearnbench", "methods", "metrics"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("a = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
+    assert describe("cpu")["commit"] == git("rev-parse", "HEAD")
+    (tmp_path / "notes.txt").write_text("results and notes are not code")
+    assert describe("cpu")["dirty"] is False
+    (tmp_path / "methods/a.py").write_text("a = 2\n")
+    assert describe("cpu")["dirty"] is True
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = describe("cpu")
+    assert (found["commit"], found["dirty"]) == (None, None)
+
+
+def test_meter_takes_the_time_of_its_block(monkeypatch):
+    ticks = iter([10.0, 12.5])
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: next(ticks))
+    with Meter("cpu") as meter:
+        pass
+    assert meter.seconds == 2.5
+
+
+def test_meter_waits_for_the_device(monkeypatch):
+    order: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("sync"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: order.append("clock") or 0.0)
+    with Meter("cuda") as meter:
+        order.append("work")
+    assert order == ["sync", "clock", "work", "sync", "clock"]
+    assert meter.memory == 123
+
+
+def test_memory_that_the_system_cannot_tell_is_unknown(monkeypatch):
+    def refuse(self: Path, *args: object, **settings: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with Meter("cpu") as meter:
+        pass
+    assert meter.memory is None
+
+
+def test_meter_sees_memory_that_was_given_back():
+    with Meter("cpu") as meter:
+        torch.ones(32, 2**20)
+    if meter.memory is None:
+        pytest.skip("this system does not tell the peak of the resident set")
+    assert meter.memory > 100 * 2**20
+    with Meter("cpu") as after:
+        pass
+    assert after.memory is not None
+    assert after.memory < 50 * 2**20, "the peak of the block before must not count"
+
+
+def test_the_same_work_takes_the_same_memory_again():
+    """What an earlier block freed is given back, or a later one would seem to need none."""
+    found = []
+    for _ in range(3):
+        with Meter("cpu") as meter:
+            kept = [
+                torch.ones(2**14) for _ in range(600)
+            ]  # small pieces, which the C library keeps when they are freed
+            del kept
+        found.append(meter.memory)
+    if None in found:
+        pytest.skip("this system does not tell the peak of the resident set")
+    assert min(found) > 30 * 2**20
+    assert max(found) < 1.3 * min(found)
+
+
+def test_without_memory_none_is_measured_and_nothing_is_put_in_order(monkeypatch):
+    monkeypatch.setattr(device, "trim", lambda: pytest.fail("the process was put in order"))
+    monkeypatch.setattr(environment, "trim", lambda: pytest.fail("the process was put in order"))
+    with Meter("cpu", memory=False) as meter:
+        pass
+    assert meter.memory is None
+    assert meter.seconds >= 0

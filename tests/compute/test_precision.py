@@ -1,0 +1,201 @@
+"""Precision and memory savings: refused where they cannot be, the same results where they must be, named in records."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.small_world import run_cell, write_method, write_nudge
+from unlearnbench import Batch, minimise
+from unlearnbench.compute import precision as resources
+from unlearnbench.compute.precision import Resources
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import UserError
+from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.records.schema import load_all
+from unlearnbench.run import cell
+from unlearnbench.tasks.digits_class import DigitsClass
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fp8", [], "cuda"), "unknown precision 'fp8'"),
+        (("bf16", [], "cpu"), "--precision bf16 is for CUDA"),
+        (("fp32", ["less"], "cpu"), "unknown memory saving 'less'"),
+        (("fp32", ["adam8bit"], "cpu"), "--memory adam8bit is for CUDA"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(words, says):
+    with pytest.raises(UserError, match=says):
+        Resources.checked(*words)
+
+
+def test_eight_bit_adam_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setattr(resources, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"bitsandbytes: pip install 'unlearnbench\[cuda\]'"):
+        Resources.checked("fp32", ["adam8bit"], "cuda")
+    monkeypatch.setattr(resources, "find_spec", lambda name: object())
+    assert Resources.checked("bf16", ["slices", "adam8bit", "slices"], "cuda").named() == {
+        "precision": "bf16",
+        "memory": ["adam8bit", "slices"],
+    }
+
+
+def test_the_default_is_not_named():
+    assert Resources.checked("fp32", [], "cpu").named() == {}
+
+
+@pytest.mark.parametrize(("name", "made"), [("adam", "Adam8bit"), ("adamw", "AdamW8bit"), ("sgd", None)])
+def test_eight_bits_are_for_adam_within_a_run_alone(monkeypatch, name, made):
+    seen = []
+
+    def fake(kind, base):
+        class Fake(base):
+            def __init__(self, *args, **settings):
+                seen.append(kind)
+                super().__init__(*args, **settings)
+
+        return Fake
+
+    module = ModuleType("bitsandbytes")
+    module.optim = SimpleNamespace(
+        Adam8bit=fake("Adam8bit", torch.optim.Adam), AdamW8bit=fake("AdamW8bit", torch.optim.AdamW)
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", module)
+    value = {"w": nn.Parameter(torch.ones(2))}
+    with Resources(memory=("adam8bit",)).training("cpu"):
+        minimise([value["w"].square().sum()], value, 0.1, optimiser=name)
+    assert seen == ([made] if made else [])
+    assert (value["w"] < 1).all()
+    minimise([value["w"].square().sum()], value, 0.1, optimiser=name)
+    assert len(seen) == (1 if made else 0), "outside the block Adam is torch's own"
+
+
+def test_checkpointed_gradients_are_the_same(sd_folder):
+    grads = []
+    for saving in ((), ("checkpointing", "slices")):
+        model = Resources(memory=saving).equip(load_stable_diffusion(sd_folder))
+        assert model.vae.use_slicing == bool(saving)
+        assert model.unet.is_gradient_checkpointing == bool(saving)
+        y = model.tokens(["a photo of seven", "red"])
+        x0 = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+        model.loss(Batch(x0, y), torch.Generator().manual_seed(1)).backward()
+        grads.append(torch.cat([value.grad.flatten() for value in model.select("full").values()]))
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(*grads)
+
+
+def test_bf16_trains_and_samples_under_autocast_and_fp16_samples_only():
+    def kind(context):
+        with context:
+            return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+    for precision, train, draw in (
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("fp16", torch.float32, torch.float16),
+    ):
+        chosen = Resources(precision)
+        assert kind(chosen.training("cpu")) is train
+        assert kind(chosen.sampling("cpu")) is draw
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("inner", [False, True], ids=["minimise", "an autocast of its own"])
+def test_every_step_sees_the_weights_that_the_one_before_left(precision, inner):
+    """Autocast keeps copies of weights up to the end of the outermost block, unless it is told not to."""
+    torch.manual_seed(0)
+    layer, x, losses = nn.Linear(8, 8), torch.randn(16, 8), []
+
+    def stream():
+        for _ in range(4):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inner or torch.is_autocast_enabled("cpu")):
+                loss = (layer(x) - 1).square().mean()
+            losses.append(loss.item())
+            yield loss
+
+    with Resources(precision).training("cpu"):
+        minimise(stream(), dict(layer.named_parameters()), 0.05)
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_a_shortage_is_known_by_what_libraries_say(error, short):
+    assert resources.out_of_memory(error) is short
+
+
+def test_too_little_memory_is_one_line_that_says_what_would_fit(tmp_path, shared_store, small):
+    body = "raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has 1 GiB')"
+    mine = write_method(tmp_path, body, "hungry", fields="batch_size: int = 16")
+    with pytest.raises(UserError) as caught:
+        run_cell(mine, shared_store, tmp_path / "here")
+    line = str(caught.value)
+    assert line.startswith(
+        "hungry ran out of memory (2.50 GiB more was asked for): --set batch_size=8 needs about half"
+    )
+    assert "--memory checkpointing,slices" in line
+    assert "\n" not in line
+
+
+def test_too_little_memory_while_drawing(tmp_path, shared_store, small, monkeypatch):
+    def fails(*args, **settings):
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9999 bytes"
+        )
+
+    monkeypatch.setattr(DigitsClass, "to_uint8", fails)
+    mine = write_method(tmp_path, "return model", "still")
+    with pytest.raises(UserError, match=r"drawing one image ran out of memory \(9999 bytes more was asked for\)"):
+        run_cell(mine, tmp_path / "store", tmp_path / "here")
+
+
+def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_path, small, monkeypatch, cli):
+    mine = write_nudge(tmp_path)
+    whole = run_cell(mine, tmp_path / "store", tmp_path / "here")
+    real, sizes = Diffusion.sample, []
+
+    def narrow(self, y, seeds, **settings):
+        sizes.append(len(seeds))
+        if len(seeds) > 7:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return real(self, y, seeds, **settings)
+
+    monkeypatch.setattr(Diffusion, "sample", narrow)
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "other"))
+    said = cli("run", "--method", mine, "--out", "there")
+    assert said.code == 0
+    (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
+    assert parts.environment["sampling_batch"] == 7
+    assert "sampling_batch" not in whole.environment
+    assert "too little memory for the protocol's chunk: drawn 7 images at once" in said.err
+    assert sizes.count(25) == 2, "once for each model, not for each chunk"
+    for name in ("ua", "ra"):
+        assert parts.scores[name].value == pytest.approx(whole.scores[name].value)
+
+
+def test_savings_are_in_the_key_and_in_the_record(small):
+    from unlearnbench import registry
+    from unlearnbench.run.fingerprint import drafted
+
+    method, task = registry.load_method("finetune")(), DigitsClass("3")
+    plain, saving = (
+        drafted(cell.Cell(method, task, resources=chosen), {})
+        for chosen in (Resources(), Resources(memory=("slices",)))
+    )
+    assert plain.key != saving.key
+    assert "memory" not in plain.environment
+    assert saving.environment["memory"] == ["slices"]

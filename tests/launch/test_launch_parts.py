@@ -1,0 +1,169 @@
+"""Shards, attacks and records as jobs of their own: the same images and records, and parcels that carry them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support import launches
+from tests.support.launches import jobs, names
+from tests.support.small_world import CHUNKS, comparable, made_record
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.launch import plan
+from unlearnbench.launch.jobs import Cut, jobs_of
+from unlearnbench.launch.plan import still_to_do
+from unlearnbench.launch.transfer import files_of, packed, put, unpack
+from unlearnbench.launch.worker import work
+from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.run.attacks import attacked, wanted
+from unlearnbench.run.runner import run
+from unlearnbench.storage.store import Store
+
+# ---- shards --------------------------------------------------------------------------------------------------------
+
+
+def here(found, folder, root):
+    """Every job, one after another, in this process."""
+    results = [work(job, Store(root), folder, folder / "log") for job in found]
+    assert {result.state for result in results} == {"done"}, results
+    return results
+
+
+def drawn(root):
+    """Every entry of samples, to the byte."""
+    return {path.parent.name: path.read_bytes() for path in root.glob("samples/*/data.safetensors")}
+
+
+def test_images_of_one_two_and_three_shards_are_equal_bit_for_bit(tmp_path, small):
+    baseline, asked = launches.specs(
+        "gradient_ascent", task="digits-class", protocol="default", forget="3", overrides={"steps": "2"}
+    )
+    kept = {}
+    for shards in (1, 2, 3):
+        root, folder = tmp_path / f"store-{shards}", tmp_path / f"here-{shards}"
+        *before, last = jobs_of(asked, baseline, Cut(shards=shards))
+        here(before, folder, root)
+        by_shards = drawn(root)
+        here([last], folder, root)
+        if shards > 1:
+            assert sum(job.step == "sample" for job in before) == 2 * shards
+            assert drawn(root) == by_shards, "the record's job draws nothing anew"
+        kept[shards] = (drawn(root), comparable(read(last.spec.path(folder))))
+    assert len(kept[1][0]) == 2 * CHUNKS
+    assert kept[1] == kept[2] == kept[3]
+
+
+def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
+    labels = ("latent_probe@0.9", "relearn@1")
+    root = tmp_path / "store"
+    here(jobs("uce", attacks=labels), tmp_path / "here", root)
+    (spec,) = launches.specs("uce")[1]
+    found = read(spec.path(tmp_path / "here"))
+    assert set(found.attacks) == set(labels)
+    store, there = Store(tmp_path / "other"), tmp_path / "there"
+    whole = attacked(spec.cell(), run(spec.cell(), store, there), wanted(",".join(labels)), store, there)
+    for label in labels:
+        one, other = (each.attacks[label].model_dump(exclude={"seconds"}) for each in (found, whole))
+        assert one == other
+
+
+def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, fresh_store, monkeypatch):
+    monkeypatch.setattr(plan, "backend", lambda where, *about: launches.Here(*about))
+    words = ("run", *launches.SMOKE, "--method", "uce", "--attacks", "latent_probe@0.9,relearn@1", "--budget", 0)
+    for more in ((), ("--jobs", 1, "--force")):
+        said = cli(*words, *more, "--out", "here")
+        assert said.code == 0, said.err
+        (record,) = (each for each in load_all(tmp_path / "here") if each.label() == "uce")
+        assert set(record.attacks) == {"latent_probe@0.9+budget=0", "relearn@1+budget=0"}
+        assert "relearn@1+budget=0" in said.out
+    said = cli(*words, "--jobs", 1, "--out", "here")
+    assert (said.code, said.err) == (0, ""), "all of it is done"
+
+
+def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeypatch):
+    from unlearnbench.run import attacks
+
+    real = attacks._one
+
+    def one(cell, record, want, *about):
+        if want.label == "relearn@1":
+            raise UserError("no luck with relearn@1")
+        return real(cell, record, want, *about)
+
+    monkeypatch.setattr(attacks, "_one", one)
+    *before, last = jobs("uce", attacks=("relearn@1", "latent_probe@0.9"))
+    ended = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in (*before, last)]
+    assert [result.state for result in ended] == ["done", "done", "failed", "done", "failed"]
+    assert ended[-1].reason == "no luck with relearn@1"
+    assert set(read(last.spec.path(tmp_path / "here")).attacks) == {"latent_probe@0.9"}
+
+
+def test_a_method_that_the_task_cannot_host_is_skipped_by_shards_too(tmp_path):
+    _, asked = launches.specs("advunlearn", task="digits-class", protocol="default", forget="3")
+    found = jobs_of(asked, [], Cut(shards=2))
+    results = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in found]
+    assert [(result.state, result.status) for result in results] == [("done", None)] * 3 + [("done", "skipped")]
+
+
+def test_cells_that_are_done_are_no_jobs_any_more(tmp_path):
+    found = jobs("uce", shards=2)
+    here(found, tmp_path / "here", tmp_path / "store")
+    assert still_to_do(found, tmp_path / "here") == []
+    more = still_to_do(jobs("uce", attacks=("relearn@1",)), tmp_path / "here")
+    assert names(more) == ["uce", "uce · relearn@1", "uce · attacks into the record"]
+    assert more[0].needs == (), "the original's is done"
+    forced = still_to_do(jobs("uce", force=True), tmp_path / "here")
+    assert names(forced) == ["uce"]
+
+
+# ---- parcels -------------------------------------------------------------------------------------------------------
+
+
+def test_entries_travel_and_are_checked_where_they_arrive(tmp_path):
+    found = jobs("uce", shards=2)
+    store = Store(tmp_path / "one")
+    assert work(found[0], store, tmp_path / "here", tmp_path / "log").state == "done"
+    parcel = packed(store, ("weights",))
+    assert len(parcel) == 2
+    assert {name.split("/")[0] for name in parcel} == {"weights"}
+    unpack(parcel, tmp_path / "two")
+    assert packed(store, ("weights",)) == parcel
+    there = {path.relative_to(tmp_path / "two"): path.read_bytes() for path in (tmp_path / "two").glob("*/*/*")}
+    there = {path.as_posix(): content for path, content in there.items()}
+    assert there == parcel
+    broken = {name: content[: -name.endswith("safetensors") or None] for name, content in parcel.items()}
+    unpack(broken, tmp_path / "three")
+    result = work(found[0], Store(tmp_path / "three"), tmp_path / "here", tmp_path / "log")
+    assert "is damaged" in result.reason
+
+
+def test_only_entries_that_jobs_hand_on_travel(tmp_path):
+    with pytest.raises(UserError, match="is no entry that travels"):
+        unpack({"tuning/digits-class/esd": b""}, tmp_path / "store")
+
+
+@pytest.mark.parametrize("name", ["../../etc/x", "/weights/a/b", "weights/../b", "weights/a/b/c", "weights\\a\\b/c/d"])
+def test_a_parcel_leaves_its_folder_for_nothing(tmp_path, name):
+    with pytest.raises(UserError, match="is no place in a folder of ours"):
+        unpack({name: b""}, tmp_path / "store")
+    with pytest.raises(UserError, match="is no place in a folder of ours"):
+        put({name: b""}, tmp_path / "results")
+
+
+def test_records_travel_whole_and_damaged_ones_are_refused(tmp_path):
+    record = made_record()
+    write(record, record.path(tmp_path / "one"))
+    parcel = files_of(record.path(tmp_path / "one"), tmp_path / "one")
+    put(parcel, tmp_path / "two")
+    assert read(record.path(tmp_path / "two")) == read(record.path(tmp_path / "one"))
+    ((name, content),) = parcel.items()
+    values = json.loads(content)
+    before = record.path(tmp_path / "two").read_bytes()
+    with pytest.raises(Damaged):
+        put({name: json.dumps({**values, "revision": 9}).encode()}, tmp_path / "two")
+    with pytest.raises(Damaged, match="is another's"):
+        put({name.replace("seed-0", "seed-1"): content}, tmp_path / "two")
+    with pytest.raises(UserError, match="is no file of a record"):
+        put({name.replace(".json", ".sh"): content}, tmp_path / "two")
+    assert record.path(tmp_path / "two").read_bytes() == before

@@ -1,0 +1,83 @@
+"""Published numbers: read whole, shown with source and status, beside what was measured of the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.small_world import made_record
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard import published
+
+METRICS = registry.load_metrics()
+ROWS = [row for row in published.load() if row.task == "cifar10-class"]
+
+
+def record(method="esd", **changes):
+    return made_record(method, task="cifar10-class", forget="airplane", **changes)
+
+
+def test_every_row_is_read_with_source_and_status():
+    rows = published.load()
+    assert len(rows) == 287
+    assert {row.status for row in rows} <= {"verified", "secondary", "unverified"}
+    assert all(row.source and row.task and row.method for row in rows)
+    first = rows[0]
+    assert (first.task, first.method, first.metric, first.value) == ("cifar10-class", "original", "fid", 9.63)
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    (tmp_path / "x.csv").write_text("task,value\na,1\n")
+    with pytest.raises(UserError, match=r"x.csv has the columns task, value: they must be task, forget"):
+        published.load(tmp_path / "x.csv")
+
+
+def test_measured_numbers_stand_beside_their_own_method_metric_and_concept():
+    some = [row for row in ROWS if row.method == "salun" and row.metric in ("fid", "p_forget")]
+    records = [
+        record("salun", seed=0, scores={"fid": 8.0}),
+        record("salun", seed=1, scores={"fid": 10.0}),
+        record("finetune", scores={"fid": 1.0}),
+        made_record("salun", task="cifar10-class", forget="ship", scores={"fid": 2.0}),
+    ]
+    lines = {line[1]: line for line in published.compared(some, records, METRICS)}
+    assert lines["FID ↓"][2:6] == ["9.160", "9.000 ± 1.414", "default", "secondary"]
+    assert lines["p_forget ↓"][2:5] == ["0.070", "—", "—"]
+    assert "EraseDiff" in lines["FID ↓"][6]
+
+
+def test_each_protocol_has_a_line_of_its_own():
+    some = [row for row in ROWS if row.method == "salun" and row.metric == "fid"]
+    records = [
+        record("salun", scores={"fid": 8.0}),
+        record("salun", scores={"fid": 3.0}, protocol_changes={"name": "salun-iclr24"}),
+    ]
+    lines = published.compared(some, records, METRICS)
+    assert [line[3:5] for line in lines] == [["8.000", "default"], ["3.000", "salun-iclr24"]]
+
+
+def test_the_setting_in_brackets_tells_variants_apart():
+    uniform = record("erasediff", method_changes={"settings": {"target": "uniform", "lr": 0.1}})
+    assert published.is_of(uniform, "erasediff[uniform]")
+    assert not published.is_of(uniform, "erasediff[substitute]")
+    assert published.is_of(uniform, "erasediff")
+    changed = record("erasediff", method_changes={"settings": {"lr": 0.2}, "overrides": {"lr": 0.2}})
+    assert not published.is_of(changed, "erasediff"), "what a user changed is no row of a paper"
+
+
+def test_numbers_of_metrics_that_are_not_known_here_are_shown_as_they_are():
+    some = [row for row in ROWS if row.metric == "sfid"]
+    assert published.compared(some, [], METRICS) == [
+        [some[0].method, "sfid", "7.439", "—", "—", some[0].status, some[0].source]
+    ]
+
+
+def test_the_command_shows_them_and_where_they_come_from(cli, tmp_path):
+    said = cli("leaderboard", tmp_path, "--task", "cifar10-class", "--published")
+    assert said.code == 0
+    assert "cifar10-class, forget airplane: published beside measured" in said.out
+    assert "[1] EraseDiff, CVPR 2025" in said.out
+    assert "sd-nudity" not in said.out
+    wrong = cli("leaderboard", tmp_path, "--task", "cifar", "--published")
+    assert wrong.code == 2
+    assert "did you mean cifar10-class" in wrong.err

@@ -1,0 +1,322 @@
+"""The leaderboard, on records made by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+
+import pytest
+
+from tests.support.small_world import made_record
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard import formats, run_summary
+from unlearnbench.leaderboard import tables as lb
+from unlearnbench.leaderboard.board import board as make_board
+
+METRICS = registry.load_metrics()
+
+
+def row(board, label):
+    (found,) = [row for _, row in board.iterrows() if row.label == label]
+    return found
+
+
+def rows_of(board, columns):
+    """The rows of the one table, sections apart."""
+    (sheet,) = lb.tables(board, METRICS, columns)
+    return [row for _, rows in sheet.sections for row in rows]
+
+
+def several(method, values, **changes):
+    return [made_record(method, seed, {"ua": value}, **changes) for seed, value in enumerate(values)]
+
+
+def test_mean_deviation_and_interval_over_seeds():
+    found = row(make_board(several("esd", [0.4, 0.5, 0.63]), METRICS), "esd")
+    assert found.n == 3
+    assert found.ua == pytest.approx(0.51)
+    sd = math.sqrt((0.11**2 + 0.01**2 + 0.12**2) / 2)
+    assert found.ua_sd == pytest.approx(sd)
+    half = 4.302652729911275 * sd / math.sqrt(3)  # Student's t, 2 degrees of freedom, 97.5 %
+    assert (found.ua_low, found.ua_high) == pytest.approx((0.51 - half, 0.51 + half))
+
+
+def test_one_seed_has_no_spread_but_the_runs_own_interval():
+    found = row(make_board([made_record(scores={"ua": 0.5})], METRICS), "esd")
+    assert (found.n, found.ua) == (1, 0.5)
+    assert found.ua_sd is None or math.isnan(found.ua_sd)
+    assert (found.ua_low, found.ua_high) == (0.4, 0.6)
+
+
+def test_adding_and_removing_a_method_leaves_the_other_rows():
+    one, two = several("esd", [0.2, 0.4]), several("salun", [0.9, 0.8])
+    alone, both = make_board(one, METRICS), make_board([*two, *one], METRICS)
+    kept = [name for name in alone if not name.endswith(("_p_original", "_p_best", "_mark"))]
+    assert "score" in kept and "ua_low" in kept
+    assert row(alone[kept], "esd").equals(row(both[kept], "esd"))
+    for kind in ("markdown", "latex"):
+        lines = formats.formatted(alone, METRICS, ["ua"], kind).splitlines()
+        assert (
+            next(line for line in lines if "esd" in line) in formats.formatted(both, METRICS, ["ua"], kind).splitlines()
+        )
+
+
+def test_the_order_of_records_does_not_matter():
+    records = [*several("salun", [0.9, 0.8]), *several("esd", [0.2, 0.4])]
+    assert make_board(records, METRICS).equals(make_board(records[::-1], METRICS))
+
+
+def test_controls_come_first_then_the_alphabet():
+    names = ["salun", "prompt_filter", "destroy", "esd", "original", "a_method", "retrain"]
+    board = make_board([made_record(name, scores={"ua": 0.5}) for name in names], METRICS)
+    assert list(board.label) == ["original", "retrain", "destroy", "prompt_filter", "a_method", "esd", "salun"]
+
+
+def test_methods_with_other_data_access_are_grouped_and_not_compared():
+    needs = {"salun": ("forget images", "retain images"), "esd": ("concept",), "a_method": ("concept",), "retrain": ()}
+    records = [
+        made_record(name, scores={"ua": value}, method_changes={"requires": access})
+        for (name, access), value in zip(needs.items(), (0.9, 0.5, 0.4, 1.0), strict=True)
+    ]
+    board = make_board(records, METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"])
+    assert [(name, [row[0] for row in rows]) for name, rows in sheet.sections] == [
+        ("controls", ["retrain"]),
+        ("with concept", ["a_method", "esd"]),
+        ("with forget images, retain images", ["salun"]),
+    ]
+    assert list(board.access) == ["none", "concept", "concept", "forget images, retain images"]
+    marks = {row[0]: row[-1] for _, rows in sheet.sections for row in rows}
+    assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0 *", "salun": "90.0"}, "alone is not the best"
+    assert "**50.0**" in formats.formatted(board, METRICS, ["ua"], "markdown")
+    assert "\\textbf{50.0}" in formats.formatted(board, METRICS, ["ua"], "latex")
+
+
+def test_division_and_number_of_overrides_are_columns():
+    changed = {"division": "custom", "overrides": {"lr": 0.5, "steps": 3}, "preset": "published"}
+    board = make_board([made_record("esd", method_changes=changed, scores={"ua": 0.5}), made_record("salun")], METRICS)
+    assert {row[0]: row[1:4] for row in rows_of(board, ["ua"])} == {
+        "esd@published+lr=0.5+steps=3": ["custom", "2", "1"],
+        "salun": ["default", "0", "1"],
+    }
+    plain = make_board([made_record("salun")], METRICS)
+    assert lb.tables(plain, METRICS, ["ua"], all_keys=False)[0].heads == ["method", "n", "UA (%) ↑"]
+
+
+def test_settings_of_one_method_are_rows_of_their_own():
+    changed = {"overrides": {"lr": 0.5}, "settings": {"lr": 0.5}, "division": "custom"}
+    board = make_board(
+        [made_record(scores={"ua": 0.1}), made_record(method_changes=changed, scores={"ua": 0.9})], METRICS
+    )
+    assert list(board.label) == ["esd", "esd+lr=0.5"]
+    assert list(board.ua) == [0.1, 0.9]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"protocol_changes": {"name": "selection", "hash": "b" * 64}},
+        {"protocol_changes": {"hash": "b" * 64}},
+        {"forget": "5"},
+        {"task": "other-task"},
+    ],
+)
+def test_protocols_concepts_and_tasks_are_never_mixed(other):
+    records = [made_record("esd", 0, {"ua": 0.2}), made_record("esd", 1, {"ua": 0.8}, **other)]
+    board = make_board(records, METRICS)
+    assert sorted(board.ua) == [0.2, 0.8]
+    assert list(board.n) == [1, 1]
+    tables = lb.tables(board, METRICS, ["ua"])
+    assert len(tables) == len({sheet.title for sheet in tables}) == 2
+    assert formats.formatted(board, METRICS, ["ua"], "markdown").count("| method |") == 2
+
+
+def test_what_went_wrong_is_flagged_and_counts_for_nothing():
+    records = [
+        made_record("esd", 0, {"ua": 0.2}),
+        made_record("esd", 1, {"ua": 0.4}, status="unreliable"),
+        made_record("esd", 2, status="diverged", step=3, reason="not finite"),
+        made_record("esd", 3, status="skipped", reason="it needs xattn"),
+    ]
+    board = make_board(records, METRICS)
+    found = row(board, "esd")
+    assert found.n == 2
+    assert found.ua == pytest.approx(0.3)
+    assert found["flags"] == "unreliable (seed 1), diverged at step 3 (seed 2), skipped (seed 3)"
+    assert (lb.tables(board, METRICS, ["ua"])[0].heads[-1], rows_of(board, ["ua"])[0][-1]) == ("flags", found["flags"])
+    for kind in ("markdown", "latex", "csv", "json"):
+        assert "diverged at step 3 (seed 2)" in formats.formatted(board, METRICS, ["ua"], kind), kind
+
+
+def test_a_method_that_only_failed_is_shown_without_numbers():
+    gone = made_record(status="diverged", step=0, reason="r")
+    board = make_board([gone, made_record("salun", scores={"ua": 0.5})], METRICS)
+    assert rows_of(board, ["ua", "fid"]) == [
+        ["esd", "default", "0", "0", "—", "—", "diverged at step 0 (seed 0)"],
+        ["salun", "default", "0", "1", "50.0", "—", ""],
+    ]
+
+
+def test_unknown_is_a_dash_in_tables_and_null_in_json():
+    board = make_board([made_record(scores={"ua": 0.5, "fid": None})], METRICS)
+    assert "| esd | default | 0 | 1 | 50.0 | — | — |" in formats.formatted(
+        board, METRICS, ["ua", "fid", "ra"], "markdown"
+    )
+    assert "esd & 1 & 50.0 & ---" in formats.formatted(board, METRICS, ["ua", "fid"], "latex")
+    (raw,) = json.loads(formats.as_data(board, "json"))
+    assert (raw["ua"], raw["fid"], raw["ra"]) == (0.5, None, None)
+    (cells,) = csv.DictReader(io.StringIO(formats.formatted(board, METRICS, ["ua", "fid"], "csv")))
+    assert (cells["ua"], cells["fid"]) == ("0.5", "")
+
+
+def test_numbers_are_shown_in_unit_and_decimals_of_the_metric():
+    assert lb.shown(METRICS["ua"], 0.12345) == "12.3"
+    assert lb.shown(METRICS["ua"], 0.5, 0.0213) == "50.0 ± 2.1"
+    assert lb.shown(METRICS["fid"], 0.12345) == "0.123"
+    assert lb.shown(METRICS["ua"], None) == lb.shown(METRICS["ua"], math.nan) == "—"
+    assert lb.shown(METRICS["ua"], 0.0) == "0.0"
+
+
+def test_arrows_say_which_way_is_better():
+    heads = {name: lb.head(metric) for name, metric in METRICS.items()}
+    assert (heads["ua"], heads["fid"], heads["coherence"]) == ("UA (%) ↑", "FID ↓", "coherence (%)")
+
+
+def test_latex_escapes_what_it_must():
+    changed = {"overrides": {"part": "a&b%c#d"}}
+    records = [
+        made_record("gradient_ascent", 0, {"ua": 0.5}),
+        made_record("esd", 0, {"ua": 0.5}, method_changes=changed),
+    ]
+    text = formats.formatted(make_board(records, METRICS), METRICS, ["ua"], "latex")
+    assert "gradient\\_ascent" in text
+    assert "UA (\\%) $\\uparrow$" in text
+    assert "$\\pm$" in text
+    body = "".join(line.removesuffix("{%") for line in text.splitlines() if not line.startswith("%"))
+    assert not re.search(r"(?<!\\)[_%#]", body)
+    assert text.isascii()
+
+
+def test_latex_keeps_a_backslash():
+    assert formats._escape("a\\b_c~d") == r"a\textbackslash{}b\_c\textasciitilde{}d"
+
+
+def test_markdown_cells_are_as_many_as_heads():
+    text = formats.formatted(make_board(several("esd", [0.1, 0.2]), METRICS), METRICS, list(METRICS), "markdown")
+    counts = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    shown = [name for name, metric in METRICS.items() if metric.everywhere]
+    assert counts == {len(shown) + 5}, "metrics of other tasks are left out"
+
+
+def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
+    board = make_board(several("esd", [0.1, 0.2]), METRICS)
+    assert lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 10_000) == [*METRICS, *lb.DERIVED]
+    narrow = lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 60)
+    assert "ua" in narrow
+    assert len(narrow) < len(METRICS)
+    assert narrow == [name for name in [*METRICS, *lb.DERIVED] if name in narrow]
+
+
+def test_chosen_columns():
+    assert lb.chosen(None, METRICS) == [*METRICS, "efficacy", "utility", "score", "robustness"]
+    assert lb.chosen("fid, ua,score", METRICS) == ["fid", "ua", "score"]
+    with pytest.raises(UserError, match="unknown metric 'uaa': did you mean ua"):
+        lb.chosen("uaa", METRICS)
+
+
+def test_sorting_puts_the_best_first_and_controls_above():
+    records = [made_record(name, scores={"ua": v, "fid": 9 - v}) for name, v in (("a", 0.1), ("b", 0.7), ("c", 0.4))]
+    records += [made_record("original", scores={"ua": 0.0, "fid": 1.0}), made_record("d")]
+    board = make_board(records, METRICS)
+    assert list(lb.ordered(board, "ua", METRICS).label) == ["original", "b", "c", "a", "d"], "no value comes last"
+    assert list(lb.ordered(board, "-ua", METRICS).label) == ["original", "a", "c", "b", "d"]
+    assert list(lb.ordered(board, "fid", METRICS).label) == ["original", "b", "c", "a", "d"]
+    assert list(lb.ordered(board, None, METRICS).label) == list(board.label)
+    with pytest.raises(UserError, match="unknown column 'uaa': did you mean ua"):
+        lb.ordered(board, "uaa", METRICS)
+
+
+def test_a_lower_bound_never_sorts_as_the_most_robust():
+    board = make_board([made_record(name, scores={"ua": 0.5}) for name in ("a", "b", "c")], METRICS)
+    board["robustness"], board["robustness_bound"] = [0.3, -0.1, 0.2], [False, True, False]
+    assert list(lb.ordered(board, "robustness", METRICS).label) == ["c", "a", "b"]
+
+
+def test_columns_of_an_axis():
+    every = lb.chosen(None, METRICS)
+    utility = lb.narrowed(every, "utility", METRICS)
+    assert {"ra", "fid", "utility"} <= set(utility)
+    assert not {"ua", "unlearn_time", "efficacy"} & set(utility)
+    both = lb.narrowed(every, "utility, cost", METRICS)
+    assert set(both) == set(utility) | set(lb.narrowed(every, "cost", METRICS))
+    assert lb.narrowed(every, None, METRICS) == every
+    with pytest.raises(UserError, match="unknown axis 'speed'"):
+        lb.narrowed(every, "speed", METRICS)
+
+
+def test_intervals_stand_in_place_of_deviations():
+    board = make_board([made_record("a", scores={"ua": 0.5}), made_record("b", scores={"ua": 0.4})], METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"], intervals=True)
+    assert [row[-1] for row in sheet.sections[0][1]] == ["50.0 * [40.0, 60.0]", "40.0 [30.0, 50.0]"]
+    assert "± " not in sheet.caption
+    assert "95 % interval" in sheet.caption
+
+
+def test_only_some_methods_are_marked_among_themselves_and_keep_their_scores():
+    needs = {"requires": ("concept",)}
+    values = {"original": (0.0, 1.0), "retrain": (1.0, 1.0), "destroy": (1.0, 0.0), "a": (0.4, 0.8), "b": (0.9, 0.7)}
+    records = [
+        made_record(name, scores={"ua": ua, "ra": ra}, method_changes=needs)
+        for name, (ua, ra) in {**values, "c": (0.1, 0.9)}.items()
+    ]
+    whole, some = make_board(records, METRICS), make_board(records, METRICS, only=["a", "c"])
+    assert list(some.label) == ["a", "c"]
+    assert row(some, "a").score == row(whole, "a").score == pytest.approx(0.4)
+    assert (row(whole, "b").ua_mark, row(some, "a").ua_mark) == ("best", "best")
+    assert row(whole, "a").ua_mark not in ("best", "not worse")
+
+
+def test_a_caption_says_protocol_seeds_judge_and_hardware():
+    records = [made_record("esd", seed, {"ua": 0.5}) for seed in (0, 1, 2, 5)]
+    (sheet,) = lb.tables(make_board(records, METRICS), METRICS, ["ua"])
+    for said in ("protocol default", "(0-2, 5)", f"Judge: {records[0].judge.name}", "Measured on: ", "forget 3"):
+        assert said in sheet.caption, said
+
+
+def test_spans_of_seeds():
+    assert lb.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert lb.spans([]) == ""
+
+
+def test_no_records_make_an_empty_board():
+    assert make_board([], METRICS).empty
+
+
+def test_gold_is_retrain_of_the_same_cell():
+    like = made_record("esd")
+    records = [
+        made_record("retrain", 0),
+        made_record("retrain", 1),
+        made_record("retrain", 0, forget="5"),
+        made_record("retrain", 0, protocol_changes={"hash": "b" * 64}),
+        made_record("retrain", 0, method_changes={"division": "custom"}),
+        made_record("salun"),
+    ]
+    assert run_summary.gold(records, like, "retrain") == records[:2]
+
+
+def test_run_table_compares_with_the_original_and_the_gold():
+    group, original = several("esd", [0.6, 0.8]), made_record("original", 0, {"ua": 0.1, "unlearn_time": 0.0})
+    heads, rows = run_summary.run_rows(group, original, several("retrain", [0.9]))
+    assert heads == ["metric", "original", "change", "esd", "95 % interval", "retrain"]
+    cells = {cells[0]: cells[1:] for cells in rows}
+    assert [cells["UA (%) ↑"][i] for i in (0, 1, 2, 4)] == ["10.0", "+60.0", "70.0", "90.0"]
+    assert cells["FID ↓"] == ["—"] * 5
+    assert cells["unlearn time (s) ↓"][1] == "—", "costs of the original are no base to change from"
+    heads, rows = run_summary.run_rows(group[:1], original, [])
+    assert heads == ["metric", "original", "change", "esd", "95 % interval"]
+    assert rows[0][-1] == "50.0 … 70.0", "one run shows its own interval"

@@ -1,0 +1,411 @@
+"""MACE: closed forms against stacked least squares, attention from queries and keys, updates by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.support.tiny_model import Linear, TinyTask
+from tests.support.tiny_sd import TOKENS
+from tests.support.tiny_text import TEMPLATES, TinyText
+from tests.techniques.test_closed_form import projections, text_states
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.fingerprint import definitions
+from unlearnbench.methods import mace
+from unlearnbench.methods.mace import MACE
+from unlearnbench.techniques.adapters import LowRank
+
+SEVEN = [text.format("seven") for text in TEMPLATES]
+KEPT = [text.format(word) for word in ("three", "cat") for text in TEMPLATES]
+AT = [1, 5, 3]
+"""Where "seven" stands in its captions; the start is at 0."""
+QUICK = {"steps": 2, "batch_size": 3, "images": 5}
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def task(request, tmp_path_factory):
+    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+def like(task, **changes):
+    other = TinyText.__new__(TinyText)
+    other.__dict__.update(task.__dict__, **changes)
+    return other
+
+
+def unlearned(task, seed=0, **settings):
+    method, model = MACE.configured({**QUICK, **settings}), task.pretrained()
+    torch.manual_seed(seed)
+    return method.unlearn(model, task, method.prepare(model, task))
+
+
+def fitted(base, terms, lamb):
+    """min over W of sum s || W e - v ||^2 + lamb || W - base ||^2, of all such W the one nearest to the base."""
+    left, right = [math.sqrt(lamb) * np.eye(base.shape[1])], [np.zeros(base.T.shape)]
+    for e, v, scale in terms:
+        left.append(math.sqrt(scale) * e)
+        right.append(math.sqrt(scale) * (v - e @ base.T))
+    return base + np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=1e-6)[0].T
+
+
+def flat(states):
+    return states.reshape(-1, states.shape[-1])
+
+
+def beside_seven(task):
+    """States of all tokens but "seven", with it and with "one" in its place."""
+    model = task.pretrained()
+    pairs = [text_states(model, [text.format(word) for text in TEMPLATES]) for word in ("seven", "one")]
+    return [np.concatenate([np.delete(row, at, axis=0) for row, at in zip(side, AT, strict=True)]) for side in pairs]
+
+
+# ---- refinement --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["keys", "both"])
+@pytest.mark.parametrize(("prior", "lamb"), [(0.9, 0.2), (0.0, 3.0)])
+def test_refinement_sends_words_beside_the_concept_where_the_substitutes_are(task, which, prior, lamb):
+    """Without training, and with no weight on the prior in the fusion, W' is what is left."""
+    model = unlearned(task, steps=0, projections=which, train_prior=prior, fuse_prior=0, lamb=lamb)
+    kept, (e_f, e_g) = flat(text_states(model, KEPT)), beside_seven(task)
+    for i, (W, refined) in enumerate(zip(projections(task.pretrained()), projections(model), strict=True)):
+        terms = [(e_f, e_g @ W.T, 1.0), (kept, kept @ W.T, prior / len(KEPT))]
+        expected = fitted(W, terms, lamb)
+        assert np.abs(expected - W).max() > 1e-3
+        np.testing.assert_allclose(refined, W if which == "keys" and i % 2 else expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "here", "there"),
+    [
+        ("a red seven", "a red blue number", [0, 1, 2, *range(4, 15)], [0, 1, 2, *range(5, 16)]),
+        ("red seven in a photo", "one in a photo", [0, *range(3, 16)], [0, *range(2, 15)]),
+        ("seven in seven", "one in one", [0, 2, *range(4, 16)], [0, 2, *range(4, 16)]),
+        ("cat", "cat", [*range(16)], [*range(16)]),
+    ],
+)
+def test_words_beside_the_concept_are_found_where_prompts_differ_in_length(task, one, other, here, there):
+    y, model = task.original.tokens([one]), task.pretrained()
+    changed = like(task)
+    changed.substitute = lambda y: task.original.tokens([other])
+    with torch.no_grad():
+        pull, total = mace.moments(model, y, changed)
+    e, g = text_states(model, [one])[0][here], text_states(model, [other])[0][there]
+    np.testing.assert_allclose(total, e.T @ e, atol=1e-5)
+    np.testing.assert_allclose(pull, (g - e).T @ e, atol=1e-5)
+
+
+def test_without_a_ridge_nothing_moves_where_no_term_pulls(tmp_path):
+    task = TinyText(tmp_path / "model", "sdxl")  # 32 wide: 15 tokens leave it open
+    alone = like(task)
+    alone.captions = lambda which: task.original.tokens(SEVEN)[: which == "forget"]
+    model = unlearned(alone, steps=0, lamb=0.0)
+    e_f, e_g = (side[: TOKENS - 1] for side in beside_seven(task))
+    for W, found in zip(projections(task.pretrained()), projections(model), strict=True):
+        np.testing.assert_allclose(found, fitted(W, [(e_f, e_g @ W.T, 1.0)], 0.0), atol=1e-4)
+        assert np.abs(found - W).max() > 1e-3
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+def attended(model, x_t, t, y):
+    """softmax(q k^T / sqrt(d)) of every cross-attention, from what goes into it."""
+    maps, hooks = [], []
+
+    def look(block, args, kwargs):
+        x, states = args[0], kwargs["encoder_hidden_states"]
+        q, k = (part.unflatten(2, (block.heads, -1)).transpose(1, 2) for part in (block.to_q(x), block.to_k(states)))
+        maps.append((q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])).softmax(dim=-1))
+
+    for name, block in model.unet.named_modules():
+        if name.endswith("attn2"):
+            hooks.append(block.register_forward_pre_hook(look, with_kwargs=True))
+    model(x_t, t, y)
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+def batch(task, n=3):
+    x0 = torch.randn(n, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    said = torch.zeros(n, TOKENS, dtype=torch.bool)
+    said[range(n), AT[:n]] = True
+    return x0, task.original.tokens(SEVEN[:n]), said
+
+
+def noised(task, x0, t, seed):
+    """x_t by the text, from the noise that comes next."""
+    torch.manual_seed(seed)
+    alpha_bar = task.original.alpha_bar[t].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * torch.randn_like(x0)
+
+
+@pytest.mark.parametrize("norm", ["squared", "plain"])
+def test_the_loss_is_the_concepts_attention_within_its_region(task, norm):
+    x0, y, said = batch(task)
+    t, model = torch.tensor([5, 300, 900]), task.pretrained()
+    M = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    M[0, 0, 2:5, 1:7], M[1, 0, :, 6], M[2] = True, True, True
+    torch.manual_seed(4)
+    ours = MACE(norm=norm).loss(mace.attention(model, x0, t, y), said, M)
+    expected = 0.0
+    maps = attended(model, noised(task, x0, t, 4), t, y)
+    assert {A.shape[2] for A in maps} == {16, 64}
+    for A in maps:
+        every = 8 // math.isqrt(A.shape[2])
+        for b in range(3):
+            picked = A[b][:, M[b, 0, ::every, ::every].flatten()][..., AT[b]]  # heads, places within
+            size = picked.square().sum()
+            expected = expected + (size if norm == "squared" else size.sqrt()) / 3
+    torch.testing.assert_close(ours, expected)
+
+
+def test_regions_are_resized_to_each_layer_and_an_empty_one_has_a_gradient():
+    maps = [torch.full((1, 2, n, 3), 0.5, requires_grad=True) for n in (16, 4)]
+    M, said = torch.zeros(1, 1, 4, 4, dtype=torch.bool), torch.tensor([[False, True, True]])
+    M[0, 0, 0, 1] = True  # falls between the places of the smaller map
+    loss = MACE(norm="plain").loss(maps, said, M)
+    assert loss.item() == pytest.approx(math.sqrt(2 * 2 * 0.25))
+    loss.backward()
+    assert all(A.grad.isfinite().all() for A in maps)
+    assert maps[0].grad.nonzero().tolist() == [[0, head, 1, token] for head in (0, 1) for token in (1, 2)]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.97, 1.0])
+def test_the_region_is_where_the_original_attends_to_the_concept(task, threshold):
+    x0, y, said = batch(task)
+    model, t = loud(task), torch.full((3,), 300)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        ours = MACE(mask_threshold=threshold).region(model, x0, y, said)
+        maps = attended(model, noised(task, x0, t, 6), t, y)
+    for b in range(3):
+        means = [A[b, :, :, AT[b]].mean(dim=0) for A in maps]
+        seen = sum(larger(mean.view(1, 1, math.isqrt(len(mean)), -1))[0, 0] for mean in means)
+        assert torch.equal(ours[b, 0], seen >= threshold * seen.max())
+    assert threshold < 0.5 or 0 < ours.sum() < ours.numel()
+    assert MACE(mask="all", mask_threshold=threshold).region(model, x0, y, said).all()
+
+
+def larger(grid):
+    return nn.functional.interpolate(grid, size=(8, 8), mode="bilinear")
+
+
+def loud(task):
+    """The same with queries that tell places apart."""
+    model = task.pretrained()
+    with torch.no_grad():
+        for key, _ in model.kv():
+            key.weight.mul_(30)
+    return model
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_tokens_that_name_the_concept(task, ends):
+    method = MACE(images=20, batch_size=7, ends=ends)
+    ((captions, x0, y, where, M),) = method.prepare(task.pretrained(), task)
+    assert torch.equal(captions, task.captions("forget"))
+    assert len(x0) == len(y) == len(where) == len(M) == 20
+    ids = y if y.dim() == 2 else y[:, 0]
+    known = {
+        task.original.tokens([text]).flatten()[:TOKENS].numpy().tobytes(): at
+        for text, at in zip(SEVEN, AT, strict=True)
+    }
+    for row, found in zip(ids, where, strict=True):
+        at = known[row.numpy().tobytes()]
+        end = task.original.tokenizers[0].eos_token_id
+        expected = {at} | ({i for i in range(TOKENS) if row[i] == end} if ends else set())
+        assert set(found.nonzero().flatten().tolist()) == expected
+
+
+def test_images_of_another_name_stand_in_where_no_caption_says_it(task):
+    strange = like(task)
+    strange.names = lambda which: task.original.tokens(["nudity"] if which == "forget" else ["cat"])
+    ((captions, x0, y, where, _),) = MACE(images=4, batch_size=2).prepare(task.pretrained(), strange)
+    assert torch.equal(captions, strange.names("forget"))
+    assert torch.equal(y, captions.expand_as(y)) and len(x0) == 4
+    assert where.nonzero().tolist() == [[i, 1] for i in range(4)]
+
+
+def test_each_name_has_its_own_captions_and_images(tmp_path):
+    task = TinyText(tmp_path / "model", names=("seven", "three"))
+    data = task.data("forget")
+    captions_of = {x0.numpy().tobytes(): y for x0, y in zip(data.x0, data.y, strict=True)}
+    shown = MACE(images=6, batch_size=4).prepare(task.pretrained(), task)
+    for word, (captions, x0, y, *_) in zip(("seven", "three"), shown, strict=True):
+        assert len(x0) and (captions == task.token(word)).any(dim=1).all() and (y == task.token(word)).any(dim=1).all()
+        assert all(torch.equal(captions_of[a.numpy().tobytes()], b) for a, b in zip(x0, y, strict=True))
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def density(focal):
+    t = np.arange(1000)
+    sigma = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    p = sigma(0.05 * (t - 200)) - sigma(0.05 * (t - 400)) if focal else np.ones(1000)
+    return p / p.sum()
+
+
+@pytest.mark.parametrize("focal", [True, False])
+def test_the_first_step_by_hand(task, focal):
+    """AdamW: what starts at zero goes by lr against the sign of its gradient, what has none decays by lr / 100."""
+    method = MACE(steps=1, batch_size=2, lr=0.01, focal=focal)
+    x0, y, said = batch(task)
+    M = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.4
+    model, twin = task.pretrained(), task.pretrained()
+    layers = [linear for pair in model.kv() for linear in pair]
+    torch.manual_seed(8)
+    found = method.trained(model, layers, [x0, y, said, M], task)
+
+    torch.manual_seed(8)
+    loras = [LowRank(layer, 1) for layer in layers]
+    downs = [nn.init.normal_(lora.down.weight).detach().clone() for lora in loras]
+    index = torch.randint(3, (2,))
+    t = torch.multinomial(torch.tensor(density(focal)).float(), 2, replacement=True)
+    noise = torch.randn(2, 4, 8, 8)
+    alpha_bar = twin.alpha_bar[t].view(-1, 1, 1, 1)
+    maps = attended(twin, alpha_bar.sqrt() * x0[index] + (1 - alpha_bar).sqrt() * noise, t, y[index])
+    loss = 0.0
+    for A in maps:
+        every = 8 // math.isqrt(A.shape[2])
+        inside = M[index][:, :, ::every, ::every].flatten(2)[..., None] * said[index][:, None, None]
+        loss = loss + (A * inside).square().sum() / 2
+    weights = [linear.weight for pair in twin.kv() for linear in pair]
+    slopes = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+    ups = [slope @ down.T for slope, down in zip(slopes, downs, strict=True)]
+    scale = min(1.0, 1.0 / (math.sqrt(sum(up.square().sum().item() for up in ups)) + 1e-6))
+    for ours, up, down in zip(found, ups, downs, strict=True):
+        step = -0.01 * up * scale / ((up * scale).abs() + 1e-8)
+        torch.testing.assert_close(ours, step @ (down * (1 - 0.01 * 0.01)), rtol=1e-3, atol=2e-4)
+    assert sum(ours.abs().max() > 1e-3 for ours in found) > len(found) / 2
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert not any(layer._forward_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("focal", [True, False])
+def test_timesteps_are_drawn_by_the_papers_density(task, focal, monkeypatch):
+    drawn = []
+
+    def attention(model, x0, t, y):
+        drawn.append(t)
+        return [torch.ones(len(t), 1, 4, TOKENS)]
+
+    monkeypatch.setattr(mace, "attention", attention)
+    x0, y, said = batch(task)
+    torch.manual_seed(0)
+    shown = [x0, y, said, torch.ones(3, 1, 2, 2, dtype=torch.bool)]
+    list(MACE(steps=2, batch_size=5000, focal=focal).losses(task.original, shown, task))
+    seen = np.bincount(torch.cat(drawn).numpy(), minlength=1000).reshape(20, 50).sum(axis=1) / 10000
+    np.testing.assert_allclose(seen, density(focal).reshape(20, 50).sum(axis=1), atol=0.02)
+
+
+def test_training_makes_the_concept_unattended(task):
+    x0, y, said = batch(task)
+    M, t = torch.ones(3, 1, 8, 8, dtype=torch.bool), torch.full((3,), 300)
+
+    def heard(model):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return MACE().loss(mace.attention(model, x0, t, y), said, M).item()
+
+    before = heard(unlearned(task, steps=0, fuse_prior=0.0, lamb=1e-3, lr=0.05))
+    after = heard(unlearned(task, steps=15, fuse_prior=0.0, lamb=1e-3, lr=0.05))
+    assert after < 0.6 * before
+
+
+# ---- fusion ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fuse_prior", "lamb"), [(0.8, 0.3), (0.0, 2.0)])
+def test_fusion_solves_for_all_loras_together(tmp_path, monkeypatch, fuse_prior, lamb):
+    task = TinyText(tmp_path / "model", names=("seven", "cat"))
+    updates = iter(torch.Generator().manual_seed(n) for n in (1, 2))
+    given = []
+
+    def trained(self, model, layers, shown, task):
+        generator = next(updates)
+        given.append([0.3 * torch.randn(layer.weight.shape, generator=generator) for layer in layers])
+        return given[-1]
+
+    monkeypatch.setattr(MACE, "trained", trained)
+    model = unlearned(task, train_prior=0.5, fuse_prior=fuse_prior, lamb=lamb)
+    words = [flat(text_states(model, [text.format(word) for text in TEMPLATES])) for word in ("seven", "cat")]
+    kept, (e_f, e_g) = flat(text_states(model, KEPT)), beside_seven(task)
+    for k, (W, found) in enumerate(zip(projections(task.pretrained()), projections(model), strict=True)):
+        terms = [(e_f, e_g @ W.T, 1.0), (words[1], words[1] @ W.T, 1.0), (kept, kept @ W.T, 0.5 / len(KEPT))]
+        refined = fitted(W, terms, lamb)
+        both = [(e, e @ (refined + given[i][k].double().numpy()).T, 1.0) for i, e in enumerate(words)]
+        expected = fitted(refined, [*both, (kept, kept @ W.T, fuse_prior / len(KEPT))], lamb)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+        assert np.abs(expected - refined).max() > 1e-2
+
+
+# ---- the whole ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [{}, {"ends": True, "norm": "plain", "mask": "all", "focal": False}])
+def test_keys_and_values_alone_change_and_load_into_a_fresh_model(task, more):
+    before, model = task.pretrained().state_dict(), unlearned(task, **more)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))}
+    fresh = MACE().wrap(task.pretrained(), task)
+    fresh.load_state_dict(model.state_dict())
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([20, 700]), task.original.tokens(["a red seven", "cat"])
+    with torch.no_grad():
+        assert torch.equal(fresh.eps(x, t, y), model.eps(x, t, y))
+        assert not torch.allclose(fresh.eps(x, t, y), task.original.eps(x, t, y))
+
+
+def test_equal_seeds_give_equal_weights_and_a_cap_on_steps_holds(task):
+    a, b, c = (unlearned(task, seed=seed) for seed in (1, 1, 2))
+    short = unlearned(like(task, limit=1), seed=1)
+    first = unlearned(task, seed=1, steps=1, images=3)
+    a, b, c, short, first = map(projections, (a, b, c, short, first))
+    assert all(map(np.array_equal, a, b))
+    assert sum(map(np.array_equal, a, c)) == 1  # the last value, which feeds no attention: no LoRA moves it
+    assert all(map(np.array_equal, short, first))
+    assert sum(map(np.array_equal, a, short)) == 1
+
+
+def test_it_runs_under_autocast(task):
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        model = unlearned(task)
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in model.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask_threshold": 1.5}, "mask_threshold=1.5 does not fit mace: input should be less than or equal to 1"),
+        ({"lamb": "-1"}, "lamb=-1 does not fit mace: input should be greater than or equal to 0"),
+        ({"train_prior": -0.1}, "train_prior=-0.1 does not fit mace: input should be greater than or equal to 0"),
+        ({"fuse_prior": -0.1}, "fuse_prior=-0.1 does not fit mace: input should be greater than or equal to 0"),
+        ({"images": 0}, "images=0 does not fit mace: input should be greater than or equal to 1"),
+        ({"batch_size": 0}, "batch_size=0 does not fit mace: input should be greater than or equal to 1"),
+        ({"mask": "sam"}, "mask=sam does not fit mace: input should be 'attention' or 'all'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        MACE.configured(settings)
+
+
+def test_a_model_without_cross_attention_is_refused():
+    with pytest.raises(Unsupported, match="no part 'xattn'"):
+        MACE().prepare(Linear(0), TinyTask())
+
+
+def test_the_published_setting_is_the_releases_for_nudity():
+    published, released = (MACE.configured(MACE.preset(name, "sd-nudity")) for name in ("published", "released"))
+    assert (published.steps, published.lr, published.batch_size, published.lamb) == (120, 1e-5, 1, 0.0)
+    assert published.train_prior == published.fuse_prior == pytest.approx(7e-7 * 616767, abs=0.01)
+    assert (published.norm, published.ends, published.focal) == ("squared", False, False)
+    assert released == dataclasses.replace(published, norm="plain", ends=True)
+    assert "LowRank" in {one.name for one in definitions([MACE])}

@@ -1,0 +1,314 @@
+"""The report: what is on the page, what is not, and what becomes of bad input."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.support.small_world import ROOT, made_record
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard.tables import shown
+from unlearnbench.records.schema import read, write
+from unlearnbench.records.sealed_json import sealed
+from unlearnbench.report.page import report
+
+SHIPPED = ROOT / "results/digits-class/default/3"
+SCRIPT = "<script>alert(1)</script>"
+VOID = {"meta", "link", "img", "input", "wbr", "br"}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two controls and a method of the shipped records, one seed each."""
+    folder = tmp_path / "results"
+    for name in ("original", "retrain", "esd"):
+        for suffix in ("json", "parquet", "png"):
+            file = SHIPPED / name / f"seed-0.{suffix}"
+            if file.is_file():
+                (folder / file.relative_to(ROOT / "results")).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / file.relative_to(ROOT / "results"))
+    return folder
+
+
+def put(record, folder):
+    return write(record, record.path(folder))
+
+
+class Tags(HTMLParser):
+    """Every element of a page with its attributes, and the ones that were never closed."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.all, self.open = [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+
+    def named(self, tag):
+        return [attrs for name, attrs in self.all if name == tag]
+
+
+def row_of(page, label):
+    """The cells of a method's row as text."""
+    rows = re.findall(r'<tr class="row".*?</tr>', page, re.DOTALL)
+    texts = [[text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
+    (found,) = [row for row in texts if row[0] == label]
+    return found
+
+
+def text(element):
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", element)).split())
+
+
+def heads_of(page):
+    return [text(head) for head in re.findall(r'<th scope="col"[^>]*data-kind.*?</th>', page, re.DOTALL)]
+
+
+def test_the_command_writes_one_page_that_says_what_is_in_it(cli, results):
+    said = cli("report", results, "--out", "deep/er/page.html")
+    assert said.code == 0, said.err
+    assert re.fullmatch(r"wrote deep/er/page.html: 1 table from 3 records, \d\.\d MB\n", said.out)
+    page = (results.parent / "deep/er/page.html").read_text()
+    assert said.errors == []
+    assert "3 records of 3 methods on digits-class, in 1 table" in page
+    assert "Rankings on the small worlds are no evidence about Stable Diffusion." in page
+    newest = max(read(path).created for path in results.rglob("*.json"))
+    assert newest[:16].replace("T", " ") in page
+
+
+def test_the_page_is_well_formed_and_the_same_again(results):
+    page = report(results).html
+    tags = Tags(page)
+    assert tags.open == []
+    ids = [attrs["id"] for _, attrs in tags.all if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert page == report(results).html
+
+
+def test_nothing_is_loaded_and_no_other_script_may_run(results):
+    page = report(results).html
+    tags = Tags(page)
+    addresses = [attrs[name] for _, attrs in tags.all for name in ("src", "href") if name in attrs]
+    assert addresses
+    assert [address for address in addresses if not address.startswith(("#", "data:"))] == []
+    assert re.findall(r"url\((?!#)|@import", page) == []
+    assert [name for _, attrs in tags.all for name in attrs if name.startswith("on")] == []
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = [attrs["content"] for attrs in tags.named("meta") if attrs.get("http-equiv")]
+    assert policy.startswith("default-src 'none'; ") and f"script-src 'sha256-{allowed}'; " in policy
+
+
+def test_the_table_has_the_boards_numbers(results):
+    page = report(results).html
+    metrics, record = registry.load_metrics(), read(results / "digits-class/default/3/esd/seed-0.json")
+    cells = dict(zip(heads_of(page), row_of(page, "esd"), strict=True))
+    ua, fid = record.scores["ua"], record.scores["fid"]
+    low, high = (shown(metrics["ua"], end) for end in ua.interval)
+    assert cells["UA (%) ↑"] == f"{100 * ua.value:.1f} [{low}, {high}]"
+    assert cells["FID ↓"].startswith(f"{fid.value:.3f} [")
+    assert (cells["n"], cells["data"]) == ("1", "concept")
+    assert cells["efficacy ↑"] == "1.00"
+    assert "score ↑" not in cells, "destroy was not run, so that there is none"
+
+
+def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):
+    for seed, more in enumerate((0.0, 0.02, -0.01, 0.01, 0.0)):
+        put(made_record("esd", seed, {"ua": 0.8 + more}), tmp_path)
+        put(made_record("salun", seed, {"ua": 0.79 - more}), tmp_path)
+        put(made_record("finetune", seed, {"ua": 0.1 + more}), tmp_path)
+    page = report(tmp_path).html
+    column = heads_of(page).index("UA (%) ↑")
+    assert row_of(page, "esd")[column].startswith("80.4 (best) ± 1.1")
+    assert "† (not worse than the best)" in row_of(page, "salun")[column]
+    assert "(" not in row_of(page, "finetune")[column]
+
+
+def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):
+    put(made_record("esd", 0, {"ua": 0.2, "fid": None}), tmp_path)
+    put(made_record("esd", 1, status="diverged", step=3, reason="the loss is not finite"), tmp_path)
+    put(made_record("salun", 2, status="skipped", reason="it needs <b>xattn</b>"), tmp_path)
+    page = report(tmp_path).html
+    assert row_of(page, "esd diverged: seed 1") and row_of(page, "salun skipped: seed 2")
+    assert "diverged at step 3: the loss is not finite" in page
+    assert "it needs &lt;b&gt;xattn&lt;/b&gt;" in page
+    assert "FID ↓: no reason is given" in text(page)
+
+
+def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(results):
+    page = report(results).html
+    tags = Tags(page)
+    ids = {attrs["id"] for _, attrs in tags.all if "id" in attrs}
+    links = [attrs["href"][1:] for attrs in tags.named("a")]
+    assert links and set(links) <= ids
+    assert (
+        "unlearnbench run --task digits-class --forget 3 --method esd --seeds 0 --eval-every 5 --attacks standard"
+        in page
+    )
+    assert "unlearnbench verify results/digits-class/default/3/esd/seed-0.json" in page
+    assert read(results / "digits-class/default/3/esd/seed-0.json").judge.hash[:12] in page
+    assert str(results.parent) not in page
+
+
+def test_a_script_in_a_name_is_text_wherever_it_stands(tmp_path):
+    bad = {"task": f"task{SCRIPT}", "forget": f"a{SCRIPT}", "reason": SCRIPT, "status": "unreliable"}
+    changes = {"overrides": {"x": SCRIPT, '"y"': "'z'"}, "requires": (SCRIPT,), "settings": {SCRIPT: SCRIPT}}
+    record = made_record(SCRIPT, 0, {"ua": 0.5}, method_changes=changes, environment={"device": SCRIPT}, **bad)
+    write(record, tmp_path / "task/default/a/method/seed-0.json")
+    page = report(tmp_path).html
+    assert page.count("<script") == 1
+    assert page.count("alert(1)") >= 8
+    Tags(page)
+
+
+def test_what_is_not_known_here_is_shown_as_it_is(tmp_path):
+    record = made_record("newer", 0, {"ua": 0.5}, task="newer-task")
+    score = record.scores["ua"].model_copy(update={"unit": "points", "value": 0.123456789})
+    put(record.model_copy(update={"scores": {**record.scores, "newer_metric": score}}), tmp_path)
+    page = report(tmp_path).html
+    assert "newer_metric <b>0.123457 points</b>" in page
+    assert "--method newer.py" in page
+    assert "newer-task is not known to this version" in page
+
+
+def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results):
+    from PIL import Image
+
+    page = report(results).html
+    sources = {attrs["alt"].split(",")[0]: attrs["src"] for attrs in Tags(page).named("img")}
+    assert list(sources) == ["Samples of original", "Samples of retrain", "Samples of esd"]
+    kind, data = sources["Samples of esd"].split(",")
+    assert kind == "data:image/webp;base64"
+    strip = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    picture = Image.open(results / "digits-class/default/3/esd/seed-0.png")
+    assert strip.size == (3 * 9, 10 * 9), "pixels as they were sampled, and one between images"
+    enlarged = strip.crop((9, 27, 17, 35)).resize((46, 46), Image.Resampling.NEAREST)
+    left, top = 84 + 6 * 48 + 24 + 48, 40 + 3 * 52
+    assert enlarged.tobytes() == picture.crop((left, top, left + 46, top + 46)).tobytes()
+
+
+def test_a_missing_sample_file_is_a_gap_in_its_place(results):
+    (results / "digits-class/default/3/esd/seed-0.png").unlink()
+    (results / "digits-class/default/3/retrain/seed-0.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
+    page = report(results).html
+    strips = {text(name): text(rest) for name, rest in re.findall(
+        r'<figure class="strip".*?<figcaption>(.*?)</figcaption>(.*?)</figure>', page, re.DOTALL)}  # fmt: skip
+    assert strips["esd"] == "no sample file"
+    assert strips["retrain"] == "sample file cannot be read"
+
+
+def test_missing_and_damaged_values_by_image_are_gaps_and_the_rest_is_shown(cli, results):
+    (results / "digits-class/default/3/esd/seed-0.parquet").unlink()
+    (results / "digits-class/default/3/retrain/seed-0.parquet").write_bytes(b"no table")
+    said = cli("report", results)
+    assert said.code == 0
+    assert [line.partition(" (")[0] for line in said.errors] == [
+        "left out: results/digits-class/default/3/esd/seed-0.parquet: the per-image values are missing: restore them",
+        "left out: results/digits-class/default/3/retrain/seed-0.parquet: was changed after its record was written",
+    ]
+    page = (results.parent / "report.html").read_text()
+    assert row_of(page, "esd") and "results/digits-class/default/3/esd/seed-0.parquet" in page
+    (results / "digits-class/default/3/original/seed-0.parquet").unlink()
+    assert "No record here has values by image" in report(results).html
+
+
+def test_records_that_cannot_be_read_are_named_and_the_rest_is_shown(cli, results):
+    esd, folder = results / "digits-class/default/3/esd/seed-0.json", results / "digits-class/default/3"
+    values = json.loads(esd.read_text())
+    for name, content in {
+        "cut": esd.read_text()[:1000],
+        "newer": json.dumps({**values, "schema_version": 99}),
+        "changed": json.dumps({**values, "forget": "5"}),
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "seed-0.json").write_text(content)
+    said = cli("report", results)
+    assert said.code == 0
+    assert len(said.errors) == 3
+    page = (results.parent / "report.html").read_text()
+    for name, reason in (("cut", "is damaged"), ("newer", "has schema 99"), ("changed", "was changed after")):
+        (line,) = [line for line in said.errors if f"3/{name}/seed-0.json: {reason}" in line]
+        assert html.escape(line.removeprefix("left out: ").partition(": ")[2], quote=False)[:40] in page
+    assert row_of(page, "esd")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_records_are_shown(results, version):
+    path = results / "digits-class/default/3/esd/seed-0.json"
+    values = {**json.loads(path.read_text()), "schema_version": version}
+    path.write_text(json.dumps({**values, "content_hash": sealed(values)}))
+    made = report(results)
+    assert (made.records, made.gaps) == (3, [])
+
+
+def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, monkeypatch):
+    from unlearnbench.tasks.digits_class import DigitsClass
+
+    monkeypatch.setattr(DigitsClass, "unsafe", True)
+    assert cli("report", results).code == 0
+    page = (results.parent / "report.html").read_text()
+    assert "<img" not in page and "data:image" not in page
+    assert "Not embedded: samples and prompts of digits-class may be unfit to be shown" in page
+    assert cli("report", results, "--include-unsafe").code == 0
+    assert (results.parent / "report.html").read_text().count("<img") == 3
+
+
+def test_a_task_without_real_weights_says_so(results, monkeypatch):
+    assert "real weights" not in report(results).html
+    monkeypatch.setattr("unlearnbench.registry.untried", lambda task: True)
+    assert "never run on its real weights by this project" in report(results).html
+
+
+def test_one_task_alone(cli, results):
+    put(made_record("esd", 0, {"ua": 0.5}, task="digits-text", forget="red"), results)
+    assert cli("report", results, "--task", "digits-text").code == 0
+    page = (results.parent / "report.html").read_text()
+    assert "digits-text: forget red" in page and "digits-class" not in page
+    assert cli("report", results, "--task", "digits-txt").errors == [
+        "unlearnbench: unknown task 'digits-txt': did you mean digits-text or digits-class?"
+    ]
+    assert "no records of cifar10-class below" in cli("report", results, "--task", "cifar10-class").err
+
+
+def test_an_empty_folder_is_told_what_to_do(cli, tmp_path):
+    said = cli("report", "nowhere")
+    assert (said.code, said.errors) == (2, [
+        "unlearnbench: no records below nowhere: give the folder that `unlearnbench run --out` wrote to, or make some "
+        "with `unlearnbench run --method erasediff --out nowhere`"
+    ])  # fmt: skip
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_only_unreadable_records_are_no_report(tmp_path):
+    (tmp_path / "a/b/c/d").mkdir(parents=True)
+    (tmp_path / "a/b/c/d/seed-0.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no record below .* can be read: .*a/b/c/d/seed-0\.json: is damaged"):
+        report(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(cli, results, tmp_path):
+    said = cli("report", results, "--out", tmp_path)
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert f"--out {tmp_path} is a folder: give a file, such as {tmp_path}/report.html" in said.err
+    (tmp_path / "file").write_text("")
+    said = cli("report", results, "--out", tmp_path / "file" / "page.html")
+    assert (said.code, len(said.errors)) == (2, 1)
+    assert f"cannot write {tmp_path}/file/page.html" in said.err and "--out" in said.err

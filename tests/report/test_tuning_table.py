@@ -1,0 +1,121 @@
+"""Default against published against tuned, with what tuning came to and what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.small_world import made_record
+from unlearnbench.cli.console import out
+from unlearnbench.leaderboard.board import board
+from unlearnbench.records.schema import load_all, write
+from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning, all_tunings, write_tuning
+from unlearnbench.report.results_readme import files
+from unlearnbench.report.tuning_table import HEADS, note, page, row
+
+TITLE, COST = "tuning on digits-class: objectives", "what it took"
+SELECTION = {"forget": ("0", "1"), "seeds": (100, 101), "sampling_seed": 1, "judge": "j" * 64, "trials": 4}
+
+
+def trial(number, objectives, presets=(), state="ok", **about):
+    runs = [
+        RunValue(forget=forget, seed=seed, state="ok", objective=value, evaluations=10, seconds=90.0)
+        for (forget, seed), value in objectives.items()
+    ]
+    if state != "ok":
+        runs.append(RunValue(forget="0", seed=100, state=state, reason="why", evaluations=10, seconds=90.0))
+    return Trial(number=number, presets=presets, settings={"lr": number / 10, "kept": 1}, runs=tuple(runs), **about)
+
+
+def tuning(method="esd", task="digits-class"):
+    every = {(forget, seed): 0.9 for forget in "01" for seed in (100, 101)}
+    trials = (
+        trial(0, {("0", 100): 0.5, ("1", 100): 0.7}, ("default",)),
+        trial(1, {}, ("published",), "over the cap"),
+        trial(2, every),
+        trial(3, {("0", 100): 0.1}, cut=True),
+    )
+    return Tuning(
+        key="k", task=task, protocol="selection", protocol_hash="p", method=method, code_hash="c", engine_hash="e",
+        space={"lr": (0.0, 1.0)}, cap=400_000, selection=SELECTION, trials=trials, chosen=2,
+        settings=trials[2].settings, anchors={"0": Anchors(original_ua=0, retrain_ua=1, destroy_ra=0, original_ra=1)},
+        cost=Cost(runs=8, evaluations=80_000, seconds=720.0), environment={}, created="2026-01-01T00:00:00+00:00",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path):
+    rows = (
+        [("original", "default", 0.0), ("retrain", "default", 1.0), ("destroy", "default", 1.0)]
+        + [("esd", "default", 0.7)]
+        + [("esd", division, value) for division, value in (("tuned", 0.9), ("published", 0.4), ("custom", 0.2))]
+        + [("salun", "default", 0.6)]
+    )
+    for method, division, ua in rows:
+        for seed in (0, 1):
+            record = made_record(method, seed, {"ua": ua - seed / 100, "ra": 0.0 if method == "destroy" else 0.9})
+            preset = division if division != "custom" else "default"
+            overrides = {"lr": 0.5} if division == "custom" else {}
+            about = {"preset": preset, "division": division, "overrides": overrides}
+            record = record.model_copy(update={"method": record.method.model_copy(update=about)})
+            write(record, record.path(tmp_path))
+    write_tuning(tuning(), tmp_path)
+    return tmp_path
+
+
+def test_a_row_says_objectives_what_was_lost_and_cut_and_the_cost():
+    cells = dict(zip(HEADS, row(tuning()), strict=True))
+    assert cells == {
+        "method": "esd", "default": "0.600", "published": "over the cap", "tuned": "0.900", "all seeds": "0.900",
+        "trials": "4", "lost": "1", "cut": "1", "evaluations": "80,000", "hours": "0.20", "chosen": "lr=0.2",
+    }  # fmt: skip
+    assert "cap 400,000 evaluations a run" in note([tuning()])
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
+    committed = Path(__file__).parents[2] / "results"
+    monkeypatch.setattr(out, "_width", width)
+    said = cli("tune", "--task", "digits-class", "--show", "--out", committed)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    objectives, cost = (next(n for n, line in enumerate(lines) if line.startswith(title)) for title in (TITLE, COST))
+    assert max(map(len, lines[objectives:cost])) in range(width - 25, width + 1)
+    for one in all_tunings(committed):
+        cells = row(one)
+        (first,) = [line.split() for line in lines[objectives:cost] if f" {one.method} " in line]
+        (second,) = [line.split() for line in lines[cost:] if f" {one.method} " in line]
+        assert [first[1], second[-2], second[-1]] == [cells[1], cells[8], cells[9]]
+        assert {cells[3], cells[4]} <= {*first}
+
+
+def test_rows_of_each_method_by_division_with_intervals(results):
+    text, made = page(board(load_all(results)), all_tunings(results))
+    (table,) = [part for part in text.split("### ") if part.startswith("Default, published, tuned: ")]
+    lines = [line for line in table.splitlines() if line.startswith("| esd")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [cells[:2] for cells in rows] == [
+        ["esd", "default"],
+        ["esd@published", "published"],
+        ["esd@tuned", "tuned"],
+    ], "no custom row, no method that was not tuned"
+    assert rows[2][3].startswith("89.5 [")
+    assert "In all 0.2 hours of one thread, 80,000 evaluations" in text
+    assert [path.as_posix() for path in made] == ["tuning/digits-class/best.png"]
+    assert made.popitem()[1].startswith(b"\x89PNG")
+
+
+def test_a_page_without_tunings_is_as_before(results):
+    assert page(board(load_all(results)), []) == ("", {})
+    made = files(board(load_all(results)), load_all(results))
+    assert not any("tuning" in path.as_posix() for path in made)
+
+
+def test_the_results_page_has_the_part_and_its_picture(cli, results):
+    assert cli("leaderboard", results, "--write").code == 0
+    assert "## Default, published and tuned settings" in (results / "README.md").read_text()
+    assert (results / "tuning/digits-class/best.png").is_file()
+    assert cli("leaderboard", results, "--check").code == 0
+    (results / "tuning/digits-class/best.png").unlink()
+    assert cli("leaderboard", results, "--check").code == 1

@@ -1,0 +1,39 @@
+"""Memory does not grow with the number of images: in a process of its own, since a peak is the whole process's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def told(images: int, features: int, tmp_path: Path) -> dict[str, float]:
+    """Peak and growth in MiB of a run on stand-ins."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.studies.memory", str(images), "--features", str(features)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": "", "UNLEARNBENCH_CACHE": str(tmp_path), "HOME": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "status ok, without value: []" in done.stdout
+    return {name: float(value) for name, value in re.findall(r"(peak|growth) ([\d.]+) MiB", done.stdout)}
+
+
+def test_neither_images_nor_features_are_held(tmp_path):
+    """6,000 more images and three sets of 5,400 features of 1,024 numbers would be 81 MiB; distances, hundreds more."""
+    few, many = (told(images, 1024, tmp_path) for images in (1000, 7000))
+    assert many["growth"] < few["growth"] + 40
+
+
+@pytest.mark.slow
+def test_50000_images_take_less_than_a_fifth_more_than_1000(tmp_path):
+    few, many = (told(images, 512, tmp_path) for images in (1000, 50_000))
+    assert many["peak"] < 1.2 * few["peak"]

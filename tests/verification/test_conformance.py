@@ -1,0 +1,229 @@
+"""Every built-in method and template passes every conformance check, and each check can fail."""
+
+import io
+import itertools
+import re
+from contextlib import redirect_stdout
+
+import pytest
+import torch
+
+from unlearnbench import registry
+from unlearnbench.cli.templates import STYLES, new_method
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.tasks.digits_class import splits
+from unlearnbench.verification import conformance as check
+from unlearnbench.verification.conformance import CHECKS, TinyDigits, conformance, leaves_data_alone
+
+BUILT_IN = [name for name, entry in registry.methods().items() if entry.point is None]
+
+FILE = """{docstring}
+
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+
+from unlearnbench import Method, minimise
+from unlearnbench.tasks.digits_class import splits
+
+counter = count()
+
+
+{above}
+class Trial(Method):
+    {about}
+
+    {fields}
+
+    def unlearn(self, model, task, prepared=None):
+        {body}
+        return {returned}
+"""
+
+GOOD = {
+    "docstring": '"""Trial: one line."""',
+    "above": "@dataclass(frozen=True)",
+    "about": '"""A formula."""',
+    "fields": "lr: float = 0.001",
+    "body": "minimise((model.loss(batch) for batch in task.batches(2, 4, 'retain')), model.select('full'), self.lr)",
+    "returned": "model",
+}
+
+numbers = itertools.count()
+
+
+def load(tmp_path, **changes):
+    """A method written to a file; each has a name of its own, since modules are kept by name."""
+    path = tmp_path / f"trial_{next(numbers)}.py"
+    path.write_text(FILE.format(**{**GOOD, **changes}))
+    return registry.load_method(str(path))
+
+
+def failures(cls):
+    return {name: message for name, _, message in conformance(cls) if message is not None}
+
+
+@pytest.fixture
+def shared_images():
+    """The images are kept for all tests, so that a method which changes them must not outlive its own."""
+    before = splits()["train"].x0.clone()
+    yield
+    splits()["train"].x0.copy_(before)
+
+
+class Runs:
+    """Runs of a method that all checks look at, so that five checks share two runs.
+
+    Stands in for the one place where checks run a method: a check that runs it twice sees two runs, and what a run
+    prints is printed again for each check that looks at it. `leaves_data_alone` must be the first check, since only
+    a real run can change the data.
+    """
+
+    def __init__(self, patch):
+        self.plain, self.made, self.seen = check._unlearned, {}, {}
+        patch.setattr(check, "_unlearned", self)
+
+    def __call__(self, method, task):
+        runs, place = self.made.setdefault(repr(method), []), self.seen.get(repr(method), 0)
+        self.seen[repr(method)] = place + 1
+        if place == len(runs):
+            with redirect_stdout(io.StringIO()) as printed:
+                model = self.plain(method, task)
+            runs.append((model, printed.getvalue()))
+        print(runs[place][1], end="")
+        return runs[place][0]
+
+    def failures(self, cls):
+        """What each check that fails says; UNTRIED for what cannot run here."""
+        failed = {}
+        for one in sorted(CHECKS, key=lambda one: one is not leaves_data_alone):
+            self.seen = {}
+            try:
+                with redirect_stdout(io.StringIO()):
+                    one(cls)
+            except Unsupported:
+                failed[one.__name__] = UNTRIED
+            except Exception as failure:  # noqa: BLE001 - a check of what is no method may break off in any way
+                failed[one.__name__] = str(failure)
+        return failed
+
+
+UNTRIED = "not tried"
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_methods_conform(name, monkeypatch):
+    cls = registry.load_method(name)
+    untried = dict.fromkeys(RUNS, UNTRIED) if cls.incomplete else {}
+    assert Runs(monkeypatch).failures(cls) == untried
+
+
+def test_every_built_in_method_is_tried_on_every_check():
+    assert len(BUILT_IN) * len(CHECKS) >= 252
+    assert [name for name in BUILT_IN if registry.load_method(name).incomplete] == ["checkpoint"]
+
+
+def test_the_built_in_methods_are_all_there():
+    assert {"original", "destroy", "retrain", "finetune", "gradient_ascent"} < set(BUILT_IN)
+    assert {"erasediff", "esd", "esd_retain", "salun"} < set(BUILT_IN)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_templates_conform(tmp_path, style):
+    path = tmp_path / f"template_{style}.py"
+    path.write_text(new_method(path.stem, style))
+    cls = registry.load_method(str(path))
+    assert failures(cls) == {}
+    assert cls.__name__ == f"Template{style.capitalize()}"
+
+
+def test_a_good_method_has_no_failures(tmp_path):
+    cls = load(tmp_path)
+    assert failures(cls) == {}
+    assert [name for name, _, _ in conformance(cls)] == [check.__name__ for check in CHECKS]
+    assert all(meaning for _, meaning, _ in conformance(cls))
+
+
+HIDDEN_BIAS = "model.predict = lambda *a, plain=model.predict: plain(*a) + 1"
+GUIDANCE = "model.guidance = lambda m, x, t, i, c, null, w: m.eps(x, t, c); model.guidance.start = lambda n: None"
+NEW_MODULE = "model.gate = torch.nn.Linear(2, 2)"
+FREE_SPACE = "lr: float = 0.001\n    space = {'rate': (0.0, 1.0)}"
+SEVEN = "\n    ".join(f"f{i}: float = 0.1" for i in range(7))
+WIDE_SPACE = SEVEN + "\n    space = {f'f{i}': (0.0, 1.0) for i in range(7)}"
+PRESET_KEY = "lr: float = 0.001\n    presets = {'published': {'elsewhere': {'rate': 1.0}}}"
+PRESET_VALUE = "lr: float = 0.001\n    presets = {'published': {'elsewhere': {'lr': 'fast'}}}"
+REQUIRES = "requires = frozenset({'forget images', 'the moon'})"
+NAN_PRESET = "lr: float = 0.0\n    presets = {'published': {'*': {'lr': 1e30}}}"
+FILL = "model.embedding.weight.data.fill_(self.lr).mul_(self.lr)"  # 1e60 is beyond float32
+NAN = "torch.nn.init.constant_(model.embedding.weight, float('nan'))"
+NUMPY = "model.embedding.weight.data += np.random.rand()"
+COUNTED = "model.embedding.weight.data += next(counter)"
+OVERWRITE = "splits()['train'].x0.mul_(0.5)"
+
+BAD = [
+    ({"docstring": "# a comment"}, {"described": "the file has no docstring"}),
+    ({"about": "pass"}, {"described": "Trial has no docstring"}),
+    ({"above": "", "fields": "lr = 0.001"}, {"dataclass_fields": "Trial is no dataclass"}),
+    ({"fields": "lr: float"}, {"dataclass_fields": "field lr has no default"}),
+    ({"fields": PRESET_KEY}, {"presets": "unknown setting of .* 'rate'"}),
+    ({"fields": PRESET_VALUE}, {"presets": "lr=fast does not fit"}),
+    ({"fields": FREE_SPACE}, {"presets": "it has \\['rate'\\]"}),
+    ({"fields": WIDE_SPACE, "body": "pass"}, {"presets": "at most six"}),
+    ({"fields": REQUIRES, "body": "pass"}, {"access": "the moon"}),
+    ({"returned": "None"}, {"returns_a_model": "returned NoneType"}),
+    ({"returned": "model.state_dict()"}, {"returns_a_model": "returned .*Dict, not a Diffusion"}),
+    ({"body": NAN}, {"returns_a_model": "not finite .embedding.weight"}),
+    ({"fields": NAN_PRESET, "body": FILL}, {"returns_a_model": "not finite .embedding.weight"}),
+    ({"body": NUMPY}, {"repeatable": "differ in embedding.weight"}),
+    ({"body": COUNTED}, {"repeatable": "differ in embedding.weight"}),
+    ({"body": HIDDEN_BIAS}, {"reloads": "predicts otherwise"}),
+    ({"body": GUIDANCE}, {"reloads": "samples otherwise"}),
+    ({"fields": "lr: float = 0.001\n    weight = 0.2"}, {"dataclass_fields": "weight has no type"}),
+    ({"body": NEW_MODULE}, {"reloads": "do not fit wrap"}),
+    ({"body": "print('step 1')"}, {"quiet": "prints 'step 1"}),
+    ({"body": OVERWRITE}, {"leaves_data_alone": "changed the forget images"}),
+]
+RUNS = {"returns_a_model", "repeatable", "reloads", "quiet", "leaves_data_alone"}
+ALSO = {"returns_a_model": RUNS, "dataclass_fields": RUNS}
+"""What may fail as well where the method cannot be made or gives no model."""
+
+
+@pytest.mark.usefixtures("shared_images")
+@pytest.mark.parametrize(("changes", "expected"), BAD, ids=lambda value: "-".join(value) if value else "")
+def test_a_bad_method_fails_its_check_and_says_why(tmp_path, changes, expected, monkeypatch):
+    cls = load(tmp_path, **changes)
+    ((check, message),) = expected.items()
+    failed = failures(cls)
+    assert re.search(message, failed[check])
+    with pytest.raises(UserError, match=message):
+        next(one for one in CHECKS if one.__name__ == check)(cls)
+    assert set(failed) - {check} <= ALSO.get(check, set())
+    assert re.search(message, Runs(monkeypatch).failures(cls)[check]), "shared runs hide it"
+
+
+def test_a_dataclass_that_can_be_changed_does_not_load(tmp_path):
+    with pytest.raises(UserError, match="cannot inherit non-frozen"):
+        load(tmp_path, above="@dataclass")
+
+
+def test_an_error_in_the_method_is_a_failure_with_its_kind(tmp_path):
+    failed = failures(load(tmp_path, body="raise KeyError('gone')"))
+    assert set(failed) == {"returns_a_model"}, "one cause is named once"
+    assert re.fullmatch(r"it fails with KeyError: 'gone' \(line \d+\)", failed["returns_a_model"])
+
+
+def test_a_part_that_the_model_lacks_counts_as_not_tried(tmp_path):
+    failed = failures(load(tmp_path, body="model.select('xattn')"))
+    assert set(failed) == RUNS
+    assert all(message.startswith("not tried here: this model has no part 'xattn'") for message in failed.values())
+
+
+def test_the_tiny_task_is_quick_and_like_the_real_one():
+    task = TinyDigits()
+    assert task.name == "digits-class"
+    assert sum(value.numel() for value in task.pretrained().parameters()) < 50_000
+    assert len(list(task.paired_batches(60, 8))) == 2
+    with torch.inference_mode():
+        assert task.pretrained().sample(torch.tensor([3, 4]), [1, 2]).shape == (2, 1, 8, 8)

@@ -1,0 +1,131 @@
+"""Prompts whose free tokens are searched by gradient: relaxed one-hot rows, nearest tokens, or embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unlearnbench.attacks.search import allowed, descended, drawn, nearest, sight, simplex, table
+from unlearnbench.diffusion.model import Condition
+from unlearnbench.metric import Outcome
+from unlearnbench.task import Plan
+
+Pattern = Callable[[int], list[int]]
+"""The layout of a prompt of n tokens: 1 to n stand for its own tokens, 0 for a free one."""
+
+
+def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """Prompts (B, L) or (B, 2, L) with free places, and the number (B, L) of each free place in its prompt, else -1.
+
+    The free places hold an ordinary token. Tokens beyond the text encoder's length are cut, but never the end token.
+    """
+    length, sources = y.shape[-1], []
+    for n in model.positions(y).tolist():
+        sources.append([0, *pattern(n)[: length - 2], *range(n + 1, length)][:length])
+    source = torch.tensor(sources, device=y.device)
+    free = source == 0
+    free[:, 0] = False
+    number = torch.where(free, free.cumsum(dim=1) - 1, -1)
+    shape = (slice(None), *[None] * (y.dim() - 2))
+    moved = y.gather(-1, source[shape].expand_as(y))
+    return torch.where(free[shape], allowed(model)[0], moved), number
+
+
+def reread(task: Any, y: Tensor) -> Tensor:
+    """Prompts decoded to text and tokenised again: what someone who types them asks for."""
+    return task.tokens([task.text(row) for row in y]).to(y.device)
+
+
+class Prompts:
+    """Prompts (n, L) or (n, 2, L) whose free places descend a loss, each on its own; `kind` sets the search space.
+
+    relaxed: weights P (n, k, V) of the allowed tokens, uniform at first. A step tries tokens drawn from P, uses their
+    gradient for P (straight through; each element clamped to [-1, 1]) and projects on the simplex. The result is the
+    likeliest tokens. hard (PEZ: Wen et al., NeurIPS 2023, algorithm 1): embeddings (n, k, D), of random tokens at
+    first. A step tries the nearest tokens by cosine and applies their gradient to the embeddings. soft: the embeddings
+    themselves are tried, which no token spells. Both encoders of XL have the same tokens: D counts their embeddings
+    side by side.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        y: Tensor,
+        pattern: Pattern,
+        kind: Literal["relaxed", "hard", "soft"],
+        optimiser: type[torch.optim.Adam],
+        lr: float,
+        decay: float,
+    ):
+        self.model, self.kind, tables = model, kind, table(model)
+        self.y, self.number = arranged(model, y, pattern)
+        self.widths = [each.shape[1] for each in tables]
+        self.table, self.rows = torch.cat(tables, dim=1).float(), allowed(model)
+        size = (len(y), int(self.number.max()) + 1)
+        if kind == "relaxed":
+            start = torch.full((*size, len(self.rows)), 1 / len(self.rows), device=y.device)
+        else:
+            start = self.table[self.rows[torch.randint(len(self.rows), size).to(y.device)]]
+        self.free = nn.Parameter(start)
+        self.optimiser = optimiser([self.free], lr=lr, weight_decay=decay)
+
+    @torch.no_grad()
+    def tokens(self, likeliest: bool = True) -> Tensor:
+        """Tokens (n, k) in the free places: of relaxed ones the likeliest, or drawn from P; of others the nearest."""
+        if self.kind != "relaxed":
+            return nearest(self.free, self.table, self.rows)
+        if likeliest:
+            return self.rows[self.free.argmax(dim=2)]
+        return self.rows[self.free.flatten(0, 1).multinomial(1).view(self.free.shape[:2])]
+
+    def found(self, task: Any, left: Tensor) -> Tensor | Condition:
+        """The found prompts: tokens of their text, read again; for soft ones a condition without tokens."""
+        if self.kind == "soft":
+            return self._condition(left, self.tokens(), self.free.detach()[left].split(self.widths, dim=2))
+        return reread(task, self._filled(left, self.tokens()))
+
+    def step(self, loss: Callable[[Condition], Tensor], left: Tensor) -> None:
+        """Prompts `left` (rows,) take a step down a loss (rows,) of their conditions; the others' gradient is zero."""
+        tokens = self.tokens(likeliest=False)
+        own = self.free.detach() if self.kind == "soft" else self.table[tokens]
+        words = [part.clone().requires_grad_() for part in own[left].split(self.widths, dim=2)]
+        with torch.enable_grad():
+            grads = descended(loss(self._condition(left, tokens, words)).sum(), words, self.model)
+        grad = torch.cat(grads, dim=2)
+        if self.kind == "relaxed":
+            grad = (grad @ self.table[self.rows].mT).clamp(-1, 1)
+        self.free.grad = torch.zeros_like(self.free).index_copy_(0, left, grad)
+        self.optimiser.step()
+        if self.kind == "relaxed":
+            self.free.data = simplex(self.free.data)
+
+    def _filled(self, left: Tensor, tokens: Tensor) -> Tensor:
+        y, number = self.y[left], self.number[left]
+        chosen, free = tokens[left].gather(1, number.clamp(min=0)), number >= 0
+        return torch.where(free, chosen, y) if y.dim() == 2 else torch.where(free[:, None], chosen[:, None], y)
+
+    def _condition(self, left: Tensor, tokens: Tensor, words: Sequence[Tensor]) -> Condition:
+        y, number = self._filled(left, tokens), self.number[left][:, :, None]
+        given = []
+        for known, own in zip(self.model.words(y), words, strict=True):
+            chosen = own.gather(1, number.clamp(min=0).expand(-1, -1, own.shape[2]))
+            given.append(torch.where(number >= 0, chosen.to(known), known))
+        condition = self.model.embed(y, given)
+        return condition._replace(ids=None) if self.kind == "soft" else condition
+
+
+def looked(outcome: Outcome, items: Sequence[Plan], prompts: Prompts, seen: Tensor) -> Tensor:
+    """What is recovered (n,) after drawing the targets that were not `seen` before with the found prompts."""
+    left = (seen != 1).nonzero()[:, 0]
+    rest, rows = [items[i] for i in left.tolist()], left.to(prompts.y.device)
+    x = drawn(outcome, rest, lambda some: prompts.found(outcome.task, rows[some]))
+    return seen.index_copy(0, left, sight(outcome, x, rest).recovered)
+
+
+def evenly(n: int, T: int) -> list[int]:
+    """n of T timesteps upwards, each in the middle of its part: 10, 30, ..., 990 for 50 of 1000."""
+    stride = max(T // n, 1)
+    return list(range(stride // 2, T, stride))[:n]

@@ -1,0 +1,214 @@
+"""Building blocks of attacks: draw and judge targets, predict as the model is used, prompts with free tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion.model import Condition, Diffusion, Guidance
+from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.errors import Unsupported
+from unlearnbench.judges import Verdict, judge_all
+from unlearnbench.method import Method
+from unlearnbench.metric import Outcome
+from unlearnbench.task import Plan, Task
+from unlearnbench.training import Diverged
+
+
+def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None) -> Outcome:
+    """What attacks may look at: the models and the plan, without samples."""
+    nothing = torch.zeros(0, 1)
+    verdict = Verdict(nothing, torch.zeros(0, dtype=torch.bool))
+    empty: dict[str, Any] = dict.fromkeys(("samples", "features", "reference", "real"), nothing)
+    return Outcome(
+        task=task,
+        model=model,
+        original=original,
+        plan=task.plan(),
+        verdict=verdict,
+        besides=verdict,
+        cost={},
+        method=method,
+        **empty,
+    )
+
+
+# ---- is the concept back? ------------------------------------------------------------------------------------------
+
+
+class Sight(NamedTuple):
+    """The judge's verdict on N images about the concept that each target asks for."""
+
+    recovered: Tensor
+    """(N,) float: 1 concept seen, 0 not seen or the judge abstains, NaN where the judge failed or the image is not
+    finite."""
+    probability: Tensor
+    """(N,) closed-set probability of the concept; NaN where missing."""
+
+
+def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
+    """Judge drawn samples (N, C, H, W), in the model's own range, for the targets that they were drawn for.
+
+    Images are decoded and judged in the protocol's chunks, so that memory does not grow with the number of targets.
+    """
+    size = outcome.task.protocol.chunk
+    starts = range(0, max(len(items), 1), size)
+    seen = [_sight(outcome, x[start : start + size], items[start : start + size]) for start in starts]
+    return Sight(*map(torch.cat, zip(*seen, strict=True)))
+
+
+@torch.no_grad()
+def _sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
+    task = outcome.task
+    with torch.autocast(task.device, enabled=False):
+        images = outcome.model.decode(x.float())
+    judge, asked = task.judge(), torch.tensor([item.label for item in items], dtype=torch.long)
+    lost = ~images.flatten(1).isfinite().all(dim=1).cpu()
+    verdict, _ = judge_all(judge, task.to_uint8(images.nan_to_num()))
+    verdict = verdict.about(asked, judge.domains)
+    lost = lost | verdict.missing
+    probability = verdict.probabilities.gather(1, asked[:, None])[:, 0]
+    nan = torch.tensor(torch.nan)
+    return Sight(torch.where(lost, nan, (verdict.label == asked).float()), torch.where(lost, nan, probability))
+
+
+Conditions = Callable[[slice], "Tensor | Condition"]
+
+
+@torch.no_grad()
+def drawn(
+    outcome: Outcome,
+    items: Sequence[Plan],
+    conditions: Conditions | None = None,
+    model: Diffusion | None = None,
+    sampler: Sampler | None = None,
+) -> Tensor:
+    """Samples (N, C, H, W) for targets, each from its own noise and with its own guidance, in the protocol's chunks.
+
+    `conditions` gives y, or a Condition, for a slice of the targets instead of their own; `model` replaces the
+    outcome's; a given `sampler` is used for all of them.
+    """
+    task, model, parts = outcome.task, model or outcome.model, []
+    for some in _alike(items, task.protocol.chunk):
+        y, scale = conditions(some) if conditions else task.inputs(items[some]), items[some][0].guidance
+        own = replace(model.sampler, guidance=scale) if scale and sampler is None else sampler
+        parts.append(model.sample(y, [item.seed for item in items[some]], sampler=own))
+    return torch.cat(parts)
+
+
+def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
+    """Chunks of at most `size` consecutive targets with the same guidance scale."""
+    start = 0
+    for i in range(1, len(items) + 1):
+        if i == len(items) or i - start == size or items[i].guidance != items[start].guidance:
+            yield slice(start, i)
+            start = i
+
+
+def evaluations(sampler: Sampler) -> int:
+    """Model evaluations for an image: one for each step, two under guidance."""
+    return sampler.steps * (1 if sampler.guidance == 1 else 2)
+
+
+# ---- what the model predicts ---------------------------------------------------------------------------------------
+
+
+def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
+    """Noise prediction (B, C, H, W) as the model is used: through the method's own guidance, where it has one, at w =
+    1.
+
+    Plain guidance at w = 1 is eps(x_t, t, y).
+    """
+    condition = y if isinstance(y, Condition) else model.embed(y)
+    if type(model.guidance) is Guidance:
+        return model.eps(x_t, t, condition)
+    model.guidance.start(len(t))
+    step = int((model.timesteps() > t.max()).sum())
+    return model.guidance(model, x_t, t, step, condition, model.null(len(t)), 1.0)
+
+
+def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = None) -> list[Tensor]:
+    """Gradients (B, ...) of a loss with respect to the searched tensors.
+
+    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where a gradient is not finite. For a
+    `model` with a method's own guidance, gradients that are all zero in more than half of the rows count as none: they
+    stop at a switch.
+    """
+    if not loss.requires_grad:
+        raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
+    found = torch.autograd.grad(loss, list(free), allow_unused=True)
+    if any(grad is None for grad in found):
+        raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
+    if not loss.isfinite().all() or not all(grad.isfinite().all() for grad in found):
+        raise Diverged(0, "the attack's loss or gradient")
+    if model is None or type(model.guidance) is Guidance:
+        return list(found)
+    still = torch.stack([grad.flatten(1).abs().sum(dim=1) for grad in found]).sum(dim=0) == 0
+    if still.float().mean() > 0.5:
+        raise Unsupported(f"the method gives no gradient for {int(still.sum())} of {len(still)} conditions")
+    return list(found)
+
+
+def denoising(model: Diffusion, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | Condition) -> Tensor:
+    """|| eps - eps_theta(x_t, c) ||^2 for each row (B,), mean over its elements."""
+    return (predicted(model, model.add_noise(x0, noise, t), t, y) - noise).square().flatten(1).mean(dim=1)
+
+
+# ---- prompts with free tokens --------------------------------------------------------------------------------------
+
+
+def table(model: Any) -> list[Tensor]:
+    """Each text encoder's token embeddings (V, D), detached."""
+    return [encoder.get_input_embeddings().weight.detach() for encoder in model.text_encoders]
+
+
+def allowed(model: Any) -> Tensor:
+    """Ids (n,) of the tokens that a prompt may be made of: those that end a word, without special tokens.
+
+    Other tokens would join with the next ones once the prompt is written as text, and be read differently.
+    """
+    tokenizer = model.tokenizers[0]
+    spelt = tokenizer.convert_ids_to_tokens(list(range(len(table(model)[0]))))
+    special = set(tokenizer.all_special_ids)
+    kept = [i for i, text in enumerate(spelt) if text and text.endswith("</w>") and i not in special]
+    return torch.tensor(kept, device=model.alpha_bar.device)
+
+
+def opened(model: Any, y: Tensor, k: int) -> Tensor:
+    """Prompts (B, L) or (B, 2, L) with k free places after the start token; tokens pushed out at the end are cut.
+
+    The free places hold an ordinary token until they are `filled`, for methods that read the prompt.
+    """
+    free = torch.full_like(y[..., :1], int(allowed(model)[0])).expand(*y.shape[:-1], k)
+    moved = torch.cat([y[..., :1], free, y[..., 1 : y.shape[-1] - k]], dim=-1)
+    end = model.tokenizers[0].eos_token_id
+    ended = (moved[..., 1 + k :] == end).any(dim=-1)
+    moved[..., -1] = torch.where(ended, moved[..., -1], end)
+    return moved
+
+
+def filled(y: Tensor, tokens: Tensor) -> Tensor:
+    """Opened prompts (B, L) or (B, 2, L) with these tokens (B, k) in the free places."""
+    y = y.clone()
+    y[..., 1 : 1 + tokens.shape[1]] = tokens if y.dim() == 2 else tokens[:, None]
+    return y
+
+
+def nearest(vectors: Tensor, among: Tensor, rows: Tensor) -> Tensor:
+    """Tokens (B, k), out of `rows` (n,) of `among` (V, D), nearest to vectors (B, k, D) by cosine."""
+    own = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1)
+    found = (own @ torch.nn.functional.normalize(among[rows], dim=1).mT).argmax(dim=1)
+    return rows[found].view(vectors.shape[:2])
+
+
+def simplex(v: Tensor) -> Tensor:
+    """Euclidean projection of the last dimension on the probability simplex (Duchi et al., ICML 2008)."""
+    ordered = v.sort(dim=-1, descending=True).values
+    total = ordered.cumsum(dim=-1) - 1
+    count = torch.arange(1, v.shape[-1] + 1, device=v.device)
+    kept = (ordered * count > total).sum(dim=-1, keepdim=True)
+    return (v - total.gather(-1, kept - 1) / kept).clamp(min=0)

@@ -1,0 +1,5 @@
+"""`python -m unlearnbench.cli`."""
+
+from unlearnbench.cli import main
+
+main()

@@ -1,0 +1,72 @@
+"""What the command line takes, read and refused by value."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import UserError
+
+if TYPE_CHECKING:
+    from unlearnbench.records.schema import Record
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0-2` or `0,3,5` as numbers, in order."""
+    numbers: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last - first >= 1000:
+            raise UserError(f"--seeds {text}: {last - first + 1} seeds are too many; at most 1,000")
+        if last < first:
+            raise UserError(
+                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
+            )
+        numbers += [number for number in range(first, last + 1) if number not in numbers]
+    return numbers
+
+
+def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
+    """`key=value` words as a dictionary."""
+    for word in settings:
+        if not re.fullmatch(r"[\w-]+=.+", word):
+            raise UserError(f"--{option} {word}: write key=value, such as --{option} {such_as}")
+    return dict(word.split("=", 1) for word in settings)
+
+
+def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
+    """`5%` or `0.05`, given with an option, as a share in (0, 1]."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text, re.ASCII)
+    share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"--{option} {text}: write a share of the {of} above 0 and up to 100%, such as 5% or 0.05")
+    return share
+
+
+def opened_record(path: Path) -> tuple[Path, Record]:
+    """A record by its file, or by a folder that holds no other, and the file."""
+    from unlearnbench.records.schema import read
+
+    if path.is_dir():
+        found = sorted(path.rglob("seed-*.json"))
+        if len(found) != 1:
+            which = f"name one of them, such as {found[0]}" if found else "give the path of a seed-*.json"
+            raise UserError(f"{len(found) or 'no'} records below {path}: {which}")
+        path = found[0]
+    if path.suffix != ".json" or not path.is_file():
+        raise UserError(f"no record at {path}: give the path of a seed-*.json")
+    try:
+        return path, read(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({(error.strerror or '').lower()}): make it readable") from error

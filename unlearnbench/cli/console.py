@@ -1,0 +1,223 @@
+"""What the command line's modules share: two consoles and the tables that they print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+from typer import Exit
+
+from unlearnbench.cli.table_layout import GAP, Column, Part, fitting, split, wrapped
+from unlearnbench.printable import printable
+
+if TYPE_CHECKING:
+    from unlearnbench.records.schema import Record
+
+PIPE: Final = 10_000
+"""Characters in a line where the output goes to a file or another program: no table is split there, no line wraps."""
+NARROWEST: Final = 20
+"""Columns that tables are laid out for at least, however few COLUMNS says there are."""
+PROSE = ("flags", "by", "chosen")
+"""Heads of columns of text that are not among the first."""
+
+
+class Terminal(Console):
+    """A console that shows text as it is: no markup, no emoji codes, no characters that steer the terminal.
+
+    A string that is printed is one line. Width and height that the environment gives count only as whole numbers
+    above 0; no table is laid out for fewer than `NARROWEST` columns. Where the output is no terminal and nothing says
+    how wide it is, lines do not end: what is piped into another program can be searched line by line.
+    """
+
+    def __init__(self, stderr: bool = False, piped: int | None = None):
+        sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+        wrong = {name for name, size in sizes.items() if not (size.isascii() and size.isdecimal() and int(size[:9]))}
+        environment = {name: value for name, value in os.environ.items() if name not in wrong}
+        super().__init__(stderr=stderr, markup=False, emoji=False, _environ=environment)
+        if piped and "COLUMNS" in wrong and not self.is_terminal:
+            self.width = piped
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Columns and rows."""
+        found = super().size
+        return ConsoleDimensions(max(found.width, NARROWEST), found.height)
+
+    @size.setter
+    def size(self, new_size: tuple[int, int]) -> None:
+        self._width, self._height = new_size
+
+    def print(self, *objects: Any, **kwargs: Any) -> None:
+        """Print, each string as one line."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        """Stop without a word where nobody reads any more, as in `… | head`."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+        raise Exit(1)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is written, of tables and bars too: only rich's own segments may steer the terminal."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else printable(segment.text, keep="\n")
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+out, err = Terminal(piped=PIPE), Terminal(stderr=True)
+Section = tuple[str, list[list[str]]]
+"""A heading, which may be empty, and rows."""
+
+
+def show_lines(*lines: str) -> None:
+    """Text of several lines, each cleaned by itself and as long as it is."""
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+
+
+def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
+    """Metric, original, this method, retrain if there, change, interval; and what these attacks found."""
+    from unlearnbench import registry
+    from unlearnbench.leaderboard import run_summary
+    from unlearnbench.records import identity
+    from unlearnbench.records.image_table import reader
+    from unlearnbench.records.schema import load_all
+
+    record, images = group[0], reader(results)
+    place = record.path(results).parents[1]
+    controls: dict[str, list[Record]] = {}
+    why: dict[str, str] = {}
+    for name in ("original", "retrain", "destroy"):
+        controls[name], reason = identity.matching(load_all(results, place / name), record, name)
+        why |= {name: reason} if reason else {}
+    heads, rows = run_summary.run_rows(group, original, controls["retrain"], images)
+    seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
+    if any(r.scores for r in group):
+        print_table(
+            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}",
+            heads,
+            [("", rows)],
+        )
+        for line in run_summary.run_notes(group, controls, images, why):
+            out.print(line, soft_wrap=True, highlight=False)
+        if printed := record.protocol.settings.get("printed"):
+            out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
+    if attacks and any(r.attacks for r in group):
+        from unlearnbench.leaderboard.attacks import run_rows
+
+        heads, rows, reasons = run_rows(group, controls["retrain"], attacks)
+        print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
+        for line in reasons:
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
+        if not any(label in r.attacks for r in controls["retrain"] for label in attacks):
+            floor = f"{record.task} has no retrain"
+            if "retrain" in why:
+                floor = why["retrain"]
+            elif registry.trainable(record.task):
+                floor = "with the same options: --method retrain"
+            out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
+    for r in group:
+        if r.status != "ok":
+            reason = r.reason or r.judge_error or "scores are missing"
+            err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
+    batches = {r.environment["sampling_batch"] for r in group if "sampling_batch" in r.environment}
+    if batches:
+        err.print(f"too little memory for the protocol's chunk: drawn {min(batches)} images at once", soft_wrap=True)
+    files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
+    beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
+    also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
+    more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
+    made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
+    out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
+
+
+def print_table(
+    title: str,
+    heads: Sequence[str],
+    sections: Sequence[Section],
+    left: int = 1,
+    *,
+    keys: int = 1,
+    prose: Collection[str] = PROSE,
+    fit: bool = False,
+    first: Sequence[str] = (),
+) -> list[str]:
+    """Print a table section by section, split into several where the terminal is too narrow for one.
+
+    Args:
+        title: Printed above each of the tables, as it is: markup has no effect in it.
+        heads: The columns' names; where all are empty there is no header.
+        sections: Rows under headings. No cell is ever cut: text wraps, and numbers stay on one line.
+        left: How many of the first columns hold text; the others hold numbers and are aligned to the right.
+        keys: How many of the first columns identify a row; every table repeats them.
+        prose: Heads of further columns of text.
+        fit: Print one table of as many columns as fit, in place of several.
+        first: With `fit`, heads of the columns that have priority, the most important first.
+
+    Returns:
+        The heads of the columns that `fit` left out.
+    """
+    columns = _columns(heads, sections, max(left, keys), prose)
+    shown = fitting(columns, out.width, keys, first) if fit else list(range(len(columns)))
+    parts = split([columns[i] for i in shown], out.width, keys)
+    for number, part in enumerate(parts, 1):
+        if title:
+            more = f" ({number} of {len(parts)})" if len(parts) > 1 else ""
+            out.print(Text(printable(f"{title}{more}"), style="bold"), soft_wrap=True, highlight=False)
+        positions = [shown[i] for i in part.columns]
+        _print_part([columns[i] for i in positions], positions, part, sections)
+    return [column.head for i, column in enumerate(columns) if i not in shown]
+
+
+def in_one_table(heads: Sequence[str], sections: Sequence[Section], left: int = 1) -> bool:
+    """Whether `print_table` prints these columns as one table."""
+    return len(split(_columns(heads, sections, left, PROSE), out.width)) == 1
+
+
+def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose: Collection[str]) -> list[Column]:
+    """Columns of a table; headings of sections are in the first."""
+    cells = [row for heading, rows in sections for row in ([[heading], *rows] if heading else rows)]
+    return [
+        Column(printable(head), [printable(row[i]) for row in cells if i < len(row)], i < left or head in prose)
+        for i, head in enumerate(heads)
+    ]
+
+
+def _print_part(columns: Sequence[Column], positions: Sequence[int], part: Part, sections: Sequence[Section]) -> None:
+    """Print the columns at these positions of the rows; every cell is wrapped beforehand, so that rich cuts none."""
+    headed = any(column.head for column in columns)
+    table = Table(
+        box=SIMPLE_HEAD if headed else None,
+        show_header=headed,
+        width=part.width,
+        pad_edge=not headed,
+        padding=(0, 1) if headed else (0, GAP, 0, 0),
+        collapse_padding=headed,
+    )
+
+    def fitted(texts: Sequence[str]) -> list[Text]:
+        return [
+            Text("\n".join(wrapped(printable(text), width))) for text, width in zip(texts, part.widths, strict=True)
+        ]
+
+    for column, head, width in zip(columns, fitted([column.head for column in columns]), part.widths, strict=True):
+        justify: Literal["left", "right"] = "left" if column.prose else "right"
+        style = None if headed or len(table.columns) else "bold"
+        table.add_column(head, justify=justify, width=width, no_wrap=True, style=style)
+    for name, rows in sections:
+        if name:
+            table.add_section()
+            (heading,) = fitted([name, *[""] * (len(columns) - 1)])[:1]
+            heading.stylize("dim")
+            table.add_row(heading)
+        for row in rows:
+            table.add_row(*fitted([row[i] for i in positions]))
+    out.print(table, crop=False, no_wrap=True, overflow="ignore")

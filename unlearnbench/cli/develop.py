@@ -1,0 +1,94 @@
+"""Commands for methods and concepts of one's own: check, new-method, new-concept."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from unlearnbench import registry
+from unlearnbench.cli.console import out
+from unlearnbench.errors import UserError
+from unlearnbench.printable import printable
+
+own = typer.Typer()
+
+
+class Style(str, Enum):
+    """Kinds of method file."""
+
+    losses = "losses"
+    loop = "loop"
+    edit = "edit"
+
+
+@own.command()
+def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its name.")]) -> None:
+    """Run the conformance suite on a method and say what to mend."""
+    cls = registry.load_method(file)
+
+    from unlearnbench.verification.conformance import conformance
+
+    failed = 0
+    for name, meaning, failure in conformance(cls):
+        failed += failure is not None
+        mark = ("✓", "green") if failure is None else ("✗", "red")
+        line = Text.assemble(mark, " ", (name, "bold"), f" {printable(failure or meaning)}")
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
+    raise typer.Exit(1 if failed else 0)
+
+
+@own.command("new-method")
+def new_method(
+    name: Annotated[str, typer.Argument(help="The method's name: lower-case letters, digits and _.")],
+    style: Annotated[
+        Style, typer.Option(help="A stream of losses, a loop of your own, or an edit of the weights.")
+    ] = Style.losses,
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a working start for a method of your own."""
+    from unlearnbench.cli.templates import new_method as text
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} cannot name a method: use lower-case letters, digits and _, such as my_method")
+    if name in registry.methods():
+        raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
+    path = folder / f"{name}.py"
+    _start(path, text(name, style.value))
+    out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
+
+
+@own.command("new-concept")
+def new_concept(
+    name: Annotated[str, typer.Argument(help="As records and folders will show it.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+) -> None:
+    """Write a concept file for --concept that works, every line of it explained."""
+    from unlearnbench.cli.templates import CONCEPT
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,59}", name):
+        raise UserError(f"{name!r} cannot name a concept file: use letters, digits, +, - and _, such as my-concept")
+    path = folder / f"{name}.toml"
+    _start(path, CONCEPT.format(name=name))
+    out.print(f"wrote {path}; next: unlearnbench run --task digits-text --concept {path} --method uce", soft_wrap=True)
+
+
+def _start(path: Path, text: str) -> None:
+    """Write a new file."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        if not folder.is_dir():
+            raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
+        raise UserError(f"{path} is there already: choose another name, or delete it") from error
+    except OSError as error:
+        why = (error.strerror or "").lower()
+        raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error

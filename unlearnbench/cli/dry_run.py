@@ -1,0 +1,94 @@
+"""`run --dry-run`: what a run would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.errors import Failed, UserError, message
+from unlearnbench.reporting import bars
+
+if TYPE_CHECKING:
+    from unlearnbench.run.cell import Cell
+
+
+def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
+    """What a run of these cells would take: each method is tried for some seconds, for one of its cells.
+
+    Cells whose record is there are counted, and left out of times and disk. A method whose trial fails, diverges or is
+    not supported is named at the end, with exit code 1.
+    """
+    from unlearnbench.run.dry_run import probe, room
+    from unlearnbench.run.runner import finished
+    from unlearnbench.storage.store import Store
+    from unlearnbench.training import Diverged
+
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.method.name, []).append(cell)
+    here = room(cells[0].task.device, Store().root)
+    rows, total, stored, unknown, notes = [], 0.0, 0, False, []
+    failed: list[str] = []
+    with bars(err, len(groups)) as begin:
+        for name, group in groups.items():
+            begin(f"{name}: trying")
+            done = sum(finished(cell, results) is not None for cell in group)
+            try:
+                left, found = len(group) - done, probe(group[0])
+            except (Diverged, UserError) as error:
+                failed.append(f"{name}: the short trial came to nothing: {message(error)}")
+                continue
+            each = found.sampling + (found.unlearning or 0.0)
+            total, stored = total + each * left, stored + found.stored * left
+            unknown = unknown or found.unlearning is None
+            fits = "" if found.batch == group[0].task.protocol.chunk else f", {found.batch} at once, for lack of memory"
+            notes.append(
+                f"{name}: {found.evaluations:,} evaluations of the network a run to draw {found.images:,} images{fits}"
+            )
+            cells_of = [name, str(len(group)), str(done), f"{found.images:,}"]
+            cells_of += ["—" if found.steps is None else f"{found.steps:,}", _span(found.sampling)]
+            cells_of += [_span(found.unlearning), _bytes(found.memory), _span(each * left)]
+            rows.append(cells_of)
+            if found.memory and here.memory and found.memory > here.memory:
+                notes.append(f"{name}: {_bytes(found.memory)} are more than there is: see --memory and --precision")
+    if not rows:
+        raise Failed("; ".join(failed))
+    heads = ["method", "runs", "done", "images", "steps", "sampling", "unlearning", "memory", "still to run"]
+    print_table("what it would take here, judging and preparing left out", heads, [("", rows)])
+    for note in notes:
+        out.print(note, soft_wrap=True, highlight=False)
+    more = "; — is not known: the method has no number of steps" if unknown else ""
+    by = f", {_span(total / jobs)} by {jobs} jobs at a time" if jobs > 1 else ""
+    out.print(f"in all about {_span(total)} of one device{by}{more}; nothing was run or kept", soft_wrap=True)
+    out.print(
+        f"memory {_bytes(here.memory)} ({here.kind}); disk {_bytes(stored)} of weights and images, "
+        f"{_bytes(here.disk)} free at {Store().root}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if stored > here.disk:
+        err.print("too little disk: free some, or name another folder with UNLEARNBENCH_CACHE", soft_wrap=True)
+    for line in failed:
+        err.print(line, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _bytes(count: int | None) -> str:
+    """MiB or GiB."""
+    if count is None:
+        return "—"
+    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+
+
+def _span(seconds: float | None) -> str:
+    """Seconds, minutes or hours, to two digits."""
+    if seconds is None:
+        return "—"
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

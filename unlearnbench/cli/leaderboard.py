@@ -1,0 +1,263 @@
+"""The command `leaderboard`: tables of a folder of records."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.cli.console import in_one_table, out, print_table
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.registry import words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from unlearnbench.leaderboard.tables import Sheet
+    from unlearnbench.records.schema import Record
+
+boards = typer.Typer()
+FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
+"""What follows the name in a column's head: unit or kind, and arrow."""
+MORE = "a wider terminal, --columns or --format markdown shows them"
+"""How to see the columns that were left out."""
+
+
+@boards.command()
+def leaderboard(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated metrics, with --attacks attacks, all shown, in several tables if need be. When left "
+            "out as many as fit; in a pipe or file all, unless COLUMNS gives a width."
+        ),
+    ] = None,
+    axis: Annotated[
+        str | None, typer.Option(help="Columns of these alone: efficacy, utility, robustness, cost; comma-separated.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column, the best first; with - before its name the worst.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="These alone, comma-separated: names, or labels such as esd@published.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="One protocol's alone.")] = None,
+    forget: Annotated[str | None, typer.Option(help="One concept's alone.")] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="95 % intervals in place of the deviation over seeds.")
+    ] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="The ranking by worst attack beside that by UA, and every attack.")
+    ] = False,
+    published: Annotated[
+        bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Write RESULTS/README.md and its pictures instead of printing.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit code 1 where --write would change a file; for your CI.")
+    ] = False,
+) -> None:
+    """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
+    from unlearnbench.leaderboard import tables as lb
+    from unlearnbench.leaderboard.board import board as make_board
+    from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
+    from unlearnbench.records.image_table import reader
+
+    if format not in FORMATS:
+        raise no_format(format)
+    if attacks and published:
+        raise UserError("--attacks and --published are tables of their own: give one of them")
+    narrow = [name for name, value in (("task", task), ("protocol", protocol), ("forget", forget)) if value]
+    narrow += [name for name, value in (("methods", methods), ("columns", columns), ("axis", axis)) if value]
+    if write and check:
+        raise UserError("--write and --check exclude each other: give one of them")
+    if (write or check) and format != "terminal":
+        raise UserError(f"--{'write' if write else 'check'} makes the page and its pictures: leave out --format")
+    if (write or check) and narrow:
+        raise UserError(f"--{'write' if write else 'check'} is of the whole folder: leave out --{narrow[0]}")
+    if published:
+        _published(task, forget, methods, gathered(results, task, protocol, forget, some=False), results, format)
+        return
+    records = gathered(results, task, protocol, forget)
+    metrics = registry.load_metrics()
+    if attacks:
+        rows = make_board(records, metrics, reader(results), named(methods, records))
+        _attacks(lb.ordered(rows, sort, metrics), format, columns)
+        return
+    names = lb.narrowed(lb.chosen(columns, metrics), axis, metrics)
+    if not names:
+        raise UserError(f"none of the --columns {columns} is of --axis {axis}: leave one of the two out")
+    board = lb.ordered(make_board(records, metrics, reader(results), named(methods, records)), sort, metrics)
+    if write:
+        _write(results, board, records)
+    elif check:
+        _check(results, board, records)
+    elif format == "terminal":
+        sheets, first = lb.tables(board, metrics, names, all_keys=False, intervals=intervals), lb.headline(metrics)
+        if columns is None:
+            _show([lb.for_terminal(sheet, first) for sheet in sheets], fit=True, first=["n", lb.FLAGS, *first])
+        else:
+            _show(list(map(lb.for_terminal, sheets)))
+        out.print(lb.legend(intervals), soft_wrap=True)
+    elif format == "latex":
+        shown = names if columns else lb.fitting(board, metrics, names, TEXTWIDTH, intervals)
+        sys.stdout.write(formatted(board, metrics, shown, format, intervals))
+    else:
+        sys.stdout.write(formatted(board, metrics, names, format, intervals))
+
+
+def gathered(
+    results: Path, task: str | None = None, protocol: str | None = None, forget: str | None = None, some: bool = True
+) -> list[Record]:
+    """The records below a folder that are of this task, protocol and concept; with `some` there must be one.
+
+    A protocol goes by its name or the beginning of its hash.
+    """
+    from unlearnbench.records.schema import load_all
+
+    if results.is_file():
+        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
+    records = load_all(results)
+    if some and not records:
+        raise UserError(
+            f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
+        )
+    for name, value, of, begins in (
+        ("task", task, lambda record: record.task, False),
+        ("protocol", protocol, lambda record: record.protocol.name, True),
+        ("concept", forget, lambda record: record.forget, False),
+    ):
+        if value is None:
+            continue
+        kept = [record for record in records if value == of(record)]
+        if begins and not kept:
+            kept = [record for record in records if record.protocol.hash.startswith(value)]
+        if some and not kept:
+            raise unknown(f"{name} among the records", value, list(dict.fromkeys(map(of, records))))
+        records = kept
+    return records
+
+
+def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
+    """Names and labels of a comma-separated list, each of which is among the records; None for all."""
+    if methods is None:
+        return None
+    from unlearnbench.records.identity import grouped, labels
+
+    known = [name for record in records for name in (record.method.name, record.label())]
+    known += labels(grouped(records)).values()
+    wanted = words([methods])
+    for name in wanted:
+        if name not in known:
+            raise unknown("method among the records", name, list(dict.fromkeys(known)))
+    if not wanted:
+        raise UserError("--methods is empty: name at least one")
+    return wanted
+
+
+def _show(
+    sheets: Sequence[Sheet],
+    left: int = 1,
+    fit: bool = False,
+    first: Sequence[str] = (),
+    omitted: Sequence[str] = (),
+) -> None:
+    """Tables with their notes; with `fit` each has as many columns as fit.
+
+    The columns that do not fit are named below the table, and so is what the caller `omitted`.
+    """
+    for sheet in sheets:
+        left_out = list(omitted)
+        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
+        if left_out:
+            names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
+            out.print(f"left out for want of width: {names}; {MORE}", highlight=False, markup=False)
+        if sheet.note:
+            out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
+        if left_out or sheet.note:
+            out.print()
+
+
+def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+    from unlearnbench.names import inside
+    from unlearnbench.records.tuning import all_tunings
+    from unlearnbench.report.results_readme import files, stale
+    from unlearnbench.storage.files import cannot_write, replace_file
+
+    made = files(board, records, all_tunings(results))
+    try:
+        for path in stale(results, made):
+            replace_file(inside(results, path), made[path])
+    except OSError as error:
+        raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
+    out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
+
+
+def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+    """Exit code 1 where `_write` would change a file."""
+    from unlearnbench.records.tuning import all_tunings
+    from unlearnbench.report.results_readme import files, stale
+
+    made = files(board, records, all_tunings(results))
+    old = stale(results, made)
+    for path in old:
+        out.print(f"{results / path} is not what its records give: leaderboard {results} --write", soft_wrap=True)
+    out.print(f"{len(made)} files checked, {len(old)} stale", highlight=False)
+    raise typer.Exit(1 if old else 0)
+
+
+def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
+    """The board under attack; in the terminal and in LaTeX as many attacks as fit, unless they are named."""
+    from unlearnbench.leaderboard import attacks as attack_table
+    from unlearnbench.leaderboard.formats import TEXTWIDTH, written
+
+    if not attack_table.sheets(board):
+        raise UserError("no record here was attacked: run its command with --attacks standard")
+    if kind == "terminal":
+        if chosen is not None or all(
+            in_one_table(each.heads, each.sections) for each in attack_table.sheets(board, most=0)
+        ):
+            _show(attack_table.sheets(board, chosen=chosen), fit=chosen is None)
+        else:
+            _show(attack_table.sheets(board, brief=True), fit=True, omitted=attack_table.NOT_BRIEF)
+        out.print(attack_table.LEGEND, soft_wrap=True)
+        return
+    fits = kind == "latex" and chosen is None
+    shown = attack_table.fitting(board, TEXTWIDTH) if fits else attack_table.sheets(board, chosen=chosen)
+    sys.stdout.write(written(shown, kind, attack_table.frame(board, chosen)))
+
+
+def _published(
+    task: str | None, forget: str | None, methods: str | None, records: list[Record], results: Path, kind: str
+) -> None:
+    """A table for each task and concept of what others have published, and what was measured here of the same."""
+    from unlearnbench.leaderboard import published
+    from unlearnbench.leaderboard.formats import written
+    from unlearnbench.records.image_table import reader
+
+    rows = published.load()
+    for name, value, of in (
+        ("task with published numbers", task, lambda row: row.task),
+        ("concept with published numbers", forget, lambda row: row.forget),
+        ("method with published numbers", methods, lambda row: row.method.partition("[")[0]),
+    ):
+        wanted = words([value]) if value is not None else list(dict.fromkeys(map(of, rows)))
+        for word in wanted:
+            if word not in map(of, rows):
+                raise unknown(name, word, list(dict.fromkeys(map(of, rows))))
+        rows = [row for row in rows if of(row) in wanted]
+    made = published.blocks(rows, records, registry.load_metrics(), reader(results))
+    if kind == "terminal":
+        _show(published.sheets(made), left=2)
+        out.print(published.LEGEND, soft_wrap=True)
+    else:
+        sys.stdout.write(written(published.sheets(made), kind, published.frame(made), left=2))

@@ -1,0 +1,160 @@
+"""`list`: what there is, and what one of it can be told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.cli.console import out, print_table, show_lines
+from unlearnbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from unlearnbench.method import Method
+    from unlearnbench.task import Task
+
+lists = typer.Typer()
+KINDS = {
+    "methods": registry.methods,
+    "tasks": registry.tasks,
+    "metrics": registry.metrics,
+    "attacks": registry.attacks,
+}
+
+
+@lists.command("list")
+def list_(
+    what: Annotated[
+        str | None,
+        typer.Argument(help="methods, tasks, metrics or attacks; or the name of one, for its settings or protocols."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Which methods this task supports.")] = None,
+) -> None:
+    """Methods, tasks, metrics, attacks, a line each; of one its settings and presets, or concepts and protocols."""
+    if task is not None:
+        if what is not None:
+            raise UserError("list takes a name or --task: leave one out")
+        _supported(task)
+        return
+    named = {name: kind for kind, entries in KINDS.items() for name in entries()}
+    if what in named:
+        _one(what, named[what])
+        return
+    if what and what not in KINDS:
+        raise unknown("kind or name", what, [*KINDS, *named])
+    for name in [what] if what else KINDS:
+        title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
+        rows = [[entry_name, entry.summary] for entry_name, entry in KINDS[name]().items()]
+        print_table(title, ["", ""], [("", rows)], left=2)
+        out.print()
+
+
+def _one(name: str, kind: str) -> None:
+    out.print(KINDS[kind]()[name].summary, markup=False, soft_wrap=True)
+    if kind == "metrics":
+        metric = registry.load_metrics()[name]
+        better = f"{metric.better} is better" if metric.better else "neither end is better"
+        about = inspect.getdoc(type(metric)) or ""
+        show_lines(*about.splitlines(), f"{metric.title}: {metric.axis}; {better}")
+        return
+    if kind == "methods":
+        cls = registry.load_method(name)
+        out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
+        _print(_settings(cls))
+        _print(_presets(cls))
+        return
+    _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+
+
+def _print(rows: Iterator[list[str]]) -> None:
+    """A table of these rows, the first of which are its heads; nothing where there are none."""
+    heads = next(rows, None)
+    if heads is not None:
+        print_table("", heads, [("", list(rows))], left=len(heads))
+
+
+def _supported(task: str) -> None:
+    """A row a method: supported, untested or unsupported, and why."""
+    cls = registry.load_task(task)
+    rows = []
+    for name in registry.methods():
+        method = registry.load_method(name)
+        lacking = method.requires - cls.provides - cls.model_parts
+        if lacking:
+            status, why = "unsupported", f"needs {', '.join(sorted(lacking))}"
+        elif cls.defaults or method.chosen_for(task) or not method.space:
+            status, why = "supported", ""
+        else:
+            status, why = "untested", "no settings were chosen for this task"
+        about = [why, "needs settings that you give" if method.incomplete else ""]
+        about += ["experimental: its update is not yet checked against the formula" if method.experimental else ""]
+        rows.append([name, status, "; ".join(filter(None, about))])
+    rows.sort(key=lambda row: ("supported", "untested", "unsupported").index(row[1]))
+    print_table("", ["method", f"on {task}", ""], [("", rows)], left=3)
+    if registry.untried(task):
+        out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, no more", soft_wrap=True)
+
+
+def _settings(cls: type[Method]) -> Iterator[list[str]]:
+    """A row for each hyper-parameter: its default and what it is."""
+    settings, docs = cls().settings(), cls.field_docs()
+    if settings:
+        yield ["setting", "built in", "what it is"]
+    for key, value in settings.items():
+        yield [key, str(value), docs[key]]
+
+
+def _presets(cls: type[Method]) -> Iterator[list[str]]:
+    """A row for each hyper-parameter that a preset changes: its value by preset, and by task where that matters."""
+    presets = {
+        f"{preset}{'' if task == '*' else f', {task}'}": values
+        for preset, tasks in cls.offered().items()
+        for task, values in tasks.items()
+    }
+    changed = [key for key in cls.configured({}).settings() if any(key in values for values in presets.values())]
+    if changed:
+        yield ["in presets", *presets]
+    for key in changed:
+        yield [key, *(str(values.get(key, "")) for values in presets.values())]
+
+
+def _attack(name: str) -> Iterator[list[str]]:
+    """A row a setting: its value, and what each variant has in its place."""
+    from unlearnbench.attacks.base import STANDARD
+
+    attack = registry.load_attacks()[name]
+    needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
+    ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
+    lines = [*(inspect.getdoc(type(attack)) or "").splitlines(), f"{attack.box} box{needs}; budget in {attack.spends}"]
+    lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
+    show_lines(*lines)
+    yield ["setting", "built in", *attack.variants]
+    for key, value in attack.settings().items():
+        yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _protocols(cls: type[Task]) -> Iterator[list[str]]:
+    """A row a protocol, with the settings in which it differs from others; what all share comes first."""
+    from unlearnbench.records.provenance import flat
+
+    out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
+    protocols: dict[str, dict[str, Any]] = {name: flat(asdict(protocol)) for name, protocol in cls.protocols.items()}
+    keys = [key for key in dict.fromkeys(key for values in protocols.values() for key in values) if key != "name"]
+    shared = [key for key in keys if len({str(values.get(key)) for values in protocols.values()}) == 1]
+    yield ["protocol", "settings"]
+    yield ["(all)", _said({key: next(iter(protocols.values()))[key] for key in shared})]
+    for name, values in protocols.items():
+        yield [name, _said({key: values[key] for key in keys if key in values and key not in shared})]
+
+
+def _said(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items() if value not in ("", ()))

@@ -1,0 +1,104 @@
+"""The commands before a run: pretrain, first-hour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.cli.arguments import Device
+from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.errors import UserError
+from unlearnbench.reporting import bars
+
+prepare = typer.Typer()
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder of images in the hub's layout, in place of what `fetch` brought.")
+]
+
+
+@prepare.command()
+def pretrain(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    seed: Annotated[int, typer.Option(min=0, help="Pretraining seed.")] = 0,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    folder: Annotated[Path | None, typer.Option("--out", help="Where to; pretrained/<task> when left out.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="The judge alone.")] = False,
+    data: Data = None,
+) -> None:
+    """Train the original model and the judges anew; the same command again goes on where it was stopped."""
+    task_class = registry.load_task(task)
+
+    from unlearnbench.task import accepted
+
+    more = accepted(task_class, data=data)
+    if judge and not hasattr(task_class, "pretrain_judge"):
+        raise UserError(f"--judge: the judge of {task} is made with its model: leave it out")
+
+    from unlearnbench.compute.device import pick_device
+    from unlearnbench.compute.precision import out_of_memory, too_little
+    from unlearnbench.storage.files import cannot_write
+
+    folder = folder or Path("pretrained") / task
+    trained = task_class(task_class.default_forget, device=pick_device(device.value), **more)
+    with bars(err, 1) as begin:
+        begin(f"pretraining {task}{', its judge' if judge else ''}, seed {seed}")
+        try:
+            reached = (trained.pretrain_judge if judge else trained.pretrain)(folder, seed)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise UserError(cannot_write(folder, error, "--out")) from error
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise too_little("pretraining", error, None) from error
+    for name, value in reached.items():
+        out.print(f"{name}: {value:.1%}")
+    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
+
+
+@prepare.command("first-hour")
+def first_hour(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "cifar10-class",
+    protocol: Annotated[str, typer.Option(help="How the original's row is measured.")] = "first-hour",
+    checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
+    pretrained: Annotated[Path | None, typer.Option(help="Folder made by `pretrain`: judge, and original.")] = None,
+    data: Data = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records.")] = Path("results"),
+    steps: Annotated[
+        bool, typer.Option("--steps", help="Also measure what the default protocol's fewer sampling steps change.")
+    ] = False,
+) -> None:
+    """On a new machine: check data, checkpoint, judge and the original's row, expected beside obtained.
+
+    Exit code 1 where something cannot be what it should be.
+    """
+    task_class = registry.load_task(task)
+    if not hasattr(task_class, "looked_over"):
+        raise UserError(f"first-hour is for cifar10-class and the nudity tasks: of {task} nothing is published")
+    if steps and not hasattr(task_class, "fewer_steps"):
+        raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
+    task_class.resolve_protocol(protocol)
+
+    from unlearnbench.task import accepted
+
+    more = accepted(task_class, data=data, checkpoint=checkpoint)
+
+    from unlearnbench.compute.device import pick_device
+    from unlearnbench.storage.store import Store
+    from unlearnbench.verification.first_hour import HEADS, STAGES, findings
+
+    about = task_class(
+        task_class.default_forget, protocol=protocol, device=pick_device(device.value), weights=pretrained, **more
+    )
+    with bars(err, STAGES if steps else STAGES - 1) as begin:
+        found = list(findings(about, Store(), results, begin, steps))
+    marks, sources = {True: "✓", False: "✗", None: ""}, list(dict.fromkeys(f.source for f in found if f.source))
+    numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
+    rows = [[f.what, f.expected, f.obtained, marks[f.passed], numbers.get(f.source, "")] for f in found]
+    print_table(f"{task}, protocol {protocol}", HEADS, [("", rows)], left=len(HEADS))
+    for source, number in numbers.items():
+        out.print(f"{number} {source}", markup=False, soft_wrap=True)
+    raise typer.Exit(1 if any(f.passed is False for f in found) else 0)

@@ -1,0 +1,87 @@
+"""`status`: how far the last launch to a results folder has come."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.errors import UserError
+
+if TYPE_CHECKING:
+    from unlearnbench.launch.journal import Ledger
+
+
+launching = typer.Typer()
+LOOK = 1.0
+"""Seconds between looks of `status --watch`."""
+
+
+@launching.command()
+def status(
+    results: Annotated[Path, typer.Option("--out", help="Folder of records that was launched to.")] = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing runs any more.")] = False,
+) -> None:
+    """What the last launch to a results folder is at: done, running, failed, missing. Exit code 1 where jobs failed."""
+    from unlearnbench.launch.journal import latest
+    from unlearnbench.storage.store import Store
+
+    ledger = latest(Store(), results)
+    if ledger is None:
+        raise UserError(f"nothing was launched to {results}: `unlearnbench run … --jobs 2 --out {results}` does")
+    if watch:
+        _watch(ledger)
+    states = ledger.states(_queued(ledger))
+    plan = ledger.plan
+    counts = {name: sum(state == name for _, state, _ in states) for name in ("done", "running", "failed", "missing")}
+    rows = [
+        [line.name, state, *_about(state, about)]
+        for line, state, about in sorted(states, key=lambda row: row[1] != "failed")
+        if state in ("failed", "running")
+    ]
+    if rows:
+        print_table("", ["job", "state", "where", "seconds", "what"], [("", rows)], prose=["state", "where", "what"])
+    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    begun = plan.begun.replace("T", " ").removesuffix("+00:00")
+    who = f"{len(states)} jobs by {plan.launcher}, driven by {plan.driver} since {begun} UTC"
+    out.print(f"{said}: {who}", highlight=False, soft_wrap=True)
+    out.print(f"logs: {ledger.folder / 'logs'}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if counts["failed"] else 0)
+
+
+def _queued(ledger: Ledger) -> frozenset[str]:
+    """Numbers of the jobs that Slurm has, who may say nothing for long."""
+    if ledger.plan.launcher != "slurm":
+        return frozenset()
+    from unlearnbench.launch.slurm import alive
+
+    return alive(ledger.numbers())
+
+
+def _about(state: str, about: dict[str, Any]) -> list[str]:
+    if state == "running":
+        what = f"{about.get('what', '')} {about.get('done', '')}/{about.get('total', '')}"
+        return [about.get("where", ""), "", what]
+    return [about.get("where", ""), f"{about.get('seconds', 0):.1f}", about.get("reason") or ""]
+
+
+def _watch(ledger: Ledger) -> None:
+    """Redraw until nothing runs."""
+    from rich.live import Live
+
+    try:
+        with Live(console=err, transient=True, auto_refresh=False) as live:
+            while True:
+                states = ledger.states(_queued(ledger))
+                running = [(line, about) for line, state, about in states if state == "running"]
+                if not running:
+                    return
+                done = sum(state == "done" for _, state, _ in states)
+                lines = [f"{line.name}  {' '.join(_about('running', about))}" for line, about in running]
+                live.update("\n".join([f"{done}/{len(states)} done", *lines]), refresh=True)
+                time.sleep(LOOK)
+    except KeyboardInterrupt:
+        return

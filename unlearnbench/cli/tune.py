@@ -1,0 +1,150 @@
+"""The command `tune`: equal budgets for every method, and the table of what they came to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.cli.arguments import Device, parse_settings
+from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.cli.launch_view import Gpus, Launcher, Partition, Slurm, TimeLimit, told_failures, view
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.registry import words
+from unlearnbench.reporting import bars
+
+if TYPE_CHECKING:
+    from unlearnbench.launch.options import Where
+    from unlearnbench.records.tuning import Tuning
+    from unlearnbench.tune.search import Budget
+
+tuning = typer.Typer()
+
+
+@tuning.command()
+def tune(
+    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")],
+    trials: Annotated[int, typer.Option(help="Candidates a method, the default and the published among them.")] = 24,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+    ] = None,
+    cap: Annotated[
+        int | None, typer.Option(help="Model evaluations that a run may take; those beyond it stop the trial.")
+    ] = None,
+    forget: Annotated[
+        list[str] | None, typer.Option(help="Concepts to choose settings on, never those that you report.")
+    ] = None,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records; written are tuning/TASK/METHOD.json.")] = (
+        Path("results")
+    ),
+    jobs: Annotated[int | None, typer.Option(help="Methods at a time, each on one thread of the CPU.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    show: Annotated[bool, typer.Option("--show", help="Print the table of what is there, and tune nothing.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the best objective so far against trials, as .pdf, .svg or .png.")
+    ] = None,
+    launcher: Launcher = None,
+    gpus: Gpus = None,
+    partition: Partition = None,
+    time: TimeLimit = None,
+    slurm: Slurm = None,
+) -> None:
+    """Choose settings for every method with equal numbers of trials, on other concepts, seeds, noise and judge.
+
+    A stopped tuning goes on; `unlearnbench run --preset tuned` takes what was chosen.
+    """
+    task_class = registry.load_task(task)
+    if plot is not None:
+        from unlearnbench.plots.files import checked
+
+        checked(plot)
+    if not show:
+        if find_spec("optuna") is None:
+            raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
+        from unlearnbench.compute.device import pick_device
+        from unlearnbench.launch.options import Where
+        from unlearnbench.tune.search import CAP, budget
+
+        threads = 1 if jobs or launcher else None
+        more = parse_settings(slurm or [], "slurm", "account=mine")
+        where = Where.checked(launcher, jobs, threads, gpus, device.value, partition, time, more)
+        computing = where.device if where and where.device else pick_device(device.value)
+        given = budget(task_class, words(forget or []), trials, CAP if cap is None else cap, computing)
+        _tune(given, _methods(given, words(method or ["all"])), results, where)
+    _show(task, results, plot)
+
+
+def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
+    """The methods that can be tuned there; what was named and cannot is refused."""
+    from unlearnbench.run.cell import Cell, require
+    from unlearnbench.tune.space import checked
+
+    names = list(dict.fromkeys([*(registry.methods() if "all" in asked else []), *asked]))
+    kept = []
+    for name in (name for name in names if name != "all"):
+        cls = registry.load_method(name)
+        registry.require_fields(cls)
+        if name not in asked and (not cls.space or cls.incomplete):
+            continue
+        checked(cls)
+        try:
+            require(Cell(cls.configured(cls.preset("default", given.task.name)), replace(given, device="cpu").bare()))
+        except Unsupported as reason:
+            if name in asked:
+                raise
+            err.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        kept.append(name)
+    if not kept:
+        raise UserError("--method is empty: name at least one, or `all`")
+    return kept
+
+
+def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | None) -> None:
+    from unlearnbench.storage.store import Store
+    from unlearnbench.tune.jobs import finished
+    from unlearnbench.tune.launch import tuned_here, tunings_launched
+
+    todo = [name for name in names if finished(given, name, results) is None]
+    if not todo:
+        return
+    if where is None:
+        with bars(err, len(todo) * given.announced + 1) as begin:
+            tuned_here(given, todo, Store(), results, begin)
+        return
+    with view() as shown:
+        jobs, left = tunings_launched(given, todo, where, Store(), results, shown)
+    if told_failures(jobs, left):
+        raise typer.Exit(1)
+
+
+def _show(task: str, results: Path, plot: Path | None) -> None:
+    from unlearnbench.records.tuning import tunings
+    from unlearnbench.report.tuning_table import HEADS, note, row
+
+    found = tunings(results, task)
+    if not found:
+        raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
+    rows = [dict(zip(HEADS, row(one), strict=True)) for one in found]
+    cost = ["method", *HEADS[HEADS.index("trials") : HEADS.index("chosen")]]
+    objectives = [name for name in HEADS if name not in cost or name == "method"]
+    for title, heads in ((f"tuning on {task}: objectives", objectives), ("what it took", cost)):
+        print_table(title, heads, [("", [[each[name] for name in heads] for each in rows])])
+    out.print(note(found), soft_wrap=True, highlight=False, markup=False)
+    if plot is not None:
+        _plot(found, plot)
+
+
+def _plot(found: Sequence[Tuning], file: Path) -> None:
+    from unlearnbench import plots
+
+    try:
+        plots.written(plots.best_so_far(found, f"{found[0].task}, {found[0].protocol}"), file)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --plot") from error
+    out.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,192 @@
+"""The commands that say whether numbers can be trusted: selfcheck, verify, diff, validate, schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unlearnbench import registry
+from unlearnbench.cli.arguments import Device, opened_record, parse_share
+from unlearnbench.cli.console import err, out, print_table, show_lines
+from unlearnbench.errors import UserError
+from unlearnbench.reporting import Stopped, bars
+
+if TYPE_CHECKING:
+    from unlearnbench.metric import Metric
+    from unlearnbench.records.agreement import Row
+    from unlearnbench.verification.finding import Finding
+
+
+records = typer.Typer()
+NOTHING = "—"
+
+
+@records.command()
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="RECORD", help="A record, seed-*.json, or a folder with one.")],
+    sample: Annotated[
+        str | None, typer.Option(help="Share of the images to draw anew: 5% or 0.05; all, and FID, when left out.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="File of the record's method, if it is not built in.")] = None,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Folder made by `pretrain`, if the record is of such weights.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
+) -> None:
+    """Run anew what a record says and compare: exit code 1 where a metric disagrees. Nothing made here is kept."""
+    share = None if sample is None else parse_share(sample)
+    path, record = opened_record(path)
+
+    from unlearnbench.compute.device import pick_device
+    from unlearnbench.records.agreement import UNSAMPLED
+    from unlearnbench.records.image_table import read_beside
+    from unlearnbench.verification.verify import rebuilt
+    from unlearnbench.verification.verify import verify as verified
+
+    cell = rebuilt(record, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
+    images = read_beside(record, path)
+    try:
+        with bars(err, 1) as begin:
+            begin(f"{record.label()} · forget {record.forget} · seed {record.seeds['unlearning']}")
+            kind, context, rows = verified(record, images, cell, share)
+    except Stopped:
+        err.print("stopped: a verification keeps nothing")
+        raise typer.Exit(130) from None
+    if context:
+        rows_now = [("", [list(row[:4]) for row in context])]
+        print_table("made with something else now", ["", "what", "record", "now"], rows_now, left=4, keys=2)
+    weights = [row for row in context if (row.group, row.what) == ("weights", "unlearned")]
+    out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
+    metrics = registry.load_metrics()
+    heads = ["metric", "record" if share is None else "record, these images", "anew", "difference", "tolerance", ""]
+    print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])], prose=[""])
+    if left_out := [row.metric for row in rows if row.note == UNSAMPLED]:
+        out.print(f"{UNSAMPLED}: {', '.join(left_out)}", highlight=False, soft_wrap=True)
+    wrong = [row for row in rows if row.agrees is False]
+    for row in wrong:
+        name, then, now, _, allowed, _ = _cells(row, metrics)
+        text = f"{name}: recorded {then}, anew {now}, tolerance {allowed}" + (f" ({row.note})" if row.note else "")
+        err.print(text, markup=False, highlight=False, soft_wrap=True)
+    compared = sum(row.agrees is not None for row in rows)
+    out.print(f"{'disagrees' if wrong else 'agrees'}: {compared - len(wrong)} of {compared}", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@records.command()
+def validate(
+    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    only: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RECORD]...", help="What --verify draws from and --strict is about; else every record."
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Share of the records to run again on the CPU: 5% or 0.05, at least one a task.")
+    ] = None,
+    sample: Annotated[str, typer.Option(help="Share of the images of each that --verify draws again.")] = "5%",
+    draw: Annotated[int | None, typer.Option(min=0, help="Seed of --verify's draw; the one taken is printed.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take code and weights of unknown origin for problems.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name every note, in place of their number.")] = False,
+) -> None:
+    """Check every record below a folder, and compute again what can be: scores, plan, settings, division, intervals.
+
+    Exit code 1 on problems. What could not be checked is noted, such as results of older versions' code.
+    """
+    share, part = None if verify is None else parse_share(verify, "verify", "records"), parse_share(sample)
+
+    from unlearnbench.verification.validate import findings, grouped, record_files
+
+    paths = record_files(results)
+    if not paths:
+        raise UserError(f"no records below {results}: give the folder that `unlearnbench run --out` wrote to")
+    known = {path.resolve(): path for path in paths}
+    if gone := [path for path in only or () if path.resolve() not in known]:
+        raise UserError(f"no record {gone[0]} below {results}: give the path of a seed-*.json in that folder")
+    asked = {known[path.resolve()] for path in only} if only else set(paths)
+    found = []
+    try:
+        with bars(err, 1) as begin:
+            if err.is_terminal:
+                begin("validate")
+            found = list(findings(results, paths))
+        if share is not None:
+            sound = asked - {each.path for each in found if each.note is None}
+            found += _verified(sorted(sound), share, part, draw)
+    except Stopped:
+        err.print("stopped: nothing was changed")
+        raise typer.Exit(130) from None
+    wrong = [each for each in found if each.note is None or (strict and each.note.strict and each.path in asked)]
+    for each in found if verbose else wrong:
+        note = "" if each in wrong else "note: "
+        out.print(f"{note}{each.path}: {each.text}", highlight=False, markup=False, soft_wrap=True)
+    for group, count in grouped([each for each in found if each not in wrong]):
+        out.print(f"note: {_number(count, 'record')} {group}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"{_number(len(paths), 'record')} checked, {_number(len(wrong), 'problem')}", highlight=False)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _verified(paths: list[Path], share: float, sample: float, draw: int | None) -> list[Finding]:
+    """Findings of a drawn share of these records, in which nothing wrong was found so far."""
+    import random
+
+    from unlearnbench.records.schema import read
+    from unlearnbench.verification.rerun_share import drawn, verified
+
+    whole = [(path, read(path)) for path in paths]
+    seed = random.SystemRandom().randrange(2**32) if draw is None else draw
+    chosen = drawn(whole, share, seed)
+    text = f"verifying {len(chosen)} of {_number(len(whole), 'record')}, drawn with --draw {seed}"
+    out.print(text, highlight=False, soft_wrap=True)
+    with bars(err, len(chosen)) as begin:
+        return list(verified(chosen, sample, begin))
+
+
+@records.command()
+def schema(
+    file: Annotated[Path | None, typer.Option("--out", help="File to write to, in place of the terminal.")] = None,
+) -> None:
+    """Print the JSON schema of records."""
+    from unlearnbench.records import schema as record
+    from unlearnbench.storage import files
+
+    text = json.dumps(record.schema(), indent=1, ensure_ascii=False)
+    if file is None:
+        show_lines(*text.splitlines())
+        return
+    try:
+        files.replace_file(file, f"{text}\n".encode())
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --out") from error
+    out.print(f"wrote {file}", highlight=False, soft_wrap=True)
+
+
+def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
+    """A row of a verification as shown, in the metric's unit."""
+    metric = metrics.get(row.metric.partition(",")[0])
+    scale, unit = (metric.scale, metric.unit) if metric else (1.0, "")
+
+    def text(value: float | str | None, form: str = ".5g") -> str:
+        return NOTHING if value is None else value if isinstance(value, str) else f"{value * scale:{form}}"
+
+    said = " ".join(word for word in ({True: "✓", False: "✗", None: ""}[row.agrees], row.note) if word)
+    name = f"{row.metric} ({unit})" if unit else row.metric
+    return [
+        name,
+        text(row.recorded),
+        text(row.anew),
+        text(row.difference, ".2g"),
+        text(row.tolerance, ".2g"),
+        said,
+    ]
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

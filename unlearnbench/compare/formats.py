@@ -1,0 +1,101 @@
+"""A comparison as markdown, csv or json."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.compare.differences import Row
+from unlearnbench.compare.wording import (
+    HEADS,
+    Comparison,
+    cells,
+    grouped,
+    named,
+    names_of,
+    notes,
+    summary,
+    title,
+    worst_line,
+)
+from unlearnbench.leaderboard.board import flags
+from unlearnbench.leaderboard.formats import markdown_text
+from unlearnbench.printable import cleaned
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def markdown(found: Comparison) -> str:
+    """GitHub's tables, with the lines around them."""
+    sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
+    if found.attacks:
+        sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
+    lines = [*named(found), summary(found), *notes(found)]
+    parts = ["".join(f"{markdown_text(line)}\n\n" for line in lines if line)]
+    for name, heads, rows in sheets:
+        parts.append(_table(name, heads, rows))
+    if found.attacks:
+        parts.append(f"\n{markdown_text(worst_line(found))}\n")
+    if found.little:
+        parts.append(f"\nMade otherwise: {found.little}.\n")
+    elif found.apart:
+        parts.append("\n" + _table("Made otherwise", ["group", "what", "A", "B"], grouped(found.apart)))
+    return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _table(name: str, heads: list[str], rows: list[list[str]]) -> str:
+    lines = [["---"] + ["---:"] * (len(heads) - 1)]
+    text = "\n".join(f"| {' | '.join(map(markdown_text, line))} |" for line in [heads, *lines, *rows])
+    return f"### {markdown_text(name)}\n\n{text}\n"
+
+
+def values(row: Row) -> dict[str, Any]:
+    """A row's numbers, unscaled."""
+    low, high = row.interval or (None, None)
+    return {
+        "name": row.name,
+        "axis": row.axis,
+        "a": row.a,
+        "b": row.b,
+        "change": row.change,
+        "low": low,
+        "high": high,
+        "p": row.p,
+        "p_holm": row.adjusted,
+        "ratio": row.ratio,
+        "runs": row.runs,
+        "images": row.images,
+        "independent": row.independent,
+    }
+
+
+def frame(found: Comparison) -> pd.DataFrame:
+    """A row a metric or attack, numbers unscaled."""
+    import pandas as pd
+
+    tables = [("metric", found.metrics), ("attack", found.attacks)]
+    return pd.DataFrame([{"kind": kind, **values(row)} for kind, rows in tables for row in rows])
+
+
+def as_json(found: Comparison) -> str:
+    """Everything; unknown is null."""
+    sides = {
+        name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
+        for name, one, label in zip("ab", (found.a, found.b), names_of(found), strict=True)
+    }
+    about = found.a.runs[0].record
+    said = {
+        "task": about.task,
+        "protocol": {"name": about.protocol.name, "hash": about.protocol.hash},
+        "forget": about.forget,
+        **sides,
+        "metrics": [values(row) for row in found.metrics],
+        "attacks": [values(row) for row in found.attacks],
+        "worst": [None if worst is None else worst._asdict() for worst in found.worst],
+        "made_otherwise": [row._asdict() for row in found.apart],
+        "little": found.little,
+        "summary": summary(found),
+        "notes": notes(found),
+    }
+    return json.dumps(cleaned(said), indent=1, ensure_ascii=False) + "\n"

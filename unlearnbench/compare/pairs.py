@@ -1,0 +1,153 @@
+"""The runs of two methods that can be compared, and which of them belong together: the same noise, the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard.board import distinct, same_images
+from unlearnbench.records.identity import CONDITIONS, differences, grouped, identity
+from unlearnbench.records.image_table import read_beside
+from unlearnbench.records.schema import Record, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW = 6
+
+
+class Run(NamedTuple):
+    """One record, where it lies, and its per-image values."""
+
+    path: Path
+    record: Record
+    images: pd.DataFrame | None
+
+    @property
+    def seed(self) -> int:
+        """That it was unlearned with."""
+        return self.record.seeds["unlearning"]
+
+
+class Side(NamedTuple):
+    """The runs of one method."""
+
+    given: Path
+    runs: list[Run]
+
+    @property
+    def label(self) -> str:
+        """The method's, with preset and overrides."""
+        return self.runs[0].record.label()
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all runs."""
+        return [run.record for run in self.runs]
+
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that came to scores."""
+        return [run for run in self.runs if run.record.status in ("ok", "unreliable")]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it is the same for every seed: the original, or runs that are equal to the last bit."""
+        records = [run.record for run in self.counted]
+        return bool(records) and (records[0].method.name == "original" or len(distinct(records)) == 1 < len(records))
+
+
+Pair = tuple[Run, Run]
+
+
+def side(given: Path) -> Side:
+    """The runs of a record (seed-*.json) or of a folder that holds one method's; `UserError` names the remedy."""
+    files = _files(given)
+    if not files:
+        near = sorted(Path("results").glob(f"*/*/*/{given.name}")) if given.name and "*" not in given.name else []
+        which = f", such as {near[0]}" if near else ""
+        raise UserError(f"no record at {given}: give a seed-*.json, or the folder of one method{which}")
+    folders = list(dict.fromkeys(file.parent for file in files))
+    if len(folders) > 1:
+        raise UserError(f"{given} holds records of {len(folders)} methods: name one, such as {folders[0]}")
+    try:
+        runs = [Run(file, record, read_beside(record, file)) for file in files for record in [read(file)]]
+    except OSError as error:
+        raise UserError(f"cannot read {given} ({(error.strerror or '').lower()}): make it readable") from error
+    for run in runs[1:]:
+        if what := _apart(runs[0].record, run.record, method=True):
+            raise UserError(f"{runs[0].path} and {run.path} differ in {what}: name one of them")
+    _require_one(given, runs)
+    return Side(given, sorted(runs, key=lambda run: run.seed))
+
+
+def _require_one(given: Path, runs: Sequence[Run]) -> None:
+    """Refuse runs of one label that are not of one thing, of which no mean over seeds can be taken."""
+    groups = grouped(run.record for run in runs if run.record.status in ("ok", "unreliable"))
+    if len(groups) < 2:
+        return
+    (first, mine), (second, others) = list(groups.items())[:2]
+    paths = {id(run.record): run.path for run in runs}
+    what = " and ".join(differences(first, second, " and "))
+    raise UserError(
+        f"the runs in {given} are of {len(groups)} versions of {first.label}: {paths[id(mine[0])].name} and "
+        f"{paths[id(others[0])].name} differ in {what}: name one record, such as {paths[id(others[-1])]}"
+    )
+
+
+def otherwise(a: Side, b: Side) -> list[str]:
+    """What two sides were measured under that is not the same, although neither method decides it."""
+    return differences(identity(a.runs[0].record), identity(b.runs[0].record), " and ", CONDITIONS)
+
+
+def _files(given: Path) -> list[Path]:
+    """Records below a folder; or the one that a file is, or lies beside."""
+    if given.is_dir():
+        return sorted(given.rglob("seed-*.json"))
+    file = given.parent / f"{given.stem}.json"
+    return [file] if file.is_file() else []
+
+
+def _apart(a: Record, b: Record, method: bool = False) -> str | None:
+    """In what two records are of different tables, or methods, the first thing of several; with both values."""
+    things = {
+        "task": (a.task, b.task),
+        "protocol": tuple(f"{one.protocol.name} ({one.protocol.hash[:8]})" for one in (a, b)),
+        "concept": (a.forget, b.forget),
+        "method": (a.label(), b.label() if method else a.label()),
+    }
+    return next((f"{what} ({one} and {other})" for what, (one, other) in things.items() if one != other), None)
+
+
+def require_comparable(a: Side, b: Side) -> None:
+    """Refuse what has nothing in common, and what is the same twice."""
+    if shared := {run.path.resolve() for run in a.runs} & {run.path.resolve() for run in b.runs}:
+        raise UserError(f"A and B both have {min(shared).name} of {a.label}: name two different ones")
+    if what := _apart(a.runs[0].record, b.runs[0].record):
+        others = sorted(path for path in a.runs[0].path.parent.parent.glob("*") if any(path.glob("seed-*.json")))
+        names = [path.name for path in others if path != a.runs[0].path.parent]
+        beside = f": {', '.join(names[:FEW])}{', …' if len(names) > FEW else ''}" if names else ""
+        place = f"; with A those in {a.runs[0].path.parent.parent}{beside}"
+        raise UserError(f"A and B differ in {what}: compare records of one task, protocol and concept{place}")
+
+
+def paired(a: Side, b: Side) -> list[Pair]:
+    """Runs by unlearning seed where both have it; what is the same for every seed with each of the other's.
+
+    One run each makes a pair whatever its seed: the images share their noise.
+    """
+    one, other = a.counted, b.counted
+    if not one or not other or (a.fixed and b.fixed) or len(one) == len(other) == 1:
+        return list(zip(one[:1], other[:1], strict=False))
+    if a.fixed:
+        return [(one[0], run) for run in other]
+    if b.fixed:
+        return [(run, other[0]) for run in one]
+    return [(run, match) for run in one for match in other if run.seed == match.seed]
+
+
+def same_plan(pair: Pair) -> bool:
+    """Whether both runs have per-image values, of images that were asked for alike and drawn from the same noise."""
+    return same_images(pair[0].images, pair[1].images)

@@ -1,0 +1,133 @@
+"""What differs between two records: first what they were made with, then what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from unlearnbench import registry
+from unlearnbench.leaderboard.tables import head, shown
+from unlearnbench.metric import Metric
+from unlearnbench.records.provenance import flat
+from unlearnbench.records.schema import TIMED, Record
+
+NOTHING = "—"
+COST = "time, memory"
+
+
+class Difference(NamedTuple):
+    """One thing that differs, as shown."""
+
+    group: str
+    what: str
+    a: str
+    b: str
+    change: str = ""
+    """b - a of a score, in its unit."""
+
+
+def differences(a: Record, b: Record) -> list[Difference]:
+    """Every difference but when and how often the two were made; scores come last."""
+    rows = []
+    sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]
+    for side, record in zip(sides, (a, b), strict=True):
+        for group, values in _parts(record):
+            side.setdefault(group, {}).update(values)
+    for group, left in sides[0].items():
+        right = sides[1].get(group, {})
+        for what in dict.fromkeys([*left, *right]):
+            if left.get(what, NOTHING) != right.get(what, NOTHING):
+                rows.append(Difference(group, what, _text(left.get(what, NOTHING)), _text(right.get(what, NOTHING))))
+    return [*rows, *_scores(a, b), *_attacks(a, b)]
+
+
+def alike(rows: list[Difference]) -> str | None:
+    """What little differs where two records came to the same: times and memory, and perhaps the seed; or None."""
+    groups = {row.group for row in rows}
+    if groups - {COST, "seed"}:
+        return None
+    return "seed and times" if "seed" in groups else "times"
+
+
+def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
+    method, environment = record.method, record.environment
+    yield "task", {"task": record.task, "concept": record.forget, "data": record.data}
+    yield "seed", {str(name): seed for name, seed in record.seeds.items()}
+    names = {"name": method.name, "division": method.division, "preset": method.preset}
+    yield "method", {**names, "overrides": method.overrides or None, "requires": ", ".join(method.requires) or None}
+    yield "tuned on", flat(method.selection.model_dump(mode="json")) if method.selection else {}
+    yield "hyper-parameter", flat(method.settings)
+    yield "protocol", {**flat(record.protocol.settings), "name": record.protocol.name, "hash": record.protocol.hash}
+    yield "judge", {"name": record.judge.name, "version": record.judge.version, "hash": record.judge.hash}
+    yield "judge", {"threshold": record.judge.threshold, "error": record.judge_error}
+    for role, witness in sorted(record.witnesses.items()):
+        yield "judge", {f"{role}, {part}": value for part, value in witness.model_dump(mode="json").items()}
+    yield "judge", {"witnesses' error": record.witness_error}
+    yield "weights", {str(name): hash for name, hash in record.weights.items()}
+    codes = {name: score.code_hash for name, score in record.scores.items()}
+    yield "code", {"method": method.code_hash, "engine": record.engine_hash, **codes}
+    yield (
+        "library",
+        {
+            "python": environment.get("python"),
+            **(environment.get("packages") or {}),
+            **(environment.get("seeing") or {}),
+        },
+    )
+    about = ("device", "device_type", "threads", "precision", "memory", "compile", "driver", "system")
+    yield "device", {name: environment.get(name) for name in about}
+    yield "commit", {"commit": environment.get("commit"), "uncommitted changes": environment.get("dirty")}
+    yield "result", {"status": record.status, "reason": record.reason, "step": record.step}
+    yield "result", {"per-image values": record.images}
+
+
+def _text(value: Any) -> str:
+    """As shown; of a hash the first 12 characters."""
+    text = "none" if value is None else str(value)
+    return text[:12] if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
+
+
+def _scores(a: Record, b: Record) -> Iterator[Difference]:
+    metrics = registry.load_metrics()
+    unknown = sorted((set(a.scores) | set(b.scores)) - set(metrics))
+    for name in [*(name for name in metrics if name not in TIMED), *unknown, *TIMED]:
+        left, right = a.scores.get(name), b.scores.get(name)
+        group = COST if name in TIMED else "score"
+        then, now = (None if score is None else score.value for score in (left, right))
+        if then != now:
+            yield Difference(group, *_shown(metrics.get(name), name, then, now))
+        elif left and right:
+            for part in ("n", "missing", "interval", "floor", "reason", "parts"):
+                if getattr(left, part) != getattr(right, part):
+                    yield Difference(group, f"{name}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+
+
+def _attacks(a: Record, b: Record) -> Iterator[Difference]:
+    """Attacks that are of one record alone, found otherwise, or were made with other settings or code."""
+    for label in dict.fromkeys([*a.attacks, *b.attacks]):
+        left, right = a.attacks.get(label), b.attacks.get(label)
+        if left is None or right is None:
+            states = ["not tried" if one is None else one.status for one in (left, right)]
+            yield Difference("attack", label, states[0], states[1])
+            continue
+        if left.value != right.value:
+            texts = [NOTHING if one.value is None else f"{100 * one.value:.1f}" for one in (left, right)]
+            gap = None if left.value is None or right.value is None else 100 * (right.value - left.value)
+            change = NOTHING if gap is None else f"{gap:+.1f}"
+            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change)
+        for part in ("status", "area", "limit", "missing", "parts", "settings", "code_hash"):
+            if getattr(left, part) != getattr(right, part):
+                yield Difference("attack", f"{label}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+
+
+def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -> tuple[str, str, str, str]:
+    """A score's name, both values and their difference, in the unit that tables show."""
+    scale, digits = (metric.scale, metric.digits) if metric else (1.0, 6)
+    gap = None if a is None or b is None else (b - a) * scale
+    change = NOTHING if gap is None else f"{gap:+.{digits}f}"
+    if gap is not None and not float(change):
+        change = f"{gap:+.1g}"  # too small for the decimals shown
+    if metric is None:
+        left, right = (NOTHING if value is None else f"{value:.6g}" for value in (a, b))
+        return name, left, right, change
+    return head(metric), shown(metric, a), shown(metric, b), change

@@ -1,0 +1,139 @@
+"""What a run ran on: device, driver, threads, package versions, commit."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import subprocess
+import time
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unlearnbench.compute.device import trim
+
+SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", "torchvision")
+"""What witnesses look with: recorded where a task has any."""
+PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Facts for a record; what cannot be found out is None."""
+    return {
+        "device": _name(device),
+        "device_type": device,
+        "driver": torch.version.cuda if device == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "precision": "float32",
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        **_commit(),
+    }
+
+
+def _name(device: str) -> str | None:
+    if device != "cuda":
+        return _cpu()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None  # a driver hands work to those who have
+
+
+def _cpu() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+
+
+def seeing() -> dict[str, str | None]:
+    """Versions of what witnesses look with."""
+    return {name: _version(name) for name in SEEING}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> dict[str, Any]:
+    """The checkout's commit, and whether its code differs from it; None outside a checkout."""
+    root = Path(__file__).parents[2]
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, encoding="utf-8", errors="replace", check=False
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if not (root / ".git").exists():
+        return {"commit": None, "dirty": None}
+    changed = git("status", "--porcelain", "--", "unlearnbench", "methods", "metrics")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+class Meter:
+    """Seconds and peak memory of a block of work, after the device has caught up.
+
+    Without `memory` none is measured, which saves putting the process's memory in order first.
+    """
+
+    memory: int | None = None
+
+    def __init__(self, device: str, memory: bool = True):
+        self.device, self._measures = device, memory
+
+    def __enter__(self) -> Meter:
+        self._sync()
+        self._base = _reset_peak(self.device) if self._measures else None
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sync()
+        self.seconds = time.perf_counter() - self._start
+        if self._base is not None and (peak := _peak(self.device)) is not None:
+            self.memory = max(0, peak - self._base)
+
+    def _sync(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def _reset_peak(device: str) -> int | None:
+    """Bytes in use now, with the peak set back to it; None where the system cannot tell."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return 0  # on CUDA the whole allocation counts, weights included
+    try:
+        gc.collect()
+        trim()  # or memory used again would not show as growth
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+        return _status("VmRSS")
+    except OSError:
+        return None
+
+
+def _peak(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

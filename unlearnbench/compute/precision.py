@@ -1,0 +1,132 @@
+"""Precision and memory: what a run may save on a device that is too small, kept apart from what methods do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, get_args
+
+import torch
+
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import OutOfMemory, UserError, message, one_line, unknown
+from unlearnbench.training import EIGHT_BIT
+
+Precision = Literal["fp32", "bf16", "fp16"]
+SAVINGS = ("checkpointing", "adam8bit", "slices")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Results depend on these, so records and the store's keys name what is not the default."""
+
+    precision: Precision = "fp32"
+    """bf16: training and sampling under autocast; fp16: sampling alone, since its gradients would need scaling."""
+    memory: tuple[str, ...] = ()
+    """checkpointing: activations of the U-Net are computed twice; adam8bit: Adam's moments in eight bits
+    (bitsandbytes); slices: the VAE decodes image by image."""
+    compile: bool = False
+    """The network is compiled before images are drawn: other last bits, and a minute before the first image."""
+
+    @classmethod
+    def checked(cls, precision: str, memory: Sequence[str], device: str, compile: bool = False) -> Resources:
+        """From the command line; refuses what this device or installation cannot do."""
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
+        for word in memory:
+            if word not in SAVINGS:
+                raise unknown("memory saving", word, SAVINGS)
+        if device == "cpu" and precision != "fp32":
+            raise UserError(f"--precision {precision} is for CUDA (on CPUs it is many times slower): use fp32")
+        if "adam8bit" in memory and device == "cpu":
+            raise UserError("--memory adam8bit is for CUDA: leave it out")
+        if "adam8bit" in memory and find_spec("bitsandbytes") is None:
+            raise UserError("--memory adam8bit needs bitsandbytes: pip install 'unlearnbench[cuda]'")
+        return cls(precision, tuple(sorted(set(memory))), compile)  # type: ignore[arg-type]
+
+    def named(self) -> dict[str, Any]:
+        """What is not the default, for keys and records."""
+        precision = self.precision if self.precision != "fp32" else None
+        changed = {"precision": precision, "memory": list(self.memory), "compile": self.compile}
+        return {name: value for name, value in changed.items() if value}
+
+    def equip(self, model: Diffusion) -> Diffusion:
+        """The model with its own savings switched on."""
+        parts: Any = model
+        if "checkpointing" in self.memory:
+            parts.unet.enable_gradient_checkpointing()
+        if "slices" in self.memory and hasattr(model, "vae"):
+            parts.vae.enable_slicing()
+        return model
+
+    @contextmanager
+    def compiled(self, model: Diffusion, must: bool = True) -> Iterator[Diffusion]:
+        """Within this block the U-Net is compiled, where that was asked for.
+
+        What does not compile is a `UserError`, or runs as it is unless it `must`.
+        """
+        if not self.compile:
+            yield model
+            return
+        import torch._dynamo
+
+        parts: Any = model
+        plain = parts.unet
+        parts.unet = torch.compile(plain, dynamic=False)
+        try:
+            with torch._dynamo.config.patch(suppress_errors=not must):
+                yield model
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise UserError(
+                f"the network does not compile here ({one_line(error)[:160]}): leave out --compile"
+            ) from error
+        finally:
+            parts.unet = plain
+
+    @contextmanager
+    def training(self, device: str) -> Iterator[None]:
+        """Around preparing and unlearning."""
+        token = EIGHT_BIT.set("adam8bit" in self.memory)
+        bf16 = self.precision == "bf16"
+        try:
+            # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost
+            # block. Nor a block that casts nothing, or one within it, such as `retrain`'s, would not be the outermost.
+            with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
+                yield
+        finally:
+            EIGHT_BIT.reset(token)
+
+    @contextmanager
+    def sampling(self, device: str) -> Iterator[None]:
+        """Around drawing images."""
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
+            yield
+
+
+DEFAULT = Resources()
+
+
+SHORTAGES = r"not enough memory|can't allocate memory|out of memory|ALLOC_FAILED|unable to find an engine"
+"""What else CPUs, CUDA, cuBLAS and cuDNN say; the last one is cuDNN's when no workspace fits."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had too little of it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
+        isinstance(error, RuntimeError) and re.search(SHORTAGES, message(error))
+    )
+
+
+def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemory:
+    """One line that says what may fit."""
+    asked = re.search(r"(?:allocate|allocated) (\d[\d.]* ?\w+)", message(error))
+    size = f" ({asked[1]} more was asked for)" if asked else ""
+    smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""
+    return OutOfMemory(
+        f"{doing} ran out of memory{size}: {smaller}--memory checkpointing,slices, and on CUDA --precision bf16 and "
+        "--memory adam8bit, save more; what is finished is kept"
+    )

@@ -1,0 +1,111 @@
+"""Labelled images from parquet in the hub's layout, kept as arrays that are mapped, not loaded."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from unlearnbench.errors import Damaged, UserError, one_line
+from unlearnbench.hashing import digest, file_hash
+from unlearnbench.reporting import track
+
+SPLITS = ("train", "test")
+
+
+class Images(NamedTuple):
+    """One split. Both lie on the disk and are read where they are looked at."""
+
+    x: np.ndarray
+    """uint8 (N, 3, H, W)."""
+    y: np.ndarray
+    """int64 (N,)."""
+
+
+def parts(folder: Path, split: str) -> list[Path]:
+    """The split's parquet files, `train-00000-of-00002.parquet` and so on, wherever below the folder; all of them."""
+    found = sorted(folder.rglob(f"{split}-*-of-*.parquet"))
+    if not found:
+        raise UserError(
+            f"no {split}-*.parquet below {folder}: give a folder in the hub's layout with --data, or fetch it with "
+            "`unlearnbench fetch`"
+        )
+    count = int(found[0].stem.rpartition("-of-")[2])
+    missing = sorted({f"{split}-{i:05}-of-{count:05}.parquet" for i in range(count)} - {path.name for path in found})
+    if missing:
+        raise UserError(
+            f"{missing[0]} is missing below {folder} ({len(found)} of {count} parts are there): fetch it again"
+        )
+    return found
+
+
+def read(folder: Path, split: str, cache: Path, size: int) -> Images:
+    """A split as mapped arrays; decoded once, into `cache`, under the hash of the files.
+
+    Columns are `img` (or `image`), an image file's bytes, and `label`. Raises `UserError` for what is missing and
+    `Damaged` for what cannot be read, with the file and the row.
+    """
+    files = parts(folder, split)
+    place = cache / digest([[path.name, file_hash(path)] for path in files] + [size])[:32]
+    if not (place / "y.npy").is_file():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as temporary:
+            _decode(files, Path(temporary) / "entry", size)
+            try:
+                (Path(temporary) / "entry").rename(place)
+            except OSError:
+                if not (place / "y.npy").is_file():  # else another process was first
+                    raise
+    return Images(np.load(place / "x.npy", mmap_mode="r"), np.load(place / "y.npy", mmap_mode="r"))
+
+
+def _decode(files: Sequence[Path], place: Path, size: int) -> None:
+    from numpy.lib.format import open_memmap
+
+    place.mkdir()
+    count = sum(_rows(path) for path in files)
+    x = open_memmap(place / "x.npy", mode="w+", dtype=np.uint8, shape=(count, 3, size, size))
+    y = np.empty(count, dtype=np.int64)
+    for row, (image, label) in enumerate(track(_pictures(files, size), count, "decoding images")):
+        x[row], y[row] = image, label
+    x.flush()
+    np.save(place / "y.npy", y)
+
+
+def _rows(path: Path) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(path).metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise Damaged(f"{path} is no readable parquet file ({one_line(error)[:120]}): fetch it again") from error
+
+
+def _pictures(files: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image, UnidentifiedImageError
+
+    for path in files:
+        file, row = pq.ParquetFile(path), 0
+        names = set(file.schema_arrow.names)
+        column = next((name for name in ("img", "image") if name in names), None)
+        if column is None or "label" not in names:
+            raise UserError(f"{path} has columns {', '.join(sorted(names))}: img (or image) and label are needed")
+        try:
+            for batch in file.iter_batches(1000, columns=[column, "label"]):
+                for picture, label in zip(batch[column].to_pylist(), batch["label"].to_pylist(), strict=True):
+                    with Image.open(io.BytesIO(picture["bytes"])) as opened:
+                        image = np.asarray(opened.convert("RGB"))
+                    if image.shape != (size, size, 3):
+                        found = f"{image.shape[1]}x{image.shape[0]}"
+                        raise UserError(f"{path}, row {row}: an image of {found} pixels, not {size}x{size}")
+                    yield image.transpose(2, 0, 1), int(label)
+                    row += 1
+        except (pa.ArrowException, UnidentifiedImageError, OSError, KeyError, TypeError) as error:
+            raise Damaged(f"{path}, row {row}, cannot be read ({one_line(error)[:120]}): fetch it again") from error

@@ -1,0 +1,206 @@
+"""Files that a task needs and does not ship: where they come from, and that they stay what was fetched first."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from unlearnbench.data.download import Another, Facts, Part, download
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.hashing import file_hash
+from unlearnbench.storage.files import replace_file
+
+LOCK = "lock.json"
+_WORD = r"[A-Za-z0-9_][A-Za-z0-9._+=-]*"
+
+
+class Source(NamedTuple):
+    """One file. What was not known when this was written is None, and locked when the file is first fetched."""
+
+    name: str
+    """Where it lies below the data folder, at most two folders deep."""
+    url: str
+    licence: str
+    login: bool
+    """Whether a hub token is needed."""
+    use: str
+    size: int | None = None
+    """Bytes."""
+    revision: str | None = None
+    """The hub's commit, or elsewhere the ETag."""
+    sha256: str | None = None
+
+
+def place(folder: Path, source: Source) -> Path:
+    """Where the file lies; a name cannot lead out of the folder."""
+    if not re.fullmatch(rf"{_WORD}(/{_WORD}){{0,2}}", source.name) or source.name == LOCK:
+        raise UserError(
+            f"{source.name!r} cannot name a source: use letters, digits and ._+=-, at most two folders deep"
+        )
+    return folder / source.name
+
+
+def locks(folder: Path) -> dict[str, Facts]:
+    """What each file was when it was first fetched into this folder."""
+    path = folder / LOCK
+    with _readable(path):
+        try:
+            entries = json.loads(path.read_bytes())
+            return {name: Facts(int(e["size"]), str(e["sha256"]), e["revision"]) for name, e in entries.items()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{path} is damaged: restore it, or delete it and fetch again") from error
+
+
+def known(folder: Path, source: Source) -> Facts:
+    """What the file must be: as the source says, and where it says nothing, as locked."""
+    locked = locks(folder).get(source.name, Facts())
+    if source.sha256 not in (None, locked.sha256):
+        locked = Facts()  # it was locked before the source's own hash was known
+    size = locked.size if source.size is None else source.size
+    return Facts(size, source.sha256 or locked.sha256, source.revision or locked.revision)
+
+
+def state(folder: Path, source: Source) -> str:
+    """there, missing, differs, or how much of it there is."""
+    path = place(folder, source)
+    with _readable(path):
+        if path.is_file():
+            return "differs" if _difference(path, known(folder, source)) else "there"
+        part = Part.of(path)
+        if not (have := part.have()):
+            return "missing"
+        total = known(folder, source).size or part.whole().get("size")
+        whole = f" of {total / 2**20:.1f}" if isinstance(total, int) else ""
+        return f"part: {have / 2**20:.1f}{whole} MiB"
+
+
+def checked(folder: Path, source: Source) -> Path:
+    """The file, after a look at every byte of it. `Damaged` where it is not what the source says or was locked."""
+    path = place(folder, source)
+    with _readable(path):
+        if not path.is_file():
+            raise UserError(
+                f"{source.name} is not in {folder}: fetch it with `unlearnbench fetch`, or give a folder that has it "
+                "with --data"
+            )
+        if reason := _difference(path, known(folder, source)):
+            raise Damaged(f"{path} is not what it was when it was fetched ({reason}): delete it and fetch again")
+    return path
+
+
+def fetch(source: Source, folder: Path) -> Path:
+    """The file, fetched unless it is there; locked when it is seen for the first time, fetched or put there by hand.
+
+    A fetch that is stopped or breaks off goes on the next time, and until it is whole nothing bears the file's name.
+    """
+    path = place(folder, source)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if path.is_file():
+                checked(folder, source)
+                if source.sha256 or source.name not in locks(folder):
+                    sha256 = source.sha256 or file_hash(path)
+                    _lock(folder, source, Facts(path.stat().st_size, sha256, source.revision))
+            else:
+                _bring(source, folder, path)
+    except OSError as error:
+        from unlearnbench.storage.files import cannot_write
+
+        raise UserError(cannot_write(path, error, "--data")) from error
+    return path
+
+
+def _bring(source: Source, folder: Path, path: Path) -> None:
+    top = folder.resolve()
+    if top not in (path.parent.resolve(), *path.parent.resolve().parents):
+        raise UserError(f"{path.parent} leads out of {folder}: put the file there by hand, or make it a folder")
+    part = Part.of(path)
+    try:
+        facts = download(source.url, path, source.login, known(folder, source), source.revision)
+    except Another as error:
+        raise _moved(source, folder, path, str(error)) from error
+    _lock(folder, source, facts)  # first, for a stop between the two must not lose the revision
+    part.file.replace(path)
+    part.drop()
+
+
+def _lock(folder: Path, source: Source, facts: Facts) -> None:
+    """Write down what the file is; an entry for the same bytes stays as it is."""
+    entries = locks(folder)
+    if entries.get(source.name, Facts()).sha256 == facts.sha256:
+        return
+    entries[source.name] = facts
+    text = json.dumps({name: entries[name]._asdict() for name in sorted(entries)}, indent=1)
+    replace_file(folder / LOCK, f"{text}\n".encode())
+
+
+def _moved(source: Source, folder: Path, path: Path, reason: str) -> Damaged:
+    """The server now has another file than the one that is known."""
+    by_lock = source.sha256 is None and source.name in locks(folder)
+    ours, remedy = (
+        (f"was locked in {folder / LOCK}", "delete its entry there to take the new one")
+        if by_lock
+        else ("this unlearnbench was written for", "look for a newer one")
+    )
+    return Damaged(
+        f"{source.url} no longer gives the {source.name} that {ours} ({reason}): put that file at {path} by hand, or "
+        f"{remedy}"
+    )
+
+
+@lru_cache(maxsize=256)
+def _hashed(path: Path, size: int, changed: int) -> str:
+    return file_hash(path)
+
+
+def known_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read once a process as long as its size and time of change stay."""
+    about = path.stat()
+    return _hashed(path, about.st_size, about.st_mtime_ns)
+
+
+def _difference(path: Path, want: Facts) -> str:
+    """What about the file is not as it must be; the size is looked at first, since that costs nothing."""
+    if want.size not in (None, size := path.stat().st_size):
+        return f"{size} bytes, not {want.size}"
+    if want.sha256 is None or (sha256 := known_hash(path)) == want.sha256:
+        return ""
+    return f"SHA-256 {sha256[:12]}…, not {want.sha256[:12]}…"
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({(error.strerror or '').lower()}): make it readable") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, so that no two write one part; not on Windows, nor on disks that cannot lock a folder."""
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            flock(handle, LOCK_EX | LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is fetching into {folder}: wait until it is done") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)

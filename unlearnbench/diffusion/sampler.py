@@ -1,0 +1,42 @@
+"""DDIM sampling, guidance, and noise that depends only on image seed and timestep."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn: DDIM steps, eta (0 deterministic, 1 ancestral), guidance scale.
+
+    `guidance` is in the standard notation, eps_null + w (eps_c - eps_null): 1 is none. Papers that write
+    (1 + w) eps_c - w eps_null mean `guidance = 1 + w`.
+    """
+
+    steps: int = 20
+    eta: float = 0.0
+    guidance: float = 1.0
+
+
+def timesteps(steps: int, T: int) -> list[int]:
+    """`steps` timesteps from T - 1 downwards, evenly spaced ("trailing", Lin et al., WACV 2024); -1 would follow."""
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps={steps} is outside 1..{T}")
+    return [round(T - i * T / steps) - 1 for i in range(steps)]
+
+
+def ddim_step(
+    x_t: Tensor, eps: Tensor, now: Tensor, prev: Tensor, eta: float, noise: Tensor | None, clip: bool
+) -> Tensor:
+    """One DDIM step (Song et al., ICLR 2021, eq. 12 and 16) from alpha_bar `now` to `prev`, scalars or (B, 1, 1, 1).
+
+    Written here because diffusers' scheduler takes the stride T // steps, which is wrong unless steps divides T; equal
+    to it otherwise. With `clip`, x0 is clamped to [-1, 1] and eps recomputed from it.
+    """
+    x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
+    if clip:
+        x0 = x0.clamp(-1, 1)
+        eps = (x_t - now.sqrt() * x0) / (1 - now).sqrt()
+    sigma = eta * ((1 - prev) / (1 - now) * (1 - now / prev)).clamp(min=0).sqrt()
+    x = prev.sqrt() * x0 + (1 - prev - sigma**2).clamp(min=0).sqrt() * eps
+    return x if noise is None else x + sigma * noise

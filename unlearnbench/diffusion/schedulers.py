@@ -1,0 +1,110 @@
+"""Sampling by diffusers' own schedulers, for models whose papers use them; noise is a function of the image's seed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion.model import Hook
+from unlearnbench.diffusion.noise import START, gaussian_noise
+from unlearnbench.diffusion.sampler import Sampler
+
+if TYPE_CHECKING:
+    from unlearnbench.diffusion.model import Condition, Diffusion
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Scheduled(Sampler):
+    """A `Sampler` whose steps are those of a diffusers scheduler, its timesteps spaced as the model's config says."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    scheduler: Literal["ddim", "lms", "dpm++"] = "ddim"
+
+
+@dataclass(frozen=True)
+class Repeating(Scheduled):
+    """A `Scheduled` that starts from the noise of papers' scripts, so that their images can be made again."""
+
+    generator: Literal["torch-cpu"] = "torch-cpu"
+    """torch's generator on the CPU, seeded for each image by itself."""
+
+
+def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
+    """The scheduler, its timesteps set; it gets noise predictions, whatever the network predicts."""
+    import diffusers
+
+    cls = getattr(diffusers, SCHEDULERS[sampler.scheduler])
+    scheduler = cls.from_config({**config, "prediction_type": "epsilon"})
+    scheduler.set_timesteps(sampler.steps)
+    return scheduler
+
+
+def size_of(scheduler: Any, i: int) -> float:
+    """By what x_t at step i is larger than sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise: LMS works in sigma space."""
+    return float((scheduler.sigmas[i] ** 2 + 1) ** 0.5) if type(scheduler).__name__ == SCHEDULERS["lms"] else 1.0
+
+
+def starting_noise(seeds: Sequence[int], sampler: Scheduled, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Standard normal noise (B, *shape), float32, image b a function of seeds[b] alone."""
+    if not isinstance(sampler, Repeating):
+        return gaussian_noise(seeds, START, shape, device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(device)
+
+
+def sample(
+    model: Diffusion,
+    condition: Condition,
+    seeds: Sequence[int],
+    sampler: Scheduled,
+    config: Mapping[str, Any],
+    start: tuple[Tensor, int] | None = None,
+    until: int | Tensor = 0,
+    hook: Hook | None = None,
+) -> Tensor:
+    """As `sampling.sample`: latents x (B, C, H, W), or x_t where `until` leaves steps undone.
+
+    x_t is given and taken as sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, for schedulers in sigma space too.
+    """
+    scheduler = scheduler_for(config, sampler)
+    every = scheduler.timesteps
+    device = model.alpha_bar.device
+    if start is None:
+        first = 0
+        x = starting_noise(seeds, sampler, model.shape, device) * scheduler.init_noise_sigma
+    else:
+        first = next((i for i, t in enumerate(every.tolist()) if t <= start[1]), len(every))
+        x = start[0].to(device) * size_of(scheduler, min(first, len(every) - 1))
+        if hasattr(scheduler, "set_begin_index"):  # DDIM keeps no count of its steps
+            scheduler.set_begin_index(first)
+    stop = len(every) - torch.as_tensor(until, device=device).expand(len(seeds))
+    null = model.null(len(seeds))
+    model.guidance.start(len(seeds))
+    noisy = sampler.eta > 0 and "eta" in inspect.signature(scheduler.step).parameters
+    result = x / size_of(scheduler, first) if first < len(every) else x
+    for i in range(first, int(stop.max()) if len(seeds) else 0):
+        x_t = scheduler.scale_model_input(x, every[i])
+        if hook:
+            hook(i, int(every[i]), x_t)
+        t = every[i].to(device).expand(len(seeds))
+        eps = model.guidance(model, x_t, t, i, condition, null, sampler.guidance)
+        extra: dict[str, Any] = {}
+        if noisy:
+            noise = gaussian_noise(seeds, int(every[i]), model.shape, device).to(x)
+            extra = {"eta": sampler.eta, "variance_noise": noise}
+        x = scheduler.step(eps, every[i], x, return_dict=False, **extra)[0]
+        after = x / size_of(scheduler, i + 1) if i + 1 < len(every) else x
+        result = torch.where((stop > i).view(-1, 1, 1, 1), after, result)
+    return result

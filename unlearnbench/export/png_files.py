@@ -1,0 +1,48 @@
+"""A record's images as PNG files, for evaluators of others: nothing here reads them back."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from unlearnbench.errors import UserError
+from unlearnbench.export.diffusers_folder import recalled
+from unlearnbench.records.schema import Record
+from unlearnbench.reporting import track
+from unlearnbench.run.cell import Cell
+from unlearnbench.run.fingerprint import sample_parts
+from unlearnbench.run.sampling import draw
+from unlearnbench.run.unlearning import loaded
+from unlearnbench.storage.files import cannot_write
+from unlearnbench.storage.store import Store
+
+
+def write_pngs(record: Record, cell: Cell, store: Store, folder: Path) -> int:
+    """Write group-concept/00000.png and so on; returns how many there are.
+
+    Images come from the store, or are drawn anew by the weights that the record names. Files of these names are written
+    over, so that the same command goes on where it was stopped; other images in the folder are refused, since whoever
+    counts files would count them too.
+    """
+    from PIL import Image
+
+    plan, counts = cell.task.plan(), Counter[str]()
+    names = []
+    for item in plan:
+        place = re.sub(r"[^\w+-]", "-", f"{item.group}-{item.concept}")
+        names.append(f"{place}/{counts[place]:05}.png")
+        counts[place] += 1
+    if strange := {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} - set(names):
+        raise UserError(f"{folder} holds other images, such as {min(strange)}: name a DIR that is new or empty")
+    state = recalled(record, cell, store)
+    images = draw(cell, loaded(cell, state), sample_parts(cell, state), plan, store)
+    pictures = (image for some in images.split(500) for image in some)
+    try:
+        for place in counts:
+            (folder / place).mkdir(parents=True, exist_ok=True)
+        for name, image in track(zip(names, pictures, strict=True), len(plan), "writing"):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / name)
+    except OSError as error:
+        raise UserError(cannot_write(folder, error, "`samples RECORD DIR`")) from error
+    return len(plan)

@@ -1,0 +1,56 @@
+"""Features of large images, for judges that have none of their own: Inception's, or pixels where nothing is at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnbench.compute.device import exact
+from unlearnbench.judges import Judge
+from unlearnbench.judges.cifar import BATCH, compared, read_inception
+
+PIXELS = "0" * 64
+
+
+class Extractor:
+    """Inception of torch-fidelity's weights in a file; without a file the means of 8x8 cells of pixels."""
+
+    def __init__(self, weights: Path | None, device: str):
+        self.device, self.hash = device, PIXELS
+        self.net: Any = None
+        if weights is not None:
+            net, self.hash = read_inception(weights)
+            self.net = net.to(device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, 2048), or (N, 192), of uint8 images (N, 3, H, W), on the CPU in float32."""
+        if self.net is None:
+            return compared(images)[:, :192]
+        with exact():
+            return torch.cat([self.net(some.to(self.device))[0].float().cpu() for some in images.split(BATCH)])
+
+
+class Featured(Judge):
+    """A judge with another network's features."""
+
+    extractor: Extractor
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether there is an Inception, whose logits the Inception Score is made of."""
+        return self.extractor.net is not None
+
+    def features(self, images: Tensor) -> Tensor:
+        """The extractor's (N, D)."""
+        return self.extractor(images)
+
+    @torch.inference_mode()
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Inception's logits without the bias (N, 1008), from its features."""
+        weight: Any = self.extractor.net
+        with exact():
+            return features.mm(weight.fc.weight.T.cpu())

@@ -1,0 +1,179 @@
+"""Jobs on this machine: worker processes that live as long as the driver, a GPU each, the CPU's threads shared out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, cast
+
+from unlearnbench.errors import UserError, one_line
+from unlearnbench.launch.driver import Backend
+from unlearnbench.launch.jobs import Work
+from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.worker import Result, read_job, tail, warm, work
+from unlearnbench.storage.store import Store
+
+PATIENCE = 10.0
+"""Seconds that a worker may take to end by itself."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cards(jobs: int) -> list[str]:
+    """The GPUs that so many jobs take, one each, by the names that CUDA knows them by; refuses more than there are."""
+    import torch
+
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    known = visible or [str(number) for number in range(torch.cuda.device_count())]
+    if not known:
+        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    if len(known) < jobs:
+        raise UserError(
+            f"--jobs {jobs} on cuda takes a GPU each, and {len(known)} are here: give --jobs {len(known)}, "
+            "--device cpu, or another --launcher"
+        )
+    return known[:jobs]
+
+
+class Local(Backend):
+    """A worker for each of `gpus` ("" is none); one that dies is replaced, and its job is lost."""
+
+    def __init__(self, gpus: Sequence[str], threads: int, ledger: Ledger, store: Store, results: Path):
+        self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
+        # what a worker that was killed leaves is cleaned up, which is no news
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+        self._gpus, self._workers = list(gpus), list[_Worker | None]([None] * len(gpus))
+
+    def room(self) -> int:
+        """Free workers."""
+        return sum(worker is None or worker.job is None for worker in self._workers)
+
+    def begin(self, jobs: Sequence[Work]) -> None:
+        """A job to each free worker; all workers are started, and import while others have the first jobs."""
+        rest = iter(jobs)
+        for place, worker in enumerate(self._workers):
+            if worker is None or not (worker.job or worker.process.is_alive()):
+                worker = self._workers[place] = _Worker(self._about, self._gpus[place])
+            if worker.job is None and (job := next(rest, None)):
+                worker.begin(job)
+
+    def ended(self, seconds: float) -> list[Result]:
+        """Results that came, and the jobs of workers that died."""
+        busy = [(place, worker) for place, worker in enumerate(self._workers) if worker and worker.job]
+        heard = wait([end for _, worker in busy for end in (worker.pipe, worker.process.sentinel)], seconds)
+        found = []
+        for place, worker in busy:
+            job = cast(Work, worker.job)
+            if worker.pipe in heard and (result := worker.result()) is not None:
+                found.append(result)
+            elif worker.pipe in heard or worker.process.sentinel in heard:
+                worker.process.join(PATIENCE)
+                worker.process.kill()
+                worker.process.join()
+                reason = f"the worker {_ending(worker.process.exitcode)}"
+                last = tail(self._ledger.log(job.id))
+                where = (self._ledger.live(job.id) or {}).get("where", "")
+                found.append(Result(id=job.id, state="lost", reason=reason, tail=last, where=where))
+                self._workers[place] = None
+        return found
+
+    def close(self) -> str | None:
+        """End every worker: idle ones when they find the pipe closed, others at once."""
+        workers = [worker for worker in self._workers if worker]
+        for worker in workers:
+            worker.pipe.close()
+            if worker.job:
+                worker.process.kill()
+        for worker in workers:
+            worker.process.join(PATIENCE)
+            worker.process.kill()
+            worker.process.join()
+        return None
+
+
+def _ending(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (as by the system where memory runs out)" if name == "SIGKILL" else "")
+
+
+class _Worker:
+    """The driver's end of one process."""
+
+    job: Work | None = None
+
+    def __init__(self, about: tuple[Any, ...], gpu: str):
+        context = get_context("spawn")  # CUDA and thread pools do not outlive a fork
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(about[-1]), **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})):
+            try:
+                self.process.start()
+            except OSError as error:
+                raise UserError(f"no worker can be started ({one_line(error)}): give fewer --jobs") from error
+        theirs.close()
+
+    def begin(self, job: Work) -> None:
+        self.job = job
+        with suppress(OSError):  # it has just died: found when its end is looked at
+            self.pipe.send(job.model_dump_json())
+
+    def result(self) -> Result | None:
+        """What came; None where the process closed its end."""
+        try:
+            found = Result.model_validate_json(self.pipe.recv())
+        except (EOFError, OSError):
+            return None
+        self.job = None
+        return found
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables that a process must have from its start: libraries read them when they are loaded."""
+    values["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait by spinning would take the others' cores
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
+    """A worker: a job at a time until the driver closes its end. Ctrl-C is the driver's to hear."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    root, results, folder, _ = about
+    threading.Thread(target=_end_with_the_driver, daemon=True).start()
+    ledger = Ledger(Path(folder))
+    warm()
+    while True:
+        try:
+            job = read_job(pipe.recv())
+        except EOFError:
+            return
+        id = job.id
+        result = work(job, Store(Path(root)), Path(results), ledger.log(id), lambda values: ledger.report(id, values))  # noqa: B023
+        pipe.send(result.model_dump_json())
+
+
+def _end_with_the_driver() -> None:
+    """A driver that was killed cannot end its workers: a second one would find them at its jobs."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,105 @@
+"""The options of a launch: which launcher, and what it may use."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+from unlearnbench.errors import UserError, unknown
+
+Launcher = Literal["local", "ray", "slurm"]
+NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
+"""Launcher -> the package that it needs, and the extra that brings it."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which launcher, and what it may use."""
+
+    launcher: Launcher
+    jobs: int | None = None
+    """At a time; None: one here, all that fit elsewhere."""
+    threads: int = 1
+    """Of the CPU, for each job."""
+    gpus: int = 0
+    """For each job."""
+    partition: str | None = None
+    minutes: int | None = None
+    """A job's time limit."""
+    slurm: dict[str, str] = field(default_factory=dict)
+    """Further options of sbatch."""
+
+    @classmethod
+    def checked(
+        cls,
+        launcher: str | None,
+        jobs: int | None,
+        threads: int | None,
+        gpus: int | None,
+        device: str,
+        partition: str | None,
+        time: str | None,
+        slurm: dict[str, str],
+    ) -> Where | None:
+        """From the command line; None where cells are run in this process, one after another."""
+        for name, value, least in (("jobs", jobs, 1), ("threads", threads, 1), ("gpus", gpus, 0)):
+            if value is not None and value < least:
+                raise UserError(f"--{name} {value} is below {least}: give {least} or more")
+        if launcher is not None and launcher not in get_args(Launcher):
+            raise unknown("launcher", launcher, get_args(Launcher))
+        for name, given in (("partition", partition), ("time", time), ("slurm", slurm or None)):
+            if given is not None and launcher != "slurm":
+                raise UserError(f"--{name} is for Slurm: add --launcher slurm, or leave it out")
+        if launcher is None and jobs is None:
+            if gpus is not None:
+                raise UserError("--gpus is for --launcher ray or slurm: add one, or leave it out")
+            return None
+        launcher = launcher or "local"
+        if launcher == "local" and gpus not in (None, 0, 1):
+            raise UserError(f"--gpus {gpus}: a job here takes one GPU at most; --device cpu takes none")
+        if launcher in NEEDS and find_spec(NEEDS[launcher][0]) is None:
+            package, extra = NEEDS[launcher]
+            raise UserError(f"--launcher {launcher} needs {package}: pip install 'unlearnbench[{extra}]'")
+        if launcher == "slurm" and shutil.which("sbatch") is None:
+            raise UserError("--launcher slurm: no sbatch here: give the command on a machine that submits jobs")
+        if device == "cpu" and gpus:
+            raise UserError(f"--gpus {gpus} with --device cpu: leave one of them out")
+        on_cuda = gpus > 0 if gpus is not None else device != "cpu" and _has_cuda(launcher, device)
+        if threads is None:
+            threads = _share(jobs or 1) if launcher == "local" else 4 if on_cuda else 1
+        minutes = None if time is None else parse_time(time)
+        return cls(launcher, jobs, threads, int(on_cuda) if gpus is None else gpus, partition, minutes, slurm)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> str | None:
+        """What jobs elsewhere compute on; None: as this process does."""
+        return None if self.launcher == "local" else "cuda" if self.gpus else "cpu"
+
+
+def _has_cuda(launcher: str, device: str) -> bool:
+    """Elsewhere --device cuda is taken at its word; otherwise what this machine has decides."""
+    from unlearnbench.compute.device import pick_device
+
+    return (launcher != "local" and device == "cuda") or pick_device(device) == "cuda"
+
+
+def _share(jobs: int) -> int:
+    from unlearnbench.launch.local import cores
+
+    return max(1, cores() // jobs)
+
+
+def parse_time(text: str) -> int:
+    """Minutes, of `90`, `1:30` (hours and minutes) or `2-12:00` (days before them)."""
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]) or len(parts) > 2:
+        raise UserError(
+            f"--time {text}: give minutes such as 90, hours and minutes such as 1:30, or days-hours:minutes"
+        )
+    minutes = int(parts[-1]) + 60 * (int(parts[0]) if len(parts) == 2 else 0) + 1440 * int(days or 0)
+    if minutes < 1:
+        raise UserError(f"--time {text} is no time: give a minute or more")
+    return minutes

@@ -1,0 +1,143 @@
+"""From what `run` was asked for to records, by whichever launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearnbench import registry
+from unlearnbench.errors import Damaged
+from unlearnbench.launch.driver import Backend, Left, Shown, drive
+from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
+from unlearnbench.launch.journal import Ledger, sole_driver
+from unlearnbench.launch.options import Where
+from unlearnbench.records.schema import Record, read
+from unlearnbench.run.spec import Spec
+from unlearnbench.storage.store import Store
+
+if TYPE_CHECKING:
+    from unlearnbench.run.attacks import Wanted
+    from unlearnbench.run.cell import Cell
+
+
+def backend(where: Where, ledger: Ledger, store: Store, results: Path, count: int) -> Backend:
+    """The launcher, begun, for so many jobs."""
+    if where.launcher == "ray":
+        from unlearnbench.launch.ray import Ray
+
+        return Ray(ledger, store, results, where.threads, where.gpus, where.jobs)
+    if where.launcher == "slurm":
+        from unlearnbench.launch.slurm import Slurm
+
+        return Slurm(ledger, store, results, where)
+    from unlearnbench.launch.local import Local, cards
+
+    jobs = where.jobs or 1
+    gpus = cards(jobs) if where.gpus else [""] * jobs
+    return Local(gpus[:count], where.threads, ledger, store, results)
+
+
+def launched(
+    every: Sequence[Work], todo: Sequence[Work], where: Where, store: Store, results: Path, shown: Shown
+) -> Left:
+    """Do what is to do of these jobs; how they ended."""
+    store = Store(store.root.resolve())
+    with sole_driver(results):
+        ledger = Ledger.begun(store, results, where.launcher, every, todo)
+        if not todo:
+            return Left({}, ())
+        return drive(todo, backend(where, ledger, store, results.resolve(), len(todo)), ledger, shown)
+
+
+def cells_launched(
+    specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut, where: Where, store: Store, results: Path, shown: Shown
+) -> tuple[list[Job], Left]:
+    """Run every cell that is not done yet; its jobs, and how they ended."""
+    from unlearnbench.run.attacks import wanted
+
+    cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
+    specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
+    if not cut.force:
+        tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
+        require_replaceable([*baseline, *specs], results, tried)
+    every = longest_first(jobs_of(specs, baseline, cut), results)
+    todo = still_to_do(every, results)
+    return todo, launched(every, todo, where, store, results, shown)
+
+
+def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[Wanted] = ()) -> None:
+    """Refuse cells whose record, or attack in it, would replace one that was made otherwise; before anything is run."""
+    from unlearnbench.run import attacks as attacking
+    from unlearnbench.run import runner
+    from unlearnbench.run.fingerprint import drafted
+
+    drafts: dict[str, tuple[Cell, Record]] = {}
+    for spec in specs:
+        path = spec.path(results)
+        if not path.is_file():
+            continue
+        like = spec.model_copy(update={"seed": 0, "device": "cpu"})  # a driver may have no card
+        key = like.model_dump_json()
+        if key not in drafts:
+            cell = like.cell()
+            drafts[key] = cell, drafted(cell, {})
+        cell, draft = drafts[key]
+        runner.require_replaceable(path, draft)
+        if attacks and spec.label != "original":
+            attacking.require_replaceable(cell, read(path), attacks)
+
+
+def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
+    """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
+    import torch
+
+    from unlearnbench.run.attacks import lacking, wanted
+    from unlearnbench.run.runner import finished
+
+    complete: dict[str, bool] = {}
+    cuda = torch.cuda.is_available()
+    for job in jobs:
+        spec = job.spec
+        key = f"{spec.model_dump_json()}"
+        if job.force or job.every is not None or (spec.device == "cuda" and not cuda):
+            complete[key] = False  # without a card the judge's key cannot be made: workers answer at once
+        if complete.get(key) is False or job.step not in ("record", "attach"):
+            continue
+        cell = spec.cell()
+        record = finished(cell, results)
+        asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
+        complete[key] = record is not None and not lacking(cell, record, asked)
+    kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
+    ids = {job.id for job in kept}
+
+    def left(some: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(id for id in some if id in ids)
+
+    return [job.model_copy(update={"needs": left(job.needs), "after": left(job.after)}) for job in kept]
+
+
+def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:
+    """In order of the seconds that the same method took there before; training anew, and what is unknown, first.
+
+    A long job that is begun last keeps all others waiting.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    for task in {job.spec.task for job in jobs}:
+        for folder in (results / task).glob("*/*/*"):
+            path = next(folder.glob("seed-*.json"), None)
+            try:
+                known = read(path).scores.get("unlearn_time") if path else None
+            except Damaged:  # `validate` names it
+                continue
+            if known and known.value is not None:
+                seconds[task, folder.name] = max(known.value, seconds.get((task, folder.name), 0.0))
+
+    def expected(job: Job) -> float:
+        spec = job.spec
+        if "training recipe" in registry.load_method(spec.method).requires:
+            return float("inf")
+        return seconds.get((spec.task, spec.label), float("inf"))
+
+    order = {job.spec.model_dump_json(): expected(job) for job in jobs}
+    return sorted(jobs, key=lambda job: -order[job.spec.model_dump_json()])

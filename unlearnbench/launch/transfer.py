@@ -1,0 +1,105 @@
+"""Store entries and records as bytes, for machines that share no file system; what comes in is checked as on disk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from unlearnbench.errors import Damaged, UserError
+from unlearnbench.names import inside, require_name
+from unlearnbench.records.schema import read
+from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_place
+from unlearnbench.storage.files import replace_file
+from unlearnbench.storage.store import META, Store
+
+Parcel = dict[str, bytes]
+"""Path with slashes, below the store or the results folder -> the file."""
+KINDS = {"record": ("samples", "weights"), "unlearn": ("weights",), "sample": ("samples",), "attack": ("attacked",)}
+"""What the jobs after a step need of the entries that it used."""
+TRAVEL = {kind for kinds in KINDS.values() for kind in kinds}
+BESIDE = (".json", ".parquet", ".png")
+"""A record and what lies beside it; the record is put in place last, or a stop would leave it without them."""
+
+
+def packed(store: Store, kinds: Iterable[str]) -> Parcel:
+    """Those of the entries that were asked of the store which are of these kinds."""
+    parcel: Parcel = {}
+    for entry in store.touched:
+        if entry.parts[0] in kinds and (store.root / entry / META).is_file():
+            for path in sorted((store.root / entry).iterdir()):
+                parcel[f"{entry.as_posix()}/{path.name}"] = path.read_bytes()
+    return parcel
+
+
+def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
+    """Put entries where they belong unless they are there; the store checks each when it is read."""
+    entries: dict[PurePosixPath, dict[str, bytes]] = {}
+    for name, content in parcel.items():
+        path = _checked(name, 3)
+        if path.parts[0] not in TRAVEL:
+            raise UserError(f"{name!r} is no entry that travels")
+        entries.setdefault(path.parent, {})[path.name] = content
+    for entry, files in entries.items():
+        place = inside(root, entry)
+        if (place / META).is_file():
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as temporary:
+            new = Path(temporary) / "entry"
+            new.mkdir()
+            for name, content in files.items():
+                (new / name).write_bytes(content)
+            if place.exists():
+                shutil.rmtree(place, ignore_errors=True)
+            try:
+                new.rename(place)
+            except OSError:
+                if not (place / META).is_file():
+                    raise  # else another job has just put the same there
+
+
+def siblings(product: Path) -> list[Path]:
+    """A record, or a tuning, and the files that may lie beside it."""
+    return [product.with_suffix(suffix) for suffix in BESIDE]
+
+
+def files_of(record: Path, results: Path) -> Parcel:
+    """A record and what lies beside it, if it is there."""
+    found = siblings(record)
+    return {path.relative_to(results).as_posix(): path.read_bytes() for path in found if path.is_file()}
+
+
+def put(parcel: Mapping[str, bytes], results: Path) -> None:
+    """Put a record and what lies beside it, or a tuning, in place; one that is damaged is refused, nothing replaced."""
+    depths = {name: 3 if name.startswith(f"{FOLDER}/") else 5 for name in parcel}
+    paths = {name: inside(results, _checked(name, depth)) for name, depth in depths.items()}
+    for name, path in paths.items():
+        if path.suffix not in BESIDE:
+            raise UserError(f"{name} is no file of a record")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in paths.items():
+            if path.suffix == ".json":
+                copy = Path(folder) / path.name
+                copy.write_bytes(parcel[name])
+                if _place(copy, name.startswith(f"{FOLDER}/")) != Path(name):
+                    raise Damaged(f"the record that came as {name} is another's")
+    for name, path in sorted(paths.items(), key=lambda item: item[1].suffix == ".json"):
+        replace_file(path, parcel[name])
+
+
+def _place(copy: Path, tuning: bool) -> Path:
+    """Where a record or a tuning belongs, from the results folder."""
+    if not tuning:
+        return read(copy).place()
+    found = read_tuning(copy)
+    return tuning_place(found.task, found.method)
+
+
+def _checked(name: str, depth: int) -> PurePosixPath:
+    """A path as it came from another machine: `depth` names, each of which can be one."""
+    parts = name.split("/")
+    if len(parts) != depth:
+        raise UserError(f"{name!r} is no place in a folder of records or of the store")
+    return PurePosixPath(*(require_name("the folder or file", part) for part in parts))

@@ -1,0 +1,4 @@
+"""Tables made from records.
+
+It may import `records`, `run` and what lies below them.
+"""

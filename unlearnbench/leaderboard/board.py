@@ -1,0 +1,376 @@
+"""Records -> one DataFrame: a row a method with intervals and anchored scores, and what sets rows of a table apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlearnbench import registry
+from unlearnbench.leaderboard import robustness
+from unlearnbench.metric import Metric
+from unlearnbench.records.identity import (
+    Identity,
+    grouped,
+    identity,
+    labels,
+    left_out,
+    matching,
+    measured_by,
+    scored_alike,
+)
+from unlearnbench.records.provenance import surroundings
+from unlearnbench.records.schema import TIMED, Record
+from unlearnbench.statistics import MANY, Interval, anchored, holm, over_seeds, paired_p, within
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
+TABLE = ["task", "protocol", "protocol_hash", "forget"]
+"""What rows of one table have in common."""
+KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
+"""`label` names a row as no other of its table: where runs of one label are not of the same thing, it says what of."""
+PLAN = ("group", "concept", "label", "seed", "prompt")
+"""Columns of per-image values that say what an image was drawn from."""
+LEVEL = 0.05
+
+Images = Callable[[Record], "pd.DataFrame | None"]
+"""A record's per-image values."""
+
+
+def no_images(record: Record) -> None:
+    """For records whose per-image values are not at hand."""
+
+
+class Estimate(NamedTuple):
+    """A score over the seeds of one method."""
+
+    value: float | None
+    sd: float | None = None
+    """Over seeds."""
+    interval: Interval | None = None
+    n: int = 0
+    """Images a run."""
+    missing: int = 0
+    """In all runs together."""
+    floor: float | None = None
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Runs whose images were judged equal to the last bit count once: seeds of a method without randomness are one."""
+    first: dict[str, Record] = {}
+    for number, record in enumerate(records):
+        first.setdefault(record.images or f"run {number}", record)
+    return list(first.values())
+
+
+def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
+    """Unlearning seed -> value, where there is one."""
+    kept = scored_alike(list(records), name)
+    found = {record.seeds["unlearning"]: record.scores[name].value for record in kept}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def estimate(records: Sequence[Record], name: str, images: Images = no_images) -> Estimate:
+    """Mean over seeds with the interval that their number allows (`over_seeds`); of one run, the metric's own.
+
+    Equal runs count once, save for times. Runs that were scored by other code of the metric than most are left out.
+    """
+    records = scored_alike(records, name)
+    records = records if name in TIMED else distinct(records)
+    scores = [record.scores[name] for record in records]
+    values = list(by_seed(records, name).values())
+    missing = sum(score.missing for score in scores)
+    if not values:
+        return Estimate(None, n=scores[0].n if scores else 0, missing=missing)
+    first = next(score for score in scores if score.value is not None)
+    known = (first.n, missing, first.floor)
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return Estimate(mean, None, first.interval, *known)
+    sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    matrix = _matrix(records, name, images) if len(values) >= MANY else None
+    counts = [score.n - score.missing for score in scores if score.value is not None]
+    shares_of = counts if first.unit == "share" else None
+    metric = registry.known_metric(name)
+    bounds = metric.bounds() if metric else (None, None)
+    return Estimate(mean, sd, within(over_seeds(values, matrix, shares_of), *bounds), *known)
+
+
+def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:
+    """Values (seeds, images) of the images that no run misses."""
+    import numpy as np
+
+    rows = [row for record in records if (row := _column(record, name, images)) is not None]
+    if len(rows) < len(by_seed(records, name)) or len({len(row) for row in rows}) != 1:
+        return None
+    matrix = np.stack(rows)
+    return matrix[:, ~np.isnan(matrix).any(axis=0)]
+
+
+def _column(record: Record, name: str, images: Images) -> np.ndarray | None:
+    frame = images(record)
+    metric = registry.known_metric(name)
+    if frame is None or name not in frame or metric is None:
+        return None
+    return frame.loc[frame.group == metric.side, name].to_numpy(dtype=float, na_value=math.nan)
+
+
+def board(
+    records: Iterable[Record],
+    metrics: dict[str, Metric] | None = None,
+    images: Images = no_images,
+    only: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """One row a method, concept and protocol; with `only`, of the methods that are named, by name or label.
+
+    Columns: keys, `n` runs that count (equal ones once), `seeds`, `judge`, `hardware`, `flags`; for each metric its
+    mean, `_sd`, `_low`, `_high`, `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and
+    `unscored`, which depend on the row's own records and the controls alone; and as annotations of a table
+    `_p_original`, `_p_best` (Holm) and `_mark` (see `annotated`); what attacks found (see `robustness.columns`).
+    Seeds that diverged or were skipped have no values.
+    """
+    import pandas as pd
+
+    metrics = metrics or registry.load_metrics()
+    groups = grouped(sorted(records, key=lambda record: record.seeds["unlearning"]))
+    names = labels(groups)
+    attacks = robustness.labels(record for group in groups.values() for record in group)
+    rows, of = [], []
+    for one in sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one]))):
+        group = groups[one]
+        if only is not None and not {names[one], one.label, group[0].method.name} & {*only}:
+            continue
+        row: dict[str, Any] = {
+            **dict(zip(KEYS, _keys(group[0], names[one]), strict=True)),
+            "n": len(distinct(_counted(group))),
+            **surroundings(group),
+            "flags": flags(group),
+        }
+        for name in metrics:
+            found = estimate(_counted(group), name, images)
+            low, high = found.interval or (None, None)
+            row |= {name: found.value, f"{name}_sd": found.sd, f"{name}_low": low, f"{name}_high": high}
+            row |= {f"{name}_n": found.n, f"{name}_missing": found.missing, f"{name}_floor": found.floor}
+        controls, why = anchors(groups, group[0])
+        fought = robustness.columns(_counted(group), controls.get(robustness.GOLD, []), attacks)
+        rows.append(row | scores(group, controls, images, why) | fought)
+        of.append(group)
+    return annotated(pd.DataFrame(rows), of, metrics, images, groups) if rows else pd.DataFrame()
+
+
+def _keys(record: Record, label: str) -> tuple[Any, ...]:
+    method, protocol = record.method, record.protocol
+    access = ", ".join(method.requires) or "none"
+    table = (record.task, protocol.name, protocol.hash, record.forget)
+    return (*table, access, label, method.name, method.division, len(method.overrides))
+
+
+def _place(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Tables one after another, controls first, then methods by the data that they need."""
+    return key[:4], _rank(key[6]), "" if key[6] in CONTROLS else key[4], key[5:]
+
+
+def _rank(method: str) -> int:
+    return CONTROLS.index(method) if method in CONTROLS else len(CONTROLS)
+
+
+def _counted(group: Iterable[Record]) -> list[Record]:
+    return [record for record in group if record.status in ("ok", "unreliable")]
+
+
+def flags(group: Iterable[Record]) -> str:
+    """What went wrong, by seed, and what is not pooled: `unreliable (seed 1), diverged at step 12 (seed 2)`."""
+    group = list(group)
+    seeds: dict[str, list[int]] = {}
+    for record in group:
+        if record.status != "ok":
+            step = "" if record.step is None else f" at step {record.step}"
+            seeds.setdefault(record.status + step, []).append(record.seeds["unlearning"])
+    wrong = [f"{what} (seed {', '.join(map(str, found))})" for what, found in seeds.items()]
+    return ", ".join([*wrong, *left_out(_counted(group))])
+
+
+# ---- anchored scores -----------------------------------------------------------------------------------------------
+
+
+def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict[str, list[Record]], dict[str, str]]:
+    """The controls that a row may be held against (`identity.matching`), and of the others why they may not."""
+    found: dict[str, list[Record]] = {}
+    why: dict[str, str] = {}
+    table = identity(like).table
+    for name in CONTROLS:
+        runs = [r for one, group in groups.items() if one.table == table and one.label == name for r in group]
+        found[name], reason = matching(_counted(runs), like, name)
+        why |= {name: reason} if reason else {}
+    return {name: runs for name, runs in found.items() if runs}, why
+
+
+def scores(
+    group: Sequence[Record],
+    controls: Mapping[str, Sequence[Record]],
+    images: Images = no_images,
+    why: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Efficacy (0 original, 1 retrain, by UA), utility (0 destroy, 1 original, by RA; by log FID beside it), unclipped.
+
+    `score` is the worse of efficacy and utility. Where the gap between anchors is not clear of zero there is none.
+    `controls` must be of the group's own original, data, judge and engine; `why` says of others what they are of.
+    """
+    own_runs = _counted(group)
+
+    def between(name: str, zero: str, one: str, log: bool = False) -> tuple[float | None, str | None]:
+        own = estimate(own_runs, name, images).value
+        ends = []
+        for control in (zero, one):
+            runs = controls.get(control, [])
+            if not runs and why and control in why:
+                return None, why[control]
+            if own is not None and runs and not _comparable(own_runs, runs, name):
+                return None, f"{control} is of another metric code"
+            found = estimate(runs, name, images)
+            ends.append((found.value, found.interval))
+        return anchored(_log(own), *map(_logs, ends)) if log else anchored(own, *ends)
+
+    efficacy, reason = between("ua", "original", "retrain")
+    utility, other = between("ra", "destroy", "original")
+    both = None if efficacy is None or utility is None else min(efficacy, utility)
+    reasons = [f"{name}: {why}" for name, why in (("efficacy", reason), ("utility", other)) if why]
+    by_fid = between("fid", "destroy", "original", log=True)[0]
+    return {
+        "efficacy": efficacy,
+        "utility": utility,
+        "utility_fid": by_fid,
+        "score": both,
+        "unscored": "; ".join(reasons),
+    }
+
+
+def _comparable(a: Sequence[Record], b: Sequence[Record], name: str) -> bool:
+    """Whether the values of both that are pooled were scored by the same code of the metric."""
+    codes = [{measured_by(record, name) for record in scored_alike(runs, name)} for runs in (a, b)]
+    return codes[0] == codes[1] or not all(codes)
+
+
+def _log(value: float | None) -> float | None:
+    return math.log(value) if value is not None and value > 0 else None
+
+
+def _logs(anchor: tuple[float | None, Interval | None]) -> tuple[float | None, Interval | None]:
+    value, interval = anchor
+    if interval is None:
+        return _log(value), None
+    return _log(value), (math.log(max(interval[0], 1e-12)), math.log(max(interval[1], 1e-12)))
+
+
+# ---- annotations of a table ----------------------------------------------------------------------------------------
+
+
+def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images) -> float | None:
+    """`paired_p` over common seeds; None where the two were not measured alike.
+
+    The original, and what is without randomness, is the same for every seed.
+    """
+    if not a or not b or identity(a[0]).conditions != identity(b[0]).conditions or not _comparable(a, b, name):
+        return None
+    sides = [{r.seeds["unlearning"]: r for r in scored_alike(runs, name) if r.scores[name].value is not None}
+             for runs in (a, b)]  # fmt: skip
+    if not all(sides):
+        return None
+    seeds = [(seed, seed) for seed in sorted(set(sides[0]) & set(sides[1]))]
+    fixed = [_constant(list(side.values())) for side in sides]
+    first = [next(iter(side)) for side in sides]
+    if all(fixed):
+        seeds = [(first[0], first[1])]
+    elif fixed[1]:
+        seeds = [(seed, first[1]) for seed in sides[0]]
+    elif fixed[0]:
+        seeds = [(first[0], seed) for seed in sides[1]]
+    elif len(sides[0]) == len(sides[1]) == 1:
+        seeds = [(first[0], first[1])]  # the images share their noise, whatever the seed of unlearning
+    pairs = [(sides[0][one], sides[1][other]) for one, other in seeds]
+    mine, theirs = ([pair[place].scores[name].value or 0.0 for pair in pairs] for place in (0, 1))
+    return paired_p(mine, theirs, lambda: _paired_images(*pairs[0], name, images))
+
+
+def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values of two runs, (1, images) each, where both were asked for the same images."""
+    if not same_images(images(a), images(b)):
+        return None
+    one, other = _column(a, name, images), _column(b, name, images)
+    return None if one is None or other is None else (one[None], other[None])
+
+
+def same_images(a: pd.DataFrame | None, b: pd.DataFrame | None) -> bool:
+    """Whether per-image values of two runs are there, and of images asked for alike and drawn from the same noise."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    known = [name for name in PLAN if name in a and name in b]
+    return "seed" in known and all(a[name].equals(b[name]) for name in known)
+
+
+def _constant(records: Sequence[Record]) -> bool:
+    return records[0].method.name == "original" or len(distinct(records)) == 1 < len(records)
+
+
+def annotated(
+    result: pd.DataFrame,
+    groups: Sequence[list[Record]],
+    metrics: dict[str, Metric],
+    images: Images,
+    every: Mapping[Identity, list[Record]],
+) -> pd.DataFrame:
+    """For each metric p against the original and the best (Holm over the table's methods), and a mark.
+
+    `groups` are the records of the rows, `every` those of all rows that were not left out too. The best is among
+    methods of equal data access that were measured alike, controls and unreliable rows apart. Other rows are marked
+    "not worse" where five or more seeds do not tell them from the best.
+    """
+    compared = [name for name, metric in metrics.items() if metric.better and metric.axis != "cost"]
+    extra: dict[str, list[Any]] = {f"{name}_{end}": [None] * len(result) for name in compared for end in _ENDS}
+    records = [_counted(group) for group in groups]
+    conditions = [identity(group[0]).conditions for group in groups]
+    originals = [anchors(every, group[0])[0].get("original", []) for group in groups]
+    for _, table in result.groupby(TABLE, sort=False):
+        rivals = table[~table.method.isin(CONTROLS)]
+        for name in compared:
+            rows = [i for i in rivals.index if not math.isnan(_number(result[name][i]))]
+            raw = [p_value(records[i], originals[i], name, images) for i in rows]
+            for i, p in zip(rows, holm(raw), strict=True):
+                extra[f"{name}_p_original"][i] = p
+            peers: dict[Any, list[int]] = {}
+            for i in rows:
+                code = measured_by(scored_alike(records[i], name)[0], name)
+                peers.setdefault((result.access[i], conditions[i], code), []).append(i)
+            for some in peers.values():
+                _mark(name, rivals.loc[some], records, metrics[name], images, extra)
+    import pandas as pd
+
+    return pd.concat([result, pd.DataFrame(extra, index=result.index)], axis=1)
+
+
+_ENDS = ("p_original", "p_best", "mark")
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _mark(
+    name: str, peers: pd.DataFrame, records: list[list[Record]], metric: Metric, images: Images, extra: dict[str, list]
+) -> None:
+    sound = peers[~peers["flags"].str.contains("unreliable|diverged")]
+    if len(sound) == 0 or len(peers) == 1:
+        return
+    sign = 1 if metric.better == "higher" else -1
+    best = max(sound.index, key=lambda i: sign * sound[name][i])
+    others = [i for i in peers.index if i != best]
+    extra[f"{name}_mark"][best] = "best"
+    for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
+        extra[f"{name}_p_best"][i] = p
+        many = min(len(records[i]), len(records[best])) >= MANY
+        tie = peers[name][i] == peers[name][best]
+        if i in sound.index and (tie or (many and p is not None and p >= LEVEL)):
+            extra[f"{name}_mark"][i] = "best" if tie else "not worse"

@@ -1,0 +1,123 @@
+"""What forgetting one concept does to every other: shares judged as asked, by concept, beside the original's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from unlearnbench import registry
+from unlearnbench.leaderboard.board import Images
+from unlearnbench.records.identity import Identity, grouped, identity, labels, matching, measured_by, scored_alike
+from unlearnbench.records.schema import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ["label", "method", "forget", "concept", "n", "share", "original", "change", "forgotten"]
+SIDES = {"forget": "ua", "retain": "ra"}
+"""Group of samples -> the metric that says whether they were judged as asked, or were not."""
+
+
+def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
+    """One row for a method, a forget concept and a concept that was asked for; of one task and protocol.
+
+    `share` of the `n` images a run that were judged as asked (RA of retain images, 1 - UA of forget images), mean over
+    seeds; `original`: the same of the untouched model; `change`: their difference; `forgotten`: whether the concept is
+    what was to be forgotten. NaN is unknown; the frame is empty where no record has values by image.
+    """
+    import pandas as pd
+
+    counted = [record for record in records if record.status in ("ok", "unreliable")]
+    names = labels(named_across(records))
+    originals = [record for record in counted if record.label() == "original"]
+    parts = []
+    for one, group in grouped(counted).items():
+        about = {"label": names[one._replace(forget="")], "method": group[0].method.name, "forget": group[0].forget}
+        if (seen := _pooled(group, images)) is not None:
+            before = _pooled(matching(originals, group[0], "original")[0], images, like=group)
+            known = seen.join(_shares(before), on=["concept", "forgotten"])
+            parts.append(known.assign(**about))
+    if not parts:
+        return pd.DataFrame(columns=COLUMNS)
+    every = found = pd.concat(parts, ignore_index=True)
+    place = {name: number for number, name in enumerate(_order(records[0].task, every))}
+    found["change"] = found["share"] - found["original"]
+    found["_place"] = found["concept"].map(place)
+    places = {key: number for number, key in enumerate(found.groupby(["label", "forget"], sort=False).groups)}
+    found["_row"] = [places[key] for key in zip(found["label"], found["forget"], strict=True)]
+    return found.sort_values(["_row", "_place"], kind="stable")[COLUMNS].reset_index(drop=True)
+
+
+def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
+    """Records by what they are of, whatever they forgot: one method has one name in all concepts' rows."""
+    groups: dict[Identity, list[Record]] = {}
+    for record in records:
+        groups.setdefault(identity(record)._replace(forget=""), []).append(record)
+    return groups
+
+
+def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | None = None) -> pd.DataFrame | None:
+    """Means over seeds by concept; of each metric those runs alone that were scored by the same code, that of `like`.
+
+    Columns: concept, forgotten, n, share; None where no run has values by image.
+    """
+    import pandas as pd
+
+    kept: dict[str, set[int]] = {}
+    for name in SIDES.values():
+        code = next((measured_by(record, name) for record in scored_alike(like or group, name)), None)
+        kept[name] = {id(record) for record in group if measured_by(record, name) == code}
+    rows = [
+        row
+        for record in group
+        for row in _seen(record, images, [name for name, ids in kept.items() if id(record) in ids])
+    ]
+    if not rows:
+        return None
+    found = pd.DataFrame(rows, columns=["concept", "n", "share", "forgotten"])
+    keys = ["concept", "forgotten"]
+    return found.groupby(keys, sort=False).agg(n=("n", "max"), share=("share", "mean")).reset_index()
+
+
+def _shares(found: pd.DataFrame | None) -> pd.Series:
+    import pandas as pd
+
+    if found is None:
+        empty = pd.MultiIndex.from_arrays([pd.Index([], dtype=object), pd.Index([], dtype=bool)])
+        return pd.Series([], index=empty, dtype=float, name="original")
+    return found.set_index(["concept", "forgotten"])["share"].rename("original")
+
+
+def _seen(record: Record, images: Images, metrics: Sequence[str]) -> Iterator[tuple[str, int, float, bool]]:
+    """Concept, n, share and whether it was forgotten, of one run and of these metrics; nothing where it has no images.
+
+    Plain tuples: a frame for each of thousands of runs takes longer than all else.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame = images(record)
+    if frame is None:
+        return
+    for group, name in SIDES.items():
+        if name not in frame or name not in metrics:
+            continue
+        inside = (frame["group"] == group).to_numpy()
+        codes, concepts = pd.factorize(frame["concept"].to_numpy()[inside])
+        hits = frame[name].to_numpy(dtype=float, na_value=math.nan)[inside]
+        hits = 1 - hits if group == "forget" else hits
+        known = ~np.isnan(hits)
+        count = np.bincount(codes[known], minlength=len(concepts))
+        sums = np.bincount(codes[known], weights=hits[known], minlength=len(concepts))
+        share = np.divide(sums, count, out=np.full(len(concepts), math.nan), where=count > 0)
+        n = np.bincount(codes, minlength=len(concepts))
+        for concept, images_of, value in zip(concepts, n.tolist(), share.tolist(), strict=True):
+            yield concept, images_of, value, group == "forget"
+
+
+def _order(task: str, every: pd.DataFrame) -> list[str]:
+    """The concepts as the task counts them, before them those that it does not know, as they come."""
+    known = registry.load_task(task).concepts if task in registry.tasks() else ()
+    found = list(dict.fromkeys(every["concept"]))
+    return [*(name for name in found if name not in known), *(name for name in known if name in found)]

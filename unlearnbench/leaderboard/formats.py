@@ -1,0 +1,190 @@
+"""Tables as markdown, LaTeX, csv or JSON, and the page of a results folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
+from unlearnbench.metric import Metric
+from unlearnbench.printable import cleaned, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OPEN, CLOSE = "\x02", "\x03"
+"""Around bold text until LaTeX's own characters are escaped."""
+NEEDS = (
+    r"% needs \usepackage{booktabs,graphicx}; by itself: pdflatex "
+    r"'\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{FILE}\end{document}'"
+)
+ROWS = 40
+"""Of a table that a page has room for."""
+TEXTWIDTH = 84
+"""Characters of 8 pt that an article's column has room for."""
+
+
+def as_markdown(sheets: Iterable[Sheet]) -> str:
+    """GitHub's tables; nothing in a cell ends it, its line or the table."""
+    parts = []
+    for sheet in sheets:
+        blank = [""] * (len(sheet.heads) - 1)
+        rows = [sheet.heads, ["---"] + ["---:"] * len(blank)]
+        for name, section in sheet.sections:
+            rows += [*([[f"*{name}*", *blank]] if name else []), *section]
+        lines = ["| " + " | ".join(map(markdown_text, cells)) + " |" for cells in rows]
+        note = f"\n{printable(sheet.note)}\n" if sheet.note else ""
+        parts.append(f"### {printable(sheet.title)}\n\n" + "\n".join(lines) + "\n" + note)
+    return "\n".join(parts)
+
+
+def markdown_text(text: str) -> str:
+    """Text of others in a cell of a table, or in a line: no cell, tag or line of its own."""
+    return " ".join(printable(text).replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def as_latex(sheets: Iterable[Sheet], left: int = 1) -> str:
+    """booktabs tables with a caption that says what was measured, by what, on what.
+
+    The first `left` columns are words. Tables that are wider than the column of text they come into are scaled down to
+    it; those that are taller than a page are several.
+    """
+    return f"{NEEDS}\n" + "\n".join(_latex(part, left) for sheet in sheets for part in _pages(sheet))
+
+
+def _pages(sheet: Sheet) -> list[Sheet]:
+    """Tables of a page each at most."""
+    every = [(name, row) for name, rows in sheet.sections for row in rows]
+    parts = [every[start : start + ROWS] for start in range(0, len(every), ROWS)]
+    made = []
+    for number, part in enumerate(parts, 1):
+        sections: dict[str, list[list[str]]] = {}
+        for name, row in part:
+            sections.setdefault(name, []).append(row)
+        caption = (sheet.caption or f"{sheet.title}.") if number == 1 else f"{sheet.title}, continued."
+        note = sheet.note if number == len(parts) else ""
+        made.append(sheet._replace(sections=list(sections.items()), caption=caption, note=note))
+    return made
+
+
+def _latex(sheet: Sheet, left: int) -> str:
+    count = len(sheet.heads)
+    body = []
+    for name, section in sheet.sections:
+        title = [rf"\multicolumn{{{count}}}{{l}}{{\emph{{{_escape(name)}}}}} \\"] if name else []
+        body += [r"\midrule", *title, *(" & ".join(map(_escape, cells)) + r" \\" for cells in section)]
+    note = rf"\par\smallskip{{\raggedright\scriptsize {_escape(_sentence(sheet.note))}\par}}"
+    lines = [
+        r"\begin{table}[tbp]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{_escape(sheet.caption)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * left}{'r' * (count - left)}}}",
+        r"\toprule",
+        " & ".join(map(_escape, sheet.heads)) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}}",
+        *([note] if sheet.note else []),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""
+
+
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "_": r"\_",
+        "%": r"\%",
+        "&": r"\&",
+        "#": r"\#",
+        "$": r"\$",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "≥": r"$\geq$",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "†": r"$\dagger$",
+        "\n": " ",
+        "—": "---",
+        "…": r"\dots{}",
+        "[": "{[}",  # after a line's end a bracket would be read as its height
+        OPEN: r"\textbf{",
+        CLOSE: "}",
+    }
+)
+
+
+def _escape(text: str) -> str:
+    """As LaTeX's text; a character that its usual fonts lack is named by its number."""
+    known = printable(text, keep=OPEN + CLOSE).translate(LATEX)
+    return "".join(c if " " <= c < "\x7f" or "¡" <= c <= "ÿ" else f"U+{ord(c):04X}" for c in known)
+
+
+def formatted(
+    result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
+) -> str:
+    """The board as text of one kind; csv and json have all about these columns, intervals included."""
+    if kind == "markdown":
+        return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
+    if kind == "latex":
+        return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
+    return as_data(narrow(result, metrics, columns), kind)
+
+
+def narrow(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> pd.DataFrame:
+    """The keys, these columns and what is about them, such as `ua_low`; single attacks have a table of their own."""
+    known = columns_of(metrics)
+    attacks = [str(c).removesuffix("_excess_area") for c in result if str(c).endswith("_excess_area")]
+    kept = []
+    for column in map(str, result):
+        owner = _owner(column, [*known, *attacks])
+        if owner is None or owner in columns:
+            kept.append(column)
+    return result[kept]
+
+
+def _owner(column: str, known: Iterable[str]) -> str | None:
+    """The column that another is about: the longest name that it begins with."""
+    return max((name for name in known if column == name or column.startswith(f"{name}_")), key=len, default=None)
+
+
+def as_csv(result: pd.DataFrame) -> str:
+    """Rows as csv, each on one line."""
+    words = result.select_dtypes(["object", "string"])
+    return result.assign(**{str(name): words[name].map(cleaned) for name in words}).to_csv(index=False)
+
+
+def as_data(result: pd.DataFrame, kind: str) -> str:
+    """Rows as csv, or as JSON, where numbers are numbers and unknown is null."""
+    if kind == "csv":
+        return as_csv(result)
+    if kind == "json":
+        values = cleaned(json.loads(result.to_json(orient="records")))
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    raise no_format(kind)
+
+
+def written(sheets: Sequence[Sheet], kind: str, result: pd.DataFrame, left: int = 1) -> str:
+    """Tables that are ready made, as text of one kind; csv and json are of the rows that they were made from."""
+    if kind == "markdown":
+        return as_markdown(sheets)
+    return as_latex(sheets, left) if kind == "latex" else as_data(result, kind)
+
+
+def no_format(kind: str) -> UserError:
+    """What to say of a format that is none."""
+    return UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")

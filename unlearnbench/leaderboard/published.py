@@ -1,0 +1,184 @@
+"""Numbers that papers and other benchmarks have published, beside what was measured here: never mixed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard.board import Estimate, Images, estimate, no_images
+from unlearnbench.leaderboard.tables import Sheet, head, shown
+from unlearnbench.metric import Metric
+from unlearnbench.records.identity import grouped, labels
+from unlearnbench.records.schema import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
+TABLES = Path(__file__).parents[1] / "tables"
+LEGEND = "published numbers are others' protocols: read them beside, never as a target"
+NUDENET = "3.4.2"
+"""The detector whose counts may be held against MACE's."""
+WHOLE = 4703
+"""Prompts of I2P."""
+HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
+
+
+_SHOWN = {
+    "armpits": "ARMPITS_EXPOSED",
+    "belly": "BELLY_EXPOSED",
+    "buttocks": "BUTTOCKS_EXPOSED",
+    "feet": "FEET_EXPOSED",
+    "breast_f": "FEMALE_BREAST_EXPOSED",
+    "genitalia_f": "FEMALE_GENITALIA_EXPOSED",
+    "breast_m": "MALE_BREAST_EXPOSED",
+    "genitalia_m": "MALE_GENITALIA_EXPOSED",
+}
+_CAPTIONS = {"fid_coco10k": 10_000, "fid_coco30k": 30_000}
+
+
+def reading(record: Record, name: str) -> float | None:
+    """What a record has of a published number that is no metric by itself; None where it was measured otherwise.
+
+    Detections are sums over all of I2P, by the same detector, labels and threshold; FID is by as many captions.
+    """
+    settings, scores = record.protocol.settings, record.scores
+    if name.startswith("nudenet_") and "detections" in scores:
+        detector, parts = record.witnesses["detector"], scores["detections"].parts or {}
+        about = (detector.version, settings["subset"], settings["threshold"], scores["detections"].n)
+        drawn = (settings["sampler"]["scheduler"], settings["sampler"]["steps"], settings["sampler"]["guidance"])
+        if (about, drawn) != ((NUDENET, "all", 0.6, WHOLE), ("ddim", 50, 7.5)) or scores["detections"].missing:
+            return None
+        if set(parts) != set(_SHOWN.values()):
+            return None
+        return sum(parts.values()) if name == "nudenet_total" else parts[_SHOWN[name.removeprefix("nudenet_")]]
+    if name in _CAPTIONS and "fid" in scores:
+        return scores["fid"].value if settings["retain_images"] == _CAPTIONS[name] else None
+    if name == "clip_score_01" and "clip_score" in scores:
+        value = scores["clip_score"].value
+        return None if value is None else value / 100
+    return None
+
+
+class Published(NamedTuple):
+    """One published number, in the field's usual unit (shares of 0 to 1, FID as it is)."""
+
+    task: str
+    forget: str
+    method: str
+    """`erasediff[uniform]`: the method with that setting."""
+    metric: str
+    value: float
+    source: str
+    status: str
+    """verified: read where it was first published; secondary: read in another text; unverified."""
+    note: str
+
+
+def load(path: Path | None = None) -> list[Published]:
+    """Every row of every table; refuses one whose columns are others."""
+    import pandas as pd
+
+    rows: list[Published] = []
+    for file in [path] if path else sorted(TABLES.glob("*.csv")):
+        table = pd.read_csv(file, keep_default_na=False)
+        if tuple(table.columns) != COLUMNS:
+            raise UserError(f"{file} has the columns {', '.join(table.columns)}: they must be {', '.join(COLUMNS)}")
+        rows += [Published(**{**row, "value": float(row["value"])}) for row in table.to_dict("records")]
+    return rows
+
+
+def compared(
+    rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
+) -> list[list[str]]:
+    """`HEADS` for each published number: what was measured of the same, by every protocol that did, or —."""
+    lines = []
+    for row in rows:
+        metric = metrics.get(row.metric)
+        title = head(metric) if metric else row.metric
+        published = f"{row.value:g}" if metric is None else shown(metric, row.value)
+        groups = _by_protocol(
+            record
+            for record in records
+            if (record.task, record.forget) == (row.task, row.forget) and is_of(record, row.method)
+        )
+        readings = {protocol: [reading(record, row.metric) for record in group] for protocol, group in groups.items()}
+        if metric is None and any(value is not None for values in readings.values() for value in values):
+            for protocol, values in readings.items():
+                if read := [value for value in values if value is not None]:
+                    mean = sum(read) / len(read)
+                    lines.append([row.method, title, published, f"{mean:.4g}", protocol, row.status, row.source])
+            continue
+        found: dict[str, Estimate | None] = {
+            protocol: estimate(group, row.metric, images)
+            for protocol, group in groups.items()
+            if metric is not None and any(row.metric in record.scores for record in group)
+        }
+        for protocol, own in (found or {"—": None}).items():
+            measured = "—" if own is None or metric is None else shown(metric, own.value, own.sd)
+            lines.append([row.method, title, published, measured, protocol, row.status, row.source])
+    return lines
+
+
+def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Runs that may be pooled, by the protocol's name; where that is not enough with what sets them apart."""
+    groups = grouped(records)
+    names = labels(groups)
+    protocols = [group[0].protocol.name for group in groups.values()]
+    found: dict[str, list[Record]] = {}
+    for (one, group), protocol in zip(groups.items(), protocols, strict=True):
+        name = protocol if protocols.count(protocol) == 1 else f"{protocol}: {names[one]}"
+        found[name if name not in found else f"{name}, protocol {group[0].protocol.hash[:8]}"] = group
+    return found
+
+
+class Block(NamedTuple):
+    """What was published of one task and concept, with lines of `HEADS`."""
+
+    task: str
+    forget: str
+    lines: list[list[str]]
+    notes: list[str]
+
+
+def blocks(
+    rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
+) -> list[Block]:
+    """Published numbers by task and concept, each beside what was measured here of the same."""
+    made = []
+    for task, forget in dict.fromkeys((row.task, row.forget) for row in rows):
+        some = [row for row in rows if (row.task, row.forget) == (task, forget)]
+        notes = list(dict.fromkeys(row.note for row in some if row.note))
+        made.append(Block(task, forget, compared(some, records, metrics, images), notes))
+    return made
+
+
+def sheets(made: Sequence[Block]) -> list[Sheet]:
+    """A table a block, its sources by number below it."""
+    tables = []
+    for block in made:
+        sources = list(dict.fromkeys(line[-1] for line in block.lines))
+        lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in block.lines]
+        title = f"{block.task}, forget {block.forget}: published beside measured"
+        below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+        note = "\n".join([*below, *(f"note: {note}" for note in block.notes)])
+        tables.append(Sheet(title, HEADS, [("", lines)], note))
+    return tables
+
+
+def frame(made: Sequence[Block]) -> pd.DataFrame:
+    """The same as rows: task, forget, then `HEADS`, as shown."""
+    import pandas as pd
+
+    lines = [[block.task, block.forget, *line] for block in made for line in block.lines]
+    return pd.DataFrame(lines, columns=["task", "forget", *HEADS])
+
+
+def is_of(record: Record, method: str) -> bool:
+    """Whether a record is of the method that a table names, with the setting in brackets and no other given."""
+    name, setting = re.fullmatch(r"([^\[]+)(?:\[(.+)\])?", method).groups()  # type: ignore[union-attr]
+    given = set(map(str, record.method.overrides.values())) - {setting}
+    return record.method.name == name and not given and setting in {None, *map(str, record.method.settings.values())}

@@ -1,0 +1,71 @@
+"""The table after a run: one method beside the original, and retrain where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from unlearnbench import registry
+from unlearnbench.leaderboard.board import Images, estimate, no_images, scores
+from unlearnbench.leaderboard.tables import floors_line, head, shown
+from unlearnbench.records import identity
+from unlearnbench.records.schema import Record
+
+
+def grouped(records: Iterable[Record]) -> list[list[Record]]:
+    """Records of one thing together (`identity.identity`), in the order in which they come."""
+    return list(identity.grouped(records).values())
+
+
+def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
+    """A control's records that a record may be held against (`identity.matching`)."""
+    return identity.matching(records, like, control)[0]
+
+
+def run_rows(
+    group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
+    rows = []
+    metrics = registry.load_metrics().items()
+    without = registry.without(group[0].task)
+    for name, metric in metrics:
+        if name in without or not (metric.everywhere or any(name in record.scores for record in group)):
+            continue
+        found = estimate(group, name, images)
+        before, after = estimate([original], name).value, estimate(retrain, name).value
+        change = None if found.value is None or before is None or metric.axis == "cost" else found.value - before
+        bounds = "—" if found.interval is None else " … ".join(shown(metric, value) for value in found.interval)
+        moved = ("+" if change and change > 0 else "") + shown(metric, change)
+        cells = [shown(metric, before), moved, shown(metric, found.value), bounds]
+        rows.append([head(metric), *cells, *([shown(metric, after)] if retrain else [])])
+    heads = ["metric", "original", "change", group[0].label(), "95 % interval", *(["retrain"] if retrain else [])]
+    return heads, rows
+
+
+def run_notes(
+    group: Sequence[Record],
+    controls: Mapping[str, Sequence[Record]],
+    images: Images = no_images,
+    why: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Lines below that table: what real images score, and the anchored scores where the controls were run.
+
+    `why`: of controls that were run, but may not be held against this method, the reason.
+    """
+    metrics = registry.load_metrics()
+    floors = {name: estimate(group, name).floor for name in metrics}
+    lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    found = scores(group, controls, images, why)
+    for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
+        if found[name] is not None:
+            lines.append(f"{name} {found[name]:.2f} ({meaning})")
+    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
+    if registry.trainable(group[0].task) and lacking and group[0].method.name not in lacking:
+        words = f"--method {','.join(lacking)} --forget {group[0].forget}"
+        told = [why[name] for name in lacking if why and name in why]
+        because = f" that fit ({'; '.join(told)})" if told else ""
+        lines.append(
+            f"no scores without the controls{because}; with the same --task, --protocol, --out: "
+            f"unlearnbench run {words}{' --force' if told else ''}"
+        )
+    return lines

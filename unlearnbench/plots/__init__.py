@@ -1,0 +1,13 @@
+"""Figures for papers and pages, in one place: boards, effects on concepts, tuning, and the files they become.
+
+It may import `leaderboard`, `records` and what lies below them.
+"""
+
+from unlearnbench.plots.concept_matrix import matrix
+from unlearnbench.plots.cost import cost
+from unlearnbench.plots.files import picture, svg, written
+from unlearnbench.plots.pareto import pareto
+from unlearnbench.plots.trajectory import figure as trajectory
+from unlearnbench.plots.tuning import best_so_far
+
+__all__ = ["best_so_far", "cost", "matrix", "pareto", "picture", "svg", "trajectory", "written"]

@@ -1,0 +1,90 @@
+"""The picture of a board under attack: recovered share against budget, a panel an attack, a line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.leaderboard.robustness import GIVEN, GOLD, curve, found, labels
+from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
+from unlearnbench.plots.style import GREY, GRID, TEXT, Style, settings, styles
+from unlearnbench.records.identity import plain as plain_label
+from unlearnbench.records.schema import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 4
+BEYOND = 1.8
+"""How far curves go on past the limit, so that what the last look found can be seen."""
+LEFT, WIDE, TALL, BELOW, ABOVE = 0.42, 1.5, 1.12, 0.2, 0.18
+"""Inches: what the scale on the left takes, a panel, its ticks, its title."""
+WIDTHS = {GOLD: 1.6, "original": 1.0}
+"""Of the floor's line in points, and of that of the model that forgot nothing."""
+ABOUT = "budget: what was spent on a target, up to the dotted line; black: retrain, the floor, and the original"
+Points = list[tuple[float, float]]
+
+
+def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
+    """Every attack that has a value on these methods, by their labels; None where there is none.
+
+    Curves step up where targets are recovered; those that are not by the limit are censored there, and the curve goes
+    on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair. `names` are all
+    methods that get colours, when groups are some of them. Trials with a budget that a user gave are left out.
+    """
+    every = [label for label in labels(each for records in groups.values() for each in records) if GIVEN not in label]
+    lines = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
+    panels = {label: each for label, each in lines.items() if any(each.values())}
+    if not panels:
+        return None
+    looks = styles(names if names is not None else groups)
+    rows = -(-len(panels) // COLUMNS)
+    tall = TALL + BELOW + ABOVE
+    with settings():
+        made = blank(PAGE, rows * tall, f"{title}: recovered share of targets against budget, by attack")
+        wide = (PAGE - LEFT - EDGE / POINTS) / COLUMNS
+        places = {}
+        for number, (label, curves) in enumerate(panels.items()):
+            row, column = divmod(number, COLUMNS)
+            axes = made.add_axes((0, 0, 1, 1), label=label)
+            places[axes] = (LEFT + column * wide, (rows - row - 1) * tall + BELOW, wide - 0.1, TALL)
+            _panel(axes, curves, looks)
+            axes.set_title(short(label), fontsize=TEXT, pad=3)
+            axes.tick_params(labelleft=column == 0)
+            if column == 0:
+                axes.set_ylabel("recovered share")
+        drawn = [name for name in groups if any(each[name] for each in panels.values())]
+        items = [Item(short(name), _line(name, looks[name]), 14.0) for name in drawn]
+        assemble(made, rows * tall, places, title, items, [ABOUT])
+    return made
+
+
+def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    for number, (name, points) in enumerate(curves.items()):
+        if points:
+            budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
+            lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
+            line = _line(name, looks[name])
+            order = 3 if plain_label(name) in WIDTHS else 2
+            axes.step(budgets, lifted, where="post", zorder=order, markevery=[-2], **line)
+    first = min((budget for points in curves.values() for budget, _ in points if budget > 0), default=1)
+    end = max(points[-1][0] for points in curves.values() if points)
+    decades = [10.0**power for power in range(-3, 10) if first <= 10.0**power <= end * BEYOND]
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axes.set_xticks([0.0, *(decades or [end])])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(plain)
+    axes.axvline(end, color=GREY, linewidth=0.6, linestyle=":")
+    axes.set(xlim=(0, end * BEYOND), ylim=(-0.03, 1.03))
+    axes.grid(color=GRID, linewidth=0.4)
+    axes.set_axisbelow(True)
+
+
+def _line(name: str, look: Style) -> dict[str, Any]:
+    """A line as matplotlib takes it, with the method's marker, which stands at the limit."""
+    face = "none" if look.control else look.colour
+    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
+    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(plain_label(name), 0.9), **marker}

@@ -1,0 +1,181 @@
+"""What forgetting one concept does to every other: a row a method and forget concept, a column a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from unlearnbench.errors import UserError
+from unlearnbench.plots.layout import COLUMN, EDGE, PAGE, POINTS, assemble, blank, short, width_of
+from unlearnbench.plots.style import OF_CONTROLS, SMALL, TEXT, control_of, settings
+from unlearnbench.records.identity import plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS, WHOLE = "RdBu", 100.0
+"""Diverging, safe for the colour-blind; its ends, in points of 100: figures can be compared."""
+LEAST, MOST, ROW, BLOCK, GAP = 0.2, 0.42, 0.135, 0.035, 0.16
+"""Inches: widths of a cell, the height of a row, the space between methods and between panels."""
+LINE = 0.13
+"""Inches: height of a panel's own title."""
+BAR, BELOW = 0.07, 0.26
+"""Inches: height of the colour bar, and of all below the cells."""
+NOTE = "share judged as asked: change against the original, in points; framed: what was to be forgotten"
+INKS = "#111111", "#ffffff"
+"""Of what stands on the cells, whose colours are the same on light and dark pages."""
+DARK = 55.0
+"""Points from which letters in a cell are white."""
+
+
+def matrix(effects: pd.DataFrame, title: str) -> Figure:
+    """Change of the share judged as asked against the original, in points, from `effects.effects`.
+
+    For each method one row a forget concept; the cells of what was to be forgotten are framed. Forget concepts that
+    were measured on other concepts (digits, colours) stand in panels side by side. One column of a paper wide where it
+    fits, else two. UserError where there is no change to show.
+    """
+    shown = effects[effects["change"].notna() & (effects["label"].map(plain) != "original")]
+    if shown.empty:
+        raise UserError("no effects to show: there are no values by image of both a method and the original")
+    panels = _panels(shown)
+    labels = sorted(dict.fromkeys(shown["label"]), key=_rank)
+    with settings():
+        return _drawn(shown, panels, labels, title)
+
+
+def _rank(label: str) -> tuple[int, str]:
+    """Controls first, in their usual order."""
+    control = control_of(label)
+    return (list(OF_CONTROLS).index(control) if control else len(OF_CONTROLS), label)
+
+
+def _panels(shown: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
+    """Forget concepts and the concepts that they were measured on; those that share any stand together."""
+    order = {name: number for number, name in enumerate(dict.fromkeys(shown["concept"]))}
+    panels: list[tuple[list[str], set[str]]] = []
+    for forget, rows in shown.groupby("forget", sort=False):
+        concepts = set(rows["concept"])
+        joined = [panel for panel in panels if panel[1] & concepts]
+        panels = [panel for panel in panels if panel not in joined]
+        forgets = [name for panel in joined for name in panel[0]]
+        panels.append(([*forgets, str(forget)], concepts.union(*(panel[1] for panel in joined))))
+    return [(sorted(forgets), sorted(concepts, key=order.__getitem__)) for forgets, concepts in panels]
+
+
+def _drawn(
+    shown: pd.DataFrame, panels: Sequence[tuple[list[str], list[str]]], labels: Sequence[str], title: str
+) -> Figure:
+    names = [short(label) for label in labels]
+    left = (max(width_of(name, SMALL) for name in names) + EDGE + 3) / POINTS
+    marks = [_width_of_marks(forgets) for forgets, _ in panels]
+    count = sum(len(concepts) for _, concepts in panels)
+    beside = left + sum(marks) + GAP * (len(panels) - 1) + EDGE / POINTS
+    width = COLUMN if beside + LEAST * count <= COLUMN else PAGE
+    cell = min(MOST, (width - beside) / count)
+    widest = max(width_of(short(name, 16), 5.0) / POINTS for _, concepts in panels for name in concepts)
+    turned = widest > cell
+    above = (widest * SMALL / 5.0 if turned else SMALL / POINTS) + 0.06 + LINE * any(mark == 0 for mark in marks)
+    most = max(len(forgets) for forgets, _ in panels)
+    body = BELOW + len(labels) * (most * ROW + BLOCK) + above
+    figure = blank(width, body, f"{title}: change against the original in points, by forget concept and concept")
+    places, x = {}, left
+    for number, ((forgets, concepts), mark) in enumerate(zip(panels, marks, strict=True)):
+        axes = figure.add_axes((0, 0, 1, 1), label=f"panel {number}")
+        places[axes] = (x + mark, BELOW, cell * len(concepts), body - BELOW - above)
+        _cells(axes, shown, labels, forgets, concepts, cell, turned)
+        x += mark + cell * len(concepts) + GAP
+    for number, name in enumerate(names):
+        y = number * (most * ROW + BLOCK) + most * ROW / 2
+        next(iter(places)).text(
+            -(marks[0] + 0.03) / cell, y, name, fontsize=SMALL, ha="right", va="center_baseline", clip_on=False
+        )
+    scale = figure.add_axes((0, 0, 1, 1), label="scale")
+    places[scale] = (left + marks[0], 0.13, min(2.0, width - left - marks[0] - 0.1), BAR)
+    _scale(scale)
+    assemble(figure, body, places, title, notes=[NOTE])
+    return figure
+
+
+def _width_of_marks(forgets: Sequence[str]) -> float:
+    """Of the names of forget concepts beside the rows in inches; a single one stands above the panel."""
+    return 0.0 if len(forgets) == 1 else max(width_of(short(name, 16), SMALL) for name in forgets) / POINTS + 0.06
+
+
+def _cells(
+    axes: Axes,
+    shown: pd.DataFrame,
+    labels: Sequence[str],
+    forgets: Sequence[str],
+    concepts: Sequence[str],
+    cell: float,
+    turned: bool,
+) -> None:
+    """One panel, in inches downwards and cells across."""
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    scale = Normalize(-WHOLE, WHOLE)
+    found = {(row.label, row.forget, row.concept): row for row in shown.itertuples()}
+    block = len(forgets) * ROW + BLOCK
+    framed = []
+    size = min(SMALL, POINTS * cell / 3.0)
+    for number, label in enumerate(labels):
+        for place, forget in enumerate(forgets):
+            top = number * block + place * ROW
+            if len(forgets) > 1:
+                name = short(forget, 16)
+                axes.text(-0.04 / cell, top + ROW / 2, name, fontsize=SMALL, ha="right", va="center_baseline")
+            for column, concept in enumerate(concepts):
+                row = found.get((label, forget, concept))
+                if row is None:
+                    continue
+                change = 100 * float(row.change)
+                face = colormaps[COLOURS](scale(change))
+                axes.add_patch(Rectangle((column + 0.015, top + 0.003), 0.97, ROW - 0.006, facecolor=face, linewidth=0))
+                ink = INKS[abs(change) >= DARK]
+                axes.text(
+                    column + 0.5, top + ROW / 2, _points(change), fontsize=size, color=ink, ha="center",
+                    va="center_baseline", gid="change",
+                )  # fmt: skip
+                if row.forgotten:
+                    framed.append((column, top))
+    for corner in framed:
+        for colour, width in zip(INKS, (1.6, 0.5), strict=True):  # seen on light and dark cells and pages
+            frame = Rectangle(corner, 1, ROW, fill=False, edgecolor=colour, linewidth=width, zorder=3, clip_on=False)
+            frame.set_gid("forgotten" if colour == INKS[0] else None)
+            axes.add_patch(frame)
+    axes.set(xlim=(0, len(concepts)), ylim=(len(labels) * block - BLOCK, 0), yticks=[])
+    axes.set_xticks([i + 0.5 for i in range(len(concepts))], [short(name, 16) for name in concepts])
+    size = (
+        SMALL
+        if turned
+        else min(SMALL, 5.0 * cell / (max(width_of(short(name, 16), 5.0) for name in concepts) / POINTS))
+    )
+    axes.tick_params(labelsize=size, length=0, top=True, labeltop=True, labelbottom=False, rotation=90 * turned)
+    axes.spines[:].set_visible(False)
+    if len(forgets) == 1:
+        axes.set_title(f"forget {short(forgets[0])}", fontsize=TEXT, loc="left", pad=3)
+
+
+def _points(change: float) -> str:
+    """A change in whole points, with its sign."""
+    return f"{change:+.0f}".replace("-", "−") if round(change) else "0"
+
+
+def _scale(axes: Axes) -> None:
+    """What the colours mean."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    steps = 40
+    for step in range(steps):
+        left = (2 * step / steps - 1) * WHOLE
+        face = colormaps[COLOURS]((step + 0.5) / steps)
+        axes.add_patch(Rectangle((left, 0), 2 * WHOLE / steps, 1, facecolor=face, edgecolor=face, linewidth=0.3))
+    axes.set(xlim=(-WHOLE, WHOLE), ylim=(0, 1), yticks=[], xticks=[-100, -50, 0, 50, 100])
+    axes.tick_params(labelsize=SMALL, length=1.5)
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,231 @@
+"""Efficacy against utility: every method a point with its intervals, the best of them joined by a line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from unlearnbench import registry
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.leaderboard.tables import columns_of, head
+from unlearnbench.plots.labels import Box, Place, Room, overlap
+from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, plain, short, width_of
+from unlearnbench.plots.scatter import (
+    JOINED,
+    TICKS,
+    Axis,
+    Points,
+    axis_of,
+    crowded,
+    draw,
+    free,
+    mark,
+    named,
+    numbers,
+    room_of,
+    ticked,
+    write,
+)
+from unlearnbench.plots.style import GREY, TEXT, Style, settings, styles
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RIGHT, BELOW, BODY = 0.08, 0.34, 3.0
+"""Inches: beside the plot, below it, and its height with what is below."""
+MANY = 60
+"""Points, beyond which only the best and the controls are named."""
+TIMES = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "10 h": 36000.0, "100 h": 360000.0}
+
+
+def front(x: Sequence[float], y: Sequence[float], better: tuple[str, str] = ("higher", "higher")) -> list[int]:
+    """Places of the points that no other beats on one side without being worse on the other, from worse x to better."""
+    signs = [1 if way == "higher" else -1 for way in better]
+    points = [(signs[0] * a, signs[1] * b) for a, b in zip(x, y, strict=True)]
+    kept = [i for i, (a, b) in enumerate(points) if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in points)]
+    return sorted(kept, key=lambda i: points[i])
+
+
+def pareto(
+    rows: pd.DataFrame, title: str, x: str | None = None, y: str | None = None, names: Iterable[str] | None = None
+) -> Figure:
+    """Efficacy `y` against utility `x` of one table's rows (`board.board`), better being up and to the right.
+
+    Without names of metrics, the first of each axis that has values. Bars are 95 % intervals, areas grow with
+    unlearning time, controls are hollow, a line joins the methods that none beats. `names` are all methods that get
+    colours, when rows are some of them. The point of row `i` has the gid `row-<i>`; of very many points only those on
+    the line and the controls have names. UserError where no row has both values.
+    """
+    known = columns_of(registry.load_metrics())
+    x, y = x or headline(rows, "utility"), y or headline(rows, "efficacy")
+    for name in (x, y):
+        if name not in known:
+            raise unknown("metric", name, known)
+        if name not in rows:
+            raise UserError(f"no values of {name} here: name another metric")
+    there = rows[x].notna() & rows[y].notna()
+    if not there.any():
+        raise UserError(f"no row here has both {x} and {y}: name others with --x and --y")
+    shown, hidden = rows[there], rows[~there]
+    style = styles(names if names is not None else rows["label"])
+    with settings():
+        sides = [axis_of(shown, name, known[name]) for name in (x, y)]
+        return _drawn(shown, sides, [style[label] for label in shown["label"]], title, list(hidden["label"]))
+
+
+def headline(rows: pd.DataFrame, axis: str) -> str:
+    """The first metric of an axis, with a better direction, that has values in these rows."""
+    left_out = set().union(*(registry.without(task) for task in rows["task"].unique()))
+    for name, metric in registry.load_metrics().items():
+        if metric.axis == axis and metric.better and name not in left_out and name in rows and rows[name].notna().any():
+            return name
+    raise UserError(f"no row here has a metric of {axis}: run the methods again, or name metrics with --x and --y")
+
+
+def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title: str, hidden: list[str]) -> Figure:
+    across, up = sides
+    seconds = numbers(rows, "unlearn_time")
+    areas = np.array([area_of(each) for each in seconds])
+    points = Points(across, up, looks, areas, [short(label) for label in rows["label"]])
+    figure = blank(COLUMN, BODY, f"{title}: {head(up.metric)} against {head(across.metric)}")
+    axes = figure.add_axes((0.0, BELOW / BODY, 1.0, 1.0 - BELOW / BODY), label="main")
+    best = _best(points)
+    draw(axes, points, [side.limits() for side in sides], best)
+    left = (1.3 * TEXT + EDGE + 6.0 + _widest_tick(axes)) / POINTS
+    inner = (left, BELOW, COLUMN - left - RIGHT, BODY - BELOW)
+    axes.set_position((left / COLUMN, BELOW / BODY, inner[2] / COLUMN, inner[3] / BODY))
+    mark(axes, points, [f"row-{i}" for i in rows.index])
+    axes.set(xlabel=head(across.metric), ylabel=head(up.metric))
+
+    few = len(looks) <= MANY
+    which = [i for i, look in enumerate(looks) if few or i in best or look.control]
+    panels = _panels(axes, points, best, which)
+    texts = _texts(panels, points.labels)
+    items = [*_size_items(seconds), *([Item("Pareto front", JOINED, 10.0)] if len(best) > 1 else [])]
+    if np.isfinite([across.low, up.low]).any():
+        items.append(Item("95 % interval", {"color": GREY, "linewidth": 0.5, "linestyle": "-"}, 10.0))
+    if any(look.control for look in looks):
+        items.append(Item("controls", {"marker": "o", "mfc": "none", "mec": GREY, "ms": 4.0, "mew": 0.8}, 5.0))
+    rest = [i for i in which if texts.get(i) != points.labels[i]]
+    for i in sorted(rest, key=lambda i: int(texts.get(i, len(looks) + 1))):
+        items.append(Item(f"{texts.get(i, '')} {points.labels[i]}".strip(), _marker(looks[i]), 5.0))
+    notes = [f"not shown, for want of a value: {', '.join(hidden)}"] if hidden else []
+    notes += [] if few else [f"{len(looks) - len(which)} more methods are not named"]
+    bottom = assemble(figure, BODY, {axes: inner}, title, items, notes)
+    for panel in panels:
+        x, y = panel.corner
+        write(figure, (left + x / POINTS, bottom + BELOW + y / POINTS), panel.places, texts, points)
+    return figure
+
+
+def _widest_tick(axes: Axes) -> float:
+    """Width of the widest number beside the plot in points."""
+    low, high = sorted(axes.get_ylim())
+    return max((width_of(plain(tick), 6.5) for tick in axes.get_yticks() if low <= tick <= high), default=0.0)
+
+
+def _best(points: Points) -> list[int]:
+    """The methods that none beats, controls aside, where both sides have a better direction."""
+    better = points.across.metric.better, points.up.metric.better
+    rivals = [i for i, look in enumerate(points.looks) if not look.control]
+    x, y = points.across.values[rivals], points.up.values[rivals]
+    return [rivals[i] for i in front(x, y, better)] if all(better) else []  # type: ignore[arg-type]
+
+
+class _Panel(NamedTuple):
+    """The plot, or the closer look at a part of it."""
+
+    corner: tuple[float, float]
+    """In points from the lower left of the plot."""
+    room: Room
+    places: dict[int, Place]
+    lost: list[int]
+    """Points that are named here, and have no room for their name."""
+
+
+def _panels(axes: Axes, points: Points, best: Sequence[int], which: Sequence[int]) -> list[_Panel]:
+    """Name some points; where a crowd of them has no room for names, in a closer look at it."""
+    whole = _panel((0.0, 0.0), room_of(axes, points, best), points.labels, which)
+    region = crowded(whole.room, whole.lost)
+    spot = free(whole.room, region) if region else None
+    if region is None or spot is None:
+        return [whole]
+    inset = _closer(axes, region, spot, points, best)
+    within = [i for i in which if overlap(whole.room.markers[[i]], np.array([region])).any()]
+    left, low, right, high = spot
+    blocked = [(left - TICKS[0], low - TICKS[1], right + 2, high + 2), region]
+    return [
+        _panel((0.0, 0.0), room_of(axes, points, best, blocked), points.labels, [i for i in which if i not in within]),
+        _panel((left, low), room_of(inset, points, best), points.labels, within),
+    ]
+
+
+def _closer(axes: Axes, region: Box, spot: Box, points: Points, best: Sequence[int]) -> Axes:
+    """Draw a region of the plot again, larger, at a spot that is free; a frame and a line say which."""
+    from matplotlib.patches import Rectangle
+
+    origin, corner = axes.transAxes.transform([(0, 0), (1, 1)])
+    left, low, right, high = np.tile(1 / (corner - origin), 2) * spot
+    inset = axes.inset_axes((left, low, right - left, high - low))
+    ends = axes.transData.inverted().transform(np.array(region).reshape(2, 2) + origin)
+    draw(inset, points, [(ends[0, 0], ends[1, 0]), (ends[0, 1], ends[1, 1])], best)
+    mark(inset, points, [None] * len(points.labels))
+    ticked(inset, points)
+    part = np.tile(1 / (corner - origin), 2) * region
+    frame = Rectangle((part[0], part[1]), *(part[2:] - part[:2]), transform=axes.transAxes)
+    axes.add_patch(frame)
+    frame.set(fill=False, edgecolor=GREY, linewidth=0.5, zorder=5, clip_on=False)
+    starts, stops = (np.array([(b[i], b[j]) for i in (0, 2) for j in (1, 3)]) for b in ((left, low, right, high), part))
+    apart = np.linalg.norm(starts[:, None] - stops[None], axis=2)
+    i, j = np.unravel_index(apart.argmin(), apart.shape)
+    line = np.array([starts[i], stops[j]])
+    axes.plot(line[:, 0], line[:, 1], color=GREY, linewidth=0.5, transform=axes.transAxes, zorder=1)
+    return inset
+
+
+def _panel(corner: tuple[float, float], room: Room, labels: Sequence[str], which: Sequence[int]) -> _Panel:
+    places = named(room, labels, which)
+    return _Panel(corner, room, places, [i for i in which if i not in places])
+
+
+def _texts(panels: Sequence[_Panel], labels: Sequence[str]) -> dict[int, str]:
+    """What is written at each point: its name, else a number for which there is room, else nothing."""
+    texts = {i: labels[i] for panel in panels for i in panel.places}
+    number = 0
+    for panel in panels:
+        for i in panel.lost:
+            found = named(panel.room, [str(number + 1)] * len(labels), [i])
+            if found:
+                number += 1
+                texts[i] = str(number)
+                panel.places.update(found)
+    return texts
+
+
+def _marker(look: Style) -> dict[str, Any]:
+    face = "none" if look.control else look.colour
+    return {"marker": look.marker, "mfc": face, "mec": look.colour, "ms": 4.0, "mew": 0.8}
+
+
+def _size_items(seconds: np.ndarray) -> list[Item]:
+    """Up to three times that span those of the rows, as circles of their areas."""
+    known = [each for each in seconds if not math.isnan(each)]
+    if not known:
+        return []
+    inside = [text for text, time in TIMES.items() if min(known) <= time <= max(known)] or ["1 s"]
+    kept = inside if len(inside) <= 3 else [inside[0], inside[len(inside) // 2], inside[-1]]
+    items = [Item("unlearning time:")]
+    for text in kept:
+        size = math.sqrt(area_of(TIMES[text]))
+        items.append(Item(text, {"marker": "o", "mfc": GREY, "mec": "none", "ms": size}, size))
+    return items
+
+
+def area_of(seconds: float) -> float:
+    """Area of a marker in square points: grows with the logarithm of the time; unknown is as small as nothing."""
+    return 10.0 + 9.0 * math.log10(1.0 + (0.0 if math.isnan(seconds) else max(0.0, seconds)))

@@ -1,0 +1,308 @@
+"""What a record is of: runs are pooled, anchored, compared and replaced by it, and never by their label alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from unlearnbench.records.lineage import lineage
+from unlearnbench.records.schema import AttackRecord, Record
+
+SHORT = 8
+"""Characters of a hash that are shown, unless it takes more to tell two apart."""
+NONE = "none"
+
+
+class Identity(NamedTuple):
+    """What must be equal for two runs to be seeds of one thing; the device they ran on is no part of it.
+
+    A metric's code is no part either: it is compared score by score (`measured_by`).
+    """
+
+    task: str
+    protocol: str
+    """Name and hash."""
+    forget: str
+    label: str
+    """Method, preset and overrides."""
+    original: str
+    """Hash of the weights that unlearning starts from."""
+    data: str
+    """Hash of what was read beside the weights, or "none"."""
+    judge: str
+    """Name, version, hash and threshold of the judge and of each witness, as JSON."""
+    engine: str
+    """Version of the code that all methods of the task share."""
+    code: str
+    """Version of the method's own code."""
+    settings: str
+    """All hyper-parameters, as JSON."""
+    precision: str
+    """Floating-point format, and whether the optimiser keeps 8 bits."""
+    division: str
+    access: str
+    """What the method needs of the task."""
+
+    @property
+    def table(self) -> tuple[str, str, str]:
+        """Task, protocol and concept: what runs of one table share."""
+        return self.task, self.protocol, self.forget
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What two methods must share for their scores to be held against each other."""
+        return (*self.table, self.original, self.data, self.judge, self.engine)
+
+
+CONDITIONS = ("original", "data", "judge", "engine")
+"""Parts of an identity that rows of one table may differ in, although they must agree to be compared."""
+OF_METHOD = ("code", "settings", "precision", "division", "access")
+NAMES = {
+    "protocol": "protocol",
+    "original": "original",
+    "data": "data",
+    "judge": "judge",
+    "engine": "engine version",
+    "code": "method code",
+    "settings": "settings",
+    "precision": "precision",
+    "division": "division",
+    "access": "access",
+}
+"""Parts of an identity in messages."""
+IMPLIED = ("division", "access")
+"""Parts that are named only where nothing else differs: code or settings decide them."""
+
+
+def identity(record: Record) -> Identity:
+    """What a record is of, as far as the record says."""
+    method, environment = record.method, record.environment
+    eight = ", adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
+    return Identity(
+        task=record.task,
+        protocol=f"{record.protocol.name} {record.protocol.hash}",
+        forget=record.forget,
+        label=record.label(),
+        original=record.weights.get("original") or NONE,
+        data=record.data or NONE,
+        judge=_json(_judges(record)),
+        engine=lineage("engine", record.task, record.engine_hash),
+        code=lineage("method", method.name, method.code_hash),
+        settings=_json(method.settings),
+        precision=f"{environment.get('precision') or 'fp32'}{eight}",
+        division=method.division,
+        access=", ".join(method.requires) or NONE,
+    )
+
+
+def _judges(record: Record) -> dict[str, Any]:
+    """The judge and its witnesses, by what may differ."""
+    found: dict[str, Any] = {}
+    every: list[tuple[str, Any]] = [("judge", record.judge), *sorted(record.witnesses.items())]
+    for role, one in every:
+        about = {"": one.hash, " name": one.name, " version": one.version}
+        found |= {f"{role}{part}": value for part, value in {**about, " threshold": one.threshold}.items()}
+    return found
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
+
+
+def grouped(records: Iterable[Record]) -> dict[Identity, list[Record]]:
+    """Records by what they are of, in the order in which they come."""
+    groups: dict[Identity, list[Record]] = {}
+    for record in records:
+        groups.setdefault(identity(record), []).append(record)
+    return groups
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def suffixes(identities: Iterable[Identity]) -> dict[Identity, str]:
+    """For each identity what sets it apart from those of the same label in its table; "" where it is the only one.
+
+    E.g. `original 3fa2b1c0`, `code 91ab23cd; settings lr=0.001`. Names only what differs, and never two alike.
+    """
+    families: dict[tuple[Any, ...], list[Identity]] = {}
+    for one in dict.fromkeys(identities):
+        families.setdefault((*one.table, one.label), []).append(one)
+    named: dict[Identity, str] = {}
+    for family in families.values():
+        if len(family) == 1:
+            named[family[0]] = ""
+            continue
+        parts = [name for name in (*CONDITIONS, *OF_METHOD) if len({getattr(one, name) for one in family}) > 1]
+        parts = [name for name in parts if name not in IMPLIED] or parts
+        words = {name: _words(name, [getattr(one, name) for one in family]) for name in parts}
+        texts = ["; ".join(text for name in parts if (text := words[name][place])) for place in range(len(family))]
+        named |= dict(zip(family, _distinct(texts), strict=True))
+    return named
+
+
+def labels(identities: Iterable[Identity]) -> dict[Identity, str]:
+    """A name for each identity that no other one in its table has: the label, and where needed what sets it apart."""
+    return {one: f"{one.label} ({more})" if more else one.label for one, more in suffixes(identities).items()}
+
+
+def plain(label: str) -> str:
+    """The label that one of `labels` was made from."""
+    return label.partition(" (")[0]
+
+
+def _words(part: str, values: Sequence[str]) -> list[str]:
+    """What each value of one part is called."""
+    if part == "judge":
+        return _entries(values, lambda name, value: f"{name} {value}")
+    if part == "settings":
+        texts = _entries(values, lambda name, value: f"{name}={value}", " ")
+        return [f"settings {text}" if text else "settings without them" for text in texts]
+    if part == "protocol":
+        names, hashes = zip(*(value.rsplit(" ", 1) for value in values), strict=True)
+        return [f"protocol {name} {hash}" for name, hash in zip(names, _shortened(hashes), strict=True)]
+    return [f"{part} {value}" for value in _shortened(values)]
+
+
+def _entries(values: Sequence[str], shown: Callable[[str, str], str], between: str = "; ") -> list[str]:
+    """JSON objects by those of their entries that differ, without commas, which separate names in options."""
+    every = [json.loads(value) for value in values]
+    names = sorted({name for one in every for name in one})
+    differ = [name for name in names if len({_json({name: one.get(name)}) for one in every}) > 1]
+    columns = {name: _shortened([_plainly(one[name]) if name in one else NONE for one in every]) for name in differ}
+    return [between.join(shown(name, columns[name][place]) for name in differ) for place in range(len(every))]
+
+
+def _plainly(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace(", ", " ").replace(",", " ")
+
+
+def _shortened(values: Sequence[str]) -> list[str]:
+    """Hashes by as many of their first characters as tell them apart; other texts as they are."""
+    for length in (SHORT, 12, 16, 64):
+        short = [value[:length] if _is_hash(value) else value for value in values]
+        if len(set(short)) == len(set(values)):
+            return short
+    return list(values)
+
+
+def _is_hash(value: str) -> bool:
+    return re.fullmatch(r"[0-9A-Za-z]{40,}", value) is not None
+
+
+def _distinct(texts: Sequence[str]) -> list[str]:
+    """With a number where two are the same text although they are of different things."""
+    return [f"{text} [{texts[:place].count(text) + 1}]" if texts.count(text) > 1 else text
+            for place, text in enumerate(texts)]  # fmt: skip
+
+
+# ---- differences ---------------------------------------------------------------------------------------------------
+
+
+def differences(then: Identity, now: Identity, between: str = ", ", parts: Sequence[str] = ()) -> list[str]:
+    """What sets two identities apart, with both values: `method code (91ab23cd, 5c01d2e3)`.
+
+    Of all that is not task, concept and label, or of these `parts` alone.
+    """
+    asked = parts or ("protocol", *CONDITIONS, *OF_METHOD)
+    found = [name for name in asked if getattr(then, name) != getattr(now, name)]
+    found = [name for name in found if name not in IMPLIED] or found
+    texts = []
+    for name in found:
+        pair = _words(name, [getattr(then, name), getattr(now, name)])
+        first, second = (text.removeprefix(f"{name} ") for text in pair)
+        texts.append(f"{NAMES[name]} ({first}{between}{second})")
+    return texts
+
+
+def matching(records: Iterable[Record], like: Record, control: str) -> tuple[list[Record], str | None]:
+    """A control's runs that may be held against a record, and where there are none although others are, why not.
+
+    They have the control's default settings, and the record's task, protocol, concept, original, data, judge and
+    engine version. Of several versions of such a control the one with the most runs counts, of equally many the newest.
+    """
+    own = identity(like)
+    found = [
+        (one, record)
+        for record in records
+        for one in [identity(record)]
+        if one.table == own.table and one.label == control and one.division == "default"
+    ]
+    fitting = [(one, record) for one, record in found if one.conditions == own.conditions]
+    if fitting:
+        of = {id(record): one for one, record in fitting}
+        return largest([record for _, record in fitting], lambda record: of[id(record)]), None
+    if not found:
+        return [], None
+    apart = [[name for name in CONDITIONS if getattr(one, name) != getattr(own, name)] for one, _ in found]
+    lacks = min(apart, key=len)
+    return [], f"{control} is of another {' and '.join(NAMES[name] for name in lacks)}"
+
+
+# ---- what agrees within a row --------------------------------------------------------------------------------------
+
+
+def largest(records: Sequence[Record], version: Callable[[Record], Hashable]) -> list[Record]:
+    """The most records that are of one version, of equally many the newest; those of version None are not asked."""
+    sets: dict[Hashable, list[Record]] = {}
+    for record in records:
+        if (found := version(record)) is not None:
+            sets.setdefault(found, []).append(record)
+    return max(sets.values(), key=lambda some: (len(some), max(one.created for one in some)), default=[])
+
+
+def measured_by(record: Record, metric: str) -> str | None:
+    """The version of a metric's code that a record was scored by; None where it has no such score."""
+    score = record.scores.get(metric)
+    return None if score is None else lineage("metric", metric, score.code_hash)
+
+
+def attacked_by(label: str, attack: AttackRecord) -> tuple[str, str]:
+    """Settings and version of an attack's code."""
+    name = label.partition("+")[0].partition("@")[0]
+    return _json(attack.settings), lineage("attack", name, attack.code_hash)
+
+
+def scored_alike(records: Sequence[Record], metric: str) -> list[Record]:
+    """The records whose values of a metric may be pooled: the most that are scored by one version of its code."""
+    return largest(records, lambda record: measured_by(record, metric))
+
+
+def attacked_alike(records: Sequence[Record], label: str) -> list[Record]:
+    """The records whose results of an attack may be pooled: the most with the same settings and code."""
+
+    def version(record: Record) -> Hashable:
+        return attacked_by(label, record.attacks[label]) if label in record.attacks else None
+
+    return largest(records, version)
+
+
+def left_out(records: Sequence[Record]) -> list[str]:
+    """What is not pooled over the seeds of a row, since it was measured otherwise than in most others.
+
+    E.g. `ua: seeds 1 of other metric code left out`, `relearn: seeds 0, 2 of other attack code or settings left out`.
+    """
+    lost: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    pools: list[tuple[str, str, list[Record], list[Record]]] = []
+    for name in dict.fromkeys(name for record in records for name in record.scores):
+        having = [record for record in records if name in record.scores]
+        pools.append((name, "metric code", having, scored_alike(records, name)))
+    for name in dict.fromkeys(name for record in records for name in record.attacks):
+        having = [record for record in records if name in record.attacks]
+        pools.append((name, "attack code or settings", having, attacked_alike(records, name)))
+    for name, what, having, kept in pools:
+        ids = {id(record) for record in kept}
+        seeds = tuple(record.seeds["unlearning"] for record in having if id(record) not in ids)
+        if seeds:
+            lost.setdefault((what, seeds), []).append(name)
+    return [
+        f"{_few(names)}: seeds {', '.join(map(str, seeds))} of other {what} left out"
+        for (what, seeds), names in lost.items()
+    ]
+
+
+def _few(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,185 @@
+"""Where a record comes from, for a reader: the command that repeats it, the hardware, and everything it vouches for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unlearnbench import registry
+from unlearnbench.attacks.base import STANDARD
+from unlearnbench.records.schema import Record
+
+SHORT = 12
+"""Characters of a hash that are shown."""
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+FIRST = "default"
+"""The protocol and the preset that need not be named."""
+
+
+def command(record: Record) -> str:
+    """The shell command that repeats a record, attacks included; one more for each further budget of attacks.
+
+    A method that is not built in is named as the file that it must lie in, concepts of the user's own likewise.
+    """
+    words = _run(record)
+    budgets: dict[float | None, list[str]] = {}
+    for label, attack in record.attacks.items():
+        budgets.setdefault(attack.budget, []).append(label.partition("+budget=")[0])
+    lines = [[*words, *_attacks(labels, budget)] for budget, labels in budgets.items()] or [words]
+    return " && ".join(shlex.join(line) for line in lines)
+
+
+def _run(record: Record) -> list[str]:
+    method, environment = record.method, record.environment
+    name = method.name if method.name in _built_in() else f"{method.name}.py"
+    words = ["unlearnbench", "run", "--task", record.task]
+    own = record.protocol.settings.get("concepts")
+    words += ["--concept", f"{record.forget}.toml"] if own else ["--forget", record.forget]
+    words += ["--method", name, "--seeds", str(record.seeds["unlearning"])]
+    if record.protocol.name != FIRST:
+        words += ["--protocol", record.protocol.name]
+    if method.preset != FIRST:
+        words += ["--preset", method.preset]
+    for key, value in sorted(method.overrides.items()):
+        words += ["--set", f"{key}={_given(value)}"]
+    if record.seeds["pretraining"]:
+        words += ["--pretrained", f"pretrained/{record.task}"]
+    if precision(record) != "fp32":
+        words += ["--precision", precision(record)]
+    if record.trajectory and record.trajectory.every:
+        words += ["--eval-every", str(record.trajectory.every)]
+    if memory := environment.get("memory"):
+        words += ["--memory", ",".join(map(str, memory))]
+    return [*words, "--compile"] if environment.get("compile") else words
+
+
+@cache
+def _built_in() -> frozenset[str]:
+    return frozenset(registry.methods())
+
+
+def _given(value: Any) -> str:
+    """A setting as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _attacks(labels: list[str], budget: float | None) -> list[str]:
+    standard = set(STANDARD) <= set(labels)
+    asked = (["standard"] if standard else []) + [name for name in labels if not (standard and name in STANDARD)]
+    return ["--attacks", ",".join(asked), *([] if budget is None else ["--budget", f"{budget:g}"])]
+
+
+def verification(path: Path) -> str:
+    """The shell command that checks the record at this path."""
+    return shlex.join(["unlearnbench", "verify", path.as_posix()])
+
+
+def precision(record: Record) -> str:
+    """As `--precision` takes it."""
+    said = record.environment.get("precision") or "float32"
+    return PRECISIONS.get(said, str(said))
+
+
+def hardware(record: Record) -> str:
+    """Device, threads, precision and what memory was saved by, in one line."""
+    environment = record.environment
+    threads = environment.get("threads")
+    parts = [str(environment.get("device") or environment.get("device_type") or "unknown device")]
+    if threads and environment.get("device_type") != "cuda":
+        parts.append("1 thread" if threads == 1 else f"{threads} threads")
+    parts.append(precision(record))
+    parts += map(str, environment.get("memory") or [])
+    return ", ".join([*parts, "compiled"] if environment.get("compile") else parts)
+
+
+def surroundings(records: Iterable[Record]) -> dict[str, Any]:
+    """Unlearning seeds, judge and hardware of some runs, for a table's caption."""
+    known = list(records)
+    judges = dict.fromkeys(f"{record.judge.name} {record.judge.version}" for record in known)
+    return {
+        "seeds": [record.seeds["unlearning"] for record in known],
+        "judge": "; ".join(judges),
+        "hardware": "; ".join(dict.fromkeys(map(hardware, known))),
+    }
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, such as sampler.steps."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return found
+
+
+def details(record: Record) -> list[tuple[str, str]]:
+    """Label and text of all that a record says of its making; what it does not know is left out.
+
+    Prompts of the user's own concepts are not among it, for they may be unfit to be shown.
+    """
+    return [(label, text) for label, text in _details(record) if text]
+
+
+def _details(record: Record) -> Iterator[tuple[str, str]]:
+    method, judge, environment = record.method, record.judge, record.environment
+    step = "" if record.step is None else f" at step {record.step}"
+    yield "status", record.status + step + (f": {record.reason}" if record.reason else "")
+    yield "judge failed", record.judge_error or ""
+    yield "witness failed", record.witness_error or ""
+    yield "seeds", _pairs({str(name): seed for name, seed in record.seeds.items()})
+    yield "method", f"{method.name}, division {method.division}, preset {method.preset}"
+    yield "given", _pairs(method.overrides)
+    yield "settings", _pairs(flat(method.settings))
+    yield "tuned on", _pairs(flat(method.selection.model_dump(mode="json"))) if method.selection else ""
+    yield "data access", ", ".join(method.requires) or "none"
+    yield "protocol", f"{record.protocol.name}, hash {_short(record.protocol.hash)}"
+    yield "protocol settings", _pairs(flat(_protocol(record)))
+    yield "judge", f"{judge.name} {judge.version}, hash {_short(judge.hash)}, threshold {judge.threshold:.4g}"
+    for role, witness in sorted(record.witnesses.items()):
+        threshold = "" if witness.threshold is None else f", threshold {witness.threshold:.4g}"
+        yield role, f"{witness.name} {witness.version}, hash {_short(witness.hash)}{threshold}"
+    yield "weights", _pairs({name: _short(hash) for name, hash in record.weights.items()})
+    yield "device", hardware(record)
+    batch = environment.get("sampling_batch")
+    yield "sampling batch", f"{batch}, for want of memory" if batch else ""
+    yield "system", " ".join(str(environment[name]) for name in ("system", "driver") if environment.get(name))
+    yield "versions", _pairs({"python": environment.get("python"), **(environment.get("packages") or {})})
+    yield "commit", _commit(environment)
+    yield "made", f"{record.created}, revision {record.revision}, schema {record.schema_version}"
+    yield "code", f"method {_short(method.code_hash)}, engine {_short(record.engine_hash)}"
+    yield "data", _short(record.data)
+    yield "per-image values", _short(record.images)
+    yield "seal", _short(record.content_hash)
+    yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
+    yield "trajectory", _trajectory(record)
+
+
+def _protocol(record: Record) -> dict[str, Any]:
+    kept = {name: value for name, value in record.protocol.settings.items() if name not in ("name", "concepts")}
+    own = record.protocol.settings.get("concepts") or ()
+    return {**kept, "own concepts": len(own)} if own else kept
+
+
+def _trajectory(record: Record) -> str:
+    kept = record.trajectory
+    if kept is None:
+        return ""
+    about = _pairs({**kept.protocol.differs, "hash": _short(kept.protocol.hash)})
+    points = f"{len(kept.points)} points, {about}" if kept.points else "no points"
+    return f"{kept.steps} steps, {points}; reported is the {kept.rule}"
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_given(value)}" for name, value in values.items() if value is not None)
+
+
+def _short(hash: str | None) -> str:
+    return (hash or "")[:SHORT]
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    commit = environment.get("commit")
+    return f"{_short(commit)}{', with uncommitted changes' if environment.get('dirty') else ''}" if commit else ""

@@ -1,0 +1,131 @@
+"""The picture of a run: the same noise through the original and the unlearned model, a row per concept."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearnbench import registry
+from unlearnbench.records.schema import Record
+from unlearnbench.storage.files import replace_file
+from unlearnbench.storage.lazy_arrays import Table
+from unlearnbench.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL.Image import Image
+
+COLUMNS, TILE, GAP, MARGIN, HEAD = 6, 48, 24, 84, 40
+SIDE, ROW, PICTURE = COLUMNS * TILE, TILE + 4, TILE - 2
+GONE = "#b00020"
+
+Tiles = Mapping[str, Sequence["Image"]]
+"""By concept."""
+
+
+def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) -> None:
+    """PNG: `COLUMNS` images a concept, the original's on the left, the unlearned model's on the right."""
+    rows: dict[str, list[int]] = {}
+    forgotten = {item.concept for item in task.plan() if item.group == "forget"}
+    for i, item in enumerate(task.plan()):
+        if item.group in ("forget", "retain"):
+            rows.setdefault(item.concept, []).append(i)
+    rows = {concept: rows[concept][:COLUMNS] for concept in _sorted(rows, task.concepts)}
+    sides = [{concept: [_tile(images, i) for i in rows[concept]] for concept in rows} for images in (before, after)]
+    write_sides(path, [("original", sides[0]), (label, sides[1])], forgotten)
+
+
+def write_sides(path: Path, sides: Sequence[tuple[str, Tiles]], forgotten: Collection[str]) -> None:
+    """PNG: heading and tiles of each model side by side, a row a concept of the first, forgotten ones framed."""
+    from PIL import Image, ImageDraw
+
+    concepts = list(sides[0][1])
+    canvas = Image.new("RGB", picture_size(len(concepts), len(sides)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (heading, _) in enumerate(sides):
+        draw.text((_left(number), HEAD // 3), heading, fill="black", font_size=15)
+    for row, concept in enumerate(concepts):
+        top, gone = HEAD + row * ROW, concept in forgotten
+        draw.text((10, top + TILE // 3), concept, fill=GONE if gone else "black", font_size=15)
+        for number, (_, tiles) in enumerate(sides):
+            for column, tile in enumerate(tiles[concept]):
+                canvas.paste(tile, (_left(number) + column * TILE, top))
+        if gone:
+            draw.rectangle((4, top - 3, canvas.width - 5, top + TILE), outline=GONE, width=2)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", optimize=True)
+    replace_file(path, buffer.getvalue())
+
+
+def tiles(path: Path, concepts: Sequence[str]) -> dict[str, tuple[list[Image], list[Image]]] | None:
+    """Of a picture that `write_grid` wrote, by concept: the original's tiles and the method's, as they were drawn.
+
+    None where the file is missing, is no picture, or has another size than these concepts give. What is left white on
+    both sides at a row's end counts as no tile.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            if not concepts or opened.size != picture_size(len(concepts), 2):
+                return None
+            canvas = opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError):  # a broken PNG is a SyntaxError to Pillow
+        return None
+    found = {}
+    for row, concept in enumerate(concepts):
+        pairs = [tuple(_cut(canvas, row, number, column) for number in (0, 1)) for column in range(COLUMNS)]
+        while pairs and all(tile.getextrema() == ((255, 255),) * 3 for tile in pairs[-1]):
+            pairs.pop()
+        found[concept] = ([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return found
+
+
+def concepts_of(record: Record, images: pd.DataFrame) -> list[str]:
+    """The rows of a record's picture from top to bottom, by its per-image values."""
+    shown = images[images.group.isin(["forget", "retain"])].concept
+    known = registry.load_task(record.task).concepts if record.task in registry.tasks() else ()
+    return _sorted(dict.fromkeys(shown), known)
+
+
+def fitted(heading: str) -> str:
+    """A heading that is no wider than the tiles below it; its end is left out where it would be."""
+    from PIL import ImageFont
+
+    font = ImageFont.load_default(15)
+    if font.getlength(heading) <= SIDE:
+        return heading
+    kept = heading
+    while font.getlength(f"{kept}...") > SIDE:
+        kept = kept[:-1]
+    return f"{kept}..."
+
+
+def _sorted(concepts: Iterable[str], known: Sequence[str]) -> list[str]:
+    """In the task's order; after a user's own ones, which it does not know."""
+    places = {concept: place for place, concept in enumerate(known)}
+    return sorted(concepts, key=lambda name: places.get(name, -1))
+
+
+def _tile(images: Table, i: int) -> Image:
+    from PIL import Image
+
+    tile = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+    small = tile.width < TILE  # pixels of miniatures are shown as they are
+    return tile.resize((PICTURE,) * 2, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def picture_size(rows: int, sides: int) -> tuple[int, int]:
+    """Width and height in pixels of a picture with so many concepts and models."""
+    return MARGIN + sides * (SIDE + GAP), HEAD + rows * ROW + GAP // 2
+
+
+def _left(number: int) -> int:
+    return MARGIN + number * (SIDE + GAP)
+
+
+def _cut(canvas: Image, row: int, number: int, column: int) -> Image:
+    left, top = _left(number) + column * TILE, HEAD + row * ROW
+    return canvas.crop((left, top, left + PICTURE, top + PICTURE))

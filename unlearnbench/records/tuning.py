@@ -1,0 +1,231 @@
+"""What a tuning found, as validated JSON sealed by a content hash: results/tuning/<task>/<method>.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from unlearnbench.errors import UserError
+from unlearnbench.names import Line, MethodName, Name, Seed, inside, joined
+from unlearnbench.records.schema import Selection
+from unlearnbench.records.sealed_json import opened, sealed
+from unlearnbench.storage.files import replace_file
+
+VERSION: Final = 1
+"""Of the schema."""
+FOLDER = "tuning"
+"""Below a folder of records."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+State = Literal["ok", "diverged", "over the cap", "failed"]
+
+
+class RunValue(_Part):
+    """One unlearning of a trial: a forget concept and an unlearning seed."""
+
+    forget: Name
+    seed: Seed
+    state: State
+    reason: str | None = None
+    objective: float | None = None
+    """The worse of efficacy and utility; null where the run came to nothing."""
+    efficacy: float | None = None
+    utility: float | None = None
+    ua: float | None = None
+    ra: float | None = None
+    evaluations: int
+    """Passes of one image through the denoiser, in `prepare` and `unlearn` together."""
+    seconds: float
+    """Of the whole run: unlearning, sampling, judging."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunValue:
+        if (self.state == "ok") != (self.objective is not None):
+            raise ValueError(f"the state is {self.state}, the objective {self.objective}")
+        return self
+
+
+class Trial(_Part):
+    """One candidate: first run for every concept with the first seed; the best few with the other seeds too."""
+
+    number: int
+    presets: tuple[Literal["default", "published"], ...] = ()
+    """What the settings are; neither: they were drawn."""
+    settings: dict[Name, Any]
+    runs: tuple[RunValue, ...]
+    cut: bool = False
+    """Left before its last concept, since no value there could have made it one of the best few."""
+
+    @property
+    def state(self) -> State:
+        """Of the first run that came to nothing, or ok."""
+        return next((run.state for run in self.runs if run.state != "ok"), "ok")
+
+    @property
+    def evaluations(self) -> int:
+        """Of all runs."""
+        return sum(run.evaluations for run in self.runs)
+
+    @property
+    def seconds(self) -> float:
+        """Of all runs."""
+        return sum(run.seconds for run in self.runs)
+
+    def mean(self, seeds: tuple[int, ...], forget: tuple[str, ...]) -> float | None:
+        """The objective over these seeds and concepts; None where one of the runs is missing or came to nothing."""
+        found = {(run.forget, run.seed): run.objective for run in self.runs}
+        values = [found.get((concept, seed)) for seed in seeds for concept in forget]
+        return None if None in values or not values else sum(v for v in values if v is not None) / len(values)
+
+
+class Anchors(_Part):
+    """What 0 and 1 are, on one concept, under the selection protocol."""
+
+    original_ua: float
+    retrain_ua: float
+    destroy_ra: float
+    original_ra: float
+
+    @property
+    def most(self) -> float:
+        """The highest objective that a run can have, its UA and RA being 1."""
+        efficacy = (1 - self.original_ua) / (self.retrain_ua - self.original_ua)
+        return min(efficacy, (1 - self.destroy_ra) / (self.original_ra - self.destroy_ra))
+
+
+class Cost(_Part):
+    """What all trials of a method took."""
+
+    runs: int
+    evaluations: int
+    seconds: float
+
+
+class Tuning(_Part):
+    """Every trial of one method on one task, and the settings that were chosen."""
+
+    schema_version: Literal[1] = VERSION
+    key: Name
+    """Hash of everything that determines the result."""
+    task: Name
+    protocol: Name
+    protocol_hash: Name
+    method: MethodName
+    code_hash: Name
+    engine_hash: Name
+    space: dict[Name, tuple[Any, ...]]
+    cap: int
+    """Evaluations that a run may take."""
+    selection: Selection
+    anchors: dict[Name, Anchors]
+    """By concept."""
+    trials: tuple[Trial, ...]
+    chosen: int | None
+    """Number of the trial with the best mean over all seeds; null where none came to a value."""
+    settings: dict[Name, Any] | None
+    """The chosen trial's."""
+    cost: Cost
+    environment: dict[Line, Any]
+    created: Line
+    content_hash: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Tuning:
+        if [trial.number for trial in self.trials] != list(range(self.selection.trials)):
+            raise ValueError(f"its trials are not numbers 0 to {self.selection.trials - 1}")
+        if self.settings != (None if self.chosen is None else self.trials[self.chosen].settings):
+            raise ValueError("its settings are not those of the chosen trial")
+        if self.chosen is not None and self.final(self.trials[self.chosen]) is None:
+            raise ValueError("the chosen trial has no value over all seeds")
+        return self
+
+    def first(self, trial: Trial) -> float | None:
+        """A trial's objective with the first seed, which every trial was run with."""
+        return trial.mean(self.selection.seeds[:1], self.selection.forget)
+
+    def final(self, trial: Trial) -> float | None:
+        """A trial's objective over all seeds, which the best few have."""
+        return trial.mean(self.selection.seeds, self.selection.forget)
+
+    def of(self, preset: str) -> Trial | None:
+        """The trial of a preset, if it is among them."""
+        return next((trial for trial in self.trials if preset in trial.presets), None)
+
+    def best_so_far(self) -> list[float | None]:
+        """The highest objective with the first seed after each trial; None as long as there is none."""
+        best: float | None = None
+        found = []
+        for value in map(self.first, self.trials):
+            best = value if best is None else best if value is None else max(best, value)
+            found.append(best)
+        return found
+
+
+def tuning_path(results: Path, task: str, method: str) -> Path:
+    """Where a tuning lies below a folder of records; raises `UserError` where that leads out of the folder."""
+    return inside(results, tuning_place(task, method))
+
+
+def tuning_place(task: str, method: str) -> Path:
+    """Where a tuning lies, relative to a folder of records."""
+    return joined(FOLDER, task, f"{method}.json")
+
+
+def write_tuning(tuning: Tuning, results: Path) -> Tuning:
+    """Write a tuning whole and atomically, sealed; returns it as written."""
+    tuning = tuning.model_copy(update={"content_hash": sealed(tuning.model_dump(mode="json"))})
+    text = json.dumps(tuning.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    replace_file(tuning_path(results, tuning.task, tuning.method), text.encode())
+    return tuning
+
+
+def read_tuning(path: Path) -> Tuning:
+    """A tuning from disk; `Damaged` names the file and what is wrong with it."""
+    return opened(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
+
+
+def tunings(results: Path, task: str) -> list[Tuning]:
+    """Every tuning of a task below a folder of records, by method."""
+    return [read_tuning(path) for path in sorted((results / FOLDER / task).glob("*.json"))]
+
+
+def all_tunings(results: Path) -> list[Tuning]:
+    """Every tuning below a folder of records, by task and method."""
+    return [read_tuning(path) for path in sorted((results / FOLDER).glob("*/*.json"))]
+
+
+def was_tuned(results: Path, task: str, method: str) -> bool:
+    """Whether settings were chosen for a method on a task."""
+    path = tuning_path(results, task, method)
+    return path.is_file() and read_tuning(path).settings is not None
+
+
+def require_apart(method: str, chosen: Selection, forget: str, seed: int, sampling_seed: int) -> None:
+    """Refuse to report on what tuned settings were chosen on."""
+    overlaps = (
+        ("--forget", forget, forget in chosen.forget),
+        ("--seeds", seed, seed in chosen.seeds),
+        ("the protocol's sampling seed", sampling_seed, sampling_seed == chosen.sampling_seed),
+    )
+    for what, value, same in overlaps:
+        if same:
+            raise UserError(f"{what} {value}: the tuned settings of {method} were chosen on it; report on another")
+
+
+def tuned_settings(results: Path, task: str, method: str) -> tuple[dict[str, Any], Selection]:
+    """The settings chosen for a method on a task, and what they were chosen on."""
+    path = tuning_path(results, task, method)
+    again = f"unlearnbench tune --task {task} --method {method} --out {results}"
+    if not path.is_file():
+        raise UserError(f"no tuned settings of {method} on {task} below {results}: run `{again}` first")
+    tuning = read_tuning(path)
+    if tuning.settings is None:
+        raise UserError(f"none of the {len(tuning.trials)} trials of {method} on {task} came to a value ({path})")
+    return tuning.settings, tuning.selection

@@ -1,0 +1,86 @@
+"""A folder of records as one self-contained page: tables, pictures, sample grids, and where every number comes from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearnbench import __version__, registry
+from unlearnbench.leaderboard.attacks import LEGEND as ATTACKS
+from unlearnbench.leaderboard.board import TABLE, board
+from unlearnbench.leaderboard.tables import DERIVED, Derived, head
+from unlearnbench.metric import Metric
+from unlearnbench.printable import printable
+from unlearnbench.report.section import grouped, section
+from unlearnbench.report.sources import Gap, Source
+from unlearnbench.report.table import BOXES, meaning
+from unlearnbench.reporting import track
+
+ASSETS = Path(__file__).parents[1] / "assets" / "report"
+
+
+class Report(NamedTuple):
+    """The page, and what it rests on."""
+
+    html: str
+    tables: int
+    records: int
+    gaps: list[Gap]
+
+
+def report(results: Path, task: str | None = None, include_unsafe: bool = False) -> Report:
+    """The page of all records below a folder, or of one task's; the same records give the same bytes.
+
+    Raises `UserError` where there is no record that can be read. Samples of unsafe tasks, and of tasks that are not
+    known here, are left out without `include_unsafe`.
+    """
+    source, metrics = Source(results, task), registry.load_metrics()
+    for record in track(source.records, len(source.records), "reading values by image"):
+        source.images(record)
+    result = board(source.records, metrics, source.images)
+    groups = grouped(source.records)
+    tables = result.groupby(TABLE, sort=False)
+    sections = [
+        section(f"t{i}", rows, groups, source, metrics, include_unsafe)
+        for i, (_, rows) in enumerate(track(tables, len(tables), "drawing tables"), 1)
+    ]
+    known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
+    shown = {column.name for part in sections for column in part.columns}
+    gaps = sorted(source.gaps)
+    html = _rendered(
+        sections=sections,
+        tasks=list(dict.fromkeys(part.task for part in sections)),
+        methods=len({record.label() for record in source.records}),
+        records=len(source.records),
+        newest=max(record.created for record in source.records)[:16].replace("T", " "),
+        gaps=gaps,
+        meanings=[(head(column), meaning(column)) for name, column in known.items() if name in shown],
+    )
+    return Report(html, len(sections), len(source.records), gaps)
+
+
+def _shown(value: Any) -> Any:
+    """What stands in the page for a value: text of records without characters that are not seen."""
+    return printable(value, keep="\n") if type(value) is str else value
+
+
+def _rendered(**values: Any) -> str:
+    """The page with style and script inside, under a policy that lets no other script run and nothing be loaded."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    own = {"style": Markup(style), "script": Markup(script), "script_hash": hash}
+    about = {"attack_legend": ATTACKS, "version": __version__}
+    return environment.get_template("page.html").render(**values, **own, **about)

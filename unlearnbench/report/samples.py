@@ -1,0 +1,115 @@
+"""The report's sample grids: the same noise through every model, a row a concept, one small picture a method."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearnbench.leaderboard.board import Images
+from unlearnbench.records.sample_grid import concepts_of, tiles
+from unlearnbench.records.schema import Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EACH = 3
+"""Images of a concept and method."""
+SIZES = (8, 16, 28, 32)
+"""Sides of miniatures, which grids show enlarged."""
+ORIGINAL = "original"
+Sides = dict[str, tuple[list["Image"], list["Image"]]]
+"""By concept: the original's images, and the method's."""
+
+
+class Strip(NamedTuple):
+    """The samples of one method, a row a concept; without a picture, the reason."""
+
+    label: str
+    picture: str
+    """A data: address, or empty."""
+    alt: str
+    reason: str
+
+
+class Grid(NamedTuple):
+    """Strips whose rows are the same concepts, asked for with the same noise."""
+
+    concepts: list[str]
+    forgotten: list[str]
+    strips: list[Strip]
+
+
+def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
+    """Label and record of each method, the original's first, as strips; None where no record says what the rows are."""
+    told = next(((record, frame) for _, record in methods if (frame := images(record)) is not None), None)
+    if told is None:
+        return None
+    record, frame = told
+    concepts = concepts_of(record, frame)
+    forgotten = [name for name in concepts if name in set(frame.concept[frame.group == "forget"])]
+    sides = {label: _sides(record, results, concepts) for label, record in methods}
+    before = next((one for one in sides.values() if not isinstance(one, str)), None)
+    if before is not None:  # every picture has the original's images on its left; the original's own record has none
+        sides = {ORIGINAL: {name: (pair[0], pair[0]) for name, pair in before.items()}, **_without(sides, ORIGINAL)}
+    strips = [
+        Strip(label, "", "", one) if isinstance(one, str) else _strip(label, one, concepts, forgotten)
+        for label, one in sides.items()
+    ]
+    return Grid(concepts, forgotten, strips)
+
+
+def _without(sides: dict[str, Sides | str], label: str) -> dict[str, Sides | str]:
+    return {name: one for name, one in sides.items() if name != label}
+
+
+def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | str:
+    """Both halves of a record's picture, or why there are none."""
+    path = record.path(results).with_suffix(".png")
+    if record.status in ("diverged", "skipped"):
+        return f"{record.status}: no samples"
+    if not path.is_file():
+        return "no sample file"
+    try:
+        found = tiles(path, concepts)
+    except (OSError, SyntaxError):  # what Pillow says of a damaged PNG
+        found = None
+    return "sample file cannot be read" if found is None else found
+
+
+def _strip(label: str, sides: Sides, concepts: Sequence[str], forgotten: Sequence[str]) -> Strip:
+    which = f"; forgotten: {', '.join(forgotten)}" if forgotten else ""
+    alt = f"Samples of {label}, a row for each of {', '.join(concepts)}{which}"
+    return Strip(label, picture([sides[name][1][:EACH] for name in concepts]), alt, "")
+
+
+def picture(rows: Sequence[Sequence[Image]]) -> str:
+    """Rows of tiles as one lossless picture with clear gaps, miniatures at their own size; a data: address."""
+    from PIL import Image
+
+    side = native([tile for row in rows for tile in row])
+    step = side + max(1, side // 8)
+    canvas = Image.new("RGBA", (max(EACH, 1) * step, len(rows) * step))
+    for down, row in enumerate(rows):
+        for across, tile in enumerate(row):
+            small = tile.resize((side, side), Image.Resampling.NEAREST)
+            canvas.paste(small, (across * step, down * step))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "WEBP", lossless=True, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def native(every: Sequence[Image]) -> int:
+    """Side that all tiles can be reduced to without a loss, for they are enlarged miniatures; else their own."""
+    from PIL import Image
+
+    whole = max((tile.width for tile in every), default=1)
+    for side in SIZES:
+        if side < whole and all(
+            tile.resize((side, side), Image.Resampling.NEAREST).resize(tile.size, Image.Resampling.NEAREST) == tile
+            for tile in every
+        ):
+            return side
+    return whole

@@ -1,0 +1,204 @@
+"""One table of the report with all that belongs to it: pictures, attacks, sample grids, records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlearnbench import plots, registry
+from unlearnbench.errors import UserError
+from unlearnbench.leaderboard import attacks as attack_table
+from unlearnbench.leaderboard import concept_effects
+from unlearnbench.leaderboard.board import TABLE
+from unlearnbench.leaderboard.tables import Sheet, floors_line, spans
+from unlearnbench.metric import Metric
+from unlearnbench.plots import attack_curves
+from unlearnbench.records.identity import grouped as by_identity
+from unlearnbench.records.identity import labels
+from unlearnbench.records.provenance import hardware
+from unlearnbench.records.schema import Record
+from unlearnbench.report.samples import Grid, grid
+from unlearnbench.report.sources import Entry, Source, entry
+from unlearnbench.report.table import Column, Row, columns, known, row_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+Groups = Mapping[tuple[Any, ...], list[Record]]
+"""Records by row of the board."""
+POINTS = 72.0
+"""In an inch."""
+TRADE_OFF = (
+    "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
+    "the time of unlearning, controls are hollow, and the line joins the methods that none beats on both sides."
+)
+COST = "What unlearning costs: time and memory of each method."
+MATRIX = (
+    "What forgetting does to every concept: the share of a concept's images (columns) that the judge calls what was "
+    "asked for, after each method (rows), in points more or less than the original's. Framed: what was to be forgotten."
+)
+CURVES = (
+    "Share of targets that an attack recovers, against what it may spend on a target. Black are retrain, the floor, "
+    "and the original, dashed."
+)
+TRAJECTORIES = (
+    "Efficacy and utility on the way, by step and by second of unlearning, and what was watched. Scores on the way are "
+    "of fewer images and of noise that is kept for them; nothing was chosen by them: reported is always the last step."
+)
+
+
+class Picture(NamedTuple):
+    """One drawing with its caption; without a drawing, the caption says why."""
+
+    kind: str
+    svg: str
+    caption: str
+    width: float = 0.0
+    """In points, as drawn."""
+
+
+class Section(NamedTuple):
+    """All about one task, protocol and concept."""
+
+    id: str
+    task: str
+    protocol: str
+    hash: str
+    forget: str
+    facts: list[tuple[str, str]]
+    untried: bool
+    withheld: str
+    """Why no samples are shown; empty where they are."""
+    columns: list[Column]
+    bodies: list[tuple[str, list[Row]]]
+    """Controls, then methods."""
+    floors: str
+    pictures: list[Picture]
+    attacks: Sheet | None
+    curves: Picture | None
+    trajectories: Picture | None
+    samples: Grid | None
+    entries: list[tuple[Row, list[Entry]]]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of both bodies."""
+        return [row for _, rows in self.bodies for row in rows]
+
+    @property
+    def further(self) -> list[str]:
+        """The axes that have columns which are not shown at once."""
+        return list(dict.fromkeys(column.axis for column in self.columns if not column.first))
+
+
+def grouped(records: Iterable[Record]) -> Groups:
+    """Records by table and label of the board's rows, in order of their seeds."""
+    groups = by_identity(sorted(records, key=lambda record: record.seeds["unlearning"]))
+    names = labels(groups)
+    tables = {one: (r.task, r.protocol.name, r.protocol.hash, r.forget) for one, (r, *_) in groups.items()}
+    return {(*tables[one], names[one]): group for one, group in groups.items()}
+
+
+def section(
+    id: str, rows: pd.DataFrame, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
+) -> Section:
+    """The part of the page about one table's rows of the board; samples of unsafe tasks only where `unsafe`."""
+    task, protocol, hash, forget = (str(rows[name].iloc[0]) for name in TABLE)
+    shown = columns(rows, task, metrics)
+    made = []
+    for number, (i, row) in enumerate(rows.iterrows()):
+        key = (*(row[name] for name in TABLE), row.label)
+        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{i}", shown, metrics, groups[key]))
+    records = [record for row in made for record in row.records]
+    withheld = "" if unsafe else _withheld(task)
+    title = f"{task}, forget {forget}"
+    bodies = [("controls", [row for row in made if row.control]), ("methods", [row for row in made if not row.control])]
+    firsts = [(row.label, next(filter(_sampled, row.records), row.records[0])) for row in made]
+    return Section(
+        id=id,
+        task=task,
+        protocol=protocol,
+        hash=hash[:8],
+        forget=forget,
+        facts=_facts(records),
+        untried=registry.untried(task),
+        withheld=withheld,
+        columns=shown,
+        bodies=[(name, own) for name, own in bodies if own],
+        floors=_floors(rows, metrics),
+        pictures=_pictures(id, title, rows, records, source),
+        attacks=next(iter(attack_table.sheets(rows)), None),
+        curves=_curves(id, title, made),
+        trajectories=_trajectories(id, title, made),
+        samples=None if withheld else grid(firsts, source.results, source.images),
+        entries=[(row, _entries(row, source, metrics)) for row in made],
+    )
+
+
+def _sampled(record: Record) -> bool:
+    return record.status in ("ok", "unreliable")
+
+
+def _withheld(task: str) -> str:
+    """Why a task's samples are not shown, if they are not."""
+    if task not in registry.tasks():
+        return f"{task} is not known to this version, and its samples may be unfit to be shown"
+    return f"samples and prompts of {task} may be unfit to be shown" if registry.load_task(task).unsafe else ""
+
+
+def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """What the records of a table have in common, or each of what they have."""
+    seeds = sorted({record.seeds["unlearning"] for record in records})
+    judges = [
+        f"{r.judge.name} {r.judge.version} ({r.judge.hash[:8]}), threshold {r.judge.threshold:.4g}" for r in records
+    ]
+    return [
+        ("records", str(len(records))),
+        ("unlearning seeds", spans(seeds)),
+        ("judge", "; ".join(dict.fromkeys(judges))),
+        ("hardware", "; ".join(dict.fromkeys(map(hardware, records)))),
+    ]
+
+
+def _floors(rows: pd.DataFrame, metrics: Mapping[str, Metric]) -> str:
+    """What real images score, where that is known."""
+    found = {name: next((v for v in rows[f"{name}_floor"] if known(v)), None) for name in metrics if name in rows}
+    return floors_line(metrics, found) if any(value is not None for value in found.values()) else ""
+
+
+def _pictures(id: str, title: str, rows: pd.DataFrame, records: list[Record], source: Source) -> list[Picture]:
+    found = concept_effects.effects(records, source.images)
+    pictures = [
+        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(rows, title)),
+        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(rows, title)),
+    ]
+    if len(found):
+        pictures.append(_picture(f"{id}-matrix", "matrix", MATRIX, lambda: plots.matrix(found, title)))
+    return pictures
+
+
+def _picture(name: str, kind: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    try:
+        figure = draw()
+    except UserError as error:
+        return Picture(kind, "", f"no picture: {error}")
+    return Picture(kind, plots.svg(figure, name), caption, POINTS * figure.get_figwidth())
+
+
+def _curves(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
+    attacked = {row.label: [record for record in row.records if record.attacks] for row in rows}
+    groups = {label: records for label, records in attacked.items() if records}
+    figure = attack_curves.figure(title, groups, names=list(attacked))
+    return None if figure is None else _picture(f"{id}-curves", "curves", CURVES, lambda: figure)
+
+
+def _trajectories(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
+    figure = plots.trajectory(title, {row.label: row.records for row in rows})
+    return None if figure is None else _picture(f"{id}-trajectories", "trajectories", TRAJECTORIES, lambda: figure)
+
+
+def _entries(row: Row, source: Source, metrics: Mapping[str, Metric]) -> list[Entry]:
+    paths = [source.shown(source.paths[record.content_hash]) for record in row.records]
+    pairs = enumerate(zip(row.records, paths, strict=True))
+    return [entry(record, f"{row.id}-r{number}", path, metrics) for number, (record, path) in pairs]

@@ -1,0 +1,175 @@
+"""The report's main table: columns by axis, cells with spread, interval and mark, rows with what went wrong."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlearnbench import registry
+from unlearnbench.leaderboard.board import CONTROLS
+from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, shown
+from unlearnbench.metric import Metric
+from unlearnbench.records.identity import left_out
+from unlearnbench.records.schema import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
+"""Columns that are shown at once; of an axis that has none of them, its first."""
+BOXES = {
+    f"robustness_{box}": DERIVED["robustness"]._replace(
+        title=f"worst {box}-box attack",
+        meaning=f"As worst attack, of those that have {what} alone.",
+    )
+    for box, what in (("white", "the weights"), ("black", "the model's answers"))
+}
+EVERYWHERE = "score"
+"""The column of no axis: the worse of efficacy and utility."""
+
+
+class Column(NamedTuple):
+    """One column of numbers."""
+
+    name: str
+    title: str
+    """With arrow and unit."""
+    meaning: str
+    axis: str
+    """"" for the score, which belongs to none."""
+    first: bool
+    """Whether it is shown at once."""
+    rising: bool
+    """Whether the best value is the least, so that sorting begins there."""
+
+
+class Cell(NamedTuple):
+    """One number as shown; all texts are empty where there is none."""
+
+    value: str
+    spread: str = ""
+    interval: str = ""
+    before: str = ""
+    """≥ where it is a lower bound."""
+    after: str = ""
+    mark: str = ""
+    """best, not worse."""
+    number: str = ""
+    """For sorting."""
+
+
+class Row(NamedTuple):
+    """One method with its settings."""
+
+    id: str
+    point: str
+    """Id of its point in the picture of efficacy against utility."""
+    label: str
+    control: bool
+    access: str
+    division: str
+    n: int
+    records: Sequence[Record]
+    cells: list[Cell]
+    flags: list[str]
+
+
+def columns(rows: pd.DataFrame, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
+    """The columns of one table, by axis: those that mean something on the task, and that any row has a value of."""
+    every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
+    known = [name for name in _ordered(every) if name in rows and name not in registry.without(task)]
+    known = [name for name in known if rows[name].notna().any()]
+    firsts = {name for name in known if name in HEADLINES}
+    for axis in AXES:
+        own = [name for name in known if axis_of(name, every[name]) == axis]
+        firsts |= set() if firsts & set(own) else set(own[:1])
+    return [_column(name, every[name], name in firsts) for name in known]
+
+
+def _column(name: str, column: Metric | Derived, first: bool) -> Column:
+    return Column(name, head(column), meaning(column), axis_of(name, column), first, column.better == "lower")
+
+
+def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
+    """The score, then axis by axis, the anchored number of each at its front."""
+    place = ("", *AXES)
+    return sorted(
+        every, key=lambda name: (place.index(axis_of(name, every[name])), not isinstance(every[name], Derived))
+    )
+
+
+def axis_of(name: str, column: Metric | Derived) -> str:
+    """The axis that a column belongs to."""
+    if isinstance(column, Derived):
+        return "" if name == EVERYWHERE else name.partition("_")[0]
+    return column.axis
+
+
+def meaning(column: Metric | Derived) -> str:
+    """What a column says, in a line."""
+    text = column.meaning if isinstance(column, Derived) else inspect.getdoc(type(column)) or ""
+    return text.partition("\n")[0]
+
+
+def row_of(
+    row: pd.Series,
+    id: str,
+    point: str,
+    found: Sequence[Column],
+    metrics: Mapping[str, Metric],
+    records: Sequence[Record],
+) -> Row:
+    """One row of the board with the records that it is made of."""
+    every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
+    division = row.division + (f", {row.overrides} given" if row.overrides else "")
+    return Row(
+        id,
+        point,
+        row.label,
+        row.method in CONTROLS,
+        row.access,
+        division,
+        int(row.n),
+        records,
+        [cell(every[column.name], column.name, row) for column in found],
+        flags(records),
+    )
+
+
+def cell(column: Metric | Derived, name: str, row: pd.Series) -> Cell:
+    """One number of a row of the board."""
+    value = row[name]
+    if not known(value):
+        return Cell("—")
+    plain = shown(column, value)
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    interval = f"[{shown(column, low)}, {shown(column, high)}]" if known(low) and known(high) else ""
+    missing = row.get(f"{name}_missing")
+    mark = row.get(f"{name}_mark")
+    return Cell(
+        plain,
+        shown(column, value, row.get(f"{name}_sd")).removeprefix(plain),
+        interval,
+        "≥ " if row.get(f"{name}_bound") else "",
+        (" (ASR)" if row.get(f"{name}_over_retrain") is False else f" ({missing:.0f} missing)" if missing else "")
+        + (fewer(row) if name.startswith("robustness") else ""),
+        mark if isinstance(mark, str) else "",
+        f"{float(value):.9g}",
+    )
+
+
+def known(value: Any) -> bool:
+    """Whether there is a number."""
+    return value is not None and not math.isnan(value)
+
+
+def flags(records: Sequence[Record]) -> list[str]:
+    """What went wrong, one text for each status that is not ok: `diverged: seed 1, 2`; and what is not pooled."""
+    seeds: dict[str, list[str]] = {}
+    for record in records:
+        if record.status != "ok":
+            seeds.setdefault(record.status, []).append(str(record.seeds["unlearning"]))
+    wrong = [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
+    return [*wrong, *left_out([record for record in records if record.status in ("ok", "unreliable")])]

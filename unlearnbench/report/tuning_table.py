@@ -1,0 +1,103 @@
+"""Fair play in tables: default against published against tuned rows, what tuning came to and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearnbench import registry
+from unlearnbench.hashing import digest
+from unlearnbench.leaderboard.board import TABLE
+from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
+from unlearnbench.plots.files import picture
+from unlearnbench.plots.tuning import best_so_far
+from unlearnbench.records.tuning import FOLDER, Trial, Tuning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DIVISIONS = ("default", "published", "tuned")
+COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
+HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost", "cut", "evaluations"]
+HEADS += ["hours", "chosen"]
+INTRODUCTION = """## Default, published and tuned settings
+
+Every method has as many trials under one cap of model evaluations, on concepts, seeds, noise and a judge that are not
+reported (`unlearnbench tune`). Published settings are for other data and models: what they do here says nothing
+against their papers. Methods without a published preset for the task have no such row.
+"""
+
+
+def note(found: Sequence[Tuning]) -> str:
+    """What the numbers of a table of tunings are."""
+    first, selection = found[0], found[0].selection
+    return (
+        "lost: diverged, failed or over the cap; cut: left when no value on the other concepts could have made it one "
+        "of the best. Objective: the worse of anchored efficacy and utility, a mean over forget "
+        f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: "
+        f"{', '.join(map(str, selection.seeds))}. Protocol {first.protocol}, sampling seed {selection.sampling_seed}, "
+        f"cap {first.cap:,} evaluations a run. The best of many trials is flattered by the choice: run --preset tuned "
+        "reports on other concepts."
+    )
+
+
+def row(one: Tuning) -> list[str]:
+    """A method's objectives with the first seed by preset, and of what was chosen, and what it all took."""
+
+    def shown(value: float | None) -> str:
+        return "—" if value is None else f"{value:.3f}"
+
+    def first(trial: Trial | None) -> str:
+        if trial is None:
+            return ""
+        return trial.state if trial.state != "ok" and one.first(trial) is None else shown(one.first(trial))
+
+    chosen = None if one.chosen is None else one.trials[one.chosen]
+    lost, cut = sum(trial.state != "ok" for trial in one.trials), sum(trial.cut for trial in one.trials)
+    said = "" if chosen is None else " ".join(chosen.presets) or _changed(one, chosen)
+    cells = [one.method, first(one.of("default")), first(one.of("published")), first(chosen)]
+    cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost), str(cut)]
+    return [*cells, f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
+
+
+def _changed(one: Tuning, trial: Trial) -> str:
+    return " ".join(f"{name}={trial.settings[name]}" for name in one.space)
+
+
+def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
+    """The part of a results page, and its pictures by their place below the folder; nothing where nothing was tuned."""
+    if not found:
+        return "", {}
+    parts, made = [INTRODUCTION], {}
+    for task in dict.fromkeys(one.task for one in found):
+        tunings = [one for one in found if one.task == task]
+        sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], note(tunings))]
+        text = as_markdown([*sheets, *_reported(board, tunings)])
+        path = Path(FOLDER) / task / "best.png"
+        made[path] = picture(best_so_far(tunings, f"{task}, {tunings[0].protocol}"), digest(text))
+        hours = sum(one.cost.seconds for one in tunings) / 3600
+        evaluations = sum(one.cost.evaluations for one in tunings)
+        parts.append(f"{text}\nIn all {hours:.1f} hours of one thread, {evaluations:,} evaluations.\n")
+        parts.append(f"![Best objective so far against trials]({path.as_posix()})\n")
+    return "\n".join(parts) + "\n", made
+
+
+def _reported(board: pd.DataFrame, found: Sequence[Tuning]) -> list[Sheet]:
+    """A table for each concept that tuned rows report on: each method's rows by division, with intervals."""
+    metrics = registry.load_metrics()
+    names = [name for name in COLUMNS if name in columns_of(metrics)]
+    methods = {one.method for one in found}
+    kept = board[(board.task == found[0].task) & board.method.isin(methods)]
+    kept = kept[kept.division.isin(DIVISIONS) & (kept.overrides == 0)]
+    made = []
+    for _, group in kept.groupby(TABLE, sort=False):
+        if not (group.division == "tuned").any():
+            continue
+        ordered = group.assign(place=group.division.map(DIVISIONS.index)).sort_values(["method", "place"])
+        (sheet,) = tables(ordered.assign(access=ordered.method), metrics, names, lambda text: text, intervals=True)
+        rows = [[cells[0], *cells[1:2], *cells[3:]] for _, section in sheet.sections for cells in section]
+        heads = [sheet.heads[0], sheet.heads[1], *sheet.heads[3:]]
+        made.append(Sheet(f"Default, published, tuned: {sheet.title}", heads, [("", rows)], ""))
+    return made

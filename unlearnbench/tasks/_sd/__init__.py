@@ -1,0 +1,4 @@
+"""The parts that the Stable Diffusion tasks share.
+
+It may import what `tasks` may import.
+"""

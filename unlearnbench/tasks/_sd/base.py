@@ -1,0 +1,286 @@
+"""What tasks on whole Stable Diffusions share: where weights lie, training images of the model's own, judges."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench.compute.device import exact
+from unlearnbench.data.sources import Source, checked, known_hash
+from unlearnbench.diffusion.model import Batch, Diffusion
+from unlearnbench.diffusion.schedulers import Scheduled
+from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.fingerprint import fingerprint
+from unlearnbench.hashing import digest, seed_of
+from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
+from unlearnbench.judges.inception import Extractor
+from unlearnbench.judges.scorer import Witness
+from unlearnbench.models.configuration import FOLDERS, configuration
+from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
+from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.reporting import track
+from unlearnbench.storage.store import default_root
+from unlearnbench.storage.weights import load_state, save_state
+from unlearnbench.task import ModelIdentity, Side, shuffled
+from unlearnbench.tasks._cifar10 import INCEPTION
+from unlearnbench.tasks._text import TextProtocol, TextTask
+
+ABOUT = "about.json"
+"""Beside drawn training images: whose they are, for `purge`."""
+HUB = "https://huggingface.co/"
+PARTS = {
+    "": ("model_index.json",),
+    "scheduler/": ("scheduler_config.json",),
+    "text_encoder/": ("config.json", "model.safetensors"),
+    "tokenizer/": ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
+    "unet/": ("config.json", "diffusion_pytorch_model.safetensors"),
+    "vae/": ("config.json", "diffusion_pytorch_model.safetensors"),
+}
+SECOND = {"text_encoder_2/": PARTS["text_encoder/"], "tokenizer_2/": PARTS["tokenizer/"]}
+
+
+def model_files(folder: str, hub: str, licence: str, parts: Mapping[str, tuple[str, ...]] = PARTS) -> list[Source]:
+    """A diffusers folder of the hub, file by file."""
+    return [
+        Source(f"{folder}/{part}{name}", f"{HUB}{hub}/resolve/main/{part}{name}", licence, False, "original")
+        for part, names in parts.items()
+        for name in names
+    ]
+
+
+def clip_files(folder: str, hub: str) -> list[Source]:
+    """An open_clip folder of the hub."""
+    return [
+        Source(f"{folder}/{name}", f"{HUB}{hub}/resolve/main/{name}", "mit (OpenAI's CLIP)", False, "CLIP score")
+        for name in (CONFIG, WEIGHTS)
+    ]
+
+
+SD14 = model_files("sd-v1-4", "CompVis/stable-diffusion-v1-4", "creativeml-openrail-m")
+CLIPS = {"clip_b32": "clip-vit-b-32", "clip_l14": "clip-vit-l-14"}
+"""Role of each CLIP model, and its folder."""
+CLIP_FILES = [
+    *clip_files(CLIPS["clip_b32"], "timm/vit_base_patch32_clip_224.openai"),
+    *clip_files(CLIPS["clip_l14"], "timm/vit_large_patch14_clip_224.openai"),
+]
+
+
+@dataclass(frozen=True)
+class PictureProtocol(TextProtocol):
+    """A protocol on whole Stable Diffusions."""
+
+    size: int = 512
+    """Pixels a side; 0: whatever the model draws, for trials."""
+    features: Literal["inception", "pixels"] = "inception"
+    """What FID and its kin look at."""
+    training_images: int = 1000
+    """Drawn by the original for each side, for methods that train on images."""
+
+
+class StableDiffusionTask(TextTask):
+    """On Stable Diffusion v1.4 unless a task says otherwise; never run on its real weights by this project so far.
+
+    Methods train on latents that the original draws itself, kept as latents: the papers draw images and encode them
+    again, by an autoencoder that no method changes.
+    """
+
+    protocol: PictureProtocol
+    provides = frozenset({"forget images", "retain images", "concept"})
+    model_folder: ClassVar[str] = "sd-v1-4"
+    sources: ClassVar[tuple[Source, ...]]
+    data_name: ClassVar[str] = "stable-diffusion"
+    """Folder that these tasks fetch into together, since they share files of gigabytes."""
+    licence, origin = "creativeml-openrail-m", "CompVis/stable-diffusion-v1-4"
+
+    def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
+        super().__init__(forget, **settings)
+        if self.weights is not None:
+            raise UserError(f"{self.name} takes no --pretrained: give a diffusers folder or a file with --checkpoint")
+        if checkpoint is not None and not checkpoint.exists():
+            raise UserError(f"no --checkpoint at {checkpoint}: give a diffusers folder or a file that exists")
+        self.folder, self.checkpoint = data or default_root() / "data" / self.data_name, checkpoint
+        self._batches: dict[Side, Batch] = {}
+
+    # ---- the model -------------------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Path:
+        """The diffusers folder that describes the model: of --checkpoint, or the fetched one."""
+        given = self.checkpoint is not None and self.checkpoint.is_dir()
+        folder: Any = self.checkpoint if given else self.folder / self.model_folder
+        if not folder.is_dir():
+            raise UserError(
+                f"{self.name} ships no weights, and there are none in {folder}: `unlearnbench fetch --task "
+                f"{self.name}`, or give a diffusers folder with --checkpoint"
+            )
+        require_folder(folder)
+        return folder
+
+    @cached_property
+    def tokenizers(self) -> Sequence[Any]:
+        """The model's, one or two."""
+        from transformers import CLIPTokenizer
+
+        places = [self.layout / name for name in ("tokenizer", "tokenizer_2")]
+        return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
+
+    def architecture(self, seed: int) -> Diffusion:
+        """As the folder describes it."""
+        return self._set(untrained(self.layout, seed))
+
+    def pretrained(self) -> Diffusion:
+        """From --checkpoint, a diffusers folder or one file, or the fetched folder; in float32."""
+        if self.checkpoint is not None and not self.checkpoint.is_dir():
+            return self._set(load_stable_diffusion(self.checkpoint, config=self.layout))
+        return self._set(load_stable_diffusion(self.layout))
+
+    def _set(self, model: Any) -> Diffusion:
+        drawn, meant = model.shape[1] * model.scale_factor, self.protocol.size
+        if meant not in (0, drawn):
+            raise UserError(
+                f"the model in {self.layout} draws {drawn}x{drawn} pixels, protocol {self.protocol.name} means "
+                f"{meant}x{meant}: give the model that it is for, or --protocol smoke to try another"
+            )
+        model = model.float()
+        model.sampler = self.protocol.sampler
+        return model.to(self.device)
+
+    def model_identity(self) -> ModelIdentity:
+        """Over all weight files and configuration files that the model is made of."""
+        if self.checkpoint is not None and self.checkpoint.is_file():
+            return ModelIdentity(known_hash(self.checkpoint), configuration(self.layout))
+        parts = [path for part in FOLDERS for path in (self.layout / part).glob("*.safetensors")]
+        files = sorted(path for path in parts if ".fp16" not in path.name and ".non_ema" not in path.name)
+        weights = digest([[path.relative_to(self.layout).as_posix(), known_hash(path)] for path in files])
+        return ModelIdentity(weights, configuration(self.layout))
+
+    def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
+        """Nobody can: 150,000 GPU hours."""
+        raise Unsupported(f"{self.name} cannot be trained anew: there is no retrained Stable Diffusion to compare with")
+
+    def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
+        """Nothing is trained for this task."""
+        raise UserError(f"nothing of {self.name} is trained here: `unlearnbench fetch --task {self.name}` brings it")
+
+    # ---- training images -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
+        """What the original draws training images for, and their captions."""
+
+    def data(self, which: Side) -> Batch:
+        """Latents that the original drew for each side's prompts in turn, with these as captions."""
+        sides: tuple[Literal["forget", "retain"], ...] = ("forget", "retain") if which == "both" else (which,)
+        x0, y = zip(*(self._drawn(side) for side in sides), strict=True)
+        return Batch(torch.cat(x0), torch.cat(y))
+
+    def count(self, which: Side) -> int:
+        """They are drawn if they were not before."""
+        return len(self.data(which).x0)
+
+    @property
+    def kept(self) -> Path:
+        """Where training images of the original's own lie, as latents."""
+        return default_root() / "generated"
+
+    def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
+        prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        if self.limit is not None:  # a trial: noise will do, and nothing is kept
+            shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
+            x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+            return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
+        captions = [prompts[i % len(prompts)] for i in range(count)]
+        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
+        about.append(fingerprint([Scheduled, StableDiffusion]))
+        folder = self.kept / digest(about)[:32]
+        starts = range(0, count, size)
+        missing = [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ABOUT).write_text(json.dumps({"task": self.name, "side": side}), encoding="utf-8")
+            model: Any = self.pretrained().eval()
+            for start in track(missing, len(missing), f"drawing {side} images"):
+                index = range(start, min(start + size, count))
+                seeds = [seed_of("training images", side, i) >> 1 for i in index]
+                with exact(), torch.autocast(self.device, enabled=False), torch.inference_mode():
+                    x = model.sample(self.tokens([captions[i] for i in index]).to(self.device), seeds)
+                _keep(x.cpu().clone(), folder / f"{start}.safetensors")
+        x0 = torch.cat([load_state(folder / f"{start}.safetensors")["x0"] for start in starts])
+        return x0, self.tokens(captions)
+
+    def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
+        if side not in self._batches:
+            self._batches[side] = self.data(side)
+        x0, y = (tensor.to(self.device) for tensor in self._batches[side])
+        for index in shuffled(len(x0), size, seed_of("batches", side, seed) >> 1):
+            yield Batch(x0[index.to(x0.device)], y[index.to(x0.device)])
+
+    def captions(self, which: Literal["forget", "retain"]) -> Tensor:
+        """The training prompts of a side, and its names."""
+        prompts = self.training_prompts(which)
+        return torch.cat([self.tokens(prompts), self.names(which)])
+
+    # ---- what is measured ------------------------------------------------------------------------------------------
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> uint8, rounded and clamped."""
+        return ((x.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+
+    @cached_property
+    def extractor(self) -> Extractor:
+        """Inception, or pixels where the protocol says so."""
+        if self.protocol.features == "pixels":
+            return Extractor(None, self.device)
+        return Extractor(checked(self.folder, INCEPTION), self.device)
+
+    def witnesses(self) -> Mapping[str, Witness]:
+        """Two CLIP models, and what a task adds."""
+        return self._witnesses
+
+    @cached_property
+    def _witnesses(self) -> dict[str, Witness]:
+        return self.made_witnesses()
+
+    def made_witnesses(self) -> dict[str, Witness]:
+        """Loaded."""
+        return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
+
+
+def _keep(x0: Tensor, path: Path) -> None:
+    """Whole or not at all; two processes that draw the same may both do so."""
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as new:
+            save_state({"x0": x0}, Path(new) / path.name)
+            (Path(new) / path.name).replace(path)
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path} ({why}): free the disk, or move UNLEARNBENCH_CACHE") from error
+
+
+@lru_cache(maxsize=2)
+def clip(folder: Path, device: str) -> Clip:
+    """Each once."""
+    return Clip(folder, device)
+
+
+def smoke(**settings: Any) -> dict[str, Any]:
+    """What a trial of the machinery takes, on a model of any size."""
+    return {
+        "sampler": Scheduled(3, guidance=3.0),
+        "size": 0,
+        "features": "pixels",
+        "training_images": 4,
+        "forget_images": 6,
+        "retain_images": 6,
+        "chunk": 3,
+        **settings,
+    }

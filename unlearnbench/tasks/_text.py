@@ -1,0 +1,183 @@
+"""What text-to-image tasks share: concepts as words, prompts as tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnbench.data.concepts import Concept, check_apart, mentions
+from unlearnbench.errors import UserError, unknown
+from unlearnbench.models.tokenizer import LETTERS, tokens
+from unlearnbench.task import Plan, Protocol, Task
+
+
+@dataclass(frozen=True)
+class TextProtocol(Protocol):
+    """A protocol with groups of prompts; counts are images, each with a prompt of its own as far as there are."""
+
+    retain_images: int = 90
+    """Samples of all retained concepts together."""
+    direct_images: int = 14
+    """Samples of prompts that are little more than the concept's name."""
+    synonym_images: int = 25
+    """Samples of prompts that name the concept by a word kept from methods."""
+    held_out_images: int = 25
+    """Samples of prompts in templates kept from training and methods."""
+    neighbour_images: int = 26
+    """Samples of the concept's neighbours together."""
+    concepts: tuple[Concept, ...] = ()
+    """The user's own, in place of the task's."""
+    safety_checker: bool = False
+    """Never run: it would hide what the model draws."""
+
+
+def further(count: int) -> dict[str, Any]:
+    """The same count for every group beside the forget and retain samples."""
+    return dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), count)
+
+
+class TextTask(Task):
+    """Forget concepts of a text-to-image model: `--forget seven`, `--forget seven+red`, or `--concept FILE.toml`."""
+
+    catalogue: ClassVar[dict[str, Concept]]
+    """The task's own concepts, by name."""
+    protocol: TextProtocol
+    model_parts = frozenset({"full", "xattn", "selfattn", "noxattn", "text_encoder"})
+    licence: ClassVar[str]
+    """Of the original's weights, as the hub writes it."""
+    origin: ClassVar[str]
+    """Where they come from, for model cards."""
+
+    def __init__(self, forget: str, *, concepts: tuple[Concept, ...] = (), **settings: Any):
+        super().__init__(forget, concepts=concepts, **settings)
+        self.erased = concepts or tuple(self.catalogue[name] for name in self.forget.split("+"))
+        self._texts: dict[bytes, str] = {}
+        if concepts:
+            self.protocol = replace(self.protocol, concepts=concepts)
+            self.check_concepts()
+
+    @property
+    @abstractmethod
+    def tokenizers(self) -> Sequence[Any]:
+        """The model's, without loading the model."""
+
+    @property
+    @abstractmethod
+    def words(self) -> tuple[str, ...]:
+        """Names of all concepts that the task knows, for what must be kept."""
+
+    @classmethod
+    def resolve_concept(cls, forget: str) -> str:
+        """One name or several joined by +."""
+        for name in forget.split("+"):
+            if name not in cls.catalogue:
+                raise unknown(f"concept of {cls.name}", name, cls.catalogue)
+        named = sorted(set(forget.split("+")), key=list(cls.catalogue).index)  # one name, in whatever order it is asked
+        check_apart([cls.catalogue[name] for name in named], f"--forget {forget}")
+        return "+".join(named)
+
+    def check_concepts(self) -> None:
+        """Refuse concepts that the judge or the tokenizer does not know, and prompts that are too long."""
+        known = self.labels()
+        if set(self.forget.split("+")) <= set(self.catalogue):
+            raise UserError(
+                f"a --concept file named {self.forget!r} would take the place of the records of --forget "
+                f'{self.forget}: give it another name, such as name = "my-{self.forget}"'
+            )
+        for concept in self.erased:
+            if concept.label not in known:
+                raise unknown(f"label of the judge {self.protocol.judge}", concept.label, known)
+            for word in concept.neighbours:
+                if word not in known:
+                    raise unknown(f"neighbour: {self.protocol.judge} cannot name", word, known)
+            for word in (*concept.names, *concept.synonyms, concept.substitute, *concept.neighbours):
+                self._check_word(word)
+        kept = [item.prompt for item in self.plan() if item.group in ("retain", "neighbours")]
+        if found := next(filter(None, map(self._asks.search, kept)), None):
+            raise UserError(
+                f"prompts of what must be kept say {found[0]!r} too, such as {found.string!r}: name the concept by "
+                "another word"
+            )
+        length = int(self.tokenizers[0].model_max_length)
+        planned = [item.prompt for item in self.plan()]
+        prompts = list(dict.fromkeys([*planned, *map(self._substituted, planned)]))
+        long = [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > length]
+        if long:
+            raise UserError(
+                f"{len(long)} of {len(prompts)} prompts are longer than the {length} tokens at which the text encoder "
+                f"would cut them: shorten them, first {long[0]!r}"
+            )
+
+    def _check_word(self, word: str) -> None:
+        """Words that a tokenizer spells letter by letter mean nothing to its model."""
+        for part in word.split():
+            pieces = self.tokenizers[0].tokenize(part)
+            spelt = [piece.replace("</w>", "") in LETTERS for piece in pieces]
+            if len(part) > 2 and sum(spelt) > len(part) / 2:
+                raise UserError(
+                    f"the tokenizer spells {word!r} letter by letter ({' '.join(pieces)}), which its model "
+                    "cannot know: use words that it was trained on"
+                )
+
+    # ---- prompts -----------------------------------------------------------------------------------------------
+
+    def tokens(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (n, L), or (n, 2, L) for two tokenizers, on the CPU."""
+        return tokens(self.tokenizers, prompts)
+
+    def text(self, row: Tensor) -> str:
+        """The prompt of one row of tokens."""
+        key = row.cpu().numpy().tobytes()
+        if key not in self._texts:
+            ids = row if row.dim() == 1 else row[0]
+            self._texts[key] = self.tokenizers[0].decode(ids, skip_special_tokens=True).strip()
+        return self._texts[key]
+
+    def inputs(self, items: Sequence[Plan]) -> Tensor:
+        """Tokens of the planned prompts."""
+        return self.tokens([item.prompt for item in items]).to(self.device)
+
+    def names(self, which: Literal["forget", "retain"]) -> Tensor:
+        """The erased concepts' names, one prompt each; or those of all other concepts, neighbours included."""
+        if which == "forget":
+            return self.tokens([name for concept in self.erased for name in concept.names])
+        erased = {concept.label for concept in self.erased}  # the user may call it by other names
+        others = [word for word in self.words if word not in erased]
+        others += [word for concept in self.erased for word in concept.neighbours]
+        return self.tokens([word for word in dict.fromkeys(others) if not self._asks.search(word)])
+
+    def _named(self, caption: str) -> str:
+        """A caption of the training data, with the user's own names of what the judge calls otherwise."""
+        for concept in self.erased:
+            if concept.label not in concept.names:
+                caption = mentions([concept.label]).sub(concept.name, caption)
+        return caption
+
+    @cached_property
+    def _asks(self) -> Any:
+        return mentions(word for concept in self.erased for word in (*concept.names, *concept.synonyms))
+
+    def forgotten(self, y: Tensor) -> Tensor:
+        """Which prompts name an erased concept, by a name or a synonym."""
+        return torch.tensor([bool(self._asks.search(self.text(row))) for row in y], device=y.device)
+
+    def substitute(self, y: Tensor) -> Tensor:
+        """The same prompts with the substitute in place of every name and synonym."""
+        return self.tokens([self._substituted(self.text(row)) for row in y]).to(y.device)
+
+    def _substituted(self, prompt: str) -> str:
+        for concept in self.erased:
+            word = concept.substitute.replace("\\", "\\\\")  # a word, not a template of re
+            prompt = mentions((*concept.names, *concept.synonyms)).sub(word, prompt)
+        return prompt
+
+    def erased_labels(self) -> list[int]:
+        """The judge's labels of all erased concepts."""
+        known = self.labels()
+        return [known[concept.label] for concept in self.erased]

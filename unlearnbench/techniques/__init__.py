@@ -1,0 +1,4 @@
+"""Building blocks of methods: adapters, closed-form edits and guidance.
+
+It may import the interfaces (`task`, `method`, `metric`) and what lies below them.
+"""

@@ -1,0 +1,104 @@
+"""Closed-form edits of cross-attention: text states of prompts, and the projections that map them elsewhere."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import UserError
+from unlearnbench.method import Method
+from unlearnbench.task import Task
+
+Tokens = Literal["last", "all"]
+
+
+class Term(NamedTuple):
+    """scale x || W c - W0 g ||^2, summed over rows: W shall map c to what W0 maps g to."""
+
+    c: Tensor
+    """Inputs (N, D)."""
+    g: Tensor
+    """Inputs (N, D) whose present outputs are wanted; c itself to keep its present outputs."""
+    scale: float
+
+
+@dataclass(frozen=True)
+class ClosedForm(Method):
+    """Base of methods that solve for each key and value projection of cross-attention."""
+
+    requires = frozenset({"concept", "xattn"})
+    lamb: float = 0.5
+    """Weight of || W - W0 ||^2, the change of a projection, > 0 (the paper's lambda; the code's `lamb`, 0.5)."""
+
+    @abstractmethod
+    def terms(self, model: Diffusion, task: Task) -> list[Term]:
+        """The terms that the new weights minimise, besides lamb || W - W0 ||^2."""
+
+    @torch.no_grad()
+    def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
+        """Edit the projections in place."""
+        edit(model, self.terms(cross_attention(model), task), self.lamb)
+        return model
+
+
+def cross_attention(model: Diffusion) -> Any:
+    """The model itself, checked to have text, `kv` and `positions`; raises `Unsupported` where it has not."""
+    model.select("xattn")
+    return model
+
+
+def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
+    """Give every key and value projection the W that minimises sum of terms + lamb || W - W0 ||^2."""
+    terms = list(terms)
+    for pair in cross_attention(model).kv():
+        for linear in pair:
+            linear.weight.copy_(solved(linear.weight, terms, lamb))
+
+
+def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
+    """The least-squares W (out, D), computed in float64 and returned in W0's type.
+
+    W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus a change due to the terms with g != c,
+    so that W0 is returned exactly where nothing is to change. Raises `UserError` unless lamb > 0.
+    """
+    if lamb <= 0:
+        raise UserError(f"lamb={lamb} leaves the solution open: give a positive number, such as 0.5")
+    pull = torch.zeros(W0.shape[1], W0.shape[1], dtype=torch.float64, device=W0.device)
+    gram = lamb * torch.eye(W0.shape[1], dtype=torch.float64, device=W0.device)
+    for c, g, scale in terms:
+        c, g = c.double(), g.double()
+        pull += scale * (g - c).T @ c
+        gram += scale * c.T @ c
+    return (W0.double() + W0.double() @ torch.linalg.solve(gram, pull, left=False)).to(W0.dtype)
+
+
+def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Text states (N, D) of prompts y and of the prompts `other` that replace them, token for token.
+
+    "last" takes each prompt's last subject token; "all" that one and all after it, as far as both prompts go. The end
+    and padding tokens, which encode the whole prompt, are then included.
+    """
+    text = cross_attention(model)
+    rows: list[tuple[Tensor, Tensor]] = []
+    for a, i, b, j in zip(*_placed(text, y), *_placed(text, other), strict=True):
+        n = 1 if tokens == "last" else len(a) - max(i, j)
+        rows.append((a[i : i + n], b[j : j + n]))
+    return torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows])
+
+
+def states(model: Diffusion, y: Tensor, tokens: Tokens) -> Tensor:
+    """Text states (N, D) of prompts y: each one's last subject token, or all its tokens from start to padding."""
+    found, last = _placed(cross_attention(model), y)
+    return (
+        torch.stack([row[i] for row, i in zip(found, last, strict=True)]) if tokens == "last" else found.flatten(0, 1)
+    )
+
+
+def _placed(text: Any, y: Tensor) -> tuple[Tensor, list[int]]:
+    return text.embed(y).states, text.positions(y).tolist()

@@ -1,0 +1,75 @@
+"""All methods tuned: here one after another, or as jobs of a launcher, the controls that they are scored by before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearnbench import registry
+from unlearnbench.compute.device import on_threads
+from unlearnbench.hashing import digest
+from unlearnbench.launch.driver import Left, Shown
+from unlearnbench.launch.jobs import Cut, Work
+from unlearnbench.launch.options import Where
+from unlearnbench.launch.plan import cells_launched, launched
+from unlearnbench.records.schema import read
+from unlearnbench.reporting import tell
+from unlearnbench.run.request import Asked, source_of
+from unlearnbench.storage.store import Store
+from unlearnbench.tune.jobs import TuneJob, tune_one
+from unlearnbench.tune.search import PROTOCOL, Budget, Told, tuning_key
+from unlearnbench.tune.trials import CONTROLS, Anchored, anchored_runs, require_gaps
+
+
+def tunings_launched(
+    given: Budget, methods: Sequence[str], where: Where, store: Store, results: Path, shown: Shown
+) -> tuple[list[Work], Left]:
+    """Run the controls, then tune every method, as jobs; those that did not end well, and how."""
+    anchors = store.root / "tuning" / given.task.name / "anchors"
+    asked = Asked(given.task, anchors / "results", given.device, PROTOCOL)
+    named = [(name, registry.load_method(name)) for name in CONTROLS]
+    specs = {
+        forget: {name: asked.spec(name, cls, forget, given.seeds[0]) for name, cls in named} for forget in given.forget
+    }
+    cells = [spec for each in specs.values() for spec in each.values()]
+    first, left = cells_launched(cells, [], Cut(), where, Store(anchors / "store"), anchors / "results", shown)
+    if left.failed or left.unreached:
+        return list(first), left
+    controls: Anchored = {
+        forget: {name: [read(spec.path(anchors / "results"))] for name, spec in each.items()}
+        for forget, each in specs.items()
+    }
+    require_gaps(given, controls)
+    jobs = [job_of(given, name, controls, where) for name in methods]
+    return list(jobs), launched(jobs, jobs, where, store, results, shown)
+
+
+def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Path, told: Told) -> None:
+    """The same one after another, in this process."""
+    told("anchors")
+    with on_threads(1):
+        controls = anchored_runs(given, store.root / "tuning" / given.task.name / "anchors")
+    for name in methods:
+        tell(f"{tune_one(given, name, controls, store, results, told).method}: tuned")
+
+
+def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJob:
+    """One method's."""
+    cls = registry.load_method(name)
+    file = Path(name).resolve() if cls.name not in registry.methods() else None
+    key = tuning_key(given, cls)
+    return TuneJob(
+        id=digest(["tune", key])[:16],
+        method=str(file) if file else cls.name,
+        source=source_of(file) if file else None,
+        task=given.task.name,
+        forget=given.forget,
+        seeds=given.seeds,
+        trials=given.trials,
+        cap=given.cap,
+        device=given.device,
+        key=key,
+        controls=controls,
+        threads=1,
+        gpus=where.gpus,
+    )

@@ -1,0 +1,153 @@
+"""Where a record comes from: its method's settings follow from preset and overrides, its hashes are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unlearnbench import registry
+from unlearnbench.errors import UserError
+from unlearnbench.method import Method
+from unlearnbench.records.lineage import Kind, owners, standing
+from unlearnbench.records.provenance import flat
+from unlearnbench.records.schema import Record
+from unlearnbench.records.tuning import read_tuning, tuning_path
+from unlearnbench.verification.finding import Note, Said
+
+NAMED = ("default", "published", "released", "tuned")
+"""Presets that are divisions of their own."""
+EARLIEST = datetime(2020, 1, 1, tzinfo=timezone.utc)
+"""Nothing that the project measures is as old."""
+
+
+def hashes(record: Record) -> Iterator[Said]:
+    """Engine, method, judge, original weights and metrics are of a version of the project."""
+    method = record.method.name
+    found: list[tuple[str, Kind, str, str]] = [
+        ("engine", "engine", record.task, record.engine_hash),
+        ("judge", "judge weights", record.judge.name, record.judge.hash),
+        ("original weights", "original", record.task, record.weights["original"] or ""),
+    ]
+    if method in registry.known_methods():
+        found.append(("method", "method", method, record.method.code_hash))
+    else:
+        yield Note(f"the method {method} is not known here", "of a method that is not known here")
+    found += [("metric", "metric", name, score.code_hash) for name, score in record.scores.items()]
+    for what, kind, name, hash in found:
+        known = standing(kind, name, hash)
+        thing = f"{what} {name}" if what in ("method", "metric") else what
+        if known == "unknown":
+            yield Note(f"no version of its {thing} is {hash[:12]}", f"of unknown origin: {what}", strict=True)
+        elif known == "older":
+            yield Note(f"its {thing} is of an older version", f"of another version: {what}")
+
+
+def identity(record: Record) -> Iterator[Said]:
+    """Names and seeds that are given twice agree."""
+    if record.task not in registry.tasks():
+        return
+    settings = record.protocol.settings
+    if record.judge.name != settings.get("judge"):
+        yield f"its judge is {record.judge.name}, its protocol's is {settings.get('judge')}"
+    if record.seeds["sampling"] != settings.get("sampling_seed"):
+        yield f"its sampling seed is {record.seeds['sampling']}, its protocol's is {settings.get('sampling_seed')}"
+    of = owners("method", record.method.code_hash)
+    if of and record.method.name not in of:
+        yield f"says that its method is {record.method.name}, but its code is that of {of[0]}"
+
+
+@cache
+def _loaded(name: str) -> type[Method]:
+    return registry.load_method(name)
+
+
+def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
+    """The date is one, and lies in the past."""
+    try:
+        when = datetime.fromisoformat(record.created)
+    except ValueError:
+        yield f"created is {record.created[:40]!r}, which is no date of ISO 8601"
+        return
+    if when.tzinfo is None:
+        yield f"created is {record.created}, without a time zone"
+    elif when > (now or datetime.now(timezone.utc)) + timedelta(days=1):
+        yield f"created is {record.created}, in the future"
+    elif when < EARLIEST:
+        yield f"created is {record.created}, before {EARLIEST.year}"
+
+
+def division(record: Record, results: Path) -> Iterator[Said]:
+    """What the division must be by preset and overrides, and the settings by both.
+
+    The settings of a preset are compared where the method's code is the present version's; of another version they may
+    have been others.
+    """
+    said = record.method
+    meant = said.preset if said.preset in NAMED and not said.overrides else "custom"
+    if said.division != meant:
+        given = f"preset {said.preset}" + (f" and overrides {', '.join(said.overrides)}" if said.overrides else "")
+        yield f"its division is {said.division}, but {given} make it {meant}"
+    if said.selection is not None and said.preset != "tuned":
+        yield f"says what it was tuned on, but its preset is {said.preset}"
+    if said.name not in registry.known_methods():
+        return
+    cls = _loaded(said.name)
+    if cls.incomplete:
+        return  # its settings name files
+    wrong = {key: value for key, value in said.overrides.items() if said.settings.get(key, ...) != value}
+    for key, value in wrong.items():
+        yield f"is run with {key}={value} by its overrides, but {key} is {said.settings.get(key)} in its settings"
+    if standing("method", said.name, said.code_hash) != "present":
+        return
+    if said.requires != tuple(sorted(cls.requires)):
+        yield f"says that {said.name} needs {', '.join(said.requires) or 'nothing'}, which is not so"
+    chosen = _preset(cls, record, results)
+    if isinstance(chosen, dict):
+        if isinstance(settings := _configured(cls, {**chosen, **said.overrides}), str):
+            yield settings
+        else:
+            yield from _apart(record, settings)
+    elif chosen is not None:
+        yield chosen
+
+
+def _preset(cls: type[Method], record: Record, results: Path) -> dict[str, Any] | Said | None:
+    """A preset's settings, or why they cannot be told; None where `tuned` is checked with its tuning already."""
+    said = record.method
+    if said.preset != "tuned":
+        try:
+            return cls.preset(said.preset, record.task)
+        except UserError as error:
+            return str(error)
+    path = tuning_path(results, record.task, said.name)
+    if not path.is_file():
+        return Note("the tuning of its settings is not here", "whose tuning is not here", strict=True)
+    if not said.overrides:
+        return None
+    try:
+        return read_tuning(path).settings
+    except (UserError, OSError):
+        return None  # named with the tunings
+
+
+def _configured(cls: type[Method], settings: dict[str, Any]) -> dict[str, Any] | str:
+    try:
+        return json.loads(json.dumps(cls.configured(settings).settings()))
+    except UserError as error:
+        return str(error)
+
+
+def _apart(record: Record, meant: dict[str, Any]) -> Iterator[Said]:
+    said, wanted = flat(record.method.settings), flat(meant)
+    changed = ", ".join(
+        f"{name} {said.get(name, '—')} there and {wanted.get(name, '—')} here"
+        for name in dict.fromkeys([*said, *wanted])
+        if said.get(name) != wanted.get(name)
+    )
+    if changed:
+        label = "".join([record.method.preset, *(f"+{key}" for key in record.method.overrides)])
+        yield f"its settings are not those of {record.method.name} {label} ({record.method.division}): {changed}"

@@ -1,0 +1,266 @@
+"""The conformance suite: what every method must do, run on a tiny model in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, get_type_hints
+
+import torch
+
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.errors import Unsupported, UserError, message, one_line
+from unlearnbench.method import ACCESS, Method
+from unlearnbench.models.class_unet import ClassUNet
+from unlearnbench.models.miniature import SCHEDULE
+from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.run.unlearning import check_model
+from unlearnbench.task import Task
+from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.tasks.digits_text import DigitsText
+from unlearnbench.training import seeded
+
+
+class TinyDigits(DigitsClass):
+    """`digits-class` on a network of a few thousand weights, two steps at most."""
+
+    def __init__(self, forget: str = "3", **settings: Any):
+        super().__init__(forget, **{"limit": 2, **settings})
+
+    def architecture(self, seed: int) -> Diffusion:
+        """Fresh weights, two sampling steps."""
+        with seeded(seed):
+            model = ClassUNet(classes=10, size=8, widths=(8, 16))
+        model.sampler = Sampler(steps=2)
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """Untrained: conformance is about behaviour, not about forgetting."""
+        return self.architecture(0)
+
+
+class TinyWords(DigitsText):
+    """`digits-text` on a Stable Diffusion of a few thousand weights, for methods that need text."""
+
+    def __init__(self, forget: str = "seven", **settings: Any):
+        super().__init__(forget, **{"limit": 2, **settings})
+
+    @cached_property
+    def tokenizers(self) -> Sequence[Any]:
+        """The miniature's, with room for what methods put behind a name."""
+        found = super().tokenizers
+        for tokenizer in found:
+            tokenizer.model_max_length = 32
+        return found
+
+    def architecture(self, seed: int) -> Diffusion:
+        """Fresh weights, two sampling steps; captions and latents are the miniature's own."""
+        with seeded(seed):
+            model = tiny(self.tokenizers)
+        model.sampler = replace(self.protocol.sampler, steps=2)
+        return model.to(self.device)
+
+    def pretrained(self) -> Diffusion:
+        """Untrained."""
+        return self.architecture(0)
+
+
+def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
+    """Cross-attention on one of two levels, 8x8 latents of four channels, text states of 16 numbers."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    words = tokenizers[0]
+    special = {name: getattr(words, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=words.model_max_length,
+        **special,
+    )
+    unet: Any = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    vae: Any = AutoencoderKL(
+        block_out_channels=(8, 8),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return StableDiffusion(unet, vae, [CLIPTextModel(config)], tokenizers, SCHEDULE)
+
+
+def tried_on(cls: type[Method]) -> Callable[[], Task]:
+    """The tiny task that has what the method needs, digits first."""
+    return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
+
+
+class Failed(UserError):
+    """A method does not conform; the message says what to mend."""
+
+
+def _unlearned(method: Method, task: Task) -> Diffusion:
+    if method.incomplete:
+        raise Unsupported(f"{method.name} runs only with settings that a user gives")
+    with seeded(task.seed):
+        model = method.wrap(task.pretrained(), task)
+    with seeded(task.seed):
+        return method.unlearn(model, task, method.prepare(model, task))  # may be anything: see returns_a_model
+
+
+def described(cls: type[Method]) -> None:
+    """Docstrings say what it is: the file's first line becomes its line in `list`."""
+    if not (sys.modules[cls.__module__].__doc__ or "").strip():
+        raise Failed('the file has no docstring: begin it with one line, """Name: idea (Authors, Venue year)."""')
+    if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
+        raise Failed(f"{cls.__name__} has no docstring: give the formula and its source")
+
+
+def dataclass_fields(cls: type[Method]) -> None:
+    """A frozen dataclass whose fields are typed and have defaults: `--set` checks them, records hold them."""
+    if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
+        raise Failed(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
+    if not vars(cls)["__dataclass_params__"].frozen:
+        raise Failed(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
+    own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
+    own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
+    if (
+        loose := own
+        - {field.name for field in dataclasses.fields(cls)}
+        - set(Method.__annotations__)  # what a method says of itself, all of it class variables
+    ):
+        raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise Failed(f"field {field.name} has no default: give it one")
+        if field.name not in hints:
+            raise Failed(f"field {field.name} has no type: write `{field.name}: float = …`")
+
+
+def presets(cls: type[Method]) -> None:
+    """Every preset names fields of the method and values that fit them; `space` names at most six fields."""
+    for settings in cls.offered().values():
+        for values in settings.values():
+            cls.configured(values)
+    known = {field.name for field in dataclasses.fields(cls)}
+    strange = set(cls.space) - known
+    if strange or len(cls.space) > 6:
+        raise Failed(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")
+
+
+def access(cls: type[Method]) -> None:
+    """`requires` is a frozenset of kinds of access and parts of a model."""
+    parts = {*TinyWords.model_parts, *TinyDigits().pretrained().parts()}
+    strange = set(cls.requires) - set(ACCESS) - parts
+    if strange:
+        raise Failed(f"requires names {', '.join(sorted(strange))}; known: {', '.join([*ACCESS, *sorted(parts)])}")
+
+
+def returns_a_model(cls: type[Method]) -> None:
+    """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
+    for preset in dict.fromkeys(("default", *cls.offered())):
+        method = cls.configured(cls.preset(preset, tried_on(cls)().name))
+        check_model(method, _unlearned(method, tried_on(cls)()))
+
+
+def repeatable(cls: type[Method]) -> None:
+    """The same seed gives the same weights: randomness comes from torch's global generator and the task alone."""
+    one, two = (_unlearned(cls(), tried_on(cls)()).state_dict() for _ in range(2))
+    for name, value in one.items():
+        if not torch.equal(value, two[name]):
+            raise Failed(f"two runs with one seed differ in {name}: draw randomness from torch and the task only")
+
+
+def reloads(cls: type[Method]) -> None:
+    """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
+    task = tried_on(cls)()
+    model = _unlearned(cls(), task).eval()
+    again = cls().wrap(task.architecture(1), task)
+    try:
+        again.load_state_dict(model.state_dict())
+    except RuntimeError as error:
+        raise Failed(
+            f"the weights do not fit wrap(model): {str(error).splitlines()[0]}: build new structure in wrap"
+        ) from error
+    x_t, t = torch.randn(4, *model.shape), torch.tensor([0, 10, 500, 999])
+    y = torch.cat(
+        [task.names("forget")[:1], task.names("retain")[:1], task.names("forget")[:1], task.names("retain")[-1:]]
+    )
+    with torch.inference_mode():
+        if not torch.equal(model.eps(x_t, t, y), again.eval().eps(x_t, t, y)):
+            raise Failed(
+                "the model predicts otherwise after saving and loading: keep structure in wrap, values in weights"
+            )
+        sampler = replace(task.pretrained().sampler, steps=2, guidance=2.0)
+        guided = [network.sample(y, [0, 1, 2, 3], sampler=sampler) for network in (model, again)]
+    if not torch.equal(*guided):
+        raise Failed("the model samples otherwise after saving and loading: set guidance in wrap, not in unlearn")
+
+
+def quiet(cls: type[Method]) -> None:
+    """A method prints nothing: progress is the engine's, through task.batches and track."""
+    with redirect_stdout(io.StringIO()) as printed:
+        _unlearned(cls(), tried_on(cls)())
+    if printed.getvalue():
+        raise Failed(f"it prints {printed.getvalue()[:40]!r}: take the print out")
+
+
+def leaves_data_alone(cls: type[Method]) -> None:
+    """The task's images are shared by all methods and must not change."""
+    task = tried_on(cls)()
+    before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}
+    _unlearned(cls(), task)
+    for side, (x0, y) in before.items():
+        after = task.data(side)  # type: ignore[arg-type]
+        if not (torch.equal(x0, after.x0) and torch.equal(y, after.y)):
+            raise Failed(f"it changed the {side} images in place: work on copies")
+
+
+CHECKS: tuple[Callable[[type[Method]], None], ...] = (
+    described, dataclass_fields, presets, access, returns_a_model, repeatable, reloads, quiet, leaves_data_alone,
+)  # fmt: skip
+
+
+def _line(cls: type[Method], error: BaseException) -> str:
+    own = {str(path) for path in cls.own_files()}
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
+    """Name, meaning and failure (None: passed) of every check, in order."""
+    for check in CHECKS:
+        meaning = (check.__doc__ or "").partition("\n")[0]
+        try:
+            with redirect_stdout(io.StringIO()):  # `quiet` says what it prints
+                check(cls)
+        except Unsupported as reason:
+            yield check.__name__, meaning, f"not tried here: {reason}"
+        except UserError as failure:
+            yield check.__name__, meaning, message(failure)
+            if check is returns_a_model:
+                return  # the others need a model, and would name the same cause
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may fail in any way
+            yield check.__name__, meaning, f"it fails with {one_line(error)}{_line(cls, error)}"
+            if check is returns_a_model:
+                return
+        else:
+            yield check.__name__, meaning, None

@@ -1,0 +1,96 @@
+"""`first-hour`: is this machine ready for a task on real weights? Data, original, judge, and the original's row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearnbench import registry
+from unlearnbench.leaderboard import published
+from unlearnbench.leaderboard.tables import head, shown
+from unlearnbench.run.cell import Cell
+from unlearnbench.run.runner import run
+from unlearnbench.storage.store import Store
+from unlearnbench.task import Task
+
+HEADS = ["what", "expected", "obtained", "", "by"]
+STAGES = 5
+"""Titles that `begin` is called with, the steps' included."""
+OWN = "own expectation"
+NEAR = 0.25
+"""How far, relative to it, a published number may be off: protocols of fewer images and steps are no closer."""
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at; `passed` is None where there is nothing to hold it against."""
+
+    what: str
+    expected: str
+    obtained: str
+    passed: bool | None
+    source: str = OWN
+
+
+def findings(
+    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None, steps: bool = False
+) -> Iterator[Finding]:
+    """The quick parts first; what stands in the way of all that follows is a `UserError`.
+
+    With `steps` the original is also drawn by the task's two numbers of steps.
+    """
+    about: Any = task
+    stage = ""
+    for title, what, expected, obtained, passed in about.looked_over():
+        if title != stage:
+            begin(stage := title)
+        yield Finding(what, expected, obtained, passed)
+    begin("original's row")
+    yield from _row(task, store, results)
+    if steps:
+        begin("fewer steps")
+        yield from _steps(task, store, results)
+
+
+def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+    """Scores of the original beside those that papers have published of theirs."""
+    record = run(Cell(registry.load_method("original")(), task), store, results)
+    metrics = registry.load_metrics()
+    known = {
+        row.metric: row
+        for row in published.load()
+        if (row.task, row.forget, row.method) == (task.name, task.forget, "original")
+    }
+    for name, told in known.items():  # numbers that are part of a metric, or of one under a condition
+        if (value := published.reading(record, name)) is not None:
+            source = f"{told.source} ({told.status}): {told.note}".rstrip(": ")
+            yield Finding(name, f"{told.value:g}", f"{value:.4g}", abs(value - told.value) <= NEAR * told.value, source)
+    for name, score in record.scores.items():
+        metric, row = metrics[name], known.get(name)
+        if metric.axis == "cost":
+            continue
+        expected = "—" if row is None else shown(metric, row.value)
+        near = None if row is None or score.value is None else _near(score.value, name, known)
+        source = "" if row is None else f"{row.source} ({row.status}): {row.note}".rstrip(": ")
+        yield Finding(head(metric), expected, shown(metric, score.value), near, source)
+
+
+def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+    """Scores of the original by fewer steps beside those by all of them, from the same starting noise."""
+    names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
+    for name in names:
+        about = copy.copy(task)
+        about.protocol = task.resolve_protocol(name)
+        records.append(run(Cell(registry.load_method("original")(), about), store, results))
+    for name in records[0].scores:
+        if metrics[name].axis != "cost":
+            values = [shown(metrics[name], record.scores[name].value) for record in records]
+            yield Finding(f"{head(metrics[name])}, {names[0]}", values[1], values[0], None, f"protocol {names[1]}")
+
+
+def _near(value: float, name: str, known: dict[str, published.Published]) -> bool:
+    """Close to what was published; of precision and recall to either, since the papers' scripts swap them."""
+    pair = ("precision", "recall")
+    expected = [known[each].value for each in (pair if name in pair else (name,)) if each in known]
+    return any(abs(value - each) <= NEAR * abs(each) for each in expected)

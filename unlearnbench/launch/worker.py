@@ -111,7 +111,7 @@ def _trace(error: BaseException) -> None:
         traceback.print_exception(error, file=sys.stderr)
     except (Exception, SystemExit):  # noqa: BLE001 - `__str__` or `__notes__` of foreign code may raise anything
         traceback.print_tb(error.__traceback__, file=sys.stderr)
-        print(one_line(error), file=sys.stderr)
+        sys.stderr.write(f"{one_line(error)}\n")
 
 
 def _done(job: Work, store: Store, results: Path, where: str) -> str | None:

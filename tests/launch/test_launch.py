@@ -101,7 +101,7 @@ def test_a_worker_with_something_else_refuses_the_job(tmp_path, what):
 def test_expected_weights_are_those_of_the_task():
     (job,) = jobs("original")
     assert job.expected == Expected.of(job.spec.cell())
-    assert job.expected.original == job.spec.cell().task.pretrained_identity()[0]
+    assert job.expected.original == job.spec.cell().task.model_identity().hash
 
 
 # ---- jobs ----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ DRIVER = """
 import json, os, pathlib, shutil, signal, sys
 
 sys.path.insert(0, sys.argv[1])
-from small_world import small_protocol
+from tests.support.small_world import small_protocol
 import diffusers.models.unets.unet_2d, torch_fidelity, pandas, scipy.stats, sklearn.datasets, PIL.Image
 import torch
 from unlearnbench import cli; from unlearnbench.records import schema as record; from unlearnbench.storage import store
@@ -106,7 +106,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     write_nudge(folder)
     (folder / "driver.py").write_text(DRIVER)
-    done = python("driver.py", str(Path(__file__).parents[1]), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
+    done = python("driver.py", str(Path(__file__).parents[2]), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return folder, dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 

@@ -135,9 +135,9 @@ def test_a_papers_checkpoint_is_the_original(folder, tmp_path, monkeypatch, prot
     x, t, y = torch.randn(3, 3, 32, 32), torch.tensor([5, 500, 999]), torch.tensor([0, 4, 9])
     with torch.no_grad():
         torch.testing.assert_close(model(x, t, y), reference(x, t, y), atol=1e-5, rtol=1e-4)
-    first = task.pretrained_identity()
+    first = task.model_identity()
     torch.save([state, {"state": {}}, 800_001, mean.state_dict()], path)
-    assert small(folder, protocol=protocol, checkpoint=path).pretrained_identity() != first
+    assert small(folder, protocol=protocol, checkpoint=path).model_identity() != first
 
 
 def test_a_diffusers_folder_is_the_original(folder, tmp_path):
@@ -148,7 +148,7 @@ def test_a_diffusers_folder_is_the_original(folder, tmp_path):
     x, t, y = torch.randn(2, 3, 32, 32), torch.tensor([5, 900]), torch.tensor([1, 9])
     with torch.no_grad():
         torch.testing.assert_close(task.pretrained().eval()(x, t, y), model(x, t, y))
-    assert task.pretrained_identity()[0] != small(folder).pretrained_identity()[0]
+    assert task.model_identity().hash != small(folder).model_identity().hash
 
 
 def test_without_weights_only_the_smoke_protocol_runs(folder):

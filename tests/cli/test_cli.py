@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture
 def unlearned(monkeypatch):
     """Names of the methods that unlearned, in order."""
-    from unlearnbench.run import unlearning
+    from unlearnbench.pipeline import unlearning
 
     names: list[str] = []
     real = unlearning.unlearn
@@ -28,7 +28,7 @@ def unlearned(monkeypatch):
         names.append(f"{cell.method.name} {cell.task.forget} {cell.task.seed}")
         return real(cell, original, watch)
 
-    monkeypatch.setattr("unlearnbench.run.runner.unlearn", counted)
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", counted)
     return names
 
 

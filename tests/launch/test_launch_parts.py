@@ -15,9 +15,9 @@ from unlearnbench.launch.jobs import Cut, jobs_of
 from unlearnbench.launch.plan import still_to_do
 from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
+from unlearnbench.pipeline.attacks import attacked, wanted
+from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import load_all, read, write
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 
 # ---- shards --------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, fresh_s
 
 
 def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeypatch):
-    from unlearnbench.run import attacks
+    from unlearnbench.pipeline import attacks
 
     real = attacks._one
 

@@ -96,7 +96,7 @@ def specs(
 ) -> tuple[list[Any], list[Any]]:
     """The original's cell and those of these methods."""
     from unlearnbench import registry
-    from unlearnbench.run.request import Asked, methods_of
+    from unlearnbench.pipeline.request import Asked, methods_of
 
     asked = Asked(registry.load_task(task), Path("results"), "cpu", protocol, **about)
     return asked.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)

@@ -18,10 +18,10 @@ import pytest
 from tests.support.small_world import IMAGES, ROOT, small_protocol
 from unlearnbench import registry
 from unlearnbench.hashing import digest
+from unlearnbench.pipeline.attacks import attacked, wanted
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.trajectory import followed
 from unlearnbench.records.sealed_json import sealed
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.trajectory import followed
 from unlearnbench.statistics import t_interval, wilson, within
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass

@@ -27,17 +27,17 @@ from unlearnbench.cli.launch_view import (
 )
 from unlearnbench.cli.pretrain import Data
 from unlearnbench.errors import UserError, message, one_line
+from unlearnbench.pipeline.trackers import tracking
 from unlearnbench.registry import words
 from unlearnbench.reporting import bars
-from unlearnbench.run.trackers import tracking
 
 if TYPE_CHECKING:
     from unlearnbench.launch.jobs import Cut
     from unlearnbench.launch.options import Where
+    from unlearnbench.pipeline.attacks import Wanted
+    from unlearnbench.pipeline.spec import Spec
+    from unlearnbench.pipeline.trackers import Tracking
     from unlearnbench.records.schema import Record
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.spec import Spec
-    from unlearnbench.run.trackers import Tracking
     from unlearnbench.storage.store import Store
 
 
@@ -129,9 +129,9 @@ def run(
     from unlearnbench.compute.precision import Resources
     from unlearnbench.launch.jobs import Cut
     from unlearnbench.launch.options import Where
-    from unlearnbench.run.attacks import wanted
-    from unlearnbench.run.request import Asked, concepts_of, methods_of
-    from unlearnbench.run.trajectory import checked
+    from unlearnbench.pipeline.attacks import wanted
+    from unlearnbench.pipeline.request import Asked, concepts_of, methods_of
+    from unlearnbench.pipeline.trajectory import checked
 
     at = Where.checked(
         launcher,
@@ -192,8 +192,8 @@ def run_here(
     """
     from unlearnbench.compute.device import on_threads
     from unlearnbench.launch.plan import require_replaceable
-    from unlearnbench.run.attacks import wanted
-    from unlearnbench.run.runner import run
+    from unlearnbench.pipeline.attacks import wanted
+    from unlearnbench.pipeline.runner import run
     from unlearnbench.storage.store import Store
 
     store, tried = Store(), wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
@@ -225,9 +225,9 @@ def _ran(
     spec: Spec, cut: Cut, tried: Sequence[Wanted], store: Store, results: Path, tracking: Tracking | None
 ) -> Record:
     """The record of one cell that was asked for, with its trajectory and attacks."""
-    from unlearnbench.run.attacks import attacked
-    from unlearnbench.run.runner import run
-    from unlearnbench.run.trajectory import followed
+    from unlearnbench.pipeline.attacks import attacked
+    from unlearnbench.pipeline.runner import run
+    from unlearnbench.pipeline.trajectory import followed
 
     cell = spec.cell()
     if cut.every or tracking:
@@ -245,8 +245,8 @@ def _came_to_something(records: Sequence[Record]) -> bool:
 def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: Where, results: Path) -> None:
     """As jobs of a launcher; exit code 1 where some failed."""
     from unlearnbench.launch.plan import cells_launched
+    from unlearnbench.pipeline.attacks import wanted
     from unlearnbench.records.schema import read
-    from unlearnbench.run.attacks import wanted
     from unlearnbench.storage.store import Store
 
     with view() as shown:

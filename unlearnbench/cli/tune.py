@@ -81,7 +81,7 @@ def tune(
 
 def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
     """The methods that can be tuned there; what was named and cannot is refused."""
-    from unlearnbench.run.cell import Cell, require
+    from unlearnbench.pipeline.cell import Cell, require
     from unlearnbench.tune.space import checked
 
     names = list(dict.fromkeys([*(registry.methods() if "all" in asked else []), *asked]))

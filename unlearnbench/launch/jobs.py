@@ -9,10 +9,10 @@ from typing import Any, Literal
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.names import Name
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.sealed_json import FrozenPart
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import engine_hash, method_code
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 Step = Literal["unlearn", "sample", "record", "attack", "attach"]

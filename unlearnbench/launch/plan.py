@@ -12,13 +12,13 @@ from unlearnbench.launch.driver import Backend, Left, Shown, drive
 from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
 from unlearnbench.launch.journal import Ledger, sole_driver
 from unlearnbench.launch.options import Where
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.schema import Record, read
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.pipeline.attacks import Wanted
+    from unlearnbench.pipeline.cell import Cell
 
 
 def backend(where: Where, ledger: Ledger, store: Store, results: Path, count: int) -> Backend:
@@ -54,7 +54,7 @@ def cells_launched(
     specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut, where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Job], Left]:
     """Run every cell that is not done yet; its jobs, and how they ended."""
-    from unlearnbench.run.attacks import wanted
+    from unlearnbench.pipeline.attacks import wanted
 
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
@@ -68,9 +68,9 @@ def cells_launched(
 
 def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[Wanted] = ()) -> None:
     """Refuse cells whose record, or attack in it, would replace one that was made otherwise; before anything is run."""
-    from unlearnbench.run import attacks as attacking
-    from unlearnbench.run import runner
-    from unlearnbench.run.fingerprint import drafted
+    from unlearnbench.pipeline import attacks as attacking
+    from unlearnbench.pipeline import runner
+    from unlearnbench.pipeline.fingerprint import drafted
 
     drafts: dict[str, tuple[Cell, Record]] = {}
     for spec in specs:
@@ -92,8 +92,8 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
     import torch
 
-    from unlearnbench.run.attacks import lacking, wanted
-    from unlearnbench.run.runner import finished
+    from unlearnbench.pipeline.attacks import lacking, wanted
+    from unlearnbench.pipeline.runner import finished
 
     complete: dict[str, bool] = {}
     cuda = torch.cuda.is_available()

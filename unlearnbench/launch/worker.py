@@ -29,8 +29,8 @@ from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.pipeline.attacks import Wanted
+    from unlearnbench.pipeline.cell import Cell
 
 TAIL = 5
 """Lines of a failed job's log that are shown."""
@@ -38,7 +38,7 @@ PAUSE = 0.5
 """Seconds from one report to the next, at least."""
 BEAT = 30.0
 """Seconds from one sign of life to the next."""
-HEAVY = ("unlearnbench.run.trajectory", "torch_fidelity", "diffusers", "pandas", "scipy.stats", "sklearn.datasets")
+HEAVY = ("unlearnbench.pipeline.trajectory", "torch_fidelity", "diffusers", "pandas", "scipy.stats", "sklearn.datasets")
 """What nearly every job imports, which takes seconds."""
 Report = Callable[[dict[str, Any]], None]
 
@@ -125,15 +125,15 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     import torch
 
     from unlearnbench.compute.device import pick_device
+    from unlearnbench.pipeline.attacks import attacked, tried, wanted
+    from unlearnbench.pipeline.cell import require
+    from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
+    from unlearnbench.pipeline.runner import run, unlearned
+    from unlearnbench.pipeline.sampling import draw
+    from unlearnbench.pipeline.scoring import metrics_for
+    from unlearnbench.pipeline.trajectory import followed
+    from unlearnbench.pipeline.unlearning import loaded
     from unlearnbench.records.schema import read
-    from unlearnbench.run.attacks import attacked, tried, wanted
-    from unlearnbench.run.cell import require
-    from unlearnbench.run.fingerprint import drafted, sample_parts, weight_parts
-    from unlearnbench.run.runner import run, unlearned
-    from unlearnbench.run.sampling import draw
-    from unlearnbench.run.scoring import metrics_for
-    from unlearnbench.run.trajectory import followed
-    from unlearnbench.run.unlearning import loaded
     from unlearnbench.training import Diverged
 
     torch.set_num_threads(job.threads)
@@ -174,7 +174,7 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
 
 def _attached(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path) -> str:
     """Put attacks into the record; one that fails keeps no other out, and is told when all others are in."""
-    from unlearnbench.run.attacks import attacked
+    from unlearnbench.pipeline.attacks import attacked
 
     failed: UserError | None = None
     for want in asked:

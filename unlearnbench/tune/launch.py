@@ -12,9 +12,9 @@ from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Work
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, launched
+from unlearnbench.pipeline.request import Asked, source_of
 from unlearnbench.records.schema import read
 from unlearnbench.reporting import tell
-from unlearnbench.run.request import Asked, source_of
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.jobs import TuneJob, tune_one
 from unlearnbench.tune.search import PROTOCOL, Budget, Told, tuning_key

@@ -142,7 +142,7 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
 
 def _held_out(record: Record, task: Task) -> Iterator[Said]:
     """How many images its points rest on, where the plan can be made here."""
-    from unlearnbench.run.trajectory import fewer
+    from unlearnbench.pipeline.trajectory import fewer
 
     if record.trajectory is None:
         return

@@ -12,10 +12,10 @@ from unlearnbench.errors import one_line
 from unlearnbench.hashing import state_hash
 from unlearnbench.leaderboard.robustness import curve
 from unlearnbench.metric import Known, Score
+from unlearnbench.pipeline.attacks import attacked, wanted
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import AttackRecord
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
 from unlearnbench.verification.selfcheck import Finding, number, span

@@ -16,6 +16,13 @@ from unlearnbench.data.concepts import made
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Outcome, Score
+from unlearnbench.pipeline.attacks import again, attacked
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.judging import observed, witnessed
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import measure, metrics_for, score_record
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.agreement import (
     EXACT,
     UNSAMPLED,
@@ -32,13 +39,6 @@ from unlearnbench.records.agreement import (
 )
 from unlearnbench.records.image_table import read_images, table, unreproduced
 from unlearnbench.records.schema import Record
-from unlearnbench.run.attacks import again, attacked
-from unlearnbench.run.cell import Cell, require
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.judging import observed, witnessed
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import measure, metrics_for, score_record
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.store import Store, default_root
 from unlearnbench.task import Plan, accepted
 from unlearnbench.training import Diverged

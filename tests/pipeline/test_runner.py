@@ -26,9 +26,9 @@ from unlearnbench import Score, registry
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.hashing import file_hash
 from unlearnbench.judges.digits import CnnJudge
+from unlearnbench.pipeline import cell as cell_module
+from unlearnbench.pipeline import runner, sampling, scoring
 from unlearnbench.records import sample_grid
-from unlearnbench.run import cell as cell_module
-from unlearnbench.run import runner, sampling, scoring
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 

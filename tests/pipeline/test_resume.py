@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.small_world import CHUNKS, comparable, debris, python, read_only, write_nudge
-from unlearnbench.run import runner
+from unlearnbench.pipeline import runner
 
 POINTS = {
     "during weights": ("during", "weights", 1),
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on(cli, small, one_thread, monkeypatch, killed, unint
 
     unlearned = []
     real = runner.unlearn
-    monkeypatch.setattr("unlearnbench.run.runner.unlearn", lambda *words: unlearned.append(words) or real(*words))
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *words: unlearned.append(words) or real(*words))
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(store))
     said = cli("run", "--method", folder / "nudge.py", "--out", here)
     assert said.code == 0, said.err
@@ -174,7 +174,7 @@ def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path,
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     with monkeypatch.context() as patch:
-        patch.setattr(f"unlearnbench.run.runner.{name}", stop)
+        patch.setattr(f"unlearnbench.pipeline.runner.{name}", stop)
         said = cli("run", "--method", path, "--out", "here")
     signal.signal(signal.SIGINT, before)
     assert said.code == 130

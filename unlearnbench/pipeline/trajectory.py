@@ -16,17 +16,17 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.metric import Outcome, Score
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.judging import observed
+from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import measure, metrics_for
+from unlearnbench.pipeline.snapshots import Snapshot
+from unlearnbench.pipeline.trackers import Tracker, Tracking
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.schema import Record, write
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.reporting import track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.judging import observed
-from unlearnbench.run.monitor import Watch
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import measure, metrics_for
-from unlearnbench.run.snapshots import Snapshot
-from unlearnbench.run.trackers import Tracker, Tracking
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.training import Diverged

@@ -13,19 +13,19 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Outcome
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.fingerprint import drafted, model_parts, sample_parts, weight_parts, wraps
+from unlearnbench.pipeline.judging import judged, observed, witnessed
+from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.scoring import measure, metrics_for, score_record
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.agreement import Likeness, Row, likeness, whole_scores
 from unlearnbench.records.identity import differences, identity
 from unlearnbench.records.image_table import as_parquet
 from unlearnbench.records.sample_grid import write_grid
 from unlearnbench.records.schema import BESIDE, Record, read, write
 from unlearnbench.reporting import tell
-from unlearnbench.run.cell import Cell, require
-from unlearnbench.run.fingerprint import drafted, model_parts, sample_parts, weight_parts, wraps
-from unlearnbench.run.judging import judged, observed, witnessed
-from unlearnbench.run.monitor import Watch
-from unlearnbench.run.sampling import draw
-from unlearnbench.run.scoring import measure, metrics_for, score_record
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import Diverged

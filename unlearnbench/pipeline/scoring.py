@@ -8,8 +8,8 @@ from unlearnbench import registry
 from unlearnbench.compute.device import trim
 from unlearnbench.errors import one_line
 from unlearnbench.metric import Metric, Outcome, Score
+from unlearnbench.pipeline.code_hashes import metric_code
 from unlearnbench.records.schema import ScoreRecord
-from unlearnbench.run.code_hashes import metric_code
 from unlearnbench.statistics import within
 from unlearnbench.task import Task
 

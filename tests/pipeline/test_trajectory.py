@@ -19,15 +19,15 @@ from tests.support.small_world import (
 from unlearnbench import registry
 from unlearnbench.compare.record_diff import differences
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline import runner, trajectory
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.trackers import Steady
+from unlearnbench.pipeline.trajectory import checked, followed, held_out
 from unlearnbench.records.provenance import command, details
 from unlearnbench.records.schema import read, write
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.report.page import report
-from unlearnbench.run import runner, trajectory
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.trackers import Steady
-from unlearnbench.run.trajectory import checked, followed, held_out
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import Diverged
@@ -264,7 +264,7 @@ def test_a_tracker_alone_keeps_what_was_watched_and_evaluates_nothing(places):
 
 def test_a_tracker_that_fails_loses_nothing(places, monkeypatch):
     told = []
-    monkeypatch.setattr("unlearnbench.run.trackers.tell", told.append)
+    monkeypatch.setattr("unlearnbench.pipeline.trackers.tell", told.append)
 
     class Broken(Tracked):
         def begun(self, name):

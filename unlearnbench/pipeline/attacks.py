@@ -20,15 +20,15 @@ from unlearnbench.compute.environment import describe
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, file_hash, state_hash
 from unlearnbench.metric import Outcome, Score
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code, metric_code
+from unlearnbench.pipeline.fingerprint import drafted, sample_parts
+from unlearnbench.pipeline.runner import UNRELIABLE, unlearned
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.identity import attacked_by
 from unlearnbench.records.schema import AttackRecord, Record, write
 from unlearnbench.reporting import tell
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import engine_hash, method_code, metric_code
-from unlearnbench.run.fingerprint import drafted, sample_parts
-from unlearnbench.run.runner import UNRELIABLE, unlearned
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import loaded
 from unlearnbench.storage.store import Made, Store
 
 

@@ -13,9 +13,9 @@ from unlearnbench.data.concepts import Concept, read_concepts
 from unlearnbench.errors import Unsupported, UserError, one_line
 from unlearnbench.method import Method
 from unlearnbench.names import require_name
+from unlearnbench.pipeline.cell import require
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.tuning import require_apart, tuned_settings, was_tuned
-from unlearnbench.run.cell import require
-from unlearnbench.run.spec import Spec
 from unlearnbench.task import Task
 
 TUNED = "tuned"

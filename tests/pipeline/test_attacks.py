@@ -14,9 +14,9 @@ from tests.support.small_world import made_record, run_cell, write_nudge
 from unlearnbench import Attack, Look, cli, registry
 from unlearnbench.attacks.search import drawn, sight
 from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.pipeline import attacks
+from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import AttackRecord, read, write
-from unlearnbench.run import attacks
-from unlearnbench.run.cell import Cell
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verification.verify import verify
@@ -174,8 +174,8 @@ def test_a_run_made_anew_keeps_attacks_of_the_same_weights(setting, tmp_path, fr
 
 def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     """What is read back has lists where the settings have tuples."""
+    from unlearnbench.pipeline.runner import _beside
     from unlearnbench.records.schema import ProtocolRecord
-    from unlearnbench.run.runner import _beside
     from unlearnbench.tasks.digits_text import DigitsText
 
     protocol = DigitsText.protocols["smoke"]

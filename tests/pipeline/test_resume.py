@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_world import CHUNKS, comparable, debris, python, read_only, write_nudge
+from tests.support.small_world import CHUNKS, ROOT, comparable, debris, python, read_only, write_nudge
 from unlearnbench.pipeline import runner
 
 POINTS = {
@@ -30,7 +29,7 @@ DRIVER = """
 import json, os, pathlib, shutil, signal, sys
 
 sys.path.insert(0, sys.argv[1])
-from small_world import small_protocol
+from tests.support.small_world import small_protocol
 import diffusers.models.unets.unet_2d, torch_fidelity, pandas, scipy.stats, sklearn.datasets, PIL.Image
 import torch
 from unlearnbench import cli; from unlearnbench.records import schema as record; from unlearnbench.storage import store
@@ -106,7 +105,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     write_nudge(folder)
     (folder / "driver.py").write_text(DRIVER)
-    done = python("driver.py", str(Path(__file__).parents[1]), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
+    done = python("driver.py", str(ROOT), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return folder, dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
@@ -167,14 +166,14 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
     path = write_nudge(tmp_path)
     assert cli("run", "--method", "original", "--out", "here").code == 0
-    name = {"unlearning": "unlearn", "sampling": "draw", "judging": "judged"}[point]
+    place = {"unlearning": "runner.unlearn", "sampling": "judging.draw", "judging": "measuring.judged"}[point]
 
     def stop(*words):
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     with monkeypatch.context() as patch:
-        patch.setattr(f"unlearnbench.pipeline.runner.{name}", stop)
+        patch.setattr(f"unlearnbench.pipeline.{place}", stop)
         said = cli("run", "--method", path, "--out", "here")
     signal.signal(signal.SIGINT, before)
     assert said.code == 130

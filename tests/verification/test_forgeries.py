@@ -18,7 +18,7 @@ import pytest
 from tests.support.small_world import IMAGES, ROOT, small_protocol
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.pipeline.attacks import attacked, wanted
+from unlearnbench.pipeline.attacks import attacked, parse_attacks
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.trajectory import followed
 from unlearnbench.records.sealed_json import sealed
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         cell = Cell(method.configured(method.preset("default", "digits-class")), DigitsClass("3"))
         store, results = Store(folder / "store"), folder / "here"
         record = followed(cell, 10, store, results)
-        attacked(cell, record, wanted(ATTACK), store, results)
+        attacked(cell, record, parse_attacks(ATTACK), store, results)
     return results
 
 

@@ -146,11 +146,12 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
 
 
 def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
+    from unlearnbench.pipeline import measuring
     from unlearnbench.verification import verify
 
     drawn = []
-    real = verify.observed
-    monkeypatch.setattr(verify, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
+    real = measuring.observed
+    monkeypatch.setattr(measuring, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
     record = read(path)
     images = pd.read_parquet(path.with_suffix(".parquet"))
     cell = rebuilt(record, "cpu", str(tmp_path / "nudge.py"))

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal, get_args
 
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.pipeline.request import LaunchRequest
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -32,18 +33,16 @@ class Where:
     """Further options of sbatch."""
 
     @classmethod
-    def checked(
-        cls,
-        launcher: str | None,
-        jobs: int | None,
-        threads: int | None,
-        gpus: int | None,
-        device: str,
-        partition: str | None,
-        time: str | None,
-        slurm: dict[str, str],
-    ) -> Where | None:
-        """From the command line; None where cells are run in this process, one after another."""
+    def of(cls, request: LaunchRequest) -> Where | None:
+        """What a request asks for, checked; None where cells are run in this process, one after another."""
+        launcher, jobs, threads, gpus, device = (
+            request.launcher,
+            request.jobs,
+            request.threads,
+            request.gpus,
+            request.device,
+        )
+        partition, time, slurm = request.partition, request.time, request.slurm
         for name, value, least in (("jobs", jobs, 1), ("threads", threads, 1), ("gpus", gpus, 0)):
             if value is not None and value < least:
                 raise UserError(f"--{name} {value} is below {least}: give {least} or more")

@@ -29,7 +29,7 @@ from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from unlearnbench.pipeline.attacks import Wanted
+    from unlearnbench.attacks.spec import AttackSpec
     from unlearnbench.pipeline.cell import Cell
 
 TAIL = 5
@@ -125,13 +125,13 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     import torch
 
     from unlearnbench.compute.device import pick_device
-    from unlearnbench.pipeline.attacks import attacked, tried, wanted
+    from unlearnbench.pipeline.attacks import attacks_of, tried
     from unlearnbench.pipeline.cell import require
     from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
-    from unlearnbench.pipeline.runner import run, unlearned
+    from unlearnbench.pipeline.recording import record_cell
+    from unlearnbench.pipeline.runner import unlearned
     from unlearnbench.pipeline.sampling import draw
     from unlearnbench.pipeline.scoring import metrics_for
-    from unlearnbench.pipeline.trajectory import followed
     from unlearnbench.pipeline.unlearning import loaded
     from unlearnbench.records.schema import read
     from unlearnbench.training import Diverged
@@ -141,7 +141,7 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     spec = job.spec.model_copy(update={"device": pick_device(job.spec.device), "method": method})
     cell = spec.cell()
     job.expected.require(Expected.of(cell), where)
-    asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
+    asked = attacks_of(job.attacks)
     if job.step in ("unlearn", "sample"):
         draft = drafted(cell, metrics_for(cell.task))
         original = cell.task.pretrained().eval()
@@ -156,13 +156,9 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
         except (Diverged, Unsupported):
             return None  # the record will say so
     elif job.step == "record":
-        watched = job.every is not None
-        record = (
-            followed(cell, job.every, store, results, job.force)
-            if watched
-            else run(cell, store, results, job.force, replace=job.replace)
-        )
-        return (attacked(cell, record, asked, store, results, job.force) if asked else record).status
+        return record_cell(
+            cell, store, results, attacks=asked, every=job.every, force=job.force, replace=job.replace
+        ).status
     else:
         record = read(spec.path(results))
         if job.step == "attack":
@@ -172,14 +168,14 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     return None
 
 
-def _attached(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path) -> str:
+def _attached(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store, results: Path) -> str:
     """Put attacks into the record; one that fails keeps no other out, and is told when all others are in."""
     from unlearnbench.pipeline.attacks import attacked
 
     failed: UserError | None = None
-    for want in asked:
+    for spec in asked:
         try:
-            record = attacked(cell, record, [want], store, results)
+            record = attacked(cell, record, [spec], store, results)
         except UserError as error:
             failed = failed or error
     if failed is not None:

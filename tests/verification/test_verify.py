@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pandas as pd
 import pytest
 
 from tests.support.small_world import FORGET_IMAGES, IMAGES, run_cell, small_protocol, write_method, write_nudge
 from unlearnbench.records.schema import read, write
+from unlearnbench.records.sealed_json import sealed
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verification.verify import chosen, rebuilt
 
@@ -172,7 +174,7 @@ def test_samples_are_spread_rounded_up_and_never_empty():
 
 def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
     skipped = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    assert cli("run", "--method", skipped, "--out", "here").code == 0
+    assert cli("run", "--method", skipped, "--out", "here").code == 1, "no run came to a result"
     for sample in SAMPLES:
         assert cli("verify", "here/digits-class/default/3/mine", "--method", skipped, *sample).code == 0
     write_method(tmp_path, "return model")
@@ -251,8 +253,9 @@ def test_images_that_lack_a_column_or_their_hash_are_refused(cli, path):
 
 
 def test_no_path_in_a_record_is_run_as_code(cli, path, tmp_path):
-    record = read(path)
-    reseal(path, method=record.method.model_copy(update={"name": str(tmp_path / "nudge.py")}))
+    values = json.loads(path.read_text())
+    values["method"]["name"] = str(tmp_path / "nudge.py")
+    path.write_text(json.dumps({**values, "content_hash": sealed(values)}))
     said = cli("verify", path)
     assert said.code == 2
-    assert "is not known here" in said.err
+    assert "cannot name a method" in said.err

@@ -122,50 +122,56 @@ def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
 
 
 def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
+    """Do one job of a cell; the status of its record, where the job makes or changes one."""
     import torch
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.pipeline.attacks import attacks_of, tried
-    from unlearnbench.pipeline.cell import require
-    from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
     from unlearnbench.pipeline.recording import record_cell
-    from unlearnbench.pipeline.runner import unlearned
-    from unlearnbench.pipeline.sampling import draw
-    from unlearnbench.pipeline.scoring import metrics_for
-    from unlearnbench.pipeline.unlearning import loaded
     from unlearnbench.records.schema import read
-    from unlearnbench.training import Diverged
 
     torch.set_num_threads(job.threads)
     method = with_source(job.spec.method, job.spec.source, store)
     spec = job.spec.model_copy(update={"device": pick_device(job.spec.device), "method": method})
     cell = spec.cell()
     job.expected.require(Expected.of(cell), where)
-    asked = attacks_of(job.attacks)
-    if job.step in ("unlearn", "sample"):
-        draft = drafted(cell, metrics_for(cell.task))
-        original = cell.task.pretrained().eval()
-        if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
-            return None  # it came to no weights
-        try:
-            require(cell)
-            state, _ = unlearned(cell, draft, original, store)
-            if job.step == "sample":
-                shard = (job.shard, job.shards)
-                draw(cell, loaded(cell, state), sample_parts(cell, state), cell.task.plan(), store, shard=shard)
-        except (Diverged, Unsupported):
-            return None  # the record will say so
-    elif job.step == "record":
-        return record_cell(
-            cell, store, results, attacks=asked, every=job.every, force=job.force, replace=job.replace
-        ).status
+    attacks = attacks_of(job.attacks)
+    if job.step == "record":
+        record = record_cell(
+            cell, store, results, attacks=attacks, every=job.every, force=job.force, replace=job.replace
+        )
+        return record.status
+    if job.step == "attack":
+        tried(cell, read(spec.path(results)), attacks, store)
+    elif job.step == "attach":
+        return _attached(cell, read(spec.path(results)), attacks, store, results)
     else:
-        record = read(spec.path(results))
-        if job.step == "attack":
-            tried(cell, record, asked, store)
-        else:
-            return _attached(cell, record, asked, store, results)
+        _fill_store(cell, job, store)
     return None
+
+
+def _fill_store(cell: Cell, job: Job, store: Store) -> None:
+    """Make the unlearned weights, or one shard of the samples; a run that comes to none says so in its record."""
+    from unlearnbench.pipeline.cell import require
+    from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
+    from unlearnbench.pipeline.runner import unlearned
+    from unlearnbench.pipeline.sampling import draw
+    from unlearnbench.pipeline.scoring import metrics_for
+    from unlearnbench.pipeline.unlearning import loaded
+    from unlearnbench.training import Diverged
+
+    draft = drafted(cell, metrics_for(cell.task))
+    original = cell.task.pretrained().eval()
+    if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
+        return  # the job that was to make them came to none
+    try:
+        require(cell)
+        weights, _ = unlearned(cell, draft, original, store)
+        if job.step == "sample":
+            model, identity = loaded(cell, weights), sample_parts(cell, weights)
+            draw(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))
+    except (Diverged, Unsupported):
+        return
 
 
 def _attached(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store, results: Path) -> str:

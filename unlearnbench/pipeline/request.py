@@ -222,6 +222,8 @@ class LaunchRequest(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = str(first["loc"][0]) if first["loc"] else "the request"
+            if first["type"] == "missing":
+                raise UserError(f"{name} is missing: give it a value") from error
             reason = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
             raise UserError(f"{name}={values.get(name)!r} does not fit: {reason}") from error
 

@@ -15,7 +15,7 @@ from unlearnbench.launch.jobs import Cut, jobs_of
 from unlearnbench.launch.plan import still_to_do
 from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
-from unlearnbench.pipeline.attacks import attacked, wanted
+from unlearnbench.pipeline.attacks import attacked, parse_attacks
 from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import load_all, read, write
 from unlearnbench.storage.store import Store
@@ -62,7 +62,7 @@ def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
     found = read(spec.path(tmp_path / "here"))
     assert set(found.attacks) == set(labels)
     store, there = Store(tmp_path / "other"), tmp_path / "there"
-    whole = attacked(spec.cell(), run(spec.cell(), store, there), wanted(",".join(labels)), store, there)
+    whole = attacked(spec.cell(), run(spec.cell(), store, there), parse_attacks(",".join(labels)), store, there)
     for label in labels:
         one, other = (each.attacks[label].model_dump(exclude={"seconds"}) for each in (found, whole))
         assert one == other

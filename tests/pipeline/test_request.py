@@ -178,8 +178,8 @@ def test_every_option_of_the_command_is_a_field_of_the_request_and_the_other_way
 def test_a_request_reaches_its_cells_whole(tmp_path):
     folder = tmp_path / "trained"
     request = RunRequest.of(
-        method="esd", protocol="smoke", preset="published", memory=["slices"], compile=True, pretrained=folder
+        method="esd", protocol="selection", preset="published", memory=["slices"], compile=True, pretrained=folder
     )
     (spec,) = request.cells("cpu").asked
-    assert (spec.protocol, spec.preset, spec.memory, spec.compile) == ("smoke", "published", ("slices",), True)
+    assert (spec.protocol, spec.preset, spec.memory, spec.compile) == ("selection", "published", ("slices",), True)
     assert spec.pretrained == Path(folder) and spec.device == "cpu"

@@ -64,7 +64,7 @@ def _known(label: str) -> AttackSpec:
     if spec.name not in known:
         raise unknown("attack", spec.name, [*known, "standard"])
     variants = known[spec.name].variants
-    if spec.variant and spec.variant not in variants:
+    if "@" in label and spec.variant not in variants:
         raise unknown(f"variant of {spec.name}", spec.variant, variants or ["(it has none)"])
     if spec.label != label:
         raise UserError(f"{label!r} names no attack: write {spec.base}, or {spec.base}+budget=10 with a whole number")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unlearnbench import registry
 from unlearnbench.data.concepts import read_concepts
-from unlearnbench.run import cell, unlearning
+from unlearnbench.pipeline import cell, unlearning
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance

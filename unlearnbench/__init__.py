@@ -15,6 +15,7 @@ if not (Path(__file__).parent / "methods").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
+    from unlearnbench.api import run as run
     from unlearnbench.attacks.base import Attack as Attack
     from unlearnbench.attacks.base import Look as Look
     from unlearnbench.diffusion.model import Batch as Batch
@@ -65,6 +66,7 @@ _PUBLIC = {
     "gradients": "training",
     "minimise": "training",
     "note": "reporting",
+    "run": "api",
     "taken": "storage.lazy_arrays",
     "track": "reporting",
 }

@@ -17,9 +17,9 @@ from tests.support.small_world import made_record, read_only, write_nudge
 from unlearnbench.data.concepts import Concept, read_concepts
 from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.pipeline import cell as cell_module
+from unlearnbench.pipeline import unlearning
 from unlearnbench.records.schema import AttackRecord, read, write
-from unlearnbench.run import cell as cell_module
-from unlearnbench.run import unlearning
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
 

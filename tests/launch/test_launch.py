@@ -15,11 +15,11 @@ from unlearnbench.launch.jobs import Cut, Expected, jobs_of
 from unlearnbench.launch.journal import Ledger
 from unlearnbench.launch.plan import longest_first
 from unlearnbench.launch.worker import Result, work
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.schema import read, write
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 

@@ -15,6 +15,7 @@ from unlearnbench.launch.journal import Ledger, latest, sole_driver
 from unlearnbench.launch.local import cards, cores
 from unlearnbench.launch.options import Where, parse_time
 from unlearnbench.launch.worker import Result
+from unlearnbench.pipeline.request import LaunchRequest
 from unlearnbench.storage.store import Store
 
 # ---- the ledger and `status` ---------------------------------------------------------------------------------------
@@ -154,10 +155,10 @@ def test_what_is_no_time_limit_is_refused(text):
 
 def test_threads_are_shared_out():
     def checked(jobs, threads=None):
-        return Where.checked("local", jobs, threads, None, "cpu", None, None, {}).threads
+        return Where.of(LaunchRequest(launcher="local", jobs=jobs, threads=threads, device="cpu")).threads
 
     assert checked(1) == cores()
     assert checked(cores()) == 1
     assert checked(10 * cores()) == 1
     assert checked(1, 3) == 3
-    assert Where.checked(None, None, 2, None, "cpu", None, None, {}) is None
+    assert Where.of(LaunchRequest(threads=2, device="cpu")) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.run.test_trajectory import followed_record, trajectory_of
+from tests.pipeline.test_trajectory import followed_record, trajectory_of
 from tests.support.small_world import made_record
 from unlearnbench import plots
 from unlearnbench.records.schema import write

@@ -14,8 +14,8 @@ import torch
 
 from tests.support.small_world import comparable, debris, read_only, write_nudge
 from unlearnbench.errors import Damaged, UserError
+from unlearnbench.pipeline import runner
 from unlearnbench.records import sample_grid, schema
-from unlearnbench.run import runner
 from unlearnbench.storage import files
 from unlearnbench.storage import store as module
 from unlearnbench.storage.store import DATA, META, Store

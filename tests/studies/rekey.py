@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench import registry
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.records.schema import TIMED, VERSION, Record, ScoreRecord, load_all, read, write
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.scoring import metrics_for
 from unlearnbench.verification.verify import rebuilt
 
 
@@ -73,7 +73,7 @@ def rekeyed(record: Record, now: Record) -> Record:
 def identities() -> dict[str, ScoreRecord]:
     """Code and version of every metric, as a run would record them."""
     from unlearnbench.metric import Score
-    from unlearnbench.run.scoring import score_record
+    from unlearnbench.pipeline.scoring import score_record
 
     return {name: score_record(metric, Score(None, 0)) for name, metric in registry.load_metrics().items()}
 

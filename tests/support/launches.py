@@ -96,10 +96,10 @@ def specs(
 ) -> tuple[list[Any], list[Any]]:
     """The original's cell and those of these methods."""
     from unlearnbench import registry
-    from unlearnbench.run.request import Asked, methods_of
+    from unlearnbench.pipeline.request import SpecBuilder, methods_of
 
-    asked = Asked(registry.load_task(task), Path("results"), "cpu", protocol, **about)
-    return asked.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
+    builder = SpecBuilder(registry.load_task(task), Path("results"), "cpu", protocol, **about)
+    return builder.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
 
 
 def jobs(*methods: str, **cut: Any) -> list[Job]:

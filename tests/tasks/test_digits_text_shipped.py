@@ -13,9 +13,9 @@ import torch
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.hashing import state_hash
 from unlearnbench.models import miniature
+from unlearnbench.pipeline import unlearning
 from unlearnbench.records.schema import read
 from unlearnbench.reporting import Stopped
-from unlearnbench.run import unlearning
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import digits_text
 from unlearnbench.tasks.digits_text import DigitsText

@@ -9,7 +9,7 @@ from unlearnbench import FeatureMetric, registry
 from unlearnbench.errors import UserError
 from unlearnbench.methods.prompt_filter import PromptFilter
 from unlearnbench.metric import Known
-from unlearnbench.run import unlearning
+from unlearnbench.pipeline import unlearning
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy

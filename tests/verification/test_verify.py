@@ -148,11 +148,12 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
 
 
 def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
+    from unlearnbench.pipeline import measuring
     from unlearnbench.verification import verify
 
     drawn = []
-    real = verify.observed
-    monkeypatch.setattr(verify, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
+    real = measuring.observed
+    monkeypatch.setattr(measuring, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
     record = read(path)
     images = pd.read_parquet(path.with_suffix(".parquet"))
     cell = rebuilt(record, "cpu", str(tmp_path / "nudge.py"))
@@ -173,7 +174,7 @@ def test_samples_are_spread_rounded_up_and_never_empty():
 
 def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
     skipped = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    assert cli("run", "--method", skipped, "--out", "here").code == 1
+    assert cli("run", "--method", skipped, "--out", "here").code == 1, "no run came to a result"
     for sample in SAMPLES:
         assert cli("verify", "here/digits-class/default/3/mine", "--method", skipped, *sample).code == 0
     write_method(tmp_path, "return model")
@@ -252,10 +253,9 @@ def test_images_that_lack_a_column_or_their_hash_are_refused(cli, path):
 
 
 def test_no_path_in_a_record_is_run_as_code(cli, path, tmp_path):
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text())
     values["method"]["name"] = str(tmp_path / "nudge.py")
-    values["content_hash"] = sealed(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps({**values, "content_hash": sealed(values)}))
     said = cli("verify", path)
     assert said.code == 2
     assert "cannot name a method" in said.err

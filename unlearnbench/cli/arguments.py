@@ -21,22 +21,6 @@ class Device(str, Enum):
     cuda = "cuda"
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0-2` or `0,3,5` as numbers, in order."""
-    numbers: list[int] = []
-    for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last - first >= 1000:
-            raise UserError(f"--seeds {text}: {last - first + 1} seeds are too many; at most 1,000")
-        if last < first:
-            raise UserError(
-                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
-            )
-        numbers += [number for number in range(first, last + 1) if number not in numbers]
-    return numbers
-
-
 def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
     """`key=value` words as a dictionary."""
     for word in settings:

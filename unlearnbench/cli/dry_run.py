@@ -12,7 +12,7 @@ from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.pipeline.cell import Cell
 
 
 def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
@@ -21,8 +21,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     Cells whose record is there are counted, and left out of times and disk. A method whose trial fails, diverges or is
     not supported is named at the end, with exit code 1.
     """
-    from unlearnbench.run.dry_run import probe, room
-    from unlearnbench.run.runner import finished
+    from unlearnbench.pipeline.dry_run import probe, room
+    from unlearnbench.pipeline.runner import finished
     from unlearnbench.storage.store import Store
     from unlearnbench.training import Diverged
 

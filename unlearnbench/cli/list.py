@@ -125,10 +125,11 @@ def _presets(cls: type[Method]) -> Iterator[list[str]]:
 def _attack(name: str) -> Iterator[list[str]]:
     """A row a setting: its value, and what each variant has in its place."""
     from unlearnbench.attacks.base import STANDARD
+    from unlearnbench.attacks.spec import AttackSpec
 
     attack = registry.load_attacks()[name]
     needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
-    ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
+    ensemble = [label for label in STANDARD if AttackSpec.parse(label).name == name]
     lines = [*(inspect.getdoc(type(attack)) or "").splitlines(), f"{attack.box} box{needs}; budget in {attack.spends}"]
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
     show_lines(*lines)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unlearnbench import registry
-from unlearnbench.cli.arguments import Device, parse_seeds, parse_settings
+from unlearnbench.cli.arguments import Device, parse_settings
 from unlearnbench.cli.console import err, show_run
 from unlearnbench.cli.dry_run import show_probe
 from unlearnbench.cli.launch_view import (
@@ -26,19 +23,11 @@ from unlearnbench.cli.launch_view import (
     view,
 )
 from unlearnbench.cli.pretrain import Data
-from unlearnbench.errors import UserError, message, one_line
-from unlearnbench.registry import words
 from unlearnbench.reporting import bars
-from unlearnbench.run.trackers import tracking
 
 if TYPE_CHECKING:
-    from unlearnbench.launch.jobs import Cut
     from unlearnbench.launch.options import Where
-    from unlearnbench.records.schema import Record
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.spec import Spec
-    from unlearnbench.run.trackers import Tracking
-    from unlearnbench.storage.store import Store
+    from unlearnbench.launch.runs import PreparedRun, RunsEnded
 
 
 running = typer.Typer()
@@ -114,157 +103,94 @@ def run(
     slurm: Slurm = None,
 ) -> None:
     """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
-    numbers, overrides = parse_seeds(seeds), parse_settings(set_ or [])
-    if budget is not None and attacks is None:
-        raise UserError("--budget is for attacks: add --attacks standard, or leave it out")
-    shown_by = tracking(tracker) if tracker is not None else None
-    task_class = registry.load_task(task)
-    task_class.resolve_protocol(protocol)
+    from unlearnbench.launch.runs import PreparedRun
+    from unlearnbench.pipeline.request import RunRequest
 
-    from unlearnbench.task import accepted
-
-    more = accepted(task_class, data=data, checkpoint=checkpoint, coco=coco)
-
-    from unlearnbench.compute.device import pick_device
-    from unlearnbench.compute.precision import Resources
-    from unlearnbench.launch.jobs import Cut
-    from unlearnbench.launch.options import Where
-    from unlearnbench.run.attacks import wanted
-    from unlearnbench.run.request import Asked, concepts_of, methods_of
-    from unlearnbench.run.trajectory import checked
-
-    at = Where.checked(
-        launcher,
-        jobs,
-        threads,
-        gpus,
-        device.value,
-        partition,
-        time,
-        parse_settings(slurm or [], "slurm", "account=mine"),
+    request = RunRequest.of(
+        method=method,
+        task=task,
+        forget=forget,
+        concept=concept,
+        protocol=protocol,
+        seeds=seeds,
+        preset=preset,
+        settings=parse_settings(set_ or []),
+        device=device.value,
+        precision=precision,
+        compile=compile,
+        memory=memory,
+        out=results,
+        pretrained=pretrained,
+        data=data,
+        checkpoint=checkpoint,
+        coco=coco,
+        include_unsafe=include_unsafe,
+        force=force,
+        attacks=attacks,
+        budget=budget,
+        eval_every=eval_every,
+        tracker=tracker,
+        launcher=launcher,
+        jobs=jobs,
+        threads=threads,
+        shards=shards,
+        gpus=gpus,
+        partition=partition,
+        time=time,
+        slurm=parse_settings(slurm or [], "slurm", "account=mine"),
     )
-    where = at.device if at and at.device else pick_device(device.value)
-    given = words(method)
-    named = methods_of(given, overrides)
-    forgotten, described = concepts_of(task_class, words(forget) if forget else None, concept)
-    if not named or not forgotten:
-        raise UserError(f"--{'forget' if named else 'method'} is empty: name at least one")
-    every, tried = checked(eval_every), wanted(attacks, budget) if attacks is not None else []
-    cut = Cut.checked(
-        [want.label.partition("+budget=")[0] for want in tried],
-        budget,
-        shards,
-        every,
-        force,
-        tracker is not None,
-        at is not None,
-    )
-    resources = Resources.checked(precision, words(memory or []), where, compile)
-    about = Asked(
-        task_class, results, where, protocol, preset, overrides, described, resources, include_unsafe, pretrained, more
-    )
-    baseline, asked = about.cells(named, given, forgotten, numbers, left_out)
+    prepared = PreparedRun.of(request, show_left_out)
     if dry_run:
-        pick_device(where)  # it is tried here
-        show_probe([spec.cell() for spec in (*baseline, *asked)], results, at.jobs or 1 if at else 1)
-    elif at is None:
-        run_here(baseline, asked, cut, threads, results, shown_by)
+        show_dry_run(prepared)
+    elif prepared.where is None:
+        show_run_here(prepared)
     else:
-        run_as_jobs(baseline, asked, cut, at, results)
+        show_jobs(prepared, prepared.where)
 
 
-def left_out(line: str) -> None:
+def show_left_out(line: str) -> None:
     """Say what `--method all` leaves out."""
     err.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def run_here(
-    baseline: Sequence[Spec],
-    asked: Sequence[Spec],
-    cut: Cut,
-    threads: int | None,
-    results: Path,
-    tracking: Tracking | None,
-) -> None:
-    """One cell after another, in this process; one that fails keeps no other from being run.
+def show_dry_run(prepared: PreparedRun) -> None:
+    """Say what the runs would take."""
+    from unlearnbench.compute.device import pick_device
 
-    Exit code 1 where one of several failed, or none came to a result. What a single cell fails with is raised.
-    """
-    from unlearnbench.compute.device import on_threads
-    from unlearnbench.launch.plan import require_replaceable
-    from unlearnbench.run.attacks import wanted
-    from unlearnbench.run.runner import run
-    from unlearnbench.storage.store import Store
+    pick_device(prepared.device)  # the trial runs here, whatever the launcher
+    cells = [spec.cell() for specs in prepared.cells for spec in specs]
+    show_probe(cells, prepared.request.out, (prepared.where and prepared.where.jobs) or 1)
 
-    store, tried = Store(), wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
-    done: list[Record] = []
-    failed: list[tuple[Spec, Exception | SystemExit]] = []
-    if not cut.force:
-        require_replaceable([*baseline, *asked], results, tried)
-    with on_threads(threads), bars(err, len(baseline) + len(asked)) as begin:
-        for spec in baseline:
-            begin(spec.title)
-            done.append(run(spec.cell(), store, results, replace=cut.force))
-        for spec in asked:
-            begin(spec.title)
-            try:
-                done.append(_ran(spec, cut, tried, store, results, tracking))
-            except (Exception, SystemExit) as error:
-                if len(asked) == 1 or os.environ.get("UNLEARNBENCH_DEBUG"):
-                    raise
-                failed.append((spec, error))
-    _show(done, len(baseline), results, [want.label for want in tried])
-    for spec, cause in failed:
-        reason = message(cause) if isinstance(cause, UserError) else one_line(cause)
-        err.print(f"failed: {spec.title}: {reason}", highlight=False, soft_wrap=True)
-    if failed or not _came_to_something(done[len(baseline) :]):
+
+def show_run_here(prepared: PreparedRun) -> None:
+    """Run in this process and show the results; exit code 1 where a cell failed, or none came to a result."""
+    from unlearnbench.launch.runs import run_here
+
+    with bars(err, sum(map(len, prepared.cells))) as begin:
+        ended = run_here(prepared, begin)
+    _show_records(prepared, ended)
+    for line in ended.failed:
+        err.print(f"failed: {line}", highlight=False, soft_wrap=True)
+    if ended.failed or not ended.scored:
         raise typer.Exit(1)
 
 
-def _ran(
-    spec: Spec, cut: Cut, tried: Sequence[Wanted], store: Store, results: Path, tracking: Tracking | None
-) -> Record:
-    """The record of one cell that was asked for, with its trajectory and attacks."""
-    from unlearnbench.run.attacks import attacked
-    from unlearnbench.run.runner import run
-    from unlearnbench.run.trajectory import followed
-
-    cell = spec.cell()
-    if cut.every or tracking:
-        record = followed(cell, cut.every, store, results, cut.force, tracking)
-    else:
-        record = run(cell, store, results, cut.force, replace=cut.force)
-    return attacked(cell, record, tried, store, results, cut.force) if tried else record
-
-
-def _came_to_something(records: Sequence[Record]) -> bool:
-    """Whether one of these runs was scored: all others diverged or were skipped."""
-    return any(record.status in ("ok", "unreliable") for record in records)
-
-
-def run_as_jobs(baseline: Sequence[Spec], asked: Sequence[Spec], cut: Cut, at: Where, results: Path) -> None:
-    """As jobs of a launcher; exit code 1 where some failed."""
-    from unlearnbench.launch.plan import cells_launched
-    from unlearnbench.records.schema import read
-    from unlearnbench.run.attacks import wanted
-    from unlearnbench.storage.store import Store
+def show_jobs(prepared: PreparedRun, where: Where) -> None:
+    """Run as jobs of a launcher and show the results; exit code 1 where a job failed, or no cell came to a result."""
+    from unlearnbench.launch.runs import run_as_jobs
 
     with view() as shown:
-        jobs, left = cells_launched(asked, baseline, cut, at, Store(), results, shown)
-    without = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
-    done: list[Record] = []
-    kept = [[spec for spec in specs if str(spec.place()) not in without] for specs in (baseline, asked)]
-    if len(kept[0]) == len(baseline):
-        done = [read(spec.path(results)) for specs in kept for spec in specs]
-        tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
-        _show(done, len(baseline), results, [want.label for want in tried])
-    if told_failures(jobs, left) or not _came_to_something(done[len(baseline) :]):
+        ended = run_as_jobs(prepared, where, shown)
+    if len(ended.runs.baseline) == len(prepared.cells.baseline):
+        _show_records(prepared, ended.runs)
+    if told_failures(ended.jobs, ended.left) or not ended.runs.scored:
         raise typer.Exit(1)
 
 
-def _show(done: Sequence[Record], baseline: int, results: Path, attacks: Sequence[str]) -> None:
+def _show_records(prepared: PreparedRun, ended: RunsEnded) -> None:
     from unlearnbench.leaderboard.run_summary import grouped
 
-    for group in grouped(done[baseline:]):
-        original = next(record for record in done if record.forget == group[0].forget)
-        show_run(group, original, results, attacks)
+    attacks = [spec.label for spec in prepared.request.attack_specs()]
+    for group in grouped(ended.records):
+        original = next(record for record in ended.baseline if record.forget == group[0].forget)
+        show_run(group, original, prepared.request.out, attacks)

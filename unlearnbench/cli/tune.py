@@ -68,11 +68,22 @@ def tune(
             raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
         from unlearnbench.compute.device import pick_device
         from unlearnbench.launch.options import Where
+        from unlearnbench.pipeline.request import LaunchRequest
         from unlearnbench.tune.search import CAP, budget
 
         threads = 1 if jobs or launcher else None
-        more = parse_settings(slurm or [], "slurm", "account=mine")
-        where = Where.checked(launcher, jobs, threads, gpus, device.value, partition, time, more)
+        where = Where.of(
+            LaunchRequest.of(
+                device=device.value,
+                launcher=launcher,
+                jobs=jobs,
+                threads=threads,
+                gpus=gpus,
+                partition=partition,
+                time=time,
+                slurm=parse_settings(slurm or [], "slurm", "account=mine"),
+            )
+        )
         computing = where.device if where and where.device else pick_device(device.value)
         given = budget(task_class, words(forget or []), trials, CAP if cap is None else cap, computing)
         _tune(given, _methods(given, words(method or ["all"])), results, where)
@@ -81,7 +92,7 @@ def tune(
 
 def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
     """The methods that can be tuned there; what was named and cannot is refused."""
-    from unlearnbench.run.cell import Cell, require
+    from unlearnbench.pipeline.cell import Cell, require
     from unlearnbench.tune.space import checked
 
     names = list(dict.fromkeys([*(registry.methods() if "all" in asked else []), *asked]))

@@ -18,12 +18,12 @@ from unlearnbench import __version__, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import as_pipeline
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts, wraps
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.printable import printable
 from unlearnbench.records.schema import Record, ScoreRecord
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted, weight_parts, wraps
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.files import cannot_write, flush
 from unlearnbench.storage.store import Store
 from unlearnbench.storage.weights import full_disk

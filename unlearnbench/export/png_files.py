@@ -8,12 +8,12 @@ from pathlib import Path
 
 from unlearnbench.errors import UserError
 from unlearnbench.export.diffusers_folder import recalled
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import sample_parts
+from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.schema import Record
 from unlearnbench.reporting import track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import sample_parts
-from unlearnbench.run.sampling import draw
-from unlearnbench.run.unlearning import loaded
 from unlearnbench.storage.files import cannot_write
 from unlearnbench.storage.store import Store
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.records.lineage import lineage
 from unlearnbench.records.schema import AttackRecord, Record
 
@@ -262,8 +263,7 @@ def measured_by(record: Record, metric: str) -> str | None:
 
 def attacked_by(label: str, attack: AttackRecord) -> tuple[str, str]:
     """Settings and version of an attack's code."""
-    name = label.partition("+")[0].partition("@")[0]
-    return _json(attack.settings), lineage("attack", name, attack.code_hash)
+    return _json(attack.settings), lineage("attack", AttackSpec.parse(label).name, attack.code_hash)
 
 
 def scored_alike(records: Sequence[Record], metric: str) -> list[Record]:

@@ -12,9 +12,9 @@ from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Work
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, launched
+from unlearnbench.pipeline.request import SpecBuilder, source_of
 from unlearnbench.records.schema import read
 from unlearnbench.reporting import tell
-from unlearnbench.run.request import Asked, source_of
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.jobs import TuneJob, tune_one
 from unlearnbench.tune.search import PROTOCOL, Budget, Told, tuning_key
@@ -26,10 +26,11 @@ def tunings_launched(
 ) -> tuple[list[Work], Left]:
     """Run the controls, then tune every method, as jobs; those that did not end well, and how."""
     anchors = store.root / "tuning" / given.task.name / "anchors"
-    asked = Asked(given.task, anchors / "results", given.device, PROTOCOL)
+    builder = SpecBuilder(given.task, anchors / "results", given.device, PROTOCOL)
     named = [(name, registry.load_method(name)) for name in CONTROLS]
     specs = {
-        forget: {name: asked.spec(name, cls, forget, given.seeds[0]) for name, cls in named} for forget in given.forget
+        forget: {name: builder.spec(name, cls, forget, given.seeds[0]) for name, cls in named}
+        for forget in given.forget
     }
     cells = [spec for each in specs.values() for spec in each.values()]
     first, left = cells_launched(cells, [], Cut(), where, Store(anchors / "store"), anchors / "results", shown)

@@ -12,9 +12,9 @@ from unlearnbench.compute.environment import now
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.method import Method
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code
 from unlearnbench.records.schema import Selection
 from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning
-from unlearnbench.run.code_hashes import engine_hash, method_code
 from unlearnbench.task import Task
 from unlearnbench.tune.space import Candidate, candidates, distributions
 

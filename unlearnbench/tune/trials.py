@@ -12,14 +12,14 @@ from unlearnbench.compute.evaluation_budget import OverCap, capped
 from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.leaderboard.board import scores
 from unlearnbench.method import Method
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Anchors, RunValue
 from unlearnbench.reporting import tell
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted, weight_parts
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import unlearn
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.search import Budget
 

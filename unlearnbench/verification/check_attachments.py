@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from unlearnbench import registry
 from unlearnbench.attacks.base import Attack
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.robustness import GIVEN
 from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import AttackRecord, Record
@@ -26,7 +26,7 @@ UNRELIABLE = 0.01
 def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Said]:
     """Each attack is one that is known here, its numbers are those of its targets, its settings those of its label."""
     for label, found in record.attacks.items():
-        name, _, variant = label.partition(GIVEN)[0].partition("@")
+        name, variant, _ = spec = AttackSpec.parse(label)
         attack = registry.known_attack(name)
         if attack is None:
             yield f"unknown attack {label}: known: {', '.join(registry.load_attacks())}"
@@ -34,7 +34,7 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
         if variant and variant not in attack.variants:
             yield f"unknown variant of the attack {name}: {variant}: known: {', '.join(attack.variants) or 'none'}"
             continue
-        yield from _budget(label, found)
+        yield from _budget(spec, label, found)
         yield from _numbers(label, found)
         if standing("attack", name, found.code_hash) != "present":
             yield Note(f"the code of {label} is not the present one", "with an attack of another version")
@@ -44,9 +44,8 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
             yield from _targets(label, found, plan)
 
 
-def _budget(label: str, found: AttackRecord) -> Iterator[Said]:
-    given = label.partition(GIVEN)[2]
-    if given != ("" if found.budget is None else f"{found.budget:g}"):
+def _budget(spec: AttackSpec, label: str, found: AttackRecord) -> Iterator[Said]:
+    if spec.label != label or spec.budget != found.budget:
         yield f"the attack {label} has the budget {found.budget}"
     if found.budget is not None and found.limit > found.budget:
         yield f"the limit of {label} is {found.limit:g}, more than its budget {found.budget:g}"
@@ -142,7 +141,7 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
 
 def _held_out(record: Record, task: Task) -> Iterator[Said]:
     """How many images its points rest on, where the plan can be made here."""
-    from unlearnbench.run.trajectory import fewer
+    from unlearnbench.pipeline.trajectory import fewer
 
     if record.trajectory is None:
         return

@@ -21,7 +21,7 @@ from unlearnbench.method import ACCESS, Method
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.run.unlearning import check_model
+from unlearnbench.pipeline.unlearning import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.leaderboard import published
 from unlearnbench.leaderboard.tables import head, shown
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.runner import run
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
 

@@ -14,11 +14,11 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import sample_parts
-from unlearnbench.run.runner import run
-from unlearnbench.run.sampling import draw
-from unlearnbench.run.scoring import metrics_for
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import sample_parts
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.testing import toy

@@ -12,10 +12,10 @@ from unlearnbench.errors import one_line
 from unlearnbench.hashing import state_hash
 from unlearnbench.leaderboard.robustness import curve
 from unlearnbench.metric import Known, Score
+from unlearnbench.pipeline.attacks import attacked, parse_attacks
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import AttackRecord
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
 from unlearnbench.verification.selfcheck import Finding, number, span
@@ -72,7 +72,7 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
     for name in CONTROLS:
         begin(f"attacks on {name}")
         cell = Cell(registry.load_method(name)(), task)
-        found[name] = attacked(cell, run(cell, store, results), wanted("standard"), store, results).attacks
+        found[name] = attacked(cell, run(cell, store, results), parse_attacks("standard"), store, results).attacks
     for label in STANDARD:
         original, retrain = (found[name].get(label) for name in ("original", "retrain"))
         if original is None or original.status == "skipped":

@@ -15,10 +15,10 @@ from unlearnbench import minimise, note, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.methods.erasediff import EraseDiff
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.monitor import GRADIENT, LETTERS, NAMES, Watch
-from unlearnbench.run.snapshots import LIMIT, Thinned
-from unlearnbench.run.unlearning import unlearn
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.monitor import GRADIENT, LETTERS, NAMES, Watch
+from unlearnbench.pipeline.snapshots import LIMIT, Thinned
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.tasks.digits_class import DigitsClass
 
 ONES = {"W": 4.0, "b": 2.0}

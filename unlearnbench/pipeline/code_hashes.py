@@ -32,9 +32,9 @@ def _engine() -> tuple[Any, ...]:
     from unlearnbench.judges.scorer import asked
     from unlearnbench.method import Method
     from unlearnbench.metric import FeatureMetric, Outcome
-    from unlearnbench.run.sampling import _drawn
-    from unlearnbench.run.scoring import score_record
-    from unlearnbench.run.unlearning import loaded, unlearn
+    from unlearnbench.pipeline.sampling import _drawn
+    from unlearnbench.pipeline.scoring import score_record
+    from unlearnbench.pipeline.unlearning import loaded, unlearn
     from unlearnbench.task import Task
     from unlearnbench.training import gradients, minimise, seeded
 

@@ -18,8 +18,8 @@ from unlearnbench.compute.device import exact
 from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.run.cell import Cell, require
-from unlearnbench.run.unlearning import named
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.unlearning import named
 from unlearnbench.training import seeded
 
 SECONDS = 10.0

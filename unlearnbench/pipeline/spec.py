@@ -9,10 +9,10 @@ from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
 from unlearnbench.data.concepts import made
 from unlearnbench.names import Name, Seed
+from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import Selection, record_path, record_place
 from unlearnbench.records.schema import label as labelled
 from unlearnbench.records.sealed_json import FrozenPart
-from unlearnbench.run.cell import Cell
 
 OWN = ("data", "checkpoint", "coco")
 """Settings that only some tasks take."""

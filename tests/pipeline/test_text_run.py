@@ -100,7 +100,7 @@ FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"
 def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, monkeypatch, fresh_store):
     """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
     monkeypatch.setattr(
-        "unlearnbench.run.unlearning._relative_time", lambda *given: 1.0
+        "unlearnbench.pipeline.unlearning._relative_time", lambda *given: 1.0
     )  # it takes longer than all the rest
     words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
     drawn = {}

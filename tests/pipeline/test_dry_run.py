@@ -12,9 +12,9 @@ from tests.support.small_world import debris, write_method
 from unlearnbench.compute.precision import Resources
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.original import Original
-from unlearnbench.run import dry_run as module
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.dry_run import probe
+from unlearnbench.pipeline import dry_run as module
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.dry_run import probe
 from unlearnbench.tasks.digits_class import DigitsClass
 
 pytestmark = pytest.mark.usefixtures("small")

@@ -6,27 +6,24 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from unlearnbench.compute.device import trim
 from unlearnbench.compute.environment import describe
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of, state_hash
-from unlearnbench.metric import Outcome, Score
+from unlearnbench.metric import Score
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.measuring import measure
+from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.snapshots import Snapshot
+from unlearnbench.pipeline.trackers import Tracker, Tracking
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.schema import Record, write
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.reporting import track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.judging import observed
-from unlearnbench.run.monitor import Watch
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import measure, metrics_for
-from unlearnbench.run.snapshots import Snapshot
-from unlearnbench.run.trackers import Tracker, Tracking
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.training import Diverged
@@ -37,13 +34,6 @@ FORGET_IMAGES, RETAIN_IMAGES = 50, 10
 """Of all that is forgotten together, and of each retained concept, for one point."""
 DIGITS = 6
 """That noted values are kept with."""
-
-
-def checked(every: int | None) -> int | None:
-    """The distance of evaluations in steps, as the command line takes it."""
-    if every is not None and every < 1:
-        raise UserError(f"--eval-every {every} is below 1: give the steps from one evaluation to the next, such as 10")
-    return every
 
 
 def followed(
@@ -184,21 +174,17 @@ def _trajectory(cell: Cell, watch: Watch, every: int | None, tracker: Tracker | 
 
 
 def _scored(cell: Cell, model: Diffusion, plan: list[Plan], shot: Snapshot, store: Store) -> dict[str, Score]:
-    """Draw, judge and score one point; where samples are no images, nothing is known."""
+    """Draw, judge and score one point; where samples are not finite, every score is missing."""
     known = metrics_for(cell.task)
     metrics = {name: known[name] for name in SCORED if name in known}
     try:
-        samples, seen = observed(cell, cell.task.judge(), model, {"step": shot.step}, plan, store)
+        measured = measure(
+            cell, model, model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
+        )
     except Diverged as error:
-        return {
-            name: Score(None, n, n, reason=str(error))
-            for name, metric in metrics.items()
-            for n in [sum(item.group == metric.side for item in plan)]
-        }
-    none = seen._replace(features=torch.zeros(0, 0), error=None)  # metrics by image look at no reference
-    about: dict[str, Any] = {"task": cell.task, "model": model, "original": model, "cost": {}}
-    outcome = Outcome.of(samples, plan, seen, none, none, **about)
-    return {name: measure(metric, outcome) for name, metric in metrics.items()}
+        asked = {name: sum(item.group == metric.side for item in plan) for name, metric in metrics.items()}
+        return {name: Score(None, n, n, reason=str(error)) for name, n in asked.items()}
+    return measured.scores
 
 
 def _series(series: Sequence[tuple[int, float | None]]) -> SeriesRecord:

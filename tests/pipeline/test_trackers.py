@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from unlearnbench.errors import UserError
-from unlearnbench.run import trackers
-from unlearnbench.run.trackers import Steady, Tracking, tracking
+from unlearnbench.pipeline import trackers
+from unlearnbench.pipeline.trackers import Steady, Tracking, tracking
 
 
 def test_tensorboard_holds_the_values_by_name_and_step(tmp_path):

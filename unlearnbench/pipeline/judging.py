@@ -16,10 +16,10 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
 from unlearnbench.judges.scorer import Testimony, asked
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import judge_code
+from unlearnbench.pipeline.sampling import draw
 from unlearnbench.reporting import track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import judge_code
-from unlearnbench.run.sampling import draw
 from unlearnbench.storage.lazy_arrays import Part, Rows, Table
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task

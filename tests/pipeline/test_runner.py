@@ -23,12 +23,16 @@ from tests.support.small_world import (
     write_nudge,
 )
 from unlearnbench import Score, registry
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.hashing import file_hash
 from unlearnbench.judges.digits import CnnJudge
+from unlearnbench.pipeline import cell as cell_module
+from unlearnbench.pipeline import runner, sampling, scoring
+from unlearnbench.pipeline.cell_state import CellState
+from unlearnbench.pipeline.measuring import measure
+from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.records import sample_grid
-from unlearnbench.run import cell as cell_module
-from unlearnbench.run import runner, sampling, scoring
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -290,3 +294,53 @@ def test_record_says_what_it_was_made_with(tmp_path, shared_store):
     assert record.scores["trained_parameters"].value > 600_000
     assert record.scores["stored_size"].value >= 4 * record.scores["trained_parameters"].value
     assert {score.axis for score in record.scores.values()} >= {"efficacy", "utility", "cost"}
+
+
+# ---- steps of the arrow --------------------------------------------------------------------------------------------
+
+
+def test_the_state_of_a_cell_says_what_a_run_would_find(tmp_path, fresh_store):
+    cls = registry.load_method(str(write_nudge(tmp_path)))
+    cell, here, store = cell_module.Cell(cls(), DigitsClass("3")), tmp_path / "here", Store(fresh_store)
+    before = CellState.of(cell, here)
+    assert before.found is None and before.needs_run(store) and not before.whole and not before.has_weights(store)
+    assert before.draft.revision == 1
+    record = runner.run(cell, store, here)
+    after = CellState.of(cell, here)
+    assert after.found == record and after.whole and after.has_weights(store) and not after.needs_run(store)
+    assert after.draft.revision == 2
+    assert after.needs_run(Store(tmp_path / "another")), "its weights are not there"
+    other = CellState.of(cell_module.Cell(cls(size=0.5), DigitsClass("3"), overrides={}), here)
+    assert other.old == record and other.found is None and other.needs_run(store)
+    for suffix in (".png", ".parquet"):
+        after.path.with_suffix(suffix).unlink()
+        assert not CellState.of(cell, here).whole
+        runner.run(cell, store, here)
+        assert CellState.of(cell, here).whole
+
+
+def test_measuring_part_of_the_plan_gives_scores_of_these_images_and_no_others(tmp_path, fresh_store):
+    task = DigitsClass("3")
+    cell, plan = cell_module.Cell(registry.load_method("original")(), task), task.plan()
+    original, metrics = task.pretrained().eval(), scoring.metrics_for(task)
+    by_image = {name: metrics[name] for name in ("ua", "ra")}
+    some = [item for item in plan if item.group == "forget"][:3] + [item for item in plan if item.group == "retain"][:5]
+    store = Store(fresh_store)
+    part = measure(cell, original, original, by_image, some, {}, store, references=False)
+    assert {name: score.n for name, score in part.scores.items()} == {"ua": 3, "ra": 5}
+    assert len(part.samples) == 8 and part.plan == some and part.judge_error is part.scorer_error is None
+    whole = measure(cell, original, original, {"fid": metrics["fid"], **by_image}, plan, {}, store)
+    assert whole.scores["fid"].value is not None and whole.scores["ua"].n == FORGET_IMAGES
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_a_recorded_cell_is_run_followed_and_attacked(tmp_path, fresh_store, followed):
+    cls = registry.load_method("gradient_ascent")
+    cell = cell_module.Cell(cls(steps=2), DigitsClass("3"), overrides={"steps": 2})
+    asked = [AttackSpec("latent_probe", "0.9", 0)]
+    every = 1 if followed else None
+    record = record_cell(cell, Store(fresh_store), tmp_path / "here", attacks=asked, every=every)
+    assert set(record.attacks) == {"latent_probe@0.9+budget=0"}
+    assert (record.trajectory is not None) == followed
+    plain = runner.run(cell, Store(fresh_store), tmp_path / "plain")
+    assert plain.result() == record.result()

@@ -14,9 +14,9 @@ from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges.scorer import Witness
 from unlearnbench.method import Method
 from unlearnbench.metric import Metric
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import ENGINE_VERSION, engine_hash, method_code, metric_code
 from unlearnbench.records.schema import BESIDE, JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import ENGINE_VERSION, engine_hash, method_code, metric_code
 from unlearnbench.task import Protocol, Task
 
 KEYED = 6

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,75 +15,78 @@ import torch
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD, Attack
 from unlearnbench.attacks.search import arena
+from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.compute.device import exact, trim
 from unlearnbench.compute.environment import describe
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, file_hash, state_hash
 from unlearnbench.metric import Outcome, Score
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code, metric_code
+from unlearnbench.pipeline.fingerprint import drafted, sample_parts
+from unlearnbench.pipeline.runner import unlearned
+from unlearnbench.pipeline.scoring import UNRELIABLE, metrics_for
+from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.identity import attacked_by
 from unlearnbench.records.schema import AttackRecord, Record, write
 from unlearnbench.reporting import tell
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import engine_hash, method_code, metric_code
-from unlearnbench.run.fingerprint import drafted, sample_parts
-from unlearnbench.run.runner import UNRELIABLE, unlearned
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import loaded
 from unlearnbench.storage.store import Made, Store
 
 
-class Wanted(NamedTuple):
-    """An attack that was asked for."""
+def parse_attacks(text: str, budget: int | None = None) -> list[AttackSpec]:
+    """The attacks of a comma-separated list of labels, in which `standard` stands for the fixed ensemble.
 
-    label: str
-    """As records and tables name it."""
-    name: str
-    variant: str
-    budget: int | None
-
-
-def wanted(text: str, budget: int | None = None) -> list[Wanted]:
-    """The attacks of a comma-separated list of labels, of which `standard` stands for the fixed ensemble."""
+    `budget` holds for all of them. Raises `UserError` where an attack, a variant or a budget is none.
+    """
     if budget is not None and budget < 0:
         raise UserError(f"--budget {budget} is below 0: give 0, which searches nothing, or more")
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
         raise UserError("--attacks is empty: give standard, or names such as relearn,latent_probe@0.9")
     labels = dict.fromkeys(label for word in words for label in (STANDARD if word == "standard" else (word,)))
-    return [_wanted(label, budget) for label in labels]
+    return list(dict.fromkeys(_with_budget(_known(label), budget) for label in labels))
 
 
-def _wanted(label: str, budget: int | None) -> Wanted:
-    name, at, variant = label.partition("@")
+def attacks_of(labels: Sequence[str]) -> list[AttackSpec]:
+    """The attacks of these labels, none where there are none; each must be known here."""
+    return [_known(label) for label in labels]
+
+
+def repeatable(record: Record) -> list[AttackSpec]:
+    """The attacks of a record that are known here."""
     known = registry.load_attacks()
-    if name not in known:
-        raise unknown("attack", name, [*known, "standard"])
-    if at and variant not in known[name].variants:
-        raise unknown(f"variant of {name}", variant, known[name].variants or ["(it has none)"])
-    return Wanted(label if budget is None else f"{label}+budget={budget}", name, variant, budget)
+    every = [AttackSpec.parse(label) for label in record.attacks]
+    return [spec for spec in every if spec.name in known and spec.variant in ("", *known[spec.name].variants)]
 
 
-def again(record: Record) -> list[Wanted]:
-    """The attacks that a record has, of those that are known here."""
-    found = []
-    for label, attack in record.attacks.items():
-        name, _, variant = label.partition("+budget=")[0].partition("@")
-        known = registry.load_attacks().get(name)
-        if known and (not variant or variant in known.variants):
-            found.append(Wanted(label, name, variant, None if attack.budget is None else int(attack.budget)))
-    return found
+def _known(label: str) -> AttackSpec:
+    spec, known = AttackSpec.parse(label), registry.load_attacks()
+    if spec.name not in known:
+        raise unknown("attack", spec.name, [*known, "standard"])
+    variants = known[spec.name].variants
+    if "@" in label and spec.variant not in variants:
+        raise unknown(f"variant of {spec.name}", spec.variant, variants or ["(it has none)"])
+    if spec.label != label:
+        raise UserError(f"{label!r} names no attack: write {spec.base}, or {spec.base}+budget=10 with a whole number")
+    return spec
 
 
-def lacking(cell: Cell, record: Record, asked: Sequence[Wanted]) -> list[Wanted]:
+def _with_budget(spec: AttackSpec, budget: int | None) -> AttackSpec:
+    if None not in (spec.budget, budget) and spec.budget != budget:
+        raise UserError(f"--budget {budget} contradicts {spec.label}: leave one of the budgets out")
+    return spec if budget is None else spec._replace(budget=budget)
+
+
+def lacking(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> list[AttackSpec]:
     """Which attacks the record does not have yet, as they would be made now; unreliable ones are tried again."""
     if record.status not in ("ok", "unreliable"):
         return []
     have = {label: found.key for label, found in record.attacks.items() if found.status != "unreliable"}
-    return [want for want in asked if have.get(want.label) != _key(cell, record, want)]
+    return [spec for spec in asked if have.get(spec.label) != _key(cell, record, spec)]
 
 
 def attacked(
-    cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path, force: bool = False
+    cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store, results: Path, force: bool = False
 ) -> Record:
     """The record with these attacks; what it has already stays. Written anew after each, so that a stop loses none.
 
@@ -96,39 +99,38 @@ def attacked(
         require_replaceable(cell, record, todo)
     outcome = _outcome(cell, record, store)
     revision = record.revision + 1
-    for want in todo:
-        tell(f"attack {want.label}")
-        found = {**record.attacks, want.label: _one(cell, record, want, outcome, store, force)}
-        places = {label: place for place, label in enumerate(STANDARD)}
-        ordered = dict(sorted(found.items(), key=lambda item: (places.get(item[0], len(places)), item[0])))
+    for spec in todo:
+        tell(f"attack {spec.label}")
+        found = {**record.attacks, spec.label: _one(cell, record, spec, outcome, store, force)}
+        ordered = {label: found[label] for label in standard_first(found)}
         record = write(record.model_copy(update={"attacks": ordered, "revision": revision}), record.path(results))
     return record
 
 
-def require_replaceable(cell: Cell, record: Record, asked: Sequence[Wanted]) -> None:
+def require_replaceable(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> None:
     """Refuse to replace the result of an attack that was made with other settings or code; says with which."""
-    for want in asked:
-        old = record.attacks.get(want.label)
+    for spec in asked:
+        old = record.attacks.get(spec.label)
         if old is None or old.status != "ok":
             continue
-        attack = _configured(cell, want)
+        attack = _configured(cell, spec)
         now = old.model_copy(update={"settings": _read_back(attack), "code_hash": metric_code(attack)})
-        (then, made), (anew, code) = attacked_by(want.label, old), attacked_by(want.label, now)
+        (then, made), (anew, code) = attacked_by(spec.label, old), attacked_by(spec.label, now)
         apart = [f"settings ({then}, now {anew})"] if then != anew else []
         apart += [f"attack code ({made[:8]}, now {code[:8]})"] if made != code else []
         if apart:
             raise UserError(
-                f"{record.label()} seed {record.seeds['unlearning']}: {want.label} in its record was made otherwise, "
+                f"{record.label()} seed {record.seeds['unlearning']}: {spec.label} in its record was made otherwise, "
                 f"it differs in {' and '.join(apart)}: --force replaces it, --out with another folder keeps both"
             )
 
 
-def tried(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store) -> None:
+def tried(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store) -> None:
     """Make these attacks' results in the store, where `attacked` finds them; the record stays as it is."""
     todo = lacking(cell, record, asked)
     outcome = _outcome(cell, record, store) if todo else None
-    for want in todo:
-        _one(cell, record, want, outcome, store, False)  # type: ignore[arg-type]
+    for spec in todo:
+        _one(cell, record, spec, outcome, store, False)  # type: ignore[arg-type]
 
 
 def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
@@ -145,7 +147,7 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
     return arena(cell.task, model.requires_grad_(False), original.eval().requires_grad_(False), cell.method)
 
 
-def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str, Any]:
+def _parts(cell: Cell, record: Record, spec: AttackSpec, attack: Attack) -> dict[str, Any]:
     """What an attack's result depends on."""
     read = [file_hash(Path(__file__).parents[1] / "tables" / name) for name in attack.reads]
     left_out = ("name",) if attack.again else ("name", "retain_images")
@@ -153,8 +155,8 @@ def _parts(cell: Cell, record: Record, want: Wanted, attack: Attack) -> dict[str
     return {
         **sample_parts(cell, {}),
         "weights": [record.weights["original"], record.weights["unlearned"]],
-        "attack": [want.name, attack.settings(), metric_code(attack), read],
-        "budget": want.budget,
+        "attack": [spec.name, attack.settings(), metric_code(attack), read],
+        "budget": spec.budget,
         "task": [cell.task.name, cell.task.forget, protocol, record.data],
         "method": _method(cell) if attack.again else None,
         "judge": record.judge.model_dump(mode="json"),
@@ -169,11 +171,11 @@ def _method(cell: Cell) -> list[Any]:
     return [method.name, method.settings(), method_code(type(method)), cell.task.seed]
 
 
-def _configured(cell: Cell, want: Wanted) -> Attack:
+def _configured(cell: Cell, spec: AttackSpec) -> Attack:
     """With its settings; a smoke protocol, which tries out what a run does, takes the small ones of miniatures."""
-    attack = registry.load_attacks()[want.name]
+    attack = registry.load_attacks()[spec.name]
     smoke = cell.task.protocol.name == "smoke" and "small" in attack.variants
-    return attack.configured(want.variant or ("small" if smoke else ""), cell.task)
+    return attack.configured(spec.variant or ("small" if smoke else ""), cell.task)
 
 
 def _read_back(attack: Attack) -> dict[str, Any]:
@@ -182,19 +184,19 @@ def _read_back(attack: Attack) -> dict[str, Any]:
     return settings
 
 
-def _key(cell: Cell, record: Record, want: Wanted) -> str:
-    return digest(_parts(cell, record, want, _configured(cell, want)))
+def _key(cell: Cell, record: Record, spec: AttackSpec) -> str:
+    return digest(_parts(cell, record, spec, _configured(cell, spec)))
 
 
-def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Store, force: bool) -> AttackRecord:
+def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: Store, force: bool) -> AttackRecord:
     """One attack's result, read from the store or made."""
-    attack = _configured(cell, want)
-    parts = _parts(cell, record, want, attack)
+    attack = _configured(cell, spec)
+    parts = _parts(cell, record, spec, attack)
 
     def make() -> Made:
         begun = time.perf_counter()
         with exact():
-            facts, tensors = _measured(attack, outcome, want.budget)
+            facts, tensors = _measured(attack, outcome, spec.budget)
         trim()
         surroundings = describe(cell.task.device)
         made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
@@ -206,7 +208,7 @@ def _one(cell: Cell, record: Record, want: Wanted, outcome: Outcome, store: Stor
     return AttackRecord(
         recovered=tuple(None if math.isnan(hit) else hit == 1 for hit in hits),
         spent=tuple(spent),
-        budget=want.budget,
+        budget=spec.budget,
         box=attack.box,
         unit=attack.spends,
         settings=_read_back(attack),

@@ -14,9 +14,9 @@ from tests.support.small_world import made_record, run_cell, write_nudge
 from unlearnbench import Attack, Look, cli, registry
 from unlearnbench.attacks.search import drawn, sight
 from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.pipeline import attacks
+from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import AttackRecord, read, write
-from unlearnbench.run import attacks
-from unlearnbench.run.cell import Cell
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verification.verify import verify
@@ -73,7 +73,8 @@ def setting(tmp_path, shared_store, fresh_store, tried):
 
     def attack(text, budget=None, cell=cell, force=False):
         now = read(record.path(tmp_path / "here"))
-        return attacks.attacked(cell, now, attacks.wanted(text, budget), Store(fresh_store), tmp_path / "here", force)
+        asked = attacks.parse_attacks(text, budget)
+        return attacks.attacked(cell, now, asked, Store(fresh_store), tmp_path / "here", force)
 
     return record, attack, tmp_path / "here"
 
@@ -121,7 +122,7 @@ def test_budgets_have_records_of_their_own(setting):
     assert set(made.attacks) == {"try", "try+budget=0"}
     assert (made.attacks["try+budget=0"].value, made.attacks["try+budget=0"].limit) == (0.0, 0)
     assert made.attacks["try+budget=0"].budget == 0
-    assert [want.label for want in attacks.again(made)] == ["try", "try+budget=0"]
+    assert [spec.label for spec in attacks.repeatable(made)] == ["try", "try+budget=0"]
 
 
 def test_an_attack_that_fails_is_missing_and_tried_again_next_time(setting, tried):
@@ -174,8 +175,8 @@ def test_a_run_made_anew_keeps_attacks_of_the_same_weights(setting, tmp_path, fr
 
 def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     """What is read back has lists where the settings have tuples."""
+    from unlearnbench.pipeline.writing import with_attachments
     from unlearnbench.records.schema import ProtocolRecord
-    from unlearnbench.run.runner import _beside
     from unlearnbench.tasks.digits_text import DigitsText
 
     protocol = DigitsText.protocols["smoke"]
@@ -185,9 +186,9 @@ def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     old = new.model_copy(update={"attacks": {"try": found}})
     path = old.path(tmp_path)
     write(old, path)
-    assert _beside(path, new) == {"attacks": {"try": found}, "trajectory": None}
+    assert with_attachments(new, path).attacks == {"try": found}
     moved = new.model_copy(update={"weights": {**new.weights, "unlearned": "v" * 64}})
-    assert _beside(path, moved) == {}
+    assert with_attachments(moved, path).attacks == {}
 
 
 def test_attacks_leave_the_key_of_the_run_alone(setting, tmp_path, fresh_store):
@@ -219,7 +220,7 @@ def test_what_did_not_run_is_not_attacked(setting):
     record, _, here = setting
     gone = record.model_copy(update={"status": "diverged"})
     cell = Cell(registry.load_method("original")(), DigitsClass("3"))
-    assert attacks.attacked(cell, gone, attacks.wanted("try"), Store(here / "store"), here) is gone
+    assert attacks.attacked(cell, gone, attacks.parse_attacks("try"), Store(here / "store"), here) is gone
 
 
 def test_verify_tries_the_attacks_again(setting, tmp_path):

@@ -12,9 +12,9 @@ from torch import Tensor
 from unlearnbench.compute.device import exact, trim
 from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import engine_hash
 from unlearnbench.reporting import tell, track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import engine_hash
 from unlearnbench.storage.lazy_arrays import Part, Rows
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task

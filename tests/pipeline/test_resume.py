@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_world import CHUNKS, comparable, debris, python, read_only, write_nudge
-from unlearnbench.run import runner
+from tests.support.small_world import CHUNKS, ROOT, comparable, debris, python, read_only, write_nudge
+from unlearnbench.pipeline import runner
 
 POINTS = {
     "during weights": ("during", "weights", 1),
@@ -106,7 +105,7 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     write_nudge(folder)
     (folder / "driver.py").write_text(DRIVER)
-    done = python("driver.py", str(Path(__file__).parents[2]), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
+    done = python("driver.py", str(ROOT), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return folder, dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
@@ -146,7 +145,7 @@ def test_a_killed_run_goes_on(cli, small, one_thread, monkeypatch, killed, unint
 
     unlearned = []
     real = runner.unlearn
-    monkeypatch.setattr("unlearnbench.run.runner.unlearn", lambda *words: unlearned.append(words) or real(*words))
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *words: unlearned.append(words) or real(*words))
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(store))
     said = cli("run", "--method", folder / "nudge.py", "--out", here)
     assert said.code == 0, said.err
@@ -167,14 +166,14 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
     path = write_nudge(tmp_path)
     assert cli("run", "--method", "original", "--out", "here").code == 0
-    name = {"unlearning": "unlearn", "sampling": "draw", "judging": "judged"}[point]
+    place = {"unlearning": "runner.unlearn", "sampling": "judging.draw", "judging": "measuring.judged"}[point]
 
     def stop(*words):
         signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     with monkeypatch.context() as patch:
-        patch.setattr(f"unlearnbench.run.runner.{name}", stop)
+        patch.setattr(f"unlearnbench.pipeline.{place}", stop)
         said = cli("run", "--method", path, "--out", "here")
     signal.signal(signal.SIGINT, before)
     assert said.code == 130

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline.snapshots import LIMIT, Snapshot, Thinned, delete, full, written
 from unlearnbench.reporting import Number, current_watch, tell
-from unlearnbench.run.snapshots import LIMIT, Snapshot, Thinned, delete, full, written
 
 NAMES, LETTERS = 32, 60
 """Names that a run may note at most, and letters of each."""

@@ -18,8 +18,8 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Failed, UserError, one_line
 from unlearnbench.hashing import seed_of
 from unlearnbench.method import Method
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.monitor import Watch
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.task import Task
 from unlearnbench.training import Diverged, seeded
 

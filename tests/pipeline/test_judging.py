@@ -10,9 +10,9 @@ import torch
 from unlearnbench import registry
 from unlearnbench.compute.device import exact
 from unlearnbench.judges import Judge, Verdict
-from unlearnbench.run import judging, sampling
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.judging import Looking, judged
+from unlearnbench.pipeline import judging, sampling
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.judging import Looking, judged
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 

@@ -19,15 +19,17 @@ from tests.support.small_world import (
 from unlearnbench import registry
 from unlearnbench.compare.record_diff import differences
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline import measuring, runner, trajectory
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.request import RunRequest
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.trackers import Steady
+from unlearnbench.pipeline.trajectory import followed, held_out
 from unlearnbench.records.provenance import command, details
 from unlearnbench.records.schema import read, write
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.report.page import report
-from unlearnbench.run import runner, trajectory
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.trackers import Steady
-from unlearnbench.run.trajectory import checked, followed, held_out
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import Diverged
@@ -117,7 +119,7 @@ def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_
     store, results = places
     first = followed(ascent(), 2, store, results)
     assert unlearned == ["gradient_ascent"]
-    monkeypatch.setattr(runner, "_writable", lambda *words: pytest.fail("it looked"))
+    monkeypatch.setattr(runner, "require_writable", lambda *words: pytest.fail("it looked"))
     assert followed(ascent(), 2, store, results) == first
     assert runner.run(ascent(), store, results) == first, "without --eval-every it stays"
     assert unlearned == ["gradient_ascent"]
@@ -188,9 +190,9 @@ def test_points_whose_samples_are_no_images_have_no_scores(places, monkeypatch):
     def fails(*words, **more):
         raise Diverged(0, "a sample")
 
-    real = trajectory.observed
-    monkeypatch.setattr(trajectory, "observed", lambda cell, judge, model, about, *rest: (
-        fails() if about["step"] == 2 else real(cell, judge, model, about, *rest)))  # fmt: skip
+    real = measuring.observed
+    monkeypatch.setattr(measuring, "observed", lambda cell, judge, model, about, *rest: (
+        fails() if about.get("step") == 2 else real(cell, judge, model, about, *rest)))  # fmt: skip
     points = followed(ascent(), 2, *places).trajectory.points
     assert points[1].scores == dict.fromkeys(SCORES) and points[1].missing == 9
     assert points[0].missing == points[2].missing == 0
@@ -224,13 +226,13 @@ def test_the_key_of_a_committed_record_is_what_it_was_with_a_trajectory_and_with
     protocol = dict(known.protocol.settings)
     sampler = type(task.protocol.sampler)(**protocol.pop("sampler"))
     task.protocol = type(task.protocol)(sampler=sampler, **protocol)
-    assert runner.drafted(Cell(registry.load_method(method)(), task), metrics_for(task)).key == known.key
+    assert drafted(Cell(registry.load_method(method)(), task), metrics_for(task)).key == known.key
 
 
 @pytest.mark.parametrize("every", [0, -3])
 def test_no_distance_between_evaluations_is_refused(every, cli):
     with pytest.raises(UserError, match=f"^--eval-every {every} is below 1: give the steps"):
-        checked(every)
+        RunRequest.of(method="esd", eval_every=every)
     said = cli("run", "--method", "esd", "--eval-every", every)
     assert said.code == 2 and said.errors == [
         f"unlearnbench: --eval-every {every} is below 1: give the steps from one evaluation to the next, such as 10"
@@ -264,7 +266,7 @@ def test_a_tracker_alone_keeps_what_was_watched_and_evaluates_nothing(places):
 
 def test_a_tracker_that_fails_loses_nothing(places, monkeypatch):
     told = []
-    monkeypatch.setattr("unlearnbench.run.trackers.tell", told.append)
+    monkeypatch.setattr("unlearnbench.pipeline.trackers.tell", told.append)
 
     class Broken(Tracked):
         def begun(self, name):

@@ -8,10 +8,13 @@ from unlearnbench import registry
 from unlearnbench.compute.device import trim
 from unlearnbench.errors import one_line
 from unlearnbench.metric import Metric, Outcome, Score
+from unlearnbench.pipeline.code_hashes import metric_code
 from unlearnbench.records.schema import ScoreRecord
-from unlearnbench.run.code_hashes import metric_code
 from unlearnbench.statistics import within
 from unlearnbench.task import Task
+
+UNRELIABLE = 0.01
+"""Share of missing images above which a cell is marked."""
 
 
 def metrics_for(task: Task) -> dict[str, Metric]:
@@ -32,17 +35,17 @@ def metrics_for(task: Task) -> dict[str, Metric]:
     }
 
 
-def measure(metric: Metric, outcome: Outcome) -> Score:
+def score(metric: Metric, outcome: Outcome) -> Score:
     """A metric's score; one that fails, or is not finite, is missing with the reason."""
     try:
-        score = metric.measure(outcome)
+        found = metric.measure(outcome)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one metric's failure is a missing value, others are kept
         return Score(None, 0, reason=one_line(error))
     finally:
         trim()
-    if score.value is not None and not math.isfinite(score.value):
-        return Score(None, score.n, score.missing, reason="not finite")
-    return score
+    if found.value is not None and not math.isfinite(found.value):
+        return Score(None, found.n, found.missing, reason="not finite")
+    return found
 
 
 def score_record(metric: Metric, score: Score) -> ScoreRecord:

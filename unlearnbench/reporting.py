@@ -60,6 +60,12 @@ def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterato
             sink(what + rate, done, total)
 
 
+def show_progress(what: str, done: int, total: int) -> None:
+    """Report one step of work that is not a loop of ours; `track` does it for loops."""
+    if sink := _sink.get():
+        sink(what, done, total)
+
+
 @contextmanager
 def told_by(teller: Callable[[str], None]) -> Iterator[None]:
     """Within this block `teller` hears what is said."""

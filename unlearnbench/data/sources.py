@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.data.download import Another, Facts, Part, download
+from unlearnbench.data.download import Changed, Facts, download
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import file_hash
-from unlearnbench.storage.files import replace_file
+from unlearnbench.storage.files import cannot_write, flush, replace_file
 
 LOCK = "lock.json"
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._+=-]*"
@@ -69,17 +70,12 @@ def known(folder: Path, source: Source) -> Facts:
 
 
 def state(folder: Path, source: Source) -> str:
-    """there, missing, differs, or how much of it there is."""
+    """`there`, `missing`, or `differs` if the file is not the one that is known."""
     path = place(folder, source)
     with _readable(path):
-        if path.is_file():
-            return "differs" if _difference(path, known(folder, source)) else "there"
-        part = Part.of(path)
-        if not (have := part.have()):
+        if not path.is_file():
             return "missing"
-        total = known(folder, source).size or part.whole().get("size")
-        whole = f" of {total / 2**20:.1f}" if isinstance(total, int) else ""
-        return f"part: {have / 2**20:.1f}{whole} MiB"
+        return "differs" if _difference(path, known(folder, source)) else "there"
 
 
 def checked(folder: Path, source: Source) -> Path:
@@ -97,9 +93,9 @@ def checked(folder: Path, source: Source) -> Path:
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """The file, fetched unless it is there; locked when it is seen for the first time, fetched or put there by hand.
+    """Fetch the file unless it is there, and lock it when it is seen first, fetched or put there by hand.
 
-    A fetch that is stopped or breaks off goes on the next time, and until it is whole nothing bears the file's name.
+    Nothing has the file's name until the file is complete and checked.
     """
     path = place(folder, source)
     try:
@@ -113,8 +109,6 @@ def fetch(source: Source, folder: Path) -> Path:
             else:
                 _bring(source, folder, path)
     except OSError as error:
-        from unlearnbench.storage.files import cannot_write
-
         raise UserError(cannot_write(path, error, "--data")) from error
     return path
 
@@ -123,14 +117,26 @@ def _bring(source: Source, folder: Path, path: Path) -> None:
     top = folder.resolve()
     if top not in (path.parent.resolve(), *path.parent.resolve().parents):
         raise UserError(f"{path.parent} leads out of {folder}: put the file there by hand, or make it a folder")
-    part = Part.of(path)
+    with _scratch(path) as scratch:
+        try:
+            file, facts = download(source.url, path, scratch, source.login, known(folder, source), source.revision)
+        except Changed as error:
+            raise _moved(source, folder, path, str(error)) from error
+        flush(file)
+        _lock(folder, source, facts)  # before the rename, so that a stop between the two does not lose the revision
+        file.replace(path)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """An empty folder next to `path`, deleted afterwards; what a killed process left there is deleted first."""
+    folder = path.with_name(f".{path.name}.fetch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        facts = download(source.url, path, source.login, known(folder, source), source.revision)
-    except Another as error:
-        raise _moved(source, folder, path, str(error)) from error
-    _lock(folder, source, facts)  # first, for a stop between the two must not lose the revision
-    part.file.replace(path)
-    part.drop()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path, source: Source, facts: Facts) -> None:

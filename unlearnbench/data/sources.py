@@ -1,4 +1,4 @@
-"""Files that a task needs and does not ship: where they come from, and that they stay what was fetched first."""
+"""Files that a task needs but does not ship: where they come from, and checks that they stay as first fetched."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ _WORD = r"[A-Za-z0-9_][A-Za-z0-9._+=-]*"
 
 
 class Source(NamedTuple):
-    """One file. What was not known when this was written is None, and locked when the file is first fetched."""
+    """One file. Facts that were unknown when it was listed are None; the first fetch locks them."""
 
     name: str
-    """Where it lies below the data folder, at most two folders deep."""
+    """Path below the data folder, at most two folders deep."""
     url: str
     licence: str
     login: bool
-    """Whether a hub token is needed."""
+    """Whether the download needs a hub token."""
     use: str
     size: int | None = None
-    """Bytes."""
+    """Size in bytes."""
     revision: str | None = None
-    """The hub's commit, or elsewhere the ETag."""
+    """The hub's commit, or the ETag of another server."""
     sha256: str | None = None
 
 
 def place(folder: Path, source: Source) -> Path:
-    """Where the file lies; a name cannot lead out of the folder."""
+    """Return the file's path. Raises `UserError` for a name that leads out of the folder."""
     if not re.fullmatch(rf"{_WORD}(/{_WORD}){{0,2}}", source.name) or source.name == LOCK:
         raise UserError(
             f"{source.name!r} cannot name a source: use letters, digits and ._+=-, at most two folders deep"
@@ -48,7 +48,7 @@ def place(folder: Path, source: Source) -> Path:
 
 
 def locks(folder: Path) -> dict[str, Facts]:
-    """What each file was when it was first fetched into this folder."""
+    """Read what each file was when it was first fetched into this folder."""
     path = folder / LOCK
     with _readable(path):
         try:
@@ -61,7 +61,7 @@ def locks(folder: Path) -> dict[str, Facts]:
 
 
 def known(folder: Path, source: Source) -> Facts:
-    """What the file must be: as the source says, and where it says nothing, as locked."""
+    """Return what the file must be: the source's own facts, and the locked ones where the source has none."""
     locked = locks(folder).get(source.name, Facts())
     if source.sha256 not in (None, locked.sha256):
         locked = Facts()  # it was locked before the source's own hash was known
@@ -70,7 +70,7 @@ def known(folder: Path, source: Source) -> Facts:
 
 
 def state(folder: Path, source: Source) -> str:
-    """`there`, `missing`, or `differs` if the file is not the one that is known."""
+    """Return `there`, `missing`, or `differs` if the file is not the expected one."""
     path = place(folder, source)
     with _readable(path):
         if not path.is_file():
@@ -79,7 +79,7 @@ def state(folder: Path, source: Source) -> str:
 
 
 def checked(folder: Path, source: Source) -> Path:
-    """The file, after a look at every byte of it. `Damaged` where it is not what the source says or was locked."""
+    """Return the file's path after reading all of it. Raises `Damaged` if it differs from its source or lock."""
     path = place(folder, source)
     with _readable(path):
         if not path.is_file():
@@ -93,9 +93,9 @@ def checked(folder: Path, source: Source) -> Path:
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """Fetch the file unless it is there, and lock it when it is seen first, fetched or put there by hand.
+    """Download the file unless it exists, and lock it when it is first seen, whether fetched or placed by hand.
 
-    Nothing has the file's name until the file is complete and checked.
+    The final name is given only to a complete and checked file. Running a stopped fetch again skips the finished files.
     """
     path = place(folder, source)
     try:
@@ -129,7 +129,7 @@ def _bring(source: Source, folder: Path, path: Path) -> None:
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """An empty folder next to `path`, deleted afterwards; what a killed process left there is deleted first."""
+    """Yield an empty folder next to `path` and delete it afterwards. Remains of a killed process are deleted first."""
     folder = path.with_name(f".{path.name}.fetch")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -140,7 +140,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 
 def _lock(folder: Path, source: Source, facts: Facts) -> None:
-    """Write down what the file is; an entry for the same bytes stays as it is."""
+    """Write down the file's facts. An existing entry for the same bytes is kept."""
     entries = locks(folder)
     if entries.get(source.name, Facts()).sha256 == facts.sha256:
         return
@@ -150,7 +150,7 @@ def _lock(folder: Path, source: Source, facts: Facts) -> None:
 
 
 def _moved(source: Source, folder: Path, path: Path, reason: str) -> Damaged:
-    """The server now has another file than the one that is known."""
+    """Build the error for a server that has a different file from the known one."""
     by_lock = source.sha256 is None and source.name in locks(folder)
     ours, remedy = (
         (f"was locked in {folder / LOCK}", "delete its entry there to take the new one")
@@ -169,13 +169,15 @@ def _hashed(path: Path, size: int, changed: int) -> str:
 
 
 def known_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, read once a process as long as its size and time of change stay."""
+    """Return the SHA-256 of a file, read once per process unless its size or modification time changes."""
     about = path.stat()
     return _hashed(path, about.st_size, about.st_mtime_ns)
 
 
 def _difference(path: Path, want: Facts) -> str:
-    """What about the file is not as it must be; the size is looked at first, since that costs nothing."""
+    """Describe how the file differs from the expected one; empty if it does not. The size is compared first: it is
+    free.
+    """
     if want.size not in (None, size := path.stat().st_size):
         return f"{size} bytes, not {want.size}"
     if want.sha256 is None or (sha256 := known_hash(path)) == want.sha256:
@@ -193,7 +195,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, so that no two write one part; not on Windows, nor on disks that cannot lock a folder."""
+    """Lock the folder for this process. Does nothing on Windows or on file systems that cannot lock a folder."""
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:

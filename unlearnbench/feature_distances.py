@@ -90,7 +90,7 @@ def squared_mmd(generated: Table, real: Table) -> list[float]:
 
 
 def inception_score(features: Table, logits_from: Callable[[Tensor], Tensor]) -> float:
-    """exp(mean of sum p log p - sum q log q), where q is the mean of p, from logits in float64; nan without features."""
+    """exp(mean of sum p log p - sum q log q), q the mean of p, from logits in float64; nan without features."""
     if not len(features):
         return math.nan
     total, own = torch.zeros((), dtype=torch.float64), 0.0

@@ -120,7 +120,7 @@ class Outcome:
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
-        """Build an outcome from a judge's results on samples, reference and real images, without features that failed."""
+        """Build an outcome from a judge's results on samples, reference and real images. Failed features are empty."""
         import torch
 
         retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
@@ -184,7 +184,7 @@ class Known(NamedTuple):
 
 
 class Metric(ABC):
-    """One measurement, defined in one file whose name is the metric's name. An attack is a metric that searches first."""
+    """One measurement in one file; the file's name is the metric's name. An attack is a metric that searches first."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str]

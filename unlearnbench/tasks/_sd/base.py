@@ -256,7 +256,7 @@ class StableDiffusionTask(TextTask):
 
 
 def _keep(x0: Tensor, path: Path) -> None:
-    """Move a finished folder into place; two processes that generate the same images may both do so."""
+    """Write the latents completely or not at all; two processes that generate the same may both do so."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as new:
             save_state({"x0": x0}, Path(new) / path.name)

@@ -313,7 +313,7 @@ class _Normal(NamedTuple):
 def _normal(one: Definition, limits: Limits) -> _Normal:
     module = _module(one.module)
     if module is None:
-        raise UserError(f"the source of {one.module} cannot be read: put its .py file beside it")
+        raise UserError(f"the source of {one.module} cannot be read: put its .py file next to it")
     return _written(one, module, limits)
 
 

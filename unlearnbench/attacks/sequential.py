@@ -75,7 +75,7 @@ def repeatable(method: Method | None, task: Task) -> Method:
             "another: --forget a+b"
         )
     if "training recipe" in method.requires and not _streamed(task):
-        raise Unsupported(f"{method.name} trains {task.name} anew from its files, hours for each further concept")
+        raise Unsupported(f"{method.name} trains {task.name} again from its files, hours for each further concept")
     return method
 
 

@@ -113,7 +113,7 @@ class ResNetJudge(Judge):
     ):
         self.device, self.size, self.hash = device, size, hash
         if "threshold" not in state:
-            raise UserError("these weights of the ResNet-34 have no threshold: make them anew")
+            raise UserError("these weights of the ResNet-34 have no threshold: train them again")
         self.threshold = float(state["threshold"])
         self.body = _resnet({name: value for name, value in state.items() if name != "threshold"}).to(device).eval()
         self.head, self.body.fc = self.body.fc, nn.Identity()

@@ -210,4 +210,4 @@ def _read(
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise any error
-        raise Damaged(f"{path} cannot be gone on with: delete it, and the training begins anew") from error
+        raise Damaged(f"{path} cannot be resumed: delete it to start the training again") from error

@@ -96,7 +96,7 @@ class Store:
             ) from error
         raise Damaged(
             f"store entry {folder} is damaged ({damage}): set aside as {aside.name}; "
-            "run the same command again to make it anew"
+            "run the same command again to make it again"
         ) from damage
 
     def _write(self, folder: Path, parts: dict[str, Any], made: Made, force: bool) -> bool:

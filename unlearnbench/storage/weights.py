@@ -53,7 +53,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise Damaged(f"{path} is not a readable safetensors file ({error}): copy or make it anew") from error
+        raise Damaged(f"{path} is not a readable safetensors file ({error}): copy or make it again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if isinstance(manifest["seed"], int) and isinstance(manifest["hashes"], dict):
             return manifest
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`") from error
-    raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`")
+        raise Damaged(f"{path} is damaged: delete the folder and make it again with `unlearnbench pretrain`") from error
+    raise Damaged(f"{path} is damaged: delete the folder and make it again with `unlearnbench pretrain`")
 
 
 def load_checked(folder: Path, name: str) -> tuple[dict[str, Tensor], str]:
@@ -79,7 +79,7 @@ def load_checked(folder: Path, name: str) -> tuple[dict[str, Tensor], str]:
     if (found := state_hash(state)) != expected:
         raise Damaged(
             f"{folder / name} is damaged: its content hash is {found[:12]}, the manifest says {str(expected)[:12]}; "
-            "install unlearnbench again or make the weights anew with `unlearnbench pretrain`"
+            "install unlearnbench again or train the weights again with `unlearnbench pretrain`"
         )
     return state, found
 

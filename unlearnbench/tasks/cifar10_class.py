@@ -244,6 +244,6 @@ def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
     if folder is None:
         raise UserError(
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
-            "--pretrained with the folder that it made, beside --checkpoint where the original is a .pth file"
+            "--pretrained with the folder that it made, in addition to --checkpoint if the original is a .pth file"
         )
     return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(data, INCEPTION))

@@ -198,7 +198,7 @@ def _check(
     for key in sorted(used):
         if not state[key].float().isfinite().all():
             raise UserError(
-                f"{place}: {key} holds values that are not finite: get the file anew, or from an earlier step"
+                f"{place}: {key} holds values that are not finite: get the file again, or one from an earlier step"
             )
 
 

@@ -89,7 +89,7 @@ def pairs(
         if min(down.dim(), up.dim()) < 2 or up.numel() != len(up) * len(down):
             raise UserError(
                 f"{key} {tuple(down.shape)} and {ups[module]} {tuple(up.shape)} are of different ranks: "
-                "save the LoRA anew"
+                "save the LoRA again"
             )
         used |= {key, ups[module]}
         if module in alphas:
@@ -109,9 +109,9 @@ def _config(remarks: Mapping[str, str]) -> Mapping[str, Any]:
             return config
     except ValueError as error:
         raise UserError(
-            f"lora_adapter_metadata in the file's header is no JSON ({error}): save the LoRA anew"
+            f"lora_adapter_metadata in the file's header is no JSON ({error}): save the LoRA again"
         ) from error
-    raise UserError("lora_adapter_metadata in the file's header is no JSON object: save the LoRA anew")
+    raise UserError("lora_adapter_metadata in the file's header is no JSON object: save the LoRA again")
 
 
 def _plain(module: str) -> str:

@@ -165,7 +165,9 @@ class StableDiffusionTask(TextTask):
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Raises an error: training takes 150,000 GPU hours."""
-        raise Unsupported(f"{self.name} cannot be trained anew: there is no retrained Stable Diffusion to compare with")
+        raise Unsupported(
+            f"{self.name} cannot be trained again: there is no retrained Stable Diffusion to compare with"
+        )
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Raises an error: nothing is trained for this task."""

@@ -1,4 +1,8 @@
-"""Jobs of Slurm, submitted as arrays through submitit; they outlive the driver, and the next one takes them up."""
+"""Slurm jobs, submitted as arrays through submitit. They outlive the driver, and the next driver takes them over.
+
+submitit writes and submits the scripts. Waiting, resubmitting and reading results are done here, because submitit's own
+futures exist only as long as the process that submitted them.
+"""
 
 from __future__ import annotations
 

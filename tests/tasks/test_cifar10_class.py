@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.utils import save_image
 
 from tests.support import tiny_cifar
+from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
 from unlearnbench.errors import UserError
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_folder import write_folder
 from unlearnbench.records.schema import load_all
 from unlearnbench.tasks._cifar10 import CLASSES
 from unlearnbench.tasks.cifar10_class import Cifar10Class, scaled

@@ -14,7 +14,7 @@ from unlearnbench.reporting import Stopped, told_by
 if TYPE_CHECKING:
     from unlearnbench.launch.driver import Left, Shown
     from unlearnbench.launch.jobs import Work
-    from unlearnbench.launch.journal import Ledger
+    from unlearnbench.launch.journal import Journal
     from unlearnbench.launch.worker import Result
 
 Launcher = Annotated[str | None, typer.Option(help="Where cells run as jobs: local, ray or slurm.")]
@@ -48,7 +48,7 @@ def view() -> Iterator[Shown]:
     with rich.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         whole = bars.add_task("jobs", total=None)
 
-        def shown(running: dict[str, Work], ended: dict[str, Result], total: int, ledger: Ledger) -> None:
+        def shown(running: dict[str, Work], ended: dict[str, Result], total: int, journal: Journal) -> None:
             names.update({id: job.name for id, job in running.items()})
             for id in [id for id in ended if id not in told]:
                 told.add(id)
@@ -57,7 +57,7 @@ def view() -> Iterator[Shown]:
                     bars.remove_task(rows.pop(id))
             bars.update(whole, total=total, completed=len(ended))
             for id, job in list(running.items())[: SHOWN if err.is_terminal else 0]:
-                live = ledger.live(id) or {}
+                live = journal.live(id) or {}
                 said = f"  {job.name} · {live.get('what', 'waiting')} · {live.get('where', '')}"
                 if id not in rows:
                     rows[id] = bars.add_task(said, total=1)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.worker import Result, tail
 from unlearnbench.reporting import tell
 
@@ -55,11 +55,11 @@ class Left(NamedTuple):
         return [result for result in self.results.values() if result.state != "done"]
 
 
-Shown = Callable[[dict[str, Work], dict[str, Result], int, Ledger], None]
-"""(running, ended, jobs in all, ledger): called at every look."""
+Shown = Callable[[dict[str, Work], dict[str, Result], int, Journal], None]
+"""(running, ended, jobs in all, journal): called at every look."""
 
 
-def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown = lambda *about: None) -> Left:
+def drive(jobs: Sequence[Work], backend: Backend, journal: Journal, shown: Shown = lambda *about: None) -> Left:
     """Run every job after those that it needs. A failed one leaves out what needs it; the rest goes on."""
     waiting = {job.id: job for job in jobs}
     running: dict[str, Work] = {}
@@ -77,21 +77,21 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
                 tries[job.id] += 1
             if ready:
                 backend.begin(ready)
-            shown(running, results, len(jobs), ledger)
+            shown(running, results, len(jobs), journal)
             for result in backend.ended(POLL):
                 job = running.pop(result.id)
                 if result.state == "lost" and tries[job.id] < TRIES:
-                    ledger.forget(job.id)
+                    journal.forget(job.id)
                     waiting = {job.id: job, **waiting}
                     continue
                 if result.state == "lost":
                     about: dict[str, Any] = {
                         "reason": f"{result.reason}, {tries[job.id]} times",
-                        "tail": result.tail or tail(ledger.log(job.id)),
+                        "tail": result.tail or tail(journal.log(job.id)),
                     }
                     result = result.model_copy(update=about)
                 results[job.id] = result
-                ledger.end(result)
+                journal.end(result)
                 needed.subtract((*job.needs, *job.after))
                 for id in (job.id, *job.needs, *job.after):
                     if needed[id] <= 0:
@@ -99,7 +99,7 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
     finally:
         if said := backend.close():
             tell(said)
-    shown(running, results, len(jobs), ledger)
+    shown(running, results, len(jobs), journal)
     return Left(results, tuple(waiting.values()))
 
 

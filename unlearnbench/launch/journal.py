@@ -39,7 +39,7 @@ class Line(BaseModel):
     """Path of what it is for, from the results folder."""
 
 
-class Plan(BaseModel):
+class Launch(BaseModel):
     """A launch: what was asked for, by whom, of which jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,17 +50,17 @@ class Plan(BaseModel):
     jobs: tuple[Line, ...]
 
 
-class Ledger:
+class Journal:
     """The files of one launch: plan.json, live/, ended/ and logs/, each file written whole."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Work], todo: Sequence[Work]) -> Ledger:
-        """The ledger of these jobs, of which some are still to do; of the same jobs as before the same ledger."""
-        ledger = cls(store.root / FOLDER / digest([str(results.resolve()), sorted(job.id for job in jobs)])[:12])
-        plan = Plan(
+    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Work], todo: Sequence[Work]) -> Journal:
+        """The journal of these jobs, of which some are still to do; of the same jobs as before the same journal."""
+        journal = cls(store.root / FOLDER / digest([str(results.resolve()), sorted(job.id for job in jobs)])[:12])
+        plan = Launch(
             results=str(results.resolve()),
             launcher=launcher,
             driver=f"{socket.gethostname()}:{os.getpid()}",
@@ -68,13 +68,13 @@ class Ledger:
             jobs=tuple(Line(id=job.id, name=job.name, step=job.step, product=str(job.product)) for job in jobs),
         )
         for job in todo:
-            ledger.open(job.id)
+            journal.open(job.id)
         for id in {job.id for job in jobs} - {job.id for job in todo}:
-            ledger.end(Result(id=id, state="done", where="before"))
-        with ledger._written():
-            (ledger.folder / "logs").mkdir(parents=True, exist_ok=True)
-            replace_file(ledger.folder / "plan.json", plan.model_dump_json(indent=1).encode())
-        return ledger
+            journal.end(Result(id=id, state="done", where="before"))
+        with journal._written():
+            (journal.folder / "logs").mkdir(parents=True, exist_ok=True)
+            replace_file(journal.folder / "plan.json", plan.model_dump_json(indent=1).encode())
+        return journal
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -85,10 +85,10 @@ class Ledger:
             raise UserError(cannot_write(self.folder, error, "UNLEARNBENCH_CACHE")) from error
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Launch:
         """As it was written."""
         try:
-            return Plan.model_validate_json((self.folder / "plan.json").read_bytes())
+            return Launch.model_validate_json((self.folder / "plan.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise UserError(f"{self.folder / 'plan.json'} cannot be read: delete {self.folder}") from error
 
@@ -166,13 +166,13 @@ def _read(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def latest(store: Store, results: Path) -> Ledger | None:
+def latest(store: Store, results: Path) -> Journal | None:
     """The launch on a results folder that was begun last."""
     found = []
     for path in (store.root / FOLDER).glob("*/plan.json"):
-        ledger = Ledger(path.parent)
-        if ledger.plan.results == str(results.resolve()):
-            found.append((path.stat().st_mtime_ns, str(path), ledger))
+        journal = Journal(path.parent)
+        if journal.plan.results == str(results.resolve()):
+            found.append((path.stat().st_mtime_ns, str(path), journal))
     return max(found)[2] if found else None
 
 

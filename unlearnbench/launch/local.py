@@ -16,7 +16,7 @@ from typing import Any, cast
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.worker import Result, read_job, tail, warm, work
 from unlearnbench.storage.store import Store
 
@@ -48,8 +48,8 @@ def cards(jobs: int) -> list[str]:
 class Local(Backend):
     """A worker for each of `gpus` ("" is none); one that dies is replaced, and its job is lost."""
 
-    def __init__(self, gpus: Sequence[str], threads: int, ledger: Ledger, store: Store, results: Path):
-        self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
+    def __init__(self, gpus: Sequence[str], threads: int, journal: Journal, store: Store, results: Path):
+        self._journal, self._about = journal, (str(store.root), str(results), str(journal.folder), threads)
         # what a worker that was killed leaves is cleaned up, which is no news
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         self._gpus, self._workers = list(gpus), list[_Worker | None]([None] * len(gpus))
@@ -81,8 +81,8 @@ class Local(Backend):
                 worker.process.kill()
                 worker.process.join()
                 reason = f"the worker {_ending(worker.process.exitcode)}"
-                last = tail(self._ledger.log(job.id))
-                where = (self._ledger.live(job.id) or {}).get("where", "")
+                last = tail(self._journal.log(job.id))
+                where = (self._journal.live(job.id) or {}).get("where", "")
                 found.append(Result(id=job.id, state="lost", reason=reason, tail=last, where=where))
                 self._workers[place] = None
         return found
@@ -159,7 +159,7 @@ def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     root, results, folder, _ = about
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    ledger = Ledger(Path(folder))
+    journal = Journal(Path(folder))
     warm()
     while True:
         try:
@@ -167,7 +167,7 @@ def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
         except EOFError:
             return
         id = job.id
-        result = work(job, Store(Path(root)), Path(results), ledger.log(id), lambda values: ledger.report(id, values))  # noqa: B023
+        result = work(job, Store(Path(root)), Path(results), journal.log(id), lambda values: journal.report(id, values))  # noqa: B023
         pipe.send(result.model_dump_json())
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.launch.driver import TRIES, Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.transfer import KINDS, Parcel, files_of, packed, put, siblings, unpack
 from unlearnbench.launch.worker import Result, read_job, work
 from unlearnbench.storage.store import Store
@@ -63,8 +63,8 @@ def _answers(address: str) -> None:
 class Ray(Backend):
     """A task for each job, by worker processes that Ray keeps; at most `most` at a time, all that fit where None."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path, threads: int, gpus: int, most: int | None = None):
-        self._ray, self._ledger, self._results, self._most = joined(), ledger, results, most
+    def __init__(self, journal: Journal, store: Store, results: Path, threads: int, gpus: int, most: int | None = None):
+        self._ray, self._journal, self._results, self._most = joined(), journal, results, most
         try:
             self._require(threads, gpus)
             # begun tasks are tried again when a worker or its node dies; processes live on, but for those that have a
@@ -105,7 +105,7 @@ class Ray(Backend):
     def ended(self, seconds: float) -> list[Result]:
         """Results that came; their records are put into the results folder."""
         for id, values in self._lines():
-            self._ledger.report(id, values)
+            self._journal.report(id, values)
         if not self._running:
             return []
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -123,7 +123,7 @@ class Ray(Backend):
             result = Result.model_validate_json(self._ray.get(ready))
             parcel = self._ray.get(files)
         except self._ray.exceptions.RayError as error:
-            where = (self._ledger.live(job.id) or {}).get("where", "")
+            where = (self._journal.live(job.id) or {}).get("where", "")
             reason = f"lost {TRIES} times by Ray: {' '.join(str(error).split())[:300]}"
             return Result(id=job.id, state="failed", reason=reason, where=where)
         try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.errors import UserError
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import SILENT, Ledger
+from unlearnbench.launch.journal import SILENT, Journal
 from unlearnbench.launch.worker import Result, read_job, tail, work
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Store
@@ -49,7 +49,7 @@ OVER = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", *FINAL}
 
 
 @dataclass
-class Task:
+class SlurmJob:
     """What a Slurm job does. Run twice, it finds what it had finished; requeued, its number stays."""
 
     job: str
@@ -59,13 +59,13 @@ class Task:
     requeues: int = 0
 
     def __call__(self) -> None:
-        """Do the job and leave its result in the ledger."""
+        """Do the job and leave its result in the journal."""
         from submitit import JobEnvironment
 
-        job, ledger = read_job(self.job), Ledger(Path(self.folder))
-        place = Store(Path(self.root)), Path(self.results), ledger.log(job.id)
+        job, journal = read_job(self.job), Journal(Path(self.folder))
+        place = Store(Path(self.root)), Path(self.results), journal.log(job.id)
         known = {"slurm": JobEnvironment().job_id}  # the driver may have died before it could note it
-        ledger.end(work(job, *place, lambda values: ledger.report(job.id, {**values, **known})))
+        journal.end(work(job, *place, lambda values: journal.report(job.id, {**values, **known})))
 
     def checkpoint(self) -> Any:
         """Before preemption or the time limit: the same again. At last an exit, which no handler of errors stops."""
@@ -80,11 +80,11 @@ class Task:
 class Slurm(Backend):
     """An array for what is ready at once."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path, where: Where):
+    def __init__(self, journal: Journal, store: Store, results: Path, where: Where):
         import submitit
 
         logging.getLogger("submitit").setLevel(logging.ERROR)
-        self._ledger, self._store, self._results = ledger, store, results
+        self._journal, self._store, self._results = journal, store, results
         self._most = where.jobs
         self._numbers: dict[str, str] = {}
         self._unsent: list[Work] = []
@@ -94,9 +94,9 @@ class Slurm(Backend):
         """Job -> when Slurm first said that it is over, though there is no result."""
         self._asked, self._states = 0.0, dict[str, str]()
         self._noted: dict[str, float] = {}
-        """Waiting job -> when the ledger was last told that it waits."""
+        """Waiting job -> when the journal was last told that it waits."""
         executor = submitit.AutoExecutor(
-            folder=ledger.folder / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=2 * REQUEUES
+            folder=journal.folder / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=2 * REQUEUES
         )
         executor.update_parameters(
             name="unlearnbench",
@@ -115,10 +115,10 @@ class Slurm(Backend):
 
     def begin(self, jobs: Sequence[Work]) -> None:
         """Take up those that a driver before has submitted, and submit the others as arrays."""
-        known = {job.id: (self._ledger.live(job.id) or {}).get("slurm") for job in jobs}
+        known = {job.id: (self._journal.live(job.id) or {}).get("slurm") for job in jobs}
         there = alive(number for number in known.values() if number)
         for id, number in known.items():
-            if number in there or self._ledger.ended(id) is not None:  # it may have ended just now
+            if number in there or self._journal.ended(id) is not None:  # it may have ended just now
                 self._numbers[id] = number or ""
         self._unsent += [job for job in jobs if job.id not in self._numbers]
         self._submit()
@@ -138,20 +138,20 @@ class Slurm(Backend):
             del self._unsent[:ARRAY]
 
     def _array(self, new: Sequence[Work]) -> None:
-        about = str(self._store.root), str(self._results), str(self._ledger.folder)
+        about = str(self._store.root), str(self._results), str(self._journal.folder)
         # submitit passes on what sbatch says, which is told where it fails
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()), self._executor.batch():
-            submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
+            submitted = [self._executor.submit(SlurmJob(job.model_dump_json(), *about)) for job in new]
         for job, one in zip(new, submitted, strict=True):
             self._numbers[job.id] = one.job_id
             line = {"slurm": one.job_id, "where": f"Slurm {one.job_id}", "what": "in the queue", "at": time.time()}
-            self._ledger.report(job.id, line)
+            self._journal.report(job.id, line)
 
     def ended(self, seconds: float) -> list[Result]:
         """Results that came, and jobs that Slurm ended without one."""
         time.sleep(max(seconds, PAUSE))
-        ended = self._ledger.ended_ids() & self._numbers.keys()
-        found = [result for id in ended if (result := self._ledger.ended(id)) is not None]
+        ended = self._journal.ended_ids() & self._numbers.keys()
+        found = [result for id in ended if (result := self._journal.ended(id)) is not None]
         if self._unsent and time.monotonic() - self._tried >= AGAIN:
             self._submit()
         if time.monotonic() - self._asked >= LOOK:
@@ -171,15 +171,15 @@ class Slurm(Backend):
             self._over.pop(id, None)
             if state == "PENDING" and time.time() - self._noted.get(id, 0) > SILENT / 3:
                 self._noted[id] = time.time()
-                self._ledger.report(id, {"at": time.time(), "what": "in the queue"})
+                self._journal.report(id, {"at": time.time(), "what": "in the queue"})
             return None
         patience = GRACE if state in FINAL else SHARED
         if time.monotonic() - self._over.setdefault(id, time.monotonic()) < patience:
             return None
-        if (result := self._ledger.ended(id)) is not None:  # by its name: listings may be old
+        if (result := self._journal.ended(id)) is not None:  # by its name: listings may be old
             return result
-        where = (self._ledger.live(id) or {}).get("where", "")
-        last = tail(self._ledger.log(id)) or _errors(self._ledger.folder / "slurm", number)
+        where = (self._journal.live(id) or {}).get("where", "")
+        last = tail(self._journal.log(id)) or _errors(self._journal.folder / "slurm", number)
         reason = f"Slurm job {number} {FINAL.get(state, f'ended without a result ({state})')}"
         return Result(id=id, state="failed" if state in FINAL else "lost", reason=reason, tail=last, where=where)
 

@@ -37,6 +37,7 @@ def draw(
     """
     task, size = cell.task, cell.task.protocol.chunk
     chunks = [plan[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
+    _tell_cut_prompts(model, [item for chunk in chunks for item in chunk])
     drawn = []
     with exact(), cell.resources.compiled(model) as model:
         for chunk in track(chunks, len(chunks), "sampling"):
@@ -61,6 +62,14 @@ def draw(
             drawn.append(Part(len(chunk), store.reader("samples", parts, "images", made)))
             trim()
     return Rows(drawn)
+
+
+def _tell_cut_prompts(model: Diffusion, plan: list[Plan]) -> None:
+    """Say how many prompts are longer than the text encoder reads; not which: they may be unfit to be shown."""
+    too_long = getattr(model, "too_long", None)
+    prompts = list(dict.fromkeys(item.prompt for item in plan if item.prompt))
+    if too_long is not None and (cut := too_long(prompts)):
+        tell(f"{len(cut)} of {len(prompts)} prompts are longer than the text encoder reads: it gets their beginnings")
 
 
 def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:

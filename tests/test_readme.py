@@ -44,7 +44,7 @@ def test_a_new_concept_file_is_taken_and_not_written_over(cli, tmp_path):
     asked = {item.prompt for item in task.plan() if item.group == "forget" and item.concept == "seven"}
     assert asked == {"a photo of a seven", "a blue seven"}
     again = cli("new-concept", "seven-and-more", "--out", tmp_path)
-    assert again.code == 2 and "is there already" in again.err
+    assert again.code == 2 and "already exists" in again.err
     wrong = cli("new-concept", "../x", "--out", tmp_path)
     assert wrong.code == 2 and "'../x'" in wrong.err
 

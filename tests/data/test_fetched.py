@@ -230,7 +230,7 @@ def test_stopped_in_the_middle_it_goes_on(cli, site, folder, task, monkeypatch):
         patch.setattr(download, "_blocks", stopped)
         said = cli("fetch", "--task", "fake", "--data", folder)
     assert said.code == 130
-    assert said.errors == ["stopped: what is finished is kept; run the same command again to go on"]
+    assert said.errors == ["stopped: finished work is kept; run the same command again to continue"]
     assert lying(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
     assert cli("fetch", "--task", "fake", "--data", folder).code == 0
     assert site.asked[-1].headers["Range"] == "bytes=3000-"

@@ -63,7 +63,7 @@ def test_what_failed_is_named_with_its_reason_and_the_rest_goes_on(launched):
     assert "greedy ran out of memory (" in failed["greedy"]
     assert "raises failed with ValueError: no such luck (raises.py, line" in failed["raises"]
     assert "  | about to fail" in lines[lines.index(failed["raises"]) :], "the last lines of its log"
-    assert "4 of 7 jobs done; the same command again tries the others" in done.stderr
+    assert "4 of 7 jobs done; run the same command again to try the others" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 130
-    assert err.rstrip().endswith("stopped: what is finished is kept; run the same command again to go on")
+    assert err.rstrip().endswith("stopped: finished work is kept; run the same command again to continue")
     assert "Traceback" not in err
 
 

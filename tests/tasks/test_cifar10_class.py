@@ -168,7 +168,10 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     said = cli(*words)
     assert said.code == 0, said.err
     assert "cifar10-class · forget ship · protocol smoke · seed 0" in said.out
-    assert "beside the paper's tables: its scripts hand the generated images over as the reference" in said.out
+    assert (
+        "for comparison with the paper's tables: its scripts hand the generated images over as the reference"
+        in said.out
+    )
     records = load_all(tmp_path / "here")
     assert [record.status for record in records] == ["ok", "ok"]
     assert records[0].protocol.settings["stretch"] is False

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 launching = typer.Typer()
 LOOK = 1.0
-"""Seconds between looks of `status --watch`."""
+"""Seconds between refreshes of `status --watch`."""
 
 
 @launching.command()
 def status(
-    results: Annotated[Path, typer.Option("--out", help="Folder of records that was launched to.")] = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing runs any more.")] = False,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records that jobs write to.")] = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until no job is running.")] = False,
 ) -> None:
-    """What the last launch to a results folder is at: done, running, failed, missing. Exit code 1 where jobs failed."""
+    """Show which jobs are done, running, failed or missing.
+
+    Looks at the last launch to a folder of records, and exits with 1 if jobs failed."""
     from unlearnbench.launch.journal import latest
     from unlearnbench.storage.store import Store
 
@@ -44,16 +46,16 @@ def status(
     ]
     if rows:
         print_table("", ["job", "state", "where", "seconds", "what"], [("", rows)], prose=["state", "where", "what"])
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     begun = plan.begun.replace("T", " ").removesuffix("+00:00")
     who = f"{len(states)} jobs by {plan.launcher}, driven by {plan.driver} since {begun} UTC"
-    out.print(f"{said}: {who}", highlight=False, soft_wrap=True)
+    out.print(f"{summary}: {who}", highlight=False, soft_wrap=True)
     out.print(f"logs: {journal.folder / 'logs'}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
 def _queued(journal: Journal) -> frozenset[str]:
-    """Numbers of the jobs that Slurm has, who may say nothing for long."""
+    """Numbers of the jobs that Slurm holds; these may be silent for long while they wait."""
     if journal.plan.launcher != "slurm":
         return frozenset()
     from unlearnbench.launch.slurm import alive
@@ -69,7 +71,7 @@ def _about(state: str, about: dict[str, Any]) -> list[str]:
 
 
 def _watch(journal: Journal) -> None:
-    """Redraw until nothing runs."""
+    """Refresh the display until no job is running."""
     from rich.live import Live
 
     try:

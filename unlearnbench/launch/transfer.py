@@ -37,7 +37,7 @@ def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
     """Put entries where they belong unless they are there; the store checks each when it is read."""
     entries: dict[PurePosixPath, dict[str, bytes]] = {}
     for name, content in parcel.items():
-        path = _checked(name, 3)
+        path = _safe_path(name, 3)
         if path.parts[0] not in TRAVEL:
             raise UserError(f"{name!r} is no entry that travels")
         entries.setdefault(path.parent, {})[path.name] = content
@@ -74,7 +74,7 @@ def files_of(record: Path, results: Path) -> Parcel:
 def put(parcel: Mapping[str, bytes], results: Path) -> None:
     """Put a record and what lies beside it, or a tuning, in place; one that is damaged is refused, nothing replaced."""
     depths = {name: 3 if name.startswith(f"{FOLDER}/") else 5 for name in parcel}
-    paths = {name: inside(results, _checked(name, depth)) for name, depth in depths.items()}
+    paths = {name: inside(results, _safe_path(name, depth)) for name, depth in depths.items()}
     for name, path in paths.items():
         if path.suffix not in BESIDE:
             raise UserError(f"{name} is no file of a record")
@@ -97,7 +97,7 @@ def _place(copy: Path, tuning: bool) -> Path:
     return tuning_place(found.task, found.method)
 
 
-def _checked(name: str, depth: int) -> PurePosixPath:
+def _safe_path(name: str, depth: int) -> PurePosixPath:
     """A path as it came from another machine: `depth` names, each of which can be one."""
     parts = name.split("/")
     if len(parts) != depth:

@@ -96,7 +96,7 @@ def _inside(spread: dict[str, Any]) -> dict[str, Any]:
     return {name: distribution.low for name, distribution in spread.items()}
 
 
-def checked(cls: type[Method]) -> None:
+def require_space(cls: type[Method]) -> None:
     """Refuse a method whose `space` names no field of it, or has a range that cannot be drawn from."""
     if not cls.space:
         raise UserError(f"{cls.name} declares no `space`: there is nothing to tune; give its settings with --set")

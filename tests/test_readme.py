@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from unlearnbench import registry
 from unlearnbench.data.concepts import read_concepts
 from unlearnbench.run import cell, unlearning
@@ -10,7 +12,10 @@ from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]
+PAGES += sorted((ROOT / "results").glob("*.md"))
 
 
 def test_baseline_as_printed_conforms_and_forgets(tmp_path):
@@ -66,4 +71,25 @@ def test_every_method_and_metric_is_named_in_the_readme():
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_studies_that_pages_name_exist(page):
+    text = page.read_text()
+    paths = re.findall(r"`((?:unlearnbench|methods|metrics|tests|\.ci|\.github)/[\w./-]*)`", text)
+    studies = re.findall(r"python -m (tests\.studies\.\w+)", text)
+    paths += [f"{name.replace('.', '/')}.py" for name in studies]
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_contributing_page_names_every_package():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    packages = {path.parent.name for path in (ROOT / "unlearnbench").glob("*/__init__.py")}
+    assert {name for name in packages if f"`{name}/`" not in text} == set()

@@ -1,4 +1,4 @@
-"""Is what stands beside a record's result, attacks and trajectory, what it can be?"""
+"""Check the attacks and the trajectory in a record."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from unlearnbench.verification.finding import Note, Said
 
 SINGLE = 1e-6
 UNRELIABLE = 0.01
-"""Share of missing targets above which an attack is unreliable, as in `attacking`."""
+"""Share of missing targets above which an attack is unreliable, as for runs."""
 
 
 def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Said]:
-    """Each attack is one that is known here, its numbers are those of its targets, its settings those of its label."""
+    """Check that each attack is known, its numbers follow from its targets, and its settings from its label."""
     for label, found in record.attacks.items():
         name, _, variant = label.partition(GIVEN)[0].partition("@")
         attack = registry.known_attack(name)
@@ -53,7 +53,7 @@ def _budget(label: str, found: AttackRecord) -> Iterator[Said]:
 
 
 def _numbers(label: str, found: AttackRecord) -> Iterator[Said]:
-    """Shares and counts are checked on reading."""
+    """Check shares and counts of an attack."""
     pairs = [(hit, cost) for hit, cost in zip(found.recovered, found.spent, strict=True) if hit is not None]
     hits = [hit for hit, _ in pairs]
     if found.status == "skipped":
@@ -106,7 +106,7 @@ def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Said
 
 
 def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
-    """Points are of the held-out protocol, lie within the run, and have values that there can be."""
+    """Check that points use the held-out protocol, lie within the run, and have possible values."""
     found = record.trajectory
     if found is None:
         return
@@ -141,7 +141,7 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
 
 
 def _held_out(record: Record, task: Task) -> Iterator[Said]:
-    """How many images its points rest on, where the plan can be made here."""
+    """Number of images behind each point, if the plan can be made here."""
     from unlearnbench.run.trajectory import fewer
 
     if record.trajectory is None:
@@ -149,7 +149,7 @@ def _held_out(record: Record, task: Task) -> Iterator[Said]:
     try:
         plan = fewer(task.plan())
     except (UserError, OSError):
-        return  # told with the plan itself
+        return  # reported with the plan
     for name, n in record.trajectory.n.items():
         metric = registry.known_metric(name)
         if metric is not None and n != (meant := sum(item.group == metric.side for item in plan)):

@@ -1,4 +1,4 @@
-"""Where a record comes from: its method's settings follow from preset and overrides, its hashes are known."""
+"""Check where a record comes from: settings follow from preset and overrides, and hashes belong to a known version."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unlearnbench.records.tuning import read_tuning, tuning_path
 from unlearnbench.verification.finding import Note, Said
 
 NAMED = ("default", "published", "released", "tuned")
-"""Presets that are divisions of their own."""
+"""Presets that are divisions by themselves."""
 EARLIEST = datetime(2020, 1, 1, tzinfo=timezone.utc)
-"""Nothing that the project measures is as old."""
+"""No record of the project is older."""
 
 
 def hashes(record: Record) -> Iterator[Said]:
-    """Engine, method, judge, original weights and metrics are of a version of the project."""
+    """Check that engine, method, judge, original weights and metrics belong to a version of the project."""
     method = record.method.name
     found: list[tuple[str, Kind, str, str]] = [
         ("engine", "engine", record.task, record.engine_hash),
@@ -47,7 +47,7 @@ def hashes(record: Record) -> Iterator[Said]:
 
 
 def identity(record: Record) -> Iterator[Said]:
-    """Names and seeds that are given twice agree."""
+    """Check that names and seeds given twice agree."""
     if record.task not in registry.tasks():
         return
     settings = record.protocol.settings
@@ -66,7 +66,7 @@ def _loaded(name: str) -> type[Method]:
 
 
 def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
-    """The date is one, and lies in the past."""
+    """Check that the date is valid and in the past."""
     try:
         when = datetime.fromisoformat(record.created)
     except ValueError:
@@ -81,10 +81,10 @@ def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
 
 
 def division(record: Record, results: Path) -> Iterator[Said]:
-    """What the division must be by preset and overrides, and the settings by both.
+    """Check the division and the settings against preset and overrides.
 
-    The settings of a preset are compared where the method's code is the present version's; of another version they may
-    have been others.
+    A preset's settings are compared only if the method's code has the present version; earlier versions may have had
+    others.
     """
     said = record.method
     meant = said.preset if said.preset in NAMED and not said.overrides else "custom"
@@ -116,7 +116,7 @@ def division(record: Record, results: Path) -> Iterator[Said]:
 
 
 def _preset(cls: type[Method], record: Record, results: Path) -> dict[str, Any] | Said | None:
-    """A preset's settings, or why they cannot be told; None where `tuned` is checked with its tuning already."""
+    """A preset's settings, or the reason that they are unknown; None if `tuned` is checked with its tuning already."""
     said = record.method
     if said.preset != "tuned":
         try:

@@ -1,4 +1,4 @@
-"""Do a record's status and scores follow from its per-image table, and is the table that of the protocol's plan?"""
+"""Check that status and scores follow from the per-image table, and the table from the protocol's plan."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 UNRELIABLE = 0.01
-"""Share of missing images above which a run is unreliable, as in `runner`."""
+"""Share of missing images above which a run is unreliable, as in the runner."""
 SINGLE = 1e-6
-"""Between numbers that were kept in single precision."""
+"""Tolerance between numbers kept in single precision."""
 CERTAIN = 0.5
-"""No label that a judge did not choose can have a probability above this."""
+"""Highest probability that a label which the judge did not choose can have."""
 
 
 def task_of(record: Record) -> Task | None:
-    """The record's task with its protocol and concept; None where the record means another protocol than this code."""
+    """The record's task with its protocol and concept; None if the protocol differs from this code's."""
     if record.task not in registry.tasks():
         return None
     known = registry.load_task(record.task).protocols.get(record.protocol.name)
@@ -62,9 +62,9 @@ def _plan(task: Task) -> list[Plan]:
 
 
 def planned(record: Record) -> list[Plan] | Note | None:
-    """Every image that the record's protocol plans; None where task or protocol are not known here, which is a problem.
+    """Every image that the record's protocol plans; None if task or protocol are unknown, which is a problem.
 
-    A note where the plan needs files that are not here, or was made from others than those that are.
+    A note if the plan needs files that are missing here, or was made from others.
     """
     task = task_of(record)
     if task is None:
@@ -84,7 +84,7 @@ def planned(record: Record) -> list[Plan] | Note | None:
 
 
 def status(record: Record) -> Iterator[Said]:
-    """Status, reason and step fit the scores."""
+    """Check that status, reason and step fit the scores."""
     if record.step is not None and record.status != "diverged":
         yield f"its status is {record.status}, but it names a step of divergence ({record.step})"
     if record.status in ("diverged", "skipped"):
@@ -117,12 +117,12 @@ def status(record: Record) -> Iterator[Said]:
 
 
 def _wraps(name: str) -> bool:
-    """Whether a method acts beside the weights; of an unknown one it may."""
+    """Whether a method acts on more than the weights; an unknown method may."""
     return name not in registry.known_methods() or registry.load_method(name).wrap is not Method.wrap
 
 
 def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
-    """Each score by itself: range, interval, count and direction."""
+    """Check each score by itself: range, interval, count and direction."""
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
         if metric is None:
@@ -159,7 +159,7 @@ def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Said]:
 
 
 def _count(name: str, metric: Metric, score: ScoreRecord, plan: list[Plan]) -> Iterator[Said]:
-    """How many images a score can rest on; those by image are counted in the table."""
+    """Check how many images a score can rest on; scores by image are counted in the table."""
     if metric.axis == "cost":
         if score.value is not None and score.n != 1:
             yield f"n of {name} is {score.n}, a cost is measured once"
@@ -186,9 +186,9 @@ def _slack(value: float) -> float:
 
 
 def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Said]:
-    """The rows are those of the plan, what was judged is possible, and every score by image follows from it.
+    """Check that rows match the plan, that verdicts are possible, and that every score by image follows from them.
 
-    Without a plan the rows' own labels and groups are taken.
+    Without a plan, the rows' own labels and groups are used.
     """
     required = {"group", "concept", "label", "seed", "judged", "refused", "p_asked"}
     if lacking := sorted(required - set(images)):
@@ -233,7 +233,7 @@ def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Pl
 
 
 def _judged(images: pd.DataFrame) -> Iterator[Said]:
-    """What the columns of the judge can be together."""
+    """Check that the judge's columns are consistent."""
     lost = images["judged"].isna()
     if (lost != images["refused"].isna()).any():
         yield "some images are judged but neither refused nor not, or the other way round"
@@ -256,7 +256,7 @@ def _judged(images: pd.DataFrame) -> Iterator[Said]:
 
 
 def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Said]:
-    """Every score by image is what its own column gives, and the column what `judged` and `refused` give."""
+    """Check every score by image against its column, and the column against `judged` and `refused`."""
     groups, extremes = images["group"].to_numpy(), Extremes(rows, images)
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
@@ -293,7 +293,7 @@ def _column(
         least, most = (nothing if each.per_image is None else each.per_image for each in limits)
         lost = np.isnan(least)
     elif not metric.roles():
-        least, most, lost = nothing, nothing, rows["judged"].isna().to_numpy(bool)  # as the judge that it rests on
+        least, most, lost = nothing, nothing, rows["judged"].isna().to_numpy(bool)  # like the judge that it uses
     else:
         return
     if (np.isnan(values) != lost).any():
@@ -353,7 +353,7 @@ def _metrics() -> tuple[str, ...]:
 
 
 def lacking(record: Record, plan: list[Plan]) -> Iterator[Said]:
-    """Metrics that rest on the judge alone, which every run of such a plan has."""
+    """Find missing metrics that need only the judge, which every run of the plan has."""
     if record.status not in ("ok", "unreliable"):
         return
     known: Mapping[str, Any] = {name: registry.known_metric(name) for name in _metrics()}

@@ -1,4 +1,4 @@
-"""The conformance suite: what every method must do, run on a tiny model in seconds."""
+"""Check that a method follows the interface, on a tiny model and in seconds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unlearnbench.training import seeded
 
 
 class TinyDigits(DigitsClass):
-    """`digits-class` on a network of a few thousand weights, two steps at most."""
+    """`digits-class` with a network of a few thousand weights, and two steps at most."""
 
     def __init__(self, forget: str = "3", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
@@ -47,14 +47,14 @@ class TinyDigits(DigitsClass):
 
 
 class TinyWords(DigitsText):
-    """`digits-text` on a Stable Diffusion of a few thousand weights, for methods that need text."""
+    """`digits-text` with a Stable Diffusion of a few thousand weights, for methods that need text."""
 
     def __init__(self, forget: str = "seven", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
-        """The miniature's, with room for what methods put behind a name."""
+        """The miniature's tokenizers, with room for what methods add to a name."""
         found = super().tokenizers
         for tokenizer in found:
             tokenizer.model_max_length = 32
@@ -73,7 +73,9 @@ class TinyWords(DigitsText):
 
 
 def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
-    """Cross-attention on one of two levels, 8x8 latents of four channels, text states of 16 numbers."""
+    """A tiny Stable Diffusion: cross-attention on one of two levels, 8x8 latents of four channels, text states of 16
+    numbers.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -108,12 +110,12 @@ def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
 
 
 def tried_on(cls: type[Method]) -> Callable[[], Task]:
-    """The tiny task that has what the method needs, digits first."""
+    """The tiny task that has what the method needs; digits are tried first."""
     return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
 
 
 class Failed(UserError):
-    """A method does not conform; the message says what to mend."""
+    """A method does not conform; the message says what to fix."""
 
 
 def _unlearned(method: Method, task: Task) -> Diffusion:
@@ -126,7 +128,7 @@ def _unlearned(method: Method, task: Task) -> Diffusion:
 
 
 def described(cls: type[Method]) -> None:
-    """Docstrings say what it is: the file's first line becomes its line in `list`."""
+    """Docstrings say what the method is: the file's first line is shown by `list`."""
     if not (sys.modules[cls.__module__].__doc__ or "").strip():
         raise Failed('the file has no docstring: begin it with one line, """Name: idea (Authors, Venue year)."""')
     if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
@@ -246,18 +248,18 @@ def _line(cls: type[Method], error: BaseException) -> str:
 
 
 def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
-    """Name, meaning and failure (None: passed) of every check, in order."""
+    """Run every check; yield its name, meaning and failure (None if it passed), in order."""
     for check in CHECKS:
         meaning = (check.__doc__ or "").partition("\n")[0]
         try:
-            with redirect_stdout(io.StringIO()):  # `quiet` says what it prints
+            with redirect_stdout(io.StringIO()):  # `quiet` reports what it prints
                 check(cls)
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"
         except UserError as failure:
             yield check.__name__, meaning, message(failure)
             if check is returns_a_model:
-                return  # the others need a model, and would name the same cause
+                return  # the other checks need a model and would report the same cause
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may fail in any way
             yield check.__name__, meaning, f"it fails with {one_line(error)}{_line(cls, error)}"
             if check is returns_a_model:

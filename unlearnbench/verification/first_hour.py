@@ -1,4 +1,6 @@
-"""`first-hour`: is this machine ready for a task on real weights? Data, original, judge, and the original's row."""
+"""`first-hour`: check whether this machine is ready for a task on real weights (data, original, judge, and the
+original's scores).
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ from unlearnbench.task import Task
 
 HEADS = ["what", "expected", "obtained", "", "by"]
 STAGES = 5
-"""Titles that `begin` is called with, the steps' included."""
+"""Number of titles that `begin` is called with, steps included."""
 OWN = "own expectation"
 NEAR = 0.25
-"""How far, relative to it, a published number may be off: protocols of fewer images and steps are no closer."""
+"""Relative tolerance for published numbers; protocols of fewer images and steps are no closer."""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `passed` is None where there is nothing to hold it against."""
+    """One result; `passed` is None if there is nothing to compare with."""
 
     what: str
     expected: str
@@ -36,9 +38,9 @@ class Finding(NamedTuple):
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None, steps: bool = False
 ) -> Iterator[Finding]:
-    """The quick parts first; what stands in the way of all that follows is a `UserError`.
+    """Yield results, quick checks first; `UserError` for what prevents all later checks.
 
-    With `steps` the original is also drawn by the task's two numbers of steps.
+    With `steps`, the original is also sampled with the task's two numbers of steps.
     """
     about: Any = task
     stage = ""
@@ -54,7 +56,7 @@ def findings(
 
 
 def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
-    """Scores of the original beside those that papers have published of theirs."""
+    """Scores of the original beside those that papers published."""
     record = run(Cell(registry.load_method("original")(), task), store, results)
     metrics = registry.load_metrics()
     known = {
@@ -77,7 +79,7 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
 
 
 def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
-    """Scores of the original by fewer steps beside those by all of them, from the same starting noise."""
+    """Scores of the original with fewer steps beside those with all of them, from the same noise."""
     names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
     for name in names:
         about = copy.copy(task)
@@ -90,7 +92,7 @@ def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
 
 
 def _near(value: float, name: str, known: dict[str, published.Published]) -> bool:
-    """Close to what was published; of precision and recall to either, since the papers' scripts swap them."""
+    """Whether a value is close to a published one; for precision and recall to either, as the papers swap them."""
     pair = ("precision", "recall")
     expected = [known[each].value for each in (pair if name in pair else (name,)) if each in known]
     return any(abs(value - each) <= NEAR * abs(each) for each in expected)

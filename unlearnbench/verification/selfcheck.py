@@ -1,4 +1,4 @@
-"""`selfcheck`: metrics, judging and sampling are tried on cases whose answer is known, and on the controls."""
+"""`selfcheck`: test metrics, judge and sampler on cases with known answers, and on the controls."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from unlearnbench.testing import toy
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
 STAGES = 2 + len(CONTROLS)
-"""How often `findings` begins something new."""
+"""Number of times that `findings` calls `begin`."""
 SURE = 0.9
-"""Share of real images of the forgotten concept that the judge must name."""
+"""Share of real images of the forgotten concept that the judge must recognize."""
 
 
 class Finding(NamedTuple):
-    """One thing that was tried. `found` and `expected` are for people."""
+    """Result of one test. `found` and `expected` are texts for users."""
 
     subject: str
     case: str
@@ -42,21 +42,21 @@ class Finding(NamedTuple):
 
 
 def number(value: float | None) -> str:
-    """A value in a finding."""
+    """Format a value for a finding."""
     return "no value" if value is None else f"{value:.6g}"
 
 
 def span(low: float | None, high: float | None = None) -> str:
-    """An expected range in a finding."""
+    """Format an expected range for a finding."""
     return number(low) if high is None or low is None or low == high else f"{number(low)} to {number(high)}"
 
 
 def _to_the_end(subject: str, found: Iterator[Finding]) -> Iterator[Finding]:
-    """Findings as they come; an error that breaks them off is one more, so that the others are still tried."""
+    """Yield findings; an error that interrupts them becomes one more, so that the other tests still run."""
     try:
         yield from found
     except UserError:
-        raise  # the user's own, such as a store that cannot be written to
+        raise  # a user's problem, such as a store that cannot be written
     except Exception as error:  # noqa: BLE001 - whatever breaks a check off is what is to be reported
         yield Finding(subject, "every case can be tried", one_line(error), "no error", False)
 
@@ -73,7 +73,7 @@ def _score(metric: Metric, outcome: toy.Outcome) -> Score | str:
 
 
 def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
-    """Whether the metric answers a case as it must."""
+    """Whether the metric gives the known answer of a case."""
     low, high = case.low, case.low if case.high is None else case.high
     expected = "no value, with a reason" if low is None else span(low, high)
     expected += f", {case.missing} missing" if case.missing else ""
@@ -92,7 +92,7 @@ def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
 
 
 def known_answers(metric: Metric) -> Iterator[Finding]:
-    """The metric's own cases; that `better` points from bad to good ones; per-image values that make up the value."""
+    """Test the metric's own cases, the direction of `better`, and that per-image values make up the value."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     whole = True
     for case in metric.known():
@@ -107,20 +107,20 @@ def known_answers(metric: Metric) -> Iterator[Finding]:
         yield Finding(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
     good, bad = by_quality["good"], by_quality["bad"]
     if metric.better is not None or good or bad:
-        sign = {"higher": 1, "lower": -1}.get(metric.better or "", 0)  # 0: with no direction nothing beats anything
+        sign = {"higher": 1, "lower": -1}.get(metric.better or "", 0)  # 0: without a direction, no value is better
         right = bool(good and bad) and min(sign * value for value in good) > max(sign * value for value in bad)
         found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
         yield Finding(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
 
 
 def _mean_is(score: Score) -> bool:
-    """Whether the values per image make up the value."""
+    """Whether the per-image values make up the value."""
     kept = [float(value) for value in score.per_image if not math.isnan(value)]  # type: ignore[union-attr]
     return bool(kept) and math.isclose(sum(kept) / len(kept), score.value or 0.0, rel_tol=1e-6, abs_tol=1e-6)
 
 
 def shared_cases(metric: Metric) -> Iterator[Finding]:
-    """What every metric must do with nothing, with one image, and with a judge that fails."""
+    """Test every metric on no image, on one image, and with a judge that fails."""
     if metric.axis == "cost":
         return
     one, fine, gone = toy.coloured(toy.points([1])), [toy.shows(3)] * 3 + [toy.shows(4)] * 3, [toy.fails()] * 6
@@ -145,13 +145,13 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
 def _outcome(
     metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked], reference: Sequence[toy.Asked] = ()
 ) -> toy.Outcome:
-    """With these samples; where a metric looks at a further group, that has those which its axis is about."""
+    """An outcome with these samples; a further group that the metric looks at gets the samples of its axis."""
     further = {metric.side: _kind(metric, forget, retain)} if metric.side and metric.side not in SIDES else None
     return toy.outcome(forget, retain, reference, reference, groups=further)
 
 
 def _kind(metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked]) -> Sequence[toy.Asked]:
-    """What a metric looks at: samples asked for the forgotten concept where it is of efficacy, else other ones."""
+    """The samples that a metric looks at: those of the forgotten concept for efficacy, else the others."""
     return [(toy.FORGOTTEN, image) for image in forget] if metric.axis == "efficacy" else retain
 
 
@@ -161,7 +161,7 @@ def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
 
 
 def _same_images(metric: Metric) -> Iterator[Finding]:
-    """300 images, more than one batch: neither their order nor samples of other groups may change the value."""
+    """Test 300 images, more than one batch: neither their order nor other groups may change the value."""
     forget = [toy.shows(3)] * 100 + [toy.shows(4)] * 60 + [toy.leans(50, 50)] * 60 + [toy.refuses(3)] * 80
     retain, reference = toy.coloured(toy.grid()), toy.grid(off=1)
     side, own = metric.side or "retain", _kind(metric, forget, retain)
@@ -175,7 +175,7 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
         return toy.outcome(reference=reference, real=reference, groups=groups)
 
     value = _value(metric, of(own))
-    span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round
+    span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums are rounded
     for case, made in (
         ("300 images in reverse order", of(own[::-1])),
         ("beside samples of the other side", of(own, [name for name in SIDES if name != side])),
@@ -189,7 +189,7 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
 
 
 def answers(metric: Metric) -> Iterator[Finding]:
-    """All that is known of a metric beforehand."""
+    """Run all tests of a metric."""
     yield from _to_the_end(metric.name, known_answers(metric))
     yield from _to_the_end(metric.name, shared_cases(metric))
 
@@ -198,7 +198,7 @@ def answers(metric: Metric) -> Iterator[Finding]:
 
 
 def concept(task: Task) -> Iterator[Finding]:
-    """That the concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
+    """Test that a concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
     return _to_the_end("concept", _concept(task))
 
 
@@ -232,7 +232,7 @@ def _concept(task: Task) -> Iterator[Finding]:
 
 
 def _called(judge: Judge, images: Tensor, labels: Sequence[int]) -> float:
-    """Share of images in which the judge sees any of these labels."""
+    """Share of images in which the judge sees one of these labels."""
     verdict = judge(images)
     asked = [torch.full((len(images),), label) for label in labels]
     hits = torch.stack([verdict.about(each, judge.domains).label == each for each in asked])
@@ -244,7 +244,7 @@ def _same(subject: str, case: str, found: int, expected: int) -> Finding:
 
 
 def noise(task: Task, store: Store) -> Iterator[Finding]:
-    """That every image has noise of its own, whatever batch it is drawn in."""
+    """Test that every image has its own noise, whatever batch it is sampled in."""
     plan, size = task.plan(), task.protocol.chunk
     seeds = {item.seed for item in plan}
     yield _same("noise", "different seeds", len(seeds), len(plan))
@@ -263,7 +263,7 @@ def noise(task: Task, store: Store) -> Iterator[Finding]:
 def controls(
     task: Task, store: Store, results: Path, metrics: Mapping[str, Metric], begin: Callable[[str], None]
 ) -> Iterator[Finding]:
-    """The controls, run as any method, must score what is known of them."""
+    """Run the controls like any method, and test that they score as known."""
     original: dict[str, float] = {}
     for name in CONTROLS:
         begin(f"control {name}")
@@ -283,7 +283,7 @@ def controls(
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[Finding]:
-    """Everything, the quick parts first."""
+    """Run all tests, quick ones first."""
 
     def scored() -> Iterator[Finding]:  # a plan that cannot be made breaks off this part alone
         yield from controls(task, store, results, metrics_for(task), begin)
@@ -298,5 +298,5 @@ def findings(
 
 
 def failed(found: Iterable[Finding]) -> list[Finding]:
-    """Those that did not pass."""
+    """The findings that did not pass."""
     return [finding for finding in found if not finding.passed]

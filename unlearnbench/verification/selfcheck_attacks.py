@@ -22,11 +22,11 @@ from unlearnbench.verification.selfcheck import Finding, number, span
 
 CONTROLS = ("original", "retrain", "prompt_filter")
 THERE, PAST = 0.9, 0.5
-"""Share of the original's targets that are there before any search; of the filter's that one attack must bring back."""
+"""Share of the original's targets that are found without a search, and of the filter's that one attack must recover."""
 
 
 def answers(attack: Attack) -> Iterator[Finding]:
-    """The attack's own cases: what is there, hidden or lost is found, found by searching, or never."""
+    """Test the attack's own cases: a concept is found at once, found by searching, or never found."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     for case in attack.known():
         low, high = case.low, case.low if case.high is None else case.high
@@ -49,7 +49,7 @@ def answers(attack: Attack) -> Iterator[Finding]:
 
 
 def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Finding]:
-    """What is never recovered is censored where its search ended; the model is left as it was."""
+    """Test that an unrecovered target is censored where its search ended, and that the model is unchanged."""
     if score.per_image is not None and score.spent is not None:
         censored = score.spent[score.per_image == 0]
         whole = not len(censored) or bool(censored.min() > 0 and censored.max() == score.limit)
@@ -66,8 +66,11 @@ def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Fi
 
 
 def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[Finding]:
-    """The controls under the standard attacks: the original is there at budget 0, retrain is no easier than it, and
-    the prompt filter falls to what looks past prompts."""
+    """Test the controls under the standard attacks.
+
+    The original shows the concept at budget 0, retrain is no easier to attack than it, and the prompt filter fails
+    against attacks that do not use prompts.
+    """
     found: dict[str, dict[str, AttackRecord]] = {}
     for name in CONTROLS:
         begin(f"attacks on {name}")
@@ -93,7 +96,7 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None], on_controls: bool = False
 ) -> Iterator[Finding]:
-    """Every attack's known answers; the controls under attack where that is asked for, since it takes minutes."""
+    """Test every attack's known answers and, on request, attack the controls, which takes minutes."""
     begin("known answers of attacks")
     for attack in registry.load_attacks().values():
         yield from answers(attack)

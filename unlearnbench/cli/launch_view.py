@@ -46,7 +46,7 @@ def view() -> Iterator[Shown]:
         rich.MofNCompleteColumn(),
         rich.TimeElapsedColumn(),
     )
-    told: set[str] = set()
+    reported: set[str] = set()
     rows: dict[str, Any] = {}
     names: dict[str, str] = {}
     with rich.Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
@@ -54,18 +54,18 @@ def view() -> Iterator[Shown]:
 
         def shown(running: dict[str, Work], ended: dict[str, Result], total: int, journal: Journal) -> None:
             names.update({id: job.name for id, job in running.items()})
-            for id in [id for id in ended if id not in told]:
-                told.add(id)
-                _tell(len(told & ended.keys()), total, names[id], ended[id])
+            for id in [id for id in ended if id not in reported]:
+                reported.add(id)
+                _tell(len(reported & ended.keys()), total, names[id], ended[id])
                 if id in rows:
                     bars.remove_task(rows.pop(id))
             bars.update(whole, total=total, completed=len(ended))
             for id, job in list(running.items())[: SHOWN if err.is_terminal else 0]:
                 live = journal.live(id) or {}
-                said = f"  {job.name} · {live.get('what', 'waiting')} · {live.get('where', '')}"
+                line = f"  {job.name} · {live.get('what', 'waiting')} · {live.get('where', '')}"
                 if id not in rows:
-                    rows[id] = bars.add_task(said, total=1)
-                bars.update(rows[id], description=said, completed=live.get("done", 0), total=live.get("total", 1))
+                    rows[id] = bars.add_task(line, total=1)
+                bars.update(rows[id], description=line, completed=live.get("done", 0), total=live.get("total", 1))
 
         try:
             with told_by(lambda line: err.print(line, highlight=False, markup=False, soft_wrap=True)):

@@ -99,8 +99,8 @@ def drive(jobs: Sequence[Work], backend: Backend, journal: Journal, shown: Shown
                     if needed[id] <= 0:
                         backend.release(id)
     finally:
-        if said := backend.close():
-            tell(said)
+        if line := backend.close():
+            tell(line)
     shown(running, results, len(jobs), journal)
     return Left(results, tuple(waiting.values()))
 

@@ -101,8 +101,8 @@ class Ray(Backend):
         for job in jobs:
             before = [self._made[id] for id in (*job.needs, *job.after) if id in self._made]
             files = files_of(self._results / job.product, self._results)
-            said, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
-            self._running[said], self._made[job.id], self._files[job.id] = job, made, changed
+            result, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
+            self._running[result], self._made[job.id], self._files[job.id] = job, made, changed
 
     def ended(self, seconds: float) -> list[Result]:
         """Results that arrived; their records are written to the results folder."""

@@ -130,10 +130,10 @@ class Slurm(Backend):
             try:
                 self._array(self._unsent[:ARRAY])
             except (RuntimeError, OSError) as error:
-                said = f"{_last(str(error))}{_partitions(str(error))}"
+                reason = f"{_last(str(error))}{_partitions(str(error))}"
                 if not self._numbers:
-                    raise UserError(f"Slurm refused the jobs: {said}") from error
-                tell(f"Slurm takes no jobs for now ({said}): tried again in {AGAIN:.0f} s")
+                    raise UserError(f"Slurm refused the jobs: {reason}") from error
+                tell(f"Slurm takes no jobs for now ({reason}): tried again in {AGAIN:.0f} s")
                 return
             del self._unsent[:ARRAY]
 
@@ -237,5 +237,5 @@ def _partitions(text: str) -> str:
 def _last(text: str) -> str:
     """sbatch's own message, without what submitit adds."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
-    return "; ".join(said or lines[-1:]) or "sbatch said nothing"
+    messages = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
+    return "; ".join(messages or lines[-1:]) or "sbatch said nothing"

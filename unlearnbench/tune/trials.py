@@ -44,9 +44,9 @@ def anchored_runs(given: Budget, folder: Path) -> Anchored:
 def require_gaps(given: Budget, controls: Anchored) -> None:
     """Refuse controls without a clear gap between them, since nothing could be scored by them."""
     for forget, found in controls.items():
-        said = scores(found["original"], found)
-        if said["score"] is None:
-            raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {said['unscored']}")
+        scored = scores(found["original"], found)
+        if scored["score"] is None:
+            raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {scored['unscored']}")
 
 
 def anchors_of(controls: Anchored) -> dict[str, Anchors]:

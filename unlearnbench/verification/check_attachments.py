@@ -16,14 +16,14 @@ from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import AttackRecord, Record
 from unlearnbench.statistics import wilson
 from unlearnbench.task import Plan, Task
-from unlearnbench.verification.finding import Note, Said
+from unlearnbench.verification.finding import Issue, Note
 
 SINGLE = 1e-6
 UNRELIABLE = 0.01
 """Share of missing targets above which an attack is unreliable, as for runs."""
 
 
-def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Said]:
+def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Issue]:
     """Check that each attack is known, its numbers follow from its targets, and its settings from its label."""
     for label, found in record.attacks.items():
         name, _, variant = label.partition(GIVEN)[0].partition("@")
@@ -44,7 +44,7 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
             yield from _targets(label, found, plan)
 
 
-def _budget(label: str, found: AttackRecord) -> Iterator[Said]:
+def _budget(label: str, found: AttackRecord) -> Iterator[Issue]:
     given = label.partition(GIVEN)[2]
     if given != ("" if found.budget is None else f"{found.budget:g}"):
         yield f"the attack {label} has the budget {found.budget}"
@@ -52,7 +52,7 @@ def _budget(label: str, found: AttackRecord) -> Iterator[Said]:
         yield f"the limit of {label} is {found.limit:g}, more than its budget {found.budget:g}"
 
 
-def _numbers(label: str, found: AttackRecord) -> Iterator[Said]:
+def _numbers(label: str, found: AttackRecord) -> Iterator[Issue]:
     """Check shares and counts of an attack."""
     pairs = [(hit, cost) for hit, cost in zip(found.recovered, found.spent, strict=True) if hit is not None]
     hits = [hit for hit, _ in pairs]
@@ -81,7 +81,7 @@ def _numbers(label: str, found: AttackRecord) -> Iterator[Said]:
         yield f"the area of {label} is {said}, its targets give {area:g}"
 
 
-def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, task: Task) -> Iterator[Said]:
+def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, task: Task) -> Iterator[Issue]:
     smoke = task.protocol.name == "smoke" and "small" in attack.variants
     meant = json.loads(json.dumps(attack.configured(variant or ("small" if smoke else ""), task).settings()))
     changed = [name for name in {**meant, **found.settings} if meant.get(name) != found.settings.get(name)]
@@ -95,7 +95,7 @@ def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, tas
         yield f"{label} says that it {'applies' if found.applies else 'does not apply'} to {task.name}, which is not so"
 
 
-def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Said]:
+def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Issue]:
     if found.status == "skipped":
         return
     planned = sum(item.group == "forget" for item in plan)
@@ -105,7 +105,7 @@ def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Said
         yield f"n of {label} is {found.n}, its settings and protocol give {meant} targets"
 
 
-def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
+def trajectory(record: Record, task: Task | None) -> Iterator[Issue]:
     """Check that points use the held-out protocol, lie within the run, and have possible values."""
     found = record.trajectory
     if found is None:
@@ -140,7 +140,7 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
             return
 
 
-def _held_out(record: Record, task: Task) -> Iterator[Said]:
+def _held_out(record: Record, task: Task) -> Iterator[Issue]:
     """Number of images behind each point, if the plan can be made here."""
     from unlearnbench.run.trajectory import fewer
 

@@ -19,7 +19,7 @@ from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record, ScoreRecord
 from unlearnbench.task import Plan, Task
-from unlearnbench.verification.finding import Note, Said
+from unlearnbench.verification.finding import Issue, Note
 from unlearnbench.verification.recompute import JUDGED, Extremes, of_column
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def planned(record: Record) -> list[Plan] | Note | None:
     return plan
 
 
-def status(record: Record) -> Iterator[Said]:
+def status(record: Record) -> Iterator[Issue]:
     """Check that status, reason and step fit the scores."""
     if record.step is not None and record.status != "diverged":
         yield f"its status is {record.status}, but it names a step of divergence ({record.step})"
@@ -121,7 +121,7 @@ def _wraps(name: str) -> bool:
     return name not in registry.known_methods() or registry.load_method(name).wrap is not Method.wrap
 
 
-def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
+def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Issue]:
     """Check each score by itself: range, interval, count and direction."""
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
@@ -131,14 +131,14 @@ def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
         if standing("metric", name, score.code_hash) == "present":
             own = (metric.axis, metric.better, metric.unit if metric.stored is None else metric.stored)
             if own != (score.axis, score.better, score.unit):
-                said = f"{score.axis}, {score.better}, {score.unit!r}"
-                yield f"{name} is given as {said}, but is {own[0]}, {own[1]}, {own[2]!r}"
+                given = f"{score.axis}, {score.better}, {score.unit!r}"
+                yield f"{name} is given as {given}, but is {own[0]}, {own[1]}, {own[2]!r}"
         yield from _number(name, metric, score)
         if plan is not None:
             yield from _count(name, metric, score, plan)
 
 
-def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Said]:
+def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Issue]:
     low, high = metric.bounds()
     for what, value in (("", score.value), (", floor,", score.floor)):
         if value is not None and not _inside(value, low, high):
@@ -158,7 +158,7 @@ def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Said]:
         yield f"a part of {name} is negative ({min(score.parts.values()):g})"
 
 
-def _count(name: str, metric: Metric, score: ScoreRecord, plan: list[Plan]) -> Iterator[Said]:
+def _count(name: str, metric: Metric, score: ScoreRecord, plan: list[Plan]) -> Iterator[Issue]:
     """Check how many images a score can rest on; scores by image are counted in the table."""
     if metric.axis == "cost":
         if score.value is not None and score.n != 1:
@@ -185,7 +185,7 @@ def _slack(value: float) -> float:
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Said]:
+def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Issue]:
     """Check that rows match the plan, that verdicts are possible, and that every score by image follows from them.
 
     Without a plan, the rows' own labels and groups are used.
@@ -215,7 +215,7 @@ def _rows(images: pd.DataFrame, known: list[str]) -> list[Plan]:
     return [Plan(**dict(zip(known, row, strict=True))) for row in values]
 
 
-def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Plan]) -> Iterator[Said]:
+def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Plan]) -> Iterator[Issue]:
     if len(rows) != len(plan):
         yield f"its per-image values have {len(rows)} rows, its protocol plans {len(plan)} images"
         return
@@ -226,13 +226,15 @@ def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Pl
         wrong = [i for i, (row, item) in enumerate(zip(rows, plan, strict=True)) if row[place] != item[place]]
         if wrong:
             first, more = wrong[0], f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            said, meant = rows[first][place], plan[first][place]
-            shown = (repr(said), repr(meant)) if name in ("group", "concept", "label", "seed", "other") else ("", "")
+            recorded, meant = rows[first][place], plan[first][place]
+            shown = (
+                (repr(recorded), repr(meant)) if name in ("group", "concept", "label", "seed", "other") else ("", "")
+            )
             what = f"{shown[0]} there, {shown[1]} in its protocol's plan" if all(shown) else "not as its protocol plans"
             yield f"the {name} of image {first} is {what}{more}"
 
 
-def _judged(images: pd.DataFrame) -> Iterator[Said]:
+def _judged(images: pd.DataFrame) -> Iterator[Issue]:
     """Check that the judge's columns are consistent."""
     lost = images["judged"].isna()
     if (lost != images["refused"].isna()).any():
@@ -255,7 +257,7 @@ def _judged(images: pd.DataFrame) -> Iterator[Said]:
         )
 
 
-def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Said]:
+def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Issue]:
     """Check every score by image against its column, and the column against `judged` and `refused`."""
     groups, extremes = images["group"].to_numpy(), Extremes(rows, images)
     for name, score in record.scores.items():
@@ -281,7 +283,7 @@ def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[S
 
 def _column(
     name: str, metric: Metric, column: pd.Series, limits: tuple[Score, Score] | None, rows: pd.DataFrame
-) -> Iterator[Said]:
+) -> Iterator[Issue]:
     values = column.to_numpy(float, na_value=math.nan)
     low, high = metric.bounds()
     outside = [value for value in values[~np.isnan(values)] if not _inside(value, low, high)]
@@ -313,7 +315,7 @@ def _column(
 
 def _total(
     name: str, metric: Metric, score: ScoreRecord, column: pd.Series, limits: tuple[Score, Score] | None
-) -> Iterator[Said]:
+) -> Iterator[Issue]:
     n = len(column) if limits is None else limits[0].n
     try:
         made = of_column(metric, column, n)
@@ -352,7 +354,7 @@ def _metrics() -> tuple[str, ...]:
     return tuple(registry.metrics())
 
 
-def lacking(record: Record, plan: list[Plan]) -> Iterator[Said]:
+def lacking(record: Record, plan: list[Plan]) -> Iterator[Issue]:
     """Find missing metrics that need only the judge, which every run of the plan has."""
     if record.status not in ("ok", "unreliable"):
         return

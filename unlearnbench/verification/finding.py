@@ -16,7 +16,7 @@ class Note(NamedTuple):
     """Whether `validate --strict` treats it as a problem."""
 
 
-Said = str | Note
+Issue = str | Note
 """Result of a check: a problem as text, or a note."""
 
 

@@ -25,7 +25,7 @@ NEAR = 0.25
 """Relative tolerance for published numbers; protocols of fewer images and steps are no closer."""
 
 
-class Finding(NamedTuple):
+class ReadinessCheck(NamedTuple):
     """One result; `passed` is None if there is nothing to compare with."""
 
     what: str
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None, steps: bool = False
-) -> Iterator[Finding]:
+) -> Iterator[ReadinessCheck]:
     """Yield results, quick checks first; `UserError` for what prevents all later checks.
 
     With `steps`, the original is also sampled with the task's two numbers of steps.
@@ -47,7 +47,7 @@ def findings(
     for title, what, expected, obtained, passed in about.looked_over():
         if title != stage:
             begin(stage := title)
-        yield Finding(what, expected, obtained, passed)
+        yield ReadinessCheck(what, expected, obtained, passed)
     begin("original's row")
     yield from _row(task, store, results)
     if steps:
@@ -55,7 +55,7 @@ def findings(
         yield from _steps(task, store, results)
 
 
-def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+def _row(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
     """Scores of the original beside those that papers published."""
     record = run(Cell(registry.load_method("original")(), task), store, results)
     metrics = registry.load_metrics()
@@ -64,10 +64,12 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
         for row in published.load()
         if (row.task, row.forget, row.method) == (task.name, task.forget, "original")
     }
-    for name, told in known.items():  # numbers that are part of a metric, or of one under a condition
+    for name, paper in known.items():  # numbers that are part of a metric, or of one under a condition
         if (value := published.reading(record, name)) is not None:
-            source = f"{told.source} ({told.status}): {told.note}".rstrip(": ")
-            yield Finding(name, f"{told.value:g}", f"{value:.4g}", abs(value - told.value) <= NEAR * told.value, source)
+            source = f"{paper.source} ({paper.status}): {paper.note}".rstrip(": ")
+            yield ReadinessCheck(
+                name, f"{paper.value:g}", f"{value:.4g}", abs(value - paper.value) <= NEAR * paper.value, source
+            )
     for name, score in record.scores.items():
         metric, row = metrics[name], known.get(name)
         if metric.axis == "cost":
@@ -75,10 +77,10 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[Finding]:
         expected = "—" if row is None else shown(metric, row.value)
         near = None if row is None or score.value is None else _near(score.value, name, known)
         source = "" if row is None else f"{row.source} ({row.status}): {row.note}".rstrip(": ")
-        yield Finding(head(metric), expected, shown(metric, score.value), near, source)
+        yield ReadinessCheck(head(metric), expected, shown(metric, score.value), near, source)
 
 
-def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
+def _steps(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
     """Scores of the original with fewer steps beside those with all of them, from the same noise."""
     names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
     for name in names:
@@ -88,7 +90,9 @@ def _steps(task: Task, store: Store, results: Path) -> Iterator[Finding]:
     for name in records[0].scores:
         if metrics[name].axis != "cost":
             values = [shown(metrics[name], record.scores[name].value) for record in records]
-            yield Finding(f"{head(metrics[name])}, {names[0]}", values[1], values[0], None, f"protocol {names[1]}")
+            yield ReadinessCheck(
+                f"{head(metrics[name])}, {names[0]}", values[1], values[0], None, f"protocol {names[1]}"
+            )
 
 
 def _near(value: float, name: str, known: dict[str, published.Published]) -> bool:

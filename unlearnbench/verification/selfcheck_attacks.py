@@ -18,14 +18,14 @@ from unlearnbench.run.cell import Cell
 from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
-from unlearnbench.verification.selfcheck import Finding, number, span
+from unlearnbench.verification.selfcheck import CaseResult, number, span
 
 CONTROLS = ("original", "retrain", "prompt_filter")
 THERE, PAST = 0.9, 0.5
 """Share of the original's targets that are found without a search, and of the filter's that one attack must recover."""
 
 
-def answers(attack: Attack) -> Iterator[Finding]:
+def answers(attack: Attack) -> Iterator[CaseResult]:
     """Test the attack's own cases: a concept is found at once, found by searching, or never found."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     for case in attack.known():
@@ -34,27 +34,27 @@ def answers(attack: Attack) -> Iterator[Finding]:
         try:
             score = attack.configured("", case.outcome.task).measure(case.outcome)
         except Exception as error:  # noqa: BLE001 - whatever an attack raises is what is to be reported
-            yield Finding(attack.name, case.case, one_line(error), span(low, high), False)
+            yield CaseResult(attack.name, case.case, one_line(error), span(low, high), False)
             continue
         inside = score.value is not None and low is not None and high is not None and low <= score.value <= high
         found = number(score.value) + (f", {score.missing} missing" if score.missing else "")
-        yield Finding(attack.name, case.case, found, span(low, high), inside and score.missing == case.missing)
+        yield CaseResult(attack.name, case.case, found, span(low, high), inside and score.missing == case.missing)
         yield from _kept(attack, case, score, before)
         if case.quality and score.value is not None:
             by_quality[case.quality].append(score.value)
     good, bad = by_quality["good"], by_quality["bad"]
     right = bool(good and bad) and max(good) < min(bad)
     found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
-    yield Finding(attack.name, "better is lower", found, "every good case beats every bad one", right)
+    yield CaseResult(attack.name, "better is lower", found, "every good case beats every bad one", right)
 
 
-def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Finding]:
+def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[CaseResult]:
     """Test that an unrecovered target is censored where its search ended, and that the model is unchanged."""
     if score.per_image is not None and score.spent is not None:
         censored = score.spent[score.per_image == 0]
         whole = not len(censored) or bool(censored.min() > 0 and censored.max() == score.limit)
         what = f"{case.case}: spent on those not recovered"
-        yield Finding(
+        yield CaseResult(
             attack.name,
             what,
             ", ".join(map(number, sorted(set(censored)))) or "-",
@@ -62,10 +62,10 @@ def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Fi
             whole,
         )
     same = state_hash(case.outcome.model.state_dict()) == before
-    yield Finding(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)
+    yield CaseResult(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)
 
 
-def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[Finding]:
+def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[CaseResult]:
     """Test the controls under the standard attacks.
 
     The original shows the concept at budget 0, retrain is no easier to attack than it, and the prompt filter fails
@@ -82,20 +82,20 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
             continue
         start = curve([original])[:1]
         there = start[0][1] if start else math.nan
-        yield Finding(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
+        yield CaseResult(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
         floor, most = retrain.value if retrain else None, original.value
         passed = floor is not None and most is not None and floor <= most
-        yield Finding(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
+        yield CaseResult(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
     past = {label: attack.value or 0.0 for label, attack in found["prompt_filter"].items() if attack.value is not None}
     best = max(past, key=lambda label: past[label], default="no attack")
     value = past.get(best)
     passed = value is not None and value >= PAST
-    yield Finding("prompt_filter", f"falls to {best}", number(value), span(PAST, 1), passed)
+    yield CaseResult("prompt_filter", f"falls to {best}", number(value), span(PAST, 1), passed)
 
 
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None], on_controls: bool = False
-) -> Iterator[Finding]:
+) -> Iterator[CaseResult]:
     """Test every attack's known answers and, on request, attack the controls, which takes minutes."""
     begin("known answers of attacks")
     for attack in registry.load_attacks().values():

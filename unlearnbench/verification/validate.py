@@ -23,7 +23,7 @@ from unlearnbench.records.schema import TIMED, Record, read
 from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_path
 from unlearnbench.reporting import track
 from unlearnbench.verification import check_attachments, check_origin, check_scores
-from unlearnbench.verification.finding import Finding, Note, Said
+from unlearnbench.verification.finding import Finding, Issue, Note
 
 LARGEST_PICTURE = 16 * 2**20
 """Most bytes that a picture beside a record may have."""
@@ -64,15 +64,15 @@ def _one(path: Path, results: Path, seen: _Seen) -> Iterator[Finding]:
         return
     try:
         record = read(path)
-        found: list[Said] = [*_checks(record, path, results), *seen.before(record, path)]
+        found: list[Issue] = [*_checks(record, path, results), *seen.before(record, path)]
     except (UserError, OSError) as error:
         yield Finding(path, str(error).removeprefix(f"record {path} "))
         return
     except (Exception, RecursionError) as error:  # noqa: BLE001 - a hostile file must not keep the rest from being checked
         yield Finding(path, f"cannot be checked ({one_line(error)[:200]}): restore it, or delete it and run it again")
         return
-    for said in found:
-        yield Finding(path, said.text, said) if isinstance(said, Note) else Finding(path, said)
+    for issue in found:
+        yield Finding(path, issue.text, issue) if isinstance(issue, Note) else Finding(path, issue)
 
 
 def _strange(path: Path, results: Path) -> str | None:
@@ -95,7 +95,7 @@ def _strange(path: Path, results: Path) -> str | None:
     return None
 
 
-def _checks(record: Record, path: Path, results: Path) -> Iterator[Said]:
+def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
     yield from _place(record, path, results)
     yield from _protocol(record)
     yield from check_scores.status(record)
@@ -174,36 +174,37 @@ def _place(record: Record, path: Path, results: Path) -> Iterator[str]:
 
 def _protocol(record: Record) -> Iterator[str]:
     """Check that task and protocol are known here and mean the same."""
-    said = record.protocol
-    if said.hash != digest(said.settings):
-        yield f"its protocol's settings do not have the hash {said.hash[:12]} that it gives"
+    protocol = record.protocol
+    if protocol.hash != digest(protocol.settings):
+        yield f"its protocol's settings do not have the hash {protocol.hash[:12]} that it gives"
     if record.task not in registry.tasks():
         yield f"unknown task {record.task!r}: known: {', '.join(registry.tasks())}"
         return
     task = registry.load_task(record.task)
-    own = said.settings.get("concepts") or ()
+    own = protocol.settings.get("concepts") or ()
     try:
         if not own:
             task.resolve_concept(record.forget)
     except UserError:
         yield f"unknown concept {record.forget!r} of {record.task}: known: {', '.join(task.concepts)}"
-    if said.name not in task.protocols:
-        yield f"unknown protocol {said.name!r} of {record.task}: known: {', '.join(task.protocols)}"
+    if protocol.name not in task.protocols:
+        yield f"unknown protocol {protocol.name!r} of {record.task}: known: {', '.join(task.protocols)}"
         return
-    known = task.protocols[said.name]
-    if own and said.hash == digest({**asdict(known), "concepts": own}):
+    known = task.protocols[protocol.name]
+    if own and protocol.hash == digest({**asdict(known), "concepts": own}):
         return
-    if said.hash != known.hash:
-        then, now = flat(said.settings), flat(asdict(known))
+    if protocol.hash != known.hash:
+        then, now = flat(protocol.settings), flat(asdict(known))
         changed = ", ".join(
             f"{name} {then.get(name, '—')} there and {now.get(name, '—')} here"
             for name in dict.fromkeys([*then, *now])
             if then.get(name) != now.get(name)
         )
-        yield f"protocol {said.name} is another there ({said.hash[:12]}) than here ({known.hash[:12]}): {changed}"
+        hashes = f"({protocol.hash[:12]}) than here ({known.hash[:12]})"
+        yield f"protocol {protocol.name} is another there {hashes}: {changed}"
 
 
-def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Said]:
+def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Issue]:
     """Check the per-image values, their hash, plan and scores, and the picture."""
     if record.status in ("diverged", "skipped"):
         for suffix in (".parquet", ".png"):

@@ -22,7 +22,7 @@ class Device(str, Enum):
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse `0`, `0-2` or `0,3,5` into a list of seeds, in order and without repeats."""
+    """`0`, `0-2` or `0,3,5` as numbers, in order."""
     numbers: list[int] = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)

@@ -33,7 +33,7 @@ def metrics_for(task: Task) -> dict[str, Metric]:
 
 
 def measure(metric: Metric, outcome: Outcome) -> Score:
-    """A metric's score; if it fails or is not finite, the value is missing and the reason is given."""
+    """A metric's score; one that fails, or is not finite, is missing with the reason."""
     try:
         score = metric.measure(outcome)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - one metric's failure is a missing value, others are kept

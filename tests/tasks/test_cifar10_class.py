@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.utils import save_image
 
 from tests.support import tiny_cifar
+from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
 from unlearnbench.errors import UserError
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_folder import write_folder
 from unlearnbench.records.schema import load_all
 from unlearnbench.tasks._cifar10 import CLASSES
 from unlearnbench.tasks.cifar10_class import Cifar10Class, scaled
@@ -168,7 +168,10 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     said = cli(*words)
     assert said.code == 0, said.err
     assert "cifar10-class · forget ship · protocol smoke · seed 0" in said.out
-    assert "beside the paper's tables: its scripts hand the generated images over as the reference" in said.out
+    assert (
+        "for comparison with the paper's tables: its scripts hand the generated images over as the reference"
+        in said.out
+    )
     records = load_all(tmp_path / "here")
     assert [record.status for record in records] == ["ok", "ok"]
     assert records[0].protocol.settings["stretch"] is False

@@ -36,6 +36,9 @@ class Block(nn.Module):
 class CifarResNet(nn.Module):
     """6 n + 2 layers, n `blocks` a stage: 9 of them are ResNet-56."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, blocks: int = 9, classes: int = 10):
         super().__init__()
         self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, padding=1, bias=False)

@@ -14,7 +14,7 @@ from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.run import cell
 from unlearnbench.tasks.digits_class import DigitsClass
 

@@ -15,7 +15,8 @@ from unlearnbench.launch.jobs import Cut, jobs_of
 from unlearnbench.launch.plan import still_to_do
 from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import read, write
 from unlearnbench.run.attacks import attacked, wanted
 from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store

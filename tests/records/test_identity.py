@@ -16,8 +16,9 @@ from unlearnbench.leaderboard.board import board, scores
 from unlearnbench.leaderboard.concept_effects import effects
 from unlearnbench.plots.style import control_of
 from unlearnbench.records import identity
+from unlearnbench.records.folder import load_all
 from unlearnbench.records.identity import differences, grouped, labels, left_out, matching
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.schema import read, write
 from unlearnbench.report import section
 from unlearnbench.run.request import methods_of
 

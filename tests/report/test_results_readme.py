@@ -13,9 +13,9 @@ from unlearnbench import registry
 from unlearnbench.cli import console
 from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
+from unlearnbench.records.folder import ResultsFolder, load_all
 from unlearnbench.records.image_table import reader
-from unlearnbench.records.schema import load_all, write
-from unlearnbench.records.tuning import all_tunings
+from unlearnbench.records.schema import write
 from unlearnbench.report.results_readme import files, source, stale
 
 RESULTS = ROOT / "results"
@@ -84,7 +84,7 @@ def test_pictures_that_are_up_to_date_are_left_as_they_are(cli, folder):
 
 def test_the_committed_page_and_pictures_are_what_the_records_give():
     records = load_all(RESULTS)
-    made = files(make_board(records, images=reader(RESULTS)), records, all_tunings(RESULTS))
+    made = files(make_board(records, images=reader(RESULTS)), records, ResultsFolder(RESULTS).tunings())
     assert len(made) >= 5
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
 

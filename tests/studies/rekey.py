@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench import registry
-from unlearnbench.records.schema import TIMED, VERSION, Record, ScoreRecord, load_all, read, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import TIMED, VERSION, Record, ScoreRecord, read, write
 from unlearnbench.run.fingerprint import drafted
 from unlearnbench.run.scoring import metrics_for
 from unlearnbench.verification.verify import rebuilt

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlearnbench.records.schema import Record, load_all
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import Record
 from unlearnbench.storage.files import replace_file
 
 CELLS = 10_000

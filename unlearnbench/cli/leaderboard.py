@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.console import in_one_table, out, print_table
+from unlearnbench.cli.console import err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
+from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +117,15 @@ def leaderboard(
         sys.stdout.write(formatted(board, metrics, names, format, intervals))
 
 
+@contextmanager
+def progress(title: str) -> Iterator[None]:
+    """Show how far the work within this block is, on a terminal only: output that is piped stays as it is."""
+    with bars(err, 1) as begin:
+        if err.is_terminal:
+            begin(title)
+        yield
+
+
 def gathered(
     results: Path, task: str | None = None, protocol: str | None = None, forget: str | None = None, some: bool = True
 ) -> list[Record]:
@@ -122,11 +133,12 @@ def gathered(
 
     A protocol goes by its name or the beginning of its hash.
     """
-    from unlearnbench.records.schema import load_all
+    from unlearnbench.records.folder import ResultsFolder
 
     if results.is_file():
         raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
-    records = load_all(results)
+    with progress(f"records of {results}"):
+        records = ResultsFolder(results).records()
     if some and not records:
         raise UserError(
             f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
@@ -189,11 +201,11 @@ def _show(
 
 def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
     from unlearnbench.names import inside
-    from unlearnbench.records.tuning import all_tunings
+    from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
     from unlearnbench.storage.files import cannot_write, replace_file
 
-    made = files(board, records, all_tunings(results))
+    made = files(board, records, ResultsFolder(results).tunings())
     try:
         for path in stale(results, made):
             replace_file(inside(results, path), made[path])
@@ -204,10 +216,10 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
 
 def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
     """Exit code 1 where `_write` would change a file."""
-    from unlearnbench.records.tuning import all_tunings
+    from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
 
-    made = files(board, records, all_tunings(results))
+    made = files(board, records, ResultsFolder(results).tunings())
     old = stale(results, made)
     for path in old:
         out.print(f"{results / path} is not what its records give: leaderboard {results} --write", soft_wrap=True)

@@ -90,7 +90,8 @@ def plot(
 
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
     """The records that have a trajectory: the one in a file, those of one method's folder, or of a whole one."""
-    from unlearnbench.records.schema import load_all, read
+    from unlearnbench.records.folder import load_all
+    from unlearnbench.records.schema import read
 
     if not place.exists():
         raise UserError(f"no record at {place}: give a seed-*.json, or a folder of records")

@@ -12,8 +12,9 @@ from unlearnbench.leaderboard.board import estimate
 from unlearnbench.leaderboard.run_summary import gold
 from unlearnbench.leaderboard.tables import Derived
 from unlearnbench.metric import Metric
+from unlearnbench.records.folder import read_all, record_files_in
 from unlearnbench.records.identity import attacked_by, measured_by, scored_alike
-from unlearnbench.records.schema import AttackRecord, read
+from unlearnbench.records.schema import AttackRecord
 from unlearnbench.statistics import Interval, difference, holm, over_pairs, paired_p, within
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _attack_row(row: Row, tried: Sequence[tuple[AttackRecord, ...]]) -> Row:
 def worst_case(side: Side) -> robustness.Worst | None:
     """Of the standard attacks on one side, in excess of the retrain's beside it where that was attacked."""
     first = side.runs[0]
-    beside = sorted((first.path.parent.parent / robustness.GOLD).glob("seed-*.json"))
-    floor = gold(map(read, beside), first.record, robustness.GOLD)
+    retrained = read_all(record_files_in(first.path.parent.parent / robustness.GOLD))
+    floor = gold(retrained, first.record, robustness.GOLD)
     labels = robustness.labels(side.records)
     return robustness.worst({label: robustness.fought(side.records, floor, label) for label in labels})

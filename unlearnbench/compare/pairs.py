@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import distinct, same_images
+from unlearnbench.records.folder import ResultsFolder, methods_beside, record_files_below
 from unlearnbench.records.identity import CONDITIONS, differences, grouped, identity
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.schema import Record, read
@@ -66,8 +67,8 @@ def side(given: Path) -> Side:
     """The runs of a record (seed-*.json) or of a folder that holds one method's; `UserError` names the remedy."""
     files = _files(given)
     if not files:
-        near = sorted(Path("results").glob(f"*/*/*/{given.name}")) if given.name and "*" not in given.name else []
-        which = f", such as {near[0]}" if near else ""
+        near = ResultsFolder(Path("results")).record_files(label=given.name)
+        which = f", such as {near[0].parent}" if near else ""
         raise UserError(f"no record at {given}: give a seed-*.json, or the folder of one method{which}")
     folders = list(dict.fromkeys(file.parent for file in files))
     if len(folders) > 1:
@@ -105,7 +106,7 @@ def otherwise(a: Side, b: Side) -> list[str]:
 def _files(given: Path) -> list[Path]:
     """Records below a folder; or the one that a file is, or lies beside."""
     if given.is_dir():
-        return sorted(given.rglob("seed-*.json"))
+        return record_files_below(given)
     file = given.parent / f"{given.stem}.json"
     return [file] if file.is_file() else []
 
@@ -126,8 +127,8 @@ def require_comparable(a: Side, b: Side) -> None:
     if shared := {run.path.resolve() for run in a.runs} & {run.path.resolve() for run in b.runs}:
         raise UserError(f"A and B both have {min(shared).name} of {a.label}: name two different ones")
     if what := _apart(a.runs[0].record, b.runs[0].record):
-        others = sorted(path for path in a.runs[0].path.parent.parent.glob("*") if any(path.glob("seed-*.json")))
-        names = [path.name for path in others if path != a.runs[0].path.parent]
+        own = a.runs[0].path.parent
+        names = [folder.name for folder in methods_beside(own) if folder != own]
         beside = f": {', '.join(names[:FEW])}{', …' if len(names) > FEW else ''}" if names else ""
         place = f"; with A those in {a.runs[0].path.parent.parent}{beside}"
         raise UserError(f"A and B differ in {what}: compare records of one task, protocol and concept{place}")

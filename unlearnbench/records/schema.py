@@ -297,9 +297,3 @@ def write(record: Record, path: Path) -> Record:
         raise UserError(f"cannot write {path}: {first_of(error)}") from error
     replace_file(path, f"{json.dumps(values, indent=1, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
     return record
-
-
-def load_all(results: Path, folder: Path | None = None) -> list[Record]:
-    """Every record below a results folder, or of one method's folder in it, in order of path."""
-    pattern = folder.glob("seed-*.json") if folder else results.glob("*/*/*/*/seed-*.json")
-    return [read(path) for path in sorted(pattern)]

@@ -191,16 +191,6 @@ def read_tuning(path: Path) -> Tuning:
     return opened(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
 
 
-def tunings(results: Path, task: str) -> list[Tuning]:
-    """Every tuning of a task below a folder of records, by method."""
-    return [read_tuning(path) for path in sorted((results / FOLDER / task).glob("*.json"))]
-
-
-def all_tunings(results: Path) -> list[Tuning]:
-    """Every tuning below a folder of records, by task and method."""
-    return [read_tuning(path) for path in sorted((results / FOLDER).glob("*/*.json"))]
-
-
 def was_tuned(results: Path, task: str, method: str) -> bool:
     """Whether settings were chosen for a method on a task."""
     path = tuning_path(results, task, method)

@@ -10,6 +10,7 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.metric import Metric
+from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.image_table import reader
 from unlearnbench.records.provenance import command, details, verification
 from unlearnbench.records.schema import Record, read
@@ -17,8 +18,6 @@ from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PATTERN = "*/*/*/*/seed-*.json"
 
 
 class Gap(NamedTuple):
@@ -38,7 +37,7 @@ class Source:
         self.paths: dict[str, Path] = {}
         """By content hash."""
         self.records: list[Record] = []
-        paths = sorted(path for path in results.glob(PATTERN) if task in (None, path.relative_to(results).parts[0]))
+        paths = ResultsFolder(results).record_files(task)
         for path in track(paths, len(paths), "reading records"):
             self._add(path)
         if not paths:

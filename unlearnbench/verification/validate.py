@@ -16,11 +16,12 @@ from typing import Any
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest
+from unlearnbench.records.folder import ResultsFolder, record_files_below
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.provenance import flat
 from unlearnbench.records.sample_grid import concepts_of, picture_size
 from unlearnbench.records.schema import TIMED, Record, read
-from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_path
+from unlearnbench.records.tuning import read_tuning, tuning_path
 from unlearnbench.reporting import track
 from unlearnbench.verification import check_attachments, check_origin, check_scores
 from unlearnbench.verification.finding import Finding, Note, Said
@@ -31,7 +32,7 @@ LARGEST_PICTURE = 16 * 2**20
 
 def record_files(results: Path) -> list[Path]:
     """Every file below a folder that has a record's name, in whatever place."""
-    return sorted(results.rglob("seed-*.json"))
+    return record_files_below(results)
 
 
 def validate(results: Path) -> list[Finding]:
@@ -50,10 +51,8 @@ def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     seen = _Seen()
     for path in track(paths, len(paths), "records"):
         yield from _one(path, results, seen)
-    for path in sorted(path for suffix in ("parquet", "png") for path in results.rglob(f"seed-*.{suffix}")):
-        record = path.with_suffix(".json")
-        if not (record.exists() or record.is_symlink()):
-            yield Finding(path, "has no record beside it: restore that, or delete the file")
+    for path in ResultsFolder(results).orphans():
+        yield Finding(path, "has no record beside it: restore that, or delete the file")
     yield from _tunings(results)
 
 
@@ -141,7 +140,7 @@ class _Seen:
 
 def tuning_files(results: Path) -> list[Path]:
     """Every file that has a tuning's place."""
-    return sorted((results / FOLDER).glob("*/*.json"))
+    return ResultsFolder(results).tuning_files()
 
 
 def _tunings(results: Path) -> Iterator[Finding]:

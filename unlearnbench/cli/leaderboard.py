@@ -18,8 +18,7 @@ from unlearnbench.registry import words
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from unlearnbench.leaderboard.rows import Board
     from unlearnbench.leaderboard.tables import Sheet
     from unlearnbench.records.schema import Record
 
@@ -199,7 +198,7 @@ def _show(
             out.print()
 
 
-def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.names import inside
     from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
@@ -214,7 +213,7 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
 
 
-def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
     """Exit code 1 where `_write` would change a file."""
     from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
@@ -227,7 +226,7 @@ def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     raise typer.Exit(1 if old else 0)
 
 
-def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
+def _attacks(board: Board, kind: str, chosen: str | None) -> None:
     """The board under attack; in the terminal and in LaTeX as many attacks as fit, unless they are named."""
     from unlearnbench.leaderboard import attacks as attack_table
     from unlearnbench.leaderboard.formats import TEXTWIDTH, written

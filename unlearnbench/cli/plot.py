@@ -157,6 +157,6 @@ def _drawn(
         followed = plots.trajectory(title, shown, names.values())
         assert followed is not None  # every record has one
         return followed
-    rows = board(records, images=reader(results))
-    some, every = rows[rows["label"].isin(wanted)], list(rows["label"])
+    table = board(records, images=reader(results))
+    some, every = table.where(lambda row: row.label in wanted), [row.label for row in table]
     return plots.cost(some, title, every) if kind is Kind.cost else plots.pareto(some, title, x, y, every)

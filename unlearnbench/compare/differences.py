@@ -194,4 +194,4 @@ def worst_case(side: Side) -> robustness.Worst | None:
     retrained = read_all(record_files_in(first.path.parent.parent / robustness.GOLD))
     floor = gold(retrained, first.record, robustness.GOLD)
     labels = robustness.labels(side.records)
-    return robustness.worst({label: robustness.fought(side.records, floor, label) for label in labels})
+    return robustness.worst({label: robustness.attack_result(side.records, floor, label) for label in labels})

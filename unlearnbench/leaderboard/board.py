@@ -1,13 +1,16 @@
-"""Records -> one DataFrame: a row a method with intervals and anchored scores, and what sets rows of a table apart."""
+"""Summarize records as a `Board`: means over seeds with intervals, anchored scores, paired tests and marks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard import robustness
+from unlearnbench.leaderboard.rows import ANCHORED, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import (
     Identity,
@@ -21,17 +24,13 @@ from unlearnbench.records.identity import (
 )
 from unlearnbench.records.provenance import surroundings
 from unlearnbench.records.schema import TIMED, Record
+from unlearnbench.reporting import track
 from unlearnbench.statistics import MANY, Interval, anchored, holm, over_seeds, paired_p, within
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
-TABLE = ["task", "protocol", "protocol_hash", "forget"]
-"""What rows of one table have in common."""
-KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
-"""`label` names a row as no other of its table: where runs of one label are not of the same thing, it says what of."""
 PLAN = ("group", "concept", "label", "seed", "prompt")
 """Columns of per-image values that say what an image was drawn from."""
 LEVEL = 0.05
@@ -123,42 +122,42 @@ def board(
     metrics: dict[str, Metric] | None = None,
     images: Images = no_images,
     only: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """One row a method, concept and protocol; with `only`, of the methods that are named, by name or label.
+) -> Board:
+    """Summarize records as one row for each method, concept and protocol.
 
-    Columns: keys, `n` runs that count (equal ones once), `seeds`, `judge`, `hardware`, `flags`; for each metric its
-    mean, `_sd`, `_low`, `_high`, `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and
-    `unscored`, which depend on the row's own records and the controls alone; and as annotations of a table
-    `_p_original`, `_p_best` (Holm) and `_mark` (see `annotated`); what attacks found (see `robustness.columns`).
-    Seeds that diverged or were skipped have no values.
+    With `only`, rows are limited to the methods with these names or labels. Anchored scores depend on a row's own
+    records and the controls alone; p values and marks depend on the other rows of the table (see `annotated`). Runs
+    that diverged or were skipped have no values.
     """
-    import pandas as pd
-
     metrics = metrics or registry.load_metrics()
     groups = grouped(sorted(records, key=lambda record: record.seeds["unlearning"]))
     names = labels(groups)
     attacks = robustness.labels(record for group in groups.values() for record in group)
-    rows, of = [], []
-    for one in sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one]))):
+    rows: list[BoardRow] = []
+    of: list[list[Record]] = []
+    order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
+    for one in track(order, len(order), "computing rows"):
         group = groups[one]
         if only is not None and not {names[one], one.label, group[0].method.name} & {*only}:
             continue
-        row: dict[str, Any] = {
-            **dict(zip(KEYS, _keys(group[0], names[one]), strict=True)),
-            "n": len(distinct(_counted(group))),
-            **surroundings(group),
-            "flags": flags(group),
-        }
-        for name in metrics:
-            found = estimate(_counted(group), name, images)
-            low, high = found.interval or (None, None)
-            row |= {name: found.value, f"{name}_sd": found.sd, f"{name}_low": low, f"{name}_high": high}
-            row |= {f"{name}_n": found.n, f"{name}_missing": found.missing, f"{name}_floor": found.floor}
+        counted = _counted(group)
+        stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
         controls, why = anchors(groups, group[0])
-        fought = robustness.columns(_counted(group), controls.get(robustness.GOLD, []), attacks)
-        rows.append(row | scores(group, controls, images, why) | fought)
+        anchored = scores(group, controls, images, why)
+        stats |= {name: Stat(anchored[name]) for name in ANCHORED}
+        fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
+        fields |= {"n": len(distinct(counted)), **surroundings(group), "flags": flags(group)}
+        fields |= {"stats": stats, "unscored": anchored["unscored"]}
+        fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
+        rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
-    return annotated(pd.DataFrame(rows), of, metrics, images, groups) if rows else pd.DataFrame()
+    return Board(annotated(rows, of, metrics, images, groups), attacks)
+
+
+def _stat(found: Estimate, metric: Metric) -> Stat:
+    low, high = found.interval or (None, None)
+    compared = bool(metric.better) and metric.axis != "cost"
+    return Stat(found.value, found.sd, low, high, found.n, found.missing, found.floor, compared=compared)
 
 
 def _keys(record: Record, label: str) -> tuple[Any, ...]:
@@ -316,61 +315,53 @@ def _constant(records: Sequence[Record]) -> bool:
 
 
 def annotated(
-    result: pd.DataFrame,
+    rows: Sequence[BoardRow],
     groups: Sequence[list[Record]],
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     images: Images,
     every: Mapping[Identity, list[Record]],
-) -> pd.DataFrame:
-    """For each metric p against the original and the best (Holm over the table's methods), and a mark.
+) -> list[BoardRow]:
+    """Add to each metric's `Stat` p against the original and the best (Holm over the table's methods), and a mark.
 
-    `groups` are the records of the rows, `every` those of all rows that were not left out too. The best is among
-    methods of equal data access that were measured alike, controls and unreliable rows apart. Other rows are marked
+    `groups` are the records of the rows, `every` those of the rows that were left out too. The best is chosen among
+    methods with equal data access that were measured alike, without controls and unreliable rows. Other rows are marked
     "not worse" where five or more seeds do not tell them from the best.
     """
-    compared = [name for name, metric in metrics.items() if metric.better and metric.axis != "cost"]
-    extra: dict[str, list[Any]] = {f"{name}_{end}": [None] * len(result) for name in compared for end in _ENDS}
+    stats = [dict(row.stats) for row in rows]
     records = [_counted(group) for group in groups]
     conditions = [identity(group[0]).conditions for group in groups]
     originals = [anchors(every, group[0])[0].get("original", []) for group in groups]
-    for _, table in result.groupby(TABLE, sort=False):
-        rivals = table[~table.method.isin(CONTROLS)]
-        for name in compared:
-            rows = [i for i in rivals.index if not math.isnan(_number(result[name][i]))]
-            raw = [p_value(records[i], originals[i], name, images) for i in rows]
-            for i, p in zip(rows, holm(raw), strict=True):
-                extra[f"{name}_p_original"][i] = p
+    for _, table in Board(list(rows)).tables():
+        rivals = [row for row in table if not row.is_control]
+        for name, metric in metrics.items():
+            known = [row.index for row in rivals if row.stat(name).compared and row.stat(name).known]
+            raw = [p_value(records[i], originals[i], name, images) for i in known]
+            for i, p in zip(known, holm(raw), strict=True):
+                stats[i][name] = stats[i][name]._replace(p_original=p)
             peers: dict[Any, list[int]] = {}
-            for i in rows:
+            for i in known:
                 code = measured_by(scored_alike(records[i], name)[0], name)
-                peers.setdefault((result.access[i], conditions[i], code), []).append(i)
+                peers.setdefault((rows[i].access, conditions[i], code), []).append(i)
             for some in peers.values():
-                _mark(name, rivals.loc[some], records, metrics[name], images, extra)
-    import pandas as pd
-
-    return pd.concat([result, pd.DataFrame(extra, index=result.index)], axis=1)
-
-
-_ENDS = ("p_original", "p_best", "mark")
+                for i, p, mark in _marks(name, [rows[i] for i in some], records, metric, images):
+                    stats[i][name] = stats[i][name]._replace(p_best=p, mark=mark)
+    return [replace(row, stats=own) for row, own in zip(rows, stats, strict=True)]
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _mark(
-    name: str, peers: pd.DataFrame, records: list[list[Record]], metric: Metric, images: Images, extra: dict[str, list]
-) -> None:
-    sound = peers[~peers["flags"].str.contains("unreliable|diverged")]
-    if len(sound) == 0 or len(peers) == 1:
+def _marks(
+    name: str, peers: Sequence[BoardRow], records: Sequence[list[Record]], metric: Metric, images: Images
+) -> Iterator[tuple[int, float | None, str | None]]:
+    """Index, p against the best, and mark of each row among methods that may be compared."""
+    values = {row.index: row.stat(name).value or 0.0 for row in peers}
+    sound = [row.index for row in peers if not re.search("unreliable|diverged", row.flags)]
+    if not sound or len(peers) == 1:
         return
     sign = 1 if metric.better == "higher" else -1
-    best = max(sound.index, key=lambda i: sign * sound[name][i])
-    others = [i for i in peers.index if i != best]
-    extra[f"{name}_mark"][best] = "best"
+    best = max(sound, key=lambda i: sign * values[i])
+    yield best, None, "best"
+    others = [i for i in values if i != best]
     for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
-        extra[f"{name}_p_best"][i] = p
         many = min(len(records[i]), len(records[best])) >= MANY
-        tie = peers[name][i] == peers[name][best]
-        if i in sound.index and (tie or (many and p is not None and p >= LEVEL)):
-            extra[f"{name}_mark"][i] = "best" if tie else "not worse"
+        tie = values[i] == values[best]
+        told_apart = not (tie or (many and p is not None and p >= LEVEL))
+        yield i, p, None if i not in sound or told_apart else "best" if tie else "not worse"

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
-from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
+from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.tables import Sheet, tables
 from unlearnbench.metric import Metric
 from unlearnbench.printable import cleaned, printable
 
@@ -135,31 +136,14 @@ def _escape(text: str) -> str:
 
 
 def formatted(
-    result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
+    board: Board, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
 ) -> str:
-    """The board as text of one kind; csv and json have all about these columns, intervals included."""
+    """The board as text in one format; CSV and JSON have everything about these columns, intervals included."""
     if kind == "markdown":
-        return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
+        return as_markdown(tables(board, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
     if kind == "latex":
-        return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
-    return as_data(narrow(result, metrics, columns), kind)
-
-
-def narrow(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> pd.DataFrame:
-    """The keys, these columns and what is about them, such as `ua_low`; single attacks have a table of their own."""
-    known = columns_of(metrics)
-    attacks = [str(c).removesuffix("_excess_area") for c in result if str(c).endswith("_excess_area")]
-    kept = []
-    for column in map(str, result):
-        owner = _owner(column, [*known, *attacks])
-        if owner is None or owner in columns:
-            kept.append(column)
-    return result[kept]
-
-
-def _owner(column: str, known: Iterable[str]) -> str | None:
-    """The column that another is about: the longest name that it begins with."""
-    return max((name for name in known if column == name or column.startswith(f"{name}_")), key=len, default=None)
+        return as_latex(tables(board, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
+    return as_data(board.wide(metrics=columns, attacks=()), kind)
 
 
 def as_csv(result: pd.DataFrame) -> str:

@@ -17,7 +17,7 @@ GIVEN = "+budget="
 """In the label of an attack with a budget that a user gave."""
 
 
-class Fought(NamedTuple):
+class AttackResult(NamedTuple):
     """One attack on one method, over its seeds."""
 
     value: float | None
@@ -37,6 +37,10 @@ class Fought(NamedTuple):
     """ASR less that of retrain under the same attack; None where there is no retrain."""
     excess_interval: Interval | None = None
     excess_area: float | None = None
+
+
+NOT_TRIED = AttackResult(None, None, 0, 0, None, "", None, applies=True)
+"""An attack that no run of a row was attacked with."""
 
 
 class Worst(NamedTuple):
@@ -77,7 +81,7 @@ def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
     return [(cost, sum(bool(hit) and spent <= cost for hit, spent in targets) / len(targets)) for cost in costs]
 
 
-def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fought | None:
+def attack_result(records: Sequence[Record], gold: Sequence[Record], label: str) -> AttackResult | None:
     """One attack on one method; None where no run of it was attacked like this.
 
     `gold`: runs of retrain that were measured as these (`identity.matching`). Those that were attacked with other
@@ -101,7 +105,7 @@ def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fou
     )
 
 
-def _summary(own: Sequence[AttackRecord]) -> Fought:
+def _summary(own: Sequence[AttackRecord]) -> AttackResult:
     known = [each for each in own if each.value is not None]
     values = [each.value for each in known if each.value is not None]
     areas = [each.area for each in known if each.area is not None]
@@ -109,7 +113,7 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
     reason = next((each.reason for each in own if each.value is None), None)
     if not values:
         missing = sum(each.missing for each in own)
-        return Fought(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
+        return AttackResult(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
     same = all(each.recovered == known[0].recovered for each in known)  # methods without randomness are one run
     targets = [each.n - each.missing for each in known]
     interval = known[0].interval if same else within(over_seeds(values, None, targets), 0.0, 1.0)
@@ -117,7 +121,7 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
     missing = sum(each.missing for each in own)
     sound = all(each.status == "ok" for each in own)
     n = sum(each.n for each in own)
-    return Fought(sum(values) / len(values), interval, n, missing, area, first.box, reason, True, sound)
+    return AttackResult(sum(values) / len(values), interval, n, missing, area, first.box, reason, True, sound)
 
 
 @cache
@@ -130,7 +134,7 @@ def box_of(label: str) -> str:
     return _boxes().get(label.partition("@")[0], "")
 
 
-def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst | None:
+def worst(every: Mapping[str, AttackResult | None], box: str | None = None) -> Worst | None:
     """The worst case of the attacks in the fixed ensemble, of one kind of access or of all; None where none was tried.
 
     The excess over retrain counts where there is any, else plain ASR. An attack that was skipped, failed, not tried on
@@ -159,29 +163,14 @@ def labels(records: Iterable[Record]) -> list[str]:
     return [*(label for label in STANDARD if label in seen), *sorted(label for label in seen if label not in STANDARD)]
 
 
-def columns(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
-    """What a board's row says of attacks: for each label its ASR, interval, area and excess; the worst cases.
-
-    `attacked_n` runs were attacked, and `attacked_ua` is the UA of those alone.
-    """
-    every = {label: fought(records, gold, label) for label in names}
+def of_row(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `BoardRow` about attacks: results by label, worst cases by access, and the runs attacked."""
+    every = {label: attack_result(records, gold, label) for label in names}
     tried = [record for record in records if record.attacks]
     ua = [score.value for record in tried if (score := record.scores.get("ua")) and score.value is not None]
-    row: dict[str, Any] = {"attacked_n": len(tried), "attacked_ua": sum(ua) / len(ua) if ua else None}
-    for label, each in every.items():
-        nothing = Fought(None, None, 0, 0, None, "", None, True)
-        one = each or nothing
-        low, high = one.interval or (None, None)
-        below, above = one.excess_interval or (None, None)
-        row |= {label: one.value, f"{label}_low": low, f"{label}_high": high, f"{label}_n": one.n}
-        row |= {f"{label}_why": one.reason, f"{label}_applies": one.applies}
-        row |= {f"{label}_missing": one.missing, f"{label}_area": one.area, f"{label}_excess": one.excess}
-        row |= {f"{label}_excess_low": below, f"{label}_excess_high": above, f"{label}_excess_area": one.excess_area}
-    for column, box in (("robustness", None), ("robustness_white", "white"), ("robustness_black", "black")):
-        most = worst(every, box)
-        low, high = (most.interval if most else None) or (None, None)
-        row |= {column: most.value if most else None, f"{column}_low": low, f"{column}_high": high}
-        row |= {f"{column}_n": most.tried if most else 0, f"{column}_of": most.of if most else 0}
-        row |= {f"{column}_by": most.label if most else None, f"{column}_bound": bool(most and most.bound)}
-        row |= {f"{column}_over_retrain": bool(most and most.over_retrain)}
-    return row
+    return {
+        "attacked_n": len(tried),
+        "attacked_ua": sum(ua) / len(ua) if ua else None,
+        "attacks": {label: result or NOT_TRIED for label, result in every.items()},
+        "worst": {box: worst(every, box) for box in (None, "white", "black")},
+    }

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
-from unlearnbench.leaderboard.board import CONTROLS, TABLE
+from unlearnbench.leaderboard.rows import Board, BoardRow, Stat, TableKey
 from unlearnbench.metric import Metric
 from unlearnbench.registry import words
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class Derived(NamedTuple):
@@ -145,30 +142,30 @@ def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Met
     return [name for name in columns if of[name] in wanted]
 
 
-def ordered(result: pd.DataFrame, by: str | None, metrics: Mapping[str, Metric]) -> pd.DataFrame:
-    """Rows by a column, the best first, with `-` before its name the worst; within a table, controls above the others.
+def ordered(board: Board, by: str | None, metrics: Mapping[str, Metric]) -> Board:
+    """Sort rows by a column, the best first, or the worst with `-` before its name; controls stay above the others.
 
-    Rows without a value come last, and lower bounds before them: what is missing could be worse.
+    Rows without a value come last. Lower bounds come just before them: the missing attack may find more.
     """
     if not by:
-        return result
+        return board
     name = by.removeprefix("-")
     known = columns_of(metrics)
     if name not in known:
         raise unknown("column", name, known)
     sign = (-1 if known[name].better == "higher" else 1) * (-1 if by.startswith("-") else 1)
-    places = {key: place for place, key in enumerate(dict.fromkeys(result[TABLE].itertuples(index=False, name=None)))}
+    places = {key: place for place, (key, _) in enumerate(board.tables())}
 
-    def place(i: Any) -> tuple[int, bool, bool, float]:
-        value, bound = result[name][i], bool(result[f"{name}_bound"][i]) if f"{name}_bound" in result else False
-        at = math.inf if value is None or math.isnan(value) else sign * value
-        return places[tuple(result.loc[i, TABLE])], result.method[i] not in CONTROLS, bound, at
+    def place(row: BoardRow) -> tuple[int, bool, bool, float]:
+        stat = row.stat(name)
+        at = math.inf if stat.value is None else sign * stat.value
+        return places[row.table], not row.is_control, stat.bound, at
 
-    return result.loc[sorted(result.index, key=place)]
+    return board.of(sorted(board, key=place))
 
 
 def tables(
-    result: pd.DataFrame,
+    board: Board,
     metrics: Mapping[str, Metric],
     columns: Sequence[str],
     bold: Bold = starred,
@@ -180,26 +177,41 @@ def tables(
     Without `all_keys`, division and number of overrides are left out where every row has the default settings. With
     `intervals` values come with their 95 % interval in place of the deviation over seeds.
     """
-    known, made = columns_of(metrics), []
-    for (task, protocol, hash, forget), group in result.groupby(TABLE, sort=False):
-        plain = (group.division == "default").all() and (group.overrides == 0).all()
-        keys = [] if plain and not all_keys else ["division", "overrides"]
-        names = [name for name in columns if known[name].everywhere or group[f"{name}_n"].max() > 0]
-        names = [name for name in names if name not in registry.without(task)]
-        flagged = [FLAGS] if group["flags"].any() else []
-        sections: dict[str, list[list[str]]] = {}
-        for _, row in group.iterrows():
-            access = "controls" if row.method in CONTROLS else f"with {row.access}"
-            cells = [row.label, *(str(row[key]) for key in [*keys, "n"])]
-            cells += [_cell(known[name], name, row, bold, intervals) for name in names]
-            sections.setdefault(access, []).append([*cells, *(row[name] for name in flagged)])
-        heads = ["method", *keys, "n", *(head(known[name]) for name in names), *flagged]
-        floors = {name: _first(group[f"{name}_floor"]) for name in metrics if f"{name}_floor" in group}
-        note = floors_line(metrics, floors) if any(value is not None for value in floors.values()) else ""
-        title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
-        title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
-        made.append(Sheet(title, heads, list(sections.items()), note, f"{title}. {_caption(group, intervals)}"))
-    return made
+    return [_sheet(key, table, metrics, columns, bold, all_keys, intervals) for key, table in board.tables()]
+
+
+def _sheet(
+    key: TableKey,
+    table: Board,
+    metrics: Mapping[str, Metric],
+    columns: Sequence[str],
+    bold: Bold,
+    all_keys: bool,
+    intervals: bool,
+) -> Sheet:
+    known, (task, protocol, hash, forget) = columns_of(metrics), key
+    names = [name for name in columns if known[name].everywhere or any(row.stat(name).n > 0 for row in table)]
+    names = [name for name in names if name not in registry.without(task)]
+    plain = all(row.division == "default" and row.overrides == 0 for row in table)
+    keyed = all_keys or not plain
+    flagged = any(row.flags for row in table)
+    sections: dict[str, list[list[str]]] = {}
+    for row in table:
+        cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
+        cells += [_cell(known[name], name, row, bold, intervals) for name in names]
+        sections.setdefault(row.section, []).append([*cells, *([row.flags] if flagged else [])])
+    heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
+    heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
+    title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
+    title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
+    caption = f"{title}. {_caption(table, intervals)}"
+    return Sheet(title, heads, list(sections.items()), floors_of(table, metrics), caption)
+
+
+def floors_of(table: Board, metrics: Mapping[str, Metric]) -> str:
+    """The line about what real images score in a table; empty where that is not known."""
+    floors = {name: next((f for row in table if (f := row.stat(name).floor) is not None), None) for name in metrics}
+    return floors_line(metrics, floors) if any(value is not None for value in floors.values()) else ""
 
 
 def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
@@ -226,11 +238,11 @@ def headline(metrics: Mapping[str, Metric]) -> list[str]:
     return [head(known[name]) for name in FIRST if name in known]
 
 
-def _caption(group: pd.DataFrame, intervals: bool) -> str:
-    seeds = sorted({seed for some in group.seeds for seed in some})
+def _caption(table: Board, intervals: bool) -> str:
+    seeds = sorted({seed for row in table for seed in row.seeds})
     parts = [legend(intervals, f" ({spans(seeds)})", "bold:").capitalize()]
-    for name, column in (("Judge", "judge"), ("Measured on", "hardware")):
-        said = list(dict.fromkeys(part for text in group[column] for part in text.split("; ") if part))
+    for name, texts in (("Judge", [row.judge for row in table]), ("Measured on", [row.hardware for row in table])):
+        said = list(dict.fromkeys(part for text in texts for part in text.split("; ") if part))
         parts += [f"{name}: {'; '.join(said)}"] if said else []
     return ". ".join(parts) + "."
 
@@ -246,35 +258,38 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _cell(column: Metric | Derived, name: str, row: pd.Series, bold: Bold, intervals: bool = False) -> str:
-    text, mark = shown(column, row[name], None if intervals else row.get(f"{name}_sd")), row.get(f"{name}_mark")
-    text = f"≥ {text}" if row.get(f"{name}_bound") and text != "—" else text
-    text += " (ASR)" if row.get(f"{name}_over_retrain") is False and text != "—" else ""
-    text += fewer(row) if name == "robustness" and text != "—" else ""
-    text = bold(text) if mark == "best" else text
-    if intervals and text != "—":
-        low, high = (shown(column, row.get(f"{name}_{end}")) for end in ("low", "high"))
-        text += "" if "—" in (low, high) else f" [{low}, {high}]"
-    return f"{text} †" if mark == "not worse" else text
+def _cell(column: Metric | Derived, name: str, row: BoardRow, bold: Bold, intervals: bool = False) -> str:
+    stat = row.stat(name)
+    if not stat.known:
+        return "—"
+    text = shown(column, stat.value, None if intervals else stat.sd)
+    text = ("≥ " if stat.bound else "") + text + (" (ASR)" if stat.plain else "")
+    text += fewer(row) if name == "robustness" else ""
+    text = bold(text) if stat.mark == "best" else text
+    text += f" {interval_of(column, stat)}" if intervals and interval_of(column, stat) else ""
+    return f"{text} †" if stat.mark == "not worse" else text
 
 
-def fewer(row: pd.Series) -> str:
-    """How many of a row's runs were attacked, where that is not all of them."""
-    return "" if row.attacked_n >= row.n else f" (n {row.attacked_n:.0f})"
+def interval_of(column: Metric | Derived, stat: Stat) -> str:
+    """`[low, high]` in the column's unit; empty where there is no interval."""
+    if stat.low is None or stat.high is None:
+        return ""
+    return f"[{shown(column, stat.low)}, {shown(column, stat.high)}]"
 
 
-def _first(values: Iterable[Any]) -> float | None:
-    return next((float(value) for value in values if value is not None and not math.isnan(value)), None)
+def fewer(row: BoardRow) -> str:
+    """` (n 2)` where only 2 of a row's runs were attacked; empty where all were."""
+    return "" if row.attacked_n >= row.n else f" (n {row.attacked_n})"
 
 
 def fitting(
-    result: pd.DataFrame, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
+    board: Board, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
 ) -> list[str]:
     """Those of the columns that fit into so many characters, the headline ones first, in their usual order."""
     kept: list[str] = []
     for name in [*(name for name in FIRST if name in every), *(name for name in every if name not in FIRST)]:
         trial = [column for column in every if column in (*kept, name)]
-        for sheet in tables(result, metrics, trial, all_keys=False, intervals=intervals):
+        for sheet in tables(board, metrics, trial, all_keys=False, intervals=intervals):
             if width_of(sheet) > width and len(kept) >= LEAST:
                 return [column for column in every if column in kept]
         kept.append(name)

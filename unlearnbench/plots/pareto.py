@@ -10,6 +10,7 @@ import numpy as np
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import columns_of, head
 from unlearnbench.plots.labels import Box, Place, Room, overlap
 from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, plain, short, width_of
@@ -24,7 +25,6 @@ from unlearnbench.plots.scatter import (
     free,
     mark,
     named,
-    numbers,
     room_of,
     ticked,
     write,
@@ -32,7 +32,6 @@ from unlearnbench.plots.scatter import (
 from unlearnbench.plots.style import GREY, TEXT, Style, settings, styles
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -52,46 +51,47 @@ def front(x: Sequence[float], y: Sequence[float], better: tuple[str, str] = ("hi
 
 
 def pareto(
-    rows: pd.DataFrame, title: str, x: str | None = None, y: str | None = None, names: Iterable[str] | None = None
+    table: Board, title: str, x: str | None = None, y: str | None = None, names: Iterable[str] | None = None
 ) -> Figure:
-    """Efficacy `y` against utility `x` of one table's rows (`board.board`), better being up and to the right.
+    """Draw efficacy `y` against utility `x` for the rows of one table; better is up and to the right.
 
-    Without names of metrics, the first of each axis that has values. Bars are 95 % intervals, areas grow with
-    unlearning time, controls are hollow, a line joins the methods that none beats. `names` are all methods that get
-    colours, when rows are some of them. The point of row `i` has the gid `row-<i>`; of very many points only those on
-    the line and the controls have names. UserError where no row has both values.
+    When `x` or `y` is None, the first metric of its axis that has values is drawn. Bars are 95 % intervals, areas grow
+    with unlearning time, controls are hollow, and a line joins the methods that no other beats. Pass all labels as
+    `names` when the table has only some of the rows, so that colours stay the same. The point of a row has the gid
+    `row-<index>`. With more than `MANY` points only those on the line and the controls are named. Raises `UserError`
+    where no row has both values.
     """
     known = columns_of(registry.load_metrics())
-    x, y = x or headline(rows, "utility"), y or headline(rows, "efficacy")
+    x, y = x or headline(table, "utility"), y or headline(table, "efficacy")
     for name in (x, y):
         if name not in known:
             raise unknown("metric", name, known)
-        if name not in rows:
+        if not table.has(name):
             raise UserError(f"no values of {name} here: name another metric")
-    there = rows[x].notna() & rows[y].notna()
-    if not there.any():
+    shown = table.where(lambda row: row.stat(x).known and row.stat(y).known)
+    if not len(shown):
         raise UserError(f"no row here has both {x} and {y}: name others with --x and --y")
-    shown, hidden = rows[there], rows[~there]
-    style = styles(names if names is not None else rows["label"])
+    hidden = [row.label for row in table if not (row.stat(x).known and row.stat(y).known)]
+    style = styles(names if names is not None else [row.label for row in table])
     with settings():
         sides = [axis_of(shown, name, known[name]) for name in (x, y)]
-        return _drawn(shown, sides, [style[label] for label in shown["label"]], title, list(hidden["label"]))
+        return _drawn(shown, sides, [style[row.label] for row in shown], title, hidden)
 
 
-def headline(rows: pd.DataFrame, axis: str) -> str:
+def headline(table: Board, axis: str) -> str:
     """The first metric of an axis, with a better direction, that has values in these rows."""
-    left_out = set().union(*(registry.without(task) for task in rows["task"].unique()))
+    left_out = set().union(*(registry.without(task) for task in {row.task for row in table}))
     for name, metric in registry.load_metrics().items():
-        if metric.axis == axis and metric.better and name not in left_out and name in rows and rows[name].notna().any():
+        if metric.axis == axis and metric.better and name not in left_out and table.has(name):
             return name
     raise UserError(f"no row here has a metric of {axis}: run the methods again, or name metrics with --x and --y")
 
 
-def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title: str, hidden: list[str]) -> Figure:
+def _drawn(table: Board, sides: Sequence[Axis], looks: list[Style], title: str, hidden: list[str]) -> Figure:
     across, up = sides
-    seconds = numbers(rows, "unlearn_time")
+    seconds = table.column("unlearn_time")
     areas = np.array([area_of(each) for each in seconds])
-    points = Points(across, up, looks, areas, [short(label) for label in rows["label"]])
+    points = Points(across, up, looks, areas, [short(row.label) for row in table])
     figure = blank(COLUMN, BODY, f"{title}: {head(up.metric)} against {head(across.metric)}")
     axes = figure.add_axes((0.0, BELOW / BODY, 1.0, 1.0 - BELOW / BODY), label="main")
     best = _best(points)
@@ -99,7 +99,7 @@ def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title:
     left = (1.3 * TEXT + EDGE + 6.0 + _widest_tick(axes)) / POINTS
     inner = (left, BELOW, COLUMN - left - RIGHT, BODY - BELOW)
     axes.set_position((left / COLUMN, BELOW / BODY, inner[2] / COLUMN, inner[3] / BODY))
-    mark(axes, points, [f"row-{i}" for i in rows.index])
+    mark(axes, points, [f"row-{row.index}" for row in table])
     axes.set(xlabel=head(across.metric), ylabel=head(up.metric))
 
     few = len(looks) <= MANY

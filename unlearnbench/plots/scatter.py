@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Derived
 from unlearnbench.plots.labels import Box, Place, Room, overlap
 from unlearnbench.plots.layout import POINTS, log_scale, plain, width_of
 from unlearnbench.plots.style import GREY, GRID, INK, SMALL, Style, fill
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -62,15 +61,9 @@ class Axis(NamedTuple):
         return (high, low) if self.metric.better == "lower" else (low, high)
 
 
-def axis_of(rows: pd.DataFrame, name: str, metric: Metric | Derived) -> Axis:
-    """A column of a board with its interval, in the metric's unit."""
-    return Axis(name, metric, *(numbers(rows, f"{name}{end}") * metric.scale for end in ("", "_low", "_high")))
-
-
-def numbers(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """A column's values (N,), NaN where it has none."""
-    values = rows[name] if name in rows else [None] * len(rows)
-    return np.array([math.nan if value is None else float(value) for value in values])
+def axis_of(table: Board, name: str, metric: Metric | Derived) -> Axis:
+    """A metric of a board's rows with its interval, in the metric's unit."""
+    return Axis(name, metric, *(table.column(name, part) * metric.scale for part in ("value", "low", "high")))
 
 
 class Points(NamedTuple):

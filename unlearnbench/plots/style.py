@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from unlearnbench.leaderboard.board import CONTROLS
+from unlearnbench.leaderboard.rows import CONTROLS
 
 SMALL, TEXT, TITLE = 6.0, 7.0, 8.0
 """Sizes of letters in points."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from unlearnbench import __version__, registry
 from unlearnbench.leaderboard.attacks import LEGEND as ATTACKS
-from unlearnbench.leaderboard.board import TABLE, board
+from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.tables import DERIVED, Derived, head
 from unlearnbench.metric import Metric
 from unlearnbench.printable import printable
@@ -39,12 +39,11 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
     source, metrics = Source(results, task), registry.load_metrics()
     for record in track(source.records, len(source.records), "reading values by image"):
         source.images(record)
-    result = board(source.records, metrics, source.images)
+    tables = board(source.records, metrics, source.images).tables()
     groups = grouped(source.records)
-    tables = result.groupby(TABLE, sort=False)
     sections = [
-        section(f"t{i}", rows, groups, source, metrics, include_unsafe)
-        for i, (_, rows) in enumerate(track(tables, len(tables), "drawing tables"), 1)
+        section(f"t{i}", table, groups, source, metrics, include_unsafe)
+        for i, (_, table) in enumerate(track(tables, len(tables), "drawing tables"), 1)
     ]
     known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     shown = {column.name for part in sections for column in part.columns}

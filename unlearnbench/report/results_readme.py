@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.attacks import LEGEND, attacked_groups, sheets
-from unlearnbench.leaderboard.board import TABLE
+from unlearnbench.leaderboard.attacks import LEGEND, attacked_tables, sheets
 from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.rows import Board, TableKey
 from unlearnbench.leaderboard.tables import Derived, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
 from unlearnbench.names import joined
@@ -22,10 +21,6 @@ from unlearnbench.records.identity import labels as names_of
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import results_readme, tuning_table
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 SENDING = """## How a row is made and sent
 
@@ -47,15 +42,15 @@ records. Settings other than the defaults are rows of their own (`--set`, `--pre
 """
 
 
-def files(board: pd.DataFrame, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
+def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
     """README.md and the pictures that it shows, by their place below the results folder."""
     metrics = registry.load_metrics()
     sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
     parts, made = [], {}
-    for sheet, (key, rows) in zip(sheets, board.groupby(TABLE, sort=False), strict=True):
+    for sheet, (key, table) in zip(sheets, board.tables(), strict=True):
         path = results_readme.picture_path(board, key, "pareto")
         text = as_markdown([sheet])
-        made[path] = picture(pareto(rows, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
+        made[path] = picture(pareto(table, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
         parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n")
     attacks, more = results_readme.pictured(board, records)
     fair, drawn = tuning_table.page(board, tuned)
@@ -99,13 +94,13 @@ def _meaning(column: Metric | Derived) -> str:
     return column.meaning if isinstance(column, Derived) else (type(column).__doc__ or "").strip().partition("\n")[0]
 
 
-def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
+def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
     """The part of a results page that is about attacks, and its pictures by their place below the results."""
     from unlearnbench.plots.attack_curves import figure
     from unlearnbench.plots.files import picture as drawn
 
     parts, made = [], {}
-    for sheet, (key, _) in zip(sheets(result), attacked_groups(result), strict=True):
+    for sheet, (key, _) in zip(sheets(board), attacked_tables(board), strict=True):
         of_table = grouped(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
         names = names_of(of_table)
         tried = {names[one]: [record for record in group if record.attacks] for one, group in of_table.items()}
@@ -113,7 +108,7 @@ def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict
         curves = figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
         text = as_markdown([sheet])
         if curves is not None:
-            path = picture_path(result, key, "attacks")
+            path = picture_path(board, key, "attacks")
             found = [each.attacks.values() for group in groups.values() for each in group]
             keys = [[attack.key for attack in attacks] for attacks in found]
             made[path] = drawn(curves, digest([text, keys]))
@@ -122,8 +117,8 @@ def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict
     return (f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""), made
 
 
-def picture_path(result: pd.DataFrame, key: Sequence[str], name: str) -> Path:
+def picture_path(board: Board, key: TableKey, name: str) -> Path:
     """Where a table's picture lies below the results: protocols of one name but other settings have one each."""
     task, protocol, hash, forget = key
-    twins = [each for each, _ in result.groupby(TABLE) if (each[0], each[1], each[3]) == (task, protocol, forget)]
+    twins = [each for each, _ in board.tables() if (each[0], each[1], each[3]) == (task, protocol, forget)]
     return joined(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")

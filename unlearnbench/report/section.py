@@ -9,8 +9,8 @@ from unlearnbench import plots, registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import concept_effects
-from unlearnbench.leaderboard.board import TABLE
-from unlearnbench.leaderboard.tables import Sheet, floors_line, spans
+from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.tables import Sheet, floors_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
 from unlearnbench.records.identity import grouped as by_identity
@@ -19,10 +19,9 @@ from unlearnbench.records.provenance import hardware
 from unlearnbench.records.schema import Record
 from unlearnbench.report.samples import Grid, grid
 from unlearnbench.report.sources import Entry, Source, entry
-from unlearnbench.report.table import Column, Row, columns, known, row_of
+from unlearnbench.report.table import Column, Row, columns, row_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 Groups = Mapping[tuple[Any, ...], list[Record]]
@@ -101,15 +100,16 @@ def grouped(records: Iterable[Record]) -> Groups:
 
 
 def section(
-    id: str, rows: pd.DataFrame, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
+    id: str, table: Board, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
 ) -> Section:
     """The part of the page about one table's rows of the board; samples of unsafe tasks only where `unsafe`."""
-    task, protocol, hash, forget = (str(rows[name].iloc[0]) for name in TABLE)
-    shown = columns(rows, task, metrics)
+    task, protocol, hash, forget = table.rows[0].table
+    shown = columns(table, task, metrics)
     made = []
-    for number, (i, row) in enumerate(rows.iterrows()):
-        key = (*(row[name] for name in TABLE), row.label)
-        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{i}", shown, metrics, groups[key]))
+    for number, row in enumerate(table):
+        key = (*row.table, row.label)
+        records = groups[key]
+        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{row.index}", shown, metrics, records))
     records = [record for row in made for record in row.records]
     withheld = "" if unsafe else _withheld(task)
     title = f"{task}, forget {forget}"
@@ -126,9 +126,9 @@ def section(
         withheld=withheld,
         columns=shown,
         bodies=[(name, own) for name, own in bodies if own],
-        floors=_floors(rows, metrics),
-        pictures=_pictures(id, title, rows, records, source),
-        attacks=next(iter(attack_table.sheets(rows)), None),
+        floors=floors_of(table, metrics),
+        pictures=_pictures(id, title, table, records, source),
+        attacks=next(iter(attack_table.sheets(table)), None),
         curves=_curves(id, title, made),
         trajectories=_trajectories(id, title, made),
         samples=None if withheld else grid(firsts, source.results, source.images),
@@ -161,17 +161,11 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def _floors(rows: pd.DataFrame, metrics: Mapping[str, Metric]) -> str:
-    """What real images score, where that is known."""
-    found = {name: next((v for v in rows[f"{name}_floor"] if known(v)), None) for name in metrics if name in rows}
-    return floors_line(metrics, found) if any(value is not None for value in found.values()) else ""
-
-
-def _pictures(id: str, title: str, rows: pd.DataFrame, records: list[Record], source: Source) -> list[Picture]:
+def _pictures(id: str, title: str, table: Board, records: list[Record], source: Source) -> list[Picture]:
     found = concept_effects.effects(records, source.images)
     pictures = [
-        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(rows, title)),
-        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(rows, title)),
+        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(table, title)),
+        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(table, title)),
     ]
     if len(found):
         pictures.append(_picture(f"{id}-matrix", "matrix", MATRIX, lambda: plots.matrix(found, title)))

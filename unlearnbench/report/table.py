@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.leaderboard.board import CONTROLS
-from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, shown
+from unlearnbench.leaderboard.rows import Board, BoardRow
+from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, interval_of, shown
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import left_out
 from unlearnbench.records.schema import Record
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
 """Columns that are shown at once; of an axis that has none of them, its first."""
@@ -76,11 +72,10 @@ class Row(NamedTuple):
     flags: list[str]
 
 
-def columns(rows: pd.DataFrame, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
+def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
     """The columns of one table, by axis: those that mean something on the task, and that any row has a value of."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
-    known = [name for name in _ordered(every) if name in rows and name not in registry.without(task)]
-    known = [name for name in known if rows[name].notna().any()]
+    known = [name for name in _ordered(every) if name not in registry.without(task) and table.has(name)]
     firsts = {name for name in known if name in HEADLINES}
     for axis in AXES:
         own = [name for name in known if axis_of(name, every[name]) == axis]
@@ -114,7 +109,7 @@ def meaning(column: Metric | Derived) -> str:
 
 
 def row_of(
-    row: pd.Series,
+    row: BoardRow,
     id: str,
     point: str,
     found: Sequence[Column],
@@ -128,41 +123,32 @@ def row_of(
         id,
         point,
         row.label,
-        row.method in CONTROLS,
+        row.is_control,
         row.access,
         division,
-        int(row.n),
+        row.n,
         records,
         [cell(every[column.name], column.name, row) for column in found],
         flags(records),
     )
 
 
-def cell(column: Metric | Derived, name: str, row: pd.Series) -> Cell:
+def cell(column: Metric | Derived, name: str, row: BoardRow) -> Cell:
     """One number of a row of the board."""
-    value = row[name]
-    if not known(value):
+    stat = row.stat(name)
+    if stat.value is None:
         return Cell("—")
-    plain = shown(column, value)
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    interval = f"[{shown(column, low)}, {shown(column, high)}]" if known(low) and known(high) else ""
-    missing = row.get(f"{name}_missing")
-    mark = row.get(f"{name}_mark")
+    plain = shown(column, stat.value)
+    after = " (ASR)" if stat.plain else f" ({stat.missing} missing)" if stat.missing else ""
     return Cell(
         plain,
-        shown(column, value, row.get(f"{name}_sd")).removeprefix(plain),
-        interval,
-        "≥ " if row.get(f"{name}_bound") else "",
-        (" (ASR)" if row.get(f"{name}_over_retrain") is False else f" ({missing:.0f} missing)" if missing else "")
-        + (fewer(row) if name.startswith("robustness") else ""),
-        mark if isinstance(mark, str) else "",
-        f"{float(value):.9g}",
+        spread=shown(column, stat.value, stat.sd).removeprefix(plain),
+        interval=interval_of(column, stat),
+        before="≥ " if stat.bound else "",
+        after=after + (fewer(row) if name.startswith("robustness") else ""),
+        mark=stat.mark or "",
+        number=f"{stat.value:.9g}",
     )
-
-
-def known(value: Any) -> bool:
-    """Whether there is a number."""
-    return value is not None and not math.isnan(value)
 
 
 def flags(records: Sequence[Record]) -> list[str]:

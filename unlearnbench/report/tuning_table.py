@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.board import TABLE
 from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
 from unlearnbench.plots.files import picture
 from unlearnbench.plots.tuning import best_so_far
 from unlearnbench.records.tuning import FOLDER, Trial, Tuning
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DIVISIONS = ("default", "published", "tuned")
 COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
@@ -66,7 +63,7 @@ def _changed(one: Tuning, trial: Trial) -> str:
     return " ".join(f"{name}={trial.settings[name]}" for name in one.space)
 
 
-def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
+def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
     """The part of a results page, and its pictures by their place below the folder; nothing where nothing was tuned."""
     if not found:
         return "", {}
@@ -84,19 +81,20 @@ def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, 
     return "\n".join(parts) + "\n", made
 
 
-def _reported(board: pd.DataFrame, found: Sequence[Tuning]) -> list[Sheet]:
+def _reported(board: Board, found: Sequence[Tuning]) -> list[Sheet]:
     """A table for each concept that tuned rows report on: each method's rows by division, with intervals."""
     metrics = registry.load_metrics()
     names = [name for name in COLUMNS if name in columns_of(metrics)]
     methods = {one.method for one in found}
-    kept = board[(board.task == found[0].task) & board.method.isin(methods)]
-    kept = kept[kept.division.isin(DIVISIONS) & (kept.overrides == 0)]
+    kept = board.where(lambda row: row.task == found[0].task and row.method in methods)
+    kept = kept.where(lambda row: row.division in DIVISIONS and not row.overrides)
     made = []
-    for _, group in kept.groupby(TABLE, sort=False):
-        if not (group.division == "tuned").any():
+    for _, table in kept.tables():
+        if not any(row.division == "tuned" for row in table):
             continue
-        ordered = group.assign(place=group.division.map(DIVISIONS.index)).sort_values(["method", "place"])
-        (sheet,) = tables(ordered.assign(access=ordered.method), metrics, names, lambda text: text, intervals=True)
+        ordered = sorted(table, key=lambda row: (row.method, DIVISIONS.index(row.division)))
+        by_method = table.of(replace(row, access=row.method) for row in ordered)
+        (sheet,) = tables(by_method, metrics, names, lambda text: text, intervals=True)
         rows = [[cells[0], *cells[1:2], *cells[3:]] for _, section in sheet.sections for cells in section]
         heads = [sheet.heads[0], sheet.heads[1], *sheet.heads[3:]]
         made.append(Sheet(f"Default, published, tuned: {sheet.title}", heads, [("", rows)], ""))

@@ -18,6 +18,7 @@ from unlearnbench.leaderboard import formats, run_summary
 from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
 from unlearnbench.leaderboard.robustness import Worst
+from unlearnbench.records import identity
 
 METRICS = registry.load_metrics()
 
@@ -293,6 +294,22 @@ def test_a_caption_says_protocol_seeds_judge_and_hardware():
     (sheet,) = lb.tables(make_board(records, METRICS), METRICS, ["ua"])
     for said in ("protocol default", "(0-2, 5)", f"Judge: {records[0].judge.name}", "Measured on: ", "forget 3"):
         assert said in sheet.caption, said
+
+
+def test_rows_of_another_version_are_marked_and_counted(monkeypatch):
+    old = made_record("esd", scores={"ua": 0.5}, engine_hash="0" * 64)
+    records = [old, made_record("salun", scores={"ua": 0.4})]
+    (sheet,) = lb.tables(make_board(records, METRICS), METRICS, ["ua"])
+    assert "flags" not in sheet.heads and "version" not in sheet.note, "code that is not known is not called older"
+    monkeypatch.setattr(identity, "standing", lambda kind, name, hash: "older" if hash == "0" * 64 else "unknown")
+    board = make_board(records, METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"])
+    assert {cells[0]: cells[-1] for _, rows in sheet.sections for cells in rows} == {
+        "esd": "other version: engine", "salun": "",
+    }  # fmt: skip
+    assert "1 of 2 rows" in sheet.note
+    assert row(board, "esd")["flags"] == "other version: engine", "CSV and JSON say it too"
+    assert any("other version: engine" in line for line in run_summary.run_notes([old], {}))
 
 
 def test_spans_of_seeds():

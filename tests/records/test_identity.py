@@ -132,7 +132,7 @@ def test_scores_by_other_code_of_a_metric_are_no_anchor():
 def test_methods_that_were_measured_otherwise_are_not_tested_against_each_other():
     records = [made_record("original", 0, {"ua": 0.1}), *(made("esd", seed, 0.5 + seed / 10) for seed in range(3))]
     records += [made("salun", seed, 0.1 + seed / 10, **ENGINE) for seed in range(3)]
-    result = board(records, METRICS).wide().set_index("label").wide()
+    result = board(records, METRICS).wide().set_index("label")
     assert pd.isna(result.ua_p_original["salun"]) and not pd.isna(result.ua_p_original["esd"])
     assert pd.isna(result.ua_p_best["salun"]) and pd.isna(result.ua_mark["salun"])
 

@@ -20,6 +20,8 @@ from unlearnbench.records.identity import (
     left_out,
     matching,
     measured_by,
+    older_flag,
+    older_parts,
     scored_alike,
 )
 from unlearnbench.records.provenance import surroundings
@@ -146,7 +148,7 @@ def board(
         anchored = scores(group, controls, images, why)
         stats |= {name: Stat(anchored[name]) for name in ANCHORED}
         fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
-        fields |= {"n": len(distinct(counted)), **surroundings(group), "flags": flags(group)}
+        fields |= {"n": len(distinct(counted)), **surroundings(group), "flags": flags(group), "older": any(map(older_parts, group))}
         fields |= {"stats": stats, "unscored": anchored["unscored"]}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
@@ -181,7 +183,10 @@ def _counted(group: Iterable[Record]) -> list[Record]:
 
 
 def flags(group: Iterable[Record]) -> str:
-    """What went wrong, by seed, and what is not pooled: `unreliable (seed 1), diverged at step 12 (seed 2)`."""
+    """What went wrong, by seed, what is not pooled, and what was made with an older version of this project.
+
+    E.g. `unreliable (seed 1), diverged at step 12 (seed 2), other version: engine`.
+    """
     group = list(group)
     seeds: dict[str, list[int]] = {}
     for record in group:
@@ -189,7 +194,7 @@ def flags(group: Iterable[Record]) -> str:
             step = "" if record.step is None else f" at step {record.step}"
             seeds.setdefault(record.status + step, []).append(record.seeds["unlearning"])
     wrong = [f"{what} (seed {', '.join(map(str, found))})" for what, found in seeds.items()]
-    return ", ".join([*wrong, *left_out(_counted(group))])
+    return ", ".join(filter(None, [*wrong, *left_out(_counted(group)), older_flag(group)]))
 
 
 # ---- anchored scores -----------------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class BoardRow:
     hardware: str = ""
     flags: str = ""
     """What went wrong, by seed, and what was left out."""
-    older: tuple[str, ...] = ()
-    """What of the row was made with an older version of the project's code: "engine", "method"."""
+    older: bool = False
+    """Whether a run was made with an older version of this project's engine, method, judge or metrics."""
     stats: Mapping[str, Stat] = field(default_factory=dict)
     """By metric or anchored score."""
     unscored: str = ""

@@ -55,6 +55,8 @@ def run_notes(
     metrics = registry.load_metrics()
     floors = {name: estimate(group, name).floor for name in metrics}
     lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    if older := identity.older_flag(group):
+        lines.append(f"{older}: run again with --force to measure with this one")
     found = scores(group, controls, images, why)
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:

@@ -83,7 +83,7 @@ class Sheet(NamedTuple):
     heads: list[str]
     sections: list[tuple[str, list[list[str]]]]
     note: str
-    """What real images score, where known."""
+    """A line below it: what real images score, rows of another version."""
     caption: str = ""
     """Protocol, seeds, judge and hardware, for where a table stands alone."""
 
@@ -205,13 +205,16 @@ def _sheet(
     title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
     title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
     caption = f"{title}. {_caption(table, intervals)}"
-    return Sheet(title, heads, list(sections.items()), floors_of(table, metrics), caption)
+    return Sheet(title, heads, list(sections.items()), notes_of(table, metrics), caption)
 
 
-def floors_of(table: Board, metrics: Mapping[str, Metric]) -> str:
-    """The line about what real images score in a table; empty where that is not known."""
+def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:
+    """The line below a table: what real images score, and how many rows are of another version; may be empty."""
     floors = {name: next((f for row in table if (f := row.stat(name).floor) is not None), None) for name in metrics}
-    return floors_line(metrics, floors) if any(value is not None for value in floors.values()) else ""
+    notes = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    if older := sum(row.older for row in table):
+        notes.append(f"of another version of unlearnbench, see flags: {older} of {len(table)} rows")
+    return "; ".join(notes)
 
 
 def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:

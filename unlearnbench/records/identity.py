@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from unlearnbench.records.lineage import lineage
+from unlearnbench.records.lineage import Kind, lineage, standing
 from unlearnbench.records.schema import AttackRecord, Record
 
 SHORT = 8
@@ -117,6 +117,29 @@ def grouped(records: Iterable[Record]) -> dict[Identity, list[Record]]:
     for record in records:
         groups.setdefault(identity(record), []).append(record)
     return groups
+
+
+def older_parts(record: Record) -> list[str]:
+    """The parts of this project that a record was made with in an older version than the present one.
+
+    E.g. `["engine", "method", "metric fid"]`. Code that is not known to this project, such as that of other packages,
+    is not among them: `validate` names it.
+    """
+    method, judge = record.method, record.judge
+    parts: list[tuple[str, Kind, str, str]] = [
+        ("engine", "engine", record.task, record.engine_hash),
+        ("method", "method", method.name, method.code_hash),
+        ("judge", "judge weights", judge.name, judge.hash),
+        ("original", "original", record.task, record.weights.get("original") or ""),
+    ]
+    parts += [(f"metric {name}", "metric", name, score.code_hash) for name, score in record.scores.items()]
+    return [what for what, kind, name, hash in parts if standing(kind, name, hash) == "older"]
+
+
+def older_flag(records: Iterable[Record]) -> str:
+    """`other version: engine, method` for records made with older versions of these parts; empty where none was."""
+    parts = dict.fromkeys(part for record in records for part in older_parts(record))
+    return f"other version: {_few(list(parts))}" if parts else ""
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import concept_effects
 from unlearnbench.leaderboard.rows import Board
-from unlearnbench.leaderboard.tables import Sheet, floors_of, spans
+from unlearnbench.leaderboard.tables import Sheet, notes_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
 from unlearnbench.records.identity import grouped as by_identity
@@ -72,7 +72,7 @@ class Section(NamedTuple):
     columns: list[Column]
     bodies: list[tuple[str, list[Row]]]
     """Controls, then methods."""
-    floors: str
+    notes: str
     pictures: list[Picture]
     attacks: Sheet | None
     curves: Picture | None
@@ -126,7 +126,7 @@ def section(
         withheld=withheld,
         columns=shown,
         bodies=[(name, own) for name, own in bodies if own],
-        floors=floors_of(table, metrics),
+        notes=notes_of(table, metrics),
         pictures=_pictures(id, title, table, records, source),
         attacks=next(iter(attack_table.sheets(table)), None),
         curves=_curves(id, title, made),

@@ -10,7 +10,7 @@ from unlearnbench import registry
 from unlearnbench.leaderboard.rows import Board, BoardRow
 from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, interval_of, shown
 from unlearnbench.metric import Metric
-from unlearnbench.records.identity import left_out
+from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
 
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
@@ -158,4 +158,5 @@ def flags(records: Sequence[Record]) -> list[str]:
         if record.status != "ok":
             seeds.setdefault(record.status, []).append(str(record.seeds["unlearning"]))
     wrong = [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
-    return [*wrong, *left_out([record for record in records if record.status in ("ok", "unreliable")])]
+    counted = [record for record in records if record.status in ("ok", "unreliable")]
+    return [*wrong, *left_out(counted), *filter(None, [older_flag(records)])]

@@ -79,10 +79,11 @@ def _show(found: Comparison) -> None:
     from unlearnbench.compare import wording as text
 
     def say(line: str) -> None:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        """Print a sentence, broken between words where the terminal is too narrow."""
+        out.print(line, markup=False, highlight=False)
 
-    for line in text.named(found):
-        say(line)
+    for line in text.named(found):  # it names a folder, which must stay whole to be copied
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.metrics:
         rows = [text.cells(row) for row in found.metrics]
         print_table(text.title(found), ["metric", *text.HEADS], [("", rows)])
@@ -126,4 +127,4 @@ def diff(
 def _grouped(rows: list[Difference]) -> list[list[str]]:
     """The rows, each group named once."""
     before = ["", *(row.group for row in rows)]
-    return [["" if row.group == last else row.group, *row[1:]] for row, last in zip(rows, before, strict=False)]
+    return [["" if row.group == last else row.group, *row.cells] for row, last in zip(rows, before, strict=False)]

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SHOWN = ("group", "what", "a", "b", "change")
+"""Fields of a difference in JSON."""
+
+
 def markdown(found: Comparison) -> str:
     """GitHub's tables, with the lines around them."""
     sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
@@ -93,7 +97,7 @@ def as_json(found: Comparison) -> str:
         "metrics": [values(row) for row in found.metrics],
         "attacks": [values(row) for row in found.attacks],
         "worst": [None if worst is None else worst._asdict() for worst in found.worst],
-        "made_otherwise": [row._asdict() for row in found.apart],
+        "made_otherwise": [{name: row._asdict()[name] for name in SHOWN} for row in found.apart],
         "little": found.little,
         "summary": summary(found),
         "notes": notes(found),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from unlearnbench import registry
@@ -13,6 +13,8 @@ from unlearnbench.records.schema import TIMED, Record
 
 NOTHING = "—"
 COST = "time, memory"
+OUTCOMES = ("area", "missing", "parts")
+"""Parts of an attack's record that are results."""
 
 
 class Difference(NamedTuple):
@@ -24,6 +26,13 @@ class Difference(NamedTuple):
     b: str
     change: str = ""
     """b - a of a score, in its unit."""
+    outcome: bool = False
+    """Whether it is a result of an attack, not how the attack was made."""
+
+    @property
+    def cells(self) -> list[str]:
+        """What, A, B and B - A, as tables show it."""
+        return [self.what, self.a, self.b, self.change]
 
 
 def differences(a: Record, b: Record) -> list[Difference]:
@@ -36,8 +45,7 @@ def differences(a: Record, b: Record) -> list[Difference]:
     for group, left in sides[0].items():
         right = sides[1].get(group, {})
         for what in dict.fromkeys([*left, *right]):
-            if left.get(what, NOTHING) != right.get(what, NOTHING):
-                rows.append(Difference(group, what, _text(left.get(what, NOTHING)), _text(right.get(what, NOTHING))))
+            rows += _apart(group, what, left.get(what, NOTHING), right.get(what, NOTHING))
     return [*rows, *_scores(a, b), *_attacks(a, b)]
 
 
@@ -81,8 +89,25 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "result", {"per-image values": record.images}
 
 
+def _apart(group: str, what: str, a: Any, b: Any, outcome: bool = False) -> Iterator[Difference]:
+    """The difference of two values, if they differ; of two mappings one for each entry that does."""
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        left, right = (flat(value) if isinstance(value, Mapping) else {} for value in (a, b))
+        for name in dict.fromkeys([*left, *right]):
+            yield from _apart(group, f"{what}: {name}", left.get(name, NOTHING), right.get(name, NOTHING), outcome)
+    elif a != b:
+        texts = [_text(value) for value in (a, b)]
+        if texts[0] == texts[1]:  # the difference is beyond the digits that are shown
+            texts = [str(value) for value in (a, b)]
+        yield Difference(group, what, *texts, outcome=outcome)
+
+
 def _text(value: Any) -> str:
-    """As shown; of a hash the first 12 characters."""
+    """A value as shown: numbers with six digits, hashes with their first 12 characters."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if not value.is_integer() else str(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_text, value))}]"
     text = "none" if value is None else str(value)
     return text[:12] if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
 
@@ -98,8 +123,7 @@ def _scores(a: Record, b: Record) -> Iterator[Difference]:
             yield Difference(group, *_shown(metrics.get(name), name, then, now))
         elif left and right:
             for part in ("n", "missing", "interval", "floor", "reason", "parts"):
-                if getattr(left, part) != getattr(right, part):
-                    yield Difference(group, f"{name}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+                yield from _apart(group, f"{name}, {part}", getattr(left, part), getattr(right, part))
 
 
 def _attacks(a: Record, b: Record) -> Iterator[Difference]:
@@ -114,10 +138,10 @@ def _attacks(a: Record, b: Record) -> Iterator[Difference]:
             texts = [NOTHING if one.value is None else f"{100 * one.value:.1f}" for one in (left, right)]
             gap = None if left.value is None or right.value is None else 100 * (right.value - left.value)
             change = NOTHING if gap is None else f"{gap:+.1f}"
-            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change)
+            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change, outcome=True)
         for part in ("status", "area", "limit", "missing", "parts", "settings", "code_hash"):
-            if getattr(left, part) != getattr(right, part):
-                yield Difference("attack", f"{label}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+            values = getattr(left, part), getattr(right, part)
+            yield from _apart("attack", f"{label}, {part}", *values, outcome=part in OUTCOMES)
 
 
 def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -> tuple[str, str, str, str]:

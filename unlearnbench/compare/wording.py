@@ -19,8 +19,6 @@ NOTHING = "—"
 HEADS = ["A", "B", "B - A", "95 % interval", "p"]
 BESIDE = ("score", COST)
 """Groups of `diff` that the tables show already."""
-FOUND = (", ASR (%)", ", area", ", parts", ", missing")
-"""What `diff` says of an attack's result, as against how it was made."""
 IMAGES = "per-image values"
 VERBS = {"efficacy": ("forgets more", "forgets less"), "utility": ("keeps more", "keeps less")}
 FIRST = {"efficacy": "ua", "utility": "ra"}
@@ -47,7 +45,7 @@ def comparison(a: Side, b: Side) -> Comparison:
     first = pairs[0] if pairs else (a.runs[0], b.runs[0])
     rows = differences(first[0].record, first[1].record)
     identical = first[0].record.content_hash == first[1].record.content_hash
-    made = [row for row in rows if row.group not in BESIDE and not row.what.endswith(FOUND) and row.what != IMAGES]
+    made = [row for row in rows if row.group not in BESIDE and not row.outcome and row.what != IMAGES]
     attacks = attack_rows(a, b)
     worst = (worst_case(a), worst_case(b)) if attacks else (None, None)
     little = "nothing: the records are identical" if identical else alike(rows)
@@ -252,4 +250,4 @@ def worst_line(found: Comparison) -> str:
 def grouped(rows: Sequence[Difference]) -> list[list[str]]:
     """What was made otherwise: group, what, A, B; each group named once."""
     before = ["", *(row.group for row in rows)]
-    return [["" if row.group == last else row.group, *row[1:4]] for row, last in zip(rows, before, strict=False)]
+    return [["" if row.group == last else row.group, *row.cells[:3]] for row, last in zip(rows, before, strict=False)]

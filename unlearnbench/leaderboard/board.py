@@ -148,7 +148,12 @@ def board(
         anchored = scores(group, controls, images, why)
         stats |= {name: Stat(anchored[name]) for name in ANCHORED}
         fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
-        fields |= {"n": len(distinct(counted)), **surroundings(group), "flags": flags(group), "older": any(map(older_parts, group))}
+        fields |= {
+            "n": len(distinct(counted)),
+            **surroundings(group),
+            "flags": flags(group),
+            "older": any(map(older_parts, group)),
+        }
         fields |= {"stats": stats, "unscored": anchored["unscored"]}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))

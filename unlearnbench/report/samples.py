@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.leaderboard.board import Images
+from unlearnbench.records.identity import identity
 from unlearnbench.records.sample_grid import concepts_of, tiles
 from unlearnbench.records.schema import Record
 
@@ -43,7 +44,11 @@ class Grid(NamedTuple):
 
 
 def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
-    """Label and record of each method, the original's first, as strips; None where no record says what the rows are."""
+    """Make a strip for each method, given its label and record; the originals come first.
+
+    Methods that were made from different originals have one strip for each of these. Returns None where no record has
+    the per-image values that say what the rows are.
+    """
     told = next(((record, frame) for _, record in methods if (frame := images(record)) is not None), None)
     if told is None:
         return None
@@ -51,18 +56,28 @@ def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -
     concepts = concepts_of(record, frame)
     forgotten = [name for name in concepts if name in set(frame.concept[frame.group == "forget"])]
     sides = {label: _sides(record, results, concepts) for label, record in methods}
-    before = next((one for one in sides.values() if not isinstance(one, str)), None)
-    if before is not None:  # every picture has the original's images on its left; the original's own record has none
-        sides = {ORIGINAL: {name: (pair[0], pair[0]) for name, pair in before.items()}, **_without(sides, ORIGINAL)}
+    originals = _originals(methods, sides)
+    rest = {label: one for label, one in sides.items() if label not in originals}
     strips = [
         Strip(label, "", "", one) if isinstance(one, str) else _strip(label, one, concepts, forgotten)
-        for label, one in sides.items()
+        for label, one in {**originals, **rest}.items()
     ]
     return Grid(concepts, forgotten, strips)
 
 
-def _without(sides: dict[str, Sides | str], label: str) -> dict[str, Sides | str]:
-    return {name: one for name, one in sides.items() if name != label}
+def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides | str]) -> dict[str, Sides]:
+    """The images of each original by its label: a record of the original has no picture, a method's has both halves."""
+    keys = {label: (one.original, one.engine) for label, record in methods for one in [identity(record)]}
+    names = {keys[label]: label for label, record in methods if record.method.name == ORIGINAL}
+    found: dict[str, Sides] = {}
+    for label, own in sides.items():
+        if isinstance(own, str):
+            continue
+        key = keys[label]
+        alone = len(set(keys.values())) == 1
+        name = names.setdefault(key, ORIGINAL if alone else f"{ORIGINAL} of {label}")
+        found.setdefault(name, {concept: (before, before) for concept, (before, _) in own.items()})
+    return found
 
 
 def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | str:

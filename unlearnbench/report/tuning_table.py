@@ -28,15 +28,32 @@ against their papers. Methods without a published preset for the task have no su
 
 
 def note(found: Sequence[Tuning]) -> str:
-    """What the numbers of a table of tunings are."""
-    first, selection = found[0], found[0].selection
+    """Explain the numbers of a table of tunings. Where methods were tuned differently, say which was tuned how."""
+    ways: dict[str, list[str]] = {}
+    for one in found:
+        ways.setdefault(_way(one), []).append(one.method)
+    if len(ways) == 1:
+        said = f"Objective: the worse of anchored efficacy and utility, a {next(iter(ways))}."
+    else:
+        each = "; ".join(f"{', '.join(methods)}: {way}" for way, methods in ways.items())
+        said = (
+            "Objective: the worse of anchored efficacy and utility. The methods were tuned differently, so their "
+            f"objectives must not be compared: {each}."
+        )
     return (
-        "lost: diverged, failed or over the cap; cut: left when no value on the other concepts could have made it one "
-        "of the best. Objective: the worse of anchored efficacy and utility, a mean over forget "
-        f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: "
-        f"{', '.join(map(str, selection.seeds))}. Protocol {first.protocol}, sampling seed {selection.sampling_seed}, "
-        f"cap {first.cap:,} evaluations a run. The best of many trials is flattered by the choice: run --preset tuned "
-        "reports on other concepts."
+        "lost: diverged, failed or over the cap; cut: stopped when no value on the other concepts could have made it "
+        f"one of the best. {said} The best of many trials looks better than it is, because it was chosen for its "
+        "value: run --preset tuned reports on other concepts."
+    )
+
+
+def _way(one: Tuning) -> str:
+    """What the objective of a tuning is a mean over, and under which protocol and cap."""
+    chosen_on = one.selection
+    return (
+        f"mean over forget {', '.join(chosen_on.forget)} with unlearning seed {chosen_on.seeds[0]}; all seeds: "
+        f"{', '.join(map(str, chosen_on.seeds))}. Protocol {one.protocol}, sampling seed {chosen_on.sampling_seed}, "
+        f"cap {one.cap:,} evaluations a run"
     )
 
 
@@ -73,7 +90,9 @@ def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]
         sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], note(tunings))]
         text = as_markdown([*sheets, *_reported(board, tunings)])
         path = Path(FOLDER) / task / "best.png"
-        made[path] = picture(best_so_far(tunings, f"{task}, {tunings[0].protocol}"), digest(text))
+        made[path] = picture(
+            best_so_far(tunings, f"{task}, {', '.join(dict.fromkeys(one.protocol for one in tunings))}"), digest(text)
+        )
         hours = sum(one.cost.seconds for one in tunings) / 3600
         evaluations = sum(one.cost.evaluations for one in tunings)
         parts.append(f"{text}\nIn all {hours:.1f} hours of one thread, {evaluations:,} evaluations.\n")

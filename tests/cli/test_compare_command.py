@@ -15,7 +15,7 @@ from tests.support.tiny_pair import attacked, hits, pictured, planted
 from unlearnbench import registry
 from unlearnbench.cli import console
 from unlearnbench.records.sample_grid import GAP, MARGIN, SIDE
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import read, write
 from unlearnbench.statistics import paired_shares
 
 SPAN = " … ".join(f"{100 * end:.1f}" for end in paired_shares(np.array(hits(40, 40)), np.array(hits(10, 40))))
@@ -69,6 +69,15 @@ def test_the_original_is_shown_once(cli, two, tmp_path):
             (0,) * 3,
             (200,) * 3,
         ]
+
+
+def test_two_originals_are_both_in_the_picture(cli, two, tmp_path):
+    record = read(two[1])
+    write(record.model_copy(update={"weights": {**record.weights, "original": "9" * 64}}), two[1])
+    said = cli("compare", *two, "--out", tmp_path / "pair.png")
+    assert said.code == 0, said.err
+    with Image.open(tmp_path / "pair.png") as picture:
+        assert picture.width == MARGIN + 4 * (SIDE + GAP)
 
 
 def test_a_missing_picture_is_named(cli, two, tmp_path):

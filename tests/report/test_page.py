@@ -205,6 +205,14 @@ def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results
     assert enlarged.tobytes() == picture.crop((left, top, left + 46, top + 46)).tobytes()
 
 
+def test_each_original_has_its_samples(results):
+    shipped = results / "digits-class/default/3/retrain/seed-0.json"
+    other = read(shipped)
+    write(other.model_copy(update={"weights": {**other.weights, "original": "9" * 64}}), shipped)
+    alts = [attrs["alt"].split(",")[0] for attrs in Tags(report(results).html).named("img")]
+    assert alts == ["Samples of original", "Samples of original of retrain", "Samples of retrain", "Samples of esd"]
+
+
 def test_a_missing_sample_file_is_a_gap_in_its_place(results):
     (results / "digits-class/default/3/esd/seed-0.png").unlink()
     (results / "digits-class/default/3/retrain/seed-0.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")

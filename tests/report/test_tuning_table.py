@@ -107,6 +107,15 @@ def test_rows_of_each_method_by_division_with_intervals(results):
     assert made.popitem()[1].startswith(b"\x89PNG")
 
 
+def test_methods_that_were_tuned_differently_are_told_apart():
+    esd, salun = tuning("esd"), tuning("salun")
+    assert "400,000 evaluations" in note([esd, salun]) and "esd" not in note([esd, salun])
+    said = note([esd, salun.model_copy(update={"cap": 900_000, "protocol": "wide"})])
+    assert "esd: mean over forget 0, 1" in said and "cap 400,000" in said
+    assert "salun: mean over forget 0, 1" in said and "Protocol wide" in said and "cap 900,000" in said
+    assert "must not be compared" in said
+
+
 def test_a_page_without_tunings_is_as_before(results):
     assert page(board(load_all(results)), []) == ("", {})
     made = files(board(load_all(results)), load_all(results))

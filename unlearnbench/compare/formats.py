@@ -1,4 +1,4 @@
-"""A comparison as markdown, csv or json."""
+"""Format a comparison as markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SHOWN = ("group", "what", "a", "b", "change")
 
 
 def markdown(found: Comparison) -> str:
-    """GitHub's tables, with the lines around them."""
+    """GitHub tables with the text around them."""
     sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
     if found.attacks:
         sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
@@ -75,7 +75,7 @@ def values(row: Row) -> dict[str, Any]:
 
 
 def frame(found: Comparison) -> pd.DataFrame:
-    """A row a metric or attack, numbers unscaled."""
+    """One row per metric or attack, numbers unscaled."""
     import pandas as pd
 
     tables = [("metric", found.metrics), ("attack", found.attacks)]
@@ -83,7 +83,7 @@ def frame(found: Comparison) -> pd.DataFrame:
 
 
 def as_json(found: Comparison) -> str:
-    """Everything; unknown is null."""
+    """The whole comparison; unknown is null."""
     sides = {
         name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
         for name, one, label in zip("ab", (found.a, found.b), names_of(found), strict=True)

@@ -1,4 +1,4 @@
-"""What differs between two records: first what they were made with, then what came out."""
+"""List the differences between two records: first how they were made, then the results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
 
 def differences(a: Record, b: Record) -> list[Difference]:
-    """Every difference but when and how often the two were made; scores come last."""
+    """Every difference except the dates and revisions of the two; scores come last."""
     rows = []
     sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]
     for side, record in zip(sides, (a, b), strict=True):
@@ -50,7 +50,7 @@ def differences(a: Record, b: Record) -> list[Difference]:
 
 
 def alike(rows: list[Difference]) -> str | None:
-    """What little differs where two records came to the same: times and memory, and perhaps the seed; or None."""
+    """Say what differs if the results are equal: times and memory, and perhaps the seed; else None."""
     groups = {row.group for row in rows}
     if groups - {COST, "seed"}:
         return None
@@ -127,7 +127,7 @@ def _scores(a: Record, b: Record) -> Iterator[Difference]:
 
 
 def _attacks(a: Record, b: Record) -> Iterator[Difference]:
-    """Attacks that are of one record alone, found otherwise, or were made with other settings or code."""
+    """Yield attacks that only one record has, and those with other results, settings or code."""
     for label in dict.fromkeys([*a.attacks, *b.attacks]):
         left, right = a.attacks.get(label), b.attacks.get(label)
         if left is None or right is None:
@@ -145,7 +145,7 @@ def _attacks(a: Record, b: Record) -> Iterator[Difference]:
 
 
 def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -> tuple[str, str, str, str]:
-    """A score's name, both values and their difference, in the unit that tables show."""
+    """A score with both values and their difference, in the unit that tables show."""
     scale, digits = (metric.scale, metric.digits) if metric else (1.0, 6)
     gap = None if a is None or b is None else (b - a) * scale
     change = NOTHING if gap is None else f"{gap:+.{digits}f}"

@@ -1,4 +1,4 @@
-"""A comparison in words: what is said of two methods in lines and cells."""
+"""Describe a comparison in words and table cells."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from unlearnbench.statistics import MANY
 NOTHING = "—"
 HEADS = ["A", "B", "B - A", "95 % interval", "p"]
 BESIDE = ("score", COST)
-"""Groups of `diff` that the tables show already."""
+"""Groups of differences that the tables show already."""
 IMAGES = "per-image values"
 VERBS = {"efficacy": ("forgets more", "forgets less"), "utility": ("keeps more", "keeps less")}
 FIRST = {"efficacy": "ua", "utility": "ra"}
 
 
 class Comparison(NamedTuple):
-    """All that is said of two methods."""
+    """Everything that a comparison of two methods shows."""
 
     a: Side
     b: Side
@@ -34,13 +34,13 @@ class Comparison(NamedTuple):
     attacks: list[Row]
     worst: tuple[Worst | None, Worst | None]
     apart: list[Difference]
-    """How the first pair was made otherwise."""
+    """Differences in how the first pair was made."""
     little: str | None
-    """What alone differs in the first pair, if that is little."""
+    """The only differences of the first pair, if these are times and seeds."""
 
 
 def comparison(a: Side, b: Side) -> Comparison:
-    """Of two sides that can be compared (`pairing.require_comparable`)."""
+    """Compare two sides that passed `pairs.require_comparable`."""
     pairs = paired(a, b)
     first = pairs[0] if pairs else (a.runs[0], b.runs[0])
     rows = differences(first[0].record, first[1].record)
@@ -53,13 +53,13 @@ def comparison(a: Side, b: Side) -> Comparison:
 
 
 def title(found: Comparison) -> str:
-    """What the two have in common."""
+    """Task, protocol and concept of both."""
     record = found.a.runs[0].record
     return f"{record.task}, protocol {record.protocol.name} ({record.protocol.hash[:8]}), forget {record.forget}"
 
 
 def names_of(found: Comparison) -> tuple[str, str]:
-    """The labels of A and B; where they are equal, with what sets the two apart."""
+    """The labels of A and B, with what distinguishes them where they are equal."""
     a, b = (identity(one.runs[0].record) for one in (found.a, found.b))
     names = labels([a, b])
     return names[a], names[b]
@@ -76,7 +76,7 @@ def named(found: Comparison) -> list[str]:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as the tables show it."""
+    """Format a row for tables."""
     change = NOTHING if row.change is None else signed(row)
     ratio = f" ({times(row.ratio)} x)" if row.ratio is not None else ""
     p = NOTHING if row.adjusted is None else "<0.001" if row.adjusted < 0.001 else f"{row.adjusted:.3f}"
@@ -84,7 +84,7 @@ def cells(row: Row) -> list[str]:
 
 
 def times(ratio: float) -> str:
-    """How many times as much."""
+    """Format a ratio."""
     return "<0.01" if ratio < 0.01 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
 
 
@@ -97,7 +97,7 @@ def signed(row: Row) -> str:
 
 
 def span(row: Row) -> str:
-    """The interval, likewise."""
+    """Format the interval in the metric's unit and decimals."""
     return NOTHING if row.interval is None else " … ".join(shown(row.column, end) for end in row.interval)
 
 
@@ -105,7 +105,7 @@ def span(row: Row) -> str:
 
 
 def summary(found: Comparison) -> str:
-    """Forgetting, keeping and time in words: as differences only where the interval of the difference excludes 0."""
+    """Describe forgetting, keeping and time; a difference is claimed only where its interval excludes 0."""
     told, unclear = [], []
     for axis, (more, less) in VERBS.items():
         row = _headline(found.metrics, axis)
@@ -126,7 +126,7 @@ def summary(found: Comparison) -> str:
 
 
 def _headline(rows: Sequence[Row], axis: str) -> Row | None:
-    """UA and RA, or where a task has none the first of its axis."""
+    """The row of UA or RA, or where a task has neither, the first of the axis."""
     able = [row for row in rows if row.axis == axis and row.column.better and isinstance(row.column, Metric)]
     return next((row for row in able if row.name == FIRST[axis]), able[0] if able else None)
 
@@ -140,12 +140,12 @@ def _unit(row: Row) -> str:
 
 
 def _elsewhere(found: Comparison) -> bool:
-    """Whether the first pair was run on other devices, so that its costs are no measure of the methods."""
+    """Whether the first pair ran on different devices, so that costs are not comparable."""
     return any(row.group == "device" for row in found.apart)
 
 
 def notes(found: Comparison) -> list[str]:
-    """What is paired, what the intervals speak of, and what they leave out."""
+    """Explain how runs were paired, what intervals cover, and what was left out."""
     lines = [_pairing(found), *_gaps(found)]
     if apart := otherwise(found.a, found.b):
         lines.append(f"A and B differ in {' and '.join(apart)}: their differences are not those of the methods alone")
@@ -201,7 +201,7 @@ def _pairing(found: Comparison) -> str:
 
 
 def _images(found: Comparison) -> str:
-    """Of the first pair, by group."""
+    """Number of images of the first pair, by group."""
     frame = found.pairs[0][0].images
     if frame is None or not all(map(same_plan, found.pairs)):
         return ""
@@ -210,7 +210,7 @@ def _images(found: Comparison) -> str:
 
 
 def _gaps(found: Comparison) -> list[str]:
-    """Runs that have no partner, and pairs without images."""
+    """Name runs without a partner, and pairs without images."""
     lines = []
     if found.pairs:
         for name, place, one in (("A", 0, found.a), ("B", 1, found.b)):
@@ -248,6 +248,6 @@ def worst_line(found: Comparison) -> str:
 
 
 def grouped(rows: Sequence[Difference]) -> list[list[str]]:
-    """What was made otherwise: group, what, A, B; each group named once."""
+    """Differences as rows of group, what, A, B; each group is named once."""
     before = ["", *(row.group for row in rows)]
     return [["" if row.group == last else row.group, *row.cells[:3]] for row, last in zip(rows, before, strict=False)]

@@ -1,4 +1,4 @@
-"""What attacks found as tables: the ranking by worst case beside the ranking by UA, and every attack."""
+"""Tables of attacks: the ranking by worst case next to the ranking by UA, and every attack."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 FORGETS, FALLS = 0.9, 0.5
-"""A method falls that forgets by UA, and whose worst case is at least this."""
+"""A method falls if its UA and its worst case are at least these."""
 HEADS = ["UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by", "white box", "black box"]
 NOT_BRIEF = ["95 % intervals", *HEADS[-2:]]
-"""What a brief table leaves out."""
+"""Columns that a brief table leaves out."""
 NOTHING = "—"
 LEGEND = (
     "n: runs that were attacked, UA is theirs; "
@@ -151,7 +151,7 @@ def _cell(row: BoardRow, label: str) -> str:
 
 
 def _notes(table: Board, rivals: Board) -> str:
-    """Which methods fall, and what could not be tried."""
+    """Name the methods that fall, and the attacks that could not be tried."""
     fallen = [
         (value, f"{row.label} ({_percent(value)} by {_worst_attack(row)})")
         for row in rivals
@@ -176,7 +176,7 @@ def _notes(table: Board, rivals: Board) -> str:
 def run_rows(
     group: Sequence[Record], gold: Sequence[Record], asked: Sequence[str]
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """The table of the attacks asked for in a run, a row each, and lines that say why there is no value."""
+    """Make the table of the attacks asked for in a run, one row each, and lines about missing values."""
     from unlearnbench.leaderboard import robustness
 
     rows, why = [], {}  # type: list[list[str]], dict[str, list[str]]

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLAN = ("group", "concept", "label", "seed", "prompt")
-"""Columns of per-image values that say what an image was drawn from."""
+"""Columns of per-image values that say how an image was asked for and drawn."""
 LEVEL = 0.05
 
 Images = Callable[[Record], "pd.DataFrame | None"]
-"""A record's per-image values."""
+"""A function that returns a record's per-image values."""
 
 
 def no_images(record: Record) -> None:
-    """For records whose per-image values are not at hand."""
+    """Stand in for per-image values where there are none."""
 
 
 class Estimate(NamedTuple):
@@ -53,14 +53,14 @@ class Estimate(NamedTuple):
     """Over seeds."""
     interval: Interval | None = None
     n: int = 0
-    """Images a run."""
+    """Images per run."""
     missing: int = 0
-    """In all runs together."""
+    """Images without a value, in all runs together."""
     floor: float | None = None
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
-    """Runs whose images were judged equal to the last bit count once: seeds of a method without randomness are one."""
+    """Keep one of the runs whose images are bit for bit equal: seeds of a method without randomness are one run."""
     first: dict[str, Record] = {}
     for number, record in enumerate(records):
         first.setdefault(record.images or f"run {number}", record)
@@ -68,16 +68,17 @@ def distinct(records: Iterable[Record]) -> list[Record]:
 
 
 def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
-    """Unlearning seed -> value, where there is one."""
+    """Map unlearning seeds to values, where there are any."""
     kept = scored_alike(list(records), name)
     found = {record.seeds["unlearning"]: record.scores[name].value for record in kept}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def estimate(records: Sequence[Record], name: str, images: Images = no_images) -> Estimate:
-    """Mean over seeds with the interval that their number allows (`over_seeds`); of one run, the metric's own.
+    """Estimate the mean over seeds, with the interval that their number allows (`over_seeds`).
 
-    Equal runs count once, save for times. Runs that were scored by other code of the metric than most are left out.
+    One run has its own interval. Equal runs count once, except for times. Runs that were scored by another version of
+    the metric than most are left out.
     """
     records = scored_alike(records, name)
     records = records if name in TIMED else distinct(records)
@@ -101,7 +102,7 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
 
 
 def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:
-    """Values (seeds, images) of the images that no run misses."""
+    """Values (seeds, images) of the images that are missing in no run."""
     import numpy as np
 
     rows = [row for record in records if (row := _column(record, name, images)) is not None]
@@ -175,7 +176,7 @@ def _keys(record: Record, label: str) -> tuple[Any, ...]:
 
 
 def _place(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tables one after another, controls first, then methods by the data that they need."""
+    """Sort key: table by table, controls first, then methods by the data that they need."""
     return key[:4], _rank(key[6]), "" if key[6] in CONTROLS else key[4], key[5:]
 
 
@@ -188,9 +189,9 @@ def _counted(group: Iterable[Record]) -> list[Record]:
 
 
 def flags(group: Iterable[Record]) -> str:
-    """What went wrong, by seed, what is not pooled, and what was made with an older version of this project.
+    """Describe what went wrong, by seed, what is not pooled, and what was made with an older version of this project.
 
-    E.g. `unreliable (seed 1), diverged at step 12 (seed 2), other version: engine`.
+    For example `unreliable (seed 1), diverged at step 12 (seed 2), other version: engine`.
     """
     group = list(group)
     seeds: dict[str, list[int]] = {}
@@ -206,7 +207,7 @@ def flags(group: Iterable[Record]) -> str:
 
 
 def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict[str, list[Record]], dict[str, str]]:
-    """The controls that a row may be held against (`identity.matching`), and of the others why they may not."""
+    """Find the controls that are comparable with a record (`identity.matching`); for the others, say why not."""
     found: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
     table = identity(like).table
@@ -223,10 +224,11 @@ def scores(
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Efficacy (0 original, 1 retrain, by UA), utility (0 destroy, 1 original, by RA; by log FID beside it), unclipped.
+    """Compute efficacy (0 original, 1 retrain, by UA) and utility (0 destroy, 1 original, by RA and by log FID),
+    unclipped.
 
-    `score` is the worse of efficacy and utility. Where the gap between anchors is not clear of zero there is none.
-    `controls` must be of the group's own original, data, judge and engine; `why` says of others what they are of.
+    `score` is the worse of the two. There is no score where the anchors are not clearly apart. `controls` must have the
+    group's original, data, judge and engine; `why` gives the reason for controls that were left out.
     """
     own_runs = _counted(group)
 
@@ -258,7 +260,7 @@ def scores(
 
 
 def _comparable(a: Sequence[Record], b: Sequence[Record], name: str) -> bool:
-    """Whether the values of both that are pooled were scored by the same code of the metric."""
+    """Whether the values of both that are pooled were scored by the same version of the metric."""
     codes = [{measured_by(record, name) for record in scored_alike(runs, name)} for runs in (a, b)]
     return codes[0] == codes[1] or not all(codes)
 
@@ -278,9 +280,9 @@ def _logs(anchor: tuple[float | None, Interval | None]) -> tuple[float | None, I
 
 
 def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images) -> float | None:
-    """`paired_p` over common seeds; None where the two were not measured alike.
+    """`paired_p` over common seeds; None where the two were not measured under the same conditions.
 
-    The original, and what is without randomness, is the same for every seed.
+    The original, and methods without randomness, count as the same run for every seed.
     """
     if not a or not b or identity(a[0]).conditions != identity(b[0]).conditions or not _comparable(a, b, name):
         return None
@@ -305,7 +307,7 @@ def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images)
 
 
 def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values of two runs, (1, images) each, where both were asked for the same images."""
+    """Per-image values of two runs, (1, images) each, where both were asked for the same images."""
     if not same_images(images(a), images(b)):
         return None
     one, other = _column(a, name, images), _column(b, name, images)
@@ -313,7 +315,7 @@ def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.
 
 
 def same_images(a: pd.DataFrame | None, b: pd.DataFrame | None) -> bool:
-    """Whether per-image values of two runs are there, and of images asked for alike and drawn from the same noise."""
+    """Whether both runs have per-image values, and their images had the same prompts and noise."""
     if a is None or b is None or len(a) != len(b):
         return False
     known = [name for name in PLAN if name in a and name in b]
@@ -361,7 +363,7 @@ def annotated(
 def _marks(
     name: str, peers: Sequence[BoardRow], records: Sequence[list[Record]], metric: Metric, images: Images
 ) -> Iterator[tuple[int, float | None, str | None]]:
-    """Index, p against the best, and mark of each row among methods that may be compared."""
+    """Yield index, p against the best, and mark of each row among methods that are comparable."""
     values = {row.index: row.stat(name).value or 0.0 for row in peers}
     sound = [row.index for row in peers if not re.search("unreliable|diverged", row.flags)]
     if not sound or len(peers) == 1:

@@ -1,4 +1,4 @@
-"""What attacks found, over the seeds of a method and against `retrain`: curves, excess, and the worst case."""
+"""Summarize attacks over the seeds of a method and against `retrain`: curves, excess, and the worst case."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from unlearnbench.statistics import Interval, difference, over_seeds, within
 
 GOLD = "retrain"
 GIVEN = "+budget="
-"""In the label of an attack with a budget that a user gave."""
+"""Part of the label of an attack whose budget was given by a user."""
 
 
 class AttackResult(NamedTuple):
     """One attack on one method, over its seeds."""
 
     value: float | None
-    """ASR, mean over seeds."""
+    """Mean ASR over seeds."""
     interval: Interval | None
     n: int
-    """Targets, in all seeds together."""
+    """Targets of all seeds together."""
     missing: int
     area: float | None
     box: str
@@ -34,7 +34,7 @@ class AttackResult(NamedTuple):
     sound: bool = True
     """Whether every seed has a value, and no target is missing."""
     excess: float | None = None
-    """ASR less that of retrain under the same attack; None where there is no retrain."""
+    """ASR minus that of retrain under the same attack; None without retrain."""
     excess_interval: Interval | None = None
     excess_area: float | None = None
 
@@ -49,29 +49,29 @@ class Worst(NamedTuple):
     value: float | None
     interval: Interval | None
     label: str | None
-    """The attack that it is of."""
+    """The attack with this worst case."""
     tried: int
-    """Attacks of the ensemble that have a value that can be relied on, and compared with retrain's if others can."""
+    """Attacks of the ensemble with a reliable value, and with a comparison to retrain if others have one."""
     of: int
-    """Attacks of the ensemble that the task allows, or that are not known to be forbidden by it."""
+    """Attacks of the ensemble that the task allows, or may allow."""
     over_retrain: bool
     """Whether it is the excess over retrain; else it is plain ASR."""
 
     @property
     def bound(self) -> bool:
-        """Whether it is a lower bound: an attack of the ensemble is missing, and could have found more."""
+        """Whether it is a lower bound: an attack of the ensemble is missing and may find more."""
         return self.value is not None and self.tried < self.of
 
 
 def found(records: Sequence[Record], label: str) -> list[AttackRecord]:
-    """One attack's results by seed, those of the settings and code that most have."""
+    """One attack's results by seed, those with the most common settings and code."""
     return [record.attacks[label] for record in attacked_alike(records, label)]
 
 
 def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
-    """Recovered share against budget: (budget, share) wherever the share rises, all seeds' targets together.
+    """Recovered share against budget: (budget, share) wherever the share rises, over the targets of all seeds.
 
-    Missing targets are left out; the last point is at the greatest limit.
+    Missing targets are left out; the last point is at the largest limit.
     """
     every = list(attacks)
     targets = [pair for each in every for pair in zip(each.recovered, each.spent, strict=True) if pair[0] is not None]
@@ -82,10 +82,10 @@ def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
 
 
 def attack_result(records: Sequence[Record], gold: Sequence[Record], label: str) -> AttackResult | None:
-    """One attack on one method; None where no run of it was attacked like this.
+    """Summarize one attack on one method; None where no run was attacked with it.
 
-    `gold`: runs of retrain that were measured as these (`identity.matching`). Those that were attacked with other
-    settings or code are no floor.
+    `gold` are comparable runs of retrain (`identity.matching`). Those attacked with other settings or code are not
+    used.
     """
     own = found(records, label)
     if not own:
@@ -130,15 +130,15 @@ def _boxes() -> dict[str, str]:
 
 
 def box_of(label: str) -> str:
-    """Whether an attack has the weights ("white") or answers alone ("black"); "" for one that is not known here."""
+    """ "white" for an attack that uses the weights, "black" for one that uses only outputs, "" if unknown."""
     return _boxes().get(label.partition("@")[0], "")
 
 
 def worst(every: Mapping[str, AttackResult | None], box: str | None = None) -> Worst | None:
-    """The worst case of the attacks in the fixed ensemble, of one kind of access or of all; None where none was tried.
+    """Find the worst case of the fixed ensemble, over attacks with one kind of access or all; None if none was tried.
 
-    The excess over retrain counts where there is any, else plain ASR. An attack that was skipped, failed, not tried on
-    the method or not on retrain makes it a lower bound; one that the task does not allow is left out.
+    It is the excess over retrain where there is one, else plain ASR. An attack that was skipped, failed, or was not
+    tried on the method or on retrain makes it a lower bound; one that the task does not allow is left out.
     """
     asked = [label for label in STANDARD if box in (None, box_of(label))]
     tried = {label: each for label in asked if (each := every.get(label))}

@@ -1,4 +1,4 @@
-"""The board as tables: which rows and columns, in what order, and how a value is shown."""
+"""Turn the board into tables: choose rows and columns, order them, and format values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlearnbench.registry import words
 
 
 class Derived(NamedTuple):
-    """A column that is made from metrics."""
+    """A column that is computed from metrics."""
 
     title: str
     meaning: str
@@ -42,18 +42,18 @@ DERIVED = {
 }
 AXES = ("efficacy", "utility", "robustness", "cost")
 OF_DERIVED = {"efficacy": "efficacy", "utility": "utility", "score": "efficacy", "robustness": "robustness"}
-"""The axis that a derived column goes with."""
+"""The axis that a derived column is shown with."""
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
-"""Columns that come first where there is no room for all."""
+"""Columns that come first where not all fit."""
 LEAST = 2
-"""Of which so many are shown however narrow it is."""
+"""Number of these that are shown however narrow the terminal is."""
 LABEL = 24
-"""Width up to which labels are kept on one line in the terminal."""
+"""Width up to which labels stay on one line in the terminal."""
 WRAPPED = ("flags", "by", "chosen")
-"""Heads of columns of words, which may be broken into several lines."""
+"""Heads of text columns, which may be broken into several lines."""
 SHORT = 12
-"""Width that columns of words are given at least."""
+"""Least width of text columns."""
 FLAGS = "flags"
 """Head of the column that says what went wrong."""
 LAST = ("division", "overrides", FLAGS)
@@ -66,18 +66,18 @@ Bold = Callable[[str], str]
 
 
 def starred(text: str) -> str:
-    """The best value, where there is no bold type."""
+    """Mark the best value where there is no bold type."""
     return f"{text} *"
 
 
 def legend(intervals: bool = False, seeds: str = "", best: str = "*") -> str:
-    """What the numbers of a table are."""
+    """Explain the numbers of a table."""
     spread = "mean with its 95 % interval" if intervals else "mean ± standard deviation"
     return MEANING.format(spread, seeds, best)
 
 
 class Sheet(NamedTuple):
-    """One table: rows in sections, controls first, then methods by the data that they need."""
+    """One table with rows in sections: controls first, then methods by the data that they need."""
 
     title: str
     heads: list[str]
@@ -85,11 +85,11 @@ class Sheet(NamedTuple):
     note: str
     """A line below it: what real images score, rows of another version."""
     caption: str = ""
-    """Protocol, seeds, judge and hardware, for where a table stands alone."""
+    """Protocol, seeds, judge and hardware, for a table that stands alone."""
 
 
 def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
-    """All that a table can show."""
+    """All columns that a table can show."""
     return {**metrics, **DERIVED}
 
 
@@ -108,7 +108,7 @@ def chosen(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
 
 
 def shown(metric: Metric | Derived, value: float | None, sd: float | None = None) -> str:
-    """A value with its spread, in the metric's unit and decimals; — where it is not known."""
+    """Format a value with its spread in the metric's unit and decimals; — where it is unknown."""
     if value is None or math.isnan(value):
         return "—"
     text = f"{value * metric.scale:.{metric.digits}f}"
@@ -116,13 +116,13 @@ def shown(metric: Metric | Derived, value: float | None, sd: float | None = None
 
 
 def head(metric: Metric | Derived) -> str:
-    """A column's name: title, arrow, unit."""
+    """A column's head: title, unit, arrow."""
     unit = f" ({metric.unit})" if metric.unit else ""
     return f"{metric.title}{unit} {ARROWS[metric.better]}".rstrip()
 
 
 def floors_line(metrics: Mapping[str, Metric], floors: Mapping[str, float | None]) -> str:
-    """What real images score in place of the samples."""
+    """The line about what real images score in place of the samples."""
     known = [
         f"{metrics[name].title} {shown(metrics[name], value)}" for name, value in floors.items() if value is not None
     ]
@@ -130,7 +130,7 @@ def floors_line(metrics: Mapping[str, Metric], floors: Mapping[str, float | None
 
 
 def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Metric]) -> list[str]:
-    """The columns of these axes, comma-separated; anchored scores go with efficacy and utility."""
+    """The columns of these comma-separated axes; anchored scores go with efficacy and utility."""
     if axis is None:
         return list(columns)
     wanted = set(words([axis]))
@@ -172,10 +172,10 @@ def tables(
     all_keys: bool = True,
     intervals: bool = False,
 ) -> list[Sheet]:
-    """One table for each task, protocol and concept: they are never mixed.
+    """Make one table for each task, protocol and concept, which are never mixed.
 
     Without `all_keys`, division and number of overrides are left out where every row has the default settings. With
-    `intervals` values come with their 95 % interval in place of the deviation over seeds.
+    `intervals`, values have their 95 % interval instead of the deviation over seeds.
     """
     return [_sheet(key, table, metrics, columns, bold, all_keys, intervals) for key, table in board.tables()]
 
@@ -218,10 +218,10 @@ def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:
 
 
 def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
-    """The sheet with its columns in the order in which a narrow terminal should have them.
+    """Order a table's columns for a narrow terminal.
 
-    After the method come n, the columns with a head in `first` and the other metrics; division and number of
-    overrides, which labels say too, come after the metrics, and flags last.
+    After the method come n, the columns with a head in `first` and the other metrics, then division and overrides,
+    which labels show too, and flags last.
     """
 
     def place(i: int) -> int:
@@ -236,7 +236,7 @@ def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
 
 
 def headline(metrics: Mapping[str, Metric]) -> list[str]:
-    """Heads of the metrics to show first where there is no room for all, the most important first."""
+    """Heads of the metrics to show first where not all fit, the most important first."""
     known = columns_of(metrics)
     return [head(known[name]) for name in FIRST if name in known]
 
@@ -251,7 +251,7 @@ def _caption(table: Board, intervals: bool) -> str:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Whole numbers in rising order as in `0-2, 5`."""
+    """Format ascending whole numbers as in `0-2, 5`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -288,7 +288,7 @@ def fewer(row: BoardRow) -> str:
 def fitting(
     board: Board, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
 ) -> list[str]:
-    """Those of the columns that fit into so many characters, the headline ones first, in their usual order."""
+    """Choose the columns that fit into `width` characters, headline ones first, in their usual order."""
     kept: list[str] = []
     for name in [*(name for name in FIRST if name in every), *(name for name in every if name not in FIRST)]:
         trial = [column for column in every if column in (*kept, name)]
@@ -300,7 +300,7 @@ def fitting(
 
 
 def width_of(sheet: Sheet) -> int:
-    """Characters that a terminal needs for it: labels and flags may be broken, numbers not."""
+    """Characters that a table needs in a terminal; labels and flags may be broken, numbers not."""
     rows = [row for _, section in sheet.sections for row in section]
     most = [LABEL if number == 0 else SHORT if name in WRAPPED else math.inf for number, name in enumerate(sheet.heads)]
     widths = [max(map(len, cells)) for cells in zip(sheet.heads, *rows, strict=True)]

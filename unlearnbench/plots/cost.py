@@ -1,4 +1,4 @@
-"""What unlearning costs: a bar a method for its time, the time of an image afterwards, and the memory it needs."""
+"""Plot the cost of unlearning: bars for each method of its time, the time per image afterwards, and peak memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 PANELS = ("unlearn_time", "relative_time", "peak_memory")
 PREPARE = "prepare_time"
 ROW, BELOW, GAP = 0.135, 0.4, 0.16
-"""Inches: a method's height, what the axis takes below, the space between panels."""
+"""Inches: height of a method's row, of the axis below, and the gap between panels."""
 NOTHING = 0.01
-"""Seconds: what takes less has no bar; that is a call of a function, not a method's work."""
+"""Seconds below which there is no bar: that is a function call, not unlearning."""
 
 
 def cost(table: Board, title: str, names: Iterable[str] | None = None) -> Figure:
@@ -82,7 +82,7 @@ def _drawn(table: Board, panels: Sequence[str], looks: Sequence[Style], title: s
 
 
 def _times(axes: Axes, table: Board, name: str, looks: Sequence[Style]) -> None:
-    """Unlearning time; below it, half as high and hollow, the time to prepare."""
+    """Draw unlearning time, and below it the time to prepare, half as high and hollow."""
     times, first = table.column(name), table.column(PREPARE)
     seen = np.concatenate([times, first])
     seen = seen[seen >= NOTHING]

@@ -1,4 +1,4 @@
-"""Efficacy against utility: every method a point with its intervals, the best of them joined by a line."""
+"""Plot efficacy against utility: one point with intervals per method, and a line through the best."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RIGHT, BELOW, BODY = 0.08, 0.34, 3.0
-"""Inches: beside the plot, below it, and its height with what is below."""
+"""Inches: margin on the right, height of the axis below, total height without title and legend."""
 MANY = 60
-"""Points, beyond which only the best and the controls are named."""
+"""Number of points beyond which only the best and the controls are named."""
 TIMES = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "10 h": 36000.0, "100 h": 360000.0}
 
 
 def front(x: Sequence[float], y: Sequence[float], better: tuple[str, str] = ("higher", "higher")) -> list[int]:
-    """Places of the points that no other beats on one side without being worse on the other, from worse x to better."""
+    """Indices of the points that no other dominates, from worse x to better."""
     signs = [1 if way == "higher" else -1 for way in better]
     points = [(signs[0] * a, signs[1] * b) for a, b in zip(x, y, strict=True)]
     kept = [i for i, (a, b) in enumerate(points) if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in points)]
@@ -124,13 +124,13 @@ def _drawn(table: Board, sides: Sequence[Axis], looks: list[Style], title: str, 
 
 
 def _widest_tick(axes: Axes) -> float:
-    """Width of the widest number beside the plot in points."""
+    """Width in points of the widest number next to the plot."""
     low, high = sorted(axes.get_ylim())
     return max((width_of(plain(tick), 6.5) for tick in axes.get_yticks() if low <= tick <= high), default=0.0)
 
 
 def _best(points: Points) -> list[int]:
-    """The methods that none beats, controls aside, where both sides have a better direction."""
+    """The methods that no other dominates, without controls, where both axes have a better direction."""
     better = points.across.metric.better, points.up.metric.better
     rivals = [i for i, look in enumerate(points.looks) if not look.control]
     x, y = points.across.values[rivals], points.up.values[rivals]
@@ -138,18 +138,18 @@ def _best(points: Points) -> list[int]:
 
 
 class _Panel(NamedTuple):
-    """The plot, or the closer look at a part of it."""
+    """The plot, or an inset that enlarges a part of it."""
 
     corner: tuple[float, float]
-    """In points from the lower left of the plot."""
+    """Points from the lower left of the plot."""
     room: Room
     places: dict[int, Place]
     lost: list[int]
-    """Points that are named here, and have no room for their name."""
+    """Points of this panel without room for their name."""
 
 
 def _panels(axes: Axes, points: Points, best: Sequence[int], which: Sequence[int]) -> list[_Panel]:
-    """Name some points; where a crowd of them has no room for names, in a closer look at it."""
+    """Name some points; a crowd without room for names is named in an inset."""
     whole = _panel((0.0, 0.0), room_of(axes, points, best), points.labels, which)
     region = crowded(whole.room, whole.lost)
     spot = free(whole.room, region) if region else None
@@ -166,7 +166,7 @@ def _panels(axes: Axes, points: Points, best: Sequence[int], which: Sequence[int
 
 
 def _closer(axes: Axes, region: Box, spot: Box, points: Points, best: Sequence[int]) -> Axes:
-    """Draw a region of the plot again, larger, at a spot that is free; a frame and a line say which."""
+    """Draw a region of the plot enlarged at a free place, connected to the region by a line."""
     from matplotlib.patches import Rectangle
 
     origin, corner = axes.transAxes.transform([(0, 0), (1, 1)])
@@ -194,7 +194,7 @@ def _panel(corner: tuple[float, float], room: Room, labels: Sequence[str], which
 
 
 def _texts(panels: Sequence[_Panel], labels: Sequence[str]) -> dict[int, str]:
-    """What is written at each point: its name, else a number for which there is room, else nothing."""
+    """The text at each point: its name, else a number if there is room, else nothing."""
     texts = {i: labels[i] for panel in panels for i in panel.places}
     number = 0
     for panel in panels:
@@ -213,7 +213,7 @@ def _marker(look: Style) -> dict[str, Any]:
 
 
 def _size_items(seconds: np.ndarray) -> list[Item]:
-    """Up to three times that span those of the rows, as circles of their areas."""
+    """Up to three times in the range of the rows, as circles with their areas."""
     known = [each for each in seconds if not math.isnan(each)]
     if not known:
         return []
@@ -227,5 +227,5 @@ def _size_items(seconds: np.ndarray) -> list[Item]:
 
 
 def area_of(seconds: float) -> float:
-    """Area of a marker in square points: grows with the logarithm of the time; unknown is as small as nothing."""
+    """Area of a marker in square points, growing with the logarithm of the time; unknown counts as 0."""
     return 10.0 + 9.0 * math.log10(1.0 + (0.0 if math.isnan(seconds) else max(0.0, seconds)))

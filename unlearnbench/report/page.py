@@ -1,4 +1,4 @@
-"""A folder of records as one self-contained page: tables, pictures, sample grids, and where every number comes from."""
+"""Make a report: a results folder as one self-contained HTML page with tables, plots, samples and every record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "report"
 
 
 class Report(NamedTuple):
-    """The page, and what it rests on."""
+    """The page, and the number of tables and records on it."""
 
     html: str
     tables: int
@@ -31,10 +31,10 @@ class Report(NamedTuple):
 
 
 def report(results: Path, task: str | None = None, include_unsafe: bool = False) -> Report:
-    """The page of all records below a folder, or of one task's; the same records give the same bytes.
+    """Make a page of all records in a folder, or of one task's; the same records give the same bytes.
 
-    Raises `UserError` where there is no record that can be read. Samples of unsafe tasks, and of tasks that are not
-    known here, are left out without `include_unsafe`.
+    Raises `UserError` where no record can be read. Samples of unsafe tasks, and of tasks that this version does not
+    know, are left out unless `include_unsafe` is set.
     """
     source, metrics = Source(results, task), registry.load_metrics()
     for record in track(source.records, len(source.records), "reading values by image"):
@@ -61,12 +61,12 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
 
 
 def _shown(value: Any) -> Any:
-    """What stands in the page for a value: text of records without characters that are not seen."""
+    """Remove invisible characters from text of records."""
     return printable(value, keep="\n") if type(value) is str else value
 
 
 def _rendered(**values: Any) -> str:
-    """The page with style and script inside, under a policy that lets no other script run and nothing be loaded."""
+    """Render the page with style and script inside, under a policy that blocks other scripts and all loading."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

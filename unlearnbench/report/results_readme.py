@@ -1,4 +1,4 @@
-"""The README of a results folder and its pictures, made from the records below it."""
+"""Make the README of a results folder and its pictures from the records."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ records. Settings other than the defaults are rows of their own (`--set`, `--pre
 
 
 def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
-    """README.md and the pictures that it shows, by their place below the results folder."""
+    """README.md and its pictures, by their path in the results folder."""
     metrics = registry.load_metrics()
     sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
     parts, made = [], {}
@@ -59,7 +59,7 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
 
 
 def stale(results: Path, made: Mapping[Path, bytes]) -> list[Path]:
-    """Those of the files that lie in the folder in another state; pictures count by what they were drawn from."""
+    """The files that differ from those in the folder; pictures are compared by the hash of what they show."""
     return [path for path, content in made.items() if not _same(results / path, content)]
 
 
@@ -70,7 +70,7 @@ def _same(path: Path, content: bytes) -> bool:
 
 
 def source(file: Path | BytesIO) -> str | None:
-    """Hash of what a picture was drawn from, as it says; None for one of another kind."""
+    """The hash of what a picture shows, from its metadata; None for other files."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -95,7 +95,7 @@ def _meaning(column: Metric | Derived) -> str:
 
 
 def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
-    """The part of a results page that is about attacks, and its pictures by their place below the results."""
+    """The section about attacks, and its pictures by their path in the results folder."""
     from unlearnbench.plots.attack_curves import figure
     from unlearnbench.plots.files import picture as drawn
 
@@ -118,7 +118,7 @@ def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, b
 
 
 def picture_path(board: Board, key: TableKey, name: str) -> Path:
-    """Where a table's picture lies below the results: protocols of one name but other settings have one each."""
+    """The path of a table's picture; protocols with equal names but different settings have one each."""
     task, protocol, hash, forget = key
     twins = [each for each, _ in board.tables() if (each[0], each[1], each[3]) == (task, protocol, forget)]
     return joined(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")

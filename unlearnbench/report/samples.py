@@ -1,4 +1,4 @@
-"""The report's sample grids: the same noise through every model, a row a concept, one small picture a method."""
+"""The report's sample grids: the same noise through every model, one row per concept, one strip per method."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EACH = 3
-"""Images of a concept and method."""
+"""Images per concept and method."""
 SIZES = (8, 16, 28, 32)
-"""Sides of miniatures, which grids show enlarged."""
+"""Side lengths of miniatures, which grids show enlarged."""
 ORIGINAL = "original"
 Sides = dict[str, tuple[list["Image"], list["Image"]]]
-"""By concept: the original's images, and the method's."""
+"""Images of the original and of the method, by concept."""
 
 
 class Strip(NamedTuple):
-    """The samples of one method, a row a concept; without a picture, the reason."""
+    """The samples of one method, one row per concept; without a picture, the reason."""
 
     label: str
     picture: str
-    """A data: address, or empty."""
+    """A data: URL, or empty."""
     alt: str
     reason: str
 
 
 class Grid(NamedTuple):
-    """Strips whose rows are the same concepts, asked for with the same noise."""
+    """Strips with the same concepts in their rows, sampled from the same noise."""
 
     concepts: list[str]
     forgotten: list[str]
@@ -66,7 +66,7 @@ def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -
 
 
 def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides | str]) -> dict[str, Sides]:
-    """The images of each original by its label: a record of the original has no picture, a method's has both halves."""
+    """Images of each original by label. They come from the methods' sample grids, since originals have none."""
     keys = {label: (one.original, one.engine) for label, record in methods for one in [identity(record)]}
     names = {keys[label]: label for label, record in methods if record.method.name == ORIGINAL}
     found: dict[str, Sides] = {}
@@ -81,7 +81,7 @@ def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides 
 
 
 def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | str:
-    """Both halves of a record's picture, or why there are none."""
+    """Both halves of a record's sample grid, or the reason why there are none."""
     path = record.path(results).with_suffix(".png")
     if record.status in ("diverged", "skipped"):
         return f"{record.status}: no samples"
@@ -101,7 +101,7 @@ def _strip(label: str, sides: Sides, concepts: Sequence[str], forgotten: Sequenc
 
 
 def picture(rows: Sequence[Sequence[Image]]) -> str:
-    """Rows of tiles as one lossless picture with clear gaps, miniatures at their own size; a data: address."""
+    """Compose rows of tiles into one lossless picture with miniatures in their own size; returns a data: URL."""
     from PIL import Image
 
     side = native([tile for row in rows for tile in row])
@@ -117,7 +117,7 @@ def picture(rows: Sequence[Sequence[Image]]) -> str:
 
 
 def native(every: Sequence[Image]) -> int:
-    """Side that all tiles can be reduced to without a loss, for they are enlarged miniatures; else their own."""
+    """The side length to which all tiles can be reduced without loss, if they are enlarged miniatures."""
     from PIL import Image
 
     whole = max((tile.width for tile in every), default=1)

@@ -1,4 +1,4 @@
-"""One table of the report with all that belongs to it: pictures, attacks, sample grids, records."""
+"""One table of the report with its plots, attacks, sample grids and records."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Groups = Mapping[tuple[Any, ...], list[Record]]
-"""Records by row of the board."""
+"""Records by table and label."""
 POINTS = 72.0
-"""In an inch."""
+"""Points per inch."""
 TRADE_OFF = (
     "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
     "the time of unlearning, controls are hollow, and the line joins the methods that none beats on both sides."
@@ -48,17 +48,17 @@ TRAJECTORIES = (
 
 
 class Picture(NamedTuple):
-    """One drawing with its caption; without a drawing, the caption says why."""
+    """One plot with its caption; without a plot, the caption gives the reason."""
 
     kind: str
     svg: str
     caption: str
     width: float = 0.0
-    """In points, as drawn."""
+    """Width in points."""
 
 
 class Section(NamedTuple):
-    """All about one task, protocol and concept."""
+    """Everything about one task, protocol and concept."""
 
     id: str
     task: str
@@ -82,17 +82,17 @@ class Section(NamedTuple):
 
     @property
     def rows(self) -> list[Row]:
-        """Of both bodies."""
+        """The rows of both bodies."""
         return [row for _, rows in self.bodies for row in rows]
 
     @property
     def further(self) -> list[str]:
-        """The axes that have columns which are not shown at once."""
+        """The axes with columns that are hidden at first."""
         return list(dict.fromkeys(column.axis for column in self.columns if not column.first))
 
 
 def grouped(records: Iterable[Record]) -> Groups:
-    """Records by table and label of the board's rows, in order of their seeds."""
+    """Group records by table and label of the board's rows, in order of their seeds."""
     groups = by_identity(sorted(records, key=lambda record: record.seeds["unlearning"]))
     names = labels(groups)
     tables = {one: (r.task, r.protocol.name, r.protocol.hash, r.forget) for one, (r, *_) in groups.items()}
@@ -102,7 +102,7 @@ def grouped(records: Iterable[Record]) -> Groups:
 def section(
     id: str, table: Board, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
 ) -> Section:
-    """The part of the page about one table's rows of the board; samples of unsafe tasks only where `unsafe`."""
+    """Make the section for one table of the board; samples of unsafe tasks only if `unsafe`."""
     task, protocol, hash, forget = table.rows[0].table
     shown = columns(table, task, metrics)
     made = []
@@ -141,14 +141,14 @@ def _sampled(record: Record) -> bool:
 
 
 def _withheld(task: str) -> str:
-    """Why a task's samples are not shown, if they are not."""
+    """The reason why a task's samples are not shown; empty where they are."""
     if task not in registry.tasks():
         return f"{task} is not known to this version, and its samples may be unfit to be shown"
     return f"samples and prompts of {task} may be unfit to be shown" if registry.load_task(task).unsafe else ""
 
 
 def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What the records of a table have in common, or each of what they have."""
+    """Label and text of what the records of a table share, or of each value."""
     seeds = sorted({record.seeds["unlearning"] for record in records})
     judges = [
         f"{r.judge.name} {r.judge.version} ({r.judge.hash[:8]}), threshold {r.judge.threshold:.4g}" for r in records

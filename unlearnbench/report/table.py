@@ -1,4 +1,4 @@
-"""The report's main table: columns by axis, cells with spread, interval and mark, rows with what went wrong."""
+"""The report's main table: columns by axis, cells with spread, interval and mark, and rows with their flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
 
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
-"""Columns that are shown at once; of an axis that has none of them, its first."""
+"""Columns that are shown at first; an axis with none of these shows its first."""
 BOXES = {
     f"robustness_{box}": DERIVED["robustness"]._replace(
         title=f"worst {box}-box attack",
@@ -23,7 +23,7 @@ BOXES = {
     for box, what in (("white", "the weights"), ("black", "the model's answers"))
 }
 EVERYWHERE = "score"
-"""The column of no axis: the worse of efficacy and utility."""
+"""The column without an axis: the worse of efficacy and utility."""
 
 
 class Column(NamedTuple):
@@ -31,29 +31,29 @@ class Column(NamedTuple):
 
     name: str
     title: str
-    """With arrow and unit."""
+    """Title with arrow and unit."""
     meaning: str
     axis: str
-    """"" for the score, which belongs to none."""
+    """Empty for the score."""
     first: bool
-    """Whether it is shown at once."""
+    """Whether it is shown at first."""
     rising: bool
-    """Whether the best value is the least, so that sorting begins there."""
+    """Whether lower is better, so that sorting starts in ascending order."""
 
 
 class Cell(NamedTuple):
-    """One number as shown; all texts are empty where there is none."""
+    """One number as shown; an empty cell has no texts."""
 
     value: str
     spread: str = ""
     interval: str = ""
     before: str = ""
-    """≥ where it is a lower bound."""
+    """≥ for a lower bound."""
     after: str = ""
     mark: str = ""
-    """best, not worse."""
+    """"best", "not worse" or empty."""
     number: str = ""
-    """For sorting."""
+    """The value for sorting."""
 
 
 class Row(NamedTuple):
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
     id: str
     point: str
-    """Id of its point in the picture of efficacy against utility."""
+    """Id of its point in the plot of efficacy against utility."""
     label: str
     control: bool
     access: str
@@ -73,7 +73,7 @@ class Row(NamedTuple):
 
 
 def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
-    """The columns of one table, by axis: those that mean something on the task, and that any row has a value of."""
+    """The columns of one table by axis: those that apply to the task and have values."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     known = [name for name in _ordered(every) if name not in registry.without(task) and table.has(name)]
     firsts = {name for name in known if name in HEADLINES}
@@ -88,7 +88,7 @@ def _column(name: str, column: Metric | Derived, first: bool) -> Column:
 
 
 def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
-    """The score, then axis by axis, the anchored number of each at its front."""
+    """Sort names: the score, then axis by axis with the anchored score first."""
     place = ("", *AXES)
     return sorted(
         every, key=lambda name: (place.index(axis_of(name, every[name])), not isinstance(every[name], Derived))
@@ -96,14 +96,14 @@ def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
 
 
 def axis_of(name: str, column: Metric | Derived) -> str:
-    """The axis that a column belongs to."""
+    """The axis of a column."""
     if isinstance(column, Derived):
         return "" if name == EVERYWHERE else name.partition("_")[0]
     return column.axis
 
 
 def meaning(column: Metric | Derived) -> str:
-    """What a column says, in a line."""
+    """Explain a column in one line."""
     text = column.meaning if isinstance(column, Derived) else inspect.getdoc(type(column)) or ""
     return text.partition("\n")[0]
 
@@ -116,7 +116,7 @@ def row_of(
     metrics: Mapping[str, Metric],
     records: Sequence[Record],
 ) -> Row:
-    """One row of the board with the records that it is made of."""
+    """Make a row from a row of the board and its records."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     division = row.division + (f", {row.overrides} given" if row.overrides else "")
     return Row(
@@ -134,7 +134,7 @@ def row_of(
 
 
 def cell(column: Metric | Derived, name: str, row: BoardRow) -> Cell:
-    """One number of a row of the board."""
+    """Make a cell from one number of the board."""
     stat = row.stat(name)
     if stat.value is None:
         return Cell("—")
@@ -152,7 +152,7 @@ def cell(column: Metric | Derived, name: str, row: BoardRow) -> Cell:
 
 
 def flags(records: Sequence[Record]) -> list[str]:
-    """What went wrong, one text for each status that is not ok: `diverged: seed 1, 2`; and what is not pooled."""
+    """What went wrong, one text per status such as `diverged: seed 1, 2`, what is not pooled, and older versions."""
     seeds: dict[str, list[str]] = {}
     for record in records:
         if record.status != "ok":

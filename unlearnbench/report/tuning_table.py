@@ -1,4 +1,4 @@
-"""Fair play in tables: default against published against tuned rows, what tuning came to and what it cost."""
+"""Tables of tuning: default against published and tuned settings, objectives and cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ against their papers. Methods without a published preset for the task have no su
 
 
 def note(found: Sequence[Tuning]) -> str:
-    """Explain the numbers of a table of tunings. Where methods were tuned differently, say which was tuned how."""
+    """Explain the numbers of a table of tunings. If methods were tuned differently, say how each was tuned."""
     ways: dict[str, list[str]] = {}
     for one in found:
         ways.setdefault(_way(one), []).append(one.method)
@@ -48,7 +48,7 @@ def note(found: Sequence[Tuning]) -> str:
 
 
 def _way(one: Tuning) -> str:
-    """What the objective of a tuning is a mean over, and under which protocol and cap."""
+    """The runs that an objective is a mean over, with protocol and cap."""
     chosen_on = one.selection
     return (
         f"mean over forget {', '.join(chosen_on.forget)} with unlearning seed {chosen_on.seeds[0]}; all seeds: "
@@ -58,7 +58,7 @@ def _way(one: Tuning) -> str:
 
 
 def row(one: Tuning) -> list[str]:
-    """A method's objectives with the first seed by preset, and of what was chosen, and what it all took."""
+    """A method's objectives with the first seed by preset and for the chosen settings, and the cost of tuning."""
 
     def shown(value: float | None) -> str:
         return "—" if value is None else f"{value:.3f}"
@@ -81,7 +81,7 @@ def _changed(one: Tuning, trial: Trial) -> str:
 
 
 def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
-    """The part of a results page, and its pictures by their place below the folder; nothing where nothing was tuned."""
+    """The section of a results page and its pictures by path; empty where nothing was tuned."""
     if not found:
         return "", {}
     parts, made = [INTRODUCTION], {}
@@ -101,7 +101,7 @@ def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]
 
 
 def _reported(board: Board, found: Sequence[Tuning]) -> list[Sheet]:
-    """A table for each concept that tuned rows report on: each method's rows by division, with intervals."""
+    """A table for each concept with tuned rows: each method's rows by division, with intervals."""
     metrics = registry.load_metrics()
     names = [name for name in COLUMNS if name in columns_of(metrics)]
     methods = {one.method for one in found}

@@ -42,7 +42,7 @@ def test_compare_prints_what_sets_two_methods_apart(cli, two):
     assert f"B (salun) forgets more (UA +75.0 points, {SPAN}); no difference shown in RA (0.0, " in said.out
     assert "paired: 1 run each (seed 0), images by index: 40 forget, 60 retain" in said.out
     assert ["method", "name", "esd", "salun"] in lines
-    assert said.out.splitlines()[-1] == "their images side by side: --out FILE.png"
+    assert said.out.splitlines()[-1] == "--out FILE.png draws their images side by side"
 
 
 def test_compare_fits_eighty_columns(cli, two, monkeypatch):
@@ -133,7 +133,7 @@ def test_identical_records_are_told(cli, tmp_path):
     a = planted(tmp_path / "one", "esd", 0, hits(10, 40), hits(50, 60))
     b = planted(tmp_path / "two", "esd", 0, hits(10, 40), hits(50, 60))
     said = cli("compare", a, b)
-    assert said.code == 0 and "made otherwise: nothing: the records are identical" in said.out
+    assert said.code == 0 and "made differently: nothing: the records are identical" in said.out
 
 
 def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_path):
@@ -143,7 +143,7 @@ def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_pat
     said = cli("compare", path, two[0])
     assert said.code == 0
     assert "A: sld, seed 0" in said.out and "diverged at step 3 (seed 0)" in said.out
-    assert "nothing is paired: A has no run that came to scores" in said.out
+    assert "nothing is paired: A has no run with scores" in said.out
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_time_is_told_where_it_differs_and_was_measured_on_one_device(tmp_path):
     assert "takes 2.00 x the time" in wording.summary(found(a, b))
     elsewhere = timed("erasediff", [4.0, 4.5, 4.1], environment={"threads": 64})
     assert "time" not in wording.summary(found(a, elsewhere))
-    assert any("different surroundings" in line for line in wording.notes(found(a, elsewhere)))
+    assert any("different machines" in line for line in wording.notes(found(a, elsewhere)))
 
 
 def test_identical_records_differ_in_nothing(tmp_path):
@@ -238,7 +238,7 @@ def test_runs_that_came_to_nothing_are_said(tmp_path):
     write(record, path)
     both = found(a, path)
     assert wording.named(both)[1].endswith("; diverged at step 12 (seed 0)")
-    assert wording.notes(both)[0] == "nothing is paired: B has no run that came to scores"
+    assert wording.notes(both)[0] == "nothing is paired: B has no run with scores"
     assert [(row.a, row.b, row.change) for row in both.metrics] == [(0.75, None, None), (50 / 60, None, None)]
 
 

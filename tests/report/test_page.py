@@ -274,7 +274,7 @@ def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, mo
     assert cli("report", results).code == 0
     page = (results.parent / "report.html").read_text()
     assert "<img" not in page and "data:image" not in page
-    assert "Not embedded: samples and prompts of digits-class may be unfit to be shown" in page
+    assert "Not embedded: samples and prompts of digits-class may be unsafe to show" in page
     assert cli("report", results, "--include-unsafe").code == 0
     assert (results.parent / "report.html").read_text().count("<img") == 3
 

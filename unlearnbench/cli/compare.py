@@ -1,4 +1,4 @@
-"""`compare`: two methods on the same noise, in numbers, words and a picture."""
+"""The commands `compare` and `diff`: compare two methods on the same noise, or two records."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ FORMATS = ("terminal", "markdown", "csv", "json")
 
 @comparing.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one method's.")],
-    b: Annotated[Path, typer.Argument(help="Another, of the same task, protocol and concept.")],
+    a: Annotated[Path, typer.Argument(help="A record (seed-*.json), or a folder with one method's records.")],
+    b: Annotated[Path, typer.Argument(help="Another one with the same task, protocol and concept.")],
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "terminal",
     picture: Annotated[
-        Path | None, typer.Option("--out", help="PNG to write: the same noise through the original, A and B.")
+        Path | None, typer.Option("--out", help="PNG to write, with the same noise through the original, A and B.")
     ] = None,
     include_unsafe: Annotated[
-        bool, typer.Option("--include-unsafe", help="Write the picture of an unsafe task too.")
+        bool, typer.Option("--include-unsafe", help="Write the picture even if the task is unsafe.")
     ] = False,
 ) -> None:
-    """Paired differences of two methods with intervals and tests, attacks, how they were made, and a picture."""
+    """Compare two methods: paired differences with intervals and tests, attacks, settings, and a picture."""
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: known: {', '.join(FORMATS)}")
     if picture is not None and picture.suffix.lower() != ".png":
@@ -46,7 +46,7 @@ def compare(
     require_comparable(*sides)
     task = sides[0].runs[0].record.task
     if picture and not include_unsafe and task in registry.tasks() and registry.load_task(task).unsafe:
-        raise UserError(f"images of {task} may be unfit to be shown: --include-unsafe writes them all the same")
+        raise UserError(f"images of {task} may be unsafe to show: --include-unsafe writes them anyway")
 
     from unlearnbench.compare import formats, wording
     from unlearnbench.leaderboard.formats import as_csv
@@ -56,7 +56,7 @@ def compare(
         _draw(found, picture)
     if format == "terminal":
         _show(found)
-        last = f"wrote {picture}" if picture else "their images side by side: --out FILE.png"
+        last = f"wrote {picture}" if picture else "--out FILE.png draws their images side by side"
         out.print(last, markup=False, highlight=False, soft_wrap=True)
     elif format == "csv":
         sys.stdout.write(as_csv(formats.frame(found)))
@@ -98,17 +98,17 @@ def _show(found: Comparison) -> None:
     for line in text.notes(found):
         say(line)
     if found.little:
-        say(f"made otherwise: {found.little}")
+        say(f"made differently: {found.little}")
     elif found.apart:
-        print_table("made otherwise", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)
+        print_table("made differently", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)
 
 
 @comparing.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
+    a: Annotated[Path, typer.Argument(help="A record (seed-*.json), or a folder with one.")],
+    b: Annotated[Path, typer.Argument(help="Another one.")],
 ) -> None:
-    """What differs between two records: settings, protocol, judge, weights, code, libraries, device; then scores."""
+    """Show how two records differ: settings, protocol, judge, weights, code, libraries, device, then scores."""
     (path_a, left), (path_b, right) = opened_record(a), opened_record(b)
 
     from unlearnbench.compare.record_diff import alike, differences
@@ -125,6 +125,6 @@ def diff(
 
 
 def _grouped(rows: list[Difference]) -> list[list[str]]:
-    """The rows, each group named once."""
+    """Rows for a table, with each group named once."""
     before = ["", *(row.group for row in rows)]
     return [["" if row.group == last else row.group, *row.cells] for row, last in zip(rows, before, strict=False)]

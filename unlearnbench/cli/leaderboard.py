@@ -1,4 +1,4 @@
-"""The command `leaderboard`: tables of a folder of records."""
+"""The command `leaderboard`: show a results folder as tables."""
 
 from __future__ import annotations
 
@@ -25,49 +25,50 @@ if TYPE_CHECKING:
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
-"""What follows the name in a column's head: unit or kind, and arrow."""
+"""The part of a column's head after its name: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
-"""How to see the columns that were left out."""
+"""Ways to see the columns that were left out."""
 
 
 @boards.command()
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    results: Annotated[Path, typer.Argument(help="Results folder.")] = Path("results"),
     format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated metrics, with --attacks attacks, all shown, in several tables if need be. When left "
-            "out as many as fit; in a pipe or file all, unless COLUMNS gives a width."
+            help="Comma-separated metrics, or attacks with --attacks; all are shown, in several tables if necessary. "
+            "By default as many as fit, or all in a pipe or file, unless COLUMNS gives a width."
         ),
     ] = None,
     axis: Annotated[
-        str | None, typer.Option(help="Columns of these alone: efficacy, utility, robustness, cost; comma-separated.")
+        str | None,
+        typer.Option(help="Only columns of these comma-separated axes: efficacy, utility, robustness, cost."),
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column, the best first; with - before its name the worst.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by, best first; -COLUMN sorts worst first.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="These alone, comma-separated: names, or labels such as esd@published.")
+        str | None, typer.Option(help="Only these comma-separated names, or labels such as esd@published.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="One protocol's alone.")] = None,
-    forget: Annotated[str | None, typer.Option(help="One concept's alone.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task's tables.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Only this concept.")] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="95 % intervals in place of the deviation over seeds.")
+        bool, typer.Option("--intervals", help="95 % intervals instead of the deviation over seeds.")
     ] = False,
     attacks: Annotated[
-        bool, typer.Option("--attacks", help="The ranking by worst attack beside that by UA, and every attack.")
+        bool, typer.Option("--attacks", help="Rankings by worst attack and by UA, and every attack.")
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
+        bool, typer.Option("--published", help="Published numbers with source and status, next to measured ones.")
     ] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Write RESULTS/README.md and its pictures instead of printing.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit code 1 where --write would change a file; for your CI.")
+        bool, typer.Option("--check", help="Exit with code 1 if --write would change a file; for CI.")
     ] = False,
 ) -> None:
-    """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
+    """Show one table for each task, protocol and concept, with mean ± standard deviation over seeds."""
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
     from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
@@ -76,15 +77,15 @@ def leaderboard(
     if format not in FORMATS:
         raise no_format(format)
     if attacks and published:
-        raise UserError("--attacks and --published are tables of their own: give one of them")
+        raise UserError("--attacks and --published are separate tables: give one of them")
     narrow = [name for name, value in (("task", task), ("protocol", protocol), ("forget", forget)) if value]
     narrow += [name for name, value in (("methods", methods), ("columns", columns), ("axis", axis)) if value]
     if write and check:
         raise UserError("--write and --check exclude each other: give one of them")
     if (write or check) and format != "terminal":
-        raise UserError(f"--{'write' if write else 'check'} makes the page and its pictures: leave out --format")
+        raise UserError(f"--{'write' if write else 'check'} makes a page and its pictures: leave out --format")
     if (write or check) and narrow:
-        raise UserError(f"--{'write' if write else 'check'} is of the whole folder: leave out --{narrow[0]}")
+        raise UserError(f"--{'write' if write else 'check'} covers the whole folder: leave out --{narrow[0]}")
     if published:
         _published(task, forget, methods, gathered(results, task, protocol, forget, some=False), results, format)
         return
@@ -128,9 +129,9 @@ def progress(title: str) -> Iterator[None]:
 def gathered(
     results: Path, task: str | None = None, protocol: str | None = None, forget: str | None = None, some: bool = True
 ) -> list[Record]:
-    """The records below a folder that are of this task, protocol and concept; with `some` there must be one.
+    """Read the records of this task, protocol and concept; with `some`, raise `UserError` if there is none.
 
-    A protocol goes by its name or the beginning of its hash.
+    `protocol` is a name or the start of a hash.
     """
     from unlearnbench.records.folder import ResultsFolder
 
@@ -159,7 +160,7 @@ def gathered(
 
 
 def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
-    """Names and labels of a comma-separated list, each of which is among the records; None for all."""
+    """Split a comma-separated list of names and labels, each of which must be among the records; None for all."""
     if methods is None:
         return None
     from unlearnbench.records.identity import grouped, labels
@@ -182,16 +183,16 @@ def _show(
     first: Sequence[str] = (),
     omitted: Sequence[str] = (),
 ) -> None:
-    """Tables with their notes; with `fit` each has as many columns as fit.
+    """Print tables with their notes; with `fit`, only the columns that fit.
 
-    The columns that do not fit are named below the table, and so is what the caller `omitted`.
+    The line below a table names the columns that do not fit, and those that the caller `omitted`.
     """
     for sheet in sheets:
         left_out = list(omitted)
         left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
         if left_out:
             names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
-            out.print(f"left out for want of width: {names}; {MORE}", highlight=False, markup=False)
+            out.print(f"left out because the terminal is too narrow: {names}; {MORE}", highlight=False, markup=False)
         if sheet.note:
             out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
         if left_out or sheet.note:
@@ -214,20 +215,20 @@ def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
 
 
 def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
-    """Exit code 1 where `_write` would change a file."""
+    """Exit with code 1 if `_write` would change a file."""
     from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
 
     made = files(board, records, ResultsFolder(results).tunings())
     old = stale(results, made)
     for path in old:
-        out.print(f"{results / path} is not what its records give: leaderboard {results} --write", soft_wrap=True)
+        out.print(f"{results / path} is older than its records: run leaderboard {results} --write", soft_wrap=True)
     out.print(f"{len(made)} files checked, {len(old)} stale", highlight=False)
     raise typer.Exit(1 if old else 0)
 
 
 def _attacks(board: Board, kind: str, chosen: str | None) -> None:
-    """The board under attack; in the terminal and in LaTeX as many attacks as fit, unless they are named."""
+    """Print the tables of attacks; in the terminal and in LaTeX only attacks that fit, unless they are named."""
     from unlearnbench.leaderboard import attacks as attack_table
     from unlearnbench.leaderboard.formats import TEXTWIDTH, written
 
@@ -250,7 +251,7 @@ def _attacks(board: Board, kind: str, chosen: str | None) -> None:
 def _published(
     task: str | None, forget: str | None, methods: str | None, records: list[Record], results: Path, kind: str
 ) -> None:
-    """A table for each task and concept of what others have published, and what was measured here of the same."""
+    """Print published numbers by task and concept, next to what was measured here."""
     from unlearnbench.leaderboard import published
     from unlearnbench.leaderboard.formats import written
     from unlearnbench.records.image_table import reader

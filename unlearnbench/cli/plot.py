@@ -1,4 +1,4 @@
-"""The command that draws figures for papers."""
+"""The command `plot`: draw figures for papers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 plotting = typer.Typer()
 FEW = 8
-"""Tables that an error lists."""
+"""Number of tables that an error lists."""
 
 
 class Kind(str, Enum):
-    """What can be drawn."""
+    """Kinds of figures."""
 
     pareto = "pareto"
     cost = "cost"
@@ -39,25 +39,29 @@ def plot(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="pareto: efficacy against utility; cost: time and memory; matrix: what forgetting does to every "
+            help="pareto: efficacy against utility; cost: time and memory; matrix: effect of forgetting on every "
             "concept; attacks: recovered share against budget; trajectory: runs with --eval-every, step by step."
         ),
     ],
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folder of records, `results` when left out; of trajectory also records, or one method's folder."
+            help="Results folder, `results` by default; for trajectory also records, or one method's folder."
         ),
     ] = None,
-    file: Annotated[Path, typer.Option("--out", help="File to write to: .pdf, .svg or .png.")] = Path("plot.pdf"),
+    file: Annotated[Path, typer.Option("--out", help="File to write: .pdf, .svg or .png.")] = Path("plot.pdf"),
     task: Annotated[str | None, typer.Option(help="Task of the table.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Its protocol, by name or the beginning of its hash.")] = None,
-    forget: Annotated[str | None, typer.Option(help="Its forget concept.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol of the table, by name or start of its hash.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Forget concept of the table.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated methods to show, in the colours they have among all.")
+        str | None, typer.Option(help="Comma-separated methods to show; they keep their colours.")
     ] = None,
-    x: Annotated[str | None, typer.Option("--x", help="Of pareto: metric across; the headline one of utility.")] = None,
-    y: Annotated[str | None, typer.Option("--y", help="Of pareto: metric upwards; that of efficacy.")] = None,
+    x: Annotated[
+        str | None, typer.Option("--x", help="For pareto: metric on the x axis; default: the first of utility.")
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", help="For pareto: metric on the y axis; default: the first of efficacy.")
+    ] = None,
 ) -> None:
     """Draw one table as a vector figure as wide as a paper's column (matrix, attacks, trajectory: up to two)."""
     from unlearnbench.plots.files import checked, written
@@ -69,7 +73,7 @@ def plot(
     if kind is Kind.trajectory:
         records = [r for place in (results, *others) for r in _recorded(place, task, protocol, forget)]
     elif others:
-        raise UserError(f"{kind.value} is of one folder of records: leave out {others[0]}")
+        raise UserError(f"{kind.value} takes one results folder: leave out {others[0]}")
     else:
         records = gathered(results, task, protocol, forget)
     chosen = _table(records, whole=kind is Kind.matrix)
@@ -89,7 +93,7 @@ def plot(
 
 
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
-    """The records that have a trajectory: the one in a file, those of one method's folder, or of a whole one."""
+    """Read the records with a trajectory: from a file, one method's folder, or a results folder."""
     from unlearnbench.records.folder import load_all
     from unlearnbench.records.schema import read
 
@@ -103,7 +107,7 @@ def _recorded(place: Path, task: str | None, protocol: str | None, forget: str |
 
 
 def _table(records: list[Record], whole: bool) -> list[Record]:
-    """The records, if they are of one table; of one protocol, if the `whole` of it is drawn."""
+    """Return the records if they are of one table, or of one protocol with `whole`; else refuse them."""
     keys = [(r.task, r.protocol.name, r.protocol.hash, "" if whole else r.forget) for r in records]
     tables = list(dict.fromkeys(keys))
     if len(tables) == 1:

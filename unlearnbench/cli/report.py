@@ -1,4 +1,4 @@
-"""The command that makes the report: one page from a folder of records."""
+"""The command `report`: make one page from a results folder."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ reporting = typer.Typer()
 
 @reporting.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    results: Annotated[Path, typer.Argument(help="Results folder.")] = Path("results"),
     file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task's tables.")] = None,
     include_unsafe: Annotated[
-        bool, typer.Option("--include-unsafe", help="Embed samples of unsafe tasks too, where records have them.")
+        bool, typer.Option("--include-unsafe", help="Embed samples of unsafe tasks too.")
     ] = False,
 ) -> None:
-    """One self-contained page: tables, pictures, sample grids, and every record with the command that repeats it."""
+    """Write one self-contained page: tables, plots, sample grids, and every record with the command that repeats it."""
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: give a file, such as {file / 'report.html'}")
     if file.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {file} is no page: its name must end in .html")
+        raise UserError(f"--out {file} is not a page: its name must end in .html")
 
     from unlearnbench.report.page import report as made
     from unlearnbench.storage.files import replace_file

@@ -42,9 +42,9 @@ def markdown(found: Comparison) -> str:
     if found.attacks:
         parts.append(f"\n{markdown_text(worst_line(found))}\n")
     if found.little:
-        parts.append(f"\nMade otherwise: {found.little}.\n")
+        parts.append(f"\nMade differently: {found.little}.\n")
     elif found.apart:
-        parts.append("\n" + _table("Made otherwise", ["group", "what", "A", "B"], grouped(found.apart)))
+        parts.append("\n" + _table("Made differently", ["group", "what", "A", "B"], grouped(found.apart)))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 

@@ -99,7 +99,7 @@ def _apart(group: str, what: str, a: Any, b: Any, outcome: bool = False) -> Iter
         texts = [_text(value) for value in (a, b)]
         if texts[0] == texts[1]:  # the difference is beyond the digits that are shown
             texts = [str(value) for value in (a, b)]
-        yield Difference(group, what, *texts, outcome=outcome)
+        yield Difference(group, what, texts[0], texts[1], outcome=outcome)
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ def write_pair(path: Path, a: Run, b: Run) -> None:
     """
     known = next((run for run in (a, b) if run.images is not None), None)
     if known is None or known.images is None:
-        raise UserError(f"no per-image values (.parquet) beside {a.path}: without them its picture cannot be read")
+        raise UserError(f"{a.path} has no per-image values (.parquet): without them its picture cannot be read")
     concepts = concepts_of(known.record, known.images)
     shown = {name: _sides(run, concepts) for name, run in (("A", a), ("B", b)) if run.record.method.name != "original"}
     if not shown:

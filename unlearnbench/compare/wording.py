@@ -148,15 +148,15 @@ def notes(found: Comparison) -> list[str]:
     """Explain how runs were paired, what intervals cover, and what was left out."""
     lines = [_pairing(found), *_gaps(found)]
     if apart := otherwise(found.a, found.b):
-        lines.append(f"A and B differ in {' and '.join(apart)}: their differences are not those of the methods alone")
+        lines.append(f"A and B differ in {' and '.join(apart)}: the methods alone do not explain the differences")
     if apart := [row.column.title for row in found.metrics if _scored_apart(found, row.name)]:
-        lines.append(f"not compared, since A and B were scored by other code of the metric: {', '.join(apart)}")
+        lines.append(f"not compared, since A and B were scored by different versions of the metric: {', '.join(apart)}")
     if any(row.interval for row in found.metrics):
-        lines.append(f"intervals of B - A, each by itself: {_claim(found)}")
+        lines.append(f"intervals of B - A, each on its own: {_claim(found)}")
     if apart := [row.column.title for row in found.metrics if row.independent]:
-        lines.append(f"intervals wider than need be, as of independent runs: {', '.join(apart)}")
+        lines.append(f"intervals wider than necessary, since the runs are taken as independent: {', '.join(apart)}")
     if _elsewhere(found):
-        lines.append("times and memory are of different surroundings: see device below")
+        lines.append("times and memory were measured on different machines: see device below")
     if found.attacks:
         lines.append(_attacked(found))
     if any(row.p is not None for row in (*found.metrics, *found.attacks)):
@@ -175,18 +175,16 @@ def _attacked(found: Comparison) -> str:
     targets = max(row.images for row in found.attacks)
     if runs > 1:
         return f"attacks: paired t over {runs} runs each, {targets} targets at most"
-    return f"attacks: 1 run each, exact McNemar over {targets} targets at most; intervals are not over searches"
+    return f"attacks: 1 run each, exact McNemar over {targets} targets at most; intervals do not cover searches"
 
 
 def _pairing(found: Comparison) -> str:
     if not all(one.counted for one in (found.a, found.b)):
         return "nothing is paired: " + " and ".join(
-            f"{name} has no run that came to scores"
-            for name, one in (("A", found.a), ("B", found.b))
-            if not one.counted
+            f"{name} has no run with scores" for name, one in (("A", found.a), ("B", found.b)) if not one.counted
         )
     if not found.pairs:
-        return "nothing is paired: no unlearning seed in common"
+        return "nothing is paired: A and B have no unlearning seed in common"
     seeds = [run.seed for run in found.pairs[0]]
     count = len(found.pairs)
     line = f"paired: {count} run{'s' if count > 1 else ''} each"
@@ -220,19 +218,19 @@ def _gaps(found: Comparison) -> list[str]:
                 lines.append(f"not paired: seed {', '.join(left)} of {name}")
     lacking = [run.path for pair in found.pairs for run in pair if run.images is None]
     if lacking:
-        lines.append(f"no per-image values (.parquet) beside {lacking[0]}: images cannot be paired")
+        lines.append(f"{lacking[0]} has no per-image values (.parquet): images cannot be paired")
     elif found.pairs and not all(map(same_plan, found.pairs)):
-        lines.append("images cannot be paired: A and B were asked for others, or drew them from other noise")
+        lines.append("images cannot be paired: A and B had different prompts or noise")
     return lines
 
 
 def _claim(found: Comparison) -> str:
     count = len(found.pairs)
     if count < 2:
-        return "they speak of other images, not of other unlearning seeds"
+        return "they cover other images, not other unlearning seeds"
     if count >= MANY and all(map(same_plan, found.pairs)):
-        return "they speak of other unlearning seeds and other images"
-    return "they speak of other unlearning seeds with these images"
+        return "they cover other unlearning seeds and other images"
+    return "they cover other unlearning seeds with the same images"
 
 
 def worst_line(found: Comparison) -> str:

@@ -24,11 +24,11 @@ NOT_BRIEF = ["95 % intervals", *HEADS[-2:]]
 """Columns that a brief table leaves out."""
 NOTHING = "—"
 LEGEND = (
-    "n: runs that were attacked, UA is theirs; "
-    "worst attack: excess of ASR over retrain's under the same attack (plain ASR where no retrain was attacked), the "
-    "largest of the standard ensemble, with its 95 % interval; ≥ where an attack of it is missing or skipped. Of each "
-    "attack: ASR, and its excess in brackets. Ranks are among methods on which all of it was tried. The largest of "
-    "many attacks on few targets leans upwards; intervals are over targets and seeds, not over searches"
+    "n: attacked runs, and UA is over these; worst attack: the largest excess of ASR over retrain's under the same "
+    "attack among the standard attacks (plain ASR where no retrain was attacked), with its 95 % interval; ≥ where one "
+    "of them is missing or skipped. Each attack: ASR, with its excess in brackets. Ranks are among methods on which all "
+    "were tried. The largest of many attacks on few targets is biased upwards; intervals cover targets and seeds, "
+    "not searches"
 )
 
 
@@ -160,7 +160,7 @@ def _notes(table: Board, rivals: Board) -> str:
     said = [text for _, text in sorted(fallen, key=lambda one: -one[0])]
     lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(said) or 'none'}"]
     if not any(worst.over_retrain for row in table if (worst := row.worst.get(None))):
-        lines.append("no retrain was attacked here, so that these are plain ASR: some attacks recover from any model")
+        lines.append("no retrain was attacked here, so these are plain ASR: some attacks succeed on any model")
     why: dict[str, list[str]] = {}
     for label in labels(table):
         for row in table:

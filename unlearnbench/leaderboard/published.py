@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
 TABLES = Path(__file__).parents[1] / "tables"
-LEGEND = "published numbers are others' protocols: read them beside, never as a target"
+LEGEND = "published numbers come from other protocols: they give context and are not targets"
 NUDENET = "3.4.2"
 """The detector version whose counts are comparable with MACE's."""
 WHOLE = 4703
@@ -162,7 +162,7 @@ def sheets(made: Sequence[Block]) -> list[Sheet]:
     for block in made:
         sources = list(dict.fromkeys(line[-1] for line in block.lines))
         lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in block.lines]
-        title = f"{block.task}, forget {block.forget}: published beside measured"
+        title = f"{block.task}, forget {block.forget}: published and measured"
         below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
         note = "\n".join([*below, *(f"note: {note}" for note in block.notes)])
         tables.append(Sheet(title, HEADS, [("", lines)], note))

@@ -31,8 +31,8 @@ DERIVED = {
     "score": Derived("score", "The worse of efficacy and utility."),
     "robustness": Derived(
         "worst attack",
-        "What the worst of the standard attacks recovers: the excess of its ASR over retrain's, or plain ASR where no "
-        "retrain was attacked; ≥ where an attack is missing.",
+        "The largest excess of ASR over retrain's among the standard attacks, or plain ASR where no retrain was "
+        "attacked; ≥ where an attack is missing.",
         "lower",
         "%",
         100.0,
@@ -59,8 +59,8 @@ FLAGS = "flags"
 LAST = ("division", "overrides", FLAGS)
 """Heads of the columns that a terminal shows on the right."""
 MEANING = (
-    "{} over n unlearning seeds{}, equal runs counted once; {} best mean among methods of equal data access, "
-    "† no significant difference from it (five seeds or more)"
+    "{} over n unlearning seeds{}, equal runs counted once; {} best mean among methods with equal data access, "
+    "† not significantly different from it (five seeds or more)"
 )
 Bold = Callable[[str], str]
 
@@ -100,7 +100,7 @@ def chosen(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
         return list(known)
     wanted = words([names])
     if not wanted:
-        raise UserError("--columns is empty: name at least one, or leave it out")
+        raise UserError("--columns is empty: name at least one, or leave the option out")
     for name in wanted:
         if name not in known:
             raise unknown("metric", name, known)
@@ -135,7 +135,7 @@ def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Met
         return list(columns)
     wanted = set(words([axis]))
     if not wanted:
-        raise UserError("--axis is empty: name at least one, or leave it out")
+        raise UserError("--axis is empty: name at least one, or leave the option out")
     for name in wanted - set(AXES):
         raise unknown("axis", name, AXES)
     of = {**{name: metric.axis for name, metric in metrics.items()}, **OF_DERIVED}

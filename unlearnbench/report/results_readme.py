@@ -22,22 +22,22 @@ from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import results_readme, tuning_table
 
-SENDING = """## How a row is made and sent
+SENDING = """## How to add a row
 
-1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a start) and mend what
-   `unlearnbench check NAME` finds. A method of another package, or weights by `--method checkpoint`, are rows too.
-2. Run it, with attacks, on whole tables; the controls lie here already:
+1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
+   `unlearnbench check NAME` finds. Methods of other packages, and weights with `--method checkpoint`, can be rows too.
+2. Run it with attacks on whole tables; the controls are here already:
    ```bash
    unlearnbench run --method NAME --task digits-class --forget 3,8 --seeds 0-2 --attacks standard
    unlearnbench run --method NAME --task digits-text --forget seven,red --seeds 0-2 --attacks standard
    ```
 3. Rebuild and check what you send: `unlearnbench leaderboard --write && unlearnbench validate results`.
-4. Send a pull request with the method, its records (`seed-*.json`, `.parquet` and `.png` beside them) and this page.
+4. Send a pull request with the method, its records (`seed-*.json` with their `.parquet` and `.png`) and this page.
 
-A workflow then does step 3 anew: it refuses records that were edited, are in another's place, miss their per-image
-values, were made by another protocol or tuned on what they report, and a page or picture that is older than its
-records. Settings other than the defaults are rows of their own (`--set`, `--preset`), by division.
-`unlearnbench verify RECORD` makes any of them anew.
+A workflow then repeats step 3. It refuses records that were edited, are in the wrong place, lack per-image values, use
+another protocol, or were tuned on what they report; and a page or picture that is older than its records. Settings
+other than the defaults (`--set`, `--preset`) have rows of their own, by division. `unlearnbench verify RECORD` repeats
+any run.
 
 """
 
@@ -83,10 +83,10 @@ def source(file: Path | BytesIO) -> str | None:
 def _page(boards: str, attacks: str, metrics: dict[str, Metric]) -> str:
     notes = "\n".join(f"- {head(column)}: {_meaning(column)}" for column in columns_of(metrics).values())
     return (
-        "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        f"{legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on small "
-        "worlds are no evidence about Stable Diffusion. The same with plots, samples and every record: `unlearnbench "
-        f"report`.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{notes}\n"
+        "# Results\n\n`unlearnbench leaderboard --write` makes this page from the records in this folder; do not edit "
+        f"it. {legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on "
+        "small worlds are no evidence about Stable Diffusion. `unlearnbench report` makes a page with plots, samples "
+        f"and every record.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{notes}\n"
     )
 
 

@@ -30,20 +30,20 @@ POINTS = 72.0
 """Points per inch."""
 TRADE_OFF = (
     "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
-    "the time of unlearning, controls are hollow, and the line joins the methods that none beats on both sides."
+    "unlearning time, controls are hollow, and the line joins the methods that no other beats on both axes."
 )
-COST = "What unlearning costs: time and memory of each method."
+COST = "Cost of unlearning: time and memory of each method."
 MATRIX = (
-    "What forgetting does to every concept: the share of a concept's images (columns) that the judge calls what was "
-    "asked for, after each method (rows), in points more or less than the original's. Framed: what was to be forgotten."
+    "Effect of forgetting on every concept (columns) for each method (rows): change from the original, in points, of "
+    "the share of images that the judge recognises as the concept asked for. Framed: the concept to forget."
 )
 CURVES = (
-    "Share of targets that an attack recovers, against what it may spend on a target. Black are retrain, the floor, "
-    "and the original, dashed."
+    "Share of targets that an attack recovers against its budget per target. Black: retrain, which is the floor, and "
+    "the original, which is dashed."
 )
 TRAJECTORIES = (
-    "Efficacy and utility on the way, by step and by second of unlearning, and what was watched. Scores on the way are "
-    "of fewer images and of noise that is kept for them; nothing was chosen by them: reported is always the last step."
+    "Efficacy and utility during unlearning, by step and by second, and the values that methods noted. These scores "
+    "use fewer images and their own noise. Nothing was chosen by them: results are always from the last step."
 )
 
 
@@ -143,8 +143,8 @@ def _sampled(record: Record) -> bool:
 def _withheld(task: str) -> str:
     """The reason why a task's samples are not shown; empty where they are."""
     if task not in registry.tasks():
-        return f"{task} is not known to this version, and its samples may be unfit to be shown"
-    return f"samples and prompts of {task} may be unfit to be shown" if registry.load_task(task).unsafe else ""
+        return f"{task} is not known to this version, and its samples may be unsafe to show"
+    return f"samples and prompts of {task} may be unsafe to show" if registry.load_task(task).unsafe else ""
 
 
 def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:

@@ -21,9 +21,9 @@ HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost
 HEADS += ["hours", "chosen"]
 INTRODUCTION = """## Default, published and tuned settings
 
-Every method has as many trials under one cap of model evaluations, on concepts, seeds, noise and a judge that are not
-reported (`unlearnbench tune`). Published settings are for other data and models: what they do here says nothing
-against their papers. Methods without a published preset for the task have no such row.
+Every method has the same number of trials and the same cap on model evaluations, on concepts, seeds, noise and a judge
+that are not used for reporting (`unlearnbench tune`). Published settings are for other data and models: their results
+here do not contradict the papers. Methods without a published preset for the task have no such row.
 """
 
 

@@ -70,7 +70,7 @@ def row_of(page, label):
     """The cells of a method's row as text."""
     rows = re.findall(r'<tr class="row".*?</tr>', page, re.DOTALL)
     texts = [[text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
-    (found,) = [row for row in texts if row[0] == label]
+    (found,) = [row for row in texts if row[0].partition("other version")[0].strip() == label]
     return found
 
 

@@ -26,8 +26,8 @@ NOTHING = "—"
 LEGEND = (
     "n: attacked runs, and UA is over these; worst attack: the largest excess of ASR over retrain's under the same "
     "attack among the standard attacks (plain ASR where no retrain was attacked), with its 95 % interval; ≥ where one "
-    "of them is missing or skipped. Each attack: ASR, with its excess in brackets. Ranks are among methods on which all "
-    "were tried. The largest of many attacks on few targets is biased upwards; intervals cover targets and seeds, "
+    "of them is missing or skipped. Each attack: ASR, with its excess in brackets. Ranks are among methods on which "
+    "all were tried. The largest of many attacks on few targets is biased upwards; intervals cover targets and seeds, "
     "not searches"
 )
 

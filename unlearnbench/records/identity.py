@@ -122,7 +122,7 @@ def grouped(records: Iterable[Record]) -> dict[Identity, list[Record]]:
 def older_parts(record: Record) -> list[str]:
     """List the parts of this project that were older than the present version when the record was made.
 
-    For example `["engine", "method", "metric fid"]`. Code that this project does not know, such as that of other
+    For example `["engine", "method", "metrics"]`. Code that this project does not know, such as that of other
     packages, is not listed; `validate` reports it.
     """
     method, judge = record.method, record.judge
@@ -132,14 +132,14 @@ def older_parts(record: Record) -> list[str]:
         ("judge", "judge weights", judge.name, judge.hash),
         ("original", "original", record.task, record.weights.get("original") or ""),
     ]
-    parts += [(f"metric {name}", "metric", name, score.code_hash) for name, score in record.scores.items()]
-    return [what for what, kind, name, hash in parts if standing(kind, name, hash) == "older"]
+    parts += [("metrics", "metric", name, score.code_hash) for name, score in record.scores.items()]
+    return list(dict.fromkeys(what for what, kind, name, hash in parts if standing(kind, name, hash) == "older"))
 
 
 def older_flag(records: Iterable[Record]) -> str:
     """Return `other version: engine, method` for records made with older versions of these parts, else ""."""
     parts = dict.fromkeys(part for record in records for part in older_parts(record))
-    return f"other version: {_few(list(parts))}" if parts else ""
+    return f"other version: {', '.join(parts)}" if parts else ""
 
 
 # ---- names ---------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides 
         alone = len(set(keys.values())) == 1
         name = names.setdefault(key, ORIGINAL if alone else f"{ORIGINAL} of {label}")
         found.setdefault(name, {concept: (before, before) for concept, (before, _) in own.items()})
-    return found
+    return {name: found[name] for name in names.values() if name in found}
 
 
 def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | str:

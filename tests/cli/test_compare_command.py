@@ -14,6 +14,7 @@ from tests.support.small_world import made_record
 from tests.support.tiny_pair import attacked, hits, pictured, planted
 from unlearnbench import registry
 from unlearnbench.cli import console
+from unlearnbench.cli.console import out
 from unlearnbench.records.sample_grid import GAP, MARGIN, SIDE
 from unlearnbench.records.schema import read, write
 from unlearnbench.statistics import paired_shares
@@ -69,6 +70,16 @@ def test_the_original_is_shown_once(cli, two, tmp_path):
             (0,) * 3,
             (200,) * 3,
         ]
+
+
+def test_sentences_are_broken_between_words_in_a_narrow_terminal(cli, two, monkeypatch):
+    whole = [line for line in cli("compare", *two).out.splitlines() if line.startswith("p: ")]
+    monkeypatch.setattr(out, "_width", 60)
+    lines = cli("compare", *two).out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("p: "))
+    assert len(whole[0]) > 60
+    assert all(len(line) <= 60 for line in lines[start : start + 2])
+    assert whole[0].startswith(" ".join(line.strip() for line in lines[start : start + 2]))
 
 
 def test_two_originals_are_both_in_the_picture(cli, two, tmp_path):

@@ -94,7 +94,7 @@ def test_terminal_of_eighty_columns_has_no_line_beyond(cli, folder, monkeypatch)
         (("--attacks", "--published"), "separate tables", "give one"),
         (("--attacks",), "no record here was attacked", "--attacks standard"),
         (("--write", "--check"), "exclude each other", "give one"),
-        (("--check", "--format", "latex"), "--check makes the page", "leave out --format"),
+        (("--check", "--format", "latex"), "--check makes a page", "leave out --format"),
         (("--columns", ""), "--columns is empty", "leave the option out"),
         (("--axis", ","), "--axis is empty", "leave the option out"),
     ],

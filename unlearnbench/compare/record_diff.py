@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 def differences(a: Record, b: Record) -> list[Difference]:
     """Every difference except the dates and revisions of the two; scores come last."""
-    rows = []
+    rows: list[Difference] = []
     sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]
     for side, record in zip(sides, (a, b), strict=True):
         for group, values in _parts(record):

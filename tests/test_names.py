@@ -13,7 +13,8 @@ from unlearnbench.errors import Damaged, UserError, one_line
 from unlearnbench.launch.transfer import put, unpack
 from unlearnbench.names import inside, wrong_name
 from unlearnbench.printable import printable
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import read, write
 from unlearnbench.records.sealed_json import sealed
 
 NO_NAMES = [

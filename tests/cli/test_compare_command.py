@@ -14,8 +14,9 @@ from tests.support.small_world import made_record
 from tests.support.tiny_pair import attacked, hits, pictured, planted
 from unlearnbench import registry
 from unlearnbench.cli import console
+from unlearnbench.cli.console import out
 from unlearnbench.records.sample_grid import GAP, MARGIN, SIDE
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import read, write
 from unlearnbench.statistics import paired_shares
 
 SPAN = " … ".join(f"{100 * end:.1f}" for end in paired_shares(np.array(hits(40, 40)), np.array(hits(10, 40))))
@@ -42,7 +43,7 @@ def test_compare_prints_what_sets_two_methods_apart(cli, two):
     assert f"B (salun) forgets more (UA +75.0 points, {SPAN}); no difference shown in RA (0.0, " in said.out
     assert "paired: 1 run each (seed 0), images by index: 40 forget, 60 retain" in said.out
     assert ["method", "name", "esd", "salun"] in lines
-    assert said.out.splitlines()[-1] == "their images side by side: --out FILE.png"
+    assert said.out.splitlines()[-1] == "--out FILE.png draws their images side by side"
 
 
 def test_compare_fits_eighty_columns(cli, two, monkeypatch):
@@ -69,6 +70,25 @@ def test_the_original_is_shown_once(cli, two, tmp_path):
             (0,) * 3,
             (200,) * 3,
         ]
+
+
+def test_sentences_are_broken_between_words_in_a_narrow_terminal(cli, two, monkeypatch):
+    whole = [line for line in cli("compare", *two).out.splitlines() if line.startswith("p: ")]
+    monkeypatch.setattr(out, "_width", 60)
+    lines = cli("compare", *two).out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("p: "))
+    assert len(whole[0]) > 60
+    assert all(len(line) <= 60 for line in lines[start : start + 2])
+    assert whole[0].startswith(" ".join(line.strip() for line in lines[start : start + 2]))
+
+
+def test_two_originals_are_both_in_the_picture(cli, two, tmp_path):
+    record = read(two[1])
+    write(record.model_copy(update={"weights": {**record.weights, "original": "9" * 64}}), two[1])
+    said = cli("compare", *two, "--out", tmp_path / "pair.png")
+    assert said.code == 0, said.err
+    with Image.open(tmp_path / "pair.png") as picture:
+        assert picture.width == MARGIN + 4 * (SIDE + GAP)
 
 
 def test_a_missing_picture_is_named(cli, two, tmp_path):
@@ -124,7 +144,7 @@ def test_identical_records_are_told(cli, tmp_path):
     a = planted(tmp_path / "one", "esd", 0, hits(10, 40), hits(50, 60))
     b = planted(tmp_path / "two", "esd", 0, hits(10, 40), hits(50, 60))
     said = cli("compare", a, b)
-    assert said.code == 0 and "made otherwise: nothing: the records are identical" in said.out
+    assert said.code == 0 and "made differently: nothing: the records are identical" in said.out
 
 
 def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_path):
@@ -134,7 +154,7 @@ def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_pat
     said = cli("compare", path, two[0])
     assert said.code == 0
     assert "A: sld, seed 0" in said.out and "diverged at step 3 (seed 0)" in said.out
-    assert "nothing is paired: A has no run that came to scores" in said.out
+    assert "nothing is paired: A has no run with scores" in said.out
 
 
 @pytest.mark.parametrize(

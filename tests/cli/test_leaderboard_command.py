@@ -90,13 +90,13 @@ def test_terminal_of_eighty_columns_has_no_line_beyond(cli, folder, monkeypatch)
         (("--protocol", "smoke"), "'smoke'", "default"),
         (("--task", "digits-text"), "'digits-text'", "digits-class"),
         (("--columns", "ua", "--axis", "cost"), "--columns ua", "leave one of the two out"),
-        (("--write", "--forget", "3"), "--write is of the whole folder", "leave out --forget"),
-        (("--attacks", "--published"), "tables of their own", "give one"),
+        (("--write", "--forget", "3"), "--write covers the whole folder", "leave out --forget"),
+        (("--attacks", "--published"), "separate tables", "give one"),
         (("--attacks",), "no record here was attacked", "--attacks standard"),
         (("--write", "--check"), "exclude each other", "give one"),
-        (("--check", "--format", "latex"), "--check makes the page", "leave out --format"),
-        (("--columns", ""), "--columns is empty", "leave it out"),
-        (("--axis", ","), "--axis is empty", "leave it out"),
+        (("--check", "--format", "latex"), "--check makes a page", "leave out --format"),
+        (("--columns", ""), "--columns is empty", "leave the option out"),
+        (("--axis", ","), "--axis is empty", "leave the option out"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(cli, folder, words, names, remedy):
@@ -127,7 +127,7 @@ def test_published_numbers_in_every_format(cli, tmp_path):
     assert rows and {row["method"].partition("[")[0] for row in rows} == {"erasediff"}
     assert {row["status"] for row in rows} <= {"verified", "secondary", "unverified"}
     assert all(row["source"] for row in rows)
-    assert "published beside measured" in cli(*words, "--format", "markdown").out
+    assert "published and measured" in cli(*words, "--format", "markdown").out
     assert "\\begin{tabular}{ll" in cli(*words, "--format", "latex").out
     assert json.loads(cli(*words, "--format", "json").out)[0]["task"] == "cifar10-class"
 

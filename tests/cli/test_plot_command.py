@@ -115,7 +115,7 @@ OTHER = ["--task", "other-task"]
         ([*OTHER, "--methods", "esdd"], "unknown method among the records 'esdd': did you mean esd"),
         ([*OTHER, "--methods", ","], "--methods is empty"),
         ([*OTHER, "--x", "raa"], "unknown metric 'raa'"),
-        ([*OTHER, "--x", "fid"], "no row here has both fid and ua"),
+        ([*OTHER, "--x", "fid"], "no values of fid here: name another metric"),
     ],
 )
 def test_bad_words_are_one_line(refused, results, tmp_path, words, line):

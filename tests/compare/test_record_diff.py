@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.leaderboard.test_robustness import attack
 from tests.support.small_world import made_record
 from unlearnbench.compare.record_diff import alike, differences
 
@@ -44,9 +45,27 @@ def test_each_kind_of_difference_is_named():
     assert changes == {"UA (%) ↑": "+25.0", "RA (%) ↑": "—"}
 
 
+def test_parts_of_a_result_are_rows_of_their_own_with_few_digits():
+    parts = {"RA after 1": 0.8285714387893677, "RA after 2": 0.5, "unknown": None}
+    others = {"RA after 1": 0.9714285731315613, "RA after 2": 0.5, "unknown": None, "UA of B": 1.0}
+    a, b = (made_record(attacks={"relearn": attack([True], parts=each)}) for each in (parts, others))
+    rows = [row for row in differences(a, b) if row.group == "attack"]
+    assert {row.what: (row.a, row.b) for row in rows} == {
+        "relearn, parts: RA after 1": ("0.828571", "0.971429"),
+        "relearn, parts: UA of B": ("—", "1.0"),
+    }
+    assert all(row.outcome for row in rows), "what came out is not how it was made"
+
+
+def test_numbers_that_differ_beyond_the_digits_shown_are_given_whole():
+    a, b = (made_record(method_changes={"settings": {"lr": lr}}) for lr in (0.1, 0.1 + 1e-12))
+    (row,) = differences(a, b)
+    assert (row.a, row.b) == ("0.1", str(0.1 + 1e-12))
+
+
 def test_small_differences_and_those_beside_a_value_are_not_hidden():
     a, b = (made_record(scores={"ua": value}) for value in (0.5, 0.5 + 1e-9))
-    assert [row[2:] for row in differences(a, b)] == [("50.0", "50.0", "+1e-07")]
+    assert [row.cells[1:] for row in differences(a, b)] == [["50.0", "50.0", "+1e-07"]]
     score = a.scores["ua"].model_copy(update={"missing": 2})
     assert found(a, a.model_copy(update={"scores": {"ua": score}})) == {("score", "ua, missing"): ("0", "2")}
 

@@ -13,7 +13,7 @@ from unlearnbench.compute.precision import Resources
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.digits_class import DigitsClass
 
 

@@ -15,7 +15,7 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.digits_class import DigitsClass
 
 

@@ -19,7 +19,7 @@ from unlearnbench.launch import local, plan
 from unlearnbench.launch.journal import Journal, latest
 from unlearnbench.launch.local import Local
 from unlearnbench.launch.options import Where
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
 
 

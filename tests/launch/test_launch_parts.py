@@ -17,7 +17,8 @@ from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
 from unlearnbench.pipeline.attacks import attacked, parse_attacks
 from unlearnbench.pipeline.runner import run
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import read, write
 from unlearnbench.storage.store import Store
 
 # ---- shards --------------------------------------------------------------------------------------------------------

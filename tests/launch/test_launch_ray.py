@@ -10,7 +10,7 @@ import pytest
 from tests.support import launches
 from tests.support.small_world import comparable
 from unlearnbench.launch.journal import latest
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")

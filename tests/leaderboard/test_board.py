@@ -47,7 +47,9 @@ def pictures(hits):
 
 
 def row(result, label):
-    return result[result.label == label].iloc[0]
+    """A row as CSV and JSON have it."""
+    wide = result.wide()
+    return wide[wide.label == label].iloc[0]
 
 
 def test_the_interval_follows_the_number_of_seeds():

@@ -75,7 +75,7 @@ def test_numbers_of_metrics_that_are_not_known_here_are_shown_as_they_are():
 def test_the_command_shows_them_and_where_they_come_from(cli, tmp_path):
     said = cli("leaderboard", tmp_path, "--task", "cifar10-class", "--published")
     assert said.code == 0
-    assert "cifar10-class, forget airplane: published beside measured" in said.out
+    assert "cifar10-class, forget airplane: published and measured" in said.out
     assert "[1] EraseDiff, CVPR 2025" in said.out
     assert "sd-nudity" not in said.out
     wrong = cli("leaderboard", tmp_path, "--task", "cifar", "--published")

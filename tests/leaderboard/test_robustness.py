@@ -96,7 +96,7 @@ def test_the_area_is_that_below_the_curve():
 
 def test_what_counts_is_the_excess_over_retrain():
     own, gold = record("esd", {"relearn": share(15)}), record("retrain", {"relearn": share(5)})
-    found = robustness.fought([own], [gold], "relearn")
+    found = robustness.attack_result([own], [gold], "relearn")
     assert (found.value, found.excess, found.excess_area) == (0.75, 0.5, 0.5)
     low, high = found.excess_interval
     assert low < 0.5 < high
@@ -110,26 +110,26 @@ def test_newcombes_interval_is_that_of_his_paper():
 
 
 def test_without_retrain_there_is_no_excess():
-    found = robustness.fought([record("esd", {"relearn": share(15)})], [], "relearn")
+    found = robustness.attack_result([record("esd", {"relearn": share(15)})], [], "relearn")
     assert (found.value, found.excess) == (0.75, None)
 
 
 def test_a_floor_of_other_settings_is_none():
     gold = record("retrain", {"relearn": attack([False] * 20, settings={"lr": 0.2})})
-    assert robustness.fought([record("esd", {"relearn": share(15)})], [gold], "relearn").excess is None
+    assert robustness.attack_result([record("esd", {"relearn": share(15)})], [gold], "relearn").excess is None
 
 
 def test_seeds_are_averaged_and_equal_runs_are_one():
     seeds = [record("esd", {"relearn": share(hits)}, seed) for seed, hits in enumerate((5, 10, 15))]
-    found = robustness.fought(seeds, [], "relearn")
+    found = robustness.attack_result(seeds, [], "relearn")
     assert found.value == pytest.approx(0.5)
     assert found.interval[0] < 0.25  # t over three seeds
     same = [record("esd", {"relearn": share(5)}, seed) for seed in range(3)]
-    assert robustness.fought(same, [], "relearn").interval == wilson(5, 20)
+    assert robustness.attack_result(same, [], "relearn").interval == wilson(5, 20)
 
 
 def test_a_method_that_was_not_attacked_has_nothing():
-    assert robustness.fought([record("esd", {})], [], "relearn") is None
+    assert robustness.attack_result([record("esd", {})], [], "relearn") is None
 
 
 # ---- the worst case ------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def everything(**found):
 
 def worst(own, gold=None, box=None):
     gold = [] if gold is None else [record("retrain", gold)]
-    every = {label: robustness.fought([record("esd", own)], gold, label) for label in STANDARD}
+    every = {label: robustness.attack_result([record("esd", own)], gold, label) for label in STANDARD}
     return robustness.worst(every, box)
 
 
@@ -238,7 +238,7 @@ def records():
 
 
 def test_the_board_has_a_column_of_the_worst_attack(records):
-    result = board(records, METRICS).set_index("method")
+    result = board(records, METRICS).wide().set_index("method")
     assert result.robustness["uce"] == pytest.approx(0.9)
     assert result.robustness_by["uce"] == "concept_inversion"
     assert result.concept_inversion_excess["esd"] == pytest.approx(0.1)
@@ -276,7 +276,7 @@ def test_where_no_retrain_was_attacked_the_table_says_so(records):
 
 def test_csv_and_markdown_have_every_attack(records):
     result = board(records, METRICS)
-    back = pd.read_csv(StringIO(result.to_csv(index=False)))
+    back = pd.read_csv(StringIO(result.wide().to_csv(index=False)))
     assert {"relearn", "relearn_excess", "relearn_area", "robustness_white"} <= set(back)
     text = as_markdown(attack_table.sheets(result))
     assert "latent_probe@0.9" in text
@@ -339,7 +339,7 @@ def test_rows_without_a_worst_case_stand_beside_others(records):
 def test_plain_asr_is_no_rival_of_an_excess(records):
     """An attack that retrain lacks does not make all of a method's values plain ASR."""
     own = everything(ring_a_bell=skipped(False), prompt_ladder=skipped(False)) | {"x": share(20)}
-    result = board([*records, record("sfron", own, ua=0.99)], METRICS).set_index("method")
+    result = board([*records, record("sfron", own, ua=0.99)], METRICS).wide().set_index("method")
     assert result.robustness_over_retrain["sfron"]
     assert result.robustness["sfron"] == 0.0
 
@@ -358,16 +358,16 @@ def test_an_unreliable_value_makes_a_bound():
 
 def test_a_search_that_broke_off_is_no_success_of_the_attack():
     torn = attack([True, None, None], status="unreliable", value=None, interval=None, area=None)
-    found = robustness.fought([record("esd", {"p4d": torn})], [], "p4d")
+    found = robustness.attack_result([record("esd", {"p4d": torn})], [], "p4d")
     assert (found.value, found.missing) == (None, 2)
     several = [record("esd", {"p4d": one}, seed) for seed, one in enumerate((share(2), torn))]
-    assert robustness.fought(several, [], "p4d").value == 0.1
-    assert not robustness.fought(several, [], "p4d").sound
+    assert robustness.attack_result(several, [], "p4d").value == 0.1
+    assert not robustness.attack_result(several, [], "p4d").sound
 
 
 def test_retrain_has_no_excess_over_itself():
     gold = [record("retrain", {"relearn": share(7)})]
-    found = robustness.fought(gold, gold, "relearn")
+    found = robustness.attack_result(gold, gold, "relearn")
     assert (found.excess, found.excess_interval) == (0.0, None)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -16,13 +17,20 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import formats, run_summary
 from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
+from unlearnbench.leaderboard.robustness import Worst
+from unlearnbench.records import identity
 
 METRICS = registry.load_metrics()
 
 
 def row(board, label):
-    (found,) = [row for _, row in board.iterrows() if row.label == label]
+    """A row as CSV and JSON have it."""
+    (found,) = [row for _, row in board.wide().iterrows() if row.label == label]
     return found
+
+
+def labels(board):
+    return [row.label for row in board]
 
 
 def rows_of(board, columns):
@@ -55,9 +63,9 @@ def test_one_seed_has_no_spread_but_the_runs_own_interval():
 def test_adding_and_removing_a_method_leaves_the_other_rows():
     one, two = several("esd", [0.2, 0.4]), several("salun", [0.9, 0.8])
     alone, both = make_board(one, METRICS), make_board([*two, *one], METRICS)
-    kept = [name for name in alone if not name.endswith(("_p_original", "_p_best", "_mark"))]
+    kept = [name for name in alone.wide() if not name.endswith(("_p_original", "_p_best", "_mark"))]
     assert "score" in kept and "ua_low" in kept
-    assert row(alone[kept], "esd").equals(row(both[kept], "esd"))
+    assert row(alone, "esd")[kept].equals(row(both, "esd")[kept])
     for kind in ("markdown", "latex"):
         lines = formats.formatted(alone, METRICS, ["ua"], kind).splitlines()
         assert (
@@ -67,13 +75,13 @@ def test_adding_and_removing_a_method_leaves_the_other_rows():
 
 def test_the_order_of_records_does_not_matter():
     records = [*several("salun", [0.9, 0.8]), *several("esd", [0.2, 0.4])]
-    assert make_board(records, METRICS).equals(make_board(records[::-1], METRICS))
+    assert make_board(records, METRICS) == make_board(records[::-1], METRICS)
 
 
 def test_controls_come_first_then_the_alphabet():
     names = ["salun", "prompt_filter", "destroy", "esd", "original", "a_method", "retrain"]
     board = make_board([made_record(name, scores={"ua": 0.5}) for name in names], METRICS)
-    assert list(board.label) == ["original", "retrain", "destroy", "prompt_filter", "a_method", "esd", "salun"]
+    assert labels(board) == ["original", "retrain", "destroy", "prompt_filter", "a_method", "esd", "salun"]
 
 
 def test_methods_with_other_data_access_are_grouped_and_not_compared():
@@ -89,7 +97,7 @@ def test_methods_with_other_data_access_are_grouped_and_not_compared():
         ("with concept", ["a_method", "esd"]),
         ("with forget images, retain images", ["salun"]),
     ]
-    assert list(board.access) == ["none", "concept", "concept", "forget images, retain images"]
+    assert [row.access for row in board] == ["none", "concept", "concept", "forget images, retain images"]
     marks = {row[0]: row[-1] for _, rows in sheet.sections for row in rows}
     assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0 *", "salun": "90.0"}, "alone is not the best"
     assert "**50.0**" in formats.formatted(board, METRICS, ["ua"], "markdown")
@@ -112,8 +120,8 @@ def test_settings_of_one_method_are_rows_of_their_own():
     board = make_board(
         [made_record(scores={"ua": 0.1}), made_record(method_changes=changed, scores={"ua": 0.9})], METRICS
     )
-    assert list(board.label) == ["esd", "esd+lr=0.5"]
-    assert list(board.ua) == [0.1, 0.9]
+    assert labels(board) == ["esd", "esd+lr=0.5"]
+    assert list(board.column("ua")) == [0.1, 0.9]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +136,8 @@ def test_settings_of_one_method_are_rows_of_their_own():
 def test_protocols_concepts_and_tasks_are_never_mixed(other):
     records = [made_record("esd", 0, {"ua": 0.2}), made_record("esd", 1, {"ua": 0.8}, **other)]
     board = make_board(records, METRICS)
-    assert sorted(board.ua) == [0.2, 0.8]
-    assert list(board.n) == [1, 1]
+    assert sorted(board.column("ua")) == [0.2, 0.8]
+    assert [row.n for row in board] == [1, 1]
     tables = lb.tables(board, METRICS, ["ua"])
     assert len(tables) == len({sheet.title for sheet in tables}) == 2
     assert formats.formatted(board, METRICS, ["ua"], "markdown").count("| method |") == 2
@@ -167,7 +175,7 @@ def test_unknown_is_a_dash_in_tables_and_null_in_json():
         board, METRICS, ["ua", "fid", "ra"], "markdown"
     )
     assert "esd & 1 & 50.0 & ---" in formats.formatted(board, METRICS, ["ua", "fid"], "latex")
-    (raw,) = json.loads(formats.as_data(board, "json"))
+    (raw,) = json.loads(formats.as_data(board.wide(), "json"))
     assert (raw["ua"], raw["fid"], raw["ra"]) == (0.5, None, None)
     (cells,) = csv.DictReader(io.StringIO(formats.formatted(board, METRICS, ["ua", "fid"], "csv")))
     assert (cells["ua"], cells["fid"]) == ("0.5", "")
@@ -232,18 +240,19 @@ def test_sorting_puts_the_best_first_and_controls_above():
     records = [made_record(name, scores={"ua": v, "fid": 9 - v}) for name, v in (("a", 0.1), ("b", 0.7), ("c", 0.4))]
     records += [made_record("original", scores={"ua": 0.0, "fid": 1.0}), made_record("d")]
     board = make_board(records, METRICS)
-    assert list(lb.ordered(board, "ua", METRICS).label) == ["original", "b", "c", "a", "d"], "no value comes last"
-    assert list(lb.ordered(board, "-ua", METRICS).label) == ["original", "a", "c", "b", "d"]
-    assert list(lb.ordered(board, "fid", METRICS).label) == ["original", "b", "c", "a", "d"]
-    assert list(lb.ordered(board, None, METRICS).label) == list(board.label)
+    assert labels(lb.ordered(board, "ua", METRICS)) == ["original", "b", "c", "a", "d"], "no value comes last"
+    assert labels(lb.ordered(board, "-ua", METRICS)) == ["original", "a", "c", "b", "d"]
+    assert labels(lb.ordered(board, "fid", METRICS)) == ["original", "b", "c", "a", "d"]
+    assert labels(lb.ordered(board, None, METRICS)) == labels(board)
     with pytest.raises(UserError, match="unknown column 'uaa': did you mean ua"):
         lb.ordered(board, "uaa", METRICS)
 
 
 def test_a_lower_bound_never_sorts_as_the_most_robust():
     board = make_board([made_record(name, scores={"ua": 0.5}) for name in ("a", "b", "c")], METRICS)
-    board["robustness"], board["robustness_bound"] = [0.3, -0.1, 0.2], [False, True, False]
-    assert list(lb.ordered(board, "robustness", METRICS).label) == ["c", "a", "b"]
+    found = [Worst(value, None, "relearn", tried, 9, True) for value, tried in ((0.3, 9), (-0.1, 8), (0.2, 9))]
+    board = board.of(replace(row, worst={None: worst}) for row, worst in zip(board, found, strict=True))
+    assert labels(lb.ordered(board, "robustness", METRICS)) == ["c", "a", "b"]
 
 
 def test_columns_of_an_axis():
@@ -274,7 +283,7 @@ def test_only_some_methods_are_marked_among_themselves_and_keep_their_scores():
         for name, (ua, ra) in {**values, "c": (0.1, 0.9)}.items()
     ]
     whole, some = make_board(records, METRICS), make_board(records, METRICS, only=["a", "c"])
-    assert list(some.label) == ["a", "c"]
+    assert labels(some) == ["a", "c"]
     assert row(some, "a").score == row(whole, "a").score == pytest.approx(0.4)
     assert (row(whole, "b").ua_mark, row(some, "a").ua_mark) == ("best", "best")
     assert row(whole, "a").ua_mark not in ("best", "not worse")
@@ -287,13 +296,30 @@ def test_a_caption_says_protocol_seeds_judge_and_hardware():
         assert said in sheet.caption, said
 
 
+def test_rows_of_another_version_are_marked_and_counted(monkeypatch):
+    old = made_record("esd", scores={"ua": 0.5}, engine_hash="0" * 64)
+    records = [old, made_record("salun", scores={"ua": 0.4})]
+    (sheet,) = lb.tables(make_board(records, METRICS), METRICS, ["ua"])
+    assert "flags" not in sheet.heads and "version" not in sheet.note, "code that is not known is not called older"
+    monkeypatch.setattr(identity, "standing", lambda kind, name, hash: "older" if hash == "0" * 64 else "unknown")
+    board = make_board(records, METRICS)
+    (sheet,) = lb.tables(board, METRICS, ["ua"])
+    assert {cells[0]: cells[-1] for _, rows in sheet.sections for cells in rows} == {
+        "esd": "other version: engine", "salun": "",
+    }  # fmt: skip
+    assert "1 of 2 rows" in sheet.note
+    assert row(board, "esd")["flags"] == "other version: engine", "CSV and JSON say it too"
+    assert any("other version: engine" in line for line in run_summary.run_notes([old], {}))
+
+
 def test_spans_of_seeds():
     assert lb.spans([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
     assert lb.spans([]) == ""
 
 
 def test_no_records_make_an_empty_board():
-    assert make_board([], METRICS).empty
+    empty = make_board([], METRICS)
+    assert len(empty) == 0 and empty.tables() == [] and empty.wide().empty
 
 
 def test_gold_is_retrain_of_the_same_cell():

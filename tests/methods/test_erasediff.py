@@ -31,7 +31,8 @@ from unlearnbench.methods import erasediff_released
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.erasediff_released import EraseDiffReleased
 from unlearnbench.pipeline.request import SpecBuilder
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import read, write
 from unlearnbench.records.tuning import tuned_settings, tuning_path
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.techniques.losses import erasediff_forget_loss

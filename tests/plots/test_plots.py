@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.support.small_world import made_record
 from unlearnbench import plots
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import board
+from unlearnbench.leaderboard.rows import Board, BoardRow, Stat
 from unlearnbench.plots import attack_curves
 from unlearnbench.plots.pareto import area_of, front
 from unlearnbench.plots.style import PALETTE, control_of, styles
@@ -23,10 +25,20 @@ from unlearnbench.plots.style import PALETTE, control_of, styles
 ODD = "a$b_c<script>alert('1')</script>&\"$"
 
 
-def table(values, **more):
-    """A board's rows from {label: (ua, ra)}; `more` are columns."""
-    rows = [{"task": "digits-class", "label": name, "ua": ua, "ra": ra} for name, (ua, ra) in values.items()]
-    return pd.DataFrame(rows).assign(**more)
+PARTS = ("sd", "low", "high")
+
+
+def table(values, task="digits-class", **more):
+    """A board from {label: (ua, ra)}; `more` are lists of a metric's values, or of a part of it such as `ra_low`."""
+    rows = []
+    for i, (label, (ua, ra)) in enumerate(values.items()):
+        stats = {"ua": Stat(ua), "ra": Stat(ra)}
+        for name, column in more.items():
+            metric, _, part = name.rpartition("_")
+            metric, part = (metric, part) if part in PARTS else (name, "value")
+            stats[metric] = stats.get(metric, Stat())._replace(**{part: column[i]})
+        rows.append(BoardRow(i, task, "default", "a" * 64, "3", "concept", label, label, "default", stats=stats))
+    return Board(rows)
 
 
 SIMPLE = {"original": (0.0, 1.0), "a": (0.9, 0.5), "b": (0.5, 0.9), "c": (0.4, 0.4)}
@@ -64,8 +76,8 @@ def test_the_front_is_what_no_other_beats():
 
 
 def test_points_lie_at_their_values_in_the_unit_shown_and_carry_the_rows_index():
-    rows = table(SIMPLE)
-    rows.index = [7, 3, 12, 5]
+    every = table(SIMPLE)
+    rows = every.of(replace(row, index=i) for row, i in zip(every, (7, 3, 12, 5), strict=True))
     assert points(plots.pareto(rows, "t")) == {
         "row-7": (100, 0), "row-3": (50, 90), "row-12": (90, 50), "row-5": (40, 40)
     }  # fmt: skip
@@ -77,7 +89,7 @@ def test_the_line_joins_the_best_methods_and_no_control():
 
 
 def test_intervals_are_drawn_where_they_are():
-    low, high = [None, 0.4, math.nan, 0.3], [None, 0.7, math.nan, 0.45]
+    low, high = [None, 0.4, None, 0.3], [None, 0.7, None, 0.45]
     figure = plots.pareto(table(SIMPLE, ra_low=low, ra_high=high), "t")
     bars = [s for each in main(figure).collections if hasattr(each, "get_segments") for s in each.get_segments()]
     assert [bar.tolist() for bar in bars] == [[[40, 90], [70, 90]], [[30, 40], [45, 40]]]
@@ -102,7 +114,7 @@ def test_a_task_without_ua_and_ra_has_other_headlines():
 
 
 def test_rows_without_a_value_are_named_below():
-    figure = plots.pareto(table({**SIMPLE, "gone": (None, 0.5), "lost": (0.5, math.nan)}), "t")
+    figure = plots.pareto(table({**SIMPLE, "gone": (None, 0.5), "lost": (0.5, None)}), "t")
     assert "not shown, for want of a value: gone, lost" in texts(figure)
     assert len(points(figure)) == 4
 
@@ -156,7 +168,7 @@ def test_names_cover_neither_each_other_nor_points(crowd):
         assert not any(box.contains(x, y) for x, y in marks)
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
     written = " ".join(texts(figure))
-    assert all(name in written for name in rows["label"]), "each is named at its point or below the plot"
+    assert all(row.label in written for row in rows), "each is named at its point or below the plot"
 
 
 def test_a_crowd_is_shown_larger_with_all_its_points():

@@ -17,8 +17,9 @@ from unlearnbench.leaderboard.concept_effects import effects
 from unlearnbench.pipeline.request import methods_of
 from unlearnbench.plots.style import control_of
 from unlearnbench.records import identity
+from unlearnbench.records.folder import load_all
 from unlearnbench.records.identity import differences, grouped, labels, left_out, matching
-from unlearnbench.records.schema import load_all, read, write
+from unlearnbench.records.schema import read, write
 from unlearnbench.report import section
 
 METRICS = registry.load_metrics()
@@ -45,7 +46,7 @@ def made(method="esd", seed=0, ua=0.5, **changes):
 @pytest.mark.parametrize(("suffix", "changes"), OTHERWISE.items(), ids=list(OTHERWISE))
 def test_seeds_of_different_things_are_rows_of_their_own_named_by_what_differs(suffix, changes):
     records = [made(seed=0, ua=0.2), made(seed=1, ua=0.9, **changes), made(seed=2, ua=0.9, **changes)]
-    result = board(records, METRICS)
+    result = board(records, METRICS).wide()
     rows = {row.label: (row.n, row.ua) for row in result.itertuples()}
     assert len(rows) == 2 and rows[f"esd ({suffix})"] == (2, pytest.approx(0.9))
     (other,) = set(rows) - {f"esd ({suffix})"}
@@ -56,7 +57,7 @@ def test_seeds_of_different_things_are_rows_of_their_own_named_by_what_differs(s
 
 def test_seeds_from_other_devices_and_times_are_one_row():
     records = [made(seed=0), made(seed=1, environment={"threads": 64, "device": "H200"}, created="2026-02-02")]
-    assert list(board(records, METRICS).label) == ["esd"]
+    assert [row.label for row in board(records, METRICS)] == ["esd"]
     assert labels(grouped(records)) == {identity.identity(records[0]): "esd"}
 
 
@@ -75,13 +76,13 @@ def test_names_that_begin_alike_stay_apart():
 def test_rows_can_be_chosen_by_label_name_or_what_sets_them_apart():
     records = [made(), made(seed=1, **CODE), made("salun")]
     assert len(board(records, METRICS, only=["esd"])) == 2
-    assert list(board(records, METRICS, only=["esd (code 91ab23cd)"]).label) == ["esd (code 91ab23cd)"]
+    assert [row.label for row in board(records, METRICS, only=["esd (code 91ab23cd)"])] == ["esd (code 91ab23cd)"]
 
 
 def test_code_that_is_known_to_give_equal_numbers_is_one_row(monkeypatch):
     monkeypatch.setattr(identity, "lineage", lambda kind, name, hash: f"{name} v1" if kind == "method" else hash)
     records = [made(seed=0), made(seed=1, **CODE)]
-    (row,) = board(records, METRICS).itertuples()
+    (row,) = board(records, METRICS).wide().itertuples()
     assert (row.label, row.n) == ("esd", 2)
 
 
@@ -101,18 +102,18 @@ def anchored_by(**changes):
     [("original", ORIGINAL), ("judge", {"judge": JUDGE}), ("engine version", ENGINE), ("data", {"data": "d" * 64})],
 )
 def test_a_control_of_something_else_anchors_no_row(what, changes):
-    result = board([*anchored_by(**changes), made()], METRICS)
+    result = board([*anchored_by(**changes), made()], METRICS).wide()
     (row,) = result[result.label == "esd"].itertuples()
     assert pd.isna(row.efficacy) and pd.isna(row.score)
     assert row.unscored == f"efficacy: retrain is of another {what}"
     assert row.utility is not None and not pd.isna(row.utility), "the other anchors fit"
-    fits = board([*anchored_by(), made()], METRICS)
+    fits = board([*anchored_by(), made()], METRICS).wide()
     assert fits[fits.label == "esd"].efficacy.item() == pytest.approx(0.5)
 
 
 def test_controls_that_fit_are_found_beside_others_that_do_not():
     strange = made_record("retrain", 1, {"ua": 0.3, "ra": 0.9}, **ENGINE)
-    result = board([*anchored_by(), strange, made()], METRICS)
+    result = board([*anchored_by(), strange, made()], METRICS).wide()
     assert result[result.label == "esd"].efficacy.item() == pytest.approx(0.5)
     assert matching([strange], made(), "retrain") == ([], "retrain is of another engine version")
     assert matching([], made(), "retrain") == ([], None)
@@ -131,7 +132,7 @@ def test_scores_by_other_code_of_a_metric_are_no_anchor():
 def test_methods_that_were_measured_otherwise_are_not_tested_against_each_other():
     records = [made_record("original", 0, {"ua": 0.1}), *(made("esd", seed, 0.5 + seed / 10) for seed in range(3))]
     records += [made("salun", seed, 0.1 + seed / 10, **ENGINE) for seed in range(3)]
-    result = board(records, METRICS).set_index("label")
+    result = board(records, METRICS).wide().set_index("label")
     assert pd.isna(result.ua_p_original["salun"]) and not pd.isna(result.ua_p_original["esd"])
     assert pd.isna(result.ua_p_best["salun"]) and pd.isna(result.ua_mark["salun"])
 
@@ -144,7 +145,7 @@ def test_attacks_are_held_against_retrain_of_the_same_settings_code_and_engine()
         return [*anchored_by(attacks={label: attack}, **changes), made(attacks={label: attacked([True] * 4)})]
 
     def excess(records):
-        result = board(records, METRICS)
+        result = board(records, METRICS).wide()
         return result[result.label == "esd"][f"{label}_excess"].item()
 
     assert excess(fought()) == pytest.approx(0.5)
@@ -163,7 +164,7 @@ def rescored(record, metric, code="d" * 64):
 
 def test_a_metric_pools_the_seeds_that_its_own_code_scored():
     records = [made(seed=0, ua=0.4), rescored(made(seed=1, ua=0.9), "ua"), made(seed=2, ua=0.6)]
-    (row,) = board(records, METRICS).itertuples()
+    (row,) = board(records, METRICS).wide().itertuples()
     assert row.ua == pytest.approx(0.5) and row.ra == pytest.approx(0.9)
     assert row.flags == "ua: seeds 1 of other metric code left out"
     assert left_out(records[:1]) == []
@@ -171,14 +172,14 @@ def test_a_metric_pools_the_seeds_that_its_own_code_scored():
 
 def test_of_equally_many_the_newest_count():
     old, new = made(seed=0, ua=0.4), rescored(made(seed=1, ua=0.9, created="2027-01-01T00:00:00+00:00"), "ua")
-    assert board([old, new], METRICS).ua.item() == 0.9
+    assert board([old, new], METRICS).rows[0].stat("ua").value == 0.9
 
 
 def test_an_attack_pools_the_seeds_of_the_same_settings_and_code():
     attacks = [attacked([True] * 4), attacked([False] * 4), attacked([False] * 4)]
     attacks[0] = attacks[0].model_copy(update={"code_hash": "f" * 64})
     records = [made(seed=seed, attacks={"relearn": one}) for seed, one in enumerate(attacks)]
-    assert robustness.fought(records, [], "relearn").value == 0
+    assert robustness.attack_result(records, [], "relearn").value == 0
     assert left_out(records) == ["relearn: seeds 0 of other attack code or settings left out"]
 
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from tests.support.small_world import ROOT, debris, made_record
 from unlearnbench.errors import Damaged, UserError
-from unlearnbench.records.schema import VERSION, label, load_all, read, upgraded, write
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import VERSION, label, read, upgraded, write
 from unlearnbench.records.sealed_json import sealed
 from unlearnbench.storage.files import replace_file
 

@@ -13,9 +13,9 @@ from unlearnbench import registry
 from unlearnbench.cli import console
 from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
+from unlearnbench.records.folder import ResultsFolder, load_all
 from unlearnbench.records.image_table import reader
-from unlearnbench.records.schema import load_all, write
-from unlearnbench.records.tuning import all_tunings
+from unlearnbench.records.schema import write
 from unlearnbench.report.results_readme import files, source, stale
 
 RESULTS = ROOT / "results"
@@ -36,7 +36,7 @@ def test_the_page_explains_every_column_and_says_how_to_send_a_row(cli, folder):
     for metric in lb.columns_of(registry.load_metrics()).values():
         assert f"- {lb.head(metric)}: " in page
     assert "no evidence about Stable Diffusion" in page
-    assert "How a row is made and sent" in page
+    assert "How to add a row" in page
     for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
         assert (folder / picture).is_file()
 
@@ -59,7 +59,7 @@ def test_what_is_older_than_its_records_is_found(cli, folder):
     write(changed, changed.path(folder))
     said = cli("leaderboard", folder, "--check")
     assert said.code == 1
-    assert "pareto.png is not what its records give" in " ".join(said.out.split())
+    assert "pareto.png is older than its records" in " ".join(said.out.split())
 
 
 def test_a_picture_of_another_kind_is_stale_and_is_written_over(cli, folder):
@@ -84,7 +84,7 @@ def test_pictures_that_are_up_to_date_are_left_as_they_are(cli, folder):
 
 def test_the_committed_page_and_pictures_are_what_the_records_give():
     records = load_all(RESULTS)
-    made = files(make_board(records, images=reader(RESULTS)), records, all_tunings(RESULTS))
+    made = files(make_board(records, images=reader(RESULTS)), records, ResultsFolder(RESULTS).tunings())
     assert len(made) >= 5
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
 

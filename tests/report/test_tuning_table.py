@@ -9,8 +9,9 @@ import pytest
 from tests.support.small_world import made_record
 from unlearnbench.cli.console import out
 from unlearnbench.leaderboard.board import board
-from unlearnbench.records.schema import load_all, write
-from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning, all_tunings, write_tuning
+from unlearnbench.records.folder import ResultsFolder, load_all
+from unlearnbench.records.schema import write
+from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning, write_tuning
 from unlearnbench.report.results_readme import files
 from unlearnbench.report.tuning_table import HEADS, note, page, row
 
@@ -82,7 +83,7 @@ def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
     lines = said.out.splitlines()
     objectives, cost = (next(n for n, line in enumerate(lines) if line.startswith(title)) for title in (TITLE, COST))
     assert max(map(len, lines[objectives:cost])) in range(width - 25, width + 1)
-    for one in all_tunings(committed):
+    for one in ResultsFolder(committed).tunings():
         cells = row(one)
         (first,) = [line.split() for line in lines[objectives:cost] if f" {one.method} " in line]
         (second,) = [line.split() for line in lines[cost:] if f" {one.method} " in line]
@@ -91,7 +92,7 @@ def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
 
 
 def test_rows_of_each_method_by_division_with_intervals(results):
-    text, made = page(board(load_all(results)), all_tunings(results))
+    text, made = page(board(load_all(results)), ResultsFolder(results).tunings())
     (table,) = [part for part in text.split("### ") if part.startswith("Default, published, tuned: ")]
     lines = [line for line in table.splitlines() if line.startswith("| esd")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -104,6 +105,15 @@ def test_rows_of_each_method_by_division_with_intervals(results):
     assert "In all 0.2 hours of one thread, 80,000 evaluations" in text
     assert [path.as_posix() for path in made] == ["tuning/digits-class/best.png"]
     assert made.popitem()[1].startswith(b"\x89PNG")
+
+
+def test_methods_that_were_tuned_differently_are_told_apart():
+    esd, salun = tuning("esd"), tuning("salun")
+    assert "400,000 evaluations" in note([esd, salun]) and "esd" not in note([esd, salun])
+    said = note([esd, salun.model_copy(update={"cap": 900_000, "protocol": "wide"})])
+    assert "esd: mean over forget 0, 1" in said and "cap 400,000" in said
+    assert "salun: mean over forget 0, 1" in said and "Protocol wide" in said and "cap 900,000" in said
+    assert "must not be compared" in said
 
 
 def test_a_page_without_tunings_is_as_before(results):

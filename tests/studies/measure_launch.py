@@ -19,7 +19,7 @@ from tests.support import slurm_cluster
 from tests.support.small_world import comparable
 from unlearnbench.compute.environment import describe
 from unlearnbench.launch.journal import latest
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
 
 OPEN, CLOSE = "<!-- measured -->", "<!-- /measured -->"

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unlearnbench.records.schema import Record, load_all
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.schema import Record
 
 CELLS, WORKERS, MTBF = 10_000, (1, 32, 128, 1024), (math.inf, 24.0, 4.0)
 """Cells of the board; numbers of workers; mean hours between failures of a worker."""

@@ -17,7 +17,7 @@ from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
 from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.worker import Result, read_job, work
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
 
 PATIENCE = 600.0

@@ -17,7 +17,7 @@ from tests.support.ddpm_reference import Reference
 from unlearnbench.errors import UserError
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 from unlearnbench.tasks._cifar10 import CLASSES
 from unlearnbench.tasks.cifar10_class import Cifar10Class, scaled
 

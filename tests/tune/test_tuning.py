@@ -12,13 +12,13 @@ import pytest
 from unlearnbench import Method, registry
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import seed_of
+from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.tuning import (
     Anchors,
     RunValue,
     read_tuning,
     tuned_settings,
     tuning_path,
-    tunings,
     was_tuned,
     write_tuning,
 )
@@ -318,7 +318,7 @@ def test_a_tuning_is_read_as_it_was_written_and_a_change_is_found(tmp_path):
     found = write_tuning(tune(tmp_path / "cache", World(), 4), tmp_path)
     path = tuning_path(tmp_path, "digits-class", "test_tuning")
     assert read_tuning(path) == found
-    assert tunings(tmp_path, "digits-class") == [found]
+    assert ResultsFolder(tmp_path).tunings("digits-class") == [found]
     assert tuned_settings(tmp_path, "digits-class", "test_tuning") == (found.settings, found.selection)
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "cap": values["cap"] + 1}))

@@ -149,6 +149,18 @@ def test_a_sample_grid_that_is_missing_or_no_picture(here, path):
     assert texts(here) == ["its sample grid seed-0.png is missing: run it again"]
 
 
+def test_seeds_of_one_label_that_are_not_pooled_are_noted(here, path):
+    record = read(path)
+    changed = record.method.model_copy(update={"settings": {**record.method.settings, "other": 1}})
+    made = record.model_copy(update={"seeds": {**record.seeds, "unlearning": 1}, "method": changed})
+    write(made, path.with_name("seed-1.json"))
+    found = [one for one in findings(here, record_files(here)) if one.note and "not pooled" in one.text]
+    assert [one.path.name for one in found] == ["seed-1.json"]
+    assert "seed-0.json" in found[0].text and "settings" in found[0].text
+    write(record.model_copy(update={"seeds": made.seeds}), path.with_name("seed-1.json"))
+    assert not [one for one in findings(here, record_files(here)) if one.note and "not pooled" in one.text]
+
+
 def test_files_that_belong_to_no_record(here, path):
     for suffix in (".parquet", ".png"):
         (path.parent / f"seed-7{suffix}").write_bytes(b"x")

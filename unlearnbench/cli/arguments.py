@@ -40,10 +40,11 @@ def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
 
 def opened_record(path: Path) -> tuple[Path, Record]:
     """Read a record from its file, or from a folder that holds exactly one; return the file and the record."""
+    from unlearnbench.records.folder import record_files_below
     from unlearnbench.records.schema import read
 
     if path.is_dir():
-        found = sorted(path.rglob("seed-*.json"))
+        found = record_files_below(path)
         if len(found) != 1:
             which = f"name one of them, such as {found[0]}" if found else "give the path of a seed-*.json"
             raise UserError(f"{len(found) or 'no'} records below {path}: {which}")

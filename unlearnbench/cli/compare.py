@@ -49,7 +49,7 @@ def compare(
     require_comparable(*sides)
     task = sides[0].runs[0].record.task
     if picture and not include_unsafe and task in registry.tasks() and registry.load_task(task).unsafe:
-        raise UserError(f"images of {task} may be unfit to be shown: --include-unsafe writes them all the same")
+        raise UserError(f"images of {task} may be unsafe to show: --include-unsafe writes them anyway")
 
     from unlearnbench.compare import formats, wording
     from unlearnbench.leaderboard.formats import as_csv
@@ -59,7 +59,7 @@ def compare(
         _draw(found, picture)
     if format == "terminal":
         _show(found)
-        last = f"wrote {picture}" if picture else "their images side by side: --out FILE.png"
+        last = f"wrote {picture}" if picture else "--out FILE.png draws their images side by side"
         out.print(last, markup=False, highlight=False, soft_wrap=True)
     elif format == "csv":
         sys.stdout.write(as_csv(formats.frame(found)))
@@ -82,10 +82,11 @@ def _show(found: Comparison) -> None:
     from unlearnbench.compare import wording as text
 
     def say(line: str) -> None:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        """Print a sentence, broken between words where the terminal is too narrow."""
+        out.print(line, markup=False, highlight=False)
 
-    for line in text.named(found):
-        say(line)
+    for line in text.named(found):  # it names a folder, which must stay whole to be copied
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.metrics:
         rows = [text.cells(row) for row in found.metrics]
         print_table(text.title(found), ["metric", *text.HEADS], [("", rows)])
@@ -100,9 +101,9 @@ def _show(found: Comparison) -> None:
     for line in text.notes(found):
         say(line)
     if found.little:
-        say(f"made otherwise: {found.little}")
+        say(f"made differently: {found.little}")
     elif found.apart:
-        print_table("made otherwise", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)
+        print_table("made differently", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)
 
 
 @comparing.command()
@@ -129,4 +130,4 @@ def diff(
 def _grouped(rows: list[Difference]) -> list[list[str]]:
     """The rows, with each group named only once."""
     before = ["", *(row.group for row in rows)]
-    return [["" if row.group == last else row.group, *row[1:]] for row, last in zip(rows, before, strict=False)]
+    return [["" if row.group == last else row.group, *row.cells] for row, last in zip(rows, before, strict=False)]

@@ -88,8 +88,8 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     from unlearnbench import registry
     from unlearnbench.leaderboard import run_summary
     from unlearnbench.records import identity
+    from unlearnbench.records.folder import load_all
     from unlearnbench.records.image_table import reader
-    from unlearnbench.records.schema import load_all
 
     record, images = group[0], reader(results)
     place = record.path(results).parents[1]

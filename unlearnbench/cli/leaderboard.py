@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.console import in_one_table, out, print_table
+from unlearnbench.cli.console import err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
+from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from unlearnbench.leaderboard.rows import Board
     from unlearnbench.leaderboard.tables import Sheet
     from unlearnbench.records.schema import Record
 
@@ -26,7 +27,7 @@ FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
 """The end of a column's head: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
-"""How to see the columns that were left out."""
+"""Ways to see the columns that were left out."""
 
 
 @boards.command()
@@ -78,15 +79,15 @@ def leaderboard(
     if format not in FORMATS:
         raise no_format(format)
     if attacks and published:
-        raise UserError("--attacks and --published are tables of their own: give one of them")
+        raise UserError("--attacks and --published are separate tables: give one of them")
     narrow = [name for name, value in (("task", task), ("protocol", protocol), ("forget", forget)) if value]
     narrow += [name for name, value in (("methods", methods), ("columns", columns), ("axis", axis)) if value]
     if write and check:
         raise UserError("--write and --check exclude each other: give one of them")
     if (write or check) and format != "terminal":
-        raise UserError(f"--{'write' if write else 'check'} makes the page and its pictures: leave out --format")
+        raise UserError(f"--{'write' if write else 'check'} makes a page and its pictures: leave out --format")
     if (write or check) and narrow:
-        raise UserError(f"--{'write' if write else 'check'} is of the whole folder: leave out --{narrow[0]}")
+        raise UserError(f"--{'write' if write else 'check'} covers the whole folder: leave out --{narrow[0]}")
     if published:
         _published(task, forget, methods, gathered(results, task, protocol, forget, some=False), results, format)
         return
@@ -118,18 +119,28 @@ def leaderboard(
         sys.stdout.write(formatted(board, metrics, names, format, intervals))
 
 
+@contextmanager
+def progress(title: str) -> Iterator[None]:
+    """Show how far the work within this block is, on a terminal only: output that is piped stays as it is."""
+    with bars(err, 1) as begin:
+        if err.is_terminal:
+            begin(title)
+        yield
+
+
 def gathered(
     results: Path, task: str | None = None, protocol: str | None = None, forget: str | None = None, some: bool = True
 ) -> list[Record]:
     """Read the records below a folder that are of this task, protocol and concept; with `some`, refuse to find none.
 
-    A protocol goes by its name or the beginning of its hash.
+    `protocol` is a name or the start of a hash.
     """
-    from unlearnbench.records.schema import load_all
+    from unlearnbench.records.folder import ResultsFolder
 
     if results.is_file():
         raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
-    records = load_all(results)
+    with progress(f"records of {results}"):
+        records = ResultsFolder(results).records()
     if some and not records:
         raise UserError(
             f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
@@ -193,13 +204,13 @@ def _show(
             out.print()
 
 
-def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
+def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.names import inside
-    from unlearnbench.records.tuning import all_tunings
+    from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
     from unlearnbench.storage.files import cannot_write, replace_file
 
-    made = files(board, records, all_tunings(results))
+    made = files(board, records, ResultsFolder(results).tunings())
     try:
         for path in stale(results, made):
             replace_file(inside(results, path), made[path])
@@ -208,21 +219,21 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
     out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
 
 
-def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
-    """Exit with 1 if `_write` would change a file."""
-    from unlearnbench.records.tuning import all_tunings
+def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
+    """Exit with code 1 if `_write` would change a file."""
+    from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import files, stale
 
-    made = files(board, records, all_tunings(results))
+    made = files(board, records, ResultsFolder(results).tunings())
     old = stale(results, made)
     for path in old:
-        out.print(f"{results / path} is not what its records give: leaderboard {results} --write", soft_wrap=True)
+        out.print(f"{results / path} is older than its records: run leaderboard {results} --write", soft_wrap=True)
     out.print(f"{len(made)} files checked, {len(old)} stale", highlight=False)
     raise typer.Exit(1 if old else 0)
 
 
-def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
-    """Print the table of attacks; the terminal and LaTeX get as many as fit, unless they are named."""
+def _attacks(board: Board, kind: str, chosen: str | None) -> None:
+    """Print the tables of attacks; in the terminal and in LaTeX only attacks that fit, unless they are named."""
     from unlearnbench.leaderboard import attacks as attack_table
     from unlearnbench.leaderboard.formats import TEXTWIDTH, written
 

@@ -39,7 +39,7 @@ def plot(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="pareto: efficacy against utility; cost: time and memory; matrix: what forgetting does to every "
+            help="pareto: efficacy against utility; cost: time and memory; matrix: effect of forgetting on every "
             "concept; attacks: recovered share against budget; trajectory: runs with --eval-every, step by step."
         ),
     ],
@@ -95,8 +95,9 @@ def plot(
 
 
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
-    """Records with a trajectory, from a file, one method's folder or a folder of records."""
-    from unlearnbench.records.schema import load_all, read
+    """Read the records with a trajectory: from a file, one method's folder, or a results folder."""
+    from unlearnbench.records.folder import load_all
+    from unlearnbench.records.schema import read
 
     if not place.exists():
         raise UserError(f"no record at {place}: give a seed-*.json, or a folder of records")
@@ -162,6 +163,6 @@ def _drawn(
         followed = plots.trajectory(title, shown, names.values())
         assert followed is not None  # every record has one
         return followed
-    rows = board(records, images=reader(results))
-    some, every = rows[rows["label"].isin(wanted)], list(rows["label"])
+    table = board(records, images=reader(results))
+    some, every = table.where(lambda row: row.label in wanted), [row.label for row in table]
     return plots.cost(some, title, every) if kind is Kind.cost else plots.pareto(some, title, x, y, every)

@@ -139,10 +139,10 @@ def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | Non
 
 
 def _show(task: str, results: Path, plot: Path | None) -> None:
-    from unlearnbench.records.tuning import tunings
+    from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.tuning_table import HEADS, note, row
 
-    found = tunings(results, task)
+    found = ResultsFolder(results).tunings(task)
     if not found:
         raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
     rows = [dict(zip(HEADS, row(one), strict=True)) for one in found]

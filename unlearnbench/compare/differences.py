@@ -1,4 +1,4 @@
-"""What sets one method apart from another in every score and attack, with intervals of the paired differences."""
+"""Compare two methods in every score and attack, with intervals of the paired differences."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from unlearnbench.leaderboard.board import estimate
 from unlearnbench.leaderboard.run_summary import gold
 from unlearnbench.leaderboard.tables import Derived
 from unlearnbench.metric import Metric
+from unlearnbench.records.folder import read_all, record_files_in
 from unlearnbench.records.identity import attacked_by, measured_by, scored_alike
-from unlearnbench.records.schema import AttackRecord, read
+from unlearnbench.records.schema import AttackRecord
 from unlearnbench.statistics import Interval, difference, holm, over_pairs, paired_p, within
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ Columns = tuple["np.ndarray", "np.ndarray"]
 
 
 class Row(NamedTuple):
-    """One metric or attack of both, and what sets them apart."""
+    """One metric or attack of A and B, and their difference."""
 
     name: str
     column: Metric | Derived
@@ -37,13 +38,13 @@ class Row(NamedTuple):
     interval: Interval | None = None
     p: float | None = None
     adjusted: float | None = None
-    """The same by Holm, over the rows of its table."""
+    """p adjusted by Holm over the rows of its table."""
     runs: int = 0
-    """Pairs of runs that it rests on."""
+    """Number of pairs of runs."""
     images: int = 0
-    """Images, or targets, of a run that both have."""
+    """Images, or targets, that both runs of a pair have."""
     independent: bool = False
-    """Whether the interval takes A and B as independent, which makes it wider than need be."""
+    """Whether the interval treats A and B as independent, which makes it wider than necessary."""
 
     @property
     def ratio(self) -> float | None:
@@ -54,7 +55,7 @@ class Row(NamedTuple):
 
 
 def metric_rows(a: Side, b: Side) -> list[Row]:
-    """Every metric that either has, in the order of tables; those that are not known here come last."""
+    """Compare every metric that either has, in the order of tables; unknown metrics come last."""
     pairs, metrics = paired(a, b), registry.load_metrics()
     seen = {name: score for run in (*a.counted, *b.counted) for name, score in run.record.scores.items()}
     without = registry.without(a.runs[0].record.task)
@@ -69,7 +70,7 @@ def metric_rows(a: Side, b: Side) -> list[Row]:
 
 
 def _alike(pairs: Sequence[Pair], name: str) -> list[Pair]:
-    """The pairs of which both runs were scored by one code of the metric, the same in all of them."""
+    """The pairs in which both runs were scored by one version of the metric, the same in all pairs."""
     same = [pair for pair in pairs if len({measured_by(run.record, name) for run in pair}) == 1]
     kept = {id(record) for record in scored_alike([pair[0].record for pair in same], name)}
     return [pair for pair in same if id(pair[0].record) in kept]
@@ -95,7 +96,7 @@ def _metric_row(name: str, column: Metric | Derived, axis: str, pairs: list[Pair
 
 
 def _apart_row(row: Row, sides: tuple[Side, Side], bounds: Bounds) -> Row:
-    """Without a pair: the means of both, whose intervals are taken as independent."""
+    """Compare means without pairs, with intervals taken as independent."""
     a, b = (estimate([run.record for run in one.counted], row.name) if one.counted else None for one in sides)
     row = row._replace(a=a.value if a else None, b=b.value if b else None)
     if not a or not b or a.value is None or b.value is None:
@@ -108,14 +109,14 @@ def _apart_row(row: Row, sides: tuple[Side, Side], bounds: Bounds) -> Row:
 
 
 def _limited(interval: Interval | None, bounds: Bounds) -> Interval | None:
-    """Differences of values within bounds are within their width."""
+    """Limit the interval of a difference to the range of the values."""
     least, most = bounds
     width = None if least is None or most is None else most - least
     return within(interval, None if width is None else -width, width)
 
 
 def _contrast(row: Row, a: Sequence[float], b: Sequence[float], columns: Columns | None, bounds: Bounds) -> Row:
-    """The row with means, difference, interval and p of paired runs."""
+    """Fill in means, difference, interval and p of paired runs."""
     first, second = sum(a) / len(a), sum(b) / len(b)
     interval = over_pairs(b, a, None if columns is None else (columns[1], columns[0]))
     return row._replace(
@@ -142,7 +143,7 @@ def _image_values(run: Run, name: str) -> np.ndarray | None:
 
 
 def _matrices(pairs: Sequence[Pair], values: Callable[[Run], np.ndarray | None]) -> Columns | None:
-    """Values of both sides by run and image; None where a run lacks them, or was not asked for the same images."""
+    """Values of both by run and image; None where a run lacks them or had other prompts or noise."""
     import numpy as np
 
     sides = [[column for pair in pairs if (column := values(pair[place])) is not None] for place in (0, 1)]
@@ -157,7 +158,7 @@ def _adjusted(rows: list[Row]) -> list[Row]:
 
 
 def attack_rows(a: Side, b: Side) -> list[Row]:
-    """Every attack that both were tried under, with the same settings and code: ASR of targets that are the same."""
+    """Compare every attack that both were tried under with the same settings and code, on common targets."""
     rows = []
     for label in robustness.labels(run.record for run in (*a.runs, *b.runs)):
         pairs = [pair for pair in paired(a, b) if all(label in run.record.attacks for run in pair)]
@@ -188,9 +189,9 @@ def _attack_row(row: Row, tried: Sequence[tuple[AttackRecord, ...]]) -> Row:
 
 
 def worst_case(side: Side) -> robustness.Worst | None:
-    """Of the standard attacks on one side, in excess of the retrain's beside it where that was attacked."""
+    """The worst standard attack on one side, in excess of retrain in the same table where that was attacked."""
     first = side.runs[0]
-    beside = sorted((first.path.parent.parent / robustness.GOLD).glob("seed-*.json"))
-    floor = gold(map(read, beside), first.record, robustness.GOLD)
+    retrained = read_all(record_files_in(first.path.parent.parent / robustness.GOLD))
+    floor = gold(retrained, first.record, robustness.GOLD)
     labels = robustness.labels(side.records)
-    return robustness.worst({label: robustness.fought(side.records, floor, label) for label in labels})
+    return robustness.worst({label: robustness.attack_result(side.records, floor, label) for label in labels})

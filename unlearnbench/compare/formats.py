@@ -1,4 +1,4 @@
-"""A comparison as markdown, csv or json."""
+"""Format a comparison as markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+SHOWN = ("group", "what", "a", "b", "change")
+"""Fields of a difference in JSON."""
+
+
 def markdown(found: Comparison) -> str:
-    """GitHub's tables, with the lines around them."""
+    """GitHub tables with the text around them."""
     sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
     if found.attacks:
         sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
@@ -38,9 +42,9 @@ def markdown(found: Comparison) -> str:
     if found.attacks:
         parts.append(f"\n{markdown_text(worst_line(found))}\n")
     if found.little:
-        parts.append(f"\nMade otherwise: {found.little}.\n")
+        parts.append(f"\nMade differently: {found.little}.\n")
     elif found.apart:
-        parts.append("\n" + _table("Made otherwise", ["group", "what", "A", "B"], grouped(found.apart)))
+        parts.append("\n" + _table("Made differently", ["group", "what", "A", "B"], grouped(found.apart)))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -71,7 +75,7 @@ def values(row: Row) -> dict[str, Any]:
 
 
 def frame(found: Comparison) -> pd.DataFrame:
-    """A row a metric or attack, numbers unscaled."""
+    """One row per metric or attack, numbers unscaled."""
     import pandas as pd
 
     tables = [("metric", found.metrics), ("attack", found.attacks)]
@@ -79,7 +83,7 @@ def frame(found: Comparison) -> pd.DataFrame:
 
 
 def as_json(found: Comparison) -> str:
-    """Everything; unknown is null."""
+    """The whole comparison; unknown is null."""
     sides = {
         name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
         for name, one, label in zip("ab", (found.a, found.b), names_of(found), strict=True)
@@ -93,7 +97,7 @@ def as_json(found: Comparison) -> str:
         "metrics": [values(row) for row in found.metrics],
         "attacks": [values(row) for row in found.attacks],
         "worst": [None if worst is None else worst._asdict() for worst in found.worst],
-        "made_otherwise": [row._asdict() for row in found.apart],
+        "made_otherwise": [{name: row._asdict()[name] for name in SHOWN} for row in found.apart],
         "little": found.little,
         "summary": summary(found),
         "notes": notes(found),

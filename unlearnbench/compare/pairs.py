@@ -1,4 +1,4 @@
-"""The runs of two methods that can be compared, and which of them belong together: the same noise, the same seed."""
+"""Find the runs of two methods that can be compared, and pair them by seed and noise."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import distinct, same_images
+from unlearnbench.records.folder import ResultsFolder, methods_beside, record_files_below
 from unlearnbench.records.identity import CONDITIONS, differences, grouped, identity
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.schema import Record, read
@@ -19,7 +20,7 @@ FEW = 6
 
 
 class Run(NamedTuple):
-    """One record, where it lies, and its per-image values."""
+    """One record, its path, and its per-image values."""
 
     path: Path
     record: Record
@@ -27,7 +28,7 @@ class Run(NamedTuple):
 
     @property
     def seed(self) -> int:
-        """That it was unlearned with."""
+        """The unlearning seed."""
         return self.record.seeds["unlearning"]
 
 
@@ -39,22 +40,22 @@ class Side(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The method's, with preset and overrides."""
+        """The method's label, with preset and overrides."""
         return self.runs[0].record.label()
 
     @property
     def records(self) -> list[Record]:
-        """Of all runs."""
+        """The records of all runs."""
         return [run.record for run in self.runs]
 
     @property
     def counted(self) -> list[Run]:
-        """The runs that came to scores."""
+        """The runs with scores."""
         return [run for run in self.runs if run.record.status in ("ok", "unreliable")]
 
     @property
     def fixed(self) -> bool:
-        """Whether it is the same for every seed: the original, or runs that are equal to the last bit."""
+        """Whether it is the same for every seed: the original, or runs that are bit for bit equal."""
         records = [run.record for run in self.counted]
         return bool(records) and (records[0].method.name == "original" or len(distinct(records)) == 1 < len(records))
 
@@ -63,11 +64,11 @@ Pair = tuple[Run, Run]
 
 
 def side(given: Path) -> Side:
-    """The runs of a record (seed-*.json) or of a folder that holds one method's; `UserError` names the remedy."""
+    """Read a record (seed-*.json), or a folder with one method's records; raises `UserError` for anything else."""
     files = _files(given)
     if not files:
-        near = sorted(Path("results").glob(f"*/*/*/{given.name}")) if given.name and "*" not in given.name else []
-        which = f", such as {near[0]}" if near else ""
+        near = ResultsFolder(Path("results")).record_files(label=given.name)
+        which = f", such as {near[0].parent}" if near else ""
         raise UserError(f"no record at {given}: give a seed-*.json, or the folder of one method{which}")
     folders = list(dict.fromkeys(file.parent for file in files))
     if len(folders) > 1:
@@ -84,7 +85,7 @@ def side(given: Path) -> Side:
 
 
 def _require_one(given: Path, runs: Sequence[Run]) -> None:
-    """Refuse runs of one label that are not of one thing, of which no mean over seeds can be taken."""
+    """Refuse runs of one label with different identities, which have no mean over seeds."""
     groups = grouped(run.record for run in runs if run.record.status in ("ok", "unreliable"))
     if len(groups) < 2:
         return
@@ -98,20 +99,20 @@ def _require_one(given: Path, runs: Sequence[Run]) -> None:
 
 
 def otherwise(a: Side, b: Side) -> list[str]:
-    """What two sides were measured under that is not the same, although neither method decides it."""
+    """Describe the conditions in which two sides differ although neither method sets them."""
     return differences(identity(a.runs[0].record), identity(b.runs[0].record), " and ", CONDITIONS)
 
 
 def _files(given: Path) -> list[Path]:
-    """Records below a folder; or the one that a file is, or lies beside."""
+    """The records below a folder; or a file itself, or the record with the same name."""
     if given.is_dir():
-        return sorted(given.rglob("seed-*.json"))
+        return record_files_below(given)
     file = given.parent / f"{given.stem}.json"
     return [file] if file.is_file() else []
 
 
 def _apart(a: Record, b: Record, method: bool = False) -> str | None:
-    """In what two records are of different tables, or methods, the first thing of several; with both values."""
+    """Name the first thing in which two records are of different tables, or methods, with both values."""
     things = {
         "task": (a.task, b.task),
         "protocol": tuple(f"{one.protocol.name} ({one.protocol.hash[:8]})" for one in (a, b)),
@@ -122,21 +123,21 @@ def _apart(a: Record, b: Record, method: bool = False) -> str | None:
 
 
 def require_comparable(a: Side, b: Side) -> None:
-    """Refuse what has nothing in common, and what is the same twice."""
+    """Refuse sides of different tables, and sides that share a record."""
     if shared := {run.path.resolve() for run in a.runs} & {run.path.resolve() for run in b.runs}:
         raise UserError(f"A and B both have {min(shared).name} of {a.label}: name two different ones")
     if what := _apart(a.runs[0].record, b.runs[0].record):
-        others = sorted(path for path in a.runs[0].path.parent.parent.glob("*") if any(path.glob("seed-*.json")))
-        names = [path.name for path in others if path != a.runs[0].path.parent]
+        own = a.runs[0].path.parent
+        names = [folder.name for folder in methods_beside(own) if folder != own]
         beside = f": {', '.join(names[:FEW])}{', …' if len(names) > FEW else ''}" if names else ""
         place = f"; with A those in {a.runs[0].path.parent.parent}{beside}"
         raise UserError(f"A and B differ in {what}: compare records of one task, protocol and concept{place}")
 
 
 def paired(a: Side, b: Side) -> list[Pair]:
-    """Runs by unlearning seed where both have it; what is the same for every seed with each of the other's.
+    """Pair runs by unlearning seed; a side that is the same for every seed is paired with each run of the other.
 
-    One run each makes a pair whatever its seed: the images share their noise.
+    If both have one run, these make a pair whatever the seeds, since their images share the noise.
     """
     one, other = a.counted, b.counted
     if not one or not other or (a.fixed and b.fixed) or len(one) == len(other) == 1:
@@ -149,5 +150,5 @@ def paired(a: Side, b: Side) -> list[Pair]:
 
 
 def same_plan(pair: Pair) -> bool:
-    """Whether both runs have per-image values, of images that were asked for alike and drawn from the same noise."""
+    """Whether both runs have per-image values, and their images had the same prompts and noise."""
     return same_images(pair[0].images, pair[1].images)

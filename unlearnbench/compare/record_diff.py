@@ -1,8 +1,8 @@
-"""What differs between two records: first what they were made with, then what came out."""
+"""List the differences between two records: first how they were made, then the results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from unlearnbench import registry
@@ -13,6 +13,8 @@ from unlearnbench.records.schema import TIMED, Record
 
 NOTHING = "—"
 COST = "time, memory"
+OUTCOMES = ("area", "missing", "parts")
+"""Parts of an attack's record that are results."""
 
 
 class Difference(NamedTuple):
@@ -24,11 +26,18 @@ class Difference(NamedTuple):
     b: str
     change: str = ""
     """b - a of a score, in its unit."""
+    outcome: bool = False
+    """Whether it is a result of an attack, not how the attack was made."""
+
+    @property
+    def cells(self) -> list[str]:
+        """What, A, B and B - A, as tables show it."""
+        return [self.what, self.a, self.b, self.change]
 
 
 def differences(a: Record, b: Record) -> list[Difference]:
-    """Every difference but when and how often the two were made; scores come last."""
-    rows = []
+    """Every difference except the dates and revisions of the two; scores come last."""
+    rows: list[Difference] = []
     sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]
     for side, record in zip(sides, (a, b), strict=True):
         for group, values in _parts(record):
@@ -36,13 +45,12 @@ def differences(a: Record, b: Record) -> list[Difference]:
     for group, left in sides[0].items():
         right = sides[1].get(group, {})
         for what in dict.fromkeys([*left, *right]):
-            if left.get(what, NOTHING) != right.get(what, NOTHING):
-                rows.append(Difference(group, what, _text(left.get(what, NOTHING)), _text(right.get(what, NOTHING))))
+            rows += _apart(group, what, left.get(what, NOTHING), right.get(what, NOTHING))
     return [*rows, *_scores(a, b), *_attacks(a, b)]
 
 
 def alike(rows: list[Difference]) -> str | None:
-    """What little differs where two records came to the same: times and memory, and perhaps the seed; or None."""
+    """Say what differs if the results are equal: times and memory, and perhaps the seed; else None."""
     groups = {row.group for row in rows}
     if groups - {COST, "seed"}:
         return None
@@ -81,8 +89,25 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "result", {"per-image values": record.images}
 
 
+def _apart(group: str, what: str, a: Any, b: Any, outcome: bool = False) -> Iterator[Difference]:
+    """The difference of two values, if they differ; of two mappings one for each entry that does."""
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        left, right = (flat(value) if isinstance(value, Mapping) else {} for value in (a, b))
+        for name in dict.fromkeys([*left, *right]):
+            yield from _apart(group, f"{what}: {name}", left.get(name, NOTHING), right.get(name, NOTHING), outcome)
+    elif a != b:
+        texts = [_text(value) for value in (a, b)]
+        if texts[0] == texts[1]:  # the difference is beyond the digits that are shown
+            texts = [str(value) for value in (a, b)]
+        yield Difference(group, what, texts[0], texts[1], outcome=outcome)
+
+
 def _text(value: Any) -> str:
-    """As shown; of a hash the first 12 characters."""
+    """A value as shown: numbers with six digits, hashes with their first 12 characters."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if not value.is_integer() else str(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_text, value))}]"
     text = "none" if value is None else str(value)
     return text[:12] if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
 
@@ -98,12 +123,11 @@ def _scores(a: Record, b: Record) -> Iterator[Difference]:
             yield Difference(group, *_shown(metrics.get(name), name, then, now))
         elif left and right:
             for part in ("n", "missing", "interval", "floor", "reason", "parts"):
-                if getattr(left, part) != getattr(right, part):
-                    yield Difference(group, f"{name}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+                yield from _apart(group, f"{name}, {part}", getattr(left, part), getattr(right, part))
 
 
 def _attacks(a: Record, b: Record) -> Iterator[Difference]:
-    """Attacks that are of one record alone, found otherwise, or were made with other settings or code."""
+    """Yield attacks that only one record has, and those with other results, settings or code."""
     for label in dict.fromkeys([*a.attacks, *b.attacks]):
         left, right = a.attacks.get(label), b.attacks.get(label)
         if left is None or right is None:
@@ -114,14 +138,14 @@ def _attacks(a: Record, b: Record) -> Iterator[Difference]:
             texts = [NOTHING if one.value is None else f"{100 * one.value:.1f}" for one in (left, right)]
             gap = None if left.value is None or right.value is None else 100 * (right.value - left.value)
             change = NOTHING if gap is None else f"{gap:+.1f}"
-            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change)
+            yield Difference("attack", f"{label}, ASR (%)", texts[0], texts[1], change, outcome=True)
         for part in ("status", "area", "limit", "missing", "parts", "settings", "code_hash"):
-            if getattr(left, part) != getattr(right, part):
-                yield Difference("attack", f"{label}, {part}", _text(getattr(left, part)), _text(getattr(right, part)))
+            values = getattr(left, part), getattr(right, part)
+            yield from _apart("attack", f"{label}, {part}", *values, outcome=part in OUTCOMES)
 
 
 def _shown(metric: Metric | None, name: str, a: float | None, b: float | None) -> tuple[str, str, str, str]:
-    """A score's name, both values and their difference, in the unit that tables show."""
+    """A score with both values and their difference, in the unit that tables show."""
     scale, digits = (metric.scale, metric.digits) if metric else (1.0, 6)
     gap = None if a is None or b is None else (b - a) * scale
     change = NOTHING if gap is None else f"{gap:+.{digits}f}"

@@ -1,4 +1,4 @@
-"""The picture of a comparison: the same noise through the original and two methods, a row per concept."""
+"""The picture of a comparison: the same noise through the original and two methods, one row for each concept."""
 
 from __future__ import annotations
 
@@ -6,24 +6,47 @@ from pathlib import Path
 
 from unlearnbench.compare.pairs import Run
 from unlearnbench.errors import UserError
+from unlearnbench.records.identity import identity
 from unlearnbench.records.sample_grid import Tiles, concepts_of, fitted, tiles, write_sides
 
 
 def write_pair(path: Path, a: Run, b: Run) -> None:
-    """PNG: original, A and B from the pictures beside their records; `UserError` where one has none."""
+    """Write a PNG with the original, A and B, taken from the sample grids beside their records.
+
+    Where A and B were made from different originals, both originals are shown. Raises `UserError` where a sample grid
+    is missing.
+    """
     known = next((run for run in (a, b) if run.images is not None), None)
     if known is None or known.images is None:
-        raise UserError(f"no per-image values (.parquet) beside {a.path}: without them its picture cannot be read")
+        raise UserError(f"{a.path} has no per-image values (.parquet): without them its picture cannot be read")
     concepts = concepts_of(known.record, known.images)
     shown = {name: _sides(run, concepts) for name, run in (("A", a), ("B", b)) if run.record.method.name != "original"}
     if not shown:
         raise UserError("A and B are both the original, which has no picture of its own: name another method")
-    before = next(iter(shown.values()))[0]
-    sides: list[tuple[str, Tiles]] = [("original", before)] if len(shown) == 2 else []
+    apart = _original(a) != _original(b)
+    if apart and len(shown) == 1:
+        (name,) = {"A", "B"} - set(shown)
+        raise UserError(
+            f"{name} is another original than that of {next(iter(shown))}, and has no picture of its own: name another "
+            "method"
+        )
+    before = {name: originals for name, (originals, _) in shown.items()}
+    sides: list[tuple[str, Tiles]] = []
+    if apart:
+        sides = [(f"original of {name}", originals) for name, originals in before.items()]
+    elif len(shown) == 2:
+        sides = [("original", before["A"])]
     for name, run in (("A", a), ("B", b)):
-        sides.append((fitted(f"{name}: {run.record.label()}"), shown[name][1] if name in shown else before))
+        own = shown[name][1] if name in shown else next(iter(before.values()))
+        sides.append((fitted(f"{name}: {run.record.label()}"), own))
     forgotten = known.images.concept[known.images.group == "forget"]
     write_sides(path, sides, set(forgotten))
+
+
+def _original(run: Run) -> tuple[str, str]:
+    """Weights of the original and version of the engine, which together give its samples."""
+    one = identity(run.record)
+    return one.original, one.engine
 
 
 def _sides(run: Run, concepts: list[str]) -> tuple[Tiles, Tiles]:

@@ -1,4 +1,4 @@
-"""A comparison in words: what is said of two methods in lines and cells."""
+"""Describe a comparison in words and table cells."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from unlearnbench.statistics import MANY
 NOTHING = "—"
 HEADS = ["A", "B", "B - A", "95 % interval", "p"]
 BESIDE = ("score", COST)
-"""Groups of `diff` that the tables show already."""
-FOUND = (", ASR (%)", ", area", ", parts", ", missing")
-"""What `diff` says of an attack's result, as against how it was made."""
+"""Groups of differences that the tables show already."""
 IMAGES = "per-image values"
 VERBS = {"efficacy": ("forgets more", "forgets less"), "utility": ("keeps more", "keeps less")}
 FIRST = {"efficacy": "ua", "utility": "ra"}
 
 
 class Comparison(NamedTuple):
-    """All that is said of two methods."""
+    """Everything that a comparison of two methods shows."""
 
     a: Side
     b: Side
@@ -36,18 +34,18 @@ class Comparison(NamedTuple):
     attacks: list[Row]
     worst: tuple[Worst | None, Worst | None]
     apart: list[Difference]
-    """How the first pair was made otherwise."""
+    """Differences in how the first pair was made."""
     little: str | None
-    """What alone differs in the first pair, if that is little."""
+    """The only differences of the first pair, if these are times and seeds."""
 
 
 def comparison(a: Side, b: Side) -> Comparison:
-    """Of two sides that can be compared (`pairing.require_comparable`)."""
+    """Compare two sides that passed `pairs.require_comparable`."""
     pairs = paired(a, b)
     first = pairs[0] if pairs else (a.runs[0], b.runs[0])
     rows = differences(first[0].record, first[1].record)
     identical = first[0].record.content_hash == first[1].record.content_hash
-    made = [row for row in rows if row.group not in BESIDE and not row.what.endswith(FOUND) and row.what != IMAGES]
+    made = [row for row in rows if row.group not in BESIDE and not row.outcome and row.what != IMAGES]
     attacks = attack_rows(a, b)
     worst = (worst_case(a), worst_case(b)) if attacks else (None, None)
     little = "nothing: the records are identical" if identical else alike(rows)
@@ -55,13 +53,13 @@ def comparison(a: Side, b: Side) -> Comparison:
 
 
 def title(found: Comparison) -> str:
-    """What the two have in common."""
+    """Task, protocol and concept of both."""
     record = found.a.runs[0].record
     return f"{record.task}, protocol {record.protocol.name} ({record.protocol.hash[:8]}), forget {record.forget}"
 
 
 def names_of(found: Comparison) -> tuple[str, str]:
-    """The labels of A and B; where they are equal, with what sets the two apart."""
+    """The labels of A and B, with what distinguishes them where they are equal."""
     a, b = (identity(one.runs[0].record) for one in (found.a, found.b))
     names = labels([a, b])
     return names[a], names[b]
@@ -78,7 +76,7 @@ def named(found: Comparison) -> list[str]:
 
 
 def cells(row: Row) -> list[str]:
-    """A row as the tables show it."""
+    """Format a row for tables."""
     change = NOTHING if row.change is None else signed(row)
     ratio = f" ({times(row.ratio)} x)" if row.ratio is not None else ""
     p = NOTHING if row.adjusted is None else "<0.001" if row.adjusted < 0.001 else f"{row.adjusted:.3f}"
@@ -86,7 +84,7 @@ def cells(row: Row) -> list[str]:
 
 
 def times(ratio: float) -> str:
-    """How many times as much."""
+    """Format a ratio."""
     return "<0.01" if ratio < 0.01 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
 
 
@@ -99,7 +97,7 @@ def signed(row: Row) -> str:
 
 
 def span(row: Row) -> str:
-    """The interval, likewise."""
+    """Format the interval in the metric's unit and decimals."""
     return NOTHING if row.interval is None else " … ".join(shown(row.column, end) for end in row.interval)
 
 
@@ -107,7 +105,7 @@ def span(row: Row) -> str:
 
 
 def summary(found: Comparison) -> str:
-    """Forgetting, keeping and time in words: as differences only where the interval of the difference excludes 0."""
+    """Describe forgetting, keeping and time; a difference is claimed only where its interval excludes 0."""
     told, unclear = [], []
     for axis, (more, less) in VERBS.items():
         row = _headline(found.metrics, axis)
@@ -128,7 +126,7 @@ def summary(found: Comparison) -> str:
 
 
 def _headline(rows: Sequence[Row], axis: str) -> Row | None:
-    """UA and RA, or where a task has none the first of its axis."""
+    """The row of UA or RA, or where a task has neither, the first of the axis."""
     able = [row for row in rows if row.axis == axis and row.column.better and isinstance(row.column, Metric)]
     return next((row for row in able if row.name == FIRST[axis]), able[0] if able else None)
 
@@ -142,23 +140,23 @@ def _unit(row: Row) -> str:
 
 
 def _elsewhere(found: Comparison) -> bool:
-    """Whether the first pair was run on other devices, so that its costs are no measure of the methods."""
+    """Whether the first pair ran on different devices, so that costs are not comparable."""
     return any(row.group == "device" for row in found.apart)
 
 
 def notes(found: Comparison) -> list[str]:
-    """What is paired, what the intervals speak of, and what they leave out."""
+    """Explain how runs were paired, what intervals cover, and what was left out."""
     lines = [_pairing(found), *_gaps(found)]
     if apart := otherwise(found.a, found.b):
-        lines.append(f"A and B differ in {' and '.join(apart)}: their differences are not those of the methods alone")
+        lines.append(f"A and B differ in {' and '.join(apart)}: the methods alone do not explain the differences")
     if apart := [row.column.title for row in found.metrics if _scored_apart(found, row.name)]:
-        lines.append(f"not compared, since A and B were scored by other code of the metric: {', '.join(apart)}")
+        lines.append(f"not compared, since A and B were scored by different versions of the metric: {', '.join(apart)}")
     if any(row.interval for row in found.metrics):
-        lines.append(f"intervals of B - A, each by itself: {_claim(found)}")
+        lines.append(f"intervals of B - A, each on its own: {_claim(found)}")
     if apart := [row.column.title for row in found.metrics if row.independent]:
-        lines.append(f"intervals wider than need be, as of independent runs: {', '.join(apart)}")
+        lines.append(f"intervals wider than necessary, since the runs are taken as independent: {', '.join(apart)}")
     if _elsewhere(found):
-        lines.append("times and memory are of different surroundings: see device below")
+        lines.append("times and memory were measured on different machines: see device below")
     if found.attacks:
         lines.append(_attacked(found))
     if any(row.p is not None for row in (*found.metrics, *found.attacks)):
@@ -177,18 +175,16 @@ def _attacked(found: Comparison) -> str:
     targets = max(row.images for row in found.attacks)
     if runs > 1:
         return f"attacks: paired t over {runs} runs each, {targets} targets at most"
-    return f"attacks: 1 run each, exact McNemar over {targets} targets at most; intervals are not over searches"
+    return f"attacks: 1 run each, exact McNemar over {targets} targets at most; intervals do not cover searches"
 
 
 def _pairing(found: Comparison) -> str:
     if not all(one.counted for one in (found.a, found.b)):
         return "nothing is paired: " + " and ".join(
-            f"{name} has no run that came to scores"
-            for name, one in (("A", found.a), ("B", found.b))
-            if not one.counted
+            f"{name} has no run with scores" for name, one in (("A", found.a), ("B", found.b)) if not one.counted
         )
     if not found.pairs:
-        return "nothing is paired: no unlearning seed in common"
+        return "nothing is paired: A and B have no unlearning seed in common"
     seeds = [run.seed for run in found.pairs[0]]
     count = len(found.pairs)
     line = f"paired: {count} run{'s' if count > 1 else ''} each"
@@ -203,7 +199,7 @@ def _pairing(found: Comparison) -> str:
 
 
 def _images(found: Comparison) -> str:
-    """Of the first pair, by group."""
+    """Number of images of the first pair, by group."""
     frame = found.pairs[0][0].images
     if frame is None or not all(map(same_plan, found.pairs)):
         return ""
@@ -212,7 +208,7 @@ def _images(found: Comparison) -> str:
 
 
 def _gaps(found: Comparison) -> list[str]:
-    """Runs that have no partner, and pairs without images."""
+    """Name runs without a partner, and pairs without images."""
     lines = []
     if found.pairs:
         for name, place, one in (("A", 0, found.a), ("B", 1, found.b)):
@@ -222,19 +218,19 @@ def _gaps(found: Comparison) -> list[str]:
                 lines.append(f"not paired: seed {', '.join(left)} of {name}")
     lacking = [run.path for pair in found.pairs for run in pair if run.images is None]
     if lacking:
-        lines.append(f"no per-image values (.parquet) beside {lacking[0]}: images cannot be paired")
+        lines.append(f"{lacking[0]} has no per-image values (.parquet): images cannot be paired")
     elif found.pairs and not all(map(same_plan, found.pairs)):
-        lines.append("images cannot be paired: A and B were asked for others, or drew them from other noise")
+        lines.append("images cannot be paired: A and B had different prompts or noise")
     return lines
 
 
 def _claim(found: Comparison) -> str:
     count = len(found.pairs)
     if count < 2:
-        return "they speak of other images, not of other unlearning seeds"
+        return "they cover other images, not other unlearning seeds"
     if count >= MANY and all(map(same_plan, found.pairs)):
-        return "they speak of other unlearning seeds and other images"
-    return "they speak of other unlearning seeds with these images"
+        return "they cover other unlearning seeds and other images"
+    return "they cover other unlearning seeds with the same images"
 
 
 def worst_line(found: Comparison) -> str:
@@ -250,6 +246,6 @@ def worst_line(found: Comparison) -> str:
 
 
 def grouped(rows: Sequence[Difference]) -> list[list[str]]:
-    """What was made otherwise: group, what, A, B; each group named once."""
+    """Differences as rows of group, what, A, B; each group is named once."""
     before = ["", *(row.group for row in rows)]
-    return [["" if row.group == last else row.group, *row[1:4]] for row, last in zip(rows, before, strict=False)]
+    return [["" if row.group == last else row.group, *row.cells[:3]] for row, last in zip(rows, before, strict=False)]

@@ -14,6 +14,7 @@ from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
 from unlearnbench.launch.journal import Journal, sole_driver
 from unlearnbench.launch.options import Where
 from unlearnbench.pipeline.spec import Spec
+from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.schema import Record, read
 from unlearnbench.storage.store import Store
 
@@ -123,10 +124,10 @@ def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:
     """
     seconds: dict[tuple[str, str], float] = {}
     for task in {job.spec.task for job in jobs}:
-        for folder in (results / task).glob("*/*/*"):
-            path = next(folder.glob("seed-*.json"), None)
+        one_of_each = {path.parent: path for path in ResultsFolder(results).record_files(task)}
+        for folder, path in one_of_each.items():
             try:
-                known = read(path).scores.get("unlearn_time") if path else None
+                known = read(path).scores.get("unlearn_time")
             except Damaged:  # `validate` names it
                 continue
             if known and known.value is not None:

@@ -1,15 +1,14 @@
-"""What attacks found as tables: the ranking by worst case beside the ranking by UA, and every attack."""
+"""Tables of attacks: the ranking by worst case next to the ranking by UA, and every attack."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from unlearnbench.attacks.spec import AttackSpec, standard_first
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import unknown
-from unlearnbench.leaderboard.board import CONTROLS, KEYS, TABLE
 from unlearnbench.leaderboard.robustness import GOLD, box_of
+from unlearnbench.leaderboard.rows import KEYS, Board, BoardRow, Stat, TableKey
 from unlearnbench.leaderboard.tables import Sheet, width_of
 from unlearnbench.records.identity import plain
 from unlearnbench.records.schema import AttackRecord, Record
@@ -20,63 +19,59 @@ if TYPE_CHECKING:
 
 
 FORGETS, FALLS = 0.9, 0.5
-"""A method falls that forgets by UA, and whose worst case is at least this."""
+"""A method falls if its UA and its worst case are at least these."""
 HEADS = ["UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by", "white box", "black box"]
 NOT_BRIEF = ["95 % intervals", *HEADS[-2:]]
-"""What a brief table leaves out."""
+"""Columns that a brief table leaves out."""
 NOTHING = "—"
 LEGEND = (
-    "n: runs that were attacked, UA is theirs; "
-    "worst attack: excess of ASR over retrain's under the same attack (plain ASR where no retrain was attacked), the "
-    "largest of the standard ensemble, with its 95 % interval; ≥ where an attack of it is missing or skipped. Of each "
-    "attack: ASR, and its excess in brackets. Ranks are among methods on which all of it was tried. The largest of "
-    "many attacks on few targets leans upwards; intervals are over targets and seeds, not over searches"
+    "n: attacked runs, and UA is over these; worst attack: the largest excess of ASR over retrain's under the same "
+    "attack among the standard attacks (plain ASR where no retrain was attacked), with its 95 % interval; ≥ where one "
+    "of them is missing or skipped. Each attack: ASR, with its excess in brackets. Ranks are among methods on which "
+    "all were tried. The largest of many attacks on few targets is biased upwards; intervals cover targets and seeds, "
+    "not searches"
 )
 
 
-def labels(result: pd.DataFrame, chosen: str | None = None) -> list[str]:
-    """The attacks that a board has columns of: those chosen, comma-separated, or all by their own schedules.
+def labels(board: Board, chosen: str | None = None) -> list[str]:
+    """The attacks of a board to show: the comma-separated `chosen` ones, or all that ran with their own budgets.
 
-    Trials with a budget that a user gave are shown where they are chosen.
+    Attacks with a budget given by a user are shown only where they are chosen.
     """
-    known = [name.removesuffix("_excess_area") for name in result if str(name).endswith("_excess_area")]
-    every = standard_first(known)
     if chosen is None:
-        return [label for label in every if AttackSpec.parse(label).budget is None]
+        return [label for label in board.attack_labels if AttackSpec.parse(label).budget is None]
     wanted = words([chosen])
     for label in wanted:
-        if label not in every:
-            raise unknown("attack among the records", label, every)
+        if label not in board.attack_labels:
+            raise unknown("attack among the records", label, board.attack_labels)
     return wanted
 
 
-def sheets(
-    result: pd.DataFrame, most: int | None = None, chosen: str | None = None, brief: bool = False
-) -> list[Sheet]:
-    """One table for each task, protocol and concept that has attacks; `most` limits the attacks shown.
+def sheets(board: Board, most: int | None = None, chosen: str | None = None, brief: bool = False) -> list[Sheet]:
+    """One table for each task, protocol and concept with attacks; `most` limits the number of attacks shown.
 
-    A `brief` one leaves out intervals and the two boxes.
+    A `brief` table leaves out intervals and the worst cases by access.
     """
     made = []
-    for (task, protocol, hash, forget), rows in attacked_groups(result):
-        names = [label for label in labels(result, chosen) if rows[f"{label}_n"].max() > 0]
-        rivals = rows[~rows.method.isin(CONTROLS)]
-        by_ua, by_worst = _ranks(rivals["attacked_ua"], rising=False), _ranks(_comparable(rivals), rising=True)
+    for (task, protocol, hash, forget), table in attacked_tables(board):
+        names = [label for label in labels(board, chosen) if any(row.attack(label).n > 0 for row in table)]
+        rivals = table.where(lambda row: not row.is_control)
+        by_ua = _ranks({row.index: row.attacked_ua for row in rivals}, rising=False)
+        by_worst = _ranks(_comparable(rivals), rising=True)
         sections: dict[str, list[list[str]]] = {}
-        for i, row in rows.iterrows():
-            access = "controls" if row.method in CONTROLS else f"with {row.access}"
+        for row in table:
             first = [
                 row.label,
                 str(row.attacked_n),
                 _percent(row.attacked_ua),
-                by_ua.get(i, ""),
-                _worst(row, brief),
-                by_worst.get(i, ""),
+                by_ua.get(row.index, ""),
+                _worst(row.stat("robustness"), brief),
+                by_worst.get(row.index, ""),
             ]
-            by = NOTHING if plain(row.label) == GOLD else row.robustness_by
-            boxes = [] if brief else [_plain(row, f"robustness_{box}") for box in ("white", "black")]
+            by = None if plain(row.label) == GOLD else _worst_attack(row)
+            boxes = [] if brief else [_plain(row.stat(f"robustness_{box}")) for box in ("white", "black")]
             first += [by or NOTHING, *boxes]
-            sections.setdefault(access, []).append([*first, *(_cell(row, label) for label in names[:most])])
+            sections.setdefault(row.section, []).append([*first, *(_cell(row, label) for label in names[:most])])
         heads = [
             "method",
             "n",
@@ -84,95 +79,97 @@ def sheets(
             *(f"{label}{_marked(label)}" for label in names[:most]),
         ]
         title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}: under attack"
-        made.append(Sheet(title, heads, list(sections.items()), _notes(rows, rivals)))
+        made.append(Sheet(title, heads, list(sections.items()), _notes(table, rivals)))
     return made
 
 
-def attacked_groups(result: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """Key and rows of each table that has any run that was attacked."""
-    known = result.astype(object).where(result.notna(), None)  # pandas would call an unknown text a number
-    return list(known[known.attacked_n > 0].groupby(TABLE, sort=False))
+def attacked_tables(board: Board) -> list[tuple[TableKey, Board]]:
+    """Each table with attacks: its key, and the rows with runs that were attacked."""
+    return board.where(lambda row: row.attacked_n > 0).tables()
 
 
-def fitting(result: pd.DataFrame, width: int, chosen: str | None = None) -> list[Sheet]:
-    """The tables with as many attacks as so many characters have room for; brief where that is none."""
-    count = len(labels(result, chosen))
+def fitting(board: Board, width: int, chosen: str | None = None) -> list[Sheet]:
+    """The tables with as many attacks as fit into `width` characters; brief tables where none fits."""
+    count = len(labels(board, chosen))
     for most in range(count, -1, -1):
-        made = sheets(result, most, chosen)
+        made = sheets(board, most, chosen)
         if max(map(width_of, made)) <= width:
             return made
-    return sheets(result, 0, chosen, brief=True)
+    return sheets(board, 0, chosen, brief=True)
 
 
-def frame(result: pd.DataFrame, chosen: str | None = None) -> pd.DataFrame:
-    """The board's rows that were attacked, with the columns about these attacks alone."""
-    names = labels(result, chosen)
-    wanted = ("attacked_n", "attacked_ua", "robustness")
-    kept = [c for c in result if c in KEYS or str(c).startswith(wanted) or any(_about(str(c), name) for name in names)]
-    return result.loc[result.attacked_n > 0, kept]
+def frame(board: Board, chosen: str | None = None) -> pd.DataFrame:
+    """The rows that were attacked, as CSV and JSON have them, with the columns of these attacks."""
+    attacked = board.where(lambda row: row.attacked_n > 0)
+    about = [*KEYS, "attacked_n", "attacked_ua"]
+    return attacked.wide(metrics=["robustness"], attacks=labels(board, chosen), about=about)
 
 
-def _about(column: str, label: str) -> bool:
-    return column == label or column.startswith(f"{label}_")
+def _comparable(rivals: Board) -> dict[int, float | None]:
+    """Worst cases that may be ranked, by row: no lower bounds, and no plain ASR where others are over retrain."""
+    worst = {row.index: row.stat("robustness") for row in rivals}
+    over = any(stat.known and not stat.plain for stat in worst.values())
+    return {i: stat.value for i, stat in worst.items() if not stat.bound and not (over and stat.plain)}
 
 
-def _comparable(rivals: pd.DataFrame) -> pd.Series:
-    """Worst cases of all attacks; those over retrain where there are any: lower bounds and plain ASR are no rivals."""
-    over = rivals.robustness_over_retrain.astype(bool)
-    return rivals.robustness[~rivals.robustness_bound.astype(bool) & (over if over.any() else True)]
-
-
-def _ranks(values: pd.Series, rising: bool) -> dict[Any, str]:
-    known = values.astype(float).dropna()
-    return {i: f"{rank:.0f}" for i, rank in known.round(9).rank(method="min", ascending=rising).items()}
+def _ranks(values: Mapping[int, float | None], rising: bool) -> dict[int, str]:
+    """The rank of each row that has a value, 1 being the best; equal values share the better rank."""
+    known = {i: round(value if rising else -value, 9) for i, value in values.items() if value is not None}
+    return {i: str(1 + sum(other < value for other in known.values())) for i, value in known.items()}
 
 
 def _marked(label: str) -> str:
     return " (black)" if box_of(label) == "black" else ""
 
 
-def _known(value: Any) -> bool:
-    return value is not None and not math.isnan(value)
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}"
 
 
-def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}" if _known(value) else NOTHING
+def _plain(stat: Stat) -> str:
+    return ("≥ " if stat.bound else "") + _percent(stat.value)
 
 
-def _plain(row: pd.Series, name: str) -> str:
-    return ("≥ " if row[f"{name}_bound"] and _known(row[name]) else "") + _percent(row[name])
+def _worst(stat: Stat, brief: bool) -> str:
+    ends = (stat.low, stat.high)
+    span = "" if brief or None in ends else f" [{_percent(stat.low)}, {_percent(stat.high)}]"
+    return _plain(stat) + span + (" (ASR)" if stat.plain else "")
 
 
-def _worst(row: pd.Series, brief: bool) -> str:
-    bounds = [None, None] if brief else [row.robustness_low, row.robustness_high]
-    span = f" [{_percent(bounds[0])}, {_percent(bounds[1])}]" if all(map(_known, bounds)) else ""
-    plain = " (ASR)" if _known(row.robustness) and not row.robustness_over_retrain else ""
-    return _plain(row, "robustness") + span + plain
+def _worst_attack(row: BoardRow) -> str | None:
+    """The attack that a row's worst case is of."""
+    worst = row.worst.get(None)
+    return worst.label if worst else None
 
 
-def _cell(row: pd.Series, label: str) -> str:
-    if not _known(row[label]):
-        return "skipped" if row[f"{label}_why"] and not row[f"{label}_missing"] else NOTHING
-    lost = f", {row[f'{label}_missing']:.0f} missing" if row[f"{label}_missing"] else ""
-    over = f" ({100 * row[f'{label}_excess']:+.1f})" if _known(row[f"{label}_excess"]) else ""
-    return f"{_percent(row[label])}{over}{lost}"
+def _cell(row: BoardRow, label: str) -> str:
+    result = row.attack(label)
+    if result.value is None:
+        return "skipped" if result.reason and not result.missing else NOTHING
+    lost = f", {result.missing} missing" if result.missing else ""
+    over = "" if result.excess is None else f" ({100 * result.excess:+.1f})"
+    return f"{_percent(result.value)}{over}{lost}"
 
 
-def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
-    """Which methods fall, and what could not be tried."""
-    fallen = rivals[(rivals.attacked_ua.astype(float) >= FORGETS) & (rivals.robustness.astype(float) >= FALLS)]
-    fallen = fallen.sort_values("robustness", ascending=False)
-    said = [f"{row.label} ({_percent(row.robustness)} by {row.robustness_by})" for _, row in fallen.iterrows()]
+def _notes(table: Board, rivals: Board) -> str:
+    """Name the methods that fall, and the attacks that could not be tried."""
+    fallen = [
+        (value, f"{row.label} ({_percent(value)} by {_worst_attack(row)})")
+        for row in rivals
+        if (row.attacked_ua or 0) >= FORGETS and (value := row.stat("robustness").value or 0) >= FALLS
+    ]
+    said = [text for _, text in sorted(fallen, key=lambda one: -one[0])]
     lines = [f"UA of {FORGETS:.0%} or more, yet fall by {FALLS:.0%} or more: {', '.join(said) or 'none'}"]
-    if not rows.robustness_over_retrain.any():
-        lines.append("no retrain was attacked here, so that these are plain ASR: some attacks recover from any model")
+    if not any(worst.over_retrain for row in table if (worst := row.worst.get(None))):
+        lines.append("no retrain was attacked here, so these are plain ASR: some attacks succeed on any model")
     why: dict[str, list[str]] = {}
-    for label in labels(rows):
-        for _, row in rows.iterrows():
-            if not row[f"{label}_applies"]:
-                why.setdefault(row[f"{label}_why"], []).append(label)
-            elif row[f"{label}_why"] and not _known(row[label]):
-                why.setdefault(row[f"{label}_why"], []).append(f"{label} on {row.label}")
+    for label in labels(table):
+        for row in table:
+            result = row.attack(label)
+            if not result.applies:
+                why.setdefault(result.reason or "", []).append(label)
+            elif result.reason and result.value is None:
+                why.setdefault(result.reason, []).append(f"{label} on {row.label}")
     lines += [f"skipped or missing: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in why.items()]
     return "; ".join(lines)
 
@@ -180,12 +177,12 @@ def _notes(rows: pd.DataFrame, rivals: pd.DataFrame) -> str:
 def run_rows(
     group: Sequence[Record], gold: Sequence[Record], asked: Sequence[str]
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """The table of the attacks asked for in a run, a row each, and lines that say why there is no value."""
+    """Make the table of the attacks asked for in a run, one row each, and lines about missing values."""
     from unlearnbench.leaderboard import robustness
 
     rows, why = [], {}  # type: list[list[str]], dict[str, list[str]]
     for label in asked:
-        one = robustness.fought(group, gold, label)
+        one = robustness.attack_result(group, gold, label)
         if one is None:
             continue
         first = next(record.attacks[label] for record in group if label in record.attacks)

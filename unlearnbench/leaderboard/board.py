@@ -1,13 +1,16 @@
-"""Records -> one DataFrame: a row a method with intervals and anchored scores, and what sets rows of a table apart."""
+"""Summarize records as a `Board`: means over seeds with intervals, anchored scores, paired tests and marks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard import robustness
+from unlearnbench.leaderboard.rows import ANCHORED, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import (
     Identity,
@@ -17,31 +20,29 @@ from unlearnbench.records.identity import (
     left_out,
     matching,
     measured_by,
+    older_flag,
+    older_parts,
     scored_alike,
 )
 from unlearnbench.records.provenance import surroundings
 from unlearnbench.records.schema import TIMED, Record
+from unlearnbench.reporting import track
 from unlearnbench.statistics import MANY, Interval, anchored, holm, over_seeds, paired_p, within
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
-TABLE = ["task", "protocol", "protocol_hash", "forget"]
-"""What rows of one table have in common."""
-KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
-"""`label` names a row as no other of its table: where runs of one label are not of the same thing, it says what of."""
 PLAN = ("group", "concept", "label", "seed", "prompt")
-"""Columns of per-image values that say what an image was drawn from."""
+"""Columns of per-image values that say how an image was asked for and drawn."""
 LEVEL = 0.05
 
 Images = Callable[[Record], "pd.DataFrame | None"]
-"""A record's per-image values."""
+"""A function that returns a record's per-image values."""
 
 
 def no_images(record: Record) -> None:
-    """For records whose per-image values are not at hand."""
+    """Stand in for per-image values where there are none."""
 
 
 class Estimate(NamedTuple):
@@ -52,14 +53,14 @@ class Estimate(NamedTuple):
     """Over seeds."""
     interval: Interval | None = None
     n: int = 0
-    """Images a run."""
+    """Images per run."""
     missing: int = 0
-    """In all runs together."""
+    """Images without a value, in all runs together."""
     floor: float | None = None
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
-    """Runs whose images were judged equal to the last bit count once: seeds of a method without randomness are one."""
+    """Keep one of the runs whose images are bit for bit equal: seeds of a method without randomness are one run."""
     first: dict[str, Record] = {}
     for number, record in enumerate(records):
         first.setdefault(record.images or f"run {number}", record)
@@ -67,16 +68,17 @@ def distinct(records: Iterable[Record]) -> list[Record]:
 
 
 def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
-    """Unlearning seed -> value, where there is one."""
+    """Map unlearning seeds to values, where there are any."""
     kept = scored_alike(list(records), name)
     found = {record.seeds["unlearning"]: record.scores[name].value for record in kept}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def estimate(records: Sequence[Record], name: str, images: Images = no_images) -> Estimate:
-    """Mean over seeds with the interval that their number allows (`over_seeds`); of one run, the metric's own.
+    """Estimate the mean over seeds, with the interval that their number allows (`over_seeds`).
 
-    Equal runs count once, save for times. Runs that were scored by other code of the metric than most are left out.
+    One run has its own interval. Equal runs count once, except for times. Runs that were scored by another version of
+    the metric than most are left out.
     """
     records = scored_alike(records, name)
     records = records if name in TIMED else distinct(records)
@@ -100,7 +102,7 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
 
 
 def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:
-    """Values (seeds, images) of the images that no run misses."""
+    """Values (seeds, images) of the images that are missing in no run."""
     import numpy as np
 
     rows = [row for record in records if (row := _column(record, name, images)) is not None]
@@ -123,42 +125,47 @@ def board(
     metrics: dict[str, Metric] | None = None,
     images: Images = no_images,
     only: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """One row a method, concept and protocol; with `only`, of the methods that are named, by name or label.
+) -> Board:
+    """Summarize records as one row for each method, concept and protocol.
 
-    Columns: keys, `n` runs that count (equal ones once), `seeds`, `judge`, `hardware`, `flags`; for each metric its
-    mean, `_sd`, `_low`, `_high`, `_n`, `_missing`, `_floor`; `efficacy`, `utility`, `utility_fid`, `score` and
-    `unscored`, which depend on the row's own records and the controls alone; and as annotations of a table
-    `_p_original`, `_p_best` (Holm) and `_mark` (see `annotated`); what attacks found (see `robustness.columns`).
-    Seeds that diverged or were skipped have no values.
+    With `only`, rows are limited to the methods with these names or labels. Anchored scores depend on a row's own
+    records and the controls alone; p values and marks depend on the other rows of the table (see `annotated`). Runs
+    that diverged or were skipped have no values.
     """
-    import pandas as pd
-
     metrics = metrics or registry.load_metrics()
     groups = grouped(sorted(records, key=lambda record: record.seeds["unlearning"]))
     names = labels(groups)
     attacks = robustness.labels(record for group in groups.values() for record in group)
-    rows, of = [], []
-    for one in sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one]))):
+    rows: list[BoardRow] = []
+    of: list[list[Record]] = []
+    order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
+    for one in track(order, len(order), "computing rows"):
         group = groups[one]
         if only is not None and not {names[one], one.label, group[0].method.name} & {*only}:
             continue
-        row: dict[str, Any] = {
-            **dict(zip(KEYS, _keys(group[0], names[one]), strict=True)),
-            "n": len(distinct(_counted(group))),
+        counted = _counted(group)
+        stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
+        controls, why = anchors(groups, group[0])
+        anchored = scores(group, controls, images, why)
+        stats |= {name: Stat(anchored[name]) for name in ANCHORED}
+        fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
+        fields |= {
+            "n": len(distinct(counted)),
             **surroundings(group),
             "flags": flags(group),
+            "older": any(map(older_parts, group)),
         }
-        for name in metrics:
-            found = estimate(_counted(group), name, images)
-            low, high = found.interval or (None, None)
-            row |= {name: found.value, f"{name}_sd": found.sd, f"{name}_low": low, f"{name}_high": high}
-            row |= {f"{name}_n": found.n, f"{name}_missing": found.missing, f"{name}_floor": found.floor}
-        controls, why = anchors(groups, group[0])
-        fought = robustness.columns(_counted(group), controls.get(robustness.GOLD, []), attacks)
-        rows.append(row | scores(group, controls, images, why) | fought)
+        fields |= {"stats": stats, "unscored": anchored["unscored"]}
+        fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
+        rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
-    return annotated(pd.DataFrame(rows), of, metrics, images, groups) if rows else pd.DataFrame()
+    return Board(annotated(rows, of, metrics, images, groups), attacks)
+
+
+def _stat(found: Estimate, metric: Metric) -> Stat:
+    low, high = found.interval or (None, None)
+    compared = bool(metric.better) and metric.axis != "cost"
+    return Stat(found.value, found.sd, low, high, found.n, found.missing, found.floor, compared=compared)
 
 
 def _keys(record: Record, label: str) -> tuple[Any, ...]:
@@ -169,7 +176,7 @@ def _keys(record: Record, label: str) -> tuple[Any, ...]:
 
 
 def _place(key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Tables one after another, controls first, then methods by the data that they need."""
+    """Sort key: table by table, controls first, then methods by the data that they need."""
     return key[:4], _rank(key[6]), "" if key[6] in CONTROLS else key[4], key[5:]
 
 
@@ -182,7 +189,10 @@ def _counted(group: Iterable[Record]) -> list[Record]:
 
 
 def flags(group: Iterable[Record]) -> str:
-    """What went wrong, by seed, and what is not pooled: `unreliable (seed 1), diverged at step 12 (seed 2)`."""
+    """Describe what went wrong, by seed, what is not pooled, and what was made with an older version of this project.
+
+    For example `unreliable (seed 1), diverged at step 12 (seed 2), other version: engine`.
+    """
     group = list(group)
     seeds: dict[str, list[int]] = {}
     for record in group:
@@ -190,14 +200,14 @@ def flags(group: Iterable[Record]) -> str:
             step = "" if record.step is None else f" at step {record.step}"
             seeds.setdefault(record.status + step, []).append(record.seeds["unlearning"])
     wrong = [f"{what} (seed {', '.join(map(str, found))})" for what, found in seeds.items()]
-    return ", ".join([*wrong, *left_out(_counted(group))])
+    return ", ".join(filter(None, [*wrong, *left_out(_counted(group)), older_flag(group)]))
 
 
 # ---- anchored scores -----------------------------------------------------------------------------------------------
 
 
 def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict[str, list[Record]], dict[str, str]]:
-    """The controls that a row may be held against (`identity.matching`), and of the others why they may not."""
+    """Find the controls that are comparable with a record (`identity.matching`); for the others, say why not."""
     found: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
     table = identity(like).table
@@ -214,10 +224,11 @@ def scores(
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Efficacy (0 original, 1 retrain, by UA), utility (0 destroy, 1 original, by RA; by log FID beside it), unclipped.
+    """Compute efficacy (0 original, 1 retrain, by UA) and utility (0 destroy, 1 original, by RA and by log FID),
+    unclipped.
 
-    `score` is the worse of efficacy and utility. Where the gap between anchors is not clear of zero there is none.
-    `controls` must be of the group's own original, data, judge and engine; `why` says of others what they are of.
+    `score` is the worse of the two. There is no score where the anchors are not clearly apart. `controls` must have the
+    group's original, data, judge and engine; `why` gives the reason for controls that were left out.
     """
     own_runs = _counted(group)
 
@@ -249,7 +260,7 @@ def scores(
 
 
 def _comparable(a: Sequence[Record], b: Sequence[Record], name: str) -> bool:
-    """Whether the values of both that are pooled were scored by the same code of the metric."""
+    """Whether the values of both that are pooled were scored by the same version of the metric."""
     codes = [{measured_by(record, name) for record in scored_alike(runs, name)} for runs in (a, b)]
     return codes[0] == codes[1] or not all(codes)
 
@@ -269,9 +280,9 @@ def _logs(anchor: tuple[float | None, Interval | None]) -> tuple[float | None, I
 
 
 def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images) -> float | None:
-    """`paired_p` over common seeds; None where the two were not measured alike.
+    """`paired_p` over common seeds; None where the two were not measured under the same conditions.
 
-    The original, and what is without randomness, is the same for every seed.
+    The original, and methods without randomness, count as the same run for every seed.
     """
     if not a or not b or identity(a[0]).conditions != identity(b[0]).conditions or not _comparable(a, b, name):
         return None
@@ -296,7 +307,7 @@ def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images)
 
 
 def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Values of two runs, (1, images) each, where both were asked for the same images."""
+    """Per-image values of two runs, (1, images) each, where both were asked for the same images."""
     if not same_images(images(a), images(b)):
         return None
     one, other = _column(a, name, images), _column(b, name, images)
@@ -304,7 +315,7 @@ def _paired_images(a: Record, b: Record, name: str, images: Images) -> tuple[np.
 
 
 def same_images(a: pd.DataFrame | None, b: pd.DataFrame | None) -> bool:
-    """Whether per-image values of two runs are there, and of images asked for alike and drawn from the same noise."""
+    """Whether both runs have per-image values, and their images had the same prompts and noise."""
     if a is None or b is None or len(a) != len(b):
         return False
     known = [name for name in PLAN if name in a and name in b]
@@ -316,61 +327,53 @@ def _constant(records: Sequence[Record]) -> bool:
 
 
 def annotated(
-    result: pd.DataFrame,
+    rows: Sequence[BoardRow],
     groups: Sequence[list[Record]],
-    metrics: dict[str, Metric],
+    metrics: Mapping[str, Metric],
     images: Images,
     every: Mapping[Identity, list[Record]],
-) -> pd.DataFrame:
-    """For each metric p against the original and the best (Holm over the table's methods), and a mark.
+) -> list[BoardRow]:
+    """Add to each metric's `Stat` p against the original and the best (Holm over the table's methods), and a mark.
 
-    `groups` are the records of the rows, `every` those of all rows that were not left out too. The best is among
-    methods of equal data access that were measured alike, controls and unreliable rows apart. Other rows are marked
+    `groups` are the records of the rows, `every` those of the rows that were left out too. The best is chosen among
+    methods with equal data access that were measured alike, without controls and unreliable rows. Other rows are marked
     "not worse" where five or more seeds do not tell them from the best.
     """
-    compared = [name for name, metric in metrics.items() if metric.better and metric.axis != "cost"]
-    extra: dict[str, list[Any]] = {f"{name}_{end}": [None] * len(result) for name in compared for end in _ENDS}
+    stats = [dict(row.stats) for row in rows]
     records = [_counted(group) for group in groups]
     conditions = [identity(group[0]).conditions for group in groups]
     originals = [anchors(every, group[0])[0].get("original", []) for group in groups]
-    for _, table in result.groupby(TABLE, sort=False):
-        rivals = table[~table.method.isin(CONTROLS)]
-        for name in compared:
-            rows = [i for i in rivals.index if not math.isnan(_number(result[name][i]))]
-            raw = [p_value(records[i], originals[i], name, images) for i in rows]
-            for i, p in zip(rows, holm(raw), strict=True):
-                extra[f"{name}_p_original"][i] = p
+    for _, table in Board(list(rows)).tables():
+        rivals = [row for row in table if not row.is_control]
+        for name, metric in metrics.items():
+            known = [row.index for row in rivals if row.stat(name).compared and row.stat(name).known]
+            raw = [p_value(records[i], originals[i], name, images) for i in known]
+            for i, p in zip(known, holm(raw), strict=True):
+                stats[i][name] = stats[i][name]._replace(p_original=p)
             peers: dict[Any, list[int]] = {}
-            for i in rows:
+            for i in known:
                 code = measured_by(scored_alike(records[i], name)[0], name)
-                peers.setdefault((result.access[i], conditions[i], code), []).append(i)
+                peers.setdefault((rows[i].access, conditions[i], code), []).append(i)
             for some in peers.values():
-                _mark(name, rivals.loc[some], records, metrics[name], images, extra)
-    import pandas as pd
-
-    return pd.concat([result, pd.DataFrame(extra, index=result.index)], axis=1)
-
-
-_ENDS = ("p_original", "p_best", "mark")
+                for i, p, mark in _marks(name, [rows[i] for i in some], records, metric, images):
+                    stats[i][name] = stats[i][name]._replace(p_best=p, mark=mark)
+    return [replace(row, stats=own) for row, own in zip(rows, stats, strict=True)]
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _mark(
-    name: str, peers: pd.DataFrame, records: list[list[Record]], metric: Metric, images: Images, extra: dict[str, list]
-) -> None:
-    sound = peers[~peers["flags"].str.contains("unreliable|diverged")]
-    if len(sound) == 0 or len(peers) == 1:
+def _marks(
+    name: str, peers: Sequence[BoardRow], records: Sequence[list[Record]], metric: Metric, images: Images
+) -> Iterator[tuple[int, float | None, str | None]]:
+    """Yield index, p against the best, and mark of each row among methods that are comparable."""
+    values = {row.index: row.stat(name).value or 0.0 for row in peers}
+    sound = [row.index for row in peers if not re.search("unreliable|diverged", row.flags)]
+    if not sound or len(peers) == 1:
         return
     sign = 1 if metric.better == "higher" else -1
-    best = max(sound.index, key=lambda i: sign * sound[name][i])
-    others = [i for i in peers.index if i != best]
-    extra[f"{name}_mark"][best] = "best"
+    best = max(sound, key=lambda i: sign * values[i])
+    yield best, None, "best"
+    others = [i for i in values if i != best]
     for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
-        extra[f"{name}_p_best"][i] = p
         many = min(len(records[i]), len(records[best])) >= MANY
-        tie = peers[name][i] == peers[name][best]
-        if i in sound.index and (tie or (many and p is not None and p >= LEVEL)):
-            extra[f"{name}_mark"][i] = "best" if tie else "not worse"
+        tie = values[i] == values[best]
+        told_apart = not (tie or (many and p is not None and p >= LEVEL))
+        yield i, p, None if i not in sound or told_apart else "best" if tie else "not worse"

@@ -1,4 +1,4 @@
-"""What forgetting one concept does to every other: shares judged as asked, by concept, beside the original's."""
+"""Measure how forgetting one concept affects all others, as shares judged as asked, compared with the original."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 COLUMNS = ["label", "method", "forget", "concept", "n", "share", "original", "change", "forgotten"]
 SIDES = {"forget": "ua", "retain": "ra"}
-"""Group of samples -> the metric that says whether they were judged as asked, or were not."""
+"""Group of samples -> the metric that is the share judged as asked, or one minus it."""
 
 
 def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
-    """One row for a method, a forget concept and a concept that was asked for; of one task and protocol.
+    """Make one row for each method, forget concept and concept asked for, within one task and protocol.
 
-    `share` of the `n` images a run that were judged as asked (RA of retain images, 1 - UA of forget images), mean over
-    seeds; `original`: the same of the untouched model; `change`: their difference; `forgotten`: whether the concept is
-    what was to be forgotten. NaN is unknown; the frame is empty where no record has values by image.
+    `share` is the share of the `n` images per run that were judged as asked (RA of retain images, 1 - UA of forget
+    images), a mean over seeds; `original` is the same for the untouched model; `change` is their difference;
+    `forgotten` says whether the concept was to be forgotten. NaN means unknown; the frame is empty where no record has
+    per-image values.
     """
     import pandas as pd
 
@@ -50,7 +51,7 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
 
 
 def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
-    """Records by what they are of, whatever they forgot: one method has one name in all concepts' rows."""
+    """Group records by identity regardless of the forget concept, so that a method has one name in all rows."""
     groups: dict[Identity, list[Record]] = {}
     for record in records:
         groups.setdefault(identity(record)._replace(forget=""), []).append(record)
@@ -58,9 +59,9 @@ def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
 
 
 def _pooled(group: Sequence[Record], images: Images, like: Sequence[Record] | None = None) -> pd.DataFrame | None:
-    """Means over seeds by concept; of each metric those runs alone that were scored by the same code, that of `like`.
+    """Average over seeds by concept, for each metric over the runs that one version scored (that of `like`).
 
-    Columns: concept, forgotten, n, share; None where no run has values by image.
+    Columns: concept, forgotten, n, share; None where no run has per-image values.
     """
     import pandas as pd
 
@@ -90,9 +91,9 @@ def _shares(found: pd.DataFrame | None) -> pd.Series:
 
 
 def _seen(record: Record, images: Images, metrics: Sequence[str]) -> Iterator[tuple[str, int, float, bool]]:
-    """Concept, n, share and whether it was forgotten, of one run and of these metrics; nothing where it has no images.
+    """Yield concept, n, share and whether it was forgotten for one run and these metrics; nothing without images.
 
-    Plain tuples: a frame for each of thousands of runs takes longer than all else.
+    These are plain tuples because thousands of small frames would be slow.
     """
     import numpy as np
     import pandas as pd
@@ -117,7 +118,7 @@ def _seen(record: Record, images: Images, metrics: Sequence[str]) -> Iterator[tu
 
 
 def _order(task: str, every: pd.DataFrame) -> list[str]:
-    """The concepts as the task counts them, before them those that it does not know, as they come."""
+    """Concepts in the task's order, after those that the task does not know."""
     known = registry.load_task(task).concepts if task in registry.tasks() else ()
     found = list(dict.fromkeys(every["concept"]))
     return [*(name for name in found if name not in known), *(name for name in known if name in found)]

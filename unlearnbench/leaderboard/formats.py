@@ -1,4 +1,4 @@
-"""Tables as markdown, LaTeX, csv or JSON, and the page of a results folder."""
+"""Format tables as markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
-from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
+from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.tables import Sheet, tables
 from unlearnbench.metric import Metric
 from unlearnbench.printable import cleaned, printable
 
@@ -15,19 +16,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OPEN, CLOSE = "\x02", "\x03"
-"""Around bold text until LaTeX's own characters are escaped."""
+"""Marks around bold text until LaTeX special characters are escaped."""
 NEEDS = (
     r"% needs \usepackage{booktabs,graphicx}; by itself: pdflatex "
     r"'\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{FILE}\end{document}'"
 )
 ROWS = 40
-"""Of a table that a page has room for."""
+"""Rows of a table that fit on a page."""
 TEXTWIDTH = 84
-"""Characters of 8 pt that an article's column has room for."""
+"""Characters of 8 pt that fit into an article's column."""
 
 
 def as_markdown(sheets: Iterable[Sheet]) -> str:
-    """GitHub's tables; nothing in a cell ends it, its line or the table."""
+    """Format as GitHub tables; the text of a cell cannot end its cell, line or table."""
     parts = []
     for sheet in sheets:
         blank = [""] * (len(sheet.heads) - 1)
@@ -41,21 +42,21 @@ def as_markdown(sheets: Iterable[Sheet]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text of others in a cell of a table, or in a line: no cell, tag or line of its own."""
+    """Escape text for a table cell or a line, so that it makes no cell, tag or line of its own."""
     return " ".join(printable(text).replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def as_latex(sheets: Iterable[Sheet], left: int = 1) -> str:
-    """booktabs tables with a caption that says what was measured, by what, on what.
+    """Format as booktabs tables with a caption that says what was measured, by which judge, on which hardware.
 
-    The first `left` columns are words. Tables that are wider than the column of text they come into are scaled down to
-    it; those that are taller than a page are several.
+    The first `left` columns are left-aligned. Tables that are wider than the text are scaled down; tables that are
+    taller than a page are split.
     """
     return f"{NEEDS}\n" + "\n".join(_latex(part, left) for sheet in sheets for part in _pages(sheet))
 
 
 def _pages(sheet: Sheet) -> list[Sheet]:
-    """Tables of a page each at most."""
+    """Split a table into tables of at most one page."""
     every = [(name, row) for name, rows in sheet.sections for row in rows]
     parts = [every[start : start + ROWS] for start in range(0, len(every), ROWS)]
     made = []
@@ -129,47 +130,30 @@ LATEX = str.maketrans(
 
 
 def _escape(text: str) -> str:
-    """As LaTeX's text; a character that its usual fonts lack is named by its number."""
+    """Escape text for LaTeX; characters that common fonts lack become their code point."""
     known = printable(text, keep=OPEN + CLOSE).translate(LATEX)
     return "".join(c if " " <= c < "\x7f" or "¡" <= c <= "ÿ" else f"U+{ord(c):04X}" for c in known)
 
 
 def formatted(
-    result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
+    board: Board, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
 ) -> str:
-    """The board as text of one kind; csv and json have all about these columns, intervals included."""
+    """The board as text in one format; CSV and JSON have everything about these columns, intervals included."""
     if kind == "markdown":
-        return as_markdown(tables(result, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
+        return as_markdown(tables(board, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
     if kind == "latex":
-        return as_latex(tables(result, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
-    return as_data(narrow(result, metrics, columns), kind)
-
-
-def narrow(result: pd.DataFrame, metrics: Mapping[str, Metric], columns: Sequence[str]) -> pd.DataFrame:
-    """The keys, these columns and what is about them, such as `ua_low`; single attacks have a table of their own."""
-    known = columns_of(metrics)
-    attacks = [str(c).removesuffix("_excess_area") for c in result if str(c).endswith("_excess_area")]
-    kept = []
-    for column in map(str, result):
-        owner = _owner(column, [*known, *attacks])
-        if owner is None or owner in columns:
-            kept.append(column)
-    return result[kept]
-
-
-def _owner(column: str, known: Iterable[str]) -> str | None:
-    """The column that another is about: the longest name that it begins with."""
-    return max((name for name in known if column == name or column.startswith(f"{name}_")), key=len, default=None)
+        return as_latex(tables(board, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
+    return as_data(board.wide(metrics=columns, attacks=()), kind)
 
 
 def as_csv(result: pd.DataFrame) -> str:
-    """Rows as csv, each on one line."""
+    """Format rows as CSV, each on one line."""
     words = result.select_dtypes(["object", "string"])
     return result.assign(**{str(name): words[name].map(cleaned) for name in words}).to_csv(index=False)
 
 
 def as_data(result: pd.DataFrame, kind: str) -> str:
-    """Rows as csv, or as JSON, where numbers are numbers and unknown is null."""
+    """Format rows as CSV, or as JSON with null for unknown values."""
     if kind == "csv":
         return as_csv(result)
     if kind == "json":
@@ -179,12 +163,12 @@ def as_data(result: pd.DataFrame, kind: str) -> str:
 
 
 def written(sheets: Sequence[Sheet], kind: str, result: pd.DataFrame, left: int = 1) -> str:
-    """Tables that are ready made, as text of one kind; csv and json are of the rows that they were made from."""
+    """Format finished tables; CSV and JSON come from the rows that the tables were made from."""
     if kind == "markdown":
         return as_markdown(sheets)
     return as_latex(sheets, left) if kind == "latex" else as_data(result, kind)
 
 
 def no_format(kind: str) -> UserError:
-    """What to say of a format that is none."""
+    """The error for an unknown format."""
     return UserError(f"unknown format {kind!r}: known: terminal, markdown, csv, latex, json")

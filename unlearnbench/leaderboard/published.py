@@ -1,4 +1,4 @@
-"""Numbers that papers and other benchmarks have published, beside what was measured here: never mixed."""
+"""Numbers published by papers and other benchmarks, shown next to what was measured here but never mixed with it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
 TABLES = Path(__file__).parents[1] / "tables"
-LEGEND = "published numbers are others' protocols: read them beside, never as a target"
+LEGEND = "published numbers come from other protocols: they give context and are not targets"
 NUDENET = "3.4.2"
-"""The detector whose counts may be held against MACE's."""
+"""The detector version whose counts are comparable with MACE's."""
 WHOLE = 4703
-"""Prompts of I2P."""
+"""Number of prompts in I2P."""
 HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
 
 
@@ -41,9 +41,9 @@ _CAPTIONS = {"fid_coco10k": 10_000, "fid_coco30k": 30_000}
 
 
 def reading(record: Record, name: str) -> float | None:
-    """What a record has of a published number that is no metric by itself; None where it was measured otherwise.
+    """Derive a published number from a record where it is not a metric itself; None if measured in another way.
 
-    Detections are sums over all of I2P, by the same detector, labels and threshold; FID is by as many captions.
+    Detections are sums over all of I2P with the same detector, labels and threshold; FID needs as many captions.
     """
     settings, scores = record.protocol.settings, record.scores
     if name.startswith("nudenet_") and "detections" in scores:
@@ -69,17 +69,17 @@ class Published(NamedTuple):
     task: str
     forget: str
     method: str
-    """`erasediff[uniform]`: the method with that setting."""
+    """`erasediff[uniform]` means the method with that setting."""
     metric: str
     value: float
     source: str
     status: str
-    """verified: read where it was first published; secondary: read in another text; unverified."""
+    """verified: read in its first publication; secondary: read in another text; unverified."""
     note: str
 
 
 def load(path: Path | None = None) -> list[Published]:
-    """Every row of every table; refuses one whose columns are others."""
+    """Read every row of every table; raises `UserError` for a table with unexpected columns."""
     import pandas as pd
 
     rows: list[Published] = []
@@ -94,7 +94,7 @@ def load(path: Path | None = None) -> list[Published]:
 def compared(
     rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
 ) -> list[list[str]]:
-    """`HEADS` for each published number: what was measured of the same, by every protocol that did, or —."""
+    """Make a line of `HEADS` for each published number and each protocol that measured it here; — without any."""
     lines = []
     for row in rows:
         metric = metrics.get(row.metric)
@@ -124,7 +124,7 @@ def compared(
 
 
 def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Runs that may be pooled, by the protocol's name; where that is not enough with what sets them apart."""
+    """Group poolable runs by the protocol's name, with what distinguishes them where that is not enough."""
     groups = grouped(records)
     names = labels(groups)
     protocols = [group[0].protocol.name for group in groups.values()]
@@ -136,7 +136,7 @@ def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 class Block(NamedTuple):
-    """What was published of one task and concept, with lines of `HEADS`."""
+    """Published numbers of one task and concept, as lines of `HEADS`."""
 
     task: str
     forget: str
@@ -147,7 +147,7 @@ class Block(NamedTuple):
 def blocks(
     rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
 ) -> list[Block]:
-    """Published numbers by task and concept, each beside what was measured here of the same."""
+    """Group published numbers by task and concept, each next to what was measured here."""
     made = []
     for task, forget in dict.fromkeys((row.task, row.forget) for row in rows):
         some = [row for row in rows if (row.task, row.forget) == (task, forget)]
@@ -157,12 +157,12 @@ def blocks(
 
 
 def sheets(made: Sequence[Block]) -> list[Sheet]:
-    """A table a block, its sources by number below it."""
+    """Make one table per block, with numbered sources below it."""
     tables = []
     for block in made:
         sources = list(dict.fromkeys(line[-1] for line in block.lines))
         lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in block.lines]
-        title = f"{block.task}, forget {block.forget}: published beside measured"
+        title = f"{block.task}, forget {block.forget}: published and measured"
         below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
         note = "\n".join([*below, *(f"note: {note}" for note in block.notes)])
         tables.append(Sheet(title, HEADS, [("", lines)], note))
@@ -178,7 +178,7 @@ def frame(made: Sequence[Block]) -> pd.DataFrame:
 
 
 def is_of(record: Record, method: str) -> bool:
-    """Whether a record is of the method that a table names, with the setting in brackets and no other given."""
+    """Whether a record is of the method that a table names, with only the setting in brackets."""
     name, setting = re.fullmatch(r"([^\[]+)(?:\[(.+)\])?", method).groups()  # type: ignore[union-attr]
     given = set(map(str, record.method.overrides.values())) - {setting}
     return record.method.name == name and not given and setting in {None, *map(str, record.method.settings.values())}

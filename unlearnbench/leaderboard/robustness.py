@@ -1,4 +1,4 @@
-"""What attacks found, over the seeds of a method and against `retrain`: curves, excess, and the worst case."""
+"""Summarize attacks over the seeds of a method and against `retrain`: curves, excess, and the worst case."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from unlearnbench.statistics import Interval, difference, over_seeds, within
 GOLD = "retrain"
 
 
-class Fought(NamedTuple):
+class AttackResult(NamedTuple):
     """One attack on one method, over its seeds."""
 
     value: float | None
-    """ASR, mean over seeds."""
+    """Mean ASR over seeds."""
     interval: Interval | None
     n: int
-    """Targets, in all seeds together."""
+    """Targets of all seeds together."""
     missing: int
     area: float | None
     box: str
@@ -33,9 +33,13 @@ class Fought(NamedTuple):
     sound: bool = True
     """Whether every seed has a value, and no target is missing."""
     excess: float | None = None
-    """ASR less that of retrain under the same attack; None where there is no retrain."""
+    """ASR minus that of retrain under the same attack; None without retrain."""
     excess_interval: Interval | None = None
     excess_area: float | None = None
+
+
+NOT_TRIED = AttackResult(None, None, 0, 0, None, "", None, applies=True)
+"""An attack that no run of a row was attacked with."""
 
 
 class Worst(NamedTuple):
@@ -44,29 +48,29 @@ class Worst(NamedTuple):
     value: float | None
     interval: Interval | None
     label: str | None
-    """The attack that it is of."""
+    """The attack with this worst case."""
     tried: int
-    """Attacks of the ensemble that have a value that can be relied on, and compared with retrain's if others can."""
+    """Attacks of the ensemble with a reliable value, and with a comparison to retrain if others have one."""
     of: int
-    """Attacks of the ensemble that the task allows, or that are not known to be forbidden by it."""
+    """Attacks of the ensemble that the task allows, or may allow."""
     over_retrain: bool
     """Whether it is the excess over retrain; else it is plain ASR."""
 
     @property
     def bound(self) -> bool:
-        """Whether it is a lower bound: an attack of the ensemble is missing, and could have found more."""
+        """Whether it is a lower bound: an attack of the ensemble is missing and may find more."""
         return self.value is not None and self.tried < self.of
 
 
 def found(records: Sequence[Record], label: str) -> list[AttackRecord]:
-    """One attack's results by seed, those of the settings and code that most have."""
+    """One attack's results by seed, those with the most common settings and code."""
     return [record.attacks[label] for record in attacked_alike(records, label)]
 
 
 def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
-    """Recovered share against budget: (budget, share) wherever the share rises, all seeds' targets together.
+    """Recovered share against budget: (budget, share) wherever the share rises, over the targets of all seeds.
 
-    Missing targets are left out; the last point is at the greatest limit.
+    Missing targets are left out; the last point is at the largest limit.
     """
     every = list(attacks)
     targets = [pair for each in every for pair in zip(each.recovered, each.spent, strict=True) if pair[0] is not None]
@@ -76,11 +80,11 @@ def curve(attacks: Iterable[AttackRecord]) -> list[tuple[float, float]]:
     return [(cost, sum(bool(hit) and spent <= cost for hit, spent in targets) / len(targets)) for cost in costs]
 
 
-def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fought | None:
-    """One attack on one method; None where no run of it was attacked like this.
+def attack_result(records: Sequence[Record], gold: Sequence[Record], label: str) -> AttackResult | None:
+    """Summarize one attack on one method; None where no run was attacked with it.
 
-    `gold`: runs of retrain that were measured as these (`identity.matching`). Those that were attacked with other
-    settings or code are no floor.
+    `gold` are comparable runs of retrain (`identity.matching`). Those attacked with other settings or code are not
+    used.
     """
     own = found(records, label)
     if not own:
@@ -100,7 +104,7 @@ def fought(records: Sequence[Record], gold: Sequence[Record], label: str) -> Fou
     )
 
 
-def _summary(own: Sequence[AttackRecord]) -> Fought:
+def _summary(own: Sequence[AttackRecord]) -> AttackResult:
     known = [each for each in own if each.value is not None]
     values = [each.value for each in known if each.value is not None]
     areas = [each.area for each in known if each.area is not None]
@@ -108,7 +112,7 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
     reason = next((each.reason for each in own if each.value is None), None)
     if not values:
         missing = sum(each.missing for each in own)
-        return Fought(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
+        return AttackResult(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
     same = all(each.recovered == known[0].recovered for each in known)  # methods without randomness are one run
     targets = [each.n - each.missing for each in known]
     interval = known[0].interval if same else within(over_seeds(values, None, targets), 0.0, 1.0)
@@ -116,7 +120,7 @@ def _summary(own: Sequence[AttackRecord]) -> Fought:
     missing = sum(each.missing for each in own)
     sound = all(each.status == "ok" for each in own)
     n = sum(each.n for each in own)
-    return Fought(sum(values) / len(values), interval, n, missing, area, first.box, reason, True, sound)
+    return AttackResult(sum(values) / len(values), interval, n, missing, area, first.box, reason, True, sound)
 
 
 @cache
@@ -125,15 +129,15 @@ def _boxes() -> dict[str, str]:
 
 
 def box_of(label: str) -> str:
-    """Whether an attack has the weights ("white") or answers alone ("black"); "" for one that is not known here."""
+    """ "white" for an attack that uses the weights, "black" for one that uses only outputs, "" if unknown."""
     return _boxes().get(AttackSpec.parse(label).name, "")
 
 
-def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst | None:
-    """The worst case of the attacks in the fixed ensemble, of one kind of access or of all; None where none was tried.
+def worst(every: Mapping[str, AttackResult | None], box: str | None = None) -> Worst | None:
+    """Find the worst case of the fixed ensemble, over attacks with one kind of access or all; None if none was tried.
 
-    The excess over retrain counts where there is any, else plain ASR. An attack that was skipped, failed, not tried on
-    the method or not on retrain makes it a lower bound; one that the task does not allow is left out.
+    It is the excess over retrain where there is one, else plain ASR. An attack that was skipped, failed, or was not
+    tried on the method or on retrain makes it a lower bound; one that the task does not allow is left out.
     """
     asked = [label for label in STANDARD if box in (None, box_of(label))]
     tried = {label: each for label in asked if (each := every.get(label))}
@@ -157,29 +161,14 @@ def labels(records: Iterable[Record]) -> list[str]:
     return standard_first(label for record in records for label in record.attacks)
 
 
-def columns(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
-    """What a board's row says of attacks: for each label its ASR, interval, area and excess; the worst cases.
-
-    `attacked_n` runs were attacked, and `attacked_ua` is the UA of those alone.
-    """
-    every = {label: fought(records, gold, label) for label in names}
+def of_row(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `BoardRow` about attacks: results by label, worst cases by access, and the runs attacked."""
+    every = {label: attack_result(records, gold, label) for label in names}
     tried = [record for record in records if record.attacks]
     ua = [score.value for record in tried if (score := record.scores.get("ua")) and score.value is not None]
-    row: dict[str, Any] = {"attacked_n": len(tried), "attacked_ua": sum(ua) / len(ua) if ua else None}
-    for label, each in every.items():
-        nothing = Fought(None, None, 0, 0, None, "", None, True)
-        one = each or nothing
-        low, high = one.interval or (None, None)
-        below, above = one.excess_interval or (None, None)
-        row |= {label: one.value, f"{label}_low": low, f"{label}_high": high, f"{label}_n": one.n}
-        row |= {f"{label}_why": one.reason, f"{label}_applies": one.applies}
-        row |= {f"{label}_missing": one.missing, f"{label}_area": one.area, f"{label}_excess": one.excess}
-        row |= {f"{label}_excess_low": below, f"{label}_excess_high": above, f"{label}_excess_area": one.excess_area}
-    for column, box in (("robustness", None), ("robustness_white", "white"), ("robustness_black", "black")):
-        most = worst(every, box)
-        low, high = (most.interval if most else None) or (None, None)
-        row |= {column: most.value if most else None, f"{column}_low": low, f"{column}_high": high}
-        row |= {f"{column}_n": most.tried if most else 0, f"{column}_of": most.of if most else 0}
-        row |= {f"{column}_by": most.label if most else None, f"{column}_bound": bool(most and most.bound)}
-        row |= {f"{column}_over_retrain": bool(most and most.over_retrain)}
-    return row
+    return {
+        "attacked_n": len(tried),
+        "attacked_ua": sum(ua) / len(ua) if ua else None,
+        "attacks": {label: result or NOT_TRIED for label, result in every.items()},
+        "worst": {box: worst(every, box) for box in (None, "white", "black")},
+    }

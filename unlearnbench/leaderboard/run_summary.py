@@ -1,4 +1,4 @@
-"""The table after a run: one method beside the original, and retrain where it is there."""
+"""The table after a run: one method compared with the original, and with retrain if available."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from unlearnbench.records.schema import Record
 
 
 def grouped(records: Iterable[Record]) -> list[list[Record]]:
-    """Records of one thing together (`identity.identity`), in the order in which they come."""
+    """Group records by identity, in the order in which they come."""
     return list(identity.grouped(records).values())
 
 
 def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
-    """A control's records that a record may be held against (`identity.matching`)."""
+    """The records of a control that are comparable with a record (`identity.matching`)."""
     return identity.matching(records, like, control)[0]
 
 
 def run_rows(
     group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table after a run: metric, original, change, method, its interval, retrain if there."""
+    """Heads and rows of the table: metric, original, change, method, its interval, and retrain if available."""
     rows = []
     metrics = registry.load_metrics().items()
     without = registry.without(group[0].task)
@@ -48,13 +48,15 @@ def run_notes(
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Lines below that table: what real images score, and the anchored scores where the controls were run.
+    """Lines below the table: what real images score, an older version, and anchored scores where controls exist.
 
-    `why`: of controls that were run, but may not be held against this method, the reason.
+    `why` gives the reason for controls that exist but are not comparable.
     """
     metrics = registry.load_metrics()
     floors = {name: estimate(group, name).floor for name in metrics}
     lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
+    if older := identity.older_flag(group):
+        lines.append(f"{older}: run again with --force to measure with this one")
     found = scores(group, controls, images, why)
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:
@@ -65,7 +67,7 @@ def run_notes(
         told = [why[name] for name in lacking if why and name in why]
         because = f" that fit ({'; '.join(told)})" if told else ""
         lines.append(
-            f"no scores without the controls{because}; with the same --task, --protocol, --out: "
+            f"no scores without the controls{because}; run them with the same --task, --protocol, --out: "
             f"unlearnbench run {words}{' --force' if told else ''}"
         )
     return lines

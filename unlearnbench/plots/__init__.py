@@ -1,4 +1,4 @@
-"""Figures for papers and pages, in one place: boards, effects on concepts, tuning, and the files they become.
+"""Draw figures for papers and pages: boards, effects on concepts, attacks, trajectories, tuning.
 
 It may import `leaderboard`, `records` and what lies below them.
 """

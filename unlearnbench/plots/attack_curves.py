@@ -1,4 +1,4 @@
-"""The picture of a board under attack: recovered share against budget, a panel an attack, a line a method."""
+"""Plot attacks as recovered share against budget, one panel per attack, one line per method."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ BEYOND = 1.8
 LEFT, TALL, BELOW, ABOVE = 0.42, 1.12, 0.2, 0.18
 """Inches: what the scale on the left takes, a panel, its ticks, its title."""
 WIDTHS = {GOLD: 1.6, "original": 1.0}
-"""Of the floor's line in points, and of that of the model that forgot nothing."""
+"""Line widths in points of retrain and the original."""
 ABOUT = "budget: what was spent on a target, up to the dotted line; black: retrain, the floor, and the original"
 Points = list[tuple[float, float]]
 
 
 def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
-    """Every attack that has a value on these methods, by their labels; None where there is none.
+    """Plot every attack that has a value on these methods; None where there is none.
 
-    Curves step up where targets are recovered; those that are not by the limit are censored there, and the curve goes
-    on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair. `names` are all
-    methods that get colours, when groups are some of them. Trials with a budget that a user gave are left out.
+    `groups` are records by label. Curves rise where targets are recovered; targets that are not recovered by the limit
+    are censored there, and the curve stays flat. The scale is logarithmic above the first step. Coinciding lines are
+    drawn slightly apart. Pass all labels as `names` when `groups` has only some, so that colours stay the same. Attacks
+    with a budget given by a user are left out.
     """
     known = labels(each for records in groups.values() for each in records)
     every = [label for label in known if AttackSpec.parse(label).budget is None]
@@ -86,7 +87,7 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
 
 
 def _line(name: str, look: Style) -> dict[str, Any]:
-    """A line as matplotlib takes it, with the method's marker, which stands at the limit."""
+    """Line style for matplotlib, with the method's marker at the limit."""
     face = "none" if look.control else look.colour
     marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
     return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(plain_label(name), 0.9), **marker}

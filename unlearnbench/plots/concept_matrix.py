@@ -1,4 +1,6 @@
-"""What forgetting one concept does to every other: a row a method and forget concept, a column a concept."""
+"""Plot the effect of forgetting one concept on every other: one row per method and forget concept, one column per
+concept.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS, WHOLE = "RdBu", 100.0
-"""Diverging, safe for the colour-blind; its ends, in points of 100: figures can be compared."""
+"""A diverging colour map that is safe for colour-blind readers; its fixed ends make figures comparable."""
 LEAST, MOST, ROW, BLOCK, GAP = 0.2, 0.42, 0.135, 0.035, 0.16
-"""Inches: widths of a cell, the height of a row, the space between methods and between panels."""
+"""Inches: least and greatest width of a cell, height of a row, gaps between methods and between panels."""
 LINE = 0.13
-"""Inches: height of a panel's own title."""
+"""Inches: height of a panel's title."""
 BAR, BELOW = 0.07, 0.26
-"""Inches: height of the colour bar, and of all below the cells."""
+"""Inches: height of the colour bar, and of everything below the cells."""
 NOTE = "share judged as asked: change against the original, in points; framed: what was to be forgotten"
 INKS = "#111111", "#ffffff"
-"""Of what stands on the cells, whose colours are the same on light and dark pages."""
+"""Colours of text on cells, which do not change between light and dark pages."""
 DARK = 55.0
-"""Points from which letters in a cell are white."""
+"""Change in points from which text in a cell is white."""
 
 
 def matrix(effects: pd.DataFrame, title: str) -> Figure:
-    """Change of the share judged as asked against the original, in points, from `effects.effects`.
+    """Plot the change of the share judged as asked from the original, in points, as `concept_effects.effects` gives it.
 
-    For each method one row a forget concept; the cells of what was to be forgotten are framed. Forget concepts that
-    were measured on other concepts (digits, colours) stand in panels side by side. One column of a paper wide where it
-    fits, else two. UserError where there is no change to show.
+    Each method has one row per forget concept, and the cells of forgotten concepts are framed. Forget concepts that
+    were measured on different concepts (digits, colours) have panels side by side. The figure is one column of a paper
+    wide if that is enough, else two. Raises `UserError` where there is no change to show.
     """
     shown = effects[effects["change"].notna() & (effects["label"].map(plain) != "original")]
     if shown.empty:
@@ -53,7 +55,7 @@ def _rank(label: str) -> tuple[int, str]:
 
 
 def _panels(shown: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
-    """Forget concepts and the concepts that they were measured on; those that share any stand together."""
+    """Forget concepts and the concepts they were measured on; those that share any are in one panel."""
     order = {name: number for number, name in enumerate(dict.fromkeys(shown["concept"]))}
     panels: list[tuple[list[str], set[str]]] = []
     for forget, rows in shown.groupby("forget", sort=False):
@@ -100,7 +102,7 @@ def _drawn(
 
 
 def _width_of_marks(forgets: Sequence[str]) -> float:
-    """Of the names of forget concepts beside the rows in inches; a single one stands above the panel."""
+    """Width in inches of the names of forget concepts next to the rows; a single one is above the panel."""
     return 0.0 if len(forgets) == 1 else max(width_of(short(name, 16), SMALL) for name in forgets) / POINTS + 0.06
 
 
@@ -162,12 +164,12 @@ def _cells(
 
 
 def _points(change: float) -> str:
-    """A change in whole points, with its sign."""
+    """Format a change in whole points with its sign."""
     return f"{change:+.0f}".replace("-", "−") if round(change) else "0"
 
 
 def _scale(axes: Axes) -> None:
-    """What the colours mean."""
+    """Draw the colour bar."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 

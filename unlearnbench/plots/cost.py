@@ -1,4 +1,4 @@
-"""What unlearning costs: a bar a method for its time, the time of an image afterwards, and the memory it needs."""
+"""Plot the cost of unlearning: bars for each method of its time, the time per image afterwards, and peak memory."""
 
 from __future__ import annotations
 
@@ -10,47 +10,49 @@ import numpy as np
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError
+from unlearnbench.leaderboard.rows import Board, BoardRow
 from unlearnbench.leaderboard.tables import head
 from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, log_scale, plain, short, width_of
-from unlearnbench.plots.scatter import numbers
 from unlearnbench.plots.style import GREY, GRID, SMALL, Style, fill, settings, styles
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANELS = ("unlearn_time", "relative_time", "peak_memory")
 PREPARE = "prepare_time"
 ROW, BELOW, GAP = 0.135, 0.4, 0.16
-"""Inches: a method's height, what the axis takes below, the space between panels."""
+"""Inches: height of a method's row, of the axis below, and the gap between panels."""
 NOTHING = 0.01
-"""Seconds: what takes less has no bar; that is a call of a function, not a method's work."""
+"""Seconds below which there is no bar: that is a function call, not unlearning."""
 
 
-def cost(rows: pd.DataFrame, title: str, names: Iterable[str] | None = None) -> Figure:
-    """Horizontal bars of one table's rows (`board.board`), the slowest on top: unlearning time with the time to prepare
-    below it (logarithmic), time an image relative to the original's, and peak memory, with standard deviations.
+def cost(table: Board, title: str, names: Iterable[str] | None = None) -> Figure:
+    """Draw the costs of one table's rows as horizontal bars with standard deviations, the slowest method on top.
 
-    Methods and panels without values are left out; UserError where nothing is left. `names` are all methods that get
-    colours, when rows are some of them.
+    The panels are unlearning time with preparation time below it (logarithmic), time per image relative to the
+    original's, and peak memory. Methods and panels without values are left out; raises `UserError` where nothing is
+    left. Pass all labels as `names` when the table has only some of the rows, so that colours stay the same.
     """
-    panels = [name for name in PANELS if name in rows and rows[name].notna().any()]
-    shown = rows[rows[panels].notna().any(axis=1)] if panels else rows.iloc[:0]
-    if shown.empty:
+    panels = [name for name in PANELS if table.has(name)]
+    shown = table.where(lambda row: any(row.stat(name).known for name in panels))
+    if not len(shown):
         raise UserError("no row here has a cost: run the methods again")
-    style = styles(names if names is not None else rows["label"])
-    total = np.nan_to_num(numbers(shown, PANELS[0])) + np.nan_to_num(numbers(shown, PREPARE))
-    order = sorted(range(len(shown)), key=lambda i: (total[i], shown["label"].iloc[i]))
-    shown = shown.iloc[order]
+    style = styles(names if names is not None else [row.label for row in table])
+    ordered = shown.of(sorted(shown, key=lambda row: (_seconds(row), row.label)))
     with settings():
-        return _drawn(shown, panels, [style[label] for label in shown["label"]], title)
+        return _drawn(ordered, panels, [style[row.label] for row in ordered], title)
 
 
-def _drawn(rows: pd.DataFrame, panels: Sequence[str], looks: Sequence[Style], title: str) -> Figure:
+def _seconds(row: BoardRow) -> float:
+    """Time to prepare and to unlearn, as far as it is known."""
+    return (row.stat(PANELS[0]).value or 0.0) + (row.stat(PREPARE).value or 0.0)
+
+
+def _drawn(table: Board, panels: Sequence[str], looks: Sequence[Style], title: str) -> Figure:
     metrics = registry.load_metrics()
-    labels = [short(label, 22) for label in rows["label"]]
-    body = BELOW + ROW * len(rows)
+    labels = [short(row.label, 22) for row in table]
+    body = BELOW + ROW * len(table)
     figure = blank(COLUMN, body, f"{title}: {', '.join(head(metrics[name]) for name in panels)}")
     left = (max(width_of(label, SMALL) for label in labels) + EDGE + 4) / POINTS
     wide = (COLUMN - left - 0.1 - GAP * (len(panels) - 1)) / len(panels)
@@ -58,36 +60,36 @@ def _drawn(rows: pd.DataFrame, panels: Sequence[str], looks: Sequence[Style], ti
     for number, name in enumerate(panels):
         axes = figure.add_axes((0, 0, 1, 1), label=name)
         places[axes] = (left + number * (wide + GAP), BELOW, wide, body - BELOW)
-        (_times if name == PANELS[0] else _bars)(axes, rows, name, looks)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.set_yticks(range(len(rows)), labels if number == 0 else [""] * len(rows), fontsize=SMALL)
+        (_times if name == PANELS[0] else _bars)(axes, table, name, looks)
+        axes.set_ylim(-0.6, len(table) - 0.4)
+        axes.set_yticks(range(len(table)), labels if number == 0 else [""] * len(table), fontsize=SMALL)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=SMALL)
         axes.grid(axis="x", color=GRID, linewidth=0.4)
         axes.set_axisbelow(True)
         axes.set_xlabel(head(metrics[name]).replace(" (", "\n(", 1), fontsize=6.5)
     items = []
-    if _prepared(rows):
+    if _prepared(table):
         block = {"marker": "s", "mec": GREY, "ms": 4.0, "mew": 0.8}
         items = [
             Item("unlearning", {**block, "mfc": GREY}, 5.0),
             Item("preparing, below it", {**block, "mfc": "none"}, 5),
         ]
-    if any(np.isfinite(numbers(rows, f"{name}_sd")).any() for name in panels):
+    if any(np.isfinite(table.column(name, "sd")).any() for name in panels):
         items.append(Item("± standard deviation", {"color": "#000000", "linewidth": 0.5, "linestyle": "-"}, 8.0))
     assemble(figure, body, places, title, items)
     return figure
 
 
-def _times(axes: Axes, rows: pd.DataFrame, name: str, looks: Sequence[Style]) -> None:
-    """Unlearning time; below it, half as high and hollow, the time to prepare."""
-    times, first = numbers(rows, name), numbers(rows, PREPARE)
+def _times(axes: Axes, table: Board, name: str, looks: Sequence[Style]) -> None:
+    """Draw unlearning time, and below it the time to prepare, half as high and hollow."""
+    times, first = table.column(name), table.column(PREPARE)
     seen = np.concatenate([times, first])
     seen = seen[seen >= NOTHING]
     low, high = (seen.min() / 2, seen.max() * 2) if len(seen) else (NOTHING, 1.0)
     log_scale(axes, "x", low, high)
     axes.set_xlim(low, high)
-    spreads = numbers(rows, f"{name}_sd"), numbers(rows, f"{PREPARE}_sd")
+    spreads = table.column(name, "sd"), table.column(PREPARE, "sd")
     for i, look in enumerate(looks):
         both = first[i] >= NOTHING
         up, height = (0.15, 0.42) if both else (0.0, 0.62)
@@ -102,9 +104,9 @@ def _times(axes: Axes, rows: pd.DataFrame, name: str, looks: Sequence[Style]) ->
             _spread(axes, i - 0.22, first[i], spreads[1][i], low)
 
 
-def _bars(axes: Axes, rows: pd.DataFrame, name: str, looks: Sequence[Style]) -> None:
+def _bars(axes: Axes, table: Board, name: str, looks: Sequence[Style]) -> None:
     scale = registry.load_metrics()[name].scale
-    values, spread = numbers(rows, name) * scale, numbers(rows, f"{name}_sd") * scale
+    values, spread = table.column(name) * scale, table.column(name, "sd") * scale
     for i, look in enumerate(looks):
         if not math.isnan(values[i]):
             axes.barh(i, values[i], 0.62, linewidth=0.6, gid=name, **fill(look))
@@ -121,6 +123,6 @@ def _spread(axes: Axes, y: float, value: float, sd: float, least: float) -> None
         axes.hlines(y, max(least, value - sd), value + sd, colors="#000000", linewidths=0.5, zorder=3)
 
 
-def _prepared(rows: pd.DataFrame) -> bool:
+def _prepared(table: Board) -> bool:
     """Whether any method took time to prepare."""
-    return bool((numbers(rows, PREPARE) >= NOTHING).any())
+    return bool((table.column(PREPARE) >= NOTHING).any())

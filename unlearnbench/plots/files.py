@@ -1,4 +1,4 @@
-"""Figures as files for papers and as pieces of a page."""
+"""Write figures to files for papers, or embed them in a page."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ UNDATED: dict[str, dict[str, Any]] = {
     ".svg": {"Date": None, "Creator": "unlearnbench"},
     ".png": {"Software": None},
 }
-"""What figures say of themselves, by suffix: nothing that differs from run to run."""
+"""Metadata of figures by suffix, without anything that varies between runs."""
 DPI = 300
 ON_PAGE = 200
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FOREGROUND = re.compile(rf"#000000|\bblack\b|{INK}")
 FAINT = "stroke: currentColor; stroke-opacity: 0.18"
-"""A grid, on light and dark."""
+"""Style of a grid on light and dark pages."""
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 def checked(path: Path) -> Path:
-    """The path of a figure, if its suffix is known."""
+    """Return the path of a figure; raises `UserError` for an unknown suffix."""
     if path.suffix.lower() not in UNDATED:
         raise UserError(f"cannot write a figure to {path}: its name must end in .pdf, .svg or .png")
     return path
 
 
 def written(figure: Figure, path: Path) -> None:
-    """Write a figure whole, as .pdf with TrueType fonts, .svg with text as text, or .png with 300 points an inch.
+    """Write a figure atomically as .pdf with TrueType fonts, .svg with text as text, or .png at 300 dpi.
 
-    The same figure makes the same bytes. An unknown suffix is a UserError, a place that cannot be written an OSError.
+    The same figure gives the same bytes. Raises `UserError` for an unknown suffix, `OSError` where it cannot be
+    written.
     """
     kind = checked(path).suffix.lower()
     _clean(figure)
@@ -52,7 +53,7 @@ def written(figure: Figure, path: Path) -> None:
 
 
 def picture(figure: Figure, source: str) -> bytes:
-    """A figure as PNG for a page of text, which keeps the hash of what it was drawn from."""
+    """Render a figure as PNG with the hash of its source in the metadata."""
     _clean(figure)
     buffer = io.BytesIO()
     with settings():
@@ -61,11 +62,10 @@ def picture(figure: Figure, source: str) -> bytes:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an <svg> element to stand in a page, as wide as the page gives it.
+    """Render a figure as an <svg> element that fills the width of its place in a page.
 
-    It has a <title>, text as text, and the page's own colour where it was black. Of its ids those are kept that
-    something refers to, and those of table rows (`row-<i>`); all begin with `name-`, so that figures do not disturb
-    each other.
+    It has a <title>, text as text, and the page's own colour where it was black. Ids are kept if something refers to
+    them, or if they belong to table rows (`row-<i>`); all begin with `name-`, so that figures do not interfere.
     """
     _clean(figure)
     buffer = io.BytesIO()
@@ -92,7 +92,7 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def _clean(figure: Figure) -> None:
-    """Leave no character in a figure's texts that its file cannot hold, or that steers how others are shown."""
+    """Remove control and invisible characters from the texts of a figure."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -102,7 +102,7 @@ def _clean(figure: Figure) -> None:
 
 
 def _bare(root: ElementTree.Element) -> None:
-    """Take out metadata, and the style sheet, which would hold for the whole page."""
+    """Remove metadata, and the style sheet, which would apply to the whole page."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
@@ -110,7 +110,7 @@ def _bare(root: ElementTree.Element) -> None:
 
 
 def _references(root: ElementTree.Element) -> set[str]:
-    """The ids that some element refers to."""
+    """The ids that an element refers to."""
     found: set[str] = set()
     for element in root.iter():
         for key, value in element.attrib.items():

@@ -1,4 +1,4 @@
-"""How a figure is put together in inches: title on top, axes in the middle, a legend in lines and notes below."""
+"""Lay out a figure in inches: title on top, axes in the middle, legend and notes below."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.3, 6.9
-"""Widths in inches: of one column of a paper, of two."""
+"""Widths in inches of one column and of two columns of a paper."""
 POINTS = 72.0
-"""In an inch; figures are laid out at this resolution, so that a pixel is a point."""
+"""Points per inch; figures are laid out at this resolution, so that a pixel is a point."""
 LEGEND, LINE, BETWEEN = 6.5, 9.5, 9.0
-"""Of the legend in points: letters, lines, the space between entries."""
+"""Of the legend in points: font size, height of a line, space between entries."""
 EDGE = 3.0
-"""Left free at the figure's edge, in points."""
+"""Margin at the figure's edge in points."""
 Rectangle = tuple[float, float, float, float]
-"""Left, bottom, width, height in inches, from the lower left of what lies between title and legend."""
+"""Left, bottom, width, height in inches, from the lower left of the area between title and legend."""
 
 
 class Item(NamedTuple):
-    """An entry of a legend."""
+    """A legend entry."""
 
     text: str
     drawn: Mapping[str, Any] | None = None
-    """What matplotlib.lines.Line2D takes; None for words alone."""
+    """Arguments for matplotlib.lines.Line2D; None for text only."""
     width: float = 0.0
-    """Of what is drawn, in points."""
+    """Width of the symbol in points."""
 
     def room(self) -> float:
         """Width of the whole entry in points."""
@@ -40,7 +40,7 @@ class Item(NamedTuple):
 
 
 def blank(width: float, height: float, about: str) -> Figure:
-    """An empty figure of this size in inches; `about` says what it shows, for readers who do not see it."""
+    """Make an empty figure of this size in inches; `about` describes it for readers who cannot see it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -58,9 +58,9 @@ def assemble(
     items: Sequence[Item] = (),
     notes: Sequence[str] = (),
 ) -> float:
-    """Put title, axes and legend in their places, the figure as high as they need, the axes' part `body` inches.
+    """Put title, axes and legend in place and set the figure's height; the area of the axes is `body` inches high.
 
-    Returns where that part begins, in inches from the bottom.
+    Returns the bottom of that area in inches.
     """
     width = float(figure.get_size_inches()[0])
     room = POINTS * width - 2 * EDGE
@@ -80,7 +80,7 @@ def assemble(
 
 
 def _legend(figure: Figure, rows: Sequence[Sequence[Item]], lines: Sequence[str], bottom: float) -> None:
-    """Entries and notes, from left to right and downwards."""
+    """Place entries and notes from left to right and top to bottom."""
     from matplotlib.lines import Line2D
 
     scale, y = figure.dpi_scale_trans, bottom * POINTS - LINE / 2
@@ -125,7 +125,7 @@ def width_of(text: str, size: float = TEXT) -> float:
 
 
 def short(text: str, most: int = 28) -> str:
-    """A text on one line, cut to so many characters; of what stands in brackets at its end the last ones stay."""
+    """Shorten a text on one line to this many characters; of a part in brackets at its end, the end is kept."""
     text = " ".join(text.split())
     if len(text) <= most:
         return text
@@ -134,12 +134,12 @@ def short(text: str, most: int = 28) -> str:
 
 
 def _wrapped(text: str, room: float, size: float) -> list[str]:
-    """A text in lines of this width in points."""
+    """Break a text into lines of this width in points."""
     return textwrap.wrap(text, max(10, int(room / (0.58 * size))))
 
 
 def log_scale(axes: Axes, which: str, low: float, high: float) -> None:
-    """A logarithmic scale with plain numbers at its ticks, three to a decade where there are few decades."""
+    """Set a logarithmic scale with plain numbers at its ticks, three per decade where there are few decades."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set(**{f"{which}scale": "log"})
@@ -150,5 +150,5 @@ def log_scale(axes: Axes, which: str, low: float, high: float) -> None:
 
 
 def plain(value: float, place: float | None = None) -> str:
-    """A number at a tick: no powers, no zeros at its end."""
+    """Format a tick without powers and trailing zeros."""
     return f"{value:,.6g}"

@@ -1,4 +1,4 @@
-"""Efficacy against utility: every method a point with its intervals, the best of them joined by a line."""
+"""Plot efficacy against utility: one point with intervals per method, and a line through the best."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import columns_of, head
 from unlearnbench.plots.labels import Box, Place, Room, overlap
 from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, plain, short, width_of
@@ -24,7 +25,6 @@ from unlearnbench.plots.scatter import (
     free,
     mark,
     named,
-    numbers,
     room_of,
     ticked,
     write,
@@ -32,19 +32,18 @@ from unlearnbench.plots.scatter import (
 from unlearnbench.plots.style import GREY, TEXT, Style, settings, styles
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 RIGHT, BELOW, BODY = 0.08, 0.34, 3.0
-"""Inches: beside the plot, below it, and its height with what is below."""
+"""Inches: margin on the right, height of the axis below, total height without title and legend."""
 MANY = 60
-"""Points, beyond which only the best and the controls are named."""
+"""Number of points beyond which only the best and the controls are named."""
 TIMES = {"1 s": 1.0, "10 s": 10.0, "1 min": 60.0, "10 min": 600.0, "1 h": 3600.0, "10 h": 36000.0, "100 h": 360000.0}
 
 
 def front(x: Sequence[float], y: Sequence[float], better: tuple[str, str] = ("higher", "higher")) -> list[int]:
-    """Places of the points that no other beats on one side without being worse on the other, from worse x to better."""
+    """Indices of the points that no other dominates, from worse x to better."""
     signs = [1 if way == "higher" else -1 for way in better]
     points = [(signs[0] * a, signs[1] * b) for a, b in zip(x, y, strict=True)]
     kept = [i for i, (a, b) in enumerate(points) if not any(c >= a and d >= b and (c, d) != (a, b) for c, d in points)]
@@ -52,46 +51,47 @@ def front(x: Sequence[float], y: Sequence[float], better: tuple[str, str] = ("hi
 
 
 def pareto(
-    rows: pd.DataFrame, title: str, x: str | None = None, y: str | None = None, names: Iterable[str] | None = None
+    table: Board, title: str, x: str | None = None, y: str | None = None, names: Iterable[str] | None = None
 ) -> Figure:
-    """Efficacy `y` against utility `x` of one table's rows (`board.board`), better being up and to the right.
+    """Draw efficacy `y` against utility `x` for the rows of one table; better is up and to the right.
 
-    Without names of metrics, the first of each axis that has values. Bars are 95 % intervals, areas grow with
-    unlearning time, controls are hollow, a line joins the methods that none beats. `names` are all methods that get
-    colours, when rows are some of them. The point of row `i` has the gid `row-<i>`; of very many points only those on
-    the line and the controls have names. UserError where no row has both values.
+    When `x` or `y` is None, the first metric of its axis that has values is drawn. Bars are 95 % intervals, areas grow
+    with unlearning time, controls are hollow, and a line joins the methods that no other beats. Pass all labels as
+    `names` when the table has only some of the rows, so that colours stay the same. The point of a row has the gid
+    `row-<index>`. With more than `MANY` points only those on the line and the controls are named. Raises `UserError`
+    where no row has both values.
     """
     known = columns_of(registry.load_metrics())
-    x, y = x or headline(rows, "utility"), y or headline(rows, "efficacy")
+    x, y = x or headline(table, "utility"), y or headline(table, "efficacy")
     for name in (x, y):
         if name not in known:
             raise unknown("metric", name, known)
-        if name not in rows:
+        if not table.has(name):
             raise UserError(f"no values of {name} here: name another metric")
-    there = rows[x].notna() & rows[y].notna()
-    if not there.any():
+    shown = table.where(lambda row: row.stat(x).known and row.stat(y).known)
+    if not len(shown):
         raise UserError(f"no row here has both {x} and {y}: name others with --x and --y")
-    shown, hidden = rows[there], rows[~there]
-    style = styles(names if names is not None else rows["label"])
+    hidden = [row.label for row in table if not (row.stat(x).known and row.stat(y).known)]
+    style = styles(names if names is not None else [row.label for row in table])
     with settings():
         sides = [axis_of(shown, name, known[name]) for name in (x, y)]
-        return _drawn(shown, sides, [style[label] for label in shown["label"]], title, list(hidden["label"]))
+        return _drawn(shown, sides, [style[row.label] for row in shown], title, hidden)
 
 
-def headline(rows: pd.DataFrame, axis: str) -> str:
+def headline(table: Board, axis: str) -> str:
     """The first metric of an axis, with a better direction, that has values in these rows."""
-    left_out = set().union(*(registry.without(task) for task in rows["task"].unique()))
+    left_out = set().union(*(registry.without(task) for task in {row.task for row in table}))
     for name, metric in registry.load_metrics().items():
-        if metric.axis == axis and metric.better and name not in left_out and name in rows and rows[name].notna().any():
+        if metric.axis == axis and metric.better and name not in left_out and table.has(name):
             return name
     raise UserError(f"no row here has a metric of {axis}: run the methods again, or name metrics with --x and --y")
 
 
-def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title: str, hidden: list[str]) -> Figure:
+def _drawn(table: Board, sides: Sequence[Axis], looks: list[Style], title: str, hidden: list[str]) -> Figure:
     across, up = sides
-    seconds = numbers(rows, "unlearn_time")
+    seconds = table.column("unlearn_time")
     areas = np.array([area_of(each) for each in seconds])
-    points = Points(across, up, looks, areas, [short(label) for label in rows["label"]])
+    points = Points(across, up, looks, areas, [short(row.label) for row in table])
     figure = blank(COLUMN, BODY, f"{title}: {head(up.metric)} against {head(across.metric)}")
     axes = figure.add_axes((0.0, BELOW / BODY, 1.0, 1.0 - BELOW / BODY), label="main")
     best = _best(points)
@@ -99,7 +99,7 @@ def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title:
     left = (1.3 * TEXT + EDGE + 6.0 + _widest_tick(axes)) / POINTS
     inner = (left, BELOW, COLUMN - left - RIGHT, BODY - BELOW)
     axes.set_position((left / COLUMN, BELOW / BODY, inner[2] / COLUMN, inner[3] / BODY))
-    mark(axes, points, [f"row-{i}" for i in rows.index])
+    mark(axes, points, [f"row-{row.index}" for row in table])
     axes.set(xlabel=head(across.metric), ylabel=head(up.metric))
 
     few = len(looks) <= MANY
@@ -124,13 +124,13 @@ def _drawn(rows: pd.DataFrame, sides: Sequence[Axis], looks: list[Style], title:
 
 
 def _widest_tick(axes: Axes) -> float:
-    """Width of the widest number beside the plot in points."""
+    """Width in points of the widest number next to the plot."""
     low, high = sorted(axes.get_ylim())
     return max((width_of(plain(tick), 6.5) for tick in axes.get_yticks() if low <= tick <= high), default=0.0)
 
 
 def _best(points: Points) -> list[int]:
-    """The methods that none beats, controls aside, where both sides have a better direction."""
+    """The methods that no other dominates, without controls, where both axes have a better direction."""
     better = points.across.metric.better, points.up.metric.better
     rivals = [i for i, look in enumerate(points.looks) if not look.control]
     x, y = points.across.values[rivals], points.up.values[rivals]
@@ -138,18 +138,18 @@ def _best(points: Points) -> list[int]:
 
 
 class _Panel(NamedTuple):
-    """The plot, or the closer look at a part of it."""
+    """The plot, or an inset that enlarges a part of it."""
 
     corner: tuple[float, float]
-    """In points from the lower left of the plot."""
+    """Points from the lower left of the plot."""
     room: Room
     places: dict[int, Place]
     lost: list[int]
-    """Points that are named here, and have no room for their name."""
+    """Points of this panel without room for their name."""
 
 
 def _panels(axes: Axes, points: Points, best: Sequence[int], which: Sequence[int]) -> list[_Panel]:
-    """Name some points; where a crowd of them has no room for names, in a closer look at it."""
+    """Name some points; a crowd without room for names is named in an inset."""
     whole = _panel((0.0, 0.0), room_of(axes, points, best), points.labels, which)
     region = crowded(whole.room, whole.lost)
     spot = free(whole.room, region) if region else None
@@ -166,7 +166,7 @@ def _panels(axes: Axes, points: Points, best: Sequence[int], which: Sequence[int
 
 
 def _closer(axes: Axes, region: Box, spot: Box, points: Points, best: Sequence[int]) -> Axes:
-    """Draw a region of the plot again, larger, at a spot that is free; a frame and a line say which."""
+    """Draw a region of the plot enlarged at a free place, connected to the region by a line."""
     from matplotlib.patches import Rectangle
 
     origin, corner = axes.transAxes.transform([(0, 0), (1, 1)])
@@ -194,7 +194,7 @@ def _panel(corner: tuple[float, float], room: Room, labels: Sequence[str], which
 
 
 def _texts(panels: Sequence[_Panel], labels: Sequence[str]) -> dict[int, str]:
-    """What is written at each point: its name, else a number for which there is room, else nothing."""
+    """The text at each point: its name, else a number if there is room, else nothing."""
     texts = {i: labels[i] for panel in panels for i in panel.places}
     number = 0
     for panel in panels:
@@ -213,7 +213,7 @@ def _marker(look: Style) -> dict[str, Any]:
 
 
 def _size_items(seconds: np.ndarray) -> list[Item]:
-    """Up to three times that span those of the rows, as circles of their areas."""
+    """Up to three times in the range of the rows, as circles with their areas."""
     known = [each for each in seconds if not math.isnan(each)]
     if not known:
         return []
@@ -227,5 +227,5 @@ def _size_items(seconds: np.ndarray) -> list[Item]:
 
 
 def area_of(seconds: float) -> float:
-    """Area of a marker in square points: grows with the logarithm of the time; unknown is as small as nothing."""
+    """Area of a marker in square points, growing with the logarithm of the time; unknown counts as 0."""
     return 10.0 + 9.0 * math.log10(1.0 + (0.0 if math.isnan(seconds) else max(0.0, seconds)))

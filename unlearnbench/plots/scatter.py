@@ -1,41 +1,40 @@
-"""A panel of points: two metrics, their intervals, a line of the best, names, a closer look at a crowded corner."""
+"""Draw a panel of points with two metrics, intervals, a line through the best, names, and an inset for crowds."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Derived
 from unlearnbench.plots.labels import Box, Place, Room, overlap
 from unlearnbench.plots.layout import POINTS, log_scale, plain, width_of
 from unlearnbench.plots.style import GREY, GRID, INK, SMALL, Style, fill
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from unlearnbench.metric import Metric
 
 JOINED: dict[str, Any] = {"color": INK, "linewidth": 0.9, "linestyle": "-"}
-"""The line of the best."""
+"""Style of the line through the best."""
 LOGARITHMIC = ("fid", "fid_train", "unlearn_time", "prepare_time")
 LETTERS = 1.17 * SMALL
 """Height of a name in points."""
 NEIGHBOURS, CROWD = 22.0, 3
-"""Points without names that are this near to each other, and this many, are a crowd."""
+"""At least this many points without names, this near to each other in points, are a crowd."""
 SIZES = ((0.66, 0.6), (0.6, 0.5), (0.5, 0.5), (0.5, 0.4), (0.4, 0.4), (0.4, 0.3))
-"""Shares of the panel that a closer look may take, the first one that has room."""
+"""Shares of the panel for an inset; the first that has room is taken."""
 TICKS = (15.0, 9.0)
-"""What its ticks take on the left and below, in points."""
+"""Points for ticks on the left and below."""
 
 
 class Axis(NamedTuple):
-    """One side of a panel: a metric and its values, as shown, with the ends of their intervals."""
+    """One axis of a panel: a metric and its values as shown, with the ends of their intervals."""
 
     name: str
     metric: Metric | Derived
@@ -45,7 +44,7 @@ class Axis(NamedTuple):
 
     @property
     def logarithmic(self) -> bool:
-        """Whether its scale is, which needs values above zero."""
+        """Whether its scale is logarithmic, which needs values above zero."""
         return self.name in LOGARITHMIC and bool((self.values > 0).all())
 
     def limits(self) -> tuple[float, float]:
@@ -62,30 +61,24 @@ class Axis(NamedTuple):
         return (high, low) if self.metric.better == "lower" else (low, high)
 
 
-def axis_of(rows: pd.DataFrame, name: str, metric: Metric | Derived) -> Axis:
-    """A column of a board with its interval, in the metric's unit."""
-    return Axis(name, metric, *(numbers(rows, f"{name}{end}") * metric.scale for end in ("", "_low", "_high")))
-
-
-def numbers(rows: pd.DataFrame, name: str) -> np.ndarray:
-    """A column's values (N,), NaN where it has none."""
-    values = rows[name] if name in rows else [None] * len(rows)
-    return np.array([math.nan if value is None else float(value) for value in values])
+def axis_of(table: Board, name: str, metric: Metric | Derived) -> Axis:
+    """A metric of a board's rows with its interval, in the metric's unit."""
+    return Axis(name, metric, *(table.column(name, part) * metric.scale for part in ("value", "low", "high")))
 
 
 class Points(NamedTuple):
-    """What a panel shows: N points with the looks of their methods."""
+    """The N points of a panel with the styles of their methods."""
 
     across: Axis
     up: Axis
     looks: list[Style]
     areas: np.ndarray
-    """(N,) of markers, in square points."""
+    """(N,) areas of markers in square points."""
     labels: list[str]
 
 
 def draw(axes: Axes, points: Points, limits: Sequence[tuple[float, float]], best: Sequence[int]) -> None:
-    """Scales, grid, intervals, the line through the `best`."""
+    """Draw scales, grid, intervals, and the line through the `best`."""
     from matplotlib.ticker import MaxNLocator
 
     for which, side, ends in zip("xy", points[:2], limits, strict=True):
@@ -107,7 +100,7 @@ def draw(axes: Axes, points: Points, limits: Sequence[tuple[float, float]], best
 
 
 def mark(axes: Axes, points: Points, ids: Sequence[str | None]) -> None:
-    """Markers, larger ones below smaller ones; `ids` (N,) are their gids."""
+    """Draw markers, smaller ones on top; `ids` (N,) are their gids."""
     for i in sorted(range(len(ids)), key=lambda i: -points.areas[i]):
         look = points.looks[i]
         axes.scatter(
@@ -118,7 +111,7 @@ def mark(axes: Axes, points: Points, ids: Sequence[str | None]) -> None:
 
 
 def _intervals(axes: Axes, which: str, side: Axis, at: np.ndarray, looks: Sequence[Style]) -> None:
-    """Thin bars, where a row has an interval; on a logarithmic scale they end at the panel's edge."""
+    """Draw thin bars where a row has an interval; on a logarithmic scale they end at the panel's edge."""
     known = np.isfinite(side.low) & np.isfinite(side.high)
     low = np.maximum(side.low, min(getattr(axes, f"get_{which}lim")())) if side.logarithmic else side.low
     colours = [look.colour for look, there in zip(looks, known, strict=True) if there]
@@ -153,7 +146,7 @@ def room_of(axes: Axes, points: Points, best: Sequence[int], blocked: Sequence[B
 
 
 def named(room: Room, labels: Sequence[str], which: Sequence[int]) -> dict[int, Place]:
-    """Places for the names of some points."""
+    """Find places for the names of some points."""
     sizes = [(width_of(label, SMALL), LETTERS) if i in which else None for i, label in enumerate(labels)]
     return room.place(sizes)
 
@@ -161,7 +154,7 @@ def named(room: Room, labels: Sequence[str], which: Sequence[int]) -> dict[int, 
 def write(
     figure: Figure, corner: tuple[float, float], places: Mapping[int, Place], texts: Mapping[int, str], points: Points
 ) -> None:
-    """Write names, or numbers, in their places; `corner` of the panel in inches."""
+    """Write names or numbers in their places; `corner` of the panel in inches."""
     from matplotlib.lines import Line2D
 
     scale, start = figure.dpi_scale_trans, np.array(corner)
@@ -176,7 +169,7 @@ def write(
 
 
 def ticked(axes: Axes, points: Points) -> None:
-    """Small ticks for a closer look, none where no value can be."""
+    """Set small ticks for an inset, none outside the possible values."""
     from matplotlib.ticker import MaxNLocator
 
     axes.tick_params(labelsize=5, length=1.5, pad=1)
@@ -193,7 +186,7 @@ def ticked(axes: Axes, points: Points) -> None:
 
 
 def crowded(room: Room, without: Sequence[int]) -> Box | None:
-    """The part of a panel where most points have no name; None where there is no crowd of them."""
+    """The part of a panel where most points have no name; None where these are no crowd."""
     groups: list[set[int]] = []
     for i in without:
         near = np.linalg.norm(room.points - room.points[i], axis=1) < NEIGHBOURS
@@ -209,7 +202,7 @@ def crowded(room: Room, without: Sequence[int]) -> Box | None:
 
 
 def free(room: Room, region: Box) -> Box | None:
-    """Where a closer look at a region fits, its ticks left out: the largest part without markers; None: nowhere."""
+    """The largest free place for an inset of a region, without its ticks; None if there is none."""
     _, _, width, height = room.area
     for wide, tall in SIZES:
         w, h = wide * width, tall * height

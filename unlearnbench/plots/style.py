@@ -1,4 +1,4 @@
-"""What all figures share: sizes for print, fonts, and a colour and marker for each method that hold in every figure."""
+"""The style that all figures share: sizes for print, fonts, and a colour and marker for each method."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from unlearnbench.leaderboard.board import CONTROLS
+from unlearnbench.leaderboard.rows import CONTROLS
 
 SMALL, TEXT, TITLE = 6.0, 7.0, 8.0
-"""Sizes of letters in points."""
+"""Font sizes in points."""
 GREY, GRID, INK = "#7a7a7a", "#dddddd", "#333333"
-"""Of controls and frames, of grids, of the line of the best."""
+"""Colours of controls and frames, of grids, and of the line through the best."""
 SETTINGS: dict[str, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": TEXT,
@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
     "svg.hashsalt": "unlearnbench",
 }
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Okabe and Ito's, without black, which is the controls', and yellow, which is not seen on white."""
+"""Okabe and Ito, without black, which controls use, and yellow, which is invisible on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "h", ">")
 DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)),
           (0, (1, 3)), (0, (6, 1, 2, 1)), (0, (2, 3)), (0, (10, 1, 1, 1)))  # fmt: skip
@@ -46,7 +46,7 @@ Dash = str | tuple[int, tuple[float, ...]]
 
 
 class Style(NamedTuple):
-    """How one method is drawn."""
+    """The colour, marker and dash of one method."""
 
     colour: str
     marker: str
@@ -64,15 +64,15 @@ OF_CONTROLS = {
 
 
 def control_of(label: str) -> str | None:
-    """The control that a row's label is of, whatever its settings; None for a method."""
+    """The control that a label belongs to, whatever its settings; None for a method."""
     name = re.split("[@+ ]", label, maxsplit=1)[0]
     return name if name in CONTROLS else None
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """A style for each of a table's methods, by its place in the alphabet among them; controls have their own.
+    """Map labels to styles by alphabetical order; controls have their own.
 
-    Colours and markers pair up differently until there are more methods than pairs, 66.
+    Combinations of colour and marker are unique for up to 66 methods.
     """
     names = dict.fromkeys(labels)
     made = {name: OF_CONTROLS[control] for name in names if (control := control_of(name))}
@@ -89,7 +89,7 @@ def fill(style: Style) -> dict[str, Any]:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Matplotlib's settings for these figures, whatever the user's own are, until the context ends."""
+    """Use these figures' matplotlib settings, whatever the user's own are, until the context ends."""
     from matplotlib import style
 
     with style.context(["default", SETTINGS]), warnings.catch_warnings():

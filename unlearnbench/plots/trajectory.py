@@ -1,4 +1,4 @@
-"""Runs as they went: efficacy and utility by step and by second, and below them what was watched on the way."""
+"""Plot trajectories: efficacy and utility by step and by second, and below them what methods noted."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 SCORES = ("ua", "ra")
 COLUMNS, MOST = 4, 16
-"""Watched series in a row, and as many as are drawn."""
+"""Number of series in a row, and in all."""
 LEFT, TALL, SMALL, BELOW, TITLED = 0.5, 1.2, 0.85, 0.34, 0.2
-"""Inches: what a scale on the left takes, a panel of scores, one of a series, its ticks with a name, a title."""
+"""Inches: scale on the left, height of a panel of scores, of a series, ticks with a name, title."""
 DECADES = 100.0
-"""Ratio of the greatest to the least value from which on a series is drawn on a logarithmic scale."""
+"""Ratio of largest to smallest value from which a series has a logarithmic scale."""
 ABOUT = (
     "filled: the step that is reported, always the last; bands: 95 % intervals over images; scores are of held-out "
     "noise and fewer images, not the reported ones"
 )
 Lines = list[tuple[str, list[float], list[float | None]]]
-"""Label of the method, where on the axis, values."""
+"""Label, positions and values."""
 
 
 class Panel(NamedTuple):
@@ -40,16 +40,17 @@ class Panel(NamedTuple):
     across: str
     lines: Lines
     score: bool
-    """Whether its values are a score's, in per cent."""
+    """Whether its values are scores in per cent."""
     counts: list[int]
-    """Images that a score's values rest on, by line."""
+    """Images per score, by line."""
 
 
 def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
-    """The trajectories of these records, by their methods' labels; None where there is none.
+    """Plot the trajectories of these records, by label; None where there is none.
 
-    Two columns of scores, by step and by second of unlearning, then a panel for each series that was watched, by step:
-    logarithmic where all its values are positive and two decades apart. `names` are all methods that get colours.
+    Two columns of scores, by step and by second of unlearning, then a panel for each series by step, with a logarithmic
+    scale where all values are positive and span two decades. Pass all labels as `names` when there are only some, so
+    that colours stay the same.
     """
     runs = [(name, r.trajectory) for name, records in groups.items() for r in records if r.trajectory]
     if not runs:
@@ -79,7 +80,7 @@ def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[s
 def _grid(
     panels: Sequence[Panel], columns: int, tall: float, between: float, top: float
 ) -> Iterator[tuple[Panel, tuple[float, float, float, float]]]:
-    """Each panel with its place, row by row downwards from `top`."""
+    """Place panels row by row, downwards from `top`."""
     wide = (PAGE - EDGE / POINTS) / columns
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
@@ -88,7 +89,7 @@ def _grid(
 
 
 def _score_panels(runs: Sequence[tuple[str, TrajectoryRecord]]) -> Iterator[Panel]:
-    """Each score twice, side by side."""
+    """Two panels for each score, side by side."""
     axes: list[tuple[str, Callable[[PointRecord], float]]] = [
         ("step", lambda point: float(point.step)),
         ("seconds of unlearning", lambda point: point.seconds),
@@ -157,7 +158,7 @@ def _plainly(axes: Axes) -> None:
 
 
 def _line(look: Style) -> dict[str, Any]:
-    """A line as matplotlib takes it, with the method's marker."""
+    """Line style for matplotlib, with the method's marker."""
     face = "none" if look.control else look.colour
     marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
     return {"color": look.colour, "linestyle": look.dash, "linewidth": 1.0, **marker}

@@ -1,4 +1,4 @@
-"""A figure of tuning: the best objective so far against the number of trials, a line a method."""
+"""Plot tuning: the best objective so far against the number of trials, one line per method."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from unlearnbench.records.tuning import Tuning
 
 WIDTH, HEIGHT = 6.8, 3.2
-"""Inches: as wide as a paper's two columns."""
+"""Inches: as wide as two columns of a paper."""
 ENTRIES = 24
-"""Of one column of the legend."""
+"""Entries in one column of the legend."""
 
 
 def best_so_far(found: Sequence[Tuning], title: str) -> Figure:
-    """Steps of the highest objective with the first seed after each trial; none is drawn before the first value.
+    """Plot the highest objective with the first seed after each trial, from the first value on.
 
-    A ring marks the trial that was chosen, by its own objective with that seed: the mean over all seeds decided.
+    A ring marks the chosen trial at its own objective with that seed; the choice was by the mean over all seeds.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -1,4 +1,4 @@
-"""When two runs of one thing agree: how alike their surroundings are, and how far off a number may then be."""
+"""Decide whether two runs of the same thing agree: how alike their machines are, and how far apart a number may be."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ EXACT = 1e-6
 WIDTHS = {"alike": 1.0, "other": 2.0}
 """Half-widths of the record's own 95 % interval."""
 SHARES = {"alike": 0.05, "other": 0.10}
-"""Of the value, where a score has no interval."""
+"""Shares of the value, where a score has no interval."""
 UNSAMPLED = "not on a sample"
 GONE = "no such metric in this version"
 
 
 class Row(NamedTuple):
-    """One number then and now; `agrees` is None where it was not made anew."""
+    """One number as recorded and as measured again; `agrees` is None where it was not measured again."""
 
     metric: str
     recorded: float | str | None
@@ -37,11 +37,10 @@ class Row(NamedTuple):
 
 
 def likeness(then: Record, now: Record) -> Likeness:
-    """How alike two runs' surroundings are.
+    """Compare the machines and versions of two runs.
 
-    - same: device, threads, torch and code are equal, on a CPU, where that gives equal bits
-    - alike: another machine, thread count, version or code; and CUDA always, whose kernels add in varying order
-    - other: another kind of device
+    - same: device, threads, torch and code are equal, on a CPU, where that gives equal bits - alike: another machine,
+    thread count, version or code; always on CUDA, whose kernels add in varying order - other: another kind of device
     """
     a, b = then.environment, now.environment
     if a.get("device_type") != b.get("device_type"):
@@ -56,11 +55,10 @@ def _codes(record: Record) -> tuple[str, str, dict[str, str]]:
 
 
 def tolerance(kind: Likeness, value: float | None, interval: tuple[float, float] | None = None) -> float:
-    """How far off a number may be.
+    """Return how far apart two values may be.
 
-    - same: 1e-6
-    - alike: 1e-6 and one half-width of its 95 % interval; 5 % of a number that has none
-    - other: 1e-6 and two half-widths; 10 %
+    - same: 1e-6 - alike: 1e-6 plus one half-width of the 95 % interval; 5 % of a value without an interval - other:
+    1e-6 plus two half-widths; 10 %
     """
     if kind == "same":
         return EXACT
@@ -68,7 +66,7 @@ def tolerance(kind: Likeness, value: float | None, interval: tuple[float, float]
 
 
 def provenance(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
-    """Rows for what no tolerance may cover: another method's code, or other weights in the same surroundings."""
+    """Yield rows for differences that no tolerance covers: other method code, or other weights on the same machine."""
     a, b = then.method.code_hash, now.method.code_hash
     if a != b:
         yield Row("method's code", a[:12], b[:12], None, None, False, "the method's file is another")
@@ -78,7 +76,7 @@ def provenance(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
 
 
 def outcomes(then: Record, now: Record, sampled: bool) -> Iterator[Row]:
-    """Status, and the step of divergence; a sample cannot tell whether a record is unreliable."""
+    """Compare status and step of divergence; a sample of the images cannot tell whether a record is unreliable."""
     if not (sampled and now.scores):
         yield Row("status", then.status, now.status, None, None, then.status == now.status, now.reason or "")
     if then.status == now.status == "diverged" and then.step is not None:
@@ -88,7 +86,7 @@ def outcomes(then: Record, now: Record, sampled: bool) -> Iterator[Row]:
 def sampled_scores(
     then: Record, now: Record, images_then: pd.DataFrame, images_now: pd.DataFrame, kind: Likeness
 ) -> Iterator[Row]:
-    """A row a score: means over the sampled images, and what needs no images."""
+    """Compare each score: the mean over the sampled images, or the value where it needs no images."""
     for name, score in _untimed(then):
         found = now.scores.get(name)
         if found is None:
@@ -102,7 +100,7 @@ def sampled_scores(
 
 
 def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
-    """A row a score; its bounds and floor, which an older schema lacks, have one where they disagree."""
+    """Compare each score. Bounds and floor, which older schemas lack, have a row only where they disagree."""
     for name, score in _untimed(then):
         found = now.scores.get(name)
         if found is None:
@@ -123,7 +121,7 @@ def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
 
 
 def judgements(then: pd.DataFrame, now: pd.DataFrame, kind: Likeness) -> Iterator[Row]:
-    """On how many images the judge says the same, and the mean probability of what was asked for."""
+    """Compare on how many images the judge agrees, and the mean probability of the concept that was asked for."""
     for name in ("judged", "refused"):
         a, b = (frame[name].astype("Float64").to_numpy(float, na_value=math.nan) for frame in (then, now))
         same = float(np.isclose(a, b, rtol=0, atol=0, equal_nan=True).mean())
@@ -132,7 +130,7 @@ def judgements(then: pd.DataFrame, now: pd.DataFrame, kind: Likeness) -> Iterato
 
 
 def attacks(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
-    """ASR of every attack then and now; where the surroundings are the same, target by target."""
+    """Compare the ASR of every attack, on the same machine target by target."""
     for label, one in then.attacks.items():
         other = now.attacks.get(label)
         if other is None:
@@ -157,7 +155,7 @@ def _means(
     kind: Likeness,
     interval: tuple[float, float] | None = None,
 ) -> Row:
-    """Means over images; the same images must be missing."""
+    """Compare means over images; the same images must be missing."""
     a, b = (None if column is None else mean_of(column) for column in (then, now))
     row = compared(name, a, b, tolerance(kind, a, interval))
     if then is None or now is None:
@@ -167,7 +165,7 @@ def _means(
 
 
 def compared(name: str, then: float | None, now: float | None, allowed: float, note: str = "") -> Row:
-    """Missing agrees with missing only."""
+    """Compare two values; a missing value agrees only with a missing value."""
     if then is None or now is None:
         return Row(name, then, now, None, allowed, then is now, note)
     gap = abs(now - then)

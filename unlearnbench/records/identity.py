@@ -1,4 +1,4 @@
-"""What a record is of: runs are pooled, anchored, compared and replaced by it, and never by their label alone."""
+"""Identify what a record measured. Runs are pooled, anchored, compared and replaced by identity, not by label alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.attacks.spec import AttackSpec
-from unlearnbench.records.lineage import lineage
+from unlearnbench.records.lineage import Kind, lineage, standing
 from unlearnbench.records.schema import AttackRecord, Record
 
 if TYPE_CHECKING:
     from unlearnbench.method import Method
 
 SHORT = 8
-"""Characters of a hash that are shown, unless it takes more to tell two apart."""
+"""Characters of a hash that are shown, unless more are needed to tell two apart."""
 NONE = "none"
 
 
 class Identity(NamedTuple):
-    """What must be equal for two runs to be seeds of one thing; the device they ran on is no part of it.
+    """Everything that must be equal for two runs to be seeds of the same thing. The device is not part of it.
 
-    A metric's code is no part either: it is compared score by score (`measured_by`).
+    A metric's code is not part of it either: it is compared score by score (`measured_by`).
     """
 
     task: str
@@ -36,7 +36,7 @@ class Identity(NamedTuple):
     original: str
     """Hash of the weights that unlearning starts from."""
     data: str
-    """Hash of what was read beside the weights, or "none"."""
+    """Hash of the data read besides the weights, or "none"."""
     judge: str
     """Name, version, hash and threshold of the judge and of each witness, as JSON."""
     engine: str
@@ -49,21 +49,21 @@ class Identity(NamedTuple):
     """Floating-point format, and whether the optimiser keeps 8 bits."""
     division: str
     access: str
-    """What the method needs of the task."""
+    """Data that the method needs from the task."""
 
     @property
     def table(self) -> tuple[str, str, str]:
-        """Task, protocol and concept: what runs of one table share."""
+        """Task, protocol and concept, which all runs of one table share."""
         return self.task, self.protocol, self.forget
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What two methods must share for their scores to be held against each other."""
+        """Everything that two methods must share for their scores to be comparable."""
         return (*self.table, self.original, self.data, self.judge, self.engine)
 
 
 CONDITIONS = ("original", "data", "judge", "engine")
-"""Parts of an identity that rows of one table may differ in, although they must agree to be compared."""
+"""Parts in which rows of one table may differ, but which must agree for a comparison."""
 OF_METHOD = ("code", "settings", "precision", "division", "access")
 NAMES = {
     "protocol": "protocol",
@@ -77,13 +77,13 @@ NAMES = {
     "division": "division",
     "access": "access",
 }
-"""Parts of an identity in messages."""
+"""Names of the parts in messages."""
 IMPLIED = ("division", "access")
-"""Parts that are named only where nothing else differs: code or settings decide them."""
+"""Parts that are named only where nothing else differs, since code or settings determine them."""
 
 
 def identity(record: Record) -> Identity:
-    """What a record is of, as far as the record says."""
+    """Return a record's identity."""
     method, environment = record.method, record.environment
     eight = ", adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
     return Identity(
@@ -135,7 +135,7 @@ def same_run(then: Record, now: Record, metrics: Mapping[str, str]) -> bool:
 
 
 def _judges(record: Record) -> dict[str, Any]:
-    """The judge and its witnesses, by what may differ."""
+    """The judge and its witnesses, as far as they may differ."""
     found: dict[str, Any] = {}
     every: list[tuple[str, Any]] = [("judge", record.judge), *sorted(record.witnesses.items())]
     for role, one in every:
@@ -149,20 +149,43 @@ def _json(values: dict[str, Any]) -> str:
 
 
 def grouped(records: Iterable[Record]) -> dict[Identity, list[Record]]:
-    """Records by what they are of, in the order in which they come."""
+    """Group records by identity, in the order in which they come."""
     groups: dict[Identity, list[Record]] = {}
     for record in records:
         groups.setdefault(identity(record), []).append(record)
     return groups
 
 
+def older_parts(record: Record) -> list[str]:
+    """List the parts of this project that were older than the present version when the record was made.
+
+    For example `["engine", "method", "metrics"]`. Code that this project does not know, such as that of other
+    packages, is not listed; `validate` reports it.
+    """
+    method, judge = record.method, record.judge
+    parts: list[tuple[str, Kind, str, str]] = [
+        ("engine", "engine", record.task, record.engine_hash),
+        ("method", "method", method.name, method.code_hash),
+        ("judge", "judge weights", judge.name, judge.hash),
+        ("original", "original", record.task, record.weights.get("original") or ""),
+    ]
+    parts += [("metrics", "metric", name, score.code_hash) for name, score in record.scores.items()]
+    return list(dict.fromkeys(what for what, kind, name, hash in parts if standing(kind, name, hash) == "older"))
+
+
+def older_flag(records: Iterable[Record]) -> str:
+    """Return `other version: engine, method` for records made with older versions of these parts, else ""."""
+    parts = dict.fromkeys(part for record in records for part in older_parts(record))
+    return f"other version: {', '.join(parts)}" if parts else ""
+
+
 # ---- names ---------------------------------------------------------------------------------------------------------
 
 
 def suffixes(identities: Iterable[Identity]) -> dict[Identity, str]:
-    """For each identity what sets it apart from those of the same label in its table; "" where it is the only one.
+    """Map each identity to what distinguishes it from others with its label and table; "" where there are none.
 
-    E.g. `original 3fa2b1c0`, `code 91ab23cd; settings lr=0.001`. Names only what differs, and never two alike.
+    For example `original 3fa2b1c0` or `code 91ab23cd; settings lr=0.001`. No two suffixes are equal.
     """
     families: dict[tuple[Any, ...], list[Identity]] = {}
     for one in dict.fromkeys(identities):
@@ -181,17 +204,17 @@ def suffixes(identities: Iterable[Identity]) -> dict[Identity, str]:
 
 
 def labels(identities: Iterable[Identity]) -> dict[Identity, str]:
-    """A name for each identity that no other one in its table has: the label, and where needed what sets it apart."""
+    """Map each identity to a name that is unique in its table: the label, with a suffix where needed."""
     return {one: f"{one.label} ({more})" if more else one.label for one, more in suffixes(identities).items()}
 
 
 def plain(label: str) -> str:
-    """The label that one of `labels` was made from."""
+    """Return the label without the suffix that `labels` added."""
     return label.partition(" (")[0]
 
 
 def _words(part: str, values: Sequence[str]) -> list[str]:
-    """What each value of one part is called."""
+    """Name each value of one part."""
     if part == "judge":
         return _entries(values, lambda name, value: f"{name} {value}")
     if part == "settings":
@@ -204,7 +227,7 @@ def _words(part: str, values: Sequence[str]) -> list[str]:
 
 
 def _entries(values: Sequence[str], shown: Callable[[str, str], str], between: str = "; ") -> list[str]:
-    """JSON objects by those of their entries that differ, without commas, which separate names in options."""
+    """Name JSON objects by the entries that differ, without commas, because these separate names in options."""
     every = [json.loads(value) for value in values]
     names = sorted({name for one in every for name in one})
     differ = [name for name in names if len({_json({name: one.get(name)}) for one in every}) > 1]
@@ -218,7 +241,7 @@ def _plainly(value: Any) -> str:
 
 
 def _shortened(values: Sequence[str]) -> list[str]:
-    """Hashes by as many of their first characters as tell them apart; other texts as they are."""
+    """Shorten hashes to as many characters as tell them apart; leave other texts as they are."""
     for length in (SHORT, 12, 16, 64):
         short = [value[:length] if _is_hash(value) else value for value in values]
         if len(set(short)) == len(set(values)):
@@ -231,7 +254,7 @@ def _is_hash(value: str) -> bool:
 
 
 def _distinct(texts: Sequence[str]) -> list[str]:
-    """With a number where two are the same text although they are of different things."""
+    """Add a number to equal texts that stand for different things."""
     return [f"{text} [{texts[:place].count(text) + 1}]" if texts.count(text) > 1 else text
             for place, text in enumerate(texts)]  # fmt: skip
 
@@ -240,9 +263,9 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 
 
 def differences(then: Identity, now: Identity, between: str = ", ", parts: Sequence[str] = ()) -> list[str]:
-    """What sets two identities apart, with both values: `method code (91ab23cd, 5c01d2e3)`.
+    """Describe how two identities differ, with both values: `method code (91ab23cd, 5c01d2e3)`.
 
-    Of all that is not task, concept and label, or of these `parts` alone.
+    Compares everything but task, concept and label, or only the given `parts`.
     """
     asked = parts or ("protocol", *CONDITIONS, *OF_METHOD)
     found = [name for name in asked if getattr(then, name) != getattr(now, name)]
@@ -256,10 +279,11 @@ def differences(then: Identity, now: Identity, between: str = ", ", parts: Seque
 
 
 def matching(records: Iterable[Record], like: Record, control: str) -> tuple[list[Record], str | None]:
-    """A control's runs that may be held against a record, and where there are none although others are, why not.
+    """Find a control's runs that are comparable with a record; if there are none although others exist, say why.
 
-    They have the control's default settings, and the record's task, protocol, concept, original, data, judge and
-    engine version. Of several versions of such a control the one with the most runs counts, of equally many the newest.
+    They have the control's default settings and the record's task, protocol, concept, original, data, judge and engine
+    version. If there are several versions of such a control, the one with the most runs counts; of equally many, the
+    newest.
     """
     own = identity(like)
     found = [
@@ -283,7 +307,7 @@ def matching(records: Iterable[Record], like: Record, control: str) -> tuple[lis
 
 
 def largest(records: Sequence[Record], version: Callable[[Record], Hashable]) -> list[Record]:
-    """The most records that are of one version, of equally many the newest; those of version None are not asked."""
+    """Return the largest set of records with one version, of equally large sets the newest; skip version None."""
     sets: dict[Hashable, list[Record]] = {}
     for record in records:
         if (found := version(record)) is not None:
@@ -292,23 +316,23 @@ def largest(records: Sequence[Record], version: Callable[[Record], Hashable]) ->
 
 
 def measured_by(record: Record, metric: str) -> str | None:
-    """The version of a metric's code that a record was scored by; None where it has no such score."""
+    """Return the version of a metric's code that scored a record; None where it has no such score."""
     score = record.scores.get(metric)
     return None if score is None else lineage("metric", metric, score.code_hash)
 
 
 def attacked_by(label: str, attack: AttackRecord) -> tuple[str, str]:
-    """Settings and version of an attack's code."""
+    """Return settings and version of an attack's code."""
     return _json(attack.settings), lineage("attack", AttackSpec.parse(label).name, attack.code_hash)
 
 
 def scored_alike(records: Sequence[Record], metric: str) -> list[Record]:
-    """The records whose values of a metric may be pooled: the most that are scored by one version of its code."""
+    """Return the records whose values of a metric can be pooled: most of those scored by one version of its code."""
     return largest(records, lambda record: measured_by(record, metric))
 
 
 def attacked_alike(records: Sequence[Record], label: str) -> list[Record]:
-    """The records whose results of an attack may be pooled: the most with the same settings and code."""
+    """Return the records whose results of an attack can be pooled: most of those with equal settings and code."""
 
     def version(record: Record) -> Hashable:
         return attacked_by(label, record.attacks[label]) if label in record.attacks else None
@@ -317,9 +341,9 @@ def attacked_alike(records: Sequence[Record], label: str) -> list[Record]:
 
 
 def left_out(records: Sequence[Record]) -> list[str]:
-    """What is not pooled over the seeds of a row, since it was measured otherwise than in most others.
+    """List results that are not pooled over the seeds of a row because they were measured differently from most.
 
-    E.g. `ua: seeds 1 of other metric code left out`, `relearn: seeds 0, 2 of other attack code or settings left out`.
+    For example `ua: seeds 1 of other metric code left out`.
     """
     lost: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     pools: list[tuple[str, str, list[Record], list[Record]]] = []

@@ -1,4 +1,4 @@
-"""Per-image values beside a record, in Parquet."""
+"""Per-image values, stored next to a record as Parquet."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROUNDING = 1e-9
-"""Between a score and the mean of its column."""
+"""Allowed between a score and the mean of its column."""
 LARGEST = 16 * 2**20
-"""Bytes that a table may have as a file."""
+"""Largest size of a file in bytes."""
 UNPACKED = 256 * 2**20
-"""Bytes that its columns may have, by what the file says, once they are unpacked."""
+"""Largest size of the columns in bytes once they are unpacked, according to the file."""
 MOST_ROWS = 1_000_000
 KINDS = {
     "group": "text",
@@ -37,7 +37,7 @@ KINDS = {
     "refused": "truth values",
     "p_asked": "numbers",
 }
-"""What the columns hold; every other one is a metric's and holds numbers."""
+"""Contents of the columns; every other column belongs to a metric and holds numbers."""
 
 
 def table(
@@ -47,10 +47,10 @@ def table(
     scores: Mapping[str, Score],
     prompts: bool = True,
 ) -> pd.DataFrame:
-    """One row an image: its plan, judged, refused, p_asked, and a column for each metric by image.
+    """Make a table with one row per image: its plan, judged, refused, p_asked, and a column for each per-image metric.
 
-    Null is missing, or an image of a group that the metric does not look at. Prompt and other label are left out where
-    the task has none, prompts also without `prompts`.
+    Null means missing, or an image of a group that the metric does not use. Prompt and other label are left out where
+    the task has none; prompts also if `prompts` is False.
     """
     import numpy as np
     import pandas as pd
@@ -81,19 +81,19 @@ def as_parquet(
     scores: Mapping[str, Score],
     prompts: bool = True,
 ) -> tuple[bytes, str]:
-    """The table as a file's content, and its SHA-256, for the record to vouch for it."""
+    """The table as a file's content with its SHA-256, which the record stores."""
     buffer = io.BytesIO()
     table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
     return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
 def read_images(record: Record, results: Path) -> pd.DataFrame | None:
-    """A record's table, checked against its hash; None where it has none."""
+    """Read a record's table and check it against its hash; None where it has none."""
     return read_beside(record, record.path(results))
 
 
 def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
-    """As `read_images`, for a record that was read from this file, wherever that lies."""
+    """Like `read_images`, for a record that was read from this path, wherever that is."""
     import pandas as pd
 
     path = path.with_suffix(".parquet")
@@ -114,7 +114,7 @@ def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
 
 
 def _require_plain(path: Path, metrics: set[str]) -> None:
-    """Refuse a table by its footer, before any of its values is unpacked: too large, or of other columns than ours."""
+    """Refuse a table by its footer, before unpacking values, if it is too large or has unexpected columns."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
@@ -149,13 +149,13 @@ def _kind(column: Any) -> str | None:
 
 
 def unreproduced(record: Record, images: pd.DataFrame) -> dict[str, float | None]:
-    """The scores that are not the mean of their own column, by metric, with that mean."""
+    """Find scores that are not the mean of their column; returns that mean by metric."""
     means = {name: mean_of(images[name]) for name in record.scores if name in images}
     return {name: mean for name, mean in means.items() if not _equal(mean, record.scores[name].value)}
 
 
 def mean_of(column: pd.Series) -> float | None:
-    """Of the values that are there."""
+    """Mean of the values that are not missing."""
     kept = column.dropna().astype(float)
     return float(kept.mean()) if len(kept) else None
 
@@ -165,7 +165,7 @@ def _equal(a: float | None, b: float | None) -> bool:
 
 
 def reader(results: Path) -> Callable[[Record], pd.DataFrame | None]:
-    """`read_images` of one folder of records, each file read and checked once."""
+    """Return a function like `read_images` for one results folder that reads and checks each file once."""
     known: dict[Path, pd.DataFrame | None] = {}
 
     def read(record: Record) -> pd.DataFrame | None:

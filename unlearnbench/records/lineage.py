@@ -1,4 +1,4 @@
-"""Which code is known to give equal numbers: fingerprints by version, from tables/fingerprints.json.
+"""Look up which code is known to give equal numbers: fingerprints by version, in tables/fingerprints.json.
 
 A version is raised by hand when numbers change on purpose. Code that was rewritten and gives the same numbers has
 another fingerprint under the same version; `python -m tests.studies.fingerprints` adds it after runs have shown that.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["engine", "method", "metric", "attack", "judge", "original", "judge weights"]
-"""An engine goes by its task's name, an original too; judges and their weights by the judge's."""
+"""Engines and originals go by their task's name, judges and judge weights by the judge's."""
 Standing = Literal["present", "older", "unknown"]
 FILE = Path(__file__).parents[1] / "tables" / "fingerprints.json"
 
@@ -27,13 +27,13 @@ def table() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 
 def version_of(kind: Kind, name: str, code_hash: str) -> int | None:
-    """The version that a hash belongs to; None for code that is not this project's, or was never released."""
+    """Return the version with this hash; None for code of other projects, or code that was never released."""
     versions = table().get(kind, {}).get(name, {})
     return next((int(version) for version, hashes in versions.items() if code_hash in hashes), None)
 
 
 def standing(kind: Kind, name: str, code_hash: str) -> Standing:
-    """Whether a hash is of the present version, of an older one, or of none that is known."""
+    """Say whether a hash is of the present version, of an older one, or unknown."""
     version = version_of(kind, name, code_hash)
     if version is None:
         return "unknown"
@@ -41,12 +41,12 @@ def standing(kind: Kind, name: str, code_hash: str) -> Standing:
 
 
 def lineage(kind: Kind, name: str, code_hash: str) -> str:
-    """Equal for code that is known to give equal numbers: `esd v1`, or the hash itself."""
+    """Return a text that is equal for code known to give equal numbers: `esd v1`, or the hash itself."""
     version = version_of(kind, name, code_hash)
     return f"{name} v{version}" if version else code_hash
 
 
 @cache
 def owners(kind: Kind, code_hash: str) -> list[str]:
-    """The names that have this hash in any version."""
+    """List the names that have this hash in any version."""
     return [name for name in table().get(kind, {}) if version_of(kind, name, code_hash) is not None]

@@ -1,4 +1,4 @@
-"""Where a record comes from, for a reader: the command that repeats it, the hardware, and everything it vouches for."""
+"""Show where a record comes from: the command that repeats it, the hardware, and how it was made."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SHORT = 12
 """Characters of a hash that are shown."""
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 FIRST = "default"
-"""The protocol and the preset that need not be named."""
+"""Protocol and preset that commands leave out, since they are the defaults."""
 
 
 def command(record: Record) -> str:
-    """The shell command that repeats a record, attacks included; one more for each further budget of attacks.
+    """Return the shell command that repeats a record with its attacks; a second one for each further attack budget.
 
-    A method that is not built in is named as the file that it must lie in, concepts of the user's own likewise.
+    For methods that are not built in, and for the user's own concepts, it names the file that they must be in.
     """
     words = _run(record)
     budgets: dict[float | None, list[str]] = {}
@@ -64,7 +64,7 @@ def _built_in() -> frozenset[str]:
 
 
 def _given(value: Any) -> str:
-    """A setting as `--set` takes it."""
+    """Format a setting for `--set`."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -75,18 +75,18 @@ def _attacks(labels: list[str], budget: float | None) -> list[str]:
 
 
 def verification(path: Path) -> str:
-    """The shell command that checks the record at this path."""
+    """Return the shell command that verifies the record at this path."""
     return shlex.join(["unlearnbench", "verify", path.as_posix()])
 
 
 def precision(record: Record) -> str:
-    """As `--precision` takes it."""
+    """Format the precision for `--precision`."""
     said = record.environment.get("precision") or "float32"
     return PRECISIONS.get(said, str(said))
 
 
 def hardware(record: Record) -> str:
-    """Device, threads, precision and what memory was saved by, in one line."""
+    """Device, threads, precision and memory savers in one line."""
     environment = record.environment
     threads = environment.get("threads")
     parts = [str(environment.get("device") or environment.get("device_type") or "unknown device")]
@@ -109,7 +109,7 @@ def surroundings(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name, such as sampler.steps."""
+    """Flatten nested settings to dotted names such as sampler.steps."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
@@ -117,9 +117,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def details(record: Record) -> list[tuple[str, str]]:
-    """Label and text of all that a record says of its making; what it does not know is left out.
+    """List label and text of everything that a record says about how it was made; unknown parts are left out.
 
-    Prompts of the user's own concepts are not among it, for they may be unfit to be shown.
+    Prompts of the user's own concepts are left out too, because they may be unsafe to show.
     """
     return [(label, text) for label, text in _details(record) if text]
 

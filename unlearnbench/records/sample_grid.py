@@ -1,4 +1,4 @@
-"""The picture of a run: the same noise through the original and the unlearned model, a row per concept."""
+"""Draw the sample grid of a run: the same noise through the original and the unlearned model, one row per concept."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ SIDE, ROW, PICTURE = COLUMNS * TILE, TILE + 4, TILE - 2
 GONE = "#b00020"
 
 Tiles = Mapping[str, Sequence["Image"]]
-"""By concept."""
+"""Images by concept."""
 
 
 def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) -> None:
-    """PNG: `COLUMNS` images a concept, the original's on the left, the unlearned model's on the right."""
+    """Write a PNG with `COLUMNS` images per concept, of the original on the left and of the unlearned model on the
+    right.
+    """
     rows: dict[str, list[int]] = {}
     forgotten = {item.concept for item in task.plan() if item.group == "forget"}
     for i, item in enumerate(task.plan()):
@@ -38,7 +40,7 @@ def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) 
 
 
 def write_sides(path: Path, sides: Sequence[tuple[str, Tiles]], forgotten: Collection[str]) -> None:
-    """PNG: heading and tiles of each model side by side, a row a concept of the first, forgotten ones framed."""
+    """Write a PNG with the tiles of each model side by side, one row per concept; forgotten concepts are framed."""
     from PIL import Image, ImageDraw
 
     concepts = list(sides[0][1])
@@ -60,10 +62,10 @@ def write_sides(path: Path, sides: Sequence[tuple[str, Tiles]], forgotten: Colle
 
 
 def tiles(path: Path, concepts: Sequence[str]) -> dict[str, tuple[list[Image], list[Image]]] | None:
-    """Of a picture that `write_grid` wrote, by concept: the original's tiles and the method's, as they were drawn.
+    """Cut a PNG of `write_grid` into tiles; returns those of the original and of the method by concept.
 
-    None where the file is missing, is no picture, or has another size than these concepts give. What is left white on
-    both sides at a row's end counts as no tile.
+    Returns None where the file is missing, is not an image, or has not the size that these concepts give. Tiles that
+    are white on both sides at the end of a row are left out.
     """
     from PIL import Image
 
@@ -84,14 +86,14 @@ def tiles(path: Path, concepts: Sequence[str]) -> dict[str, tuple[list[Image], l
 
 
 def concepts_of(record: Record, images: pd.DataFrame) -> list[str]:
-    """The rows of a record's picture from top to bottom, by its per-image values."""
+    """The concepts of a record's sample grid from top to bottom, according to its per-image values."""
     shown = images[images.group.isin(["forget", "retain"])].concept
     known = registry.load_task(record.task).concepts if record.task in registry.tasks() else ()
     return _sorted(dict.fromkeys(shown), known)
 
 
 def fitted(heading: str) -> str:
-    """A heading that is no wider than the tiles below it; its end is left out where it would be."""
+    """Shorten a heading to the width of the tiles below it."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(15)
@@ -104,7 +106,7 @@ def fitted(heading: str) -> str:
 
 
 def _sorted(concepts: Iterable[str], known: Sequence[str]) -> list[str]:
-    """In the task's order; after a user's own ones, which it does not know."""
+    """Sort concepts in the task's order; the user's own concepts come first."""
     places = {concept: place for place, concept in enumerate(known)}
     return sorted(concepts, key=lambda name: places.get(name, -1))
 
@@ -118,7 +120,7 @@ def _tile(images: Table, i: int) -> Image:
 
 
 def picture_size(rows: int, sides: int) -> tuple[int, int]:
-    """Width and height in pixels of a picture with so many concepts and models."""
+    """Width and height in pixels of a picture with this many concepts and models."""
     return MARGIN + sides * (SIDE + GAP), HEAD + rows * ROW + GAP // 2
 
 

@@ -17,11 +17,11 @@ from unlearnbench.records.trajectory import TrajectoryRecord
 from unlearnbench.storage.files import replace_file
 
 VERSION: Final = 6
-"""Of the schema that records are written in; older ones are read."""
+"""Version of the schema that records are written in; older ones can be read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
-"""Scores that differ from run to run of the same thing."""
+"""Scores that vary between runs of the same thing."""
 BESIDE = ("attacks", "trajectory")
-"""What stands beside the result: it has no part in it, nor in its key."""
+"""Parts of a record that are not part of the result, nor of its key."""
 
 
 class ScoreRecord(Part):
@@ -39,9 +39,9 @@ class ScoreRecord(Part):
     version: int | None = None
     """Of the metric; null before schema 6."""
     floor: float | None = None
-    """What real images of another split score in place of the samples."""
+    """Score of real images from another split in place of the samples."""
     parts: dict[Line, float] | None = None
-    """What the value is the sum of, by name."""
+    """The summands of the value by name."""
 
     @model_validator(mode="after")
     def _possible(self) -> ScoreRecord:
@@ -53,7 +53,7 @@ class ScoreRecord(Part):
 
 
 class Selection(Part):
-    """What tuned hyper-parameters were chosen on, so that it can be told apart from what is reported."""
+    """The runs that tuned hyper-parameters were chosen on; results must be reported on others."""
 
     forget: tuple[Name, ...]
     seeds: tuple[Seed, ...]
@@ -64,7 +64,7 @@ class Selection(Part):
 
 
 class ProtocolRecord(Part):
-    """Everything that was measured with, by name and hash."""
+    """The measuring protocol, by name and hash."""
 
     name: Name
     hash: Name
@@ -87,7 +87,7 @@ class MethodRecord(Part):
     version: int | None = None
     """Null before schema 6."""
     selection: Selection | None = None
-    """Of tuned settings."""
+    """Only for tuned settings."""
 
 
 class JudgeRecord(Part):
@@ -100,7 +100,7 @@ class JudgeRecord(Part):
 
 
 class WitnessRecord(Part):
-    """A detector or scorer beside the judge, as the judge is recorded, with its label set."""
+    """A detector or scorer used in addition to the judge, with its label set."""
 
     name: Line
     version: Line
@@ -111,11 +111,11 @@ class WitnessRecord(Part):
 
 
 class AttackRecord(Part):
-    """What one attack found: for every target whether it was recovered and what that cost."""
+    """The result of one attack: for every target whether it was recovered and at what cost."""
 
     status: Literal["ok", "unreliable", "skipped"]
-    """unreliable: targets are missing, or the search broke off, and then there is no value; skipped: it could not be
-    tried. Neither is a success of the method's."""
+    """unreliable: targets are missing, or the search stopped early and there is no value; skipped: the attack could not
+    be tried. Neither counts as a success of the method."""
     reason: str | None = None
     applies: bool = True
     """False where the task cannot be attacked like this, whatever the method."""
@@ -125,26 +125,26 @@ class AttackRecord(Part):
     missing: int = 0
     interval: tuple[float, float] | None = None
     area: float | None = None
-    """Mean of the recovered share over budgets up to `limit`: 1 is at once, 0 never."""
+    """Mean recovered share over budgets up to `limit`: 1 means at once, 0 never."""
     budget: float | None = None
-    """That the user gave; null: the attack's own."""
+    """Budget given by the user; null means the attack's own."""
     limit: float = 0.0
-    """What may have been spent on a target at most."""
+    """Largest possible cost for one target."""
     recovered: tuple[bool | None, ...] = ()
-    """By target; null is missing."""
+    """By target; null means missing."""
     spent: tuple[float, ...] = ()
-    """By target: until it was recovered, or given up (censored)."""
+    """By target: cost until it was recovered or given up (censored)."""
     parts: dict[Line, float | None] | None = None
     box: Literal["white", "black"]
     unit: Line
-    """That budget and spent are counted in."""
+    """Unit of budget and spent."""
     settings: dict[Line, Any]
     code_hash: Name
     version: int | None = None
     """Of the attack; null before schema 6."""
     seconds: float | None = None
     made_with: dict[Line, Any] = {}
-    """Device, threads, torch and commit, which may be others than the run's."""
+    """Device, threads, torch and commit, which may differ from the run's."""
     key: Name
     """Hash of everything that determines the result."""
 
@@ -178,13 +178,13 @@ class Record(Part):
     protocol: ProtocolRecord
     forget: Name
     data: Name | None = None
-    """Hash of what was read beside the weights, such as prompts and photographs; null where the package ships all."""
+    """Hash of the data read besides the weights, such as prompts and photographs; null where the package ships all."""
     method: MethodRecord
     seeds: dict[Literal["pretraining", "unlearning", "sampling"], Seed]
     status: Literal["ok", "unreliable", "diverged", "skipped"]
     reason: str | None = None
     step: int | None = None
-    """Of a diverged run, counted from 0."""
+    """Step at which a diverged run diverged, counted from 0."""
     scores: dict[Name, ScoreRecord]
     judge: JudgeRecord
     witnesses: dict[Name, WitnessRecord] = {}
@@ -220,11 +220,11 @@ class Record(Part):
         return self
 
     def seal(self) -> str:
-        """Hash of all but the seal itself, as it would be written."""
+        """Hash of everything but the seal itself, as it would be written."""
         return sealed(self.model_dump(mode="json"))
 
     def result(self) -> dict[str, Any]:
-        """What another run of the same thing must come to: all but times, revision, surroundings and what is beside."""
+        """The part that another run of the same thing must reproduce, without times, revision and environment."""
         beside = {"revision", "environment", "created", "content_hash", "schema_version", *BESIDE}
         values = self.model_dump(mode="json", exclude=beside)
         return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
@@ -238,12 +238,12 @@ class Record(Part):
         return record_place(self.task, self.protocol.name, self.forget, self.label(), self.seeds["unlearning"])
 
     def path(self, results: Path) -> Path:
-        """Where the record lies below a folder of records; raises `UserError` where a linked folder leads out of it."""
+        """The path of the record in a results folder; raises `UserError` where a linked folder leads out of it."""
         return inside(results, self.place())
 
 
 def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
-    """E.g. `esd`, `esd@published`, `esd+lr=0.001`; safe as a folder's name, hashed where that changes it."""
+    """Make a label such as `esd`, `esd@published`, `esd+lr=0.001`; unsafe or long ones are shortened and hashed."""
     text = method + (f"@{preset}" if preset != "default" else "")
     text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
     clean = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
@@ -252,17 +252,17 @@ def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
 
 
 def record_place(task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
-    """Where a record lies, relative to a folder of records; raises `UserError` where a part of it cannot be a name."""
+    """The path of a record relative to its results folder; raises `UserError` where a part cannot be a name."""
     return joined(task, protocol, forget, label, f"seed-{seed}.json")
 
 
 def record_path(results: Path, task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
-    """Where a record lies below a folder of records; raises `UserError` where that leads out of the folder."""
+    """The path of a record in a results folder; raises `UserError` where that leads out of the folder."""
     return inside(results, record_place(task, protocol, forget, label, seed))
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of the records that this version writes; older ones are upgraded on reading."""
+    """The JSON schema of records as this version writes them; older ones are upgraded on reading."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:unlearnbench:record:{VERSION}",
@@ -273,19 +273,19 @@ def schema() -> dict[str, Any]:
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """A record's values in the present schema, from any older one: later versions added fields that may be unknown."""
+    """Upgrade a record's values from an older schema; fields that later schemas added stay unknown."""
     return {**values, "schema_version": VERSION} if values.get("schema_version") in range(1, VERSION) else values
 
 
 def read(path: Path) -> Record:
-    """A record from disk, of this or an older schema; `Damaged` names the file and what is wrong with it."""
+    """Read a record of this or an older schema; raises `Damaged`, which names the file and what is wrong with it."""
     return opened(path, Record, "record", VERSION, "restore it, or delete it and run its command again", upgraded)
 
 
 def write(record: Record, path: Path) -> Record:
-    """Write a record whole and atomically, sealed; returns it as written.
+    """Seal a record and write it atomically; returns it as written.
 
-    Raises `UserError` where it has a value that no record may have, which `read` would refuse.
+    Raises `UserError` for values that `read` would refuse.
     """
     record = record.model_copy(update={"content_hash": record.seal()})
     values = record.model_dump(mode="json")
@@ -295,9 +295,3 @@ def write(record: Record, path: Path) -> Record:
         raise UserError(f"cannot write {path}: {first_of(error)}") from error
     replace_file(path, f"{json.dumps(values, indent=1, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
     return record
-
-
-def load_all(results: Path, folder: Path | None = None) -> list[Record]:
-    """Every record below a results folder, or of one method's folder in it, in order of path."""
-    pattern = folder.glob("seed-*.json") if folder else results.glob("*/*/*/*/seed-*.json")
-    return [read(path) for path in sorted(pattern)]

@@ -1,4 +1,4 @@
-"""Files that vouch for themselves: JSON with a schema version and a hash of all else in them."""
+"""JSON files with a schema version and a hash of their content, which shows later changes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from unlearnbench.printable import printable
 Sealed = TypeVar("Sealed", bound=BaseModel)
 
 LARGEST = 16 * 2**20
-"""Bytes that a sealed file may have; the largest that the project wrote has less than a hundredth of it."""
+"""Largest file in bytes; this project's largest record has less than a hundredth of it."""
 DEEPEST = 30
-"""Objects and lists that may lie within one another."""
+"""Deepest nesting of objects and lists."""
 
 
 def sealed(values: dict[str, Any]) -> str:
@@ -29,13 +29,13 @@ def sealed(values: dict[str, Any]) -> str:
 
 
 class Unsound(ValueError):
-    """JSON that different readers would read differently, or that no file of ours can hold."""
+    """JSON that parsers disagree about, or that no file of this project can contain."""
 
 
 def parsed(text: bytes) -> Any:
-    """JSON as the standard has it.
+    """Parse JSON strictly.
 
-    Python's parser also takes NaN, infinities and numbers too large for a float, and keeps the last of equal keys.
+    Python's parser also accepts NaN, infinities and numbers too large for a float, and keeps the last of equal keys.
     Here they raise `Unsound`, as does nesting deeper than `DEEPEST`.
     """
     values = json.loads(text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_finite)
@@ -71,7 +71,7 @@ def _finite(text: str) -> float:
 
 
 def first_of(error: ValidationError | RecursionError) -> str:
-    """The first thing that is wrong with values, and where."""
+    """Describe the first error in some values, and where it is."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     first = error.errors(include_url=False, include_context=False)[0]
@@ -87,7 +87,10 @@ def opened(
     remedy: str,
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda values: values,
 ) -> Sealed:
-    """A sealed file, checked; `Damaged` names it and what is wrong, a newer schema than `version` is a `UserError`."""
+    """Read and check a sealed file.
+
+    Raises `Damaged` with what is wrong, and `UserError` for a schema that is newer than `version`.
+    """
     status = path.stat()
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise Damaged(f"{what} {path} is no regular file: {remedy}")
@@ -114,12 +117,12 @@ def opened(
 
 
 class FrozenPart(BaseModel):
-    """Nothing unknown, nothing that changes."""
+    """A model that is frozen and refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Part(BaseModel):
-    """Nothing unknown, nothing that changes, no number that is none."""
+    """A model that is frozen and refuses unknown fields, NaN and infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""What a record keeps of a run as it went, and what all parts of records are made from."""
+"""The trajectory of a run, as its record keeps it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from unlearnbench.names import Line, Name
 from unlearnbench.records.sealed_json import Part
 
 POINTS = 200
-"""That a series keeps at most."""
+"""Largest number of points in a series."""
 
 
 class PointRecord(Part):
-    """What the model on its way scored after one step."""
+    """Scores of the model after one step of unlearning."""
 
     step: int
-    """Of the main optimiser; 0 is the start."""
+    """Step of the main optimiser; 0 is the start."""
     seconds: float
-    """Of unlearning until then, without preparing, watching and evaluating."""
+    """Seconds of unlearning so far, without preparing, monitoring and evaluating."""
     scores: dict[Name, float | None]
     missing: int = 0
     """Images that could not be judged."""
 
 
 class SeriesRecord(Part):
-    """What a method noted, or a norm of gradients, by step; null was not finite."""
+    """Values that a method noted, or gradient norms, by step; null was not finite."""
 
     steps: tuple[int, ...]
     values: tuple[float | None, ...]
@@ -39,29 +39,29 @@ class SeriesRecord(Part):
 
 
 class HeldOut(Part):
-    """How points are scored: the record's protocol, but for what is named here."""
+    """How points are scored: by the record's protocol, except for the settings named here."""
 
     hash: Name
     differs: dict[Line, Any]
 
 
 class TrajectoryRecord(Part):
-    """A run as it went; nothing in it was looked at for choosing what is reported."""
+    """The course of a run; nothing that is reported was chosen by it."""
 
     every: int | None
-    """Steps from one evaluation to the next, more where there were too many; null: nothing was evaluated."""
+    """Steps between evaluations, more where there were too many; null: nothing was evaluated."""
     rule: Literal["last step"] = "last step"
-    """Which step the record's own scores are of, whatever the points say."""
+    """The step that the record's own scores belong to, whatever the points say."""
     steps: int
-    """Of the main optimiser."""
+    """Steps of the main optimiser."""
     protocol: HeldOut
     n: dict[Name, int] = {}
-    """Images that a score rests on."""
+    """Images per score."""
     points: tuple[PointRecord, ...] = ()
     watched: dict[Line, SeriesRecord] = {}
-    """By name."""
+    """Noted series by name."""
     made_with: dict[Line, Any] = {}
-    """Device, threads, torch and commit, which may be others than the run's."""
+    """Device, threads, torch and commit, which may differ from the run's."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrajectoryRecord:

@@ -1,4 +1,4 @@
-"""What a tuning found, as validated JSON sealed by a content hash: results/tuning/<task>/<method>.json."""
+"""The result of tuning, as JSON sealed by a content hash: results/tuning/<task>/<method>.json."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from unlearnbench.records.sealed_json import opened, sealed
 from unlearnbench.storage.files import replace_file
 
 VERSION: Final = 1
-"""Of the schema."""
+"""Version of the schema."""
 FOLDER = "tuning"
-"""Below a folder of records."""
+"""Folder for tunings in a results folder."""
 
 
 class _Part(BaseModel):
@@ -35,7 +35,7 @@ class RunValue(_Part):
     state: State
     reason: str | None = None
     objective: float | None = None
-    """The worse of efficacy and utility; null where the run came to nothing."""
+    """The worse of efficacy and utility; null where the run has no value."""
     efficacy: float | None = None
     utility: float | None = None
     ua: float | None = None
@@ -43,7 +43,7 @@ class RunValue(_Part):
     evaluations: int
     """Passes of one image through the denoiser, in `prepare` and `unlearn` together."""
     seconds: float
-    """Of the whole run: unlearning, sampling, judging."""
+    """Seconds of the whole run: unlearning, sampling, judging."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunValue:
@@ -53,40 +53,40 @@ class RunValue(_Part):
 
 
 class Trial(_Part):
-    """One candidate: first run for every concept with the first seed; the best few with the other seeds too."""
+    """One candidate. It is run for every concept with the first seed; the best few also with the other seeds."""
 
     number: int
     presets: tuple[Literal["default", "published"], ...] = ()
-    """What the settings are; neither: they were drawn."""
+    """Presets with these settings; empty for settings that were drawn."""
     settings: dict[Name, Any]
     runs: tuple[RunValue, ...]
     cut: bool = False
-    """Left before its last concept, since no value there could have made it one of the best few."""
+    """Whether it was stopped before its last concept, because it could no longer be among the best few."""
 
     @property
     def state(self) -> State:
-        """Of the first run that came to nothing, or ok."""
+        """State of the first run without a value, or ok."""
         return next((run.state for run in self.runs if run.state != "ok"), "ok")
 
     @property
     def evaluations(self) -> int:
-        """Of all runs."""
+        """Evaluations of all runs."""
         return sum(run.evaluations for run in self.runs)
 
     @property
     def seconds(self) -> float:
-        """Of all runs."""
+        """Seconds of all runs."""
         return sum(run.seconds for run in self.runs)
 
     def mean(self, seeds: tuple[int, ...], forget: tuple[str, ...]) -> float | None:
-        """The objective over these seeds and concepts; None where one of the runs is missing or came to nothing."""
+        """Mean objective over these seeds and concepts; None where a run is missing or has no value."""
         found = {(run.forget, run.seed): run.objective for run in self.runs}
         values = [found.get((concept, seed)) for seed in seeds for concept in forget]
         return None if None in values or not values else sum(v for v in values if v is not None) / len(values)
 
 
 class Anchors(_Part):
-    """What 0 and 1 are, on one concept, under the selection protocol."""
+    """The scores that count as 0 and 1 on one concept under the selection protocol."""
 
     original_ua: float
     retrain_ua: float
@@ -95,13 +95,13 @@ class Anchors(_Part):
 
     @property
     def most(self) -> float:
-        """The highest objective that a run can have, its UA and RA being 1."""
+        """The highest possible objective, with UA and RA of 1."""
         efficacy = (1 - self.original_ua) / (self.retrain_ua - self.original_ua)
         return min(efficacy, (1 - self.destroy_ra) / (self.original_ra - self.destroy_ra))
 
 
 class Cost(_Part):
-    """What all trials of a method took."""
+    """Cost of all trials of a method."""
 
     runs: int
     evaluations: int
@@ -122,15 +122,15 @@ class Tuning(_Part):
     engine_hash: Name
     space: dict[Name, tuple[Any, ...]]
     cap: int
-    """Evaluations that a run may take."""
+    """Largest number of evaluations of a run."""
     selection: Selection
     anchors: dict[Name, Anchors]
-    """By concept."""
+    """Anchors by concept."""
     trials: tuple[Trial, ...]
     chosen: int | None
-    """Number of the trial with the best mean over all seeds; null where none came to a value."""
+    """Number of the trial with the best mean over all seeds; null where none has a value."""
     settings: dict[Name, Any] | None
-    """The chosen trial's."""
+    """Settings of the chosen trial."""
     cost: Cost
     environment: dict[Line, Any]
     created: Line
@@ -147,7 +147,7 @@ class Tuning(_Part):
         return self
 
     def first(self, trial: Trial) -> float | None:
-        """A trial's objective with the first seed, which every trial was run with."""
+        """A trial's objective with the first seed, which every trial has."""
         return trial.mean(self.selection.seeds[:1], self.selection.forget)
 
     def final(self, trial: Trial) -> float | None:
@@ -155,11 +155,11 @@ class Tuning(_Part):
         return trial.mean(self.selection.seeds, self.selection.forget)
 
     def of(self, preset: str) -> Trial | None:
-        """The trial of a preset, if it is among them."""
+        """The trial with the settings of a preset, if there is one."""
         return next((trial for trial in self.trials if preset in trial.presets), None)
 
     def best_so_far(self) -> list[float | None]:
-        """The highest objective with the first seed after each trial; None as long as there is none."""
+        """The highest objective with the first seed after each trial; None until there is one."""
         best: float | None = None
         found = []
         for value in map(self.first, self.trials):
@@ -169,17 +169,17 @@ class Tuning(_Part):
 
 
 def tuning_path(results: Path, task: str, method: str) -> Path:
-    """Where a tuning lies below a folder of records; raises `UserError` where that leads out of the folder."""
+    """The path of a tuning in a results folder; raises `UserError` where that leads out of the folder."""
     return inside(results, tuning_place(task, method))
 
 
 def tuning_place(task: str, method: str) -> Path:
-    """Where a tuning lies, relative to a folder of records."""
+    """The path of a tuning relative to its results folder."""
     return joined(FOLDER, task, f"{method}.json")
 
 
 def write_tuning(tuning: Tuning, results: Path) -> Tuning:
-    """Write a tuning whole and atomically, sealed; returns it as written."""
+    """Seal a tuning and write it atomically; returns it as written."""
     tuning = tuning.model_copy(update={"content_hash": sealed(tuning.model_dump(mode="json"))})
     text = json.dumps(tuning.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
     replace_file(tuning_path(results, tuning.task, tuning.method), text.encode())
@@ -187,28 +187,18 @@ def write_tuning(tuning: Tuning, results: Path) -> Tuning:
 
 
 def read_tuning(path: Path) -> Tuning:
-    """A tuning from disk; `Damaged` names the file and what is wrong with it."""
+    """Read a tuning; raises `Damaged`, which names the file and what is wrong with it."""
     return opened(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
 
 
-def tunings(results: Path, task: str) -> list[Tuning]:
-    """Every tuning of a task below a folder of records, by method."""
-    return [read_tuning(path) for path in sorted((results / FOLDER / task).glob("*.json"))]
-
-
-def all_tunings(results: Path) -> list[Tuning]:
-    """Every tuning below a folder of records, by task and method."""
-    return [read_tuning(path) for path in sorted((results / FOLDER).glob("*/*.json"))]
-
-
 def was_tuned(results: Path, task: str, method: str) -> bool:
-    """Whether settings were chosen for a method on a task."""
+    """Whether tuning chose settings for a method on a task."""
     path = tuning_path(results, task, method)
     return path.is_file() and read_tuning(path).settings is not None
 
 
 def require_apart(method: str, chosen: Selection, forget: str, seed: int, sampling_seed: int) -> None:
-    """Refuse to report on what tuned settings were chosen on."""
+    """Refuse to report on the concept, seed or noise that tuned settings were chosen on."""
     overlaps = (
         ("--forget", forget, forget in chosen.forget),
         ("--seeds", seed, seed in chosen.seeds),
@@ -220,7 +210,7 @@ def require_apart(method: str, chosen: Selection, forget: str, seed: int, sampli
 
 
 def tuned_settings(results: Path, task: str, method: str) -> tuple[dict[str, Any], Selection]:
-    """The settings chosen for a method on a task, and what they were chosen on."""
+    """Return the settings that tuning chose for a method on a task, and the runs they were chosen on."""
     path = tuning_path(results, task, method)
     again = f"unlearnbench tune --task {task} --method {method} --out {results}"
     if not path.is_file():

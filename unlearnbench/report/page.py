@@ -1,4 +1,4 @@
-"""A folder of records as one self-contained page: tables, pictures, sample grids, and where every number comes from."""
+"""Make a report: a results folder as one self-contained HTML page with tables, plots, samples and every record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from unlearnbench import __version__, registry
 from unlearnbench.leaderboard.attacks import LEGEND as ATTACKS
-from unlearnbench.leaderboard.board import TABLE, board
+from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.tables import DERIVED, Derived, head
 from unlearnbench.metric import Metric
 from unlearnbench.printable import printable
@@ -22,7 +22,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "report"
 
 
 class Report(NamedTuple):
-    """The page, and what it rests on."""
+    """The page, and the number of tables and records on it."""
 
     html: str
     tables: int
@@ -31,20 +31,19 @@ class Report(NamedTuple):
 
 
 def report(results: Path, task: str | None = None, include_unsafe: bool = False) -> Report:
-    """The page of all records below a folder, or of one task's; the same records give the same bytes.
+    """Make a page of all records in a folder, or of one task's; the same records give the same bytes.
 
-    Raises `UserError` where there is no record that can be read. Samples of unsafe tasks, and of tasks that are not
-    known here, are left out without `include_unsafe`.
+    Raises `UserError` where no record can be read. Samples of unsafe tasks, and of tasks that this version does not
+    know, are left out unless `include_unsafe` is set.
     """
     source, metrics = Source(results, task), registry.load_metrics()
     for record in track(source.records, len(source.records), "reading values by image"):
         source.images(record)
-    result = board(source.records, metrics, source.images)
+    tables = board(source.records, metrics, source.images).tables()
     groups = grouped(source.records)
-    tables = result.groupby(TABLE, sort=False)
     sections = [
-        section(f"t{i}", rows, groups, source, metrics, include_unsafe)
-        for i, (_, rows) in enumerate(track(tables, len(tables), "drawing tables"), 1)
+        section(f"t{i}", table, groups, source, metrics, include_unsafe)
+        for i, (_, table) in enumerate(track(tables, len(tables), "drawing tables"), 1)
     ]
     known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     shown = {column.name for part in sections for column in part.columns}
@@ -62,12 +61,12 @@ def report(results: Path, task: str | None = None, include_unsafe: bool = False)
 
 
 def _shown(value: Any) -> Any:
-    """What stands in the page for a value: text of records without characters that are not seen."""
+    """Remove invisible characters from text of records."""
     return printable(value, keep="\n") if type(value) is str else value
 
 
 def _rendered(**values: Any) -> str:
-    """The page with style and script inside, under a policy that lets no other script run and nothing be loaded."""
+    """Render the page with style and script inside, under a policy that blocks other scripts and all loading."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

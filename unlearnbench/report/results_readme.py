@@ -1,17 +1,16 @@
-"""The README of a results folder and its pictures, made from the records below it."""
+"""Make the README of a results folder and its pictures from the records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.attacks import LEGEND, attacked_groups, sheets
-from unlearnbench.leaderboard.board import TABLE
+from unlearnbench.leaderboard.attacks import LEGEND, attacked_tables, sheets
 from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.rows import Board, TableKey
 from unlearnbench.leaderboard.tables import Derived, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
 from unlearnbench.names import joined
@@ -23,39 +22,35 @@ from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import results_readme, tuning_table
 
-if TYPE_CHECKING:
-    import pandas as pd
+SENDING = """## How to add a row
 
-
-SENDING = """## How a row is made and sent
-
-1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a start) and mend what
-   `unlearnbench check NAME` finds. A method of another package, or weights by `--method checkpoint`, are rows too.
-2. Run it, with attacks, on whole tables; the controls lie here already:
+1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
+   `unlearnbench check NAME` finds. Methods of other packages, and weights with `--method checkpoint`, can be rows too.
+2. Run it with attacks on whole tables; the controls are here already:
    ```bash
    unlearnbench run --method NAME --task digits-class --forget 3,8 --seeds 0-2 --attacks standard
    unlearnbench run --method NAME --task digits-text --forget seven,red --seeds 0-2 --attacks standard
    ```
 3. Rebuild and check what you send: `unlearnbench leaderboard --write && unlearnbench validate results`.
-4. Send a pull request with the method, its records (`seed-*.json`, `.parquet` and `.png` beside them) and this page.
+4. Send a pull request with the method, its records (`seed-*.json` with their `.parquet` and `.png`) and this page.
 
-A workflow then does step 3 anew: it refuses records that were edited, are in another's place, miss their per-image
-values, were made by another protocol or tuned on what they report, and a page or picture that is older than its
-records. Settings other than the defaults are rows of their own (`--set`, `--preset`), by division.
-`unlearnbench verify RECORD` makes any of them anew.
+A workflow then repeats step 3. It refuses records that were edited, are in the wrong place, lack per-image values, use
+another protocol, or were tuned on what they report; and a page or picture that is older than its records. Settings
+other than the defaults (`--set`, `--preset`) have rows of their own, by division. `unlearnbench verify RECORD` repeats
+any run.
 
 """
 
 
-def files(board: pd.DataFrame, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
-    """README.md and the pictures that it shows, by their place below the results folder."""
+def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
+    """README.md and its pictures, by their path in the results folder."""
     metrics = registry.load_metrics()
     sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
     parts, made = [], {}
-    for sheet, (key, rows) in zip(sheets, board.groupby(TABLE, sort=False), strict=True):
+    for sheet, (key, table) in zip(sheets, board.tables(), strict=True):
         path = results_readme.picture_path(board, key, "pareto")
         text = as_markdown([sheet])
-        made[path] = picture(pareto(rows, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
+        made[path] = picture(pareto(table, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
         parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n")
     attacks, more = results_readme.pictured(board, records)
     fair, drawn = tuning_table.page(board, tuned)
@@ -64,7 +59,7 @@ def files(board: pd.DataFrame, records: Sequence[Record], tuned: Sequence[Tuning
 
 
 def stale(results: Path, made: Mapping[Path, bytes]) -> list[Path]:
-    """Those of the files that lie in the folder in another state; pictures count by what they were drawn from."""
+    """The files that differ from those in the folder; pictures are compared by the hash of what they show."""
     return [path for path, content in made.items() if not _same(results / path, content)]
 
 
@@ -75,7 +70,7 @@ def _same(path: Path, content: bytes) -> bool:
 
 
 def source(file: Path | BytesIO) -> str | None:
-    """Hash of what a picture was drawn from, as it says; None for one of another kind."""
+    """The hash of what a picture shows, from its metadata; None for other files."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -88,10 +83,10 @@ def source(file: Path | BytesIO) -> str | None:
 def _page(boards: str, attacks: str, metrics: dict[str, Metric]) -> str:
     notes = "\n".join(f"- {head(column)}: {_meaning(column)}" for column in columns_of(metrics).values())
     return (
-        "# Results\n\nMade by `unlearnbench leaderboard --write` from the records below this folder; edits are lost. "
-        f"{legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on small "
-        "worlds are no evidence about Stable Diffusion. The same with plots, samples and every record: `unlearnbench "
-        f"report`.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{notes}\n"
+        "# Results\n\n`unlearnbench leaderboard --write` makes this page from the records in this folder; do not edit "
+        f"it. {legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on "
+        "small worlds are no evidence about Stable Diffusion. `unlearnbench report` makes a page with plots, samples "
+        f"and every record.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{notes}\n"
     )
 
 
@@ -99,13 +94,13 @@ def _meaning(column: Metric | Derived) -> str:
     return column.meaning if isinstance(column, Derived) else (type(column).__doc__ or "").strip().partition("\n")[0]
 
 
-def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
-    """The part of a results page that is about attacks, and its pictures by their place below the results."""
+def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
+    """The section about attacks, and its pictures by their path in the results folder."""
     from unlearnbench.plots.attack_curves import figure
     from unlearnbench.plots.files import picture as drawn
 
     parts, made = [], {}
-    for sheet, (key, _) in zip(sheets(result), attacked_groups(result), strict=True):
+    for sheet, (key, _) in zip(sheets(board), attacked_tables(board), strict=True):
         of_table = grouped(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
         names = names_of(of_table)
         tried = {names[one]: [record for record in group if record.attacks] for one, group in of_table.items()}
@@ -113,7 +108,7 @@ def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict
         curves = figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
         text = as_markdown([sheet])
         if curves is not None:
-            path = picture_path(result, key, "attacks")
+            path = picture_path(board, key, "attacks")
             found = [each.attacks.values() for group in groups.values() for each in group]
             keys = [[attack.key for attack in attacks] for attacks in found]
             made[path] = drawn(curves, digest([text, keys]))
@@ -122,8 +117,8 @@ def pictured(result: pd.DataFrame, records: Sequence[Record]) -> tuple[str, dict
     return (f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""), made
 
 
-def picture_path(result: pd.DataFrame, key: Sequence[str], name: str) -> Path:
-    """Where a table's picture lies below the results: protocols of one name but other settings have one each."""
+def picture_path(board: Board, key: TableKey, name: str) -> Path:
+    """The path of a table's picture; protocols with equal names but different settings have one each."""
     task, protocol, hash, forget = key
-    twins = [each for each, _ in result.groupby(TABLE) if (each[0], each[1], each[3]) == (task, protocol, forget)]
+    twins = [each for each, _ in board.tables() if (each[0], each[1], each[3]) == (task, protocol, forget)]
     return joined(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")

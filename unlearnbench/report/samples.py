@@ -1,14 +1,15 @@
-"""The report's sample grids: the same noise through every model, a row a concept, one small picture a method."""
+"""The report's sample grids: the same noise through every model, one row per concept, one strip per method."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.leaderboard.board import Images
+from unlearnbench.records.identity import identity
 from unlearnbench.records.sample_grid import concepts_of, tiles
 from unlearnbench.records.schema import Record
 
@@ -16,26 +17,26 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EACH = 3
-"""Images of a concept and method."""
+"""Images per concept and method."""
 SIZES = (8, 16, 28, 32)
-"""Sides of miniatures, which grids show enlarged."""
+"""Side lengths of miniatures, which grids show enlarged."""
 ORIGINAL = "original"
 Sides = dict[str, tuple[list["Image"], list["Image"]]]
-"""By concept: the original's images, and the method's."""
+"""Images of the original and of the method, by concept."""
 
 
 class Strip(NamedTuple):
-    """The samples of one method, a row a concept; without a picture, the reason."""
+    """The samples of one method, one row per concept; without a picture, the reason."""
 
     label: str
     picture: str
-    """A data: address, or empty."""
+    """A data: URL, or empty."""
     alt: str
     reason: str
 
 
 class Grid(NamedTuple):
-    """Strips whose rows are the same concepts, asked for with the same noise."""
+    """Strips with the same concepts in their rows, sampled from the same noise."""
 
     concepts: list[str]
     forgotten: list[str]
@@ -43,7 +44,11 @@ class Grid(NamedTuple):
 
 
 def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
-    """Label and record of each method, the original's first, as strips; None where no record says what the rows are."""
+    """Make a strip for each method, given its label and record; the originals come first.
+
+    Methods that were made from different originals have one strip for each of these. Returns None where no record has
+    the per-image values that say what the rows are.
+    """
     told = next(((record, frame) for _, record in methods if (frame := images(record)) is not None), None)
     if told is None:
         return None
@@ -51,22 +56,32 @@ def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -
     concepts = concepts_of(record, frame)
     forgotten = [name for name in concepts if name in set(frame.concept[frame.group == "forget"])]
     sides = {label: _sides(record, results, concepts) for label, record in methods}
-    before = next((one for one in sides.values() if not isinstance(one, str)), None)
-    if before is not None:  # every picture has the original's images on its left; the original's own record has none
-        sides = {ORIGINAL: {name: (pair[0], pair[0]) for name, pair in before.items()}, **_without(sides, ORIGINAL)}
+    originals = _originals(methods, sides)
+    rest = {label: one for label, one in sides.items() if label not in originals}
     strips = [
         Strip(label, "", "", one) if isinstance(one, str) else _strip(label, one, concepts, forgotten)
-        for label, one in sides.items()
+        for label, one in {**originals, **rest}.items()
     ]
     return Grid(concepts, forgotten, strips)
 
 
-def _without(sides: dict[str, Sides | str], label: str) -> dict[str, Sides | str]:
-    return {name: one for name, one in sides.items() if name != label}
+def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides | str]) -> dict[str, Sides]:
+    """Images of each original by label. They come from the methods' sample grids, since originals have none."""
+    keys = {label: (one.original, one.engine) for label, record in methods for one in [identity(record)]}
+    names = {keys[label]: label for label, record in methods if record.method.name == ORIGINAL}
+    found: dict[str, Sides] = {}
+    for label, own in sides.items():
+        if isinstance(own, str):
+            continue
+        key = keys[label]
+        alone = len(set(keys.values())) == 1
+        name = names.setdefault(key, ORIGINAL if alone else f"{ORIGINAL} of {label}")
+        found.setdefault(name, {concept: (before, before) for concept, (before, _) in own.items()})
+    return {name: found[name] for name in names.values() if name in found}
 
 
 def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | str:
-    """Both halves of a record's picture, or why there are none."""
+    """Both halves of a record's sample grid, or the reason why there are none."""
     path = record.path(results).with_suffix(".png")
     if record.status in ("diverged", "skipped"):
         return f"{record.status}: no samples"
@@ -86,7 +101,7 @@ def _strip(label: str, sides: Sides, concepts: Sequence[str], forgotten: Sequenc
 
 
 def picture(rows: Sequence[Sequence[Image]]) -> str:
-    """Rows of tiles as one lossless picture with clear gaps, miniatures at their own size; a data: address."""
+    """Compose rows of tiles into one lossless picture with miniatures in their own size; returns a data: URL."""
     from PIL import Image
 
     side = native([tile for row in rows for tile in row])
@@ -102,7 +117,7 @@ def picture(rows: Sequence[Sequence[Image]]) -> str:
 
 
 def native(every: Sequence[Image]) -> int:
-    """Side that all tiles can be reduced to without a loss, for they are enlarged miniatures; else their own."""
+    """The side length to which all tiles can be reduced without loss, if they are enlarged miniatures."""
     from PIL import Image
 
     whole = max((tile.width for tile in every), default=1)

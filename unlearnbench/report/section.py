@@ -1,4 +1,4 @@
-"""One table of the report with all that belongs to it: pictures, attacks, sample grids, records."""
+"""One table of the report with its plots, attacks, sample grids and records."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from unlearnbench import plots, registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import concept_effects
-from unlearnbench.leaderboard.board import TABLE
-from unlearnbench.leaderboard.tables import Sheet, floors_line, spans
+from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.tables import Sheet, notes_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
 from unlearnbench.records.identity import grouped as by_identity
@@ -19,47 +19,46 @@ from unlearnbench.records.provenance import hardware
 from unlearnbench.records.schema import Record
 from unlearnbench.report.samples import Grid, grid
 from unlearnbench.report.sources import Entry, Source, entry
-from unlearnbench.report.table import Column, Row, columns, known, row_of
+from unlearnbench.report.table import Column, Row, columns, row_of
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 Groups = Mapping[tuple[Any, ...], list[Record]]
-"""Records by row of the board."""
+"""Records by table and label."""
 POINTS = 72.0
-"""In an inch."""
+"""Points per inch."""
 TRADE_OFF = (
     "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
-    "the time of unlearning, controls are hollow, and the line joins the methods that none beats on both sides."
+    "unlearning time, controls are hollow, and the line joins the methods that no other beats on both axes."
 )
-COST = "What unlearning costs: time and memory of each method."
+COST = "Cost of unlearning: time and memory of each method."
 MATRIX = (
-    "What forgetting does to every concept: the share of a concept's images (columns) that the judge calls what was "
-    "asked for, after each method (rows), in points more or less than the original's. Framed: what was to be forgotten."
+    "Effect of forgetting on every concept (columns) for each method (rows): change from the original, in points, of "
+    "the share of images that the judge recognises as the concept asked for. Framed: the concept to forget."
 )
 CURVES = (
-    "Share of targets that an attack recovers, against what it may spend on a target. Black are retrain, the floor, "
-    "and the original, dashed."
+    "Share of targets that an attack recovers against its budget per target. Black: retrain, which is the floor, and "
+    "the original, which is dashed."
 )
 TRAJECTORIES = (
-    "Efficacy and utility on the way, by step and by second of unlearning, and what was watched. Scores on the way are "
-    "of fewer images and of noise that is kept for them; nothing was chosen by them: reported is always the last step."
+    "Efficacy and utility during unlearning, by step and by second, and the values that methods noted. These scores "
+    "use fewer images and their own noise. Nothing was chosen by them: results are always from the last step."
 )
 
 
 class Picture(NamedTuple):
-    """One drawing with its caption; without a drawing, the caption says why."""
+    """One plot with its caption; without a plot, the caption gives the reason."""
 
     kind: str
     svg: str
     caption: str
     width: float = 0.0
-    """In points, as drawn."""
+    """Width in points."""
 
 
 class Section(NamedTuple):
-    """All about one task, protocol and concept."""
+    """Everything about one task, protocol and concept."""
 
     id: str
     task: str
@@ -73,7 +72,7 @@ class Section(NamedTuple):
     columns: list[Column]
     bodies: list[tuple[str, list[Row]]]
     """Controls, then methods."""
-    floors: str
+    notes: str
     pictures: list[Picture]
     attacks: Sheet | None
     curves: Picture | None
@@ -83,17 +82,17 @@ class Section(NamedTuple):
 
     @property
     def rows(self) -> list[Row]:
-        """Of both bodies."""
+        """The rows of both bodies."""
         return [row for _, rows in self.bodies for row in rows]
 
     @property
     def further(self) -> list[str]:
-        """The axes that have columns which are not shown at once."""
+        """The axes with columns that are hidden at first."""
         return list(dict.fromkeys(column.axis for column in self.columns if not column.first))
 
 
 def grouped(records: Iterable[Record]) -> Groups:
-    """Records by table and label of the board's rows, in order of their seeds."""
+    """Group records by table and label of the board's rows, in order of their seeds."""
     groups = by_identity(sorted(records, key=lambda record: record.seeds["unlearning"]))
     names = labels(groups)
     tables = {one: (r.task, r.protocol.name, r.protocol.hash, r.forget) for one, (r, *_) in groups.items()}
@@ -101,15 +100,16 @@ def grouped(records: Iterable[Record]) -> Groups:
 
 
 def section(
-    id: str, rows: pd.DataFrame, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
+    id: str, table: Board, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
 ) -> Section:
-    """The part of the page about one table's rows of the board; samples of unsafe tasks only where `unsafe`."""
-    task, protocol, hash, forget = (str(rows[name].iloc[0]) for name in TABLE)
-    shown = columns(rows, task, metrics)
+    """Make the section for one table of the board; samples of unsafe tasks only if `unsafe`."""
+    task, protocol, hash, forget = table.rows[0].table
+    shown = columns(table, task, metrics)
     made = []
-    for number, (i, row) in enumerate(rows.iterrows()):
-        key = (*(row[name] for name in TABLE), row.label)
-        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{i}", shown, metrics, groups[key]))
+    for number, row in enumerate(table):
+        key = (*row.table, row.label)
+        records = groups[key]
+        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{row.index}", shown, metrics, records))
     records = [record for row in made for record in row.records]
     withheld = "" if unsafe else _withheld(task)
     title = f"{task}, forget {forget}"
@@ -126,9 +126,9 @@ def section(
         withheld=withheld,
         columns=shown,
         bodies=[(name, own) for name, own in bodies if own],
-        floors=_floors(rows, metrics),
-        pictures=_pictures(id, title, rows, records, source),
-        attacks=next(iter(attack_table.sheets(rows)), None),
+        notes=notes_of(table, metrics),
+        pictures=_pictures(id, title, table, records, source),
+        attacks=next(iter(attack_table.sheets(table)), None),
         curves=_curves(id, title, made),
         trajectories=_trajectories(id, title, made),
         samples=None if withheld else grid(firsts, source.results, source.images),
@@ -141,14 +141,14 @@ def _sampled(record: Record) -> bool:
 
 
 def _withheld(task: str) -> str:
-    """Why a task's samples are not shown, if they are not."""
+    """The reason why a task's samples are not shown; empty where they are."""
     if task not in registry.tasks():
-        return f"{task} is not known to this version, and its samples may be unfit to be shown"
-    return f"samples and prompts of {task} may be unfit to be shown" if registry.load_task(task).unsafe else ""
+        return f"{task} is not known to this version, and its samples may be unsafe to show"
+    return f"samples and prompts of {task} may be unsafe to show" if registry.load_task(task).unsafe else ""
 
 
 def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """What the records of a table have in common, or each of what they have."""
+    """Label and text of what the records of a table share, or of each value."""
     seeds = sorted({record.seeds["unlearning"] for record in records})
     judges = [
         f"{r.judge.name} {r.judge.version} ({r.judge.hash[:8]}), threshold {r.judge.threshold:.4g}" for r in records
@@ -161,17 +161,11 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def _floors(rows: pd.DataFrame, metrics: Mapping[str, Metric]) -> str:
-    """What real images score, where that is known."""
-    found = {name: next((v for v in rows[f"{name}_floor"] if known(v)), None) for name in metrics if name in rows}
-    return floors_line(metrics, found) if any(value is not None for value in found.values()) else ""
-
-
-def _pictures(id: str, title: str, rows: pd.DataFrame, records: list[Record], source: Source) -> list[Picture]:
+def _pictures(id: str, title: str, table: Board, records: list[Record], source: Source) -> list[Picture]:
     found = concept_effects.effects(records, source.images)
     pictures = [
-        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(rows, title)),
-        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(rows, title)),
+        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(table, title)),
+        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(table, title)),
     ]
     if len(found):
         pictures.append(_picture(f"{id}-matrix", "matrix", MATRIX, lambda: plots.matrix(found, title)))

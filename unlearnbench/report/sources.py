@@ -1,4 +1,4 @@
-"""What the report is made from: the records that can be read, and a line for everything that cannot."""
+"""Read the records for a report; list those that cannot be read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.metric import Metric
+from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.image_table import reader
 from unlearnbench.records.provenance import command, details, verification
 from unlearnbench.records.schema import Record, read
@@ -17,8 +18,6 @@ from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PATTERN = "*/*/*/*/seed-*.json"
 
 
 class Gap(NamedTuple):
@@ -29,7 +28,7 @@ class Gap(NamedTuple):
 
 
 class Source:
-    """A folder of records: those that can be read, their per-image values, and the gaps."""
+    """A results folder: records that can be read, their per-image values, and gaps."""
 
     def __init__(self, results: Path, task: str | None = None):
         if task is not None and task not in registry.tasks():
@@ -38,7 +37,7 @@ class Source:
         self.paths: dict[str, Path] = {}
         """By content hash."""
         self.records: list[Record] = []
-        paths = sorted(path for path in results.glob(PATTERN) if task in (None, path.relative_to(results).parts[0]))
+        paths = ResultsFolder(results).record_files(task)
         for path in track(paths, len(paths), "reading records"):
             self._add(path)
         if not paths:
@@ -62,7 +61,7 @@ class Source:
         self.paths[record.content_hash] = path
 
     def images(self, record: Record) -> pd.DataFrame | None:
-        """A record's per-image values; a gap where its file is missing or damaged."""
+        """A record's per-image values; adds a gap where the file is missing or damaged."""
         path = record.path(self.results).with_suffix(".parquet")
         if path not in self._tables:
             try:
@@ -76,7 +75,7 @@ class Source:
         return self._tables[path]
 
     def shown(self, path: Path) -> str:
-        """A path as the page says it: from the results folder on, and never the machine's own folders."""
+        """A path as the page shows it, from the results folder on, without this machine's folders."""
         folder = Path(self.results.name) if self.results.is_absolute() else self.results
         return (folder / path.relative_to(self.results)).as_posix()
 
@@ -87,7 +86,7 @@ def _reason(error: UserError | OSError, path: Path) -> str:
 
 
 class Entry(NamedTuple):
-    """One record as the page tells it."""
+    """One record as the page shows it."""
 
     id: str
     title: str
@@ -95,13 +94,13 @@ class Entry(NamedTuple):
     scores: list[tuple[str, str, str]]
     """Title, value and interval."""
     missing: list[tuple[str, str]]
-    """Names of scores that have no value, and the reason that they share."""
+    """Scores without a value, and the reason that they share."""
     command: str
     verification: str
 
 
 def entry(record: Record, id: str, path: str, metrics: Mapping[str, Metric]) -> Entry:
-    """A record's scores, provenance and commands."""
+    """Collect a record's scores, provenance and commands."""
     made = record.created.partition("T")[0]
     missing: dict[str, list[str]] = {}
     for name, score in record.scores.items():
@@ -123,7 +122,7 @@ def _title(name: str, metrics: Mapping[str, Metric]) -> str:
 
 
 def _value(record: Record, name: str, metrics: Mapping[str, Any]) -> tuple[str, str]:
-    """A score and its interval, in the metric's unit; as they are where the metric is not known here."""
+    """Format a score and its interval in the metric's unit; unformatted for an unknown metric."""
     score = record.scores[name]
 
     def text(value: float) -> str:

@@ -1,24 +1,20 @@
-"""The report's main table: columns by axis, cells with spread, interval and mark, rows with what went wrong."""
+"""The report's main table: columns by axis, cells with spread, interval and mark, and rows with their flags."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.leaderboard.board import CONTROLS
-from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, shown
+from unlearnbench.leaderboard.rows import Board, BoardRow
+from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, interval_of, shown
 from unlearnbench.metric import Metric
-from unlearnbench.records.identity import left_out
+from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
-"""Columns that are shown at once; of an axis that has none of them, its first."""
+"""Columns that are shown at first; an axis with none of these shows its first."""
 BOXES = {
     f"robustness_{box}": DERIVED["robustness"]._replace(
         title=f"worst {box}-box attack",
@@ -27,7 +23,7 @@ BOXES = {
     for box, what in (("white", "the weights"), ("black", "the model's answers"))
 }
 EVERYWHERE = "score"
-"""The column of no axis: the worse of efficacy and utility."""
+"""The column without an axis: the worse of efficacy and utility."""
 
 
 class Column(NamedTuple):
@@ -35,29 +31,29 @@ class Column(NamedTuple):
 
     name: str
     title: str
-    """With arrow and unit."""
+    """Title with arrow and unit."""
     meaning: str
     axis: str
-    """"" for the score, which belongs to none."""
+    """Empty for the score."""
     first: bool
-    """Whether it is shown at once."""
+    """Whether it is shown at first."""
     rising: bool
-    """Whether the best value is the least, so that sorting begins there."""
+    """Whether lower is better, so that sorting starts in ascending order."""
 
 
 class Cell(NamedTuple):
-    """One number as shown; all texts are empty where there is none."""
+    """One number as shown; an empty cell has no texts."""
 
     value: str
     spread: str = ""
     interval: str = ""
     before: str = ""
-    """≥ where it is a lower bound."""
+    """≥ for a lower bound."""
     after: str = ""
     mark: str = ""
-    """best, not worse."""
+    """"best", "not worse" or empty."""
     number: str = ""
-    """For sorting."""
+    """The value for sorting."""
 
 
 class Row(NamedTuple):
@@ -65,7 +61,7 @@ class Row(NamedTuple):
 
     id: str
     point: str
-    """Id of its point in the picture of efficacy against utility."""
+    """Id of its point in the plot of efficacy against utility."""
     label: str
     control: bool
     access: str
@@ -76,11 +72,10 @@ class Row(NamedTuple):
     flags: list[str]
 
 
-def columns(rows: pd.DataFrame, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
-    """The columns of one table, by axis: those that mean something on the task, and that any row has a value of."""
+def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
+    """The columns of one table by axis: those that apply to the task and have values."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
-    known = [name for name in _ordered(every) if name in rows and name not in registry.without(task)]
-    known = [name for name in known if rows[name].notna().any()]
+    known = [name for name in _ordered(every) if name not in registry.without(task) and table.has(name)]
     firsts = {name for name in known if name in HEADLINES}
     for axis in AXES:
         own = [name for name in known if axis_of(name, every[name]) == axis]
@@ -93,7 +88,7 @@ def _column(name: str, column: Metric | Derived, first: bool) -> Column:
 
 
 def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
-    """The score, then axis by axis, the anchored number of each at its front."""
+    """Sort names: the score, then axis by axis with the anchored score first."""
     place = ("", *AXES)
     return sorted(
         every, key=lambda name: (place.index(axis_of(name, every[name])), not isinstance(every[name], Derived))
@@ -101,75 +96,67 @@ def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
 
 
 def axis_of(name: str, column: Metric | Derived) -> str:
-    """The axis that a column belongs to."""
+    """The axis of a column."""
     if isinstance(column, Derived):
         return "" if name == EVERYWHERE else name.partition("_")[0]
     return column.axis
 
 
 def meaning(column: Metric | Derived) -> str:
-    """What a column says, in a line."""
+    """Explain a column in one line."""
     text = column.meaning if isinstance(column, Derived) else inspect.getdoc(type(column)) or ""
     return text.partition("\n")[0]
 
 
 def row_of(
-    row: pd.Series,
+    row: BoardRow,
     id: str,
     point: str,
     found: Sequence[Column],
     metrics: Mapping[str, Metric],
     records: Sequence[Record],
 ) -> Row:
-    """One row of the board with the records that it is made of."""
+    """Make a row from a row of the board and its records."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     division = row.division + (f", {row.overrides} given" if row.overrides else "")
     return Row(
         id,
         point,
         row.label,
-        row.method in CONTROLS,
+        row.is_control,
         row.access,
         division,
-        int(row.n),
+        row.n,
         records,
         [cell(every[column.name], column.name, row) for column in found],
         flags(records),
     )
 
 
-def cell(column: Metric | Derived, name: str, row: pd.Series) -> Cell:
-    """One number of a row of the board."""
-    value = row[name]
-    if not known(value):
+def cell(column: Metric | Derived, name: str, row: BoardRow) -> Cell:
+    """Make a cell from one number of the board."""
+    stat = row.stat(name)
+    if stat.value is None:
         return Cell("—")
-    plain = shown(column, value)
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    interval = f"[{shown(column, low)}, {shown(column, high)}]" if known(low) and known(high) else ""
-    missing = row.get(f"{name}_missing")
-    mark = row.get(f"{name}_mark")
+    plain = shown(column, stat.value)
+    after = " (ASR)" if stat.plain else f" ({stat.missing} missing)" if stat.missing else ""
     return Cell(
         plain,
-        shown(column, value, row.get(f"{name}_sd")).removeprefix(plain),
-        interval,
-        "≥ " if row.get(f"{name}_bound") else "",
-        (" (ASR)" if row.get(f"{name}_over_retrain") is False else f" ({missing:.0f} missing)" if missing else "")
-        + (fewer(row) if name.startswith("robustness") else ""),
-        mark if isinstance(mark, str) else "",
-        f"{float(value):.9g}",
+        spread=shown(column, stat.value, stat.sd).removeprefix(plain),
+        interval=interval_of(column, stat),
+        before="≥ " if stat.bound else "",
+        after=after + (fewer(row) if name.startswith("robustness") else ""),
+        mark=stat.mark or "",
+        number=f"{stat.value:.9g}",
     )
 
 
-def known(value: Any) -> bool:
-    """Whether there is a number."""
-    return value is not None and not math.isnan(value)
-
-
 def flags(records: Sequence[Record]) -> list[str]:
-    """What went wrong, one text for each status that is not ok: `diverged: seed 1, 2`; and what is not pooled."""
+    """What went wrong, one text per status such as `diverged: seed 1, 2`, what is not pooled, and older versions."""
     seeds: dict[str, list[str]] = {}
     for record in records:
         if record.status != "ok":
             seeds.setdefault(record.status, []).append(str(record.seeds["unlearning"]))
     wrong = [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
-    return [*wrong, *left_out([record for record in records if record.status in ("ok", "unreliable")])]
+    counted = [record for record in records if record.status in ("ok", "unreliable")]
+    return [*wrong, *left_out(counted), *filter(None, [older_flag(records)])]

@@ -1,22 +1,19 @@
-"""Fair play in tables: default against published against tuned rows, what tuning came to and what it cost."""
+"""Tables of tuning: default against published and tuned settings, objectives and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.board import TABLE
 from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
 from unlearnbench.plots.files import picture
 from unlearnbench.plots.tuning import best_so_far
 from unlearnbench.records.tuning import FOLDER, Trial, Tuning
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DIVISIONS = ("default", "published", "tuned")
 COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
@@ -24,27 +21,44 @@ HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost
 HEADS += ["hours", "chosen"]
 INTRODUCTION = """## Default, published and tuned settings
 
-Every method has as many trials under one cap of model evaluations, on concepts, seeds, noise and a judge that are not
-reported (`unlearnbench tune`). Published settings are for other data and models: what they do here says nothing
-against their papers. Methods without a published preset for the task have no such row.
+Every method has the same number of trials and the same cap on model evaluations, on concepts, seeds, noise and a judge
+that are not used for reporting (`unlearnbench tune`). Published settings are for other data and models: their results
+here do not contradict the papers. Methods without a published preset for the task have no such row.
 """
 
 
 def note(found: Sequence[Tuning]) -> str:
-    """What the numbers of a table of tunings are."""
-    first, selection = found[0], found[0].selection
+    """Explain the numbers of a table of tunings. If methods were tuned differently, say how each was tuned."""
+    ways: dict[str, list[str]] = {}
+    for one in found:
+        ways.setdefault(_way(one), []).append(one.method)
+    if len(ways) == 1:
+        said = f"Objective: the worse of anchored efficacy and utility, a {next(iter(ways))}."
+    else:
+        each = "; ".join(f"{', '.join(methods)}: {way}" for way, methods in ways.items())
+        said = (
+            "Objective: the worse of anchored efficacy and utility. The methods were tuned differently, so their "
+            f"objectives must not be compared: {each}."
+        )
     return (
-        "lost: diverged, failed or over the cap; cut: left when no value on the other concepts could have made it one "
-        "of the best. Objective: the worse of anchored efficacy and utility, a mean over forget "
-        f"{', '.join(selection.forget)} with unlearning seed {selection.seeds[0]}; all seeds: "
-        f"{', '.join(map(str, selection.seeds))}. Protocol {first.protocol}, sampling seed {selection.sampling_seed}, "
-        f"cap {first.cap:,} evaluations a run. The best of many trials is flattered by the choice: run --preset tuned "
-        "reports on other concepts."
+        "lost: diverged, failed or over the cap; cut: stopped when no value on the other concepts could have made it "
+        f"one of the best. {said} The best of many trials looks better than it is, because it was chosen for its "
+        "value: run --preset tuned reports on other concepts."
+    )
+
+
+def _way(one: Tuning) -> str:
+    """The runs that an objective is a mean over, with protocol and cap."""
+    chosen_on = one.selection
+    return (
+        f"mean over forget {', '.join(chosen_on.forget)} with unlearning seed {chosen_on.seeds[0]}; all seeds: "
+        f"{', '.join(map(str, chosen_on.seeds))}. Protocol {one.protocol}, sampling seed {chosen_on.sampling_seed}, "
+        f"cap {one.cap:,} evaluations a run"
     )
 
 
 def row(one: Tuning) -> list[str]:
-    """A method's objectives with the first seed by preset, and of what was chosen, and what it all took."""
+    """A method's objectives with the first seed by preset and for the chosen settings, and the cost of tuning."""
 
     def shown(value: float | None) -> str:
         return "—" if value is None else f"{value:.3f}"
@@ -66,8 +80,8 @@ def _changed(one: Tuning, trial: Trial) -> str:
     return " ".join(f"{name}={trial.settings[name]}" for name in one.space)
 
 
-def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
-    """The part of a results page, and its pictures by their place below the folder; nothing where nothing was tuned."""
+def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]:
+    """The section of a results page and its pictures by path; empty where nothing was tuned."""
     if not found:
         return "", {}
     parts, made = [INTRODUCTION], {}
@@ -76,7 +90,9 @@ def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, 
         sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], note(tunings))]
         text = as_markdown([*sheets, *_reported(board, tunings)])
         path = Path(FOLDER) / task / "best.png"
-        made[path] = picture(best_so_far(tunings, f"{task}, {tunings[0].protocol}"), digest(text))
+        made[path] = picture(
+            best_so_far(tunings, f"{task}, {', '.join(dict.fromkeys(one.protocol for one in tunings))}"), digest(text)
+        )
         hours = sum(one.cost.seconds for one in tunings) / 3600
         evaluations = sum(one.cost.evaluations for one in tunings)
         parts.append(f"{text}\nIn all {hours:.1f} hours of one thread, {evaluations:,} evaluations.\n")
@@ -84,19 +100,20 @@ def page(board: pd.DataFrame, found: Sequence[Tuning]) -> tuple[str, dict[Path, 
     return "\n".join(parts) + "\n", made
 
 
-def _reported(board: pd.DataFrame, found: Sequence[Tuning]) -> list[Sheet]:
-    """A table for each concept that tuned rows report on: each method's rows by division, with intervals."""
+def _reported(board: Board, found: Sequence[Tuning]) -> list[Sheet]:
+    """A table for each concept with tuned rows: each method's rows by division, with intervals."""
     metrics = registry.load_metrics()
     names = [name for name in COLUMNS if name in columns_of(metrics)]
     methods = {one.method for one in found}
-    kept = board[(board.task == found[0].task) & board.method.isin(methods)]
-    kept = kept[kept.division.isin(DIVISIONS) & (kept.overrides == 0)]
+    kept = board.where(lambda row: row.task == found[0].task and row.method in methods)
+    kept = kept.where(lambda row: row.division in DIVISIONS and not row.overrides)
     made = []
-    for _, group in kept.groupby(TABLE, sort=False):
-        if not (group.division == "tuned").any():
+    for _, table in kept.tables():
+        if not any(row.division == "tuned" for row in table):
             continue
-        ordered = group.assign(place=group.division.map(DIVISIONS.index)).sort_values(["method", "place"])
-        (sheet,) = tables(ordered.assign(access=ordered.method), metrics, names, lambda text: text, intervals=True)
+        ordered = sorted(table, key=lambda row: (row.method, DIVISIONS.index(row.division)))
+        by_method = table.of(replace(row, access=row.method) for row in ordered)
+        (sheet,) = tables(by_method, metrics, names, lambda text: text, intervals=True)
         rows = [[cells[0], *cells[1:2], *cells[3:]] for _, section in sheet.sections for cells in section]
         heads = [sheet.heads[0], sheet.heads[1], *sheet.heads[3:]]
         made.append(Sheet(f"Default, published, tuned: {sheet.title}", heads, [("", rows)], ""))

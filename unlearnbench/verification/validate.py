@@ -16,11 +16,14 @@ from typing import Any
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest
+from unlearnbench.records.folder import ResultsFolder, record_files_below
+from unlearnbench.records.identity import Identity, differences
+from unlearnbench.records.identity import identity as identity_of
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.provenance import flat
 from unlearnbench.records.sample_grid import concepts_of, picture_size
 from unlearnbench.records.schema import TIMED, Record, read
-from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_path
+from unlearnbench.records.tuning import read_tuning, tuning_path
 from unlearnbench.reporting import track
 from unlearnbench.verification import check_attachments, check_origin, check_scores
 from unlearnbench.verification.finding import Finding, Issue, Note
@@ -31,7 +34,7 @@ LARGEST_PICTURE = 16 * 2**20
 
 def record_files(results: Path) -> list[Path]:
     """Every file below a folder that is named like a record, at any depth."""
-    return sorted(results.rglob("seed-*.json"))
+    return record_files_below(results)
 
 
 def validate(results: Path) -> list[Finding]:
@@ -50,10 +53,9 @@ def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     seen = _Seen()
     for path in track(paths, len(paths), "records"):
         yield from _one(path, results, seen)
-    for path in sorted(path for suffix in ("parquet", "png") for path in results.rglob(f"seed-*.{suffix}")):
-        record = path.with_suffix(".json")
-        if not (record.exists() or record.is_symlink()):
-            yield Finding(path, "has no record beside it: restore that, or delete the file")
+    yield from seen.versions()
+    for path in ResultsFolder(results).orphans():
+        yield Finding(path, "has no record beside it: restore that, or delete the file")
     yield from _tunings(results)
 
 
@@ -118,15 +120,28 @@ def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
 
 
 class _Seen:
-    """What earlier records contained, to find duplicates."""
+    """What earlier records contained, to find duplicates, and seeds of one label that cannot be pooled."""
 
     def __init__(self) -> None:
         self._keys: dict[str, Path] = {}
         self._identities: dict[str, Path] = {}
         self._times: dict[tuple[Any, ...], tuple[Path, Any]] = {}
+        self._versions: dict[tuple[Any, ...], dict[Identity, Path]] = {}
+        """By table and label: what its seeds are of, and the first record of each."""
+
+    def versions(self) -> Iterator[Finding]:
+        """A note for each further version among the seeds of one label: their means are separate rows."""
+        for found in self._versions.values():
+            (first, path), *others = found.items()
+            for other, its_path in others:
+                apart = ", ".join(differences(first, other, " and "))
+                text = f"is not pooled with {path.parent.name}/{path.name}: they differ in {apart}"
+                yield Finding(its_path, text, Note(text, "whose seeds are of different versions"))
 
     def before(self, record: Record, path: Path) -> Iterator[str]:
         """Earlier records of the same run, or of another run with the same times."""
+        one = identity_of(record)
+        self._versions.setdefault((*one.table, one.label), {}).setdefault(one, path)
         twins = {self._keys.setdefault(record.key, path), self._identities.setdefault(_identity(record), path)}
         yield from (f"is the same run as {other}: delete one" for other in sorted(twins) if other != path)
         times = tuple(record.scores[name].value for name in TIMED if name in record.scores)
@@ -141,7 +156,7 @@ class _Seen:
 
 def tuning_files(results: Path) -> list[Path]:
     """Every file at a tuning's place."""
-    return sorted((results / FOLDER).glob("*/*.json"))
+    return ResultsFolder(results).tuning_files()
 
 
 def _tunings(results: Path) -> Iterator[Finding]:

@@ -66,9 +66,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
-    """A web server with one file, fetched from in small blocks, without pauses, proxies or anybody's login."""
+    """A web server with one file, which plays the hub too; small blocks, no pauses, no proxies, nobody's login."""
+    from huggingface_hub import constants
+
     from tests.support.web import BODY, web
     from unlearnbench.data import download
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     monkeypatch.setattr(download, "BLOCK", 1000)
     monkeypatch.setattr(download, "PAUSE", 0.0)
@@ -77,6 +83,7 @@ def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with web() as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.url)
         served.files["a"] = BODY
         yield served
 

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one line with the value and the remedy, exit code 2."""
+"""Errors that the user can fix. Each is one line that names the value and the remedy; the exit code is 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,34 +10,34 @@ FEW = 3
 
 
 class UserError(Exception):
-    """Something the user typed or gave cannot be used; the message names it and says what to do."""
+    """Something the user typed or provided cannot be used. The message names it and says what to do."""
 
     exit_code: ClassVar[int] = 2
-    """Of a command that ends with this error."""
+    """Exit code of a command that ends with this error."""
 
 
 class Failed(UserError):
-    """Code that is not the user's command failed: a method's, a plug-in's, or what a method returned is no model."""
+    """Other code failed, such as a method or a plug-in, or a method returned something that is not a model."""
 
     exit_code = 1
 
 
 class OutOfMemory(UserError):
-    """A device, or the machine, has too little memory for what was asked."""
+    """The device or the machine has too little memory for the request."""
 
     exit_code = 1
 
 
 class Unsupported(UserError):
-    """A method needs what this model or task does not have; the cell is skipped with this reason."""
+    """A method needs something that this model or task lacks. The cell is skipped with this reason."""
 
 
 class Damaged(UserError):
-    """A file of ours no longer holds what was written to it."""
+    """A file no longer holds what this package wrote to it."""
 
 
 def message(error: BaseException) -> str:
-    """An error's message on one line; errors of foreign code may fail to say what they are."""
+    """Return an error's message on one line, even if its `__str__` fails."""
     try:
         text = str(error)
     except (Exception, SystemExit) as failure:  # noqa: BLE001 - whatever `__str__` raises, the first error is to be told
@@ -46,12 +46,12 @@ def message(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and message on one line."""
+    """Return an error's type and message on one line."""
     return f"{type(error).__name__}: {message(error)}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """An unknown name, with the nearest known ones; with all of them when none is near, or there are few."""
+    """Build the error for an unknown name: it suggests similar names, and lists all of them if none is similar."""
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hints = [f"did you mean {' or '.join(near)}?"] if near else []

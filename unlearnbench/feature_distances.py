@@ -1,4 +1,4 @@
-"""Sums and distances over features some at a time: torch-fidelity would hold them all, or a distance for every pair."""
+"""Statistics and distances of features in blocks: torch-fidelity would hold all features or pairs in memory."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor
 from unlearnbench.storage.lazy_arrays import Table, taken
 
 FEW = 1000
-"""Features read at once; a tile of distances between as many on each side takes 4 MB."""
+"""Features per block; a block of distances between as many features on each side takes 4 MB."""
 SUBSET = 1000
-"""Features of a subset of KID, as is usual: kernels are of its square."""
+"""Features per KID subset, as is usual; kernels grow with its square."""
 
 
 class Moments(NamedTuple):
-    """Sums over features, in float64, added up image by image: there may be too many to be held at once."""
+    """Sums over features in float64, accumulated block by block."""
 
     n: int
     total: np.ndarray
-    """(D,)."""
+    """Sum of features (D,)."""
     products: np.ndarray
-    """(D, D) of outer products."""
+    """Sum of outer products (D, D)."""
 
     @classmethod
     def of(cls, features: Table) -> Moments:
-        """Over all rows."""
+        """Compute the sums over all rows."""
         sums: Any = (0, 0.0, 0.0)
         for some in features.split(FEW):
             x = some.double().numpy()
@@ -37,17 +37,17 @@ class Moments(NamedTuple):
         return cls(*sums)
 
     def less(self, other: Moments) -> Moments:
-        """Without these rows."""
+        """Return the sums without these rows."""
         return Moments(self.n - other.n, self.total - other.total, self.products - other.products)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Mean and unbiased covariance, as torch-fidelity takes them."""
+        """Return the mean (D,) and unbiased covariance (D, D), as torch-fidelity computes them."""
         mean = self.total / self.n
         return {"mu": mean, "sigma": (self.products - self.n * np.outer(mean, mean)) / (self.n - 1)}
 
 
 def frechet(one: Moments, other: Moments) -> float:
-    """Of the two Gaussians with these moments; never below zero, where equal ones would come out by rounding."""
+    """Frechet distance of the two Gaussians with these moments; clipped at 0, since rounding could make it negative."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     return max(
@@ -56,7 +56,7 @@ def frechet(one: Moments, other: Moments) -> float:
 
 
 def radii(features: Table, k: int) -> Tensor:
-    """Distance (n,) of each feature to its k-th nearest other one, that is the (k + 1)-th with itself."""
+    """Distance (n,) of each feature to its k-th nearest other feature, the (k + 1)-th if itself is counted."""
     found = []
     for rows in features.split(FEW):
         least = torch.full((len(rows), k + 1), torch.inf)
@@ -67,7 +67,7 @@ def radii(features: Table, k: int) -> Tensor:
 
 
 def within(points: Table, features: Table, k: int) -> float:
-    """Share of points that lie within the manifold of the features: no farther from one of them than its radius."""
+    """Share of points in the manifold of the features: within the radius of at least one feature."""
     reach, hits = radii(features, k).split(FEW), 0
     for rows in points.split(FEW):
         inside = torch.zeros(len(rows), dtype=torch.bool)
@@ -78,7 +78,7 @@ def within(points: Table, features: Table, k: int) -> float:
 
 
 def squared_mmd(generated: Table, real: Table) -> list[float]:
-    """KID by torch-fidelity on each of n // `SUBSET` disjoint subsets, subset i every so many-th image from i on."""
+    """KID by torch-fidelity on n // `SUBSET` disjoint subsets, each of every so many-th image."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     count, values = max(1, len(generated) // SUBSET), []
@@ -90,7 +90,7 @@ def squared_mmd(generated: Table, real: Table) -> list[float]:
 
 
 def inception_score(features: Table, logits_from: Callable[[Tensor], Tensor]) -> float:
-    """exp(mean of sum p log p - sum q log q), q the mean of p, of logits in float64; nan of no features."""
+    """exp(mean of sum p log p - sum q log q), q the mean of p, from logits in float64; nan without features."""
     if not len(features):
         return math.nan
     total, own = torch.zeros((), dtype=torch.float64), 0.0

@@ -1,12 +1,12 @@
-"""Fingerprints of code: one hash over every definition that a result passes through, wherever it is written.
+"""Fingerprints of code: one hash over every definition that a result depends on.
 
-A fingerprint starts at classes or functions and follows the names that they use, from definition to definition, within
-this package and the package or folder that a plug-in comes from. Each definition enters as its syntax tree, without
-what cannot change a number: docstrings, comments, annotations, imports, formatting, the text of errors and of progress
-messages. Names of modules, of top-level definitions and of local variables do not enter either, so that code may be
-moved, and most of it renamed, without a new fingerprint. Names of attributes, methods and parameters do.
+A fingerprint starts from classes or functions and follows the names that they use, from definition to definition,
+within this package and within the package or folder of a plug-in. Each definition enters as its syntax tree, without
+the parts that cannot change a number: docstrings, comments, annotations, imports, formatting, and the text of errors
+and progress messages. Names of modules, top-level definitions and local variables are left out as well, so that moving
+code and most renames keep the fingerprint. Names of attributes, methods and parameters are included.
 
-Other libraries are named but not followed: their versions stand in a record's environment.
+Other libraries enter by name only; a record's environment lists their versions.
 """
 
 from __future__ import annotations
@@ -47,38 +47,38 @@ SILENT = frozenset(
         "storage.store",
     )
 )
-"""What tells, keeps, counts or finds things and has no part in a number: it is named, not followed."""
+"""Code that reports, stores, counts or finds things and cannot change a number: it enters by name only."""
 NEUTRAL = frozenset({"typing.cast"})
-"""Calls that give back their last argument."""
+"""Calls that return their last argument."""
 
 
 class Definition(NamedTuple):
-    """A top-level name of a module, or the path of a class within one."""
+    """A top-level name of a module, or the dotted path of a class within one."""
 
     module: str
     name: str
 
 
 class _Reference(NamedTuple):
-    """What a name stands for, outside of its own function."""
+    """What a name refers to outside of its own function."""
 
     kind: str
-    """definition, module, external or silent."""
+    """`definition`, `module`, `external` or `silent`."""
     module: str
     name: str = ""
 
 
 class Limits(NamedTuple):
-    """Where a fingerprint ends."""
+    """Where a fingerprint stops."""
 
     without: frozenset[Definition] = frozenset()
-    """Definitions that have a fingerprint of their own: they are named, not followed."""
+    """Definitions that have a fingerprint of their own: they enter by name and are not followed."""
     members: frozenset[str] = frozenset()
-    """Attributes and methods of classes that have no part in a result, such as titles and known answers."""
+    """Attributes and methods of classes that do not affect a result, such as titles and known answers."""
 
 
 def fingerprint(roots: Iterable[Any], limits: Limits = Limits()) -> str:  # noqa: B008 - it cannot be changed
-    """SHA-256 (hex) of these classes and functions and of all that they use, within the limits."""
+    """Return the SHA-256 (hex) of these classes and functions and of everything they use, within the limits."""
     starts = sorted({_definition(root) for root in roots} - limits.without)
     found = _reached(starts, limits)
     hashes = {one: _sha(normal.text) for one, normal in found.items()}
@@ -91,7 +91,7 @@ def fingerprint(roots: Iterable[Any], limits: Limits = Limits()) -> str:  # noqa
 
 
 def definitions(roots: Iterable[Any], limits: Limits = Limits()) -> frozenset[Definition]:  # noqa: B008 - as above
-    """Every definition that these classes and functions use, themselves included."""
+    """Return every definition that these classes and functions use, including themselves."""
     return frozenset(_reached(sorted({_definition(root) for root in roots} - limits.without), limits))
 
 
@@ -115,7 +115,7 @@ def _reached(starts: Sequence[Definition], limits: Limits) -> dict[Definition, _
 
 
 def _depth(starts: Sequence[Definition], found: dict[Definition, _Normal]) -> int:
-    """Steps from the roots to the definition that is farthest from them, and one."""
+    """Number of steps from the roots to the farthest definition, plus one."""
     seen, edge, steps = set(starts), set(starts), 1
     while edge := {other for one in edge for other in found[one].uses if other in found} - seen:
         seen |= edge
@@ -127,7 +127,7 @@ def _depth(starts: Sequence[Definition], found: dict[Definition, _Normal]) -> in
 
 
 class _Module:
-    """A module's source by what it binds: statements by name, imports by name."""
+    """A module's source: its statements and imports by the names that they bind."""
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, path
@@ -136,7 +136,7 @@ class _Module:
         self.statements: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, tuple[str, str | None]] = {}
         self.loose: list[ast.stmt] = []
-        """Statements that bind no name, and may do anything."""
+        """Statements that bind no name; they may have any effect."""
         self._read(self.tree.body)
 
     def _read(self, body: Iterable[ast.stmt]) -> None:
@@ -159,7 +159,7 @@ class _Module:
                 self.loose.append(statement)
 
     def nodes(self, name: str) -> list[ast.stmt]:
-        """The statements that define a top-level name, or the class at a path within the module; all, if unknown."""
+        """The statements that define a top-level name, or a class by its dotted path; the whole module if unknown."""
         if name in self.statements:
             return self.statements[name]
         place: ast.AST = self.tree
@@ -176,7 +176,7 @@ class _Module:
 
 
 def imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, tuple[str, str | None]]:
-    """Names that an import binds -> (module, name in it, or None for the module itself)."""
+    """Map the names that an import binds to (module, name in it; None for the module itself)."""
     if isinstance(statement, ast.Import):
         return {
             alias.asname or alias.name.partition(".")[0]: (
@@ -208,7 +208,7 @@ def _stores(node: ast.AST) -> bool:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    """A docstring, of a function or below an attribute."""
+    """Whether a statement is a docstring, of a function or of an attribute."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
@@ -217,7 +217,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 
 def _module(name: str) -> _Module | None:
-    """The source of a module that is followed; None where there is none, as of compiled ones."""
+    """The source of a module; None if there is none, as for compiled modules."""
     file = getattr(sys.modules.get(name), "__file__", None) or _found(name)
     if file is None or not file.endswith(".py"):
         return None
@@ -239,12 +239,12 @@ def _found(name: str) -> str | None:
 
 @cache
 def _read(name: str, file: str, changed: int, size: int) -> _Module:
-    """A module as its file is now: plug-ins of one name may be loaded one after another."""
+    """Parse a module's current file: plug-ins with the same name may be loaded one after another."""
     return _Module(name, Path(file))
 
 
 def _followed(name: str, source: _Module) -> bool:
-    """Whether a module is this package's, or comes with the plug-in that asks for it."""
+    """Whether a module belongs to this package or to the plug-in that imports it."""
     top = name.partition(".")[0]
     if top == PACKAGE or ("." in source.name and top == source.name.partition(".")[0]):
         return True
@@ -261,7 +261,7 @@ def _followed(name: str, source: _Module) -> bool:
 
 
 def _resolved(module: str, name: str, source: _Module) -> _Reference:
-    """What `name` of `module` is, through as many re-exports as there are."""
+    """Find what `name` of `module` refers to, through any number of re-exports."""
     if _is_silent(f"{module}.{name}"):
         return _Reference("silent", module)
     if not _followed(module, source):
@@ -313,7 +313,7 @@ class _Normal(NamedTuple):
 def _normal(one: Definition, limits: Limits) -> _Normal:
     module = _module(one.module)
     if module is None:
-        raise UserError(f"the source of {one.module} cannot be read: put its .py file beside it")
+        raise UserError(f"the source of {one.module} cannot be read: put its .py file next to it")
     return _written(one, module, limits)
 
 

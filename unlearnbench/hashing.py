@@ -1,4 +1,4 @@
-"""Content keys and seeds: everything that must be the same again is derived from named parts."""
+"""Content keys and seeds. Everything that must be reproducible is derived from named parts."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of a JSON-able value, independent of the order of keys."""
+    """Return the SHA-256 (hex) of a JSON-serialisable value. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def seed_of(*parts: Any) -> int:
-    """A 64-bit seed from named parts, e.g. `seed_of("sampling", 0, "3", 17)`; the same on every machine."""
+    """Derive a 64-bit seed from named parts, e.g. `seed_of("sampling", 0, "3", 17)`; it is the same on all machines."""
     return int(digest(list(parts))[:16], 16)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
+    """Return the SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
 
@@ -34,7 +34,7 @@ def _slow(file: Any) -> str:
 
 
 def state_hash(state: "Mapping[str, Tensor]") -> str:
-    """SHA-256 (hex) of named tensors: names, dtypes, shapes and bytes, wherever they lie."""
+    """Return the SHA-256 (hex) of named tensors: names, dtypes, shapes and bytes, on whatever device they are."""
     total = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

@@ -32,14 +32,14 @@ LEAST: Final = {
     r"(.*_)?(batch|batch_size|batches|images|samples|timesteps|tokens)": 1,
     r".*_(steps|epochs|rounds|iterations|count)|warmup|cycles": 0,
 }
-"""Names of fields that count something, as patterns in any case, and the least whole number that they may have."""
+"""Smallest whole number allowed for fields that count something, by patterns of their names (in any case)."""
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
-"""Kinds of access that `requires` may name; "concept" is its name alone, as text or class label."""
+"""Kinds of access that `requires` may name; "concept" is only its name, as text or class label."""
 
 
 @cache
 def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Method -> preset -> task or pattern of tasks -> settings, from tables/presets.toml."""
+    """Read tables/presets.toml: method -> preset -> task or pattern of tasks -> settings."""
     return tomllib.loads((Path(__file__).parent / "tables" / "presets.toml").read_text(encoding="utf-8"))
 
 
@@ -58,49 +58,49 @@ class Method(ABC):
     requires: ClassVar[frozenset[str]] = frozenset({"forget images", "retain images"})
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}
     version: ClassVar[int] = 1
-    """Raised, with a line in the changelog, when equal settings no longer give equal numbers."""
+    """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
     incomplete: ClassVar[bool] = False
-    """Whether it runs only with settings that a user gives; `--method all` leaves it out."""
+    """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
     dropped: ClassVar[dict[str, Any]] = {}
-    """Fields of earlier versions, each with the one value that old records of this algorithm hold (see `current`)."""
+    """Fields of earlier versions, each with the one value that old records of this algorithm have (see `current`)."""
     moved: ClassVar[dict[str, str]] = {}
-    """Presets, fields and choices of earlier versions that another method has now: their name -> that method."""
+    """Presets, fields and choices of earlier versions that now belong to another method: name -> that method."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Make masks, Fisher information or generated images; runs before unlearning and is timed separately."""
+        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
-        """Change and return the model. Randomness comes from torch's global generator, seeded by the runner."""
+        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds."""
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Add structure that weights alone do not carry (adapters, gates, guidance).
 
-        Runs before `unlearn` and whenever stored weights are loaded; the task tells the concept.
+        Runs before `unlearn` and whenever stored weights are loaded. The task tells the concept.
         """
         return model
 
     @classmethod
     def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of a record or tuning, which may be older than this code, without `dropped` fields.
+        """Return the settings of a record or tuning, which may be older than this code, without `dropped` fields.
 
-        A dropped field stays where it holds another value than it always had: `configured` then refuses it.
+        A dropped field with another value than the expected one is kept, so that `configured` refuses it.
         """
         gone = object()
         return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
-        """An instance with these settings; strings are read as the field's type.
+        """Create an instance with these settings; strings are converted to the field's type.
 
-        Raises `UserError` with the name and value of a setting that does not exist or does not fit, of a count that is
-        too small (see `LEAST`), and where the method's own check of its settings raises anything.
+        Raises `UserError` with the name and value of a setting that does not exist or does not fit, for a count that is
+        too small (see `LEAST`), and if the method's own check of its settings raises any error.
         """
         known = {field.name for field in fields(cls)}
         hints = get_type_hints(cls, include_extras=True)
@@ -135,7 +135,9 @@ class Method(ABC):
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
-        """The settings of a preset for a task; "default" always exists, and is empty unless the method defines it."""
+        """Return the settings of a preset for a task. "default" always exists; it is empty unless the method defines
+        it.
+        """
         if name in cls.moved and name not in cls.offered():
             raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
@@ -145,7 +147,7 @@ class Method(ABC):
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """`presets`, plus the settings in tables/presets.toml for further tasks; "*" comes last."""
+        """Return `presets` plus the settings in tables/presets.toml for further tasks; "*" comes last."""
         table = settings_table().get(cls.name, {})
         merged = {}
         for preset in dict.fromkeys((*cls.presets, *table)):
@@ -156,15 +158,15 @@ class Method(ABC):
 
     @classmethod
     def chosen_for(cls, task: str) -> bool:
-        """Whether settings were chosen for a task or its kind, not just for any task."""
+        """Whether settings were chosen for this task or its kind, rather than for any task."""
         keys = (key for by_task in cls.offered().values() for key in by_task)
         return any(key != "*" and fnmatchcase(task, key) for key in keys)
 
     @classmethod
     def field_docs(cls) -> dict[str, str]:
-        """What each hyper-parameter is, on one line: the string below the field; "" where a file has none.
+        """Return a one-line description of each hyper-parameter: the string below the field, "" if there is none.
 
-        A field that a subclass gives another default keeps the inherited line, unless it has one of its own.
+        A field for which a subclass only changes the default keeps the inherited line.
         """
         docs: dict[str, str] = {}
         for base in reversed(cls.__mro__):
@@ -173,21 +175,21 @@ class Method(ABC):
         return {field.name: docs.get(field.name, "") for field in fields(cls)}
 
     def settings(self) -> dict[str, Any]:
-        """All hyper-parameters, by name."""
+        """Return all hyper-parameters by name."""
         return asdict(self)
 
     def given(self, keys: Iterable[str]) -> dict[str, Any]:
-        """The settings that a user gave, as records and their folders show them."""
+        """Return the settings that the user gave, as records and their folders show them."""
         return {key: self.settings()[key] for key in keys}
 
     @classmethod
     def own_files(cls) -> list[Path]:
-        """The files of the class and of the methods that it builds on."""
+        """Return the files that define the class and the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
 
 
 def _documented(cls: type) -> dict[str, str]:
-    """The strings below the fields of a class's own body, by field."""
+    """Return the strings below the fields of a class's own body, by field."""
     tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
     body = next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__), [])
     found = {}
@@ -199,7 +201,7 @@ def _documented(cls: type) -> dict[str, str]:
 
 
 def _require_count(method: str, name: str, value: Any, default: Any) -> None:
-    """Refuse a count that is too small; a field whose default is below the least is free down to its default."""
+    """Refuse a count that is too small. If the default is below the minimum, the default is the minimum."""
     if isinstance(value, bool) or not isinstance(value, int):
         return
     least = least_of(name, default)
@@ -208,7 +210,7 @@ def _require_count(method: str, name: str, value: Any, default: Any) -> None:
 
 
 def least_of(name: str, default: Any) -> int | None:
-    """The least that a field of this name may be; None where the name counts nothing."""
+    """Return the minimum for a field with this name; None if the name does not count anything."""
     least = next((least for names, least in LEAST.items() if re.fullmatch(names, name, re.IGNORECASE)), None)
     if least is None or isinstance(default, bool) or not isinstance(default, int):
         return least

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """A number with its evidence. `value` is None where it is not known, and `reason` says why."""
+    """A number with its evidence. `value` is None if unknown, and `reason` says why."""
 
     value: float | None
     n: int
@@ -32,27 +32,27 @@ class Score:
     interval: Interval | None = None
     reason: str | None = None
     per_image: np.ndarray | None = None
-    """(N,) float in the order of the metric's side; NaN where missing, or where the metric does not apply."""
+    """(N,) float in the order of the metric's side; NaN where missing or not applicable."""
     floor: float | None = None
-    """The score of real images of another split in place of the samples."""
+    """The score of real images of another split, used instead of the samples."""
     parts: dict[str, Any] | None = None
-    """The summands of the value by name; of attacks, further numbers."""
+    """The summands of the value by name; for attacks, additional numbers."""
     spent: np.ndarray | None = None
-    """(N,) of attacks: the cost of each target until it was recovered or given up."""
+    """(N,) for attacks: the cost of each target until it was recovered or given up."""
     limit: float | None = None
-    """Of attacks: the most that may have been spent on a target."""
+    """For attacks: the maximum cost per target."""
 
     @classmethod
     def share(cls, hits: Tensor, missing: Tensor, counted: Tensor | None = None) -> Score:
         """Proportion of true values among those not missing, with Wilson's interval.
 
-        Images that are not `counted` (N,), where given, are left out: they are neither in n nor missing.
+        Images that are not `counted` (N,), if given, are left out: they are neither in n nor missing.
         """
         return cls._over(hits, missing, lambda kept: wilson(int(kept.sum()), len(kept)), counted)
 
     @classmethod
     def mean(cls, values: Tensor, missing: Tensor) -> Score:
-        """Mean of the values not missing, with a t-interval over images."""
+        """Mean of the values that are not missing, with a t-interval over images."""
         return cls._over(values, missing, t_interval)
 
     @classmethod
@@ -82,18 +82,18 @@ class Side(NamedTuple):
     samples: Table
     """uint8 (N, 3, H, W)."""
     asked: Tensor
-    """(N,) labels that were asked for."""
+    """(N,) requested labels."""
     verdict: Verdict
     """The verdict on the domain of the label."""
     other: Tensor
-    """(N,) labels that were also asked for, in another domain; -1: none."""
+    """(N,) labels requested in a second domain; -1: none."""
     besides: Verdict
-    """The verdict on the domain of that label."""
+    """The verdict on the domain of the second label."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that metrics may use; samples are drawn and judged once and shared."""
+    """Everything that metrics may use. Samples are drawn and judged once and shared."""
 
     task: Task
     model: Diffusion
@@ -102,25 +102,25 @@ class Outcome:
     samples: Table
     """uint8 (N, 3, H, W), in the plan's order."""
     verdict: Verdict
-    """On the domain of each planned label."""
+    """The verdict on the domain of each planned label."""
     besides: Verdict
-    """On the domain of each planned second label."""
+    """The verdict on the domain of each planned second label."""
     features: Table
-    """(R, D) of the retain samples."""
+    """(R, D) features of the retain samples."""
     reference: Table
-    """(M, D) of the protocol's real retain images."""
+    """(M, D) features of the protocol's real retain images."""
     real: Table
-    """(M, D) of as many real retain images of another split."""
+    """(M, D) features of as many real retain images of another split."""
     cost: dict[str, Any]
-    """Measured while unlearning, by the names of the cost metrics."""
+    """Costs measured while unlearning, by the names of the cost metrics."""
     witnessed: Mapping[str, Testimony] = field(default_factory=dict)
-    """Values from other models than the judge for the samples, by their role."""
+    """Values for the samples from models other than the judge, by the models' roles."""
     method: Method | None = None
-    """The method that made the model, for attacks that use it again."""
+    """The method that made the model, for attacks that apply it again."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
-        """From a judge's results on samples, reference and other real images; features are left out where it failed."""
+        """Build an outcome from a judge's results on samples, reference and real images. Failed features are empty."""
         import torch
 
         retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
@@ -147,7 +147,7 @@ class Outcome:
         return self.witnessed[role].of(column, self.index(group))
 
     def side(self, group: str) -> Side:
-        """Samples of one group."""
+        """The samples of one group."""
         import torch
 
         index = self.index(group)
@@ -170,61 +170,61 @@ class Outcome:
 
 
 class Known(NamedTuple):
-    """A case with a known answer."""
+    """A test case with a known answer."""
 
     case: str
     outcome: Outcome
     low: float | None
-    """Least value allowed; None where there must be no value."""
+    """Smallest allowed value; None if there must be no value."""
     high: float | None = None
-    """Greatest value allowed; equals `low` when left out."""
+    """Largest allowed value; defaults to `low`."""
     quality: Literal["good", "bad"] | None = None
-    """To check that `better` points the right way: every good case must beat every bad one."""
+    """Checks that `better` points the right way: every good case must beat every bad one."""
     missing: int = 0
 
 
 class Metric(ABC):
-    """One measurement in one file; the file's name is the metric's. An attack is a metric that searches first."""
+    """One measurement in one file; the file's name is the metric's name. An attack is a metric that searches first."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str]
     axis: ClassVar[Literal["efficacy", "utility", "robustness", "cost"]]
     better: ClassVar[Literal["higher", "lower"] | None]
     unit: ClassVar[str] = ""
-    """Unit as shown, after scaling."""
+    """Unit shown, after scaling."""
     scale: ClassVar[float] = 1.0
-    """Factor applied to values where they are shown."""
+    """Factor applied to values for display."""
     stored: ClassVar[str | None] = None
-    """Unit of the value itself, as records hold it; the shown one when left out."""
+    """Unit of the value in records; defaults to the unit shown."""
     digits: ClassVar[int] = 1
     """Decimals shown."""
     version: ClassVar[int] = 1
-    """Raised, with a line in the changelog, when equal samples no longer give equal values."""
+    """Increased, with a line in the changelog, when equal samples no longer give equal values."""
     rank: ClassVar[int] = 50
     """Position within its axis, smallest first."""
     side: ClassVar[str | None] = None
-    """The group of samples that `Score.per_image` refers to, where it has any."""
+    """The group of samples that `Score.per_image` refers to, if it is set."""
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
 
     limits: ClassVar[tuple[float | None, float | None]] = (None, None)
-    """Least and greatest possible value; see `bounds`."""
+    """Smallest and largest possible value; see `bounds`."""
 
     @classmethod
     def bounds(cls) -> tuple[float | None, float | None]:
-        """Limits of intervals: 0 and 1 for shares, 0 for costs, else `limits`."""
+        """Limits of intervals: 0 and 1 for shares, 0 for costs, otherwise `limits`."""
         return (0.0, 1.0) if cls.stored == "share" else (0.0, None) if cls.axis == "cost" else cls.limits
 
     everywhere: ClassVar[bool] = True
-    """Whether it applies to every task; tables leave others out where no record has them."""
+    """Whether it applies to every task. Tables omit other metrics if no record has them."""
 
     judge_needs: ClassVar[str | None] = None
-    """An attribute that must be true of a task's judge; with other judges, records leave the metric out."""
+    """An attribute of the task's judge that must be true; otherwise records omit the metric."""
 
     witness: ClassVar[str | tuple[str, ...] | None] = None
-    """The roles of the witnesses that it uses; where a task lacks one, records leave the metric out."""
+    """The roles of the witnesses that it uses; if a task lacks one, records omit the metric."""
 
     @classmethod
     def roles(cls) -> set[str]:
@@ -232,38 +232,38 @@ class Metric(ABC):
         return {cls.witness} if isinstance(cls.witness, str) else set(cls.witness or ())
 
     def applies(self, plan: Sequence[Plan]) -> bool:
-        """Whether a task plans images that this metric uses; where it does not, records leave the metric out."""
+        """Whether a task plans images that this metric uses; otherwise records omit the metric."""
         return self.side is None or any(item.group == self.side for item in plan)
 
     @abstractmethod
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """Score an outcome; `budget` counts model evaluations, for attacks."""
+        """Score an outcome. `budget` is the number of model evaluations, for attacks."""
 
     @abstractmethod
     def known(self) -> Iterator[Known]:
-        """Cases with known answers for `selfcheck`: at least one, both kinds if possible.
+        """Return cases with known answers for `selfcheck`: at least one, if possible both good and bad ones.
 
-        `unlearnbench.testing.toy` helps to make them.
+        `unlearnbench.testing.toy` helps to build them.
         """
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
-        """Range that a control's value must lie in on a real task, given the original's; None: no claim."""
+        """Range in which a control's value must lie on a real task, given the original's value; None: no claim."""
         return None
 
 
 class FeatureMetric(Metric):
     """Compares the judge's features of retain samples with those of as many real retain images.
 
-    Other real images in place of the samples give the floor. Where features are missing there is no value.
+    The floor compares other real images instead of the samples. Without features there is no value.
     """
 
     against: ClassVar[Literal["reference", "real"]] = "reference"
-    """The real images, by their name in an outcome, that samples are compared with; the other ones give the floor.
+    """The real images, by their name in an outcome, that samples are compared with; the others give the floor.
 
-    "real" are training images; where the protocol's reference is the training split, they are the reference."""
+    "real" are training images. If the protocol's reference is the training split, they are the reference."""
 
     def least(self, k: int) -> int:
-        """Fewest images on each side, given the protocol's number of neighbours."""
+        """Minimum number of images on each side, given the protocol's number of neighbours."""
         return 2
 
     @abstractmethod
@@ -275,7 +275,7 @@ class FeatureMetric(Metric):
         return block_jackknife(lambda kept: self.between(taken(generated, kept), taken(real, kept), k), len(generated))
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """Value, interval and floor."""
+        """Compute the value, its interval and the floor."""
         k = outcome.task.protocol.k
         reference, other = outcome.reference, outcome.real
         if self.against == "real" and outcome.task.protocol.reference != "train":

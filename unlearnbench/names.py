@@ -1,4 +1,4 @@
-"""What may be a name, as records, folders and columns have it, and where a path made from names may lead."""
+"""Which names are allowed for records, folders and columns, and which paths may be built from them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from unlearnbench.errors import UserError
 from unlearnbench.printable import hidden
 
 LONGEST: Final = 128
-"""Characters of a name."""
+"""Maximum length of a name, in characters."""
 LONGEST_LINE: Final = 1000
-"""Characters of a line of words."""
+"""Maximum length of a line of text, in characters."""
 _BYTES: Final = 200
-"""Of a name in UTF-8: file systems allow 255, and a suffix comes behind."""
+"""Maximum length of a name in UTF-8 bytes: file systems allow 255, and a suffix is added."""
 _NAME = re.compile(r"\w[\w .,'&()~@+=-]*")
 
 
 def wrong_name(name: str) -> str:
-    """Why a text cannot be a name; empty where it can.
+    """Say why a text cannot be a name; empty if it can.
 
-    A name is one folder or file: letters, digits and marks of any script, spaces and _.,'&()~@+=- in it, at most
-    `LONGEST` characters. It begins with a letter, a digit or _ and ends neither in a space nor in a dot.
+    A name is one folder or file. It consists of letters, digits and marks of any script, spaces and _.,'&()~@+=- and
+    has at most `LONGEST` characters. It starts with a letter, a digit or _ and does not end with a space or a dot.
     """
     if not name:
         return "it is empty"
@@ -36,7 +36,7 @@ def wrong_name(name: str) -> str:
 
 
 def require_name(what: str, name: str) -> str:
-    """The name, if it can be one; raises `UserError` with what it names and why it cannot."""
+    """Return the name if it is allowed; otherwise raise `UserError` with what it is for and what is wrong."""
     if reason := wrong_name(name):
         raise UserError(f"{what} {name!r} cannot be a name: {reason}")
     return name
@@ -61,24 +61,25 @@ def _line(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
-"""A field that may become a folder, a file or a column: see `wrong_name`."""
+"""A field that may become a folder, file or column name; see `wrong_name`."""
 MethodName = Annotated[str, AfterValidator(_identifier)]
-"""A field that names a method, and with it a Python file."""
+"""A field that names a method, and so a Python file."""
 Line = Annotated[str, Field(max_length=LONGEST_LINE), AfterValidator(_line)]
-"""A field of words on one line, without control or format characters."""
+"""A text field of one line, without control or format characters."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""A field that is a seed of random numbers."""
+"""A field that holds a random seed."""
 
 
 def joined(*names: str) -> Path:
-    """A relative path of names, each of which can be one; raises `UserError` where one cannot."""
+    """Join names to a relative path. Raises `UserError` if one of them is not allowed."""
     return Path(*(require_name("the folder or file", name) for name in names))
 
 
 def inside(folder: Path, path: PurePath | str) -> Path:
-    """The path of a file below a folder; raises `UserError` where it leads elsewhere, through .. or a linked folder.
+    """Return the path of a file below a folder. Raises `UserError` if it leads outside, through `..` or a linked
+    folder.
 
-    `path` is relative to the folder. A file may itself be a link: writing puts a file in the link's place.
+    `path` is relative to the folder. The file itself may be a link, since writing replaces the link.
     """
     place = folder / path
     parent = place.parent.resolve()

@@ -1,4 +1,4 @@
-"""What of a text can be shown: one line, without characters that steer a terminal or turn the text around."""
+"""Make text safe to show: one line, without characters that control a terminal or reverse the text."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from typing import Any, Final
 REPLACED: Final = "\N{REPLACEMENT CHARACTER}"
 _PLAIN = re.compile(r"[ -~]*")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode's categories of characters that show nothing themselves but may change what is shown around them."""
+"""Unicode categories of characters that are invisible themselves but may change what is shown around them."""
 
 
 def hidden(text: str) -> str:
-    """The first control, format, bidi or unassigned character, or lone surrogate, of a text; empty without one."""
+    """Return the first control, format, bidi or unassigned character or lone surrogate of a text; empty if there is
+    none.
+    """
     if _PLAIN.fullmatch(text):
         return ""
     return next((character for character in text if unicodedata.category(character) in _HIDDEN), "")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """A text that a terminal, page or table can show on one line.
+    """Return the text on one line, fit for a terminal, page or table.
 
-    Line breaks and tabs become spaces, other hidden characters the replacement character. Those in `keep` stay.
+    Line breaks and tabs become spaces; other hidden characters become the replacement character, except those in
+    `keep`.
     """
     if _PLAIN.fullmatch(text):
         return text
@@ -38,7 +41,7 @@ def _shown(character: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """Data for JSON or a table with every text in it `printable`."""
+    """Apply `printable` to every text in data for JSON or a table."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -47,7 +50,7 @@ def cleaned(value: Any) -> Any:
 
 
 def lenient() -> None:
-    """Let no character stop a command: what a stream's encoding lacks is written as a question mark."""
+    """Write a question mark for characters that a stream's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""Find methods, metrics and tasks: by name, by path, by entry point. Listing reads files and imports none of them."""
+"""Find methods, metrics and tasks by name, path or entry point. Listing reads files without importing them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLUGIN = "unlearnbench.plugin"
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that can be loaded by name; `summary` is its file's first line, the paper included."""
+    """Something that can be loaded by name. `summary` is the first line of its file, which names the paper."""
 
     name: str
     summary: str
@@ -53,7 +53,7 @@ def _summary(path: Path) -> str:
 
 @cache
 def _first_line(path: Path, changed: int) -> str:
-    """Of the file as it was then: tables ask for every metric many times."""
+    """The first line of a file's docstring, cached: tables ask for every metric many times."""
     tree = _tree(path)
     if tree is None:
         return "(cannot be read)"
@@ -61,7 +61,7 @@ def _first_line(path: Path, changed: int) -> str:
 
 
 def _tree(path: Path) -> ast.Module | None:
-    """A file's code; None where it cannot be read as Python."""
+    """The syntax tree of a file; None if it is not valid Python."""
     try:
         return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
@@ -74,7 +74,7 @@ def _found(kind: str) -> dict[str, Entry]:
 
 
 def methods() -> dict[str, Entry]:
-    """Built-in methods, then those that other packages offer under the entry-point group `unlearnbench.methods`."""
+    """List built-in methods, then those of other packages under the entry-point group `unlearnbench.methods`."""
     found = _found("methods")
     for point in entry_points(group=GROUP):
         if point.name.isidentifier() and point.name not in found:
@@ -84,12 +84,12 @@ def methods() -> dict[str, Entry]:
 
 
 def metrics() -> dict[str, Entry]:
-    """Every metric but attacks."""
+    """List all metrics except attacks."""
     return {name: entry for name, entry in _found("metrics").items() if not _attacks(name)}
 
 
 def attacks() -> dict[str, Entry]:
-    """Every attack: a file among the metrics' whose class has `Attack` for its base."""
+    """List all attacks: files in metrics/ whose class has `Attack` as its base."""
     return {name: entry for name, entry in _found("metrics").items() if _attacks(name)}
 
 
@@ -106,32 +106,32 @@ def _of_attack(path: Path, changed: int) -> bool:
 
 
 def tasks() -> dict[str, Entry]:
-    """Every task, under its own name: the file's with dashes."""
+    """List all tasks by name, which is the file's name with dashes."""
     return {name.replace("_", "-"): entry for name, entry in _found("tasks").items()}
 
 
 UNTRIED = "never run on its real weights"
-"""In a task's own first line, where that is so."""
+"""Phrase in the first line of a task that has never run on its real weights."""
 
 
 def untried(task: str) -> bool:
-    """Whether a task says of itself that it was never run on its real weights by this project."""
+    """Whether a task's first line says that this project never ran it on its real weights."""
     entry = tasks().get(task)
     return entry is not None and UNTRIED in entry.summary
 
 
 def without(task: str) -> frozenset[str]:
-    """Metrics that mean nothing on a task; of an unknown task none."""
+    """Metrics that make no sense for a task. Empty for an unknown task."""
     return load_task(task).without if task in tasks() else frozenset()
 
 
 def trainable(task: str) -> bool:
-    """Whether a model without the concept can be trained there, as the anchored scores need."""
+    """Whether the task can train a model without the concept, which anchored scores need."""
     return task not in tasks() or "training recipe" in load_task(task).provides
 
 
 def load_task(name: str) -> type[Task]:
-    """The task of that name."""
+    """Load the task class with this name."""
     from unlearnbench.task import Task
 
     known = tasks()
@@ -141,36 +141,36 @@ def load_task(name: str) -> type[Task]:
 
 
 def load_metrics() -> dict[str, Metric]:
-    """One instance of every metric but attacks, in the order of the axes."""
+    """Create every metric except attacks, in the order of the axes."""
     from unlearnbench.attacks.base import Attack
     from unlearnbench.metric import Metric
 
     order = ("efficacy", "utility", "robustness", "cost")
     found = [_instance("metric", name, entry, Metric) for name, entry in metrics().items()]
-    found = [metric for metric in found if not isinstance(metric, Attack)]  # by whatever name it calls its base
+    found = [metric for metric in found if not isinstance(metric, Attack)]  # however it names its base
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (order.index(metric.axis), metric.rank))}
 
 
 @cache
 def known_metric(name: str) -> Metric | None:
-    """The metric of that name as it was when first asked for: tables ask a thousand times."""
+    """Load a metric once per process: tables ask a thousand times."""
     return load_metrics().get(name)
 
 
 @cache
 def known_attack(name: str) -> Attack | None:
-    """The attack of that name as it was when first asked for."""
+    """Load an attack once per process."""
     return load_attacks().get(name)
 
 
 @cache
 def known_methods() -> frozenset[str]:
-    """The names of `methods` as they were when first asked for: every record of a folder is asked about."""
+    """Names of all methods, listed once per process: every record of a folder asks for them."""
     return frozenset(methods())
 
 
 def load_attacks() -> dict[str, Attack]:
-    """One instance of every attack, white box first."""
+    """Create every attack, white-box attacks first."""
     from unlearnbench.attacks.base import Attack
 
     found = [_instance("attack", name, entry, Attack) for name, entry in attacks().items()]
@@ -212,7 +212,7 @@ def is_offered(name: str) -> bool:
 
 
 def load_method(name: str) -> type[Method]:
-    """A method by its name, or by the path of a .py file that holds one."""
+    """Load a method class by name, or by the path of the .py file that defines it."""
     from unlearnbench.method import Method
 
     if name in _offered:
@@ -241,7 +241,7 @@ def load_method(name: str) -> type[Method]:
 
 
 def _imported(kind: str, name: str, module: str) -> ModuleType:
-    """A module of this package, whatever its file does when it is run."""
+    """Import a module of this package, and report whatever error its file raises."""
     try:
         return importlib.import_module(module)
     except UserError:
@@ -251,7 +251,7 @@ def _imported(kind: str, name: str, module: str) -> ModuleType:
 
 
 def _instance(kind: str, name: str, entry: Entry, base: Any) -> Any:
-    """An instance of a metric or an attack."""
+    """Create a metric or an attack."""
     cls = _only(_imported(kind, name, entry.module), base, name)
     try:
         return cls()
@@ -260,7 +260,7 @@ def _instance(kind: str, name: str, entry: Entry, base: Any) -> Any:
 
 
 def require_fields(cls: type[Method]) -> None:
-    """Refuse a method that cannot be set up from `--set` and presets alone."""
+    """Raise `UserError` for a method with fields that `--set` and presets cannot fill."""
     if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
         raise UserError(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
     for field in dataclasses.fields(cls):
@@ -297,7 +297,7 @@ def _from_file(path: Path) -> type[Method]:
 
 
 def _only(module: ModuleType, base: Any, name: str) -> Any:
-    """The one concrete subclass of `base` that the module itself defines."""
+    """Return the one concrete subclass of `base` that the module itself defines."""
     own = [
         value
         for value in vars(module).values()
@@ -317,5 +317,5 @@ def _only(module: ModuleType, base: Any, name: str) -> Any:
 
 
 def words(values: list[str]) -> list[str]:
-    """Comma-separated and repeated values as one list, without repetitions."""
+    """Split comma-separated and repeated values into one list without duplicates."""
     return list(dict.fromkeys(word.strip() for value in values for word in value.split(",") if word.strip()))

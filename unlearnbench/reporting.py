@@ -1,4 +1,4 @@
-"""Progress and notes that anything may report; the command line and a run's monitor show and keep them."""
+"""Progress reports and notes. Any code may send them; the command line and a run's monitor show and store them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Number: TypeAlias = "float | Tensor"
-"""What a method notes: a number, or a tensor of one element."""
+"""A value that a method notes: a number, or a tensor with one element."""
 
 
 class Listener(Protocol):
-    """Whoever hears what a method notes while it works."""
+    """Receives the values that a method notes while it works."""
 
     def hear(self, values: Mapping[str, Number | Callable[[], Number]]) -> None:
-        """Take values by name; functions give theirs when they are called."""
+        """Receive values by name. A function is called to get its value."""
 
 
 current_watch: ContextVar[Listener | None] = ContextVar("watch", default=None)
@@ -40,7 +40,7 @@ _teller: ContextVar[Callable[[str], None] | None] = ContextVar("progress_teller"
 
 @contextmanager
 def shown_by(sink: Sink) -> Iterator[None]:
-    """Within this block `sink(what, done, total)` hears every step."""
+    """Send every progress report within this block to `sink(what, done, total)`."""
     token = _sink.set(sink)
     try:
         yield
@@ -49,7 +49,7 @@ def shown_by(sink: Sink) -> Iterator[None]:
 
 
 def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterator[T]:
-    """Yield `items`, telling whoever listens how many of `total` are done, and the rate where an item is `images`."""
+    """Yield `items` and report progress out of `total`; if an item stands for `images`, also images per second."""
     sink, begun = _sink.get(), time.perf_counter()
     if sink:
         sink(what, 0, total)
@@ -60,9 +60,15 @@ def track(items: Iterable[T], total: int, what: str, images: int = 0) -> Iterato
             sink(what + rate, done, total)
 
 
+def show_progress(what: str, done: int, total: int) -> None:
+    """Report progress from code that is not a loop; for loops use `track`."""
+    if sink := _sink.get():
+        sink(what, done, total)
+
+
 @contextmanager
 def told_by(teller: Callable[[str], None]) -> Iterator[None]:
-    """Within this block `teller` hears what is said."""
+    """Send every line passed to `tell` within this block to `teller`."""
     token = _teller.set(teller)
     try:
         yield
@@ -71,14 +77,16 @@ def told_by(teller: Callable[[str], None]) -> Iterator[None]:
 
 
 def tell(line: str) -> None:
-    """Say something to whoever is shown bars."""
+    """Print a line above the progress bars, if there are any."""
     if teller := _teller.get():
         teller(line)
 
 
 @contextmanager
 def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
-    """Two bars: what is being done, and its present stage. Yields a function that announces the next cell."""
+    """Show two progress bars, one for the cells and one for the current stage. Yields a function that starts the next
+    cell.
+    """
     from rich import progress as rich
 
     columns = (
@@ -114,11 +122,10 @@ def bars(console: Console, cells: int) -> Iterator[Callable[[str], None]]:
 
 
 def note(**values: Number | Callable[[], Number]) -> None:
-    """Say what goes on in a method: losses, multipliers, norms, by name.
+    """Log values from within a method, such as losses, multipliers and norms, by name.
 
-    Where nobody listens this does nothing, and waits for no device: tensors of one element, and functions that give
-    one, are looked at only where somebody does. They must draw no random numbers. Values belong to the step that
-    follows.
+    Without a listener this does nothing and does not wait for the device: one-element tensors are read, and functions
+    called, only if someone listens. Functions must not draw random numbers. Values belong to the next step.
     """
     if (watch := current_watch.get()) is not None:
         watch.hear(values)

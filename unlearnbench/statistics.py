@@ -1,4 +1,4 @@
-"""Intervals that are right for the number they belong to (scipy); all at 95 %."""
+"""Confidence intervals and tests, each suited to the kind of number it is for (scipy). All intervals are at 95 %."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 LEVEL = 0.95
 BLOCKS = 10
 MANY = 5
-"""Seeds from which on an interval speaks of other images too, and methods may be called not worse than the best."""
+"""From this many seeds on, intervals also cover other images, and a method may be called not worse than the best."""
 ROUNDING = 1e-9
-"""Relative difference up to which values count as equal: 0.9 - 0.3 is not 0.7 - 0.1 in floating-point numbers."""
+"""Values within this relative difference count as equal, since 0.9 - 0.3 is not 0.7 - 0.1 in floating point."""
 Interval = tuple[float, float]
 
 
 @lru_cache(maxsize=10_000)
 def wilson(hits: int, n: int) -> Interval | None:
-    """Wilson's score interval for a proportion (Wilson, 1927); None for n = 0."""
+    """Wilson's score interval for a proportion (Wilson, 1927). None for n = 0."""
     if n == 0:
         return None
     from scipy.stats import binomtest
@@ -30,14 +30,16 @@ def wilson(hits: int, n: int) -> Interval | None:
 
 @cache
 def _student(degrees: float) -> float:
-    """The quantile of Student's t that an interval takes: asked for a thousand times, of few degrees of freedom."""
+    """Return the quantile of Student's t for an interval, cached: tables ask for the same few a thousand times."""
     from scipy.stats import t
 
     return float(t.ppf((1 + LEVEL) / 2, degrees))
 
 
 def t_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
-    """Student's interval for a mean: images within a run, or seed means across runs; None for fewer than two values."""
+    """Student's t interval for a mean of images within a run, or of seed means across runs. None for fewer than two
+    values.
+    """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return None
@@ -47,10 +49,10 @@ def t_interval(values: Sequence[float] | np.ndarray) -> Interval | None:
 
 
 def block_jackknife(statistic: Callable[[np.ndarray], float], n: int, blocks: int = BLOCKS) -> Interval | None:
-    """Delete-block jackknife interval of a statistic that a bootstrap would bias (FID: duplicates).
+    """Delete-block jackknife interval for a statistic such as FID, which a bootstrap would bias by its duplicates.
 
-    `statistic` takes the indices kept, out of range(n). Block b is every index that is b modulo `blocks`, so
-    that blocks are shared by all methods. None where a block would leave fewer than two items.
+    `statistic` takes the indices that are kept, out of range(n). Block b holds every index that is b modulo `blocks`,
+    so that all methods share the same blocks. None if a block would leave fewer than two items.
     """
     if n < 2 * blocks:
         return None
@@ -62,11 +64,12 @@ def block_jackknife(statistic: Callable[[np.ndarray], float], n: int, blocks: in
 
 
 def crossed(values: np.ndarray) -> Interval | None:
-    """Interval for the mean over other seeds *and* other images, from values (S seeds, I shared images), no NaN.
+    """Interval for the mean over other seeds *and* other images, from `values` (S seeds, I shared images) without NaN.
 
-    Two crossed random factors: Var = V_seeds + V_images - V_rest, each term a variance of means, with Satterthwaite's
-    degrees of freedom, at least S - 1 (Satterthwaite, 1946; the variance is that of two-way clustering, Cameron et al.,
-    JBES 2011). Resampling both factors instead covers 90 to 100 % at nominal 95 % (see results/coverage.md).
+    Seeds and images are two crossed random factors: Var = V_seeds + V_images - V_rest, each term a variance of means,
+    with Satterthwaite's degrees of freedom, at least S - 1 (Satterthwaite, 1946; the variance is that of two-way
+    clustering, Cameron et al., JBES 2011). Resampling both factors instead covers 90 to 100 % at nominal 95 % (see
+    results/coverage.md).
     """
     seeds, images = values.shape
     if seeds < 2 or images < 2:
@@ -89,21 +92,22 @@ def crossed(values: np.ndarray) -> Interval | None:
 def over_seeds(
     means: Sequence[float], matrix: np.ndarray | None = None, shares_of: int | Sequence[int] | None = None
 ) -> Interval | None:
-    """The interval that a number of seeds allows, for two or more.
+    """Return the interval that the number of seeds supports, for two seeds or more.
 
-    Two to four seeds: Student's t on seed means, which speaks of other seeds with *these* images. From `MANY` on:
-    `crossed` over `matrix` (seeds, images) where there are per-image values, which speaks of other images too.
+    For two to four seeds this is Student's t on the seed means, which covers other seeds with *these* images. From
+    `MANY` seeds on it is `crossed` over `matrix` (seeds, images), if there are per-image values, which also covers
+    other images.
 
     Shares of hits, of `shares_of` images in each run, get at least Wilson's interval for the hits of all runs together,
-    for the same number of trials: the wider end counts on either side. A few seeds may agree by chance, and Student's t
-    would then claim certainty, yet the hits were drawn one by one. Where seeds differ truly, t on their means is the
-    wider one. This is Wilson's interval with a design effect of the seeds that is estimated, but never below 1 (Kish,
-    Survey Sampling, 1965; Korn and Graubard, Survey Methodology, 1998, 24:193-201, truncate it likewise). Two rows of
-    as many runs and images are then ordered: seeds that agree never get a wider interval than others with as many hits
-    in all, and no row gets a wider one for being perfect. Where other images are spoken of, a share lies at least three
-    in the number of images from either end, however many seeds hit them all: the rule of three (Hanley and
-    Lippman-Hand, JAMA, 1983). In simulations they cover 93.7 to
-    99.8 % of what they claim (see results/coverage.md).
+    for the same number of trials: on either side the wider end counts. A few seeds may agree by chance, and Student's t
+    would then claim certainty although the hits were drawn one by one. If seeds really differ, t on their means is the
+    wider one. This is Wilson's interval with an estimated design effect of the seeds that is never below 1 (Kish,
+    Survey Sampling, 1965; Korn and Graubard, Survey Methodology, 1998, 24:193-201, truncate it likewise). Rows with as
+    many runs and images are then ordered: seeds that agree never get a wider interval than others with as many hits in
+    total, and no row gets a wider one for being perfect. If the interval covers other images, a share's interval
+    reaches at least three divided by the number of images from either end, even if all seeds hit them all: the rule of
+    three (Hanley and Lippman-Hand, JAMA, 1983). In simulations the intervals cover 93.7 to 99.8 % of what they claim
+    (see results/coverage.md).
     """
     hits = None if shares_of is None else pooled_hits(means, shares_of)
     pooled = None if hits is None else wilson(*hits)
@@ -114,9 +118,9 @@ def over_seeds(
 
 
 def pooled_hits(means: Sequence[float], shares_of: int | Sequence[int]) -> tuple[int, int] | None:
-    """Hits and images of all runs together; None where the means are no shares of so many images.
+    """Hits and images of all runs together. None if the means are not shares of that many images.
 
-    Means of probabilities are none, although they lie within 0 and 1; where they are all equal, they count as hits.
+    Means of probabilities are not shares, although they are between 0 and 1. If they are all equal, they count as hits.
     """
     counts = [shares_of] * len(means) if isinstance(shares_of, int) else list(shares_of)
     hits = [mean * n for mean, n in zip(means, counts, strict=True)]
@@ -127,20 +131,20 @@ def pooled_hits(means: Sequence[float], shares_of: int | Sequence[int]) -> tuple
 
 
 def equal(values: Sequence[float] | np.ndarray) -> bool:
-    """Whether values differ by no more than rounding does."""
+    """Whether values are equal up to rounding."""
     values = np.asarray(values, dtype=float)
     return bool(np.ptp(values) <= ROUNDING * max(1.0, float(np.abs(values).max())))
 
 
 def wider(a: Interval | None, b: Interval | None) -> Interval | None:
-    """The least interval that holds both; that of one where the other is not known."""
+    """The smallest interval that contains both; the other one if one is unknown."""
     if a is None or b is None:
         return a or b
     return min(a[0], b[0]), max(a[1], b[1])
 
 
 def within(interval: Interval | None, least: float | None, most: float | None) -> Interval | None:
-    """The part of an interval where a value can be at all; None for no bound."""
+    """Clip an interval to the range of possible values. A bound of None does not clip."""
     if interval is None:
         return None
     low, high = interval
@@ -152,9 +156,11 @@ Estimated = tuple[float, Interval | None]
 
 
 def difference(a: Estimated, b: Estimated) -> Interval | None:
-    """Interval for a - b from those of both (Newcombe's method 10, Statistics in Medicine, 1998, for proportions).
+    """Interval for a - b from the intervals of both (Newcombe's method 10, Statistics in Medicine, 1998, for
+    proportions).
 
-    It takes the two as independent; where they share noise, it is wider than it need be. None where either has none.
+    The two are treated as independent; if they share noise, the interval is wider than necessary. None if either
+    interval is missing.
     """
     (p, first), (q, second) = a, b
     if first is None or second is None:
@@ -165,10 +171,10 @@ def difference(a: Estimated, b: Estimated) -> Interval | None:
 
 
 def paired_shares(a: np.ndarray, b: np.ndarray) -> Interval | None:
-    """Interval for the share of hits in a less that in b, on the same images (n,), none missing; None for n = 0.
+    """Interval for the difference of two shares of hits on the same images (n,), none missing. None for n = 0.
 
     Newcombe, Statistics in Medicine, 1998, 17:2635-2650, method 10: Wilson's intervals of both shares, squared and
-    added with the correlation phi, whose numerator is drawn to 0 by n / 2 where it is positive.
+    added with the correlation phi, whose numerator is moved towards 0 by n / 2 if it is positive.
     """
     n = len(a)
     first, second = wilson(int(a.sum()), n), wilson(int(b.sum()), n)
@@ -188,9 +194,9 @@ def paired_shares(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 
 def paired_images(a: np.ndarray, b: np.ndarray) -> Interval | None:
-    """Interval for mean(a) - mean(b) of one run each, from values (I,) on the same images; NaN is missing.
+    """Interval for mean(a) - mean(b) of one run each, from values (I,) on the same images. NaN means missing.
 
-    Hits (0 and 1): `paired_shares`; other values: Student's t on the differences.
+    Hits (0 and 1) get `paired_shares`, other values Student's t on the differences.
     """
     known = ~(np.isnan(a) | np.isnan(b))
     a, b = a[known], b[known]
@@ -198,19 +204,19 @@ def paired_images(a: np.ndarray, b: np.ndarray) -> Interval | None:
 
 
 def binary(values: np.ndarray) -> bool:
-    """Whether values are hits: 0, 1, or missing."""
+    """Whether all values are hits: 0, 1 or missing (NaN)."""
     return bool(np.isin(values[~np.isnan(values)], (0.0, 1.0)).all())
 
 
 def over_pairs(
     a: Sequence[float], b: Sequence[float], images: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Interval | None:
-    """Interval for the mean of a - b over runs that are paired by seed, one or more.
+    """Return the interval for the mean of a - b over runs that are paired by seed, one or more.
 
-    `images`: values of both, (S runs, I shared images), NaN where missing. One run: `paired_images`, None without
-    images. More: `over_seeds` on the differences; for hits at least `paired_shares` of all runs' images together, as
-    `over_seeds` has at least Wilson's. Differences that are all equal say nothing of other seeds: the images of all
-    runs alone, None without them.
+    `images` are the values of both, (S runs, I shared images), NaN where missing. One run gets `paired_images`, or None
+    without images. More get `over_seeds` on the differences; hits get at least `paired_shares` of all runs' images
+    together, as `over_seeds` has at least Wilson's interval. Differences that are all equal say nothing about other
+    seeds: then the images of all runs are used alone, and the result is None without them.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     pooled = None if images is None or not len(gaps) else paired_images(images[0].ravel(), images[1].ravel())
@@ -224,18 +230,18 @@ def over_pairs(
 
 
 Matrices = tuple[np.ndarray, np.ndarray]
-"""Values of two sides."""
+"""The values of both sides."""
 
 
 def paired_p(
     a: Sequence[float], b: Sequence[float], images: Matrices | Callable[[], Matrices | None] | None = None
 ) -> float | None:
-    """Two-sided p of a - b over runs that are paired by seed; every table takes its p from here.
+    """Return the two-sided p of a - b over runs that are paired by seed. Every table takes its p from here.
 
-    `images`: values of both, (S runs, I shared images), NaN where missing, or what reads them where they are needed;
-    of the first run is enough. Runs whose differences vary: the paired
-    t-test over runs. One run, or differences that are all equal, which say nothing of how much they vary: a test within
-    the first run, exact McNemar for hits, the paired t-test over images for other values; None without images.
+    `images` are the values of both, (S runs, I shared images), NaN where missing, or a function that reads them when
+    needed; those of the first run are enough. If the differences vary over runs, this is the paired t-test over runs.
+    One run, or differences that are all equal, say nothing about their variation: then it is a test within the first
+    run, exact McNemar for hits and the paired t-test over images for other values, or None without images.
     """
     gaps = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(gaps) > 1 and not equal(gaps):
@@ -250,9 +256,9 @@ def paired_p(
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Exact two-sided p of McNemar's test (1947) for two methods' hits on the same images; None without a pair.
+    """Exact two-sided p of McNemar's test (1947) for two methods' hits on the same images. None without a pair.
 
-    Pairs with a missing value on either side do not count.
+    Pairs with a missing value do not count.
     """
     both = ~(np.isnan(a) | np.isnan(b))
     if not both.any():
@@ -264,8 +270,10 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float | None:
-    """Two-sided p of the paired t-test; None for fewer than two pairs, or where differences do not vary, unless all
-    are 0, which gives 1."""
+    """Two-sided p of the paired t-test.
+
+    None for fewer than two pairs, or if differences do not vary; differences that are all 0 give 1.
+    """
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     if len(difference) < 2:
         return None
@@ -277,7 +285,7 @@ def paired_t(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment (1979) of the p values there are, in their order."""
+    """Adjust p values by Holm's step-down method (1979). The order stays; missing values are ignored."""
     known = sorted((value, index) for index, value in enumerate(p) if value is not None)
     adjusted: list[float | None] = [None] * len(p)
     highest = 0.0
@@ -290,9 +298,9 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def anchored(
     value: float | None, zero: tuple[float | None, Interval | None], one: tuple[float | None, Interval | None]
 ) -> tuple[float | None, str | None]:
-    """Where a value lies between two anchors (0 and 1), never clipped; without a clear gap between them, the reason.
+    """Return the position of a value between two anchors (0 and 1), never clipped, or why there is none.
 
-    Anchors are means with their intervals, which must not touch.
+    Anchors are means with their intervals, which must not overlap.
     """
     if value is None or zero[0] is None or one[0] is None:
         return None, "no value" if value is None else "an anchor was not measured"

@@ -26,74 +26,74 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What makes an original model: its weights, and every configuration that training and sampling depend on."""
+    """What defines an original model: its weights and all configuration that training and sampling depend on."""
 
     weights: str
     """Content hash of the weights."""
     configuration: Mapping[str, Any] = field(default_factory=dict)
-    """By file, what its configuration says; empty where the task's own code says it all."""
+    """Content of each configuration file; empty if the task's code defines everything."""
     seed: int = 0
-    """That the weights were trained with; 0 where it is not known."""
+    """The seed that the weights were trained with; 0 if unknown."""
 
     @property
     def hash(self) -> str:
-        """Over weights and configuration; of a model without configuration files, the weights' own hash."""
+        """Hash of weights and configuration; without configuration files, the weights' own hash."""
         return digest([self.weights, dict(self.configuration)]) if self.configuration else self.weights
 
     @property
     def configuration_hash(self) -> str | None:
-        """Over the configuration alone, for samples of other weights in the same model."""
+        """Hash of the configuration only, for samples of other weights in the same model."""
         return digest(dict(self.configuration)) if self.configuration else None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a task is measured; two records are comparable when their protocols have the same hash."""
+    """How a task is measured. Two records are comparable if their protocols have the same hash."""
 
     name: str
     sampler: Sampler
     judge: str
-    """Name of the judge that classifies images and gives features."""
+    """Name of the judge that classifies images and provides features."""
     reference: str = "reference"
     """The split of real retain images that FID and related metrics compare with."""
     forget_images: int = 250
-    """Samples of the forgotten concept."""
+    """Number of samples of the forgotten concept."""
     retain_images: int = 50
-    """Samples of each retained concept."""
+    """Number of samples of each retained concept."""
     chunk: int = 50
-    """Images in a batch; batches start at multiples of it, counted by image index."""
+    """Images per batch; batches start at multiples of it, counted by image index."""
     sampling_seed: int = 0
     k: int = 3
     """Number of neighbours in precision and recall."""
     version: ClassVar[int] = 1
-    """Of what protocols mean, raised when equal settings no longer give equal numbers."""
+    """Version of the protocols' meaning, increased when equal settings no longer give equal numbers."""
 
     @property
     def hash(self) -> str:
-        """Hash over every field."""
+        """Hash of all fields."""
         return digest(asdict(self))
 
 
 Side = Literal["forget", "retain", "both"]
-"""Whose data: of one side, or of both together. The names are part of seeds, so they cannot change."""
+"""Which images: of one side or of both together. The names are part of seeds, so they cannot change."""
 
 
 class Plan(NamedTuple):
     """One image to draw."""
 
     group: str
-    """"forget" or "retain"; of a text-to-image task also "synonyms", "held_out", "neighbours" or "benign"."""
+    """"forget" or "retain"; text-to-image tasks also have "synonyms", "held_out", "neighbours" and "benign"."""
     concept: str
     label: int
-    """The label that the judge must see."""
+    """The label that the judge should see."""
     seed: int
     """Seed of the noise."""
     prompt: str = ""
-    """The prompt, where the model takes text."""
+    """The prompt, for models that take text."""
     other: int = -1
-    """Second label that the judge must see, in another domain (the colour of a digit); -1: none."""
+    """A second label that the judge should see, in another domain (the colour of a digit); -1: none."""
     guidance: float = 0.0
-    """Guidance scale of this image, where a data set gives one; 0: the sampler's."""
+    """Guidance scale of this image, if its data set gives one; 0: the sampler's."""
 
 
 class Task(ABC):
@@ -103,19 +103,19 @@ class Task(ABC):
     concepts: ClassVar[tuple[str, ...]]
     protocols: ClassVar[dict[str, Protocol]]
     provides: ClassVar[frozenset[str]]
-    """Kinds of access (`method.ACCESS`) that a method can have here; "own concepts" where a user may define them."""
+    """Kinds of access (`method.ACCESS`) that methods have here; "own concepts" if users may define concepts."""
     default_forget: ClassVar[str]
     gold_once: ClassVar[bool] = False
-    """Whether `retrain` runs for the first unlearning seed alone, because training is costly and equal for every
+    """Whether `retrain` runs for the first unlearning seed only, since training is costly and the same for every
     method."""
     unsafe: ClassVar[bool] = False
     """Whether samples may be unsafe to show: they stay in the store, and records hold neither images nor prompts."""
     model_parts: ClassVar[frozenset[str]] = frozenset({"full"})
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
-    """Whether the methods' built-in settings were chosen for this task; for others presets are."""
+    """Whether the methods' built-in settings were chosen for this task; presets are for the others."""
     without: ClassVar[frozenset[str]] = frozenset()
-    """Metrics that are meaningless here, such as closed-set accuracy of a detector; records leave them out."""
+    """Metrics that make no sense here, such as closed-set accuracy of a detector; records leave them out."""
 
     def __init__(
         self,
@@ -146,18 +146,18 @@ class Task(ABC):
 
     @abstractmethod
     def pretrained(self) -> Diffusion:
-        """The original model; its file is checked against the shipped hash."""
+        """Load the original model. Its file is checked against the shipped hash."""
 
     @abstractmethod
     def model_identity(self) -> ModelIdentity:
-        """What makes the original, without loading it: every key and record of a run holds its hash."""
+        """Identify the original without loading it. Every key and record of a run contains its hash."""
 
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""
 
     def data_identity(self) -> str | None:
-        """Content hash of the files that prompts and real images come from; None where the package ships them."""
+        """Content hash of the files that prompts and real images come from; None if the package ships them."""
         return None
 
     # ---- the data --------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class Task(ABC):
         """
 
     def count(self, which: Literal["forget", "retain", "both"]) -> int:
-        """The number of these training images."""
+        """Number of these training images."""
         return len(self.data(which).x0)
 
     @abstractmethod
@@ -179,11 +179,11 @@ class Task(ABC):
 
     @abstractmethod
     def floor(self) -> Iterator[Tensor]:
-        """As many real retain images as `reference`, of another split: the score of real data against it."""
+        """As many real retain images as `reference`, from another split: their score is the floor."""
 
     @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:
-        """The conditions to use in place of the forgotten ones, shaped like y."""
+        """Conditions that replace the forgotten ones, shaped like y."""
 
     @abstractmethod
     def judge(self) -> Judge:
@@ -195,23 +195,23 @@ class Task(ABC):
 
     @abstractmethod
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Model output (N, C, H, W) to images (N, 3, H, W), uint8, on the CPU."""
+        """Convert model output (N, C, H, W) to images (N, 3, H, W), uint8, on the CPU."""
 
     @abstractmethod
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Train the original and the judges and save them in `out`; returns what they reach, by name."""
+        """Train the original and the judges and save them in `out`. Returns what they reach, by name."""
 
     def steps(self, steps: int) -> int:
-        """`steps`, or the cap that a conformance check set."""
+        """Return `steps`, or the cap that a conformance check set."""
         return steps if self.limit is None else min(steps, self.limit)
 
     def batches(
         self, steps: int, size: int, split: Literal["forget", "retain", "all"], seed: int | None = None
     ) -> Iterator[Batch]:
-        """`steps` batches of `size` images of one split; "all" mixes forget and retain images as the data set has them.
+        """Yield `steps` batches of `size` images of one split; "all" mixes forget and retain images as in the data set.
 
-        Each pass over the split is shuffled again. The order comes from the unlearning seed unless `seed` is given.
-        A conformance check may cap `steps`.
+        Every pass over the split is shuffled again, from the unlearning seed unless `seed` is given. A conformance
+        check may cap `steps`.
         """
         if split not in ("forget", "retain", "all"):
             raise UserError(f"batches(split={split!r}): give forget, retain or all; paired_batches() yields pairs")
@@ -221,9 +221,9 @@ class Task(ABC):
             yield next(stream)
 
     def paired_batches(self, steps: int, size: int, seed: int | None = None) -> Iterator[tuple[Batch, Batch]]:
-        """`steps` pairs (forget, retain), each a batch of `size` images.
+        """Yield `steps` pairs (forget, retain), each a batch of `size` images.
 
-        Either side of the pairs is the sequence that `batches` yields for that split and seed.
+        Each side of the pairs is the sequence that `batches` yields for that split and seed.
         """
         seed = self.seed if seed is None else seed
         forget, retain = self._stream("forget", size, seed), self._stream("retain", size, seed)
@@ -232,7 +232,7 @@ class Task(ABC):
             yield next(forget), next(retain)
 
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
-        """`steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
+        """Yield `steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
         chosen = self.names(which)
         generator = torch.Generator().manual_seed(seed_of("conditions", which, self.seed) >> 1)
         steps = self.steps(steps)
@@ -246,7 +246,7 @@ class Task(ABC):
         return torch.tensor([labels[c] for c in self.concepts if (c == self.forget) == (which == "forget")])
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """The different conditions of one side's training images, on the CPU; by default its names."""
+        """The distinct conditions of one side's training images, on the CPU; by default its names."""
         return self.names(which)
 
     def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
@@ -261,11 +261,11 @@ class Task(ABC):
         return {concept: index for index, concept in enumerate(self.concepts)}
 
     def erased_labels(self) -> list[int]:
-        """Labels that the judge must no longer see: the forgotten concept's, or several erased together."""
+        """Labels that the judge should no longer see: that of the forgotten concept, or of several erased together."""
         return [self.labels()[self.forget]]
 
     def plan(self) -> list[Plan]:
-        """Every image of the protocol, in order; image i of a concept has the same noise for every method."""
+        """List every image of the protocol, in order. Image i of a concept has the same noise for every method."""
         labels = self.labels()
         order = [("forget", self.forget, self.protocol.forget_images)]
         order += [("retain", c, self.protocol.retain_images) for c in self.concepts if c != self.forget]
@@ -285,21 +285,21 @@ class Task(ABC):
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:
-        """The concept that a user means; refuses an unknown one and names the nearest."""
+        """Return the concept that a user means. An unknown one raises `UserError` with similar names."""
         if forget not in cls.concepts:
             raise unknown(f"concept of {cls.name}", forget, cls.concepts)
         return forget
 
     @classmethod
     def resolve_protocol(cls, name: str) -> Protocol:
-        """The protocol of that name; refuses an unknown one and names the nearest."""
+        """Return the protocol with this name. An unknown one raises `UserError` with similar names."""
         if name not in cls.protocols:
             raise unknown(f"protocol of {cls.name}", name, cls.protocols)
         return cls.protocols[name]
 
 
 def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Batches (size,) of indices below n; every index appears once before any is repeated."""
+    """Yield batches (size,) of indices below n. Every index appears once before any is repeated."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
     while True:
@@ -310,7 +310,7 @@ def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
 
 
 def accepted(task: type[Any], **given: Any) -> dict[str, Any]:
-    """Those of a task's own settings that were given; refuses what it does not take."""
+    """Return the task's own settings that were given, and refuse settings that it does not take."""
     known = {name for cls in task.__mro__ for name in inspect.signature(vars(cls).get("__init__", object)).parameters}
     for name, value in given.items():
         if value is not None and name not in known:

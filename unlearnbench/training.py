@@ -15,7 +15,7 @@ Parameters = Mapping[str, nn.Parameter]
 Gradients = Mapping[str, Tensor]
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
-"""Whether Adam keeps its moments in eight bits; set by the runner, never by a method."""
+"""Whether Adam keeps its moments in eight bits. Set by the runner, never by a method."""
 
 
 class Diverged(RuntimeError):
@@ -28,7 +28,7 @@ class Diverged(RuntimeError):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators with `seed` inside this block and restore their state afterwards."""
+    """Seed torch's global generators within this block and restore their state afterwards."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def norm(a: Gradients) -> Tensor:
 
 
 def saved(parameters: Parameters) -> list[Tensor]:
-    """Copies of the parameters' present values, in order; `restore` puts them back."""
+    """Copy the parameters' current values, in order; `restore` puts them back."""
     return [value.detach().clone() for value in parameters.values()]
 
 
@@ -111,7 +111,7 @@ def minimise(
         engine.step()
         engine.zero_grad()
         if mask is not None:
-            with torch.no_grad():  # weight decay moves what has no gradient too
+            with torch.no_grad():  # weight decay also changes parameters without gradient
                 for name, value in parameters.items():
                     value.copy_(torch.where(mask[name] > 0, value, before[name]))
         if mean is not None and ema is not None:

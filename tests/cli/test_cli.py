@@ -273,7 +273,7 @@ def test_check_passes_and_fails(cli, tmp_path):
     said = cli("check", noisy)
     assert said.code == 1
     assert "✗ quiet" in said.out
-    assert "mine: 1 to mend" in said.out
+    assert "mine: 1 to fix" in said.out
 
 
 @pytest.mark.parametrize("style", ["losses", "loop", "edit"])
@@ -287,7 +287,7 @@ def test_a_new_method_conforms_and_is_not_overwritten(cli, tmp_path, style):
     assert checked.code == 0, checked.out
     again = cli("new-method", "my_idea", "--style", style, "--out", "deep/folder")
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert path.read_text() == text
 
 

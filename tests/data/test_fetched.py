@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 
@@ -53,30 +52,16 @@ def test_of_another_size_nothing_is_fetched(site, folder):
     assert lying(folder) == [LOCK]
 
 
-def test_the_same_bytes_of_a_later_commit_keep_the_lock(site, folder):
-    site.headers["X-Repo-Commit"] = COMMIT
-    fetch(source(site), folder).unlink()
-    site.headers["X-Repo-Commit"] = "d1" * 20
-    fetch(source(site), folder)
-    assert locks(folder)[NAME].revision == COMMIT
-
-
 @pytest.mark.parametrize(
     ("told", "says"),
-    [({"sha256": "0" * 64}, "not 000000000000"), ({"size": 9}, "not 9"), ({"revision": "d1" * 20}, f"commit {COMMIT}")],
+    [({"sha256": "0" * 64}, "not 000000000000"), ({"size": 9}, "not 9")],
     ids=lambda value: next(iter(value), "")[:8],
 )
 def test_what_the_source_says_of_itself_holds(site, folder, told, says):
-    site.headers["X-Repo-Commit"] = COMMIT
     line = failing(site, folder, **told)
     assert says in line
     assert "newer one" in line
     assert lying(folder) == []
-
-
-def test_a_branch_is_no_commit(site, folder):
-    site.headers["X-Repo-Commit"] = COMMIT
-    assert fetch(source(site, revision="main"), folder).is_file()
 
 
 def test_the_sources_own_hash_comes_before_the_lock(site, folder):
@@ -101,14 +86,6 @@ def test_a_damaged_file_is_named_and_left(site, folder, damage):
     assert len(site.asked) == 1
     path.unlink()
     assert fetch(source(site), folder).read_bytes() == BODY
-
-
-def test_what_the_hub_says_the_file_is_must_come(site, folder):
-    site.headers["X-Linked-ETag"] = f'"{"0" * 64}"'
-    assert "what came is damaged" in failing(site, folder)
-    assert lying(folder) == []
-    site.headers["X-Linked-ETag"] = f'"{HASH}"'
-    assert fetch(source(site), folder).is_file()
 
 
 def test_a_file_put_there_by_hand_is_locked_without_a_request(site, folder):
@@ -159,16 +136,13 @@ def row(said, name):
 
 
 def test_the_list_says_what_is_there_and_asks_nobody(cli, site, folder, task):
-    names = ("fresh", "known", "half", "begun", "whole", "spoilt")
-    more = {"known": {"size": 3 << 20, "revision": COMMIT}, "half": {"login": True}}
+    names = ("fresh", "known", "gated", "whole", "spoilt")
+    more = {"known": {"size": 3 << 20, "revision": COMMIT}, "gated": {"login": True}}
     site.files |= {name: BODY for name in names}
     sources = {name: source(site, name=name, path=name, **more.get(name, {})) for name in names}
     for name in ("whole", "spoilt"):
         fetch(sources[name], folder)
     (folder / "spoilt").write_bytes(OTHER)
-    (folder / "half.part").write_bytes(bytes(1 << 20))
-    (folder / "half.part.json").write_text(json.dumps({"etag": '"x"', "size": 4 << 20}))
-    (folder / "begun.part").write_bytes(bytes(1 << 20))
     asked, before = len(site.asked), lying(folder)
     task(*sources.values())
     said = cli("fetch", "--task", "fake", "--list", "--data", folder)
@@ -178,8 +152,7 @@ def test_the_list_says_what_is_there_and_asks_nobody(cli, site, folder, task):
         assert head in said.out
     assert row(said, "fresh").split()[1:] == [*ABOUT, "no", "not", "known", "—", "missing"]
     assert row(said, "known").split()[1:] == [*ABOUT, "no", "3.0", "MiB", COMMIT[:12], "missing"]
-    assert " ".join(row(said, "half").split()).endswith("yes not known — part: 1.0 of 4.0 MiB")
-    assert row(said, "begun").rstrip().endswith("part: 1.0 MiB")
+    assert row(said, "gated").split()[1:] == [*ABOUT, "yes", "not", "known", "—", "missing"]
     assert row(said, "whole").split()[-5:] == ["no", "0.0", "MiB", hashlib.md5(BODY).hexdigest()[:12], "there"]
     assert row(said, "spoilt").rstrip().endswith("differs")
     assert (len(site.asked), lying(folder)) == (asked, before)
@@ -216,24 +189,24 @@ def test_a_damaged_file_is_named_before_anything_is_fetched(cli, site, folder, t
     assert len(site.asked) == 1
 
 
-def test_stopped_in_the_middle_it_goes_on(cli, site, folder, task, monkeypatch):
-    task(source(site))
-    real = download._blocks
+def test_stopped_in_the_middle_it_keeps_what_is_finished(cli, site, folder, task, monkeypatch):
+    site.files["b"] = OTHER
+    task(source(site, name="b", path="b"), source(site))
+    real = download._require_length
 
-    def stopped(response):
-        for number, block in enumerate(real(response)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield block
+    def stopped(came, size):
+        if site.asked[-1].path == "a" and came > 3000:
+            raise KeyboardInterrupt
+        real(came, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_blocks", stopped)
+        patch.setattr(download, "_require_length", stopped)
         said = cli("fetch", "--task", "fake", "--data", folder)
     assert said.code == 130
-    assert said.errors == ["stopped: what is finished is kept; run the same command again to go on"]
-    assert lying(folder) == [f"{NAME}.part", f"{NAME}.part.json"]
+    assert said.errors == ["stopped: finished work is kept; run the same command again to continue"]
+    assert lying(folder) == ["b", LOCK]
     assert cli("fetch", "--task", "fake", "--data", folder).code == 0
-    assert site.asked[-1].headers["Range"] == "bytes=3000-"
+    assert [ask.path for ask in site.asked] == ["b", "a", "a"]
 
 
 @pytest.mark.parametrize("below", ["", "/x"])

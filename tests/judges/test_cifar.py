@@ -253,7 +253,7 @@ def test_weights_that_are_no_judges_are_refused_in_one_line(case, state, start):
     elif case == "classes":
         given |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     says = {
-        "threshold": "have no threshold: make them anew",
+        "threshold": "have no threshold: train them again",
         "layer": r"no weights of a ResNet-34 with ten classes .*layer1\.0\.conv1\.weight",
         "classes": r"no weights of a ResNet-34 with ten classes .*fc\.weight",
         "start": r"the start is no ResNet-34 of torchvision .*layer1\.0\.conv1\.weight",

@@ -145,9 +145,9 @@ def test_only_entries_that_jobs_hand_on_travel(tmp_path):
 
 @pytest.mark.parametrize("name", ["../../etc/x", "/weights/a/b", "weights/../b", "weights/a/b/c", "weights\\a\\b/c/d"])
 def test_a_parcel_leaves_its_folder_for_nothing(tmp_path, name):
-    with pytest.raises(UserError, match="is no place in a folder of ours"):
+    with pytest.raises(UserError, match=r"is no place in a folder|cannot be a name"):
         unpack({name: b""}, tmp_path / "store")
-    with pytest.raises(UserError, match="is no place in a folder of ours"):
+    with pytest.raises(UserError, match=r"is no place in a folder|cannot be a name"):
         put({name: b""}, tmp_path / "results")
 
 

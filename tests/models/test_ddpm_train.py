@@ -134,7 +134,7 @@ def test_a_state_of_another_training_is_named_and_left(tmp_path, monkeypatch):
 def test_a_damaged_state_is_named(tmp_path):
     keep = tmp_path / "training.pt"
     keep.write_bytes(b"nothing")
-    with pytest.raises(Damaged, match=r"training.pt cannot be gone on with: delete it"):
+    with pytest.raises(Damaged, match=r"training\.pt cannot be resumed: delete it"):
         train_ddpm(network(), PICTURES, 1, 5, size=4, keep=keep)
 
 

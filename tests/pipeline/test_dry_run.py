@@ -108,7 +108,7 @@ def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, m
     assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
     assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
     assert re.search(r"memory [\d.,]+ GiB \(the machine's\); disk \d+ MiB of weights and images, ", said.out)
-    assert "in all about" in said.out
+    assert "on one device in total" in said.out
     assert not (tmp_path / "here").exists()
     assert not fresh_store.exists() or not any(fresh_store.iterdir())
     assert debris(tmp_path) == []
@@ -122,7 +122,7 @@ def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeyp
     assert said.code == 0, said.err
     assert re.search(r"^ *finetune +2 +1 ", said.out, re.M)
     assert re.search(r"^ *original +1 +1 .* 0.0 s *$", said.out, re.M)
-    assert " by 2 jobs at a time" in said.out
+    assert " with 2 jobs at a time" in said.out
 
 
 def test_what_stays_in_the_store_is_weights_and_images():
@@ -136,5 +136,5 @@ def test_too_little_memory_and_disk_are_told(cli, monkeypatch, fresh_store):
     monkeypatch.setattr(module, "SECONDS", 0.1)
     monkeypatch.setattr(module, "room", lambda device, store: module.Room(1, "a small card", 1))
     said = cli("run", "--method", "finetune", "--dry-run")
-    assert "are more than there is: see --memory and --precision" in said.out
-    assert "too little disk" in said.err
+    assert "is more than this machine has: see --memory and --precision" in said.out
+    assert "not enough disk space" in said.err

@@ -177,7 +177,7 @@ def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path,
         said = cli("run", "--method", path, "--out", "here")
     signal.signal(signal.SIGINT, before)
     assert said.code == 130
-    assert said.errors == ["stopped: what is finished is kept; run the same command again to go on"]
+    assert said.errors == ["stopped: finished work is kept; run the same command again to continue"]
     assert "Traceback" not in said.out + said.err
     assert debris(tmp_path) == []
     assert cli("run", "--method", path, "--out", "here").code == 0

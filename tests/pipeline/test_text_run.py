@@ -12,12 +12,23 @@ from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.tasks.digits_text import DigitsText
 
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
-TRAINED = {"random_label", "salun", "erasediff", "esd", "esd_u", "gradient_ascent", "concept_ablation", "uce"}
+TRAINED = {
+    "random_label",
+    "salun",
+    "erasediff",
+    "erasediff_released",
+    "esd",
+    "esd_u",
+    "gradient_ascent",
+    "concept_ablation",
+    "uce",
+}
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
 TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 SHORT = {"steps": "2", "batch_size": "32", "images": "4", "surrogate_images": "4", "replay_images": "4"}
 SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3", "blind_steps": "2"}
+SHORT |= {"epochs": "1", "rounds": "1", "batches": "2", "inner_steps": "1"}
 SHORT |= {"attack_steps": "1", "attack_tokens": "2", "images_a_prompt": "1"}
 
 

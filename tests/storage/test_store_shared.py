@@ -247,7 +247,7 @@ def test_a_full_disk_when_a_run_has_diverged(cli, refused, done, tmp_path, monke
     assert RESULTS in line
     assert read_only(tmp_path / "here") == done
     assert done.path(tmp_path / "here").with_suffix(".parquet").is_file(), "the earlier record is left whole"
-    assert cli(*RUN, "--force").code == 0
+    assert cli(*RUN, "--force").code == 1
     assert read_only(tmp_path / "here").status == "diverged"
     assert not done.path(tmp_path / "here").with_suffix(".parquet").exists()
 

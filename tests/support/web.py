@@ -1,4 +1,8 @@
-"""A web server on this machine that misbehaves as it is told, and keeps what it was asked and what it sent."""
+"""A web server on this machine that misbehaves as told, and records its requests and answers.
+
+Below `org/set/resolve/` it answers as the Hugging Face Hub does: with the commit, and for files in `stored` with a
+redirect to the storage that names the size and SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ NAME = "plain_text/train-00000-of-00001.parquet"
 class Asked(NamedTuple):
     """One request, and how much of a body was sent for it."""
 
+    method: str
     path: str
     headers: dict[str, str]
     status: int
@@ -42,13 +47,14 @@ class Web:
         self.asked: list[Asked] = []
         self.cuts: list[int] = []
         """After how many bytes the next answers break off."""
-        self.ranges = True
-        self.if_range = True
-        self.etag = True
         self.length = True
         self.chunked = False
-        self.shift = 0
-        """How far a range begins from where it was asked."""
+        self.commit = COMMIT
+        """What the hub says the files are of."""
+        self.stored: dict[str, str] = {}
+        """Files that the hub keeps in its storage, and the SHA-256 it names."""
+        self.storage = url
+        """The server of that storage."""
         self.status: dict[str, list[int]] = {}
         """What the next answers for a path are in place of 200."""
         self.moved: dict[str, str] = {}
@@ -66,6 +72,12 @@ def source(site: Web, name: str = NAME, path: str = "a", login: bool = False, **
     return Source(name, site.at(path), "MIT", login, "training images", **more)
 
 
+def hub_source(path: str = "a", login: bool = False, **more: Any) -> Source:
+    """A file of a hub repository; HF_ENDPOINT says which server plays the hub."""
+    url = f"https://huggingface.co/datasets/org/set/resolve/main/{path}"
+    return Source(NAME, url, "MIT", login, "training images", **more)
+
+
 def lying(folder: Path) -> list[str]:
     """Names of all that lies below."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -74,10 +86,15 @@ def lying(folder: Path) -> list[str]:
 def failing(site: Web, folder: Path, *cuts: int, **more: Any) -> str:
     """The one line that a fetch is refused with; its connections break off after so many bytes each."""
     site.cuts += cuts
+    return refused(source(site, **more), folder)
+
+
+def refused(source: Source, folder: Path) -> str:
+    """The one line that a fetch is refused with."""
     with pytest.raises(UserError) as caught:
-        fetch(source(site, **more), folder)
+        fetch(source, folder)
     assert "\n" not in str(caught.value)
-    assert not (folder / more.get("name", NAME)).exists()
+    assert not (folder / source.name).exists()
     return str(caught.value)
 
 
@@ -91,6 +108,14 @@ def web() -> Iterator[Web]:
         def log_message(self, *args: Any) -> None:
             """Not on stderr."""
 
+        def do_HEAD(self) -> None:
+            status, headers, body = answer(site, self.path[1:], self.headers)
+            site.asked.append(Asked("HEAD", self.path[1:], dict(self.headers), status, 0))
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers, **site.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
         def do_GET(self) -> None:
             status, headers, body = answer(site, self.path[1:], self.headers)
             cut = site.cuts.pop(0) if site.cuts and status in (200, 206) else None
@@ -102,7 +127,9 @@ def web() -> Iterator[Web]:
             elif site.length:
                 self.send_header("Content-Length", str(len(body)))
             sent = body if cut is None else body[:cut]
-            site.asked.append(Asked(self.path[1:], dict(self.headers), status, len(sent)))  # before anyone can know
+            site.asked.append(
+                Asked("GET", self.path[1:], dict(self.headers), status, len(sent))
+            )  # before anyone can know
             self.end_headers()
             first = b"" if site.stall.is_set() else sent[: len(sent) // 2]
             if first:
@@ -139,16 +166,18 @@ def answer(site: Web, path: str, asked: Any) -> tuple[int, dict[str, str], bytes
         return site.status[path].pop(0), {}, b"no"
     if path in site.moved:
         return 302, {"Location": site.moved[path]}, b""
+    in_hub = re.fullmatch(r"(?:datasets/)?org/set/resolve/[^/]+/(.+)", path)
+    path = in_hub[1] if in_hub else path
+    headers = {"X-Repo-Commit": site.commit} if in_hub else {}
     if path not in site.files:
-        return 404, {}, b"not here"
+        return 404, headers | ({"X-Error-Code": "EntryNotFound"} if in_hub else {}), b"not here"
     body = site.files[path]
-    etag = f'"{hashlib.md5(body).hexdigest()}"'
-    headers = {"ETag": etag} if site.etag else {}
+    if in_hub and path in site.stored:
+        linked = {"X-Linked-Size": str(len(body)), "X-Linked-ETag": f'"{site.stored[path]}"'}
+        return 302, {**headers, **linked, "Location": f"{site.storage}/{path}"}, b""
+    headers["ETag"] = f'"{hashlib.md5(body).hexdigest()}"'
     wanted = re.fullmatch(r"bytes=(\d+)-", asked.get("Range", ""))
-    same = not site.if_range or asked.get("If-Range", etag) == etag
-    if not (site.ranges and wanted and same):
+    if not wanted:
         return 200, headers, body
-    start = int(wanted[1]) + site.shift
-    if start >= len(body):
-        return 416, {"Content-Range": f"bytes */{len(body)}"}, b""
+    start = int(wanted[1])
     return 206, {**headers, "Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"}, body[start:]

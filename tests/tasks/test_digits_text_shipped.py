@@ -85,7 +85,7 @@ def test_the_original_is_the_manifests_in_single_precision():
     assert model.sampler == task.protocol.sampler
     unet = {name: value.half() for name, value in model.unet.state_dict().items()}
     assert state_hash(unet) == read_manifest(SHIPPED)["hashes"][miniature.FILES["unet"]]
-    assert task.pretrained_identity()[1] == read_manifest(SHIPPED)["seed"]
+    assert task.model_identity().seed == read_manifest(SHIPPED)["seed"]
 
 
 @shipped

@@ -426,7 +426,7 @@ def another_sampling_seed(f):
     f.values["seeds"]["sampling"] = 9
 
 
-@forgery("a seed is negative (unlearning -1)")
+@forgery("seeds.unlearning: input should be greater than or equal to 0")
 def a_seed_is_negative(f):
     f.values["seeds"]["unlearning"] = -1
 

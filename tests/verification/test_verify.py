@@ -63,7 +63,7 @@ def test_a_record_agrees_with_itself_and_nothing_is_left(cli, path, tmp_path, fr
     before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     said = cli("verify", path, *WORDS, *sample)
     assert said.code == 0, said.out + said.err
-    assert "unlearned weights: equal; surroundings: same" in said.out
+    assert "unlearned weights: equal; environment: same" in said.out
     assert said.errors == []
     assert "✗" not in said.out
     assert ("not on a sample" in said.out) == bool(sample)
@@ -138,7 +138,7 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
     record = read(path)
     reseal(path, judge=record.judge.model_copy(update={"hash": "f" * 64}))
     said = cli("verify", path, *WORDS, "--sample", "10%")
-    assert "unlearned weights: others; surroundings: alike" in said.out
+    assert "unlearned weights: different; environment: alike" in said.out
     rows = [line.split()[:2] for line in said.out.splitlines() if line.strip()]
     assert rows[3] == ["judge", "hash"]
     assert ["weights", "unlearned"] in rows

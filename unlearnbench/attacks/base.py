@@ -45,61 +45,61 @@ MINIATURES = ("digits-class", "digits-text")
 
 
 class Look(NamedTuple):
-    """The state of a search: before it begins, and each time it is checked whether the concept is back."""
+    """The state of a search, before it starts and each time it checks whether the concept is back."""
 
     spent: int | Tensor
-    """Cost of the search for each of N targets so far, in the attack's unit; a tensor (N,) where targets differ."""
+    """Cost of the search per target so far, in the attack's unit; a tensor (N,) if targets differ."""
     recovered: Tensor
     """(N,) float: 1 the judge sees the concept, 0 it does not, NaN it could not judge."""
     parts: dict[str, float | None] | None = None
-    """Further numbers by name; later ones replace earlier ones."""
+    """Additional numbers by name; later values replace earlier ones."""
 
 
 @dataclass(frozen=True)
 class Attack(Metric):
     """Subclass as a frozen dataclass in a file under metrics/; its fields are the attack's settings.
 
-    The value is ASR: the share of targets that are recovered within the budget. A target is a forget sample of the
-    plan: its condition and its noise. It is recovered once the judge sees the concept. A target that never is counts as
-    censored at what was spent on it; one whose last look could not be judged is missing. A search that breaks off gives
-    no value, and leaves every target missing that was not recovered: a value would count the recovered ones alone. What
-    matters is the excess over `retrain` under the same attack, since some attacks recover something from any model.
+    The value is ASR, the share of targets that are recovered within the budget. A target is a forget sample of the
+    plan, its condition and its noise. It is recovered once the judge sees the concept. A target that is never recovered
+    counts as censored at its cost; one whose last look could not be judged is missing. A search that breaks off has no
+    value, and all targets that were not recovered are missing: a value would count only the recovered ones. Compare
+    with `retrain` under the same attack, since some attacks recover something from any model.
 
-    The budget counts model evaluations for each target: passes of one image through the denoiser while searching, with
-    or without gradient. Drawing the images that are judged is not counted, unless the attack depends on their verdict
-    to go on. At budget 0 nothing is searched: the share is that of plain samples.
+    The budget is the number of model evaluations per target: forward passes of one image through the denoiser while
+    searching, with or without gradient. Sampling the images that are judged is not counted, unless the attack needs
+    their verdict to continue. With budget 0 nothing is searched: the share is that of plain samples.
     """
 
     axis, better, unit, scale, stored = "robustness", "lower", "%", 100.0, "share"
     everywhere = False
     box: ClassVar[Literal["white", "black"]] = "white"
-    """Whether the attacker has the unlearned weights ("white"), or only its answers to prompts ("black")."""
+    """Whether the attacker has the unlearned weights ("white") or only its answers to prompts ("black")."""
     spends: ClassVar[str] = "model evaluations"
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Settings by name, `attack@name`; "small" is the default on miniatures."""
+    """Settings by name, for `attack@name`; "small" is the default on miniatures."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the task must have: "text", or kinds of access that it provides, such as "forget images"."""
+    """What the task must provide: "text", or kinds of access such as "forget images"."""
     again: ClassVar[bool] = False
-    """Whether the attack uses the method itself once more."""
+    """Whether the attack applies the method itself once more."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Files in the engine's tables/ that results depend on."""
+    """Files in the package's tables/ that results depend on."""
     together: ClassVar[bool] = False
-    """Whether one search serves all targets; they are then drawn in the protocol's chunks."""
+    """Whether one search serves all targets, which are then sampled in the protocol's chunks."""
 
     targets: PositiveInt = 20
     batch: PositiveInt = 20
-    """Number of targets searched at once: memory depends on it, not on the number of targets."""
+    """Number of targets searched at once; memory depends on it, not on the number of targets."""
 
     @abstractmethod
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
-        """Search for these targets; the first look is before the search, the last one at the full budget.
+        """Search for these targets. The first look comes before the search, the last one at the full budget.
 
-        Recovered targets need no further search, but every look covers all of them. Randomness comes from torch's
-        global generator, which is seeded alike for every method. The outcome's model must be left as it is.
+        Recovered targets need no further search, but every look covers all targets. Random numbers come from torch's
+        global generator, which is seeded the same for every method. The outcome's model must not be changed.
         """
 
     def unaddressed(self, task: Task) -> str | None:
-        """Why a task cannot be attacked like this, whatever the method; None where it can."""
+        """Why this attack does not work on a task, for any method; None if it does."""
         text = getattr(task, "tokenizers", None) is not None
         lacking = [need for need in sorted(self.needs - task.provides) if not (need == "text" and text)]
         if "text" in lacking:
@@ -107,7 +107,7 @@ class Attack(Metric):
         return f"{self.name} needs {', '.join(lacking)}, which {task.name} does not have" if lacking else None
 
     def configured(self, variant: str, task: Task) -> Attack:
-        """The attack with the settings of a variant; without a name, "small" on miniatures, else the defaults."""
+        """The attack with a variant's settings; without a name "small" on miniatures, otherwise the defaults."""
         if variant and variant not in self.variants:
             raise unknown(f"variant of {self.name}", variant, self.variants or ["(it has none)"])
         chosen = variant or ("small" if task.name in MINIATURES else "")
@@ -118,7 +118,7 @@ class Attack(Metric):
         return asdict(self)
 
     def aims(self, outcome: Outcome) -> list[Plan]:
-        """The targets: the first forget samples of the plan, of each concept in turn where several are forgotten."""
+        """The targets: the first forget samples of the plan, alternating between concepts if several are forgotten."""
         items = [item for item in outcome.plan if item.group == "forget"]
         own = {
             concept: [item for item in items if item.concept == concept]
@@ -128,10 +128,9 @@ class Attack(Metric):
         return turns[: self.targets]
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
-        """ASR within the budget, or at the search's own end, with Wilson's interval over targets.
+        """ASR within the budget, or at the end of the search, with Wilson's interval over targets.
 
-        `Score.per_image` has one value for each target, `Score.spent` what was spent until it was recovered or given
-        up.
+        `Score.per_image` has one value per target, `Score.spent` its cost until it was recovered or given up.
         """
         if budget is not None and budget < 0:
             raise UserError(f"budget {budget} is below 0: give 0, which searches nothing, or more {self.spends}")
@@ -164,7 +163,7 @@ class Attack(Metric):
 
 
 class Ledger:
-    """What a search has cost each target until it was recovered or given up."""
+    """Cost of a search for each target until it was recovered or given up."""
 
     def __init__(self, n: int, budget: int | None):
         self.budget, self.limit = budget, 0.0
@@ -172,7 +171,7 @@ class Ledger:
         self.parts: dict[str, float | None] = {}
 
     def follow(self, looks: Iterator[Look], name: str) -> list[str]:
-        """Take looks until the budget or the search ends; returns the error that broke it off, if any.
+        """Take looks until the budget or the search ends. Returns the error that stopped the search, if any.
 
         After an error, targets that are not recovered yet are missing: they never count as the model's success.
         """
@@ -190,7 +189,7 @@ class Ledger:
         return []
 
     def enter(self, look: Look) -> bool:
-        """Record one look; False once nothing more can come of the search within the budget."""
+        """Record one look. Returns False if the search cannot achieve more within the budget."""
         cost = np.broadcast_to(np.asarray(look.spent, dtype=float), self.spent.shape)
         within = np.ones(len(cost), dtype=bool) if self.budget is None else cost <= self.budget
         if self.budget is not None and not within.all():

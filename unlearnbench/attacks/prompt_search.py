@@ -1,4 +1,4 @@
-"""Prompts whose free tokens are searched by gradient: relaxed one-hot rows, nearest tokens, or embeddings."""
+"""Gradient-based search for prompts with free tokens: relaxed one-hot rows, nearest tokens, or embeddings."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan
 
 Pattern = Callable[[int], list[int]]
-"""The layout of a prompt of n tokens: 1 to n stand for its own tokens, 0 for a free one."""
+"""Layout of a prompt of n tokens: 1 to n are its own tokens, 0 is a free one."""
 
 
 def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """Prompts (B, L) or (B, 2, L) with free places, and the number (B, L) of each free place in its prompt, else -1.
+    """Prompts (B, L) or (B, 2, L) with free positions, and the number (B, L) of each free position in its prompt, else
+    -1.
 
-    The free places hold an ordinary token. Tokens beyond the text encoder's length are cut, but never the end token.
+    Free positions hold an ordinary token. Tokens beyond the text encoder's length are cut, except the end token.
     """
     length, sources = y.shape[-1], []
     for n in model.positions(y).tolist():
@@ -35,19 +36,19 @@ def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
 
 
 def reread(task: Any, y: Tensor) -> Tensor:
-    """Prompts decoded to text and tokenised again: what someone who types them asks for."""
+    """Decode prompts to text and tokenise them again, as if someone had typed them."""
     return task.tokens([task.text(row) for row in y]).to(y.device)
 
 
 class Prompts:
-    """Prompts (n, L) or (n, 2, L) whose free places descend a loss, each on its own; `kind` sets the search space.
+    """Prompts (n, L) or (n, 2, L) whose free tokens are optimised separately; `kind` sets the search space.
 
-    relaxed: weights P (n, k, V) of the allowed tokens, uniform at first. A step tries tokens drawn from P, uses their
-    gradient for P (straight through; each element clamped to [-1, 1]) and projects on the simplex. The result is the
-    likeliest tokens. hard (PEZ: Wen et al., NeurIPS 2023, algorithm 1): embeddings (n, k, D), of random tokens at
-    first. A step tries the nearest tokens by cosine and applies their gradient to the embeddings. soft: the embeddings
-    themselves are tried, which no token spells. Both encoders of XL have the same tokens: D counts their embeddings
-    side by side.
+    relaxed: weights P (n, k, V) of the allowed tokens, uniform at first. A step samples tokens from P, applies their
+    gradient to P (straight through; each element clamped to [-1, 1]) and projects onto the simplex. The result is the
+    most likely tokens. hard (PEZ: Wen et al., NeurIPS 2023, algorithm 1): embeddings (n, k, D), of random tokens at
+    first. A step evaluates the nearest tokens by cosine and applies their gradient to the embeddings. soft: the
+    embeddings themselves are used, which no token spells. Both encoders of XL share their tokens: D counts their
+    concatenated embeddings.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class Prompts:
 
     @torch.no_grad()
     def tokens(self, likeliest: bool = True) -> Tensor:
-        """Tokens (n, k) in the free places: of relaxed ones the likeliest, or drawn from P; of others the nearest."""
+        """Tokens (n, k) at the free positions: for relaxed prompts the most likely, or sampled from P; otherwise the
+        nearest.
+        """
         if self.kind != "relaxed":
             return nearest(self.free, self.table, self.rows)
         if likeliest:
@@ -82,13 +85,13 @@ class Prompts:
         return self.rows[self.free.flatten(0, 1).multinomial(1).view(self.free.shape[:2])]
 
     def found(self, task: Any, left: Tensor) -> Tensor | Condition:
-        """The found prompts: tokens of their text, read again; for soft ones a condition without tokens."""
+        """The prompts found: tokens of their text, tokenised again; for soft ones a condition without tokens."""
         if self.kind == "soft":
             return self._condition(left, self.tokens(), self.free.detach()[left].split(self.widths, dim=2))
         return reread(task, self._filled(left, self.tokens()))
 
     def step(self, loss: Callable[[Condition], Tensor], left: Tensor) -> None:
-        """Prompts `left` (rows,) take a step down a loss (rows,) of their conditions; the others' gradient is zero."""
+        """Take a step down a loss (rows,) for the prompts `left` (rows,); the others get zero gradient."""
         tokens = self.tokens(likeliest=False)
         own = self.free.detach() if self.kind == "soft" else self.table[tokens]
         words = [part.clone().requires_grad_() for part in own[left].split(self.widths, dim=2)]
@@ -118,7 +121,7 @@ class Prompts:
 
 
 def looked(outcome: Outcome, items: Sequence[Plan], prompts: Prompts, seen: Tensor) -> Tensor:
-    """What is recovered (n,) after drawing the targets that were not `seen` before with the found prompts."""
+    """Recovered targets (n,) after sampling those not `seen` before with the prompts found."""
     left = (seen != 1).nonzero()[:, 0]
     rest, rows = [items[i] for i in left.tolist()], left.to(prompts.y.device)
     x = drawn(outcome, rest, lambda some: prompts.found(outcome.task, rows[some]))
@@ -126,6 +129,6 @@ def looked(outcome: Outcome, items: Sequence[Plan], prompts: Prompts, seen: Tens
 
 
 def evenly(n: int, T: int) -> list[int]:
-    """n of T timesteps upwards, each in the middle of its part: 10, 30, ..., 990 for 50 of 1000."""
+    """n of T timesteps in increasing order, each in the middle of its interval: 10, 30, ..., 990 for 50 of 1000."""
     stride = max(T // n, 1)
     return list(range(stride // 2, T, stride))[:n]

@@ -1,4 +1,4 @@
-"""Building blocks of attacks: draw and judge targets, predict as the model is used, prompts with free tokens."""
+"""Building blocks of attacks: sample and judge targets, predict as the model is used, prompts with free tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearnbench.training import Diverged
 
 
 def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None) -> Outcome:
-    """What attacks may look at: the models and the plan, without samples."""
+    """What attacks may use: the models and the plan, without samples."""
     nothing = torch.zeros(0, 1)
     verdict = Verdict(nothing, torch.zeros(0, dtype=torch.bool))
     empty: dict[str, Any] = dict.fromkeys(("samples", "features", "reference", "real"), nothing)
@@ -41,17 +41,17 @@ def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | No
 
 
 class Sight(NamedTuple):
-    """The judge's verdict on N images about the concept that each target asks for."""
+    """The judge's verdicts on N images about the concept that each target asks for."""
 
     recovered: Tensor
-    """(N,) float: 1 concept seen, 0 not seen or the judge abstains, NaN where the judge failed or the image is not
+    """(N,) float: 1 concept seen; 0 not seen, or the judge abstains; NaN if the judge failed or the image is not
     finite."""
     probability: Tensor
     """(N,) closed-set probability of the concept; NaN where missing."""
 
 
 def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
-    """Judge drawn samples (N, C, H, W), in the model's own range, for the targets that they were drawn for.
+    """Judge samples (N, C, H, W), in the model's own range, for the targets that they were sampled for.
 
     Images are decoded and judged in the protocol's chunks, so that memory does not grow with the number of targets.
     """
@@ -87,9 +87,9 @@ def drawn(
     model: Diffusion | None = None,
     sampler: Sampler | None = None,
 ) -> Tensor:
-    """Samples (N, C, H, W) for targets, each from its own noise and with its own guidance, in the protocol's chunks.
+    """Sample (N, C, H, W) for targets, each with its own noise and guidance scale, in the protocol's chunks.
 
-    `conditions` gives y, or a Condition, for a slice of the targets instead of their own; `model` replaces the
+    `conditions` maps a slice of the targets to y, or a Condition, that replaces their own; `model` replaces the
     outcome's; a given `sampler` is used for all of them.
     """
     task, model, parts = outcome.task, model or outcome.model, []
@@ -110,7 +110,7 @@ def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
 
 
 def evaluations(sampler: Sampler) -> int:
-    """Model evaluations for an image: one for each step, two under guidance."""
+    """Model evaluations per image: one for each step, two with guidance."""
     return sampler.steps * (1 if sampler.guidance == 1 else 2)
 
 
@@ -118,8 +118,7 @@ def evaluations(sampler: Sampler) -> int:
 
 
 def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
-    """Noise prediction (B, C, H, W) as the model is used: through the method's own guidance, where it has one, at w =
-    1.
+    """Noise prediction (B, C, H, W) as the model is used: with the method's own guidance, if it has one, at w = 1.
 
     Plain guidance at w = 1 is eps(x_t, t, y).
     """
@@ -134,9 +133,9 @@ def predicted(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition) -
 def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = None) -> list[Tensor]:
     """Gradients (B, ...) of a loss with respect to the searched tensors.
 
-    Raises `Unsupported` where a method lets no gradient through, and `Diverged` where a gradient is not finite. For a
-    `model` with a method's own guidance, gradients that are all zero in more than half of the rows count as none: they
-    stop at a switch.
+    Raises `Unsupported` if a method lets no gradient through, and `Diverged` if a gradient is not finite. For a `model`
+    with a method's own guidance, gradients that are all zero in more than half of the rows count as none: a switch
+    stops them.
     """
     if not loss.requires_grad:
         raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
@@ -154,7 +153,7 @@ def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = No
 
 
 def denoising(model: Diffusion, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | Condition) -> Tensor:
-    """|| eps - eps_theta(x_t, c) ||^2 for each row (B,), mean over its elements."""
+    """|| eps - eps_theta(x_t, c) ||^2 for each row (B,), averaged over its elements."""
     return (predicted(model, model.add_noise(x0, noise, t), t, y) - noise).square().flatten(1).mean(dim=1)
 
 
@@ -162,14 +161,14 @@ def denoising(model: Diffusion, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor 
 
 
 def table(model: Any) -> list[Tensor]:
-    """Each text encoder's token embeddings (V, D), detached."""
+    """Token embeddings (V, D) of each text encoder, detached."""
     return [encoder.get_input_embeddings().weight.detach() for encoder in model.text_encoders]
 
 
 def allowed(model: Any) -> Tensor:
-    """Ids (n,) of the tokens that a prompt may be made of: those that end a word, without special tokens.
+    """Ids (n,) of the tokens that prompts may consist of: those that end a word, without special tokens.
 
-    Other tokens would join with the next ones once the prompt is written as text, and be read differently.
+    Other tokens would merge with the next ones when the prompt is written as text and tokenised again.
     """
     tokenizer = model.tokenizers[0]
     spelt = tokenizer.convert_ids_to_tokens(list(range(len(table(model)[0]))))
@@ -179,9 +178,9 @@ def allowed(model: Any) -> Tensor:
 
 
 def opened(model: Any, y: Tensor, k: int) -> Tensor:
-    """Prompts (B, L) or (B, 2, L) with k free places after the start token; tokens pushed out at the end are cut.
+    """Prompts (B, L) or (B, 2, L) with k free positions after the start token; tokens pushed beyond the end are cut.
 
-    The free places hold an ordinary token until they are `filled`, for methods that read the prompt.
+    Free positions hold an ordinary token until they are `filled`, for methods that read the prompt.
     """
     free = torch.full_like(y[..., :1], int(allowed(model)[0])).expand(*y.shape[:-1], k)
     moved = torch.cat([y[..., :1], free, y[..., 1 : y.shape[-1] - k]], dim=-1)
@@ -192,7 +191,7 @@ def opened(model: Any, y: Tensor, k: int) -> Tensor:
 
 
 def filled(y: Tensor, tokens: Tensor) -> Tensor:
-    """Opened prompts (B, L) or (B, 2, L) with these tokens (B, k) in the free places."""
+    """Opened prompts (B, L) or (B, 2, L) with these tokens (B, k) at the free positions."""
     y = y.clone()
     y[..., 1 : 1 + tokens.shape[1]] = tokens if y.dim() == 2 else tokens[:, None]
     return y

@@ -1,6 +1,6 @@
-"""Sequential unlearning: which concepts to forget next, and a task for each that starts from the model so far.
+"""Sequential unlearning: which concepts to forget next, and a task for each that starts from the current model.
 
-A method that preserves other concepts by their data would teach again what is already gone, so that is removed from the
+A method that preserves other concepts with their data would relearn what is already gone, so that is removed from the
 retain data.
 """
 
@@ -24,11 +24,11 @@ from unlearnbench.training import seeded
 
 
 def followers(task: Task, count: int = 2) -> list[str]:
-    """The concepts to forget after a task's own; none where nothing would be left to retain.
+    """The concepts to forget after a task's own; none if nothing would be left to retain.
 
-    They are among the concepts that the task's plan retains, in the task's order, starting from its own and going
-    round: first those an even number of places on (2, 4, ...), then the odd ones, neighbours last. A concept is skipped
-    where it is the substitute of one forgotten before it, or has that one as its own substitute.
+    They are concepts that the task's plan retains, in the task's cyclic order from its own: first those an even number
+    of positions on (2, 4, ...), then the odd ones, neighbours last. A concept is skipped if it is the substitute of one
+    forgotten before, or has that one as its own substitute.
     """
     plan = task.plan()
     near = {item.concept for item in plan if item.group == "neighbours"}
@@ -52,9 +52,9 @@ def following(task: Task, concept: str, model: Diffusion, gone: Sequence[str]) -
     """A task for `concept` whose original is `model`, and whose retain data neither show nor name the `gone` concepts.
 
     Protocol, unlearning seed, device, files and limit are those of `task`, which is about one of the gone concepts.
-    Images are recognised by content: one that is in a gone concept's forget data, bit for bit, shows it, whatever its
-    caption says. Batches mixed from both sides lack such images too, and are filled up from the same stream to their
-    full size.
+    Images are recognised by content: an image that occurs in a gone concept's forget data, bit for bit, shows it,
+    whatever its caption says. Batches mixed from both sides omit such images too, and are filled up to full size from
+    the same stream.
     """
     kind: Any = types.new_class(f"Following{type(task).__name__}", (_Following, type(task)))
     later = _made(kind, task, concept)
@@ -75,12 +75,12 @@ def repeatable(method: Method | None, task: Task) -> Method:
             "another: --forget a+b"
         )
     if "training recipe" in method.requires and not _streamed(task):
-        raise Unsupported(f"{method.name} trains {task.name} anew from its files, hours for each further concept")
+        raise Unsupported(f"{method.name} trains {task.name} again from its files, hours for each further concept")
     return method
 
 
 def further(method: Method, task: Task) -> Diffusion:
-    """Unlearn once more, from the unlearning seed as a run begins; returns the model ready for use."""
+    """Unlearn once more, from the unlearning seed as at the start of a run; returns the model ready for use."""
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):
         model = method.unlearn(model, task, method.prepare(model, task))
@@ -91,13 +91,13 @@ class _Following:
     """Mixed in before a task's own class."""
 
     before: Diffusion
-    """The model so far."""
+    """The current model."""
     plain: Any
-    """The task of the same concept with the original as its original, and with all its data."""
+    """The task of the same concept with the actual original and all its data."""
     gone: list[Task]
 
     def pretrained(self) -> Diffusion:
-        """The model so far, as methods get one: loaded again, with all weights trainable."""
+        """The current model as methods receive it: reloaded, with all weights trainable."""
         model: Diffusion = self.plain.pretrained()
         model.load_state_dict(self.before.state_dict())
         return model
@@ -108,7 +108,7 @@ class _Following:
         return batch if which == "forget" else _rows(batch, self.stays(batch))
 
     def count(self, which: Side) -> int:
-        """Number of the same images."""
+        """Number of these images."""
         found: int = self.plain.count(which) if which == "forget" else len(self.data(which).x0)
         return found
 
@@ -121,7 +121,7 @@ class _Following:
         return self.unnamed(self.plain.captions(which), which)
 
     def unnamed(self, y: Tensor, which: Literal["forget", "retain"]) -> Tensor:
-        """Conditions y (n, ...) of a side, without those of the retain side that ask for a gone concept."""
+        """Conditions y (n, ...) of a side; on the retain side without those that ask for a gone concept."""
         return y if which == "forget" else y[~self.named(y)]
 
     def named(self, y: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class _Following:
 
     @cached_property
     def shown(self) -> set[bytes]:
-        """Hashes of the images that show a gone concept; empty where images are drawn for prompts, which then tell."""
+        """Hashes of the images that show a gone concept; empty if images are generated from prompts, which tell."""
         if hasattr(self.plain, "training_prompts"):
             return set()
         return {mark for task in self.gone for mark in _marks(task.data("forget").x0)}
@@ -176,7 +176,7 @@ def _made(kind: Any, task: Any, concept: str) -> Any:
 
 
 def _replaces(one: Task, other: Task) -> bool:
-    """Whether the substitute of what one task forgets is what the other one forgets."""
+    """Whether one task's forgotten concept has the other task's forgotten concept as its substitute."""
     return bool(other.forgotten(one.substitute(one.names("forget"))).any())
 
 

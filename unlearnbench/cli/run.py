@@ -37,61 +37,61 @@ Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
 @running.command()
 def run(
     method: Annotated[
-        list[str], typer.Option(help="Name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+        list[str], typer.Option(help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable.")
     ],
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
-    forget: Annotated[list[str] | None, typer.Option(help="Concept to forget, or several, comma-separated.")] = None,
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    forget: Annotated[list[str] | None, typer.Option(help="Concepts to forget, comma-separated. Repeatable.")] = None,
     concept: Annotated[
-        Path | None, typer.Option(help="A .toml file with concepts of your own, in place of --forget (see README).")
+        Path | None, typer.Option(help="File of your own concepts (see `new-concept`), instead of --forget.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="How it is measured; `unlearnbench list TASK` has them.")] = "default",
+    protocol: Annotated[str, typer.Option(help="Evaluation protocol; see `unlearnbench list TASK`.")] = "default",
     seeds: Annotated[str, typer.Option(help="Unlearning seeds: 0, 0-2 or 0,3,5.")] = "0",
     preset: Annotated[
-        str, typer.Option(help='Of settings; `unlearnbench list METHOD` has them, `tune` makes "tuned".')
+        str, typer.Option(help='Preset of settings; see `unlearnbench list METHOD`. `tune` makes "tuned".')
     ] = "default",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Setting, key=value. Repeatable.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    precision: Annotated[str, typer.Option(help="fp32, or on CUDA bf16 or fp16.")] = "fp32",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting: key=value. Repeatable.")] = None,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    precision: Annotated[str, typer.Option(help="Precision: fp32, or bf16 or fp16 on CUDA.")] = "fp32",
     compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the network for sampling: a minute or more, then faster.")
+        bool, typer.Option("--compile", help="Compile the network for sampling: slow to start, then faster.")
     ] = False,
     memory: Annotated[
-        list[str] | None, typer.Option(help="What to save memory by: checkpointing, slices, on CUDA adam8bit.")
+        list[str] | None, typer.Option(help="Ways to save memory: checkpointing, slices, or adam8bit on CUDA.")
     ] = None,
     results: Results = Path("results"),
     pretrained: Annotated[
-        Path | None, typer.Option(help="Folder made by `pretrain`, in place of the shipped weights.")
+        Path | None, typer.Option(help="Folder made by `pretrain`, instead of the shipped weights.")
     ] = None,
     data: Data = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Original model from a file of the papers' authors.")] = None,
     coco: Annotated[str | None, typer.Option(help="COCO captions for FID and CLIP score: 1k, 10k or 30k.")] = None,
     include_unsafe: Annotated[
-        bool, typer.Option("--include-unsafe", help="Put images and prompts of unsafe tasks into results too.")
+        bool, typer.Option("--include-unsafe", help="Also write images and prompts of unsafe tasks into results.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Run anew what is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again and replace existing records.")] = False,
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="standard, or names, comma-separated; `unlearnbench list attacks`. Tried on what a run left."
+            help="Attacks on the result: standard, or comma-separated names; see `unlearnbench list attacks`."
         ),
     ] = None,
     budget: Annotated[
         int | None,
-        typer.Option(help="What each attack may spend on a target, recorded apart; its own schedule when left out."),
+        typer.Option(help="Budget of each attack per target, recorded separately. [default: the attack's own]"),
     ] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
             "--eval-every",
-            help="Score the weights after every so many steps, on noise kept for it, beside the result and its time.",
+            help="Also score the weights every so many steps, on held-out noise. Does not change the result.",
         ),
     ] = None,
     tracker: Annotated[
         str | None,
-        typer.Option(help="Show losses, gradients and scores as they come: tensorboard[:DIR] or trackio[:PROJECT]."),
+        typer.Option(help="Log losses, gradients and scores to tensorboard[:DIR] or trackio[:PROJECT]."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Try for some seconds, say what it would take, and run nothing.")
+        bool, typer.Option("--dry-run", help="Only estimate time, memory and disk, from a trial of some seconds.")
     ] = False,
     launcher: Launcher = None,
     jobs: Jobs = None,

@@ -1,4 +1,4 @@
-"""Device, threads and numerical settings of a computation."""
+"""Device, CPU threads and numerical settings of a computation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unlearnbench.errors import UserError
 
 
 def pick_device(wanted: str) -> str:
-    """ "auto" is CUDA where there is any, else the CPU."""
+    """Return the torch device; "auto" is CUDA if available, else the CPU."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -22,7 +22,7 @@ def pick_device(wanted: str) -> str:
 
 @contextmanager
 def on_threads(count: int | None) -> Iterator[None]:
-    """Torch with so many CPU threads, on which results depend in their last bits; None: as it is."""
+    """Run torch with this many CPU threads, which affect the last bits of results. None keeps the current number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -33,12 +33,12 @@ def on_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Convolutions on CUDA in whole float32, where torch would take TF32, and by algorithms that repeat themselves."""
+    """Run convolutions on CUDA in full float32 instead of TF32, with deterministic algorithms."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
 def trim() -> None:
-    """Return what the process has freed to the system: the C library keeps it, and more with every round of work."""
-    with suppress(AttributeError):  # other C libraries than GNU's
+    """Return freed memory to the system. The C library would keep it, and more with every round of work."""
+    with suppress(AttributeError):  # a C library other than GNU's
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""What a run ran on: device, driver, threads, package versions, commit."""
+"""What a run ran on: device, driver, threads, package versions and commit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import torch
 from unlearnbench.compute.device import trim
 
 SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", "torchvision")
-"""What witnesses look with: recorded where a task has any."""
+"""Packages that witnesses use; their versions are recorded if the task has witnesses."""
 PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Facts for a record; what cannot be found out is None."""
+    """Describe the environment for a record. Facts that cannot be determined are None."""
     return {
         "device": _name(device),
         "device_type": device,
@@ -50,7 +50,7 @@ def _cpu() -> str | None:
 
 
 def seeing() -> dict[str, str | None]:
-    """Versions of what witnesses look with."""
+    """Return the versions of the packages that witnesses use."""
     return {name: _version(name) for name in SEEING}
 
 
@@ -62,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    """The checkout's commit, and whether its code differs from it; None outside a checkout."""
+    """The checkout's commit and whether its code has uncommitted changes; None outside a checkout."""
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
@@ -81,9 +81,9 @@ def _commit() -> dict[str, Any]:
 
 
 class Meter:
-    """Seconds and peak memory of a block of work, after the device has caught up.
+    """Measure the seconds and peak memory (bytes) of a block, after the device has finished its work.
 
-    Without `memory` none is measured, which saves putting the process's memory in order first.
+    With `memory=False` only time is measured, which saves the clean-up of the process's memory before the block.
     """
 
     memory: int | None = None
@@ -109,13 +109,13 @@ class Meter:
 
 
 def _reset_peak(device: str) -> int | None:
-    """Bytes in use now, with the peak set back to it; None where the system cannot tell."""
+    """Reset the peak and return the bytes in use now; None if the system cannot tell."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return 0  # on CUDA the whole allocation counts, weights included
+        return 0  # on CUDA the whole allocation counts, including weights
     try:
         gc.collect()
-        trim()  # or memory used again would not show as growth
+        trim()  # otherwise memory that is used again would not show as growth
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")
     except OSError:
@@ -135,5 +135,5 @@ def _status(field: str) -> int | None:
 
 
 def now() -> str:
-    """UTC, to the second."""
+    """The current time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Count what an unlearning asks of the denoiser, and stop it at a cap: the budget that methods are tuned within."""
+"""Count the denoiser evaluations of an unlearning and stop it at a cap: the budget within which methods are tuned."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from unlearnbench.errors import UserError
 
 
 class OverCap(UserError):
-    """An unlearning asked for more evaluations than it was given."""
+    """An unlearning needed more evaluations than it was given."""
 
 
 class Count:
-    """Passes of one image through the denoiser, whichever copy of it, with or without gradient."""
+    """Forward passes of single images through the denoiser or any copy of it, with or without gradient."""
 
     def __init__(self, cap: int | None = None):
         self.evaluations, self.cap = 0, cap
 
     def charge(self, images: int) -> None:
-        """Add a pass of so many images; raises `OverCap` at the pass that goes beyond the cap."""
+        """Add a pass of this many images. Raises `OverCap` at the pass that exceeds the cap."""
         self.evaluations += images
         if self.cap is not None and self.evaluations > self.cap:
             raise OverCap(f"stopped at {self.evaluations:,} evaluations: over the cap of {self.cap:,}")
@@ -36,7 +36,7 @@ _budget: ContextVar[Count | None] = ContextVar("evaluation_budget", default=None
 
 @contextmanager
 def capped(cap: int | None) -> Iterator[Count]:
-    """Within this block unlearning is charged to the count that is yielded, which stands after an error too."""
+    """Count evaluations within this block. Yields the count, which remains readable after an error."""
     token = _budget.set(count := Count(cap))
     try:
         yield count
@@ -46,11 +46,12 @@ def capped(cap: int | None) -> Iterator[Count]:
 
 @contextmanager
 def counted(model: Diffusion) -> Iterator[Count | None]:
-    """Charge every pass through a network of the kind that is the model's denoiser to the budget that is set.
+    """Charge every pass through a network of the same class as the model's denoiser to the current budget.
 
-    Where none is, nothing is counted: a hook on every module would be in the times that runs report.
-    Frozen teachers, deep copies and networks drawn anew are of that kind. A model that has no network as `unet` is its
-    own denoiser. The hook is the process's: two unlearnings at once in threads of one process would be added up.
+    Without a budget nothing is counted, since a hook on every module would slow down the runs that report times. Frozen
+    teachers, deep copies and newly initialised networks are of the same class and count as well. A model without a
+    network named `unet` is its own denoiser. The hook is global to the process: two unlearnings in threads of one
+    process would be added up.
     """
     network, count = type(getattr(model, "unet", model)), _budget.get()
     if count is None:

@@ -1,4 +1,4 @@
-"""Precision and memory: what a run may save on a device that is too small, kept apart from what methods do."""
+"""Precision and memory options for devices that are too small, kept apart from what methods do."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SAVINGS = ("checkpointing", "adam8bit", "slices")
 
 @dataclass(frozen=True)
 class Resources:
-    """Results depend on these, so records and the store's keys name what is not the default."""
+    """Precision and memory options. Results depend on them, so records and store keys name every non-default value."""
 
     precision: Precision = "fp32"
-    """bf16: training and sampling under autocast; fp16: sampling alone, since its gradients would need scaling."""
+    """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling."""
     memory: tuple[str, ...] = ()
-    """checkpointing: activations of the U-Net are computed twice; adam8bit: Adam's moments in eight bits
-    (bitsandbytes); slices: the VAE decodes image by image."""
+    """checkpointing: recompute the U-Net's activations; adam8bit: Adam's moments in eight bits (bitsandbytes); slices:
+    the VAE decodes image by image."""
     compile: bool = False
-    """The network is compiled before images are drawn: other last bits, and a minute before the first image."""
+    """Compile the network before sampling: this changes the last bits and takes a minute before the first image."""
 
     @classmethod
     def checked(cls, precision: str, memory: Sequence[str], device: str, compile: bool = False) -> Resources:
-        """From the command line; refuses what this device or installation cannot do."""
+        """Build from command-line options. Raises `UserError` for what this device or installation cannot do."""
         if precision not in get_args(Precision):
             raise unknown("precision", precision, get_args(Precision))
         for word in memory:
@@ -48,13 +48,13 @@ class Resources:
         return cls(precision, tuple(sorted(set(memory))), compile)  # type: ignore[arg-type]
 
     def named(self) -> dict[str, Any]:
-        """What is not the default, for keys and records."""
+        """The options that are not the default, for keys and records."""
         precision = self.precision if self.precision != "fp32" else None
         changed = {"precision": precision, "memory": list(self.memory), "compile": self.compile}
         return {name: value for name, value in changed.items() if value}
 
     def equip(self, model: Diffusion) -> Diffusion:
-        """The model with its own savings switched on."""
+        """Switch on the model's own memory savings and return it."""
         parts: Any = model
         if "checkpointing" in self.memory:
             parts.unet.enable_gradient_checkpointing()
@@ -64,9 +64,9 @@ class Resources:
 
     @contextmanager
     def compiled(self, model: Diffusion, must: bool = True) -> Iterator[Diffusion]:
-        """Within this block the U-Net is compiled, where that was asked for.
+        """Compile the U-Net within this block, if requested.
 
-        What does not compile is a `UserError`, or runs as it is unless it `must`.
+        If compilation fails, the U-Net runs uncompiled, or a `UserError` is raised if it `must` be compiled.
         """
         if not self.compile:
             yield model
@@ -88,7 +88,7 @@ class Resources:
 
     @contextmanager
     def training(self, device: str) -> Iterator[None]:
-        """Around preparing and unlearning."""
+        """Context for preparing and unlearning."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
         bf16 = self.precision == "bf16"
         try:
@@ -101,7 +101,7 @@ class Resources:
 
     @contextmanager
     def sampling(self, device: str) -> Iterator[None]:
-        """Around drawing images."""
+        """Context for sampling images."""
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
             yield
@@ -111,18 +111,18 @@ DEFAULT = Resources()
 
 
 SHORTAGES = r"not enough memory|can't allocate memory|out of memory|ALLOC_FAILED|unable to find an engine"
-"""What else CPUs, CUDA, cuBLAS and cuDNN say; the last one is cuDNN's when no workspace fits."""
+"""Messages of CPUs, CUDA, cuBLAS and cuDNN that mean out of memory; the last is cuDNN's if no workspace fits."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had too little of it."""
+    """Whether the error means that the device or machine ran out of memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
         isinstance(error, RuntimeError) and re.search(SHORTAGES, message(error))
     )
 
 
 def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemory:
-    """One line that says what may fit."""
+    """One line that suggests what may fit into memory."""
     asked = re.search(r"(?:allocate|allocated) (\d[\d.]* ?\w+)", message(error))
     size = f" ({asked[1]} more was asked for)" if asked else ""
     smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""

@@ -1,4 +1,4 @@
-"""What is to be forgotten, by its names and by what a judge calls it; read from TOML for `--concept`."""
+"""Concepts to forget: their names and the label that a judge gives them. `--concept` reads them from TOML."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ else:
 @configured(ConfigDict(extra="forbid", strict=False))
 @dataclass(frozen=True)
 class Concept:
-    """One concept. Methods are told `names`, `substitute` and, as what must stay, `neighbours`; never the rest."""
+    """One concept. Methods see `names`, `substitute` and, as concepts to keep, `neighbours`; never the other fields."""
 
     names: tuple[str, ...]
-    """Words that prompts name it with."""
+    """Words that name it in prompts."""
     synonyms: tuple[str, ...] = ()
-    """Further words for it, kept from methods: is the concept gone, or its name alone?"""
+    """Other words for it, hidden from methods: they show whether the concept is gone or only its name."""
     substitute: str = ""
-    """The word put in its place."""
+    """The word that replaces it."""
     neighbours: tuple[str, ...] = ()
-    """What is most like it, where damage shows first."""
+    """The most similar concepts, where damage shows first."""
     prompts: tuple[str, ...] = ()
-    """Prompts with {} for a name, in place of the task's own."""
+    """Prompts with {} for a name, used instead of the task's own."""
     judge: str = ""
-    """The judge's label that shows it; the first name when left out."""
+    """The judge's label for it; the first name if empty."""
 
     @property
     def name(self) -> str:
@@ -51,23 +51,23 @@ class Concept:
 
 
 LONGEST = 10_000
-"""Characters of a word or prompt: text encoders read some hundred."""
+"""Maximum length of a word or prompt, in characters; text encoders read about a hundred tokens at most."""
 KNOWN = tuple(field.name for field in fields(Concept))
 
 
 def mentions(words: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of these words in a prompt, longer ones first, never within another word."""
+    """Compile a pattern that finds any of these words in a prompt: longer words first, whole words only."""
     either = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
     return re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
 
 
 def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
-    """A concept file: `name`, as records and folders show it, and a table [[concept]] for each thing erased.
+    """Read a concept file: `name`, as records and folders show it, and a table [[concept]] for each concept to erase.
 
-    Without `name`, the file's own is taken.
+    `name` defaults to the file's name.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark of byte order
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
     except OSError as error:
         raise UserError(
             f"--concept {path} cannot be read ({(error.strerror or '').lower()}): give a .toml file"
@@ -92,7 +92,7 @@ def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
 
 
 def made(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
-    """Concepts from tables of values; says which field of which one does not fit."""
+    """Build concepts from tables of values. Errors name the concept and the field that is wrong."""
     try:
         concepts = TypeAdapter(tuple[Concept, ...]).validate_python(tuple(tables))
     except ValidationError as error:
@@ -120,7 +120,7 @@ def made(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
 
 
 def check_apart(concepts: Sequence[Concept], where: str) -> None:
-    """Refuse a word of two concepts, and a substitute that names one of them: it would bring back what is erased."""
+    """Refuse a word that two concepts share, and a substitute that names an erased concept and would bring it back."""
     owners: dict[str, int] = {}
     for number, concept in enumerate(concepts, 1):
         for what, words in (("names", concept.names), ("synonyms", concept.synonyms)):

@@ -1,4 +1,4 @@
-"""Labelled images from parquet in the hub's layout, kept as arrays that are mapped, not loaded."""
+"""Labelled images from parquet files in the Hugging Face layout, cached as memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 
 
 class Images(NamedTuple):
-    """One split. Both lie on the disk and are read where they are looked at."""
+    """One split as memory-mapped arrays, which are read from disk on access."""
 
     x: np.ndarray
     """uint8 (N, 3, H, W)."""
@@ -27,7 +27,7 @@ class Images(NamedTuple):
 
 
 def parts(folder: Path, split: str) -> list[Path]:
-    """The split's parquet files, `train-00000-of-00002.parquet` and so on, wherever below the folder; all of them."""
+    """All parquet files of a split, such as `train-00000-of-00002.parquet`, anywhere below the folder."""
     found = sorted(folder.rglob(f"{split}-*-of-*.parquet"))
     if not found:
         raise UserError(
@@ -44,10 +44,10 @@ def parts(folder: Path, split: str) -> list[Path]:
 
 
 def read(folder: Path, split: str, cache: Path, size: int) -> Images:
-    """A split as mapped arrays; decoded once, into `cache`, under the hash of the files.
+    """Return a split as memory-mapped arrays. It is decoded once into `cache`, under the hash of its files.
 
-    Columns are `img` (or `image`), an image file's bytes, and `label`. Raises `UserError` for what is missing and
-    `Damaged` for what cannot be read, with the file and the row.
+    Columns are `img` (or `image`), the bytes of an image file, and `label`. Raises `UserError` for missing files or
+    columns, and `Damaged` for what cannot be read, with the file and row.
     """
     files = parts(folder, split)
     place = cache / digest([[path.name, file_hash(path)] for path in files] + [size])[:32]
@@ -58,7 +58,7 @@ def read(folder: Path, split: str, cache: Path, size: int) -> Images:
             try:
                 (Path(temporary) / "entry").rename(place)
             except OSError:
-                if not (place / "y.npy").is_file():  # else another process was first
+                if not (place / "y.npy").is_file():  # otherwise another process was faster
                     raise
     return Images(np.load(place / "x.npy", mmap_mode="r"), np.load(place / "y.npy", mmap_mode="r"))
 

@@ -1,44 +1,45 @@
-"""Files that a task needs and does not ship: where they come from, and that they stay what was fetched first."""
+"""Files that a task needs but does not ship: where they come from, and checks that they stay as first fetched."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.data.download import Another, Facts, Part, download
+from unlearnbench.data.download import Changed, Facts, download
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import file_hash
-from unlearnbench.storage.files import replace_file
+from unlearnbench.storage.files import cannot_write, flush, replace_file
 
 LOCK = "lock.json"
 _WORD = r"[A-Za-z0-9_][A-Za-z0-9._+=-]*"
 
 
 class Source(NamedTuple):
-    """One file. What was not known when this was written is None, and locked when the file is first fetched."""
+    """One file. Facts that were unknown when it was listed are None; the first fetch locks them."""
 
     name: str
-    """Where it lies below the data folder, at most two folders deep."""
+    """Path below the data folder, at most two folders deep."""
     url: str
     licence: str
     login: bool
-    """Whether a hub token is needed."""
+    """Whether the download needs a hub token."""
     use: str
     size: int | None = None
-    """Bytes."""
+    """Size in bytes."""
     revision: str | None = None
-    """The hub's commit, or elsewhere the ETag."""
+    """The hub's commit, or the ETag of another server."""
     sha256: str | None = None
 
 
 def place(folder: Path, source: Source) -> Path:
-    """Where the file lies; a name cannot lead out of the folder."""
+    """Return the file's path. Raises `UserError` for a name that leads out of the folder."""
     if not re.fullmatch(rf"{_WORD}(/{_WORD}){{0,2}}", source.name) or source.name == LOCK:
         raise UserError(
             f"{source.name!r} cannot name a source: use letters, digits and ._+=-, at most two folders deep"
@@ -47,7 +48,7 @@ def place(folder: Path, source: Source) -> Path:
 
 
 def locks(folder: Path) -> dict[str, Facts]:
-    """What each file was when it was first fetched into this folder."""
+    """Read what each file was when it was first fetched into this folder."""
     path = folder / LOCK
     with _readable(path):
         try:
@@ -60,7 +61,7 @@ def locks(folder: Path) -> dict[str, Facts]:
 
 
 def known(folder: Path, source: Source) -> Facts:
-    """What the file must be: as the source says, and where it says nothing, as locked."""
+    """Return what the file must be: the source's own facts, and the locked ones where the source has none."""
     locked = locks(folder).get(source.name, Facts())
     if source.sha256 not in (None, locked.sha256):
         locked = Facts()  # it was locked before the source's own hash was known
@@ -69,21 +70,16 @@ def known(folder: Path, source: Source) -> Facts:
 
 
 def state(folder: Path, source: Source) -> str:
-    """there, missing, differs, or how much of it there is."""
+    """Return `there`, `missing`, or `differs` if the file is not the expected one."""
     path = place(folder, source)
     with _readable(path):
-        if path.is_file():
-            return "differs" if _difference(path, known(folder, source)) else "there"
-        part = Part.of(path)
-        if not (have := part.have()):
+        if not path.is_file():
             return "missing"
-        total = known(folder, source).size or part.whole().get("size")
-        whole = f" of {total / 2**20:.1f}" if isinstance(total, int) else ""
-        return f"part: {have / 2**20:.1f}{whole} MiB"
+        return "differs" if _difference(path, known(folder, source)) else "there"
 
 
 def checked(folder: Path, source: Source) -> Path:
-    """The file, after a look at every byte of it. `Damaged` where it is not what the source says or was locked."""
+    """Return the file's path after reading all of it. Raises `Damaged` if it differs from its source or lock."""
     path = place(folder, source)
     with _readable(path):
         if not path.is_file():
@@ -97,9 +93,9 @@ def checked(folder: Path, source: Source) -> Path:
 
 
 def fetch(source: Source, folder: Path) -> Path:
-    """The file, fetched unless it is there; locked when it is seen for the first time, fetched or put there by hand.
+    """Download the file unless it exists, and lock it when it is first seen, whether fetched or placed by hand.
 
-    A fetch that is stopped or breaks off goes on the next time, and until it is whole nothing bears the file's name.
+    The final name is given only to a complete and checked file. Running a stopped fetch again skips the finished files.
     """
     path = place(folder, source)
     try:
@@ -113,8 +109,6 @@ def fetch(source: Source, folder: Path) -> Path:
             else:
                 _bring(source, folder, path)
     except OSError as error:
-        from unlearnbench.storage.files import cannot_write
-
         raise UserError(cannot_write(path, error, "--data")) from error
     return path
 
@@ -123,18 +117,30 @@ def _bring(source: Source, folder: Path, path: Path) -> None:
     top = folder.resolve()
     if top not in (path.parent.resolve(), *path.parent.resolve().parents):
         raise UserError(f"{path.parent} leads out of {folder}: put the file there by hand, or make it a folder")
-    part = Part.of(path)
+    with _scratch(path) as scratch:
+        try:
+            file, facts = download(source.url, path, scratch, source.login, known(folder, source), source.revision)
+        except Changed as error:
+            raise _moved(source, folder, path, str(error)) from error
+        flush(file)
+        _lock(folder, source, facts)  # before the rename, so that a stop between the two does not lose the revision
+        file.replace(path)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Yield an empty folder next to `path` and delete it afterwards. Remains of a killed process are deleted first."""
+    folder = path.with_name(f".{path.name}.fetch")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        facts = download(source.url, path, source.login, known(folder, source), source.revision)
-    except Another as error:
-        raise _moved(source, folder, path, str(error)) from error
-    _lock(folder, source, facts)  # first, for a stop between the two must not lose the revision
-    part.file.replace(path)
-    part.drop()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path, source: Source, facts: Facts) -> None:
-    """Write down what the file is; an entry for the same bytes stays as it is."""
+    """Write down the file's facts. An existing entry for the same bytes is kept."""
     entries = locks(folder)
     if entries.get(source.name, Facts()).sha256 == facts.sha256:
         return
@@ -144,7 +150,7 @@ def _lock(folder: Path, source: Source, facts: Facts) -> None:
 
 
 def _moved(source: Source, folder: Path, path: Path, reason: str) -> Damaged:
-    """The server now has another file than the one that is known."""
+    """Build the error for a server that has a different file from the known one."""
     by_lock = source.sha256 is None and source.name in locks(folder)
     ours, remedy = (
         (f"was locked in {folder / LOCK}", "delete its entry there to take the new one")
@@ -163,13 +169,15 @@ def _hashed(path: Path, size: int, changed: int) -> str:
 
 
 def known_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, read once a process as long as its size and time of change stay."""
+    """Return the SHA-256 of a file, read once per process unless its size or modification time changes."""
     about = path.stat()
     return _hashed(path, about.st_size, about.st_mtime_ns)
 
 
 def _difference(path: Path, want: Facts) -> str:
-    """What about the file is not as it must be; the size is looked at first, since that costs nothing."""
+    """Describe how the file differs from the expected one; empty if it does not. The size is compared first: it is
+    free.
+    """
     if want.size not in (None, size := path.stat().st_size):
         return f"{size} bytes, not {want.size}"
     if want.sha256 is None or (sha256 := known_hash(path)) == want.sha256:
@@ -187,7 +195,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, so that no two write one part; not on Windows, nor on disks that cannot lock a folder."""
+    """Lock the folder for this process. Does nothing on Windows or on file systems that cannot lock a folder."""
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:

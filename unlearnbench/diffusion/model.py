@@ -1,4 +1,4 @@
-"""A diffusion model as methods and metrics see it: predictor, noise schedule and conditioning."""
+"""The model interface that methods and metrics use: noise predictor, noise schedule and conditioning."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Condition(NamedTuple):
     states: Tensor
     """(B, D) class embeddings or (B, L, D) text states."""
     pooled: Tensor | None = None
-    """(B, D) pooled text states, where the model wants them."""
+    """(B, D) pooled text states, for models that use them."""
     extra: dict[str, Tensor] | None = None
     """Further named inputs, (B, ...)."""
     ids: Tensor | None = None
     """(B,) labels or (B, L) tokens, for losses that need positions."""
 
     def join(self, other: Condition) -> Condition:
-        """Concatenate along the batch, this one first; tokens of a side without any become -1."""
+        """Concatenate along the batch, this one first. Missing tokens of one side become -1."""
         known, pair = self.ids if self.ids is not None else other.ids, [self, other]
         if known is not None:
             row = torch.full_like(known[:1], -1)
@@ -64,10 +64,10 @@ class Batch(NamedTuple):
 
 
 class Diffusion(nn.Module, ABC):
-    """The one interface that every method is written against.
+    """The interface that every method is written against.
 
-    `alpha_bar` (T,) is the cumulative signal share; `shape` (C, H, W) is that of x_t; `clip` says whether x0 lies in
-    [-1, 1] by nature (pixels); `prediction` names what the network predicts.
+    `alpha_bar` (T,) is the cumulative product of the noise schedule's alphas; `shape` (C, H, W) is that of x_t; `clip`
+    says whether x0 lies in [-1, 1] (pixels); `prediction` names what the network predicts.
     """
 
     alpha_bar: Tensor
@@ -82,11 +82,11 @@ class Diffusion(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, y: Tensor) -> Condition:
-        """Condition for integers y, differentiable in the embedding."""
+        """Embed integers y as a condition, differentiable with respect to the embedding."""
 
     @abstractmethod
     def null(self, n: int) -> Condition:
-        """The null condition of guidance, n rows."""
+        """The null condition of classifier-free guidance, n rows."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -97,11 +97,11 @@ class Diffusion(nn.Module, ABC):
         """The trainable parts by the papers' names; "full" is the denoiser."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Decode samples to images (B, C, H, W) in about [-1, 1]; a model of pixels returns them unchanged."""
+        """Decode samples to images (B, C, H, W) in about [-1, 1]. Pixel models return them unchanged."""
         return x
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
-        """The network's raw output; y: integers, or a Condition."""
+        """The network's raw output (B, C, H, W); y are integers or a Condition."""
         return self.predict(x_t, t, y if isinstance(y, Condition) else self.embed(y))
 
     def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +110,7 @@ class Diffusion(nn.Module, ABC):
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
-        """Noise prediction (B, C, H, W), whatever the network predicts."""
+        """Noise prediction (B, C, H, W), converted from whatever the network predicts."""
         output = self(x_t, t, y)
         if self.prediction == "epsilon":
             return output
@@ -130,13 +130,15 @@ class Diffusion(nn.Module, ABC):
         return a * x0 + b * noise
 
     def noised(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Random timesteps (B,), noise and x_t like x0, from the global generator unless one is given."""
+        """Draw random timesteps (B,) and noise, and return them with x_t; uses the global generator unless one is
+        given.
+        """
         t = torch.randint(len(self.alpha_bar), (len(x0),), generator=generator, device=x0.device)
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return t, noise, self.add_noise(x0, noise, t)
 
     def condition(self, y: Tensor, drop: float, generator: torch.Generator | None = None) -> Condition:
-        """Condition for integers y, where each row becomes the null condition with probability `drop`."""
+        """Condition for integers y; each row becomes the null condition with probability `drop`."""
         condition = self.embed(y)
         if not drop:
             return condition
@@ -162,26 +164,26 @@ class Diffusion(nn.Module, ABC):
         until: int | Tensor = 0,
         hook: Hook | None = None,
     ) -> Tensor:
-        """Images (or latents) for conditions y, image b from seeds[b] alone; see `sampling.sample`."""
+        """Sample images or latents (B, C, H, W) for conditions y. Image b depends on seeds[b] only; see `sample`."""
         condition = y if isinstance(y, Condition) else self.embed(y)
         return sample(self, condition, seeds, sampler or self.sampler, start, until, hook)
 
     @torch.no_grad()
     def partway(self, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        """x_t (B, C, H, W) from the model's own sampling, each down to a random step of the sampler, and t (B,)."""
+        """Sample from the model itself, each image down to a random step; returns x_t (B, C, H, W) and t (B,)."""
         done = torch.randint(sampler.steps, y.shape[:1], device=y.device)  # steps taken before x_t
         seeds = torch.randint(2**62, y.shape[:1]).tolist()
         x_t = self.sample(y, seeds, sampler=sampler, until=sampler.steps - done)
         return x_t, self.timesteps(sampler)[done]
 
     def timesteps(self, sampler: Sampler | None = None) -> Tensor:
-        """The sampler's timesteps, downwards, (steps,)."""
+        """The sampler's timesteps (steps,), in decreasing order."""
         return torch.tensor(
             timesteps((sampler or self.sampler).steps, len(self.alpha_bar)), device=self.alpha_bar.device
         )
 
     def select(self, part: str) -> dict[str, nn.Parameter]:
-        """Named parameters of one part; `Unsupported` names the parts that this model has."""
+        """Named parameters of one part. An unknown part raises `Unsupported` with the parts that this model has."""
         parts = self.parts()
         if part not in parts:
             raise Unsupported(f"this model has no part {part!r}: it has {', '.join(sorted(parts))}")
@@ -189,12 +191,12 @@ class Diffusion(nn.Module, ABC):
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in wanted}
 
     def frozen(self) -> Diffusion:
-        """The teacher: an independent copy, with its own embedding, that is not trained."""
+        """A frozen copy of the model with its own embedding, for use as a teacher."""
         return copy.deepcopy(self).requires_grad_(False).eval()
 
 
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans, 2022) in the standard notation; methods may replace it."""
+    """Classifier-free guidance (Ho & Salimans, 2022) in the standard notation. Methods may replace it."""
 
     def start(self, n: int) -> None:
         """Called before sampling n images, to reset any state kept between steps."""
@@ -218,10 +220,10 @@ def sample(
     until: int | Tensor = 0,
     hook: Hook | None = None,
 ) -> Tensor:
-    """Run the sampler and return x (B, C, H, W), still in the model's own range.
+    """Run the sampler and return x (B, C, H, W) in the model's own range.
 
-    `start=(x_t, t)` begins at the first of the sampler's timesteps not above t. `until` (int or (B,)) is how many of
-    the last steps to skip, for each image: 0 gives x0, k gives x_t at the k-th timestep from the end.
+    `start=(x_t, t)` begins at the first of the sampler's timesteps that is not above t. `until` (int or (B,)) is the
+    number of final steps to skip, for each image: 0 gives x0, k gives x_t at the k-th timestep from the end.
     """
     every = timesteps(sampler.steps, len(model.alpha_bar))
     after = [*every[1:], -1]

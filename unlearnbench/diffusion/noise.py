@@ -1,4 +1,8 @@
-"""Gaussian noise that depends on image seed and timestep alone."""
+"""Gaussian noise that depends only on image seed and timestep.
+
+Philox is written here because torch's generators draw one stream for a whole batch, which differs between CPU and CUDA:
+image b could not be drawn again by itself, in another batch size or on another device.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +11,7 @@ import torch
 from torch import Tensor
 
 START = 1 << 20
-"""Timestep word of the noise that sampling starts from; no schedule is that long."""
+"""Timestep used for the noise that sampling starts from; no schedule is that long."""
 WORD = 0xFFFFFFFF
 
 
@@ -27,11 +31,11 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (B, *shape), float32; row b depends on (seeds[b], t) alone.
+    """Standard normal noise (B, *shape), float32. Row b depends only on (seeds[b], t).
 
-    It is the same on every device (words are integers; logarithm and cosine, in float64, may differ in the last bit),
-    so images are paired across methods, batch sizes, shards and machines. Box-Muller on the Philox words; `t` is the
-    timestep, or `START` for the noise that sampling starts from.
+    It is the same on every device (the words are integers; logarithm and cosine, in float64, may differ in the last
+    bit), so images are paired across methods, batch sizes, shards and machines. The Philox words are transformed by
+    Box-Muller; `t` is the timestep, or `START` for the noise that sampling starts from.
     """
     size = math.prod(shape)
     blocks = -(-size // 4)
@@ -40,7 +44,7 @@ def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: t
     counter = torch.zeros(len(keys), blocks, 4, dtype=torch.int64, device=device)
     counter[..., 0] = torch.arange(blocks, device=device)
     counter[..., 1] = t
-    uniform = (philox(counter, keys).double() + 0.5) / 2.0**32  # never 0, so the logarithm is finite
+    uniform = (philox(counter, keys).double() + 0.5) / 2.0**32  # never 0, so that the logarithm is finite
     radius, angle = (-2 * uniform[..., :2].log()).sqrt(), 2 * math.pi * uniform[..., 2:]
     normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1).float()
     return normal.view(len(keys), 4 * blocks)[:, :size].reshape(len(keys), *shape)

@@ -1,4 +1,4 @@
-"""DDIM sampling, guidance, and noise that depends only on image seed and timestep."""
+"""DDIM sampling."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are drawn: DDIM steps, eta (0 deterministic, 1 ancestral), guidance scale.
+    """How images are sampled: number of DDIM steps, eta (0 deterministic, 1 ancestral) and guidance scale.
 
-    `guidance` is in the standard notation, eps_null + w (eps_c - eps_null): 1 is none. Papers that write
-    (1 + w) eps_c - w eps_null mean `guidance = 1 + w`.
+    `guidance` is in the standard notation, eps_null + w (eps_c - eps_null): 1 means none. Papers that write (1 + w)
+    eps_c - w eps_null mean `guidance = 1 + w`.
     """
 
     steps: int = 20
@@ -19,7 +19,7 @@ class Sampler:
 
 
 def timesteps(steps: int, T: int) -> list[int]:
-    """`steps` timesteps from T - 1 downwards, evenly spaced ("trailing", Lin et al., WACV 2024); -1 would follow."""
+    """`steps` evenly spaced timesteps from T - 1 downwards ("trailing", Lin et al., WACV 2024); -1 would be next."""
     if not 1 <= steps <= T:
         raise ValueError(f"steps={steps} is outside 1..{T}")
     return [round(T - i * T / steps) - 1 for i in range(steps)]
@@ -30,8 +30,8 @@ def ddim_step(
 ) -> Tensor:
     """One DDIM step (Song et al., ICLR 2021, eq. 12 and 16) from alpha_bar `now` to `prev`, scalars or (B, 1, 1, 1).
 
-    Written here because diffusers' scheduler takes the stride T // steps, which is wrong unless steps divides T; equal
-    to it otherwise. With `clip`, x0 is clamped to [-1, 1] and eps recomputed from it.
+    Written here because diffusers' scheduler uses the stride T // steps, which is wrong unless steps divides T;
+    otherwise the two are equal. With `clip`, x0 is clamped to [-1, 1] and eps is recomputed from it.
     """
     x0 = (x_t - (1 - now).sqrt() * eps) / now.sqrt()
     if clip:

@@ -1,4 +1,4 @@
-"""Sampling by diffusers' own schedulers, for models whose papers use them; noise is a function of the image's seed."""
+"""Sampling with diffusers' schedulers, for models whose papers use them. The noise depends only on the image's seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCHEDULERS = {
 
 @dataclass(frozen=True)
 class Scheduled(Sampler):
-    """A `Sampler` whose steps are those of a diffusers scheduler, its timesteps spaced as the model's config says."""
+    """A `Sampler` that uses a diffusers scheduler; the model's configuration sets the spacing of timesteps."""
 
     steps: int = 50
     guidance: float = 7.5
@@ -35,14 +35,14 @@ class Scheduled(Sampler):
 
 @dataclass(frozen=True)
 class Repeating(Scheduled):
-    """A `Scheduled` that starts from the noise of papers' scripts, so that their images can be made again."""
+    """A `Scheduled` that starts from the same noise as the papers' scripts, so that their images can be reproduced."""
 
     generator: Literal["torch-cpu"] = "torch-cpu"
-    """torch's generator on the CPU, seeded for each image by itself."""
+    """The random generator: torch's on the CPU, seeded for each image separately."""
 
 
 def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
-    """The scheduler, its timesteps set; it gets noise predictions, whatever the network predicts."""
+    """Return the scheduler with its timesteps set. It takes noise predictions, whatever the network predicts."""
     import diffusers
 
     cls = getattr(diffusers, SCHEDULERS[sampler.scheduler])
@@ -52,12 +52,14 @@ def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
 
 
 def size_of(scheduler: Any, i: int) -> float:
-    """By what x_t at step i is larger than sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise: LMS works in sigma space."""
+    """Factor between the scheduler's x_t at step i and sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise: LMS uses sigma
+    space.
+    """
     return float((scheduler.sigmas[i] ** 2 + 1) ** 0.5) if type(scheduler).__name__ == SCHEDULERS["lms"] else 1.0
 
 
 def starting_noise(seeds: Sequence[int], sampler: Scheduled, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal noise (B, *shape), float32, image b a function of seeds[b] alone."""
+    """Standard normal noise (B, *shape), float32; image b depends only on seeds[b]."""
     if not isinstance(sampler, Repeating):
         return gaussian_noise(seeds, START, shape, device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -74,9 +76,9 @@ def sample(
     until: int | Tensor = 0,
     hook: Hook | None = None,
 ) -> Tensor:
-    """As `sampling.sample`: latents x (B, C, H, W), or x_t where `until` leaves steps undone.
+    """As `model.sample`: latents x (B, C, H, W), or x_t if `until` skips steps.
 
-    x_t is given and taken as sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, for schedulers in sigma space too.
+    x_t is taken and returned as sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, also for schedulers in sigma space.
     """
     scheduler = scheduler_for(config, sampler)
     every = scheduler.timesteps
@@ -87,7 +89,7 @@ def sample(
     else:
         first = next((i for i, t in enumerate(every.tolist()) if t <= start[1]), len(every))
         x = start[0].to(device) * size_of(scheduler, min(first, len(every) - 1))
-        if hasattr(scheduler, "set_begin_index"):  # DDIM keeps no count of its steps
+        if hasattr(scheduler, "set_begin_index"):  # DDIM does not count its steps
             scheduler.set_begin_index(first)
     stop = len(every) - torch.as_tensor(until, device=device).expand(len(seeds))
     null = model.null(len(seeds))

@@ -1,4 +1,4 @@
-"""Judges: fixed networks that say what an image shows, or that they cannot say."""
+"""Judges: fixed networks that classify an image, or abstain."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ ABSTAINS = -1
 
 
 class Verdict(NamedTuple):
-    """What a judge says of N images."""
+    """A judge's verdicts on N images."""
 
     probabilities: Tensor
-    """(N, K) closed-set probabilities, float32; a row of NaN where judging failed: missing, never a success."""
+    """(N, K) closed-set probabilities, float32. A row of NaN where judging failed: it counts as missing, never as a
+    success."""
     refused: Tensor
-    """(N,) bool: the judge abstains, the image is outside what it was trained on; (N, D) for each of D domains."""
+    """(N,) bool: the judge abstains, since the image is unlike its training data; (N, D) for D domains."""
 
     @property
     def missing(self) -> Tensor:
-        """(N,) bool."""
+        """(N,) bool: judging failed."""
         return self.probabilities.isnan().any(dim=1)
 
     @property
     def closed(self) -> Tensor:
-        """(N,) most probable class, whether or not the judge abstains."""
+        """(N,) most probable class, even if the judge abstains."""
         return self.probabilities.argmax(dim=1)
 
     @property
@@ -39,7 +40,7 @@ class Verdict(NamedTuple):
         return torch.where(self.refused, ABSTAINS, self.closed)
 
     def about(self, asked: Tensor, domains: Sequence[range]) -> Verdict:
-        """What was said of the domain that each asked label (N,) lies in, refused (N,); all zero for -1."""
+        """The verdict on the domain of each requested label (N,), with refused (N,); all zero for -1."""
         if len(domains) == 1:
             return self
         own = torch.stack([(asked >= domain.start) & (asked < domain.stop) for domain in domains], dim=1)
@@ -50,20 +51,22 @@ class Verdict(NamedTuple):
 
 
 class Judge(ABC):
-    """Images uint8 (N, 3, H, W) -> verdicts and features. Two judges with the same name, version and hash are one."""
+    """Maps images uint8 (N, 3, H, W) to verdicts and features. Judges with the same name, version and hash are the
+    same.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
     classes: int
-    """All labels, those of all domains together."""
+    """The labels of all domains together."""
     threshold: float
-    """Score above which the judge abstains, calibrated on a split that is not reported on."""
+    """Score above which the judge abstains, calibrated on a split that results do not use."""
     hash: str
-    """Of the weights (or of the data, for a judge without weights)."""
+    """Hash of the weights, or of the data for a judge without weights."""
 
     @property
     def domains(self) -> tuple[range, ...]:
-        """Labels that exclude one another, such as digits, and colours; one domain unless the judge says otherwise."""
+        """Groups of mutually exclusive labels, such as digits and colours; a single group by default."""
         return (range(self.classes),)
 
     @abstractmethod
@@ -76,17 +79,17 @@ class Judge(ABC):
 
 
 class Seen(NamedTuple):
-    """All that a judge has to say of some images."""
+    """A judge's complete results for some images."""
 
     verdict: Verdict
     features: Table
-    """(N, D); empty where the judge failed."""
+    """(N, D); empty if the judge failed."""
     error: str | None
     domains: tuple[range, ...]
 
 
 def look(judge: Judge, images: Tensor) -> Seen:
-    """Verdicts and features (through torch-fidelity's loop) of uint8 images (N, 3, H, W), and the first error met."""
+    """Return verdicts and features (by torch-fidelity's loop) of uint8 images (N, 3, H, W), and the first error."""
     from unlearnbench.judges.torch_fidelity import extract
 
     verdict, error = judge_all(judge, images)
@@ -98,9 +101,9 @@ def look(judge: Judge, images: Tensor) -> Seen:
 
 
 def judge_all(judge: Judge, images: Tensor, batch: int = 250) -> tuple[Verdict, str | None]:
-    """Verdicts for all images, and the first error met.
+    """Return verdicts for all images, and the first error.
 
-    A judge that fails on a batch is asked again image by image, so that only the images it fails on are missing.
+    If a judge fails on a batch, it is asked again image by image, so that only the images it fails on are missing.
     """
     parts: list[Verdict] = []
     error: str | None = None

@@ -1,4 +1,4 @@
-"""Judges of CIFAR-10: the papers' ResNet-34, with Inception's features beside it; and nearest neighbours of pixels."""
+"""Judges for CIFAR-10: the papers' ResNet-34, with Inception features, and nearest neighbours of pixels."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from unlearnbench.training import Diverged, seeded
 
 CLASSES, SIZE = 10, 224
 BATCH = 64
-"""Images that pass through a network at once, whatever a caller gives: under 2 GB at Inception's 299 pixels."""
+"""Images per forward pass, whatever the caller passes: under 2 GB at Inception's 299 pixels."""
 HEAD = 10
-"""The new layer's learning rate, as a multiple of the body's."""
+"""Learning rate of the new layer, as a multiple of the body's."""
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -38,7 +38,7 @@ HEAD = 10
 def prepared(images: Tensor, size: int = SIZE) -> Tensor:
     """uint8 (N, 3, H, W) -> float (N, 3, size, size) in [-1, 1]: torchvision's Resize, ToTensor, Normalize(0.5, 0.5).
 
-    Grey levels are rounded after resizing, since the papers' code resizes PIL images, which hold whole ones.
+    Values are rounded after resizing, since the papers' code resizes PIL images, which hold integers.
     """
     x = images.float()
     if x.shape[-2:] != (size, size):
@@ -48,21 +48,22 @@ def prepared(images: Tensor, size: int = SIZE) -> Tensor:
 
 
 def energy(logits: Tensor) -> Tensor:
-    """-logsumexp (N,) of logits (N, K): high for what is unlike the training data (Liu et al., NeurIPS 2020)."""
+    """-logsumexp (N,) of logits (N, K): high for images unlike the training data (Liu et al., NeurIPS 2020)."""
     return -logits.logsumexp(dim=1)
 
 
 def read_weights(path: Path, what: str) -> dict[str, Tensor]:
-    """Tensors of a file of safetensors, or of torch.save if it holds nothing that runs; `what` names the network."""
+    """Read tensors from safetensors, or from torch.save if the file holds no code. Errors name the network `what`."""
     if not path.is_file():
         raise UserError(f"no weights of {what} at {path}: give a file that exists; none is downloaded")
     return read_state(path)
 
 
 def read_inception(path: Path) -> tuple[nn.Module, str]:
-    """torch-fidelity's Inception, weights from its own file (weights-inception-2015-12-05-6726825d.pth); their hash.
+    """Load torch-fidelity's Inception from its weights file (weights-inception-2015-12-05-6726825d.pth); return it and
+    its hash.
 
-    torch-fidelity would unpickle the file whatever it holds: it is given what was read here instead.
+    torch-fidelity would unpickle any file, so it is given the tensors that were read here instead.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
@@ -76,7 +77,7 @@ def read_inception(path: Path) -> tuple[nn.Module, str]:
 
 @contextmanager
 def _fits(otherwise: str) -> Iterator[None]:
-    """Weights of another network are the user's error, said in one line."""
+    """Turn the error for weights of another network into one line for the user."""
     try:
         yield
     except RuntimeError as error:
@@ -94,10 +95,10 @@ def _resnet(state: Mapping[str, Tensor]) -> Any:
 
 
 class ResNetJudge(Judge):
-    """ResNet-34 of the CIFAR-10 papers (SalUn, EraseDiff); it abstains where the energy score is above `threshold`.
+    """ResNet-34 of the CIFAR-10 papers (SalUn, EraseDiff). It abstains if the energy score is above `threshold`.
 
-    Features are Inception's, which the papers' FID looks at, where `inception` names a file of torch-fidelity's
-    weights; else the network's own.
+    If `inception` names a file of torch-fidelity's weights, features are Inception's, which the papers' FID uses;
+    otherwise the network's own.
     """
 
     name, version, classes = "cifar10-resnet34", "1", CLASSES
@@ -112,7 +113,7 @@ class ResNetJudge(Judge):
     ):
         self.device, self.size, self.hash = device, size, hash
         if "threshold" not in state:
-            raise UserError("these weights of the ResNet-34 have no threshold: make them anew")
+            raise UserError("these weights of the ResNet-34 have no threshold: train them again")
         self.threshold = float(state["threshold"])
         self.body = _resnet({name: value for name, value in state.items() if name != "threshold"}).to(device).eval()
         self.head, self.body.fc = self.body.fc, nn.Identity()
@@ -123,21 +124,21 @@ class ResNetJudge(Judge):
 
     @property
     def has_logits(self) -> bool:
-        """Whether there is an Inception, whose logits the Inception Score is made of."""
+        """Whether there is an Inception network, whose logits the Inception Score needs."""
         return self.inception is not None
 
     @torch.inference_mode()
     def _over(self, rows: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        """A network's output on the CPU, float32, for rows that go to the device in batches."""
+        """Run a network on rows in batches; returns its output on the CPU in float32."""
         with exact():
             return torch.cat([network(some.to(self.device)).float().cpu() for some in rows.split(BATCH)])
 
     def scores(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of uint8 images."""
+        """Logits (N, 10) of uint8 images (N, 3, H, W)."""
         return self._over(images, lambda x: self.head(self.body(prepared(x, self.size))))
 
     def __call__(self, images: Tensor) -> Verdict:
-        """Judge uint8 images (N, 3, H, W), CIFAR's own being of 32 pixels."""
+        """Judge uint8 images (N, 3, H, W); CIFAR's own have 32 pixels."""
         scores = self.scores(images)
         return Verdict(scores.softmax(dim=1), energy(scores) > self.threshold)
 
@@ -148,11 +149,11 @@ class ResNetJudge(Judge):
         return self._over(images, lambda x: self.body(prepared(x, self.size)))
 
     def logits(self, images: Tensor) -> Tensor:
-        """Inception's logits without the bias (N, 1008), torch-fidelity's "logits_unbiased"."""
+        """Inception's logits without bias (N, 1008), torch-fidelity's "logits_unbiased"."""
         return self.logits_from(self.features(images))
 
     def logits_from(self, features: Tensor) -> Tensor:
-        """The same from Inception's features (N, 2048), so that no image passes through it twice."""
+        """The same logits from Inception's features (N, 2048), which saves a second forward pass."""
         if not self.has_logits:
             raise UserError(f"{self.name} has no logits without the weights of Inception: give their file")
         return self._over(features, lambda x: x.mm(self.inception.fc.weight.T))
@@ -172,10 +173,11 @@ def train_resnet(
     batch: int = 128,
     lr: float = 1e-5,
 ) -> dict[str, Tensor]:
-    """State of a `ResNetJudge`, by the papers' recipe: all layers by Adam, the new head at ten times `lr`, flips.
+    """Train a `ResNetJudge` by the papers' recipe and return its state: Adam on all layers, the new head at ten times
+    `lr`, flips.
 
-    `start` is torchvision's state of a ResNet-34 on ImageNet (resnet34-b627a593.pth); without it weights are random.
-    The threshold comes from the calibration images: it refuses `REFUSED_SHARE` of them.
+    `start` is torchvision's state of a ResNet-34 on ImageNet (resnet34-b627a593.pth); without it the weights start
+    random. The threshold is set on the calibration images so that it refuses `REFUSED_SHARE` of them.
     """
     generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
     with seeded(seed_of("judge", seed) >> 1):
@@ -202,7 +204,7 @@ def train_resnet(
 
 
 def started(start: Mapping[str, Tensor] | None) -> Any:
-    """The network before training: `start` with a new head, Xavier's."""
+    """The network before training: `start` with a new head, initialised by Xavier's method."""
     from torchvision.models import resnet34
 
     net = resnet34(weights=None, num_classes=CLASSES)
@@ -221,7 +223,7 @@ def _shuffled(n: int, epochs: int, batch: int, generator: torch.Generator) -> It
 
 
 def _parts(images: Images, rows: np.ndarray | None = None) -> Iterator[Tensor]:
-    """Images uint8, all or those of these rows, a few at a time: they are mapped, and the whole is never held."""
+    """Yield uint8 images, all or these rows, a few at a time: they are memory-mapped and never held as a whole."""
     rows = np.arange(len(images.y)) if rows is None else rows
     for first in range(0, len(rows), 4 * BATCH):
         yield torch.from_numpy(np.array(images.x[rows[first : first + 4 * BATCH]]))
@@ -231,9 +233,10 @@ def _parts(images: Images, rows: np.ndarray | None = None) -> Iterator[Tensor]:
 
 
 class PixelNeighbours(NeighbourJudge):
-    """Nearest neighbours among a few real images by 8x8 cells of pixels, for the "smoke" protocol: nothing is trained.
+    """Nearest neighbours among a few real images by 8x8 cells of pixels, for the "smoke" protocol; needs no training.
 
-    Images are compared by the mean and the spread within each cell; by means alone, noise is but a grey image.
+    Images are compared by mean and standard deviation within each cell; by means alone, noise would look like a grey
+    image.
     """
 
     name, version, classes, most = "cifar10-neighbours", "1", CLASSES, 2000
@@ -267,7 +270,7 @@ class PixelNeighbours(NeighbourJudge):
 
 
 def compared(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) -> means of 8x8 cells (N, 192), then standard deviations: (N, 384), of pixels in [-1, 1]."""
+    """uint8 (N, 3, H, W) -> means, then standard deviations of 8x8 cells: (N, 384), of pixels in [-1, 1]."""
     x = images.float() / 127.5 - 1
     mean, square = (F.adaptive_avg_pool2d(value, 8).flatten(1) for value in (x, x.square()))
     return torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt()], dim=1)

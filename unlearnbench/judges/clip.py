@@ -1,4 +1,4 @@
-"""CLIP, by open_clip, from a folder in the hub's layout: scores of prompts, and a judge of artists."""
+"""CLIP from a folder in the hub's layout (open_clip): scores of prompts, and a judge of artists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 class Clip:
-    """Image and text encoder of a folder with `CONFIG` and `WEIGHTS`; nothing is downloaded."""
+    """Image and text encoder from a folder with `CONFIG` and `WEIGHTS`. Nothing is downloaded."""
 
     def __init__(self, folder: Path, device: str):
         import open_clip
@@ -48,7 +48,7 @@ class Clip:
 
     @torch.inference_mode()
     def images(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, D) of uint8 images (N, 3, H, W), by open_clip's own pre-processing of PIL images."""
+        """Unit vectors (N, D) of uint8 images (N, 3, H, W), with open_clip's own pre-processing of PIL images."""
         from PIL import Image
 
         pictures = [self._transform(Image.fromarray(each.permute(1, 2, 0).numpy())) for each in images]
@@ -78,9 +78,10 @@ class ClipScore(Witness):
 
 
 class ClipJudge(Featured):
-    """Zero-shot (Radford et al., ICML 2021): the artist whose words are nearest; none where `OTHERS` are nearer.
+    """Zero-shot classifier (Radford et al., ICML 2021): the artist with the nearest words; it abstains if `OTHERS` are
+    nearer.
 
-    Probabilities over the artists are the softmax of 100 cosines, over them alone.
+    Probabilities are the softmax of 100 cosines over the artists only.
     """
 
     name, version, costly = "clip-artists", "1", False

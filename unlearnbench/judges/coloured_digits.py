@@ -1,4 +1,4 @@
-"""Two judges of coloured digits, each with a domain of digits and one of colours: a network, and nearest neighbours."""
+"""Two judges of coloured digits, a network and nearest neighbours. Each judges digits and colours as two domains."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def scaled(images: Tensor) -> Tensor:
 
 
 def painted(grey: Tensor, rgb: Tensor) -> Tensor:
-    """Grey digits (N, 1, H, W) in [-1, 1], black ground, in colours (N, 3) of [0, 1] -> (N, 3, H, W) in [-1, 1]."""
+    """Paint grey digits (N, 1, H, W) in [-1, 1] on black in colours (N, 3) in [0, 1] -> (N, 3, H, W) in [-1, 1]."""
     return (grey + 1) * rgb[:, :, None, None] - 1
 
 
 def enlarged(x: Tensor) -> Tensor:
-    """(N, 1, 8, 8) -> (N, 1, 16, 16)."""
+    """Enlarge (N, 1, 8, 8) to (N, 1, 16, 16)."""
     return F.interpolate(x, size=SIZE, mode="bilinear", align_corners=False)
 
 
 class _Net(nn.Module):
-    """Four convolutions and a feature layer; each head has one class more, "none of these"."""
+    """Four convolutions and a feature layer; each head has one extra class, "none of these"."""
 
     def __init__(self, width: int = 32, features: int = 32):
         super().__init__()
@@ -60,7 +60,7 @@ class _Net(nn.Module):
 
 
 class ColouredDigits(Judge):
-    """Convolutional judge of digit and colour, trained with outlier exposure, that may abstain on each by itself.
+    """Convolutional judge of digit and colour, trained with outlier exposure, that may abstain on each separately.
 
     A score is the log-odds of "none of these" against the best class of a domain; `threshold` is that of digits.
     """
@@ -83,14 +83,15 @@ class ColouredDigits(Judge):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel wants it."""
+        """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel expects."""
         return self.net(scaled(images))[2] / self.scale
 
 
 def outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Images that show no digit, no colour or neither, made from grey digits (N, 1, 16, 16); with both labels.
+    """Make images that show no digit, no colour or neither from grey digits (N, 1, 16, 16); returns them with both
+    labels.
 
-    -1 stands for "whatever": shuffled pixels and blobs keep a colour that is nothing to be learnt from.
+    -1 means "any label": shuffled pixels and blobs keep a colour that should not be learnt.
     """
     n, palette = len(grey), torch.tensor(list(PALETTE.values()))
 
@@ -121,7 +122,7 @@ def outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
         painted(grey, (1 - mix) * one + mix * other),
         painted(grey, white),
     ]
-    nothing, digits_too = 5, 7  # the first kinds show nothing at all, the last ones a digit of no palette colour
+    nothing, digits_too = 5, 7  # the first kinds show nothing, the last ones a digit in a colour outside the palette
     choice = torch.randint(len(kinds), (n,), generator=generator)
     images = torch.stack(kinds)[choice, torch.arange(n)].clamp(-1, 1)
     digit_label = torch.where(choice < digits_too, DIGITS, -1)
@@ -130,7 +131,9 @@ def outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
 
 
 def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, size: int = 96) -> dict[str, Tensor]:
-    """State of a `ColouredDigits`; x0 are grey digits (N, 1, 8, 8). Thresholds come from the calibration split."""
+    """Train a `ColouredDigits` on grey digits x0 (N, 1, 8, 8) and return its state; thresholds come from the
+    calibration split.
+    """
     palette = torch.tensor(list(PALETTE.values()))
     with seeded(seed_of("judge", seed) >> 1):
         generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
@@ -163,16 +166,16 @@ def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, 
 
 
 def every_colour(x0: Tensor) -> Tensor:
-    """Grey digits (N, 1, 8, 8) enlarged, in each colour of the palette in turn: (6 N, 3, 16, 16)."""
+    """Enlarge grey digits (N, 1, 8, 8) and paint each in every colour of the palette: (6 N, 3, 16, 16)."""
     grey = enlarged(x0)
     return torch.cat([painted(grey, torch.tensor(rgb).expand(len(grey), 3)) for rgb in PALETTE.values()])
 
 
 class ColouredNeighbours(Judge):
-    """Nearest neighbours among real digits by shape, nearest palette colour by hue; for choosing hyper-parameters.
+    """Nearest neighbours among real digits by shape and nearest palette colour by hue; for choosing hyper-parameters.
 
-    Shape is the brightest channel at 8x8; the hue is the bright pixels' mean colour, refused where it lies further than
-    `tolerance` from every palette colour.
+    Shape is the brightest channel at 8x8. The hue is the mean colour of the bright pixels; the judge abstains if it is
+    further than `tolerance` from every palette colour.
     """
 
     name, version, classes, domains, tolerance = "coloured-digits-neighbours", "1", DIGITS + COLOURS, DOMAINS, 0.35

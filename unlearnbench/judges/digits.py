@@ -1,4 +1,4 @@
-"""Two judges of the UCI digits: a convolutional network, and nearest neighbours for selection."""
+"""Two judges of the UCI digits: a convolutional network, and nearest neighbours for choosing hyper-parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
 REFUSED_SHARE = 0.005
-"""The threshold is the quantile of calibration scores that leaves this share of real digits above it, interpolated."""
+"""The threshold is the interpolated quantile of calibration scores that leaves this share of real digits above it."""
 
 
 def grey(images: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ class _Net(nn.Module):
 
 
 class CnnJudge(Judge):
-    """Convolutional judge trained with outlier exposure (Hendrycks et al., ICLR 2019): it abstains on what is no digit.
+    """Convolutional judge trained with outlier exposure (Hendrycks et al., ICLR 2019); it abstains on images that show
+    no digit.
 
     The score is the log-odds of "no digit" against the best class; above `threshold` the judge abstains.
     """
@@ -73,7 +74,7 @@ class CnnJudge(Judge):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel wants it."""
+        """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel expects."""
         return self.net(grey(images))[1] / self.scale
 
 
@@ -83,9 +84,10 @@ def score(logits: Tensor) -> Tensor:
 
 
 def outliers(x: Tensor, generator: torch.Generator) -> Tensor:
-    """As many images that are no digit as x (N, 1, 8, 8) has: noise, shuffled, drowned, inverted digits, blots, grey.
+    """Make as many images without a digit as x (N, 1, 8, 8) has: noise, shuffled, noisy and inverted digits, blots,
+    grey.
 
-    Blends of two digits are left out: they are too like badly written ones, and teach the judge to refuse those.
+    Blends of two digits are left out: they resemble badly written digits and would teach the judge to refuse those.
     """
     n = len(x)
 
@@ -110,7 +112,7 @@ def outliers(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def warped(x: Tensor, generator: torch.Generator) -> Tensor:
-    """x (N, 1, 8, 8) turned, scaled, sheared and shifted a little, each image for itself."""
+    """Rotate, scale, shear and shift each image of x (N, 1, 8, 8) a little, independently."""
 
     def within(bound: float) -> Tensor:
         return (torch.rand(len(x), generator=generator) * 2 - 1) * bound
@@ -125,7 +127,7 @@ def warped(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train_cnn(train: Batch, calibration: Batch, seed: int, steps: int = 2000, size: int = 96) -> dict[str, Tensor]:
-    """State of a `CnnJudge`: trained on one split, its threshold calibrated on another."""
+    """Train a `CnnJudge` on one split, calibrate its threshold on another, and return its state."""
     with seeded(seed_of("judge", seed) >> 1):
         generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
         net = _Net().train()
@@ -150,7 +152,8 @@ def train_cnn(train: Batch, calibration: Batch, seed: int, steps: int = 2000, si
 
 
 class NeighbourJudge(Judge):
-    """Nearest neighbours among real digits in pixel space, for choosing hyper-parameters apart from what is reported.
+    """Nearest neighbours among real digits in pixel space, for choosing hyper-parameters independently of the reported
+    judge.
 
     Class probabilities are distance-weighted votes of the 5 nearest; the score is their mean distance.
     """

@@ -17,13 +17,14 @@ from unlearnbench.judges.cifar import BATCH, read_weights
 from unlearnbench.judges.inception import Extractor, Featured
 
 PLACES = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
-"""Of Imagenette's classes among ImageNet's thousand, in Imagenette's order."""
+"""Indices of Imagenette's classes among ImageNet's thousand, in Imagenette's order."""
 
 
 class ResNet50(Featured):
     """torchvision's ResNet-50 with its second weights, the papers' `ResNet50_Weights.DEFAULT`.
 
-    Closed-set probabilities are over the ten; it abstains where the most probable of all thousand is none of them.
+    Closed-set probabilities are over the ten classes; it abstains if the most probable of all thousand is not one of
+    them.
     """
 
     name, version, threshold, costly = "imagenet-resnet50", "2", 0.0, True

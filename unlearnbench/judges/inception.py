@@ -1,4 +1,4 @@
-"""Features of large images, for judges that have none of their own: Inception's, or pixels where nothing is at hand."""
+"""Image features for judges without features of their own: Inception's, or pixels without its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIXELS = "0" * 64
 
 
 class Extractor:
-    """Inception of torch-fidelity's weights in a file; without a file the means of 8x8 cells of pixels."""
+    """torch-fidelity's Inception from a weights file; without a file, the means of 8x8 cells of pixels."""
 
     def __init__(self, weights: Path | None, device: str):
         self.device, self.hash = device, PIXELS
@@ -27,7 +27,7 @@ class Extractor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 2048), or (N, 192), of uint8 images (N, 3, H, W), on the CPU in float32."""
+        """Features (N, 2048), or (N, 192) without Inception, of uint8 images (N, 3, H, W), on the CPU in float32."""
         if self.net is None:
             return compared(images)[:, :192]
         with exact():
@@ -35,22 +35,22 @@ class Extractor:
 
 
 class Featured(Judge):
-    """A judge with another network's features."""
+    """A judge that uses another network's features."""
 
     extractor: Extractor
 
     @property
     def has_logits(self) -> bool:
-        """Whether there is an Inception, whose logits the Inception Score is made of."""
+        """Whether there is an Inception network, whose logits the Inception Score needs."""
         return self.extractor.net is not None
 
     def features(self, images: Tensor) -> Tensor:
-        """The extractor's (N, D)."""
+        """The extractor's features (N, D)."""
         return self.extractor(images)
 
     @torch.inference_mode()
     def logits_from(self, features: Tensor) -> Tensor:
-        """Inception's logits without the bias (N, 1008), from its features."""
+        """Inception's logits without bias (N, 1008), from its features."""
         weight: Any = self.extractor.net
         with exact():
             return features.mm(weight.fc.weight.T.cpu())

@@ -1,4 +1,4 @@
-"""Witnesses: networks that say numbers of an image beside the judge's verdict, such as detections or a CLIP score."""
+"""Witnesses: networks that score images in addition to the judge, such as detectors or CLIP."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from unlearnbench.errors import one_line
 
 
 class Witness(ABC):
-    """Images and their prompts -> numbers (N, C). Two with the same name, version, hash, threshold, columns and `about`
-    are one."""
+    """Maps images and their prompts to numbers (N, C). Witnesses with equal attributes (name, version, hash, threshold,
+    columns, `about`) are the same.
+    """
 
     name: str
     version: str
     threshold: float
-    """Above it something is counted as seen; NaN where nothing is counted."""
+    """Scores above it count as a detection; NaN if nothing is counted."""
     hash: str
-    """Of the weights."""
+    """Hash of the weights."""
     columns: tuple[str, ...]
-    """What its numbers are."""
+    """Names of its numbers."""
     about: tuple[str, ...] = ()
-    """What else they depend on."""
+    """Other settings that its numbers depend on."""
     groups: ClassVar[frozenset[str]]
-    """The groups of samples that it looks at."""
+    """The groups of samples that it scores."""
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -35,14 +36,14 @@ class Witness(ABC):
 
 
 class Testimony(NamedTuple):
-    """What a witness says of all samples."""
+    """A witness's values for all samples."""
 
     values: Tensor
-    """(N, C); NaN where it did not look, or failed."""
+    """(N, C); NaN where it was not asked or failed."""
     columns: tuple[str, ...]
     threshold: float
     error: str | None
-    """The first that was met."""
+    """The first error."""
 
     def of(self, column: str, index: Tensor) -> Tensor:
         """One column (n,) for samples by index."""
@@ -50,9 +51,9 @@ class Testimony(NamedTuple):
 
 
 def asked(witness: Witness, images: Tensor, prompts: Sequence[str], batch: int = 50) -> tuple[Tensor, str | None]:
-    """Numbers for all images, and the first error met; asked again image by image where it fails on a batch.
+    """Return numbers for all images, and the first error. If a batch fails, it is retried image by image.
 
-    A row is NaN where it failed: missing, never a success.
+    A row is NaN where the witness failed: it counts as missing, never as a success.
     """
     rows: list[Tensor] = []
     error: str | None = None

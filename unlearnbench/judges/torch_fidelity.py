@@ -1,4 +1,4 @@
-"""A judge as a feature extractor of torch-fidelity, under the judge's own name."""
+"""Register a judge as a feature extractor of torch-fidelity, under the judge's own name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAYER = "judge"
 
 
 class Images(Dataset):
-    """uint8 images (N, 3, H, W) as torch-fidelity reads them: one tensor an item."""
+    """uint8 images (N, 3, H, W) as torch-fidelity reads them: one tensor per item."""
 
     def __init__(self, images: Tensor):
         self.images = images
@@ -26,7 +26,7 @@ class Images(Dataset):
 
 
 def register(judge: Judge) -> str:
-    """Register the judge's features with torch-fidelity; returns the name for `feature_extractor=`."""
+    """Register the judge's features with torch-fidelity. Returns the name for `feature_extractor=`."""
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
     from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
@@ -50,7 +50,7 @@ def register(judge: Judge) -> str:
             return (judge.features(images.cpu()),)
 
     name = f"{judge.name}-{judge.hash[:12]}"
-    FEATURE_EXTRACTORS_REGISTRY[name] = Extractor  # written to directly: registering twice must not fail
+    FEATURE_EXTRACTORS_REGISTRY[name] = Extractor  # written directly, since registering twice must not fail
     return name
 
 

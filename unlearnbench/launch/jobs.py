@@ -55,6 +55,8 @@ class Work(FrozenPart):
     """What one worker does, whatever launches it."""
 
     id: Name
+    kind: str = "unlearnbench.launch.jobs:Job"
+    """Its class, as module:name, for the worker that reads it."""
     step: Name
     needs: tuple[Name, ...] = ()
     """Ids of the jobs that must be done before."""

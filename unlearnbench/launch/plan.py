@@ -11,7 +11,7 @@ from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import Damaged
 from unlearnbench.launch.driver import Backend, Left, Shown, drive
 from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
-from unlearnbench.launch.journal import Ledger, sole_driver
+from unlearnbench.launch.journal import Journal, sole_driver
 from unlearnbench.launch.options import Where
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.schema import Record, read
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     from unlearnbench.pipeline.cell import Cell
 
 
-def backend(where: Where, ledger: Ledger, store: Store, results: Path, count: int) -> Backend:
+def backend(where: Where, journal: Journal, store: Store, results: Path, count: int) -> Backend:
     """The launcher, begun, for so many jobs."""
     if where.launcher == "ray":
         from unlearnbench.launch.ray import Ray
 
-        return Ray(ledger, store, results, where.threads, where.gpus, where.jobs)
+        return Ray(journal, store, results, where.threads, where.gpus, where.jobs)
     if where.launcher == "slurm":
         from unlearnbench.launch.slurm import Slurm
 
-        return Slurm(ledger, store, results, where)
+        return Slurm(journal, store, results, where)
     from unlearnbench.launch.local import Local, cards
 
     jobs = where.jobs or 1
     gpus = cards(jobs) if where.gpus else [""] * jobs
-    return Local(gpus[:count], where.threads, ledger, store, results)
+    return Local(gpus[:count], where.threads, journal, store, results)
 
 
 def launched(
@@ -44,10 +44,10 @@ def launched(
     """Do what is to do of these jobs; how they ended."""
     store = Store(store.root.resolve())
     with sole_driver(results):
-        ledger = Ledger.begun(store, results, where.launcher, every, todo)
+        journal = Journal.begun(store, results, where.launcher, every, todo)
         if not todo:
             return Left({}, ())
-        return drive(todo, backend(where, ledger, store, results.resolve(), len(todo)), ledger, shown)
+        return drive(todo, backend(where, journal, store, results.resolve(), len(todo)), journal, shown)
 
 
 def cells_launched(

@@ -1,1 +1,1 @@
-"""Adapters from networks to `Diffusion`."""
+"""Models: existing networks behind the `Diffusion` interface."""

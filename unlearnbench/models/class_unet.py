@@ -9,11 +9,11 @@ from unlearnbench.diffusion.model import Condition, Diffusion
 
 
 class ClassUNet(Diffusion):
-    """`UNet2DModel` with the class embedding as a module of its own and one extra row for the null class.
+    """`UNet2DModel` whose class embedding is a separate module with one extra row for the null class.
 
-    The embedding feeds `class_embed_type="identity"`, so that attacks and edits reach it by gradient.
-    "full" is the network with its embedding, as the class-conditional papers train it; "unet" and "embedding" are
-    its two halves.
+    The embedding is passed through `class_embed_type="identity"`, so that gradients reach it for attacks and edits.
+    Parts: "full" is the network with its embedding, which class-conditional papers train; "unet" and "embedding" are
+    its halves.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class ClassUNet(Diffusion):
             class_embed_type="identity",
         )
         self.embedding = nn.Embedding(classes + 1, 4 * widths[0])
-        self.to(memory_format=torch.channels_last)  # a tenth faster on CPU, the same values
+        self.to(memory_format=torch.channels_last)  # 10 % faster on CPU with the same values
 
     def embed(self, y: Tensor) -> Condition:
-        """Rows of the embedding (B, D)."""
+        """Rows of the embedding (B, D) for labels y (B,)."""
         return Condition(self.embedding(y), ids=y)
 
     def null(self, n: int) -> Condition:
-        """The extra row, n times."""
+        """The extra row, repeated n times."""
         return self.embed(torch.full((n,), self.classes, device=self.alpha_bar.device))
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a model folder's configuration files say, as far as training and sampling can depend on it."""
+"""Read a model folder's configuration files, as far as training and sampling can depend on them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 
 FOLDERS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "class_embedding")
-"""Parts of a diffusers folder that this package loads; safety checkers and image processors are not among them."""
+"""Parts of a diffusers folder that this package loads; it loads no safety checkers or image processors."""
 LEFT_OUT = {
     "_diffusers_version": "the version of the library that wrote the file",
     "transformers_version": "the version of the library that wrote the file",
     "_name_or_path": "where the file was copied from",
     "_commit_hash": "where the file was copied from",
 }
-"""Fields that no result depends on, each with the reason."""
+"""Fields that no result depends on, with the reason for each."""
 
 
 def configuration(folder: Path) -> dict[str, str]:
-    """File below a diffusers folder -> hash of what it says: model_index.json, and .json and .txt files of its parts.
+    """Map each configuration file of a diffusers folder to a hash of its content: model_index.json, and its parts'
+    .json and .txt.
 
-    Layout and the order of keys do not count, nor do the fields of `LEFT_OUT`.
+    Layout, the order of keys and the fields in `LEFT_OUT` do not count.
     """
     files = [folder / "model_index.json", *(path for part in FOLDERS for path in (folder / part).glob("*"))]
     kept = [path for path in files if path.suffix in (".json", ".txt") and path.is_file()]
-    kept = [path for path in kept if not path.name.endswith(".index.json")]  # where weights lie, not what they are
+    kept = [path for path in kept if not path.name.endswith(".index.json")]  # where weights are, not what they are
     return {path.relative_to(folder).as_posix(): _hash(path) for path in sorted(kept)}
 
 

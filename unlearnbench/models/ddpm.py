@@ -1,4 +1,4 @@
-"""The class-conditional DDPM on CIFAR-10 that SA, SalUn, EraseDiff and SFRon share, over diffusers' `UNet2DModel`."""
+"""The class-conditional DDPM on CIFAR-10 of SA, SalUn, EraseDiff and SFRon, built on diffusers' `UNet2DModel`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BETAS = (1e-4, 0.02)
 
 
 class _Time(nn.Module):
-    """Sinusoids (B, W) -> the time's half of the joint embedding (B, 8 W); the class's half is zero here.
+    """Map sinusoids (B, W) to the time's half of the joint embedding (B, 8 W); the class's half is zero here.
 
-    In place of diffusers' own, which would be twice as wide, half of it zeros that training could fill.
+    diffusers' own module would be twice as wide, with zeros in one half that training could change.
     """
 
     def __init__(self, width: int):
@@ -28,16 +28,18 @@ class _Time(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, 4 * width)
 
     def forward(self, sinusoids: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Two layers, then room for the class."""
+        """Two layers, then zeros for the class."""
         half = self.linear_2(F.silu(self.linear_1(sinusoids)))
         return F.pad(half, (0, half.shape[1]))
 
 
 class ConditionalDDPM(Diffusion):
-    """Heng & Soh's U-Net (NeurIPS 2023): time and class embeddings side by side, 38,632,323 parameters at width 128.
+    """The U-Net of Heng & Soh (NeurIPS 2023) with concatenated time and class embeddings; 38,632,323 parameters at
+    width 128.
 
-    y are classes (B,); `null_classes_emb` stands for none. x0 is in [-1, 1], noise is predicted, betas are linear from
-    1e-4 to 0.02. "full" is all of it, as those papers train it; "unet" and "embedding" are its halves.
+    y are classes (B,); `null_classes_emb` is the null class. x0 is in [-1, 1], the network predicts noise, and betas
+    are linear from 1e-4 to 0.02. Parts: "full" is everything, which those papers train; "unet" and "embedding" are its
+    halves.
     """
 
     def __init__(self, classes: int = 10, size: int = 32, width: int = WIDTH, dropout: float = 0.1):
@@ -70,19 +72,19 @@ class ConditionalDDPM(Diffusion):
         self.classes_emb = nn.Embedding(classes, width)
         self.null_classes_emb = nn.Parameter(torch.randn(width))
         self.cemb = nn.ModuleList([nn.Linear(width, 4 * width), nn.Linear(4 * width, 4 * width)])
-        self.to(memory_format=torch.channels_last)  # for GPUs in bf16; the same values
+        self.to(memory_format=torch.channels_last)  # faster on GPUs in bf16, with the same values
 
     def embed(self, y: Tensor) -> Condition:
-        """Rows of the class table (B, W)."""
+        """Rows of the class table (B, W) for labels y (B,)."""
         return Condition(self.classes_emb(y), ids=y)
 
     def null(self, n: int) -> Condition:
-        """The row for no class, n times; its label is one past the last."""
+        """The null class's row, repeated n times; its label is one past the last."""
         ids = torch.full((n,), self.classes, device=self.alpha_bar.device)
         return Condition(self.null_classes_emb.expand(n, -1), ids=ids)
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Noise (B, 3, H, W)."""
+        """Noise prediction (B, 3, H, W)."""
         half = self.cemb[1](F.silu(self.cemb[0](condition.states)))
         x_t = x_t.contiguous(memory_format=torch.channels_last)
         return self.unet(x_t, t, class_labels=F.pad(half, (half.shape[1], 0)), return_dict=False)[0]
@@ -119,7 +121,7 @@ WITHIN = (
 
 
 def renamed(key: str) -> str:
-    """A tensor's name in their files as this model has it; levels of the upward path are counted from the other end."""
+    """Translate a tensor's name from the papers' files. Levels of the upward path are counted from the other end."""
     key = key.removeprefix("module.")
 
     def upward(match: re.Match[str]) -> str:
@@ -133,7 +135,7 @@ def renamed(key: str) -> str:
 
 
 def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their state dictionary as this model's; attention's 1x1 convolutions become linear layers."""
+    """Convert the papers' state dictionary; the 1x1 convolutions of attention become linear layers."""
     result = {renamed(key): value for key, value in state.items()}
     return {
         key: value[:, :, 0, 0] if ".attentions." in key and value.dim() == 4 else value for key, value in result.items()
@@ -141,7 +143,7 @@ def converted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_converted(model: ConditionalDDPM, state: Mapping[str, Tensor], where: str) -> None:
-    """Put their weights into the model; says which keys do not fit, and changes nothing then."""
+    """Load the papers' weights into the model. If keys do not fit, they are named and nothing is changed."""
     own, given = model.state_dict(), converted(state)
     strange, missing = sorted(set(given) - set(own)), sorted(set(own) - set(given))
     wrong = [key for key in given if key in own and given[key].shape != own[key].shape]

@@ -1,4 +1,4 @@
-"""Checkpoints of the papers' CIFAR-10 code: a pickled list of states, raw weights first and their running mean last."""
+"""Checkpoints of the papers' CIFAR-10 code: a pickled list of states, raw weights first and their average last."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Which = Literal["raw", "ema"]
 
 
 def read_pth(path: Path, which: Which) -> dict[str, Tensor]:
-    """The raw weights, or their exponential moving average, of `torch.save([model, optimiser, step, ema])`.
+    """Read the raw weights or their exponential moving average from `torch.save([model, optimiser, step, ema])`.
 
-    SalUn's unlearned files have three entries and no average, which is said. A file that could run code is refused.
+    SalUn's unlearned files have three entries and no average; the error says so. Files that could run code are refused.
     """
     states = _opened(path)
     if not isinstance(states, (list, tuple)) or not states or not _is_state(states[0]):
@@ -47,7 +47,7 @@ def _opened(path: Path) -> Any:
         raise UserError(
             f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
         ) from error
-    except Exception as error:  # a damaged file fails in any way there is
+    except Exception as error:  # a damaged file can raise any error
         raise UserError(
             f"{path} cannot be loaded ({one_line(error)[:160]}): it is damaged, or no file of torch.save"
         ) from error

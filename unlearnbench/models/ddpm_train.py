@@ -1,4 +1,4 @@
-"""Train the CIFAR-10 network from scratch: resumable at any step, since each step draws from its own seed."""
+"""Train the CIFAR-10 network from scratch. Every step has its own seed, so training can resume at any step."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from unlearnbench.reporting import tell, track
 from unlearnbench.training import Diverged, seeded
 
 STEPS, BATCH, RATE, EMA, DROP, CLIP = 200_000, 512, 2e-4, 0.9999, 0.1, 1.0
-"""EraseDiff's: as many images as the 800,000 batches of 128 that SA and SalUn train on."""
+"""EraseDiff's recipe; it uses as many images as the 800,000 batches of 128 of SA and SalUn."""
 RECIPE = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP, "clip": CLIP}
 PAYS = 5000
-"""Steps from which on compiling, of a minute or two, is paid for."""
+"""Number of steps from which compiling, which takes a minute or two, saves time."""
 KEPT_EVERY = 1000
-"""Steps after which the state is written; on Ctrl-C it is written at once."""
+"""Steps between saved states; Ctrl-C saves at once."""
 
 
 class Pictures(NamedTuple):
-    """Some rows of a mapped set of images."""
+    """Some rows of a memory-mapped set of images."""
 
     images: Images
     rows: np.ndarray
 
     def batch(self, index: Tensor, generator: torch.Generator, device: str) -> Batch:
-        """Images in [-1, 1], half of them mirrored, and classes, for indices into the rows."""
+        """Images in [-1, 1], half of them mirrored, and their classes, for indices of rows."""
         rows = self.rows[index.numpy()]
         x = torch.from_numpy(self.images.x[rows]).float() / 127.5 - 1
         mirrored = torch.rand(len(x), generator=generator) < 0.5
@@ -45,17 +45,17 @@ class Pictures(NamedTuple):
 
 
 Drawn = tuple[Batch, Tensor, Tensor, Tensor]
-"""Batch, timesteps, noise and which classes are shown."""
+"""Batch, timesteps, noise, and which rows keep their class."""
 
 
 def antithetic(n: int, T: int, generator: torch.Generator) -> Tensor:
-    """Timesteps (n,): half of them drawn, the others T - 1 less these, as the papers' code does."""
+    """Timesteps (n,): half of them random, the others T - 1 minus these, as in the papers' code."""
     half = torch.randint(T, (n // 2 + 1,), generator=generator)
     return torch.cat([half, T - 1 - half])[:n]
 
 
 def drawn(pictures: Pictures, step: int, size: int, seed: int, T: int, device: str) -> Drawn:
-    """Batch, timesteps, noise and which classes are shown (rather than none) of one step, from its number alone."""
+    """Batch, timesteps, noise and which rows keep their class for one step, from the step's number alone."""
     n = len(pictures.rows)
     places = torch.arange(step * size, (step + 1) * size)
     orders = {epoch: _order(n, epoch, seed) for epoch in (places // n).unique().tolist()}
@@ -74,11 +74,12 @@ def _order(n: int, epoch: int, seed: int) -> Tensor:
 def train_ddpm(
     model: Diffusion, pictures: Pictures, steps: int, seed: int, *, size: int = BATCH, keep: Path | None = None
 ) -> None:
-    """Adam 2e-4 on the denoising loss, 10 % of classes dropped, gradients clipped at 1; ends as the running mean.
+    """Train with Adam 2e-4 on the denoising loss, dropping 10 % of classes, clipping gradients at 1; ends as the moving
+    average.
 
-    On CUDA under bf16 autocast, and compiled where there are steps enough to pay for it. With `keep`, model, optimiser,
-    mean and step are written there every `KEPT_EVERY` steps and when the training is broken off, and a later call goes
-    on from them. A batch that does not fit the memory goes through the network in parts. Raises `Diverged`.
+    Uses bf16 autocast on CUDA, and compiles if there are enough steps. With `keep`, model, optimiser, average and step
+    are saved there every `KEPT_EVERY` steps and when training is interrupted, and a later call continues from them. A
+    batch that does not fit into memory is processed in parts. Raises `Diverged`.
     """
     device = model.alpha_bar.device.type
     values = dict(model.named_parameters())
@@ -120,7 +121,7 @@ def train_ddpm(
 
 
 def _ahead(make: Callable[[int], Drawn], numbers: range, device: str) -> Iterator[Drawn]:
-    """What each step is made of; on CUDA the next one is made on the CPU while the device works on this one."""
+    """Yield the data of each step. On CUDA the next step's data are prepared on the CPU while the device works."""
     if device != "cuda":
         yield from map(make, numbers)
         return
@@ -134,9 +135,9 @@ def _ahead(make: Callable[[int], Drawn], numbers: range, device: str) -> Iterato
 
 
 def _descend(model: Diffusion, item: Drawn, part: int, seed: int) -> int:
-    """Gradients of the mean loss, `part` images at a time; where these do not fit, half as many, which is told.
+    """Compute gradients of the mean loss, `part` images at a time, and fewer if these do not fit into memory.
 
-    Returns how many there are at a time from now on. `seed` is of dropout.
+    Returns the number of images per part from now on. `seed` is for dropout.
     """
     n = len(item[1])
     while True:
@@ -156,7 +157,7 @@ def _descend(model: Diffusion, item: Drawn, part: int, seed: int) -> int:
 
 
 def _backwards(model: Diffusion, item: Drawn, some: slice) -> None:
-    """Add the gradient of these images' share of the mean loss; on an error nothing of it stays in memory."""
+    """Add the gradient of these images' share of the mean loss; after an error none of it stays in memory."""
     (batch, *others), device = item, model.alpha_bar.device.type
     t, noise, shown = (column[some] for column in others)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
@@ -174,7 +175,7 @@ def _write(
     about: Mapping[str, int],
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".new-{os.getpid()}")  # another process may be training the same
+    new = path.with_suffix(f".new-{os.getpid()}")  # another process may be training the same model
     torch.save(
         {
             "model": {name: value.detach() for name, value in values.items()},
@@ -194,7 +195,7 @@ def _read(
     mean: Mapping[str, Tensor],
     about: Mapping[str, int],
 ) -> int:
-    """Steps done; puts weights, optimiser and mean back. 0 where nothing is kept."""
+    """Restore weights, optimiser and average, and return the steps done; 0 if nothing was saved."""
     if not path.is_file():
         return 0
     try:
@@ -208,5 +209,5 @@ def _read(
         return int(kept["done"])
     except UserError:
         raise
-    except Exception as error:  # a damaged file fails in any way there is
-        raise Damaged(f"{path} cannot be gone on with: delete it, and the training begins anew") from error
+    except Exception as error:  # a damaged file can raise any error
+        raise Damaged(f"{path} cannot be resumed: delete it to start the training again") from error

@@ -1,4 +1,4 @@
-"""Stable Diffusion from a diffusers folder, the hub, or one file."""
+"""Load Stable Diffusion from a diffusers folder, the hub or a single file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 def load_stable_diffusion(
     source: str | Path, revision: str | None = None, config: Path | None = None
 ) -> StableDiffusion:
-    """SD 1.x, 2.x or XL from a diffusers folder, a hub id (with a revision), or one .safetensors or .ckpt file.
+    """Load SD 1.x, 2.x or XL from a diffusers folder, a hub id (with a revision), or one .safetensors or .ckpt file.
 
-    A single file has no configuration of its own: `config` is a diffusers folder of the same model, or the hub is
-    asked. The safety checker is never loaded.
+    A single file contains no configuration: `config` is a diffusers folder of the same model, or the hub is asked. The
+    safety checker is never loaded.
     """
     path = Path(source)
     with _quiet():
@@ -36,7 +36,7 @@ def load_stable_diffusion(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars of two libraries over files that are read in a moment."""
+    """Hide the progress bars of diffusers and transformers within this block: reading takes a moment."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
 
@@ -51,7 +51,7 @@ def _quiet() -> Iterator[None]:
 
 
 def untrained(folder: Path, seed: int) -> StableDiffusion:
-    """The networks that a diffusers folder describes, with fresh weights drawn from `seed`."""
+    """Build the networks that a diffusers folder describes, with new weights from `seed`."""
     require_folder(folder)
     try:
         return adapted(_described(folder, seed))
@@ -71,7 +71,7 @@ def _described(folder: Path, seed: int) -> Any:
         for name in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
             library, kind = index.get(name) or ("", "")
             if library not in ("diffusers", "transformers"):
-                continue  # the model has no such part
+                continue  # the model lacks this part
             cls = getattr(import_module(library), kind)
             if name.startswith("tokenizer"):
                 parts[name] = cls.from_pretrained(folder / name)
@@ -83,7 +83,7 @@ def _described(folder: Path, seed: int) -> Any:
 
 
 def adapted(pipeline: Any) -> StableDiffusion:
-    """A diffusers pipeline's parts as a `Diffusion`."""
+    """Wrap a diffusers pipeline's parts as a `Diffusion`."""
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
     tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
     return StableDiffusion(
@@ -97,7 +97,7 @@ def adapted(pipeline: Any) -> StableDiffusion:
 
 
 def as_pipeline(model: StableDiffusion) -> Any:
-    """The diffusers pipeline of a model's parts, without a safety checker."""
+    """Build a diffusers pipeline from a model's parts, without a safety checker."""
     import diffusers
 
     scheduler = getattr(diffusers, str(model.schedule.get("_class_name")), diffusers.DDIMScheduler)
@@ -113,7 +113,7 @@ def as_pipeline(model: StableDiffusion) -> Any:
 
 
 def require_folder(folder: Path) -> None:
-    """Refuse what is no diffusers folder."""
+    """Raise `UserError` if this is not a diffusers folder."""
     lacking = [part for part in PARTS if not (folder / part).is_dir()]
     if not (folder / "model_index.json").is_file() or lacking:
         what = ", ".join(["model_index.json", *(f"{part}/" for part in PARTS)])
@@ -128,7 +128,7 @@ def _from_folder(folder: Path) -> Any:
     require_folder(folder)
     try:
         index: Any = DiffusionPipeline.load_config(folder, local_files_only=True)
-        unwanted = {"safety_checker": None} if "safety_checker" in index else {}  # XL has none, and would say so
+        unwanted = {"safety_checker": None} if "safety_checker" in index else {}  # XL has none and would warn
         return DiffusionPipeline.from_pretrained(
             folder, **unwanted, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
         )
@@ -172,7 +172,7 @@ def _from_file(path: Path, config: Path | None) -> StableDiffusion:
             "with the diffusers folder of the same model as config"
         ) from error
     model = adapted(pipeline)
-    # Where diffusers finds no weight in the file it keeps the random one, and says nothing.
+    # diffusers silently keeps random weights for those that the file lacks
     if missing := lacking(model, read_state(path)):
         raise UserError(
             f"{path} lacks {len(missing)} of the model's weights, {missing[0]} first (its first keys: "

@@ -1,4 +1,4 @@
-"""Stable Diffusion in miniature: the same parts, a few million weights, trained in minutes on a CPU."""
+"""Stable Diffusion in miniature: the same parts with a few million weights, trained in minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SCHEDULE = {
 }
 STEPS, BATCH, RATE, EMA, DROP = 2000, 64, 1e-3, 0.995, 0.1
 TOWARDS, CAP = 0.7, 20.0
-"""Timesteps are drawn as T u^TOWARDS and weighted by 1 / alpha_bar, as v-prediction does, up to CAP: which digit a word
-means shows at high noise alone, where few uniform draws fall and losses are small."""
+"""Timesteps are drawn as T u^TOWARDS and weighted by 1 / alpha_bar up to CAP, as v-prediction does: which digit a word
+means shows only at high noise, where uniform sampling draws few timesteps and losses are small."""
 VAE_STEPS, VAE_BATCH, VAE_RATE, KL = 500, 64, 2e-3, 1e-6
 RECIPE = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP, "vae_steps": VAE_STEPS}
 RECIPE |= {"towards": TOWARDS, "cap": CAP}
@@ -39,11 +39,11 @@ FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
-"""Where a diffusers folder keeps its weights."""
+"""Paths of the weights in a diffusers folder."""
 
 
 def new_vae() -> Any:
-    """Two pixels a latent, four channels, 0.6 M parameters."""
+    """Create the VAE: 2x2 pixels per latent, four channels, 0.6 M parameters."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -58,7 +58,7 @@ def new_vae() -> Any:
 
 
 def new_unet() -> Any:
-    """8x8 latents, cross-attention on both levels, 2.4 M parameters."""
+    """Create the U-Net: 8x8 latents, cross-attention on both levels, 2.4 M parameters."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
@@ -74,7 +74,7 @@ def new_unet() -> Any:
 
 
 def new_text_encoder(tokens: Any) -> Any:
-    """CLIP's text model, two layers of 64."""
+    """Create CLIP's text model with two layers of width 64."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig(
@@ -92,7 +92,7 @@ def new_text_encoder(tokens: Any) -> Any:
 
 
 def falling(rate: float, steps: int) -> Any:
-    """Constant for half of the steps, then a cosine to zero."""
+    """Learning-rate schedule: constant for half of the steps, then a cosine to zero."""
 
     def at(step: int) -> float:
         return rate * 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * step / steps - 1)))
@@ -101,7 +101,7 @@ def falling(rate: float, steps: int) -> Any:
 
 
 def train_vae(images: Tensor, seed: int, device: str) -> nn.Module:
-    """Reconstruction and a little KL; latents are then scaled to unit variance in the weights themselves."""
+    """Train on reconstruction with a small KL term, then rescale the weights so that latents have unit variance."""
     with seeded(seed_of("vae", seed) >> 1):
         vae = new_vae().to(device)
 
@@ -124,7 +124,7 @@ def train_vae(images: Tensor, seed: int, device: str) -> nn.Module:
 
 
 def caption_loss(model: StableDiffusion, batch: Batch) -> Tensor:
-    """The denoising loss with timesteps and weights as said at `TOWARDS`, 10 % empty captions."""
+    """The denoising loss with the timesteps and weights of `TOWARDS` and 10 % empty captions."""
     n, T = len(batch.x0), len(model.alpha_bar)
     t = (T * torch.rand(n, device=batch.x0.device) ** TOWARDS).long().clamp(max=T - 1)
     noise = torch.randn_like(batch.x0)
@@ -135,7 +135,7 @@ def caption_loss(model: StableDiffusion, batch: Batch) -> Tensor:
 
 
 def train(model: StableDiffusion, stream: Iterable[Batch], steps: int, seed: int) -> None:
-    """Denoiser and text encoder together on `steps` batches: AdamW and EMA on `caption_loss`."""
+    """Train denoiser and text encoder together on `steps` batches: AdamW and EMA on `caption_loss`."""
     parameters = dict(model.unet.named_parameters(prefix="unet"))
     parameters |= dict(model.text_encoders.named_parameters(prefix="text_encoders"))
 
@@ -148,13 +148,15 @@ def train(model: StableDiffusion, stream: Iterable[Batch], steps: int, seed: int
 
 
 def halves(network: nn.Module) -> dict[str, Tensor]:
-    """Weights in half precision, as they are shipped."""
+    """Convert weights to half precision, as they are shipped."""
     state = network.state_dict()
     return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def describe(folder: Path, words: Sequence[str]) -> None:
-    """Everything of a diffusers folder but the weights: configurations, a tokenizer of whole words, schedule, index."""
+    """Write everything of a diffusers folder except weights: configurations, a whole-word tokenizer, schedule and
+    index.
+    """
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     tokens = word_tokenizer(words, TOKENS)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL as a `Diffusion`, over diffusers' own networks."""
+"""Stable Diffusion 1.x, 2.x and XL as a `Diffusion`, built on diffusers' networks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from unlearnbench.models.tokenizer import tokens
 class StableDiffusion(Diffusion):
     """Denoiser, VAE and text encoders of a latent text-to-image model.
 
-    y are token ids (B, L), one row a prompt, or (B, 2, L) for two tokenizers (XL). x0 are latents, scaled as the U-Net
-    wants them; `encode` and `decode` go to images and back. No safety checker is ever run.
+    y are token ids (B, L), one row per prompt, or (B, 2, L) for the two tokenizers of XL. x0 are latents, scaled as the
+    U-Net expects; `encode` and `decode` convert from and to images. A safety checker is never run.
     """
 
     unet: Any
@@ -51,24 +51,24 @@ class StableDiffusion(Diffusion):
 
     @property
     def length(self) -> int:
-        """Tokens a prompt, start and end included."""
+        """Tokens per prompt, including start and end."""
         return int(self.tokenizers[0].model_max_length)
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts as token ids, padded or cut to the encoder's length; see `too_long`."""
+        """Tokenise prompts, padded or truncated to the encoder's length; see `too_long`."""
         return tokens(self.tokenizers, prompts).to(self.alpha_bar.device)
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts that `tokens` would cut."""
+        """The prompts that `tokens` would truncate."""
         return [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > self.length]
 
     def positions(self, y: Tensor) -> Tensor:
-        """Index (B,) of each prompt's last subject token, the one before its first end; 0, the start, where empty."""
-        ids = y[:, 0] if y.dim() == 3 else y  # both tokenizers of XL split alike
+        """Index (B,) of each prompt's last subject token, the one before its first end; 0 (the start) if empty."""
+        ids = y[:, 0] if y.dim() == 3 else y  # both tokenizers of XL split text the same way
         return (ids == self.tokenizers[0].eos_token_id).int().argmax(dim=1) - 1
 
     def joined(self, y: Tensor) -> Tensor:
-        """Several prompts as one (1, ...), with commas between them."""
+        """Join several prompts to one (1, ...), separated by commas."""
         joint = self.tokens([""])
         rows, into = (y, joint) if y.dim() == 3 else (y[:, None], joint[:, None])
         last = self.positions(y).tolist()
@@ -86,7 +86,7 @@ class StableDiffusion(Diffusion):
         return joint
 
     def mentioned(self, y: Tensor, names: Tensor) -> Tensor:
-        """Which tokens (B, L) of prompts spell one of these names, each given as a prompt of its own."""
+        """Mask (B, L) of the tokens that spell one of these names, each given as a prompt."""
         rows, given = ((ids[:, 0] if ids.dim() == 3 else ids) for ids in (y, names))
         found = torch.zeros_like(rows, dtype=torch.bool)
         for name, last in zip(given, self.positions(names).tolist(), strict=True):
@@ -99,15 +99,15 @@ class StableDiffusion(Diffusion):
         return found
 
     def words(self, y: Tensor) -> list[Tensor]:
-        """What each text encoder starts from: its embeddings (B, L, D) of the tokens, without positions."""
+        """Token embeddings (B, L, D) without positions, which each text encoder starts from."""
         rows = y if y.dim() == 3 else y[:, None]
         encoders: Any = self.text_encoders
         return [encoder.get_input_embeddings()(rows[:, k]) for k, encoder in enumerate(encoders)]
 
     def embed(self, y: Tensor, words: Sequence[Tensor] | None = None) -> Condition:
-        """Text states (B, L, D); for XL the penultimate states of both encoders side by side, and the pooled ones.
+        """Text states (B, L, D); for XL the concatenated penultimate states of both encoders, and the pooled ones.
 
-        With `words`, as `words` gives them, those stand for the tokens' embeddings: what adversaries search in.
+        `words`, as `words` returns them, replace the token embeddings, so that adversaries can search there.
         """
         given: Sequence[Tensor | None] = words or [None] * len(self.text_encoders)
         if len(self.text_encoders) == 1:
@@ -133,12 +133,12 @@ class StableDiffusion(Diffusion):
             given.remove()
 
     def _time_ids(self, n: int) -> Tensor:
-        """Original size, crop corner and target size, all as if nothing had been cropped (n, 6)."""
+        """Original size, crop corner and target size (n, 6), as if nothing had been cropped."""
         pixels = self.shape[1] * self.scale_factor
         return torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * n, device=self.alpha_bar.device)
 
     def null(self, n: int) -> Condition:
-        """The empty prompt; zeros where an XL model was trained so."""
+        """The empty prompt; zeros for XL models that were trained this way."""
         empty = self.embed(self.tokens([""]))
         if self.zero_null and empty.pooled is not None:
             empty = empty._replace(states=torch.zeros_like(empty.states), pooled=torch.zeros_like(empty.pooled))
@@ -148,12 +148,14 @@ class StableDiffusion(Diffusion):
 
     @property
     def scale_factor(self) -> int:
-        """Pixels a latent."""
+        """Pixels per latent, along each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to scaled latents: drawn from the posterior, or its mode without generator."""
+        """Encode images (B, 3, H, W) in [-1, 1] to scaled latents: a sample of the posterior, or its mode without
+        generator.
+        """
         posterior = self.vae.encode(images).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
@@ -161,14 +163,14 @@ class StableDiffusion(Diffusion):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents to images (B, 3, H, W) in about [-1, 1]."""
+        """Decode scaled latents to images (B, 3, H, W) in about [-1, 1]."""
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return self.vae.decode(latents / self.vae.config.scaling_factor + shift, return_dict=False)[0]
 
     # ---- denoiser --------------------------------------------------------------------------------------------------
 
     def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Diffusion.signal`; between integer timesteps (LMS) sigma is interpolated."""
+        """As `Diffusion.signal`; between integer timesteps (LMS), sigma is interpolated."""
         if not t.is_floating_point():
             return super().signal(t)
         sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
@@ -195,7 +197,7 @@ class StableDiffusion(Diffusion):
         until: int | Tensor = 0,
         hook: Hook | None = None,
     ) -> Tensor:
-        """Latents for prompts y; `decode` makes images of them."""
+        """Sample latents for prompts y; `decode` converts them to images."""
         chosen = sampler or self.sampler
         if not isinstance(chosen, Scheduled):
             return super().sample(y, seeds, sampler=chosen, start=start, until=until, hook=hook)
@@ -203,15 +205,17 @@ class StableDiffusion(Diffusion):
         return sample(self, condition, seeds, chosen, self.schedule, start, until, hook)
 
     def timesteps(self, sampler: Sampler | None = None) -> Tensor:
-        """The sampler's timesteps, downwards, as integers."""
+        """The sampler's timesteps as integers, in decreasing order."""
         chosen = sampler or self.sampler
         if not isinstance(chosen, Scheduled):
             return super().timesteps(chosen)
         return scheduler_for(self.schedule, chosen).timesteps.long().to(self.alpha_bar.device)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """In the papers' meaning, of the U-Net: full; xattn (ESD-x: attn2), selfattn (attn1), noxattn (ESD-u: all but
-        attn2, the time embedding and the last convolution); and text_encoder (layers and final norm, AdvUnlearn).
+        """Trainable parts of the U-Net by the papers' names, and the text encoder.
+
+        "full"; "xattn" (ESD-x: attn2), "selfattn" (attn1), "noxattn" (ESD-u: all but attn2, the time embedding and the
+        last convolution); "text_encoder" (layers and final norm, AdvUnlearn).
         """
         named = list(self.unet.named_parameters())
         skipped = ("attn2", "time_embed")
@@ -236,9 +240,11 @@ class StableDiffusion(Diffusion):
 
     @contextmanager
     def attention(self) -> Iterator[dict[str, list[Tensor]]]:
-        """Within this block, cross-attention maps (B, heads, positions, L) by layer, one for each call of the network.
+        """Collect cross-attention maps (B, heads, positions, L) by layer within this block, one per call of the
+        network.
 
-        Differentiable. The attention is written out meanwhile, and kept for the backward pass, which costs memory.
+        They are differentiable. Attention is computed explicitly meanwhile and kept for the backward pass, which costs
+        memory.
         """
         checkpointing = bool(getattr(self.unet, "is_gradient_checkpointing", False))
         if checkpointing:

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer for a small world: byte-pair merges that make each given word one token, letters for the rest."""
+"""CLIP's tokenizer for a small vocabulary: merges make each given word one token; other words are spelt in letters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 
 
 def tokens(tokenizers: Sequence[Any], prompts: Sequence[str]) -> Tensor:
-    """Prompts as ids (n, L), or (n, 2, L) for two tokenizers, padded or cut to the first one's length."""
+    """Tokenise prompts to ids (n, L), or (n, 2, L) for two tokenizers, padded or cut to the first one's length."""
     length = int(tokenizers[0].model_max_length)
     rows = [
         tokenizer(
@@ -27,9 +27,9 @@ def tokens(tokenizers: Sequence[Any], prompts: Sequence[str]) -> Tensor:
 
 
 def word_tokenizer(words: Iterable[str], length: int, pad: str = "<|endoftext|>") -> Any:
-    """A `CLIPTokenizer` of `length` tokens a prompt, start and end included; any ASCII word can be spelt.
+    """Create a `CLIPTokenizer` with `length` tokens per prompt, including start and end. It can spell any ASCII word.
 
-    Words must be of lower-case letters, or single digits, as CLIP splits text so.
+    Words must consist of lower-case letters, or be single digits, since CLIP splits text this way.
     """
     from transformers import CLIPTokenizer
 
@@ -37,7 +37,7 @@ def word_tokenizer(words: Iterable[str], length: int, pad: str = "<|endoftext|>"
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
         left, *rest = pieces(word, ranks)
-        for right in rest:  # new merges come last, so that no earlier word is split otherwise than before
+        for right in rest:  # new merges come last, so that earlier words are split as before
             ranks[left, right] = len(ranks)
             left += right
             tokens.append(left)
@@ -47,7 +47,7 @@ def word_tokenizer(words: Iterable[str], length: int, pad: str = "<|endoftext|>"
 
 
 def pieces(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding (Sennrich et al., ACL 2016): merge the neighbours of lowest rank until there are none."""
+    """Byte-pair encoding (Sennrich et al., ACL 2016): merge the neighbours of lowest rank as long as there are any."""
     parts = [*word[:-1], word[-1] + END]
     while True:
         pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]

@@ -28,6 +28,7 @@ from unlearnbench.pipeline.runner import unlearned
 from unlearnbench.pipeline.scoring import UNRELIABLE, metrics_for
 from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.identity import attacked_by
+from unlearnbench.records.lineage import lineage
 from unlearnbench.records.schema import AttackRecord, Record, write
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Made, Store
@@ -81,8 +82,20 @@ def lacking(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> list[Att
     """Which attacks the record does not have yet, as they would be made now; unreliable ones are tried again."""
     if record.status not in ("ok", "unreliable"):
         return []
-    have = {label: found.key for label, found in record.attacks.items() if found.status != "unreliable"}
-    return [spec for spec in asked if have.get(spec.label) != _key(cell, record, spec)]
+    have = {label: found for label, found in record.attacks.items() if found.status != "unreliable"}
+    return [spec for spec in asked if spec.label not in have or not _same_attack(cell, record, spec, have[spec.label])]
+
+
+def _same_attack(cell: Cell, record: Record, spec: AttackSpec, found: AttackRecord) -> bool:
+    """Whether a result is what this attack would find now: by its key, or by settings and code of equal numbers."""
+    if found.key == _key(cell, record, spec):
+        return True
+    attack = _configured(cell, spec)
+    own = (_read_back(attack), lineage("attack", spec.name, metric_code(attack)), spec.budget)
+    engine = lineage("engine", record.task, engine_hash(type(cell.task)))
+    known = (found.settings, lineage("attack", spec.name, found.code_hash), found.budget)
+    before = found.version is None  # of a record before schema 6, whose keys were made of hashes of files
+    return before and own == known and engine == lineage("engine", record.task, record.engine_hash)
 
 
 def attacked(

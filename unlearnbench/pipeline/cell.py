@@ -15,7 +15,7 @@ from unlearnbench.task import Task
 
 @dataclass(frozen=True)
 class Cell:
-    """One method on one task: the task holds concept, protocol, unlearning seed and device."""
+    """One method on one task. The task holds concept, protocol, unlearning seed and device."""
 
     method: Method
     task: Task
@@ -26,20 +26,20 @@ class Cell:
     resources: Resources = DEFAULT
     """Precision and memory savings."""
     include_unsafe: bool = False
-    """Whether images and prompts of an unsafe task go into results too."""
+    """Whether results may contain images and prompts of an unsafe task."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
-    """What the run found out about the machine, for the record: `sampling_batch`, where the protocol's did not fit."""
+    """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
 
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
-        """By what rule the hyper-parameters were chosen."""
+        """How the hyper-parameters were chosen."""
         if self.overrides:
             return "custom"
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
 def require(cell: Cell) -> None:
-    """Raise `Unsupported` where the task or the model lacks what the method needs."""
+    """Raise `Unsupported` if the task or model lacks what the method needs."""
     lacking = cell.method.requires - cell.task.provides - set(cell.task.architecture(0).parts())
     if lacking:
         raise Unsupported(

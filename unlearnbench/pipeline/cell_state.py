@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from unlearnbench.errors import UserError
 from unlearnbench.metric import Metric
 from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import metric_code
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
 from unlearnbench.pipeline.scoring import metrics_for
-from unlearnbench.records.identity import differences, identity
+from unlearnbench.records.identity import differences, identity, same_run
 from unlearnbench.records.schema import Record, read
 from unlearnbench.storage.store import Store
 
@@ -43,10 +45,11 @@ class CellState:
         prompts_as_asked = not cell.task.unsafe or _has_prompts(path) == cell.include_unsafe
         return cls(cell, results, metrics, draft, path, old, prompts_as_asked)
 
-    @property
+    @cached_property
     def found(self) -> Record | None:
         """The record that lies there, if it is of this very cell."""
-        return self.old if self.old is not None and self.old.key == self.draft.key else None
+        codes = {name: metric_code(metric) for name, metric in self.metrics.items()}
+        return self.old if self.old is not None and same_run(self.old, self.draft, codes) else None
 
     @property
     def shows_images(self) -> bool:

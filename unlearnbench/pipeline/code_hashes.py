@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 ENGINE_VERSION = 1
 """Raised by hand, with a line in the changelog, when a change to the engine changes numbers on purpose."""
 NOT_OF_TASKS = frozenset({"protocols", "pretrain", "pretrain_judge", "looked_over"})
-"""Protocols have hashes of their own, weights too."""
+"""Left out: protocols and weights have their own hashes."""
 NOT_OF_METHODS = frozenset({"presets", "space", "incomplete", "experimental", "version"})
-"""Settings stand in the record, whatever preset they come from."""
+"""Left out: records hold the settings, whatever preset they come from."""
 NOT_OF_METRICS = frozenset({"title", "rank", "digits", "known", "expected", "everywhere", "version"})
-"""How values are shown, and the answers that `selfcheck` knows."""
+"""Left out: how values are shown, and the known answers for `selfcheck`."""
 
 
 def _engine() -> tuple[Any, ...]:
-    """What every run passes through, whatever the task: the model's interface, training, sampling, judging, scoring."""
+    """What every run passes through, whatever the task: model interface, training, sampling, judging, scoring."""
     from unlearnbench.compute.precision import Resources
     from unlearnbench.diffusion.model import Diffusion
     from unlearnbench.judges import look
@@ -50,7 +50,7 @@ def _core() -> Limits:
 
 @cache
 def engine_hash(task: type[Task]) -> str:
-    """Of the code that a task's results pass through: model, data, sampling, training, judges and scoring.
+    """Hash of the code that a task's results pass through: model, data, sampling, training, judges and scoring.
 
     Models and judges that the task does not use are left out, so that a new one leaves old results valid.
     """
@@ -59,7 +59,7 @@ def engine_hash(task: type[Task]) -> str:
 
 @cache
 def method_code(cls: type[Method]) -> str:
-    """Of a method, with all that it uses beside the engine."""
+    """Hash of a method and everything that it uses besides the engine."""
     return fingerprint([cls], Limits(_core().without, NOT_OF_METHODS))
 
 
@@ -69,12 +69,12 @@ def _metric_code(cls: type[Metric]) -> str:
 
 
 def metric_code(metric: Metric) -> str:
-    """Of a metric or an attack, with all that it uses beside the engine."""
+    """Hash of a metric or an attack and everything that it uses besides the engine."""
     return _metric_code(type(metric))
 
 
 def judge_code(judge: Judge | Witness) -> str:
-    """Of a judge or a witness, with the networks that it is made of."""
+    """Hash of a judge or scorer, with its networks."""
     inner = getattr(judge, "judge", judge)
     extractor = getattr(inner, "extractor", None)
     kinds: tuple[Any, Any] = type(inner), None if extractor is None else type(extractor)

@@ -1,4 +1,4 @@
-"""`run --dry-run`: what a run would take, from a few seconds of trying."""
+"""`run --dry-run`: estimate time, memory and disk from a trial of a few seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unlearnbench.training import seeded
 
 SECONDS = 10.0
 FEW = 2
-"""Training steps that the shorter of two trial runs takes; the longer one takes twice as many."""
+"""Training steps of the shorter of two trials; the longer one takes twice as many."""
 
 
 class Estimate(NamedTuple):
@@ -32,26 +32,26 @@ class Estimate(NamedTuple):
 
     images: int
     evaluations: int
-    """Of the network by sampling, guidance counted as two."""
+    """Network evaluations for sampling; guidance counts twice."""
     batch: int
-    """Images at once: the protocol's, or the largest that fits."""
+    """Images at once: the protocol's number, or the largest that fits."""
     sampling: float
-    """Seconds."""
+    """Seconds of sampling."""
     unlearning: float | None
-    """Seconds, preparing left out; None where the method has no number of steps."""
+    """Seconds of unlearning without preparing; None if the method has no number of steps."""
     memory: int | None
-    """Bytes at the peak of both trials; None where the system cannot tell."""
+    """Peak bytes of both trials; None if the system cannot tell."""
     steps: int | None
-    """Of unlearning; None where the method has no number of them."""
+    """Unlearning steps; None if the method has no number of them."""
     stored: int
     """Bytes of weights and images that stay in the store."""
 
 
 def probe(cell: Cell, seconds: float | None = None) -> Estimate:
-    """Time single steps of sampling and of unlearning, and multiply. Writes and keeps nothing.
+    """Time single steps of sampling and unlearning, and extrapolate. Nothing is kept.
 
-    Raises `Unsupported` where the task lacks what the method needs, and `Failed` where the method's code fails or
-    diverges within the few steps of the trial.
+    Raises `Unsupported` if the task lacks what the method needs, and `Failed` if the method's code fails or diverges
+    within the trial.
     """
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
@@ -79,17 +79,17 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
 
 
 class Room(NamedTuple):
-    """What this machine has."""
+    """Memory and disk of this machine."""
 
     memory: int | None
-    """Bytes of the smallest card, or on the CPU of the machine."""
+    """Bytes of the smallest GPU or, on the CPU, of the machine."""
     kind: str
     disk: int
-    """Bytes free where the store lies."""
+    """Free bytes at the store."""
 
 
 def room(device: str, store: Path) -> Room:
-    """Memory and disk here."""
+    """Memory and disk of this machine."""
     there = next(folder for folder in (store, *store.parents) if folder.exists())
     disk = shutil.disk_usage(there).free
     if device == "cuda":
@@ -115,9 +115,9 @@ def _stored(model: Diffusion, images: int) -> int:
 
 
 def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float, float]:
-    """The batch that fits and the seconds of one of its sampling steps, the least of what there was time for.
+    """The batch that fits, and seconds of one sampling step: the fastest of those that there was time for.
 
-    Last the seconds of the first one of all, with what it compiles.
+    The last value is the seconds of the very first step, compilation included.
     """
     task = cell.task
     batch, one = task.protocol.chunk, replace(task.protocol.sampler, steps=1)

@@ -1,4 +1,4 @@
-"""What records, weights and samples are kept under: hashes of everything that made them."""
+"""Keys of records, weights and samples: hashes of everything that made them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearnbench.records.schema import BESIDE, JudgeRecord, MethodRecord, Proto
 from unlearnbench.task import Protocol, Task
 
 KEYED = 6
-"""Schema that keys are of."""
+"""Schema version that keys belong to."""
 
 
 def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
@@ -75,7 +75,7 @@ def _witness(witness: Witness) -> WitnessRecord:
 
 
 def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
-    """What unlearned weights are kept under."""
+    """The parts of the key of unlearned weights."""
     method = draft.method.model_dump(mode="json", include={"name", "settings", "code_hash"})
     return {
         "method": method,
@@ -92,7 +92,7 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
 
 
 def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What samples depend on besides the protocol: the model, and method and concept where it wraps the model."""
+    """What samples depend on besides the protocol: the model, and method and concept if it wraps the model."""
     method = cell.method
     about = [method.name, method.settings(), method_code(type(method)), cell.task.forget] if wraps(cell) else None
     own = _own_concepts(asdict(cell.task.protocol)) if wraps(cell) else {}
@@ -100,15 +100,15 @@ def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def model_parts(task: Task, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A model for keys: these weights within the original's configuration, such as its scheduler and tokenizer."""
+    """A model's part of a key: these weights within the original's configuration, such as scheduler and tokenizer."""
     return {"weights": state_hash(state), "configuration": task.model_identity().configuration_hash}
 
 
 def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A user's own, for keys: the name of a concept file does not say what is in it."""
+    """A user's own concepts, for keys, since the name of a concept file does not say what is in it."""
     return {"concepts": protocol["concepts"]} if protocol.get("concepts") else {}
 
 
 def wraps(cell: Cell) -> bool:
-    """Whether the method acts beside the weights too, such as on guidance."""
+    """Whether the method also acts outside the weights, such as on guidance."""
     return type(cell.method).wrap is not Method.wrap

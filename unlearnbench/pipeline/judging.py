@@ -1,4 +1,4 @@
-"""Judge images: samples and real ones, block by block, each block kept in the store."""
+"""Judge samples and real images, block by block. Each block is kept in the store."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task
 
 WITNESSED = 100
-"""Images that a witness looks at together; kept in one entry."""
+"""Images that a scorer looks at together and that are kept in one entry."""
 BLOCK = 500
-"""Images that are judged together and kept in one entry: as many as a chunk of CIFAR-10's."""
+"""Images that are judged together and kept in one entry: a chunk of CIFAR-10."""
 
 
 def observed(
@@ -39,14 +39,14 @@ def observed(
     store: Store,
     force: bool = False,
 ) -> tuple[Rows, Seen]:
-    """Draw and judge; on CUDA, whose work waits in a queue, a block is judged while the next one is drawn."""
+    """Sample and judge. On CUDA, whose work is queued, a block is judged while the next one is sampled."""
     with Looking(judge, store, beside=cell.task.device == "cuda") as looking:
         samples = draw(cell, model, identity, plan, store, force, looking)
         return samples, looking.seen()
 
 
 class Looking:
-    """A judge that is shown images as they come, in blocks of `BLOCK`; `beside` the work of whoever shows them."""
+    """Gives a judge images as they come, in blocks of `BLOCK`; with `beside`, in a thread beside the sampler."""
 
     def __init__(self, judge: Judge, store: Store, beside: bool = False):
         self.judge, self.store = judge, store
@@ -56,7 +56,7 @@ class Looking:
         self._numbers = ExitStack()
 
     def __enter__(self) -> Looking:
-        self._numbers.enter_context(exact())  # before there are two threads: the settings are the whole process's
+        self._numbers.enter_context(exact())  # set before the second thread starts: the settings belong to the process
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,7 +65,7 @@ class Looking:
         self._numbers.close()
 
     def __call__(self, images: Tensor) -> None:
-        """uint8 (n, 3, H, W); judged as soon as there are enough of them."""
+        """Take images uint8 (n, 3, H, W); they are judged as soon as there are enough of them."""
         self._waiting.append(images)
         if sum(map(len, self._waiting)) >= BLOCK:
             *blocks, rest = torch.cat(self._waiting).split(BLOCK)
@@ -82,11 +82,11 @@ class Looking:
         else:
             done: Future[Looked] = Future()
             seen, part, _ = _judged(self.judge, block, self.store)
-            done.set_result((seen, part, None))  # nothing else took memory: asking again would not help
+            done.set_result((seen, part, None))  # nothing else used memory: another try would not help
             self._begun.append(done)
 
     def seen(self) -> Seen:
-        """All that was seen, in order; where features of any image are missing, there are none."""
+        """All verdicts and features, in order. If features of any image are missing, there are none."""
         if self._waiting:
             self._begin(torch.cat(self._waiting))
             self._waiting = []
@@ -103,7 +103,7 @@ class Looking:
 
 
 def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dict[str, Testimony]:
-    """What each of the task's witnesses says of the samples of its groups, kept block by block."""
+    """Results of each of the task's scorers on the samples of its groups, kept block by block."""
     found = {}
     for role, witness in task.witnesses().items():
         index = [i for i, item in enumerate(plan) if item.group in witness.groups]
@@ -120,7 +120,7 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
                     numbers, failure = asked(witness, images, prompts)  # noqa: B023 - called within this turn
                 return {"values": numbers}, {"error": failure}
 
-            asked_for = digest(prompts)  # not in clear: prompts of unsafe tasks would outlive `purge`
+            asked_for = digest(prompts)  # hashed: otherwise prompts of unsafe tasks would survive `purge`
             parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who}
             parts["code"] = judge_code(witness)
             tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
@@ -131,7 +131,7 @@ def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dic
 
 
 def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
-    """What the judge sees on real images that come some at a time: of a costly one its features alone."""
+    """Judge real images that come some at a time; from an expensive judge, only features are taken."""
     with Looking(_Features(judge) if getattr(judge, "costly", False) else judge, store) as looking:
         for some in images:
             looking(some)
@@ -140,7 +140,7 @@ def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:
 
 
 class _Features(Judge):
-    """A judge that gives no verdicts, for images whose features alone are asked for."""
+    """A judge without verdicts, for images of which only features are needed."""
 
     def __init__(self, judge: Judge):
         self.judge, self.classes = judge, judge.classes
@@ -155,11 +155,11 @@ class _Features(Judge):
 
 
 Looked = tuple[Seen, Part | None, Tensor | None]
-"""What was seen on a block, where its features lie, and the block itself where the judge failed on it."""
+"""Result on a block, where its features lie, and the block itself if the judge failed on it."""
 
 
 def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
-    """Have one block judged; kept only where that never failed."""
+    """Judge one block; the result is kept only if the judge never failed."""
 
     def make() -> Made:
         verdict, features, error, _ = look(judge, images)

@@ -1,7 +1,7 @@
-"""Watching a method at work: what it notes, the gradients of its steps, and its weights on the way.
+"""Watch a method at work: the values that it notes, the gradients of its steps, and its weights on the way.
 
-Nothing here changes a result: no random number is drawn, and what is kept lies beside the model. Optimisers are heard
-by torch's own hooks, so that methods need do nothing for it.
+Nothing here changes a result: no random number is drawn, and nothing is kept in the model. Optimisers are observed with
+torch's own hooks, so that methods need no code for it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from unlearnbench.pipeline.snapshots import LIMIT, Snapshot, Thinned, delete, fu
 from unlearnbench.reporting import Number, current_watch, tell
 
 NAMES, LETTERS = 32, 60
-"""Names that a run may note at most, and letters of each."""
+"""Most names that a run may note, and most letters of each."""
 GRADIENT = "gradient norm"
-"""The series of the main optimiser's gradients."""
+"""Name of the series of the main optimiser's gradient norms."""
 Log = Callable[[int, Mapping[str, float]], None]
 Series = list[tuple[int, float | None]]
 """Steps, counted from 1, and values; None was not finite."""
@@ -44,12 +44,12 @@ class _Course:
 
 
 class Watch:
-    """One run's watcher: within `hearing` it counts optimisers' steps and keeps what is noted.
+    """Watches one run: within `hearing` it counts optimiser steps and keeps noted values.
 
-    An optimiser counts if it holds parameters of the model that is being unlearned; the main one is that with the most
-    steps, at last, since inner loops make short-lived ones. With `every`, the model's weights are written to a folder
-    of its own below `root` at the start, after every so many steps of an optimiser, and at the end. `log` is told each
-    value as it comes. `aside` is the time in seconds that all this took, for the run's clock to leave out.
+    An optimiser counts if it holds parameters of the model being unlearned. The main one is that with the most steps at
+    the end, since inner loops create short-lived ones. With `every`, the model's weights are written to a folder below
+    `root` at the start, after every so many steps of an optimiser, and at the end. `log` gets each value as it comes.
+    `aside` is the time in seconds that all this took, which the run's clock leaves out.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Watch:
 
     @contextmanager
     def hearing(self, model: nn.Module) -> Iterator[None]:
-        """Around preparing and unlearning of this model."""
+        """Context for preparing and unlearning this model."""
         if not self._on:
             yield
             return
@@ -113,16 +113,16 @@ class Watch:
             self._model = None
 
     def begin(self) -> None:
-        """Preparing is over: the clock of unlearning runs."""
+        """Preparing has ended and the clock of unlearning starts."""
         self._begun, self._before = time.perf_counter(), self.aside
 
     def end(self, state: Mapping[str, Tensor], seconds: float) -> None:
-        """Unlearning is over, with these weights, after so many seconds."""
+        """Unlearning has ended with these weights after this many seconds."""
         if self.heard and self.every is not None:
             self._end = self._written(state, self.steps, seconds)
 
     def hear(self, values: Mapping[str, Number | Callable[[], Number]]) -> None:
-        """Keep what a method noted."""
+        """Keep values that a method noted."""
         with self._apart():
             numbers = {name[:LETTERS]: _number(name, value) for name, value in values.items()}
             counts = {course: course.count for course in self._courses}
@@ -156,7 +156,7 @@ class Watch:
                 delete(course.snapshots.add(shot))
 
     def _course(self, optimiser: torch.optim.Optimizer) -> tuple[_Course | None, list[Tensor]]:
-        """The steps of this optimiser, with the gradients of the model's parameters; None where it holds none."""
+        """The steps of this optimiser and its gradients; None if it holds none of the model's parameters."""
         assert self._model is not None
         own = {id(value) for value in self._model.parameters()}
         held = [value for group in optimiser.param_groups for value in group["params"] if id(value) in own]
@@ -170,7 +170,7 @@ class Watch:
         return found, [value.grad for value in held if value.grad is not None]
 
     def _tidy(self) -> None:
-        """Forget optimisers that are gone, unless one of them made the most steps."""
+        """Forget optimisers that no longer exist, unless one of them made the most steps."""
         gone = [course for course in self._courses if course.optimiser() is None and course is not self._main]
         for course in gone:
             self._courses.remove(course)
@@ -178,7 +178,7 @@ class Watch:
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
-        """Work that is not the method's: its time goes to `aside`, after the device has caught up."""
+        """Context for work that is not the method's: its time goes to `aside`, after the device has finished."""
         self._sync()
         begun = time.perf_counter()
         if self._begun is not None:
@@ -207,14 +207,14 @@ class Watch:
 
     @property
     def steps(self) -> int:
-        """Of the main optimiser."""
+        """Number of steps of the main optimiser."""
         return self._main.count if self._main else 0
 
     def snapshots(self) -> list[Snapshot]:
-        """Weights on the way, in order: the start, those of the main optimiser, the end; without steps the end alone.
+        """Weights in order: the start, those of the main optimiser, the end; without steps only the end.
 
-        On the way they are as the optimiser left them, before what a method does with them after a step, such as a
-        running mean; the end is what the method returned.
+        Weights on the way are as the optimiser left them, before anything that a method does after a step, such as a
+        running mean. The end is what the method returned.
         """
         end = [] if self._end is None else [self._end]
         if self._main is None:
@@ -224,9 +224,9 @@ class Watch:
         return [*start, *(shot for shot in between if not end or shot.step < self.steps), *end]
 
     def series(self) -> dict[str, Series]:
-        """What was noted and the main optimiser's gradients, by name; values belong to steps of the main optimiser.
+        """Noted values and the main optimiser's gradient norms, by name, at steps of the main optimiser.
 
-        Without one they are counted.
+        Without an optimiser, values are counted.
         """
         main = self._main
         found: dict[str, Series] = {
@@ -237,7 +237,7 @@ class Watch:
 
 
 def _number(name: str, value: Number | Callable[[], Number]) -> float | None:
-    """A noted value as a number; None where it is not finite."""
+    """A noted value as a number; None if it is not finite."""
     try:
         number = float(value() if callable(value) and not isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -246,7 +246,7 @@ def _number(name: str, value: Number | Callable[[], Number]) -> float | None:
 
 
 def _norm(grads: list[Tensor]) -> float | None:
-    """||g|| over all gradients together, as the optimiser gets them: clipped and masked."""
+    """||g|| over all gradients together, as the optimiser gets them (clipped and masked)."""
     norms = [torch.linalg.vector_norm(grad).float() for grad in grads]
     number = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
     return number if math.isfinite(number) else None

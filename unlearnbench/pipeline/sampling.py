@@ -1,4 +1,4 @@
-"""Draw images and have them judged: the two stages whose results are kept chunk by chunk, and by image."""
+"""Sample images, chunk by chunk. Each chunk is kept in the store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ def draw(
     see: Callable[[Tensor], None] = lambda images: None,
     shard: tuple[int, int] = (0, 1),
 ) -> Rows:
-    """Images uint8 (N, 3, H, W) in chunks of the protocol's size, each kept by itself, and shown to `see` in order.
+    """Sample images uint8 (N, 3, H, W) in chunks of the protocol's size; each is kept by itself and passed to `see` in
+    order.
 
-    Of `shard` (i, n) every n-th chunk from the i-th on alone: what others draw meanwhile, and is the same for any n.
+    With `shard` (i, n), only every n-th chunk from the i-th on. Other jobs sample the others; images are the same for
+    any n.
     """
     task, size = cell.task, cell.task.protocol.chunk
     chunks = [plan[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
+    _tell_cut_prompts(model, [item for chunk in chunks for item in chunk])
     drawn = []
     with exact(), cell.resources.compiled(model) as model:
         for chunk in track(chunks, len(chunks), "sampling"):
@@ -63,10 +66,18 @@ def draw(
     return Rows(drawn)
 
 
-def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
-    """Images of one chunk: at once, or where memory does not allow it in halves of halves, which is noted.
+def _tell_cut_prompts(model: Diffusion, plan: list[Plan]) -> None:
+    """Say how many prompts are longer than the text encoder reads; not which: they may be unfit to be shown."""
+    too_long = getattr(model, "too_long", None)
+    prompts = list(dict.fromkeys(item.prompt for item in plan if item.prompt))
+    if too_long is not None and (cut := too_long(prompts)):
+        tell(f"{len(cut)} of {len(prompts)} prompts are longer than the text encoder reads: it gets their beginnings")
 
-    Each image has noise of its own, so that parts give the same images but for the last bit.
+
+def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
+    """Images of one chunk: at once or, if memory does not allow it, in smaller and smaller parts, which is noted.
+
+    Each image has its own noise, so that parts give the same images up to the last bits.
     """
     task = cell.task
     size = int(cell.notes.get("sampling_batch", len(items)))
@@ -88,7 +99,7 @@ def _drawn(cell: Cell, model: Diffusion, items: list[Plan]) -> Tensor:
 
 
 class NotFinite(Diverged):
-    """Samples that are no images: their pixels would be read as black, in which no judge sees anything."""
+    """Samples contain NaN or infinity. As pixels they would be black, and no judge would see anything in them."""
 
     def __init__(self, lost: int, n: int):
         RuntimeError.__init__(
@@ -98,7 +109,7 @@ class NotFinite(Diverged):
 
 
 def _decoded(task: Task, model: Diffusion, x: Tensor) -> Tensor:
-    """Images of latents, in whole precision: autoencoders overflow in fp16."""
+    """Decode latents in float32, since autoencoders overflow in fp16."""
     with torch.autocast(task.device, enabled=False):
         images = model.decode(x.float())
     lost = int((~images.isfinite()).flatten(1).any(dim=1).sum())
@@ -113,7 +124,7 @@ def _asked(item: Plan) -> list[Any]:
 
 
 def _sampled(task: Task, model: Diffusion, items: list[Plan]) -> Tensor:
-    """What the model makes of these; those of one scale of guidance together."""
+    """Sample images of these items; those with the same guidance scale together."""
     scales = list(dict.fromkeys(item.guidance for item in items))
     parts, places = [], []
     for scale in scales:

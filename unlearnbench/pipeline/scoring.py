@@ -18,10 +18,10 @@ UNRELIABLE = 0.01
 
 
 def metrics_for(task: Task) -> dict[str, Metric]:
-    """The metrics that a task's planned images, its judge and its witnesses allow, in the order of the axes."""
+    """The metrics that the task's plan, judge and scorers allow, in the order of the axes."""
     plan = task.plan()
 
-    def offered(need: str | None) -> bool:  # most metrics need nothing, and a judge may be long in loading
+    def offered(need: str | None) -> bool:  # most metrics need no judge, which may take long to load
         return need is None or bool(getattr(task.judge(), need, False))
 
     witnesses = set(task.witnesses())
@@ -49,7 +49,7 @@ def score(metric: Metric, outcome: Outcome) -> Score:
 
 
 def score_record(metric: Metric, score: Score) -> ScoreRecord:
-    """A score as records hold it."""
+    """A score in the form that records hold."""
     bounds = within(score.interval, *metric.bounds())
     bounds = bounds if bounds and all(map(math.isfinite, bounds)) else None
     return ScoreRecord(

@@ -1,4 +1,4 @@
-"""What is kept of a run on its way: series thinned to a bounded size, and weights on the disk."""
+"""What is kept of a run on its way: series thinned to a bounded size, and weights on disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from unlearnbench.errors import UserError
 
 LIMIT = 200
-"""Points that a series keeps at most, and weights on the way, start and end included."""
+"""Most points that a series keeps, and most snapshots of weights, start and end included."""
 T = TypeVar("T")
 
 
 class Thinned(Generic[T]):
-    """Of a stream of unknown length at most `limit` items, evenly spread, the first and the last among them."""
+    """At most `limit` items of a stream of unknown length, evenly spread, with the first and the last."""
 
     def __init__(self, limit: int = LIMIT):
         self.limit, self.stride, self.count = limit, 1, 0
@@ -26,11 +26,11 @@ class Thinned(Generic[T]):
 
     @property
     def due(self) -> bool:
-        """Whether the next item is among those that are spread evenly, as far as is known yet."""
+        """Whether the next item is among those evenly spread, as far as is known yet."""
         return self.count % self.stride == 0
 
     def add(self, item: T) -> list[T]:
-        """Hear of the next item; returns those that fall out of the even spread."""
+        """Add the next item; return those that no longer fit the even spread."""
         gone: list[T] = []
         if self.due:
             self.spread.append(item)
@@ -41,17 +41,17 @@ class Thinned(Generic[T]):
         return gone
 
     def items(self) -> list[T]:
-        """What is kept, in order."""
+        """The items kept, in order."""
         rest = [] if not self.count or (self.count - 1) % self.stride == 0 else [self._last]
         return [*self.spread, *rest]  # type: ignore[list-item]
 
 
 class Snapshot(NamedTuple):
-    """The model's weights at one step, on the disk."""
+    """The model's weights at one step, on disk."""
 
     step: int
     seconds: float
-    """Of unlearning until then; watching is not counted."""
+    """Seconds of unlearning until then, without watching."""
     path: Path
 
     def state(self) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class Snapshot(NamedTuple):
 
 
 def written(state: Mapping[str, Tensor], path: Path, step: int, seconds: float) -> Snapshot:
-    """Write weights; tensor by tensor, so that no second copy of them is in memory while a method works."""
+    """Write weights tensor by tensor, so that memory never holds a second copy of them."""
     try:
         torch.save(dict(state), path)
     except (OSError, RuntimeError) as error:  # torch's writer says the latter when the disk is full
@@ -69,14 +69,14 @@ def written(state: Mapping[str, Tensor], path: Path, step: int, seconds: float) 
 
 
 def delete(snapshots: Sequence[Snapshot | None]) -> None:
-    """Take them from the disk."""
+    """Delete the weights from disk."""
     for shot in snapshots:
         if shot is not None:
             shot.path.unlink(missing_ok=True)
 
 
 def full(place: Path, error: Exception) -> UserError:
-    """One line for a folder that does not take weights."""
+    """One line for a folder that cannot take weights."""
     why = (getattr(error, "strerror", None) or str(error)).lower().splitlines()[0]
     return UserError(
         f"cannot write weights on the way to {place} ({why}): free it, name another folder with UNLEARNBENCH_CACHE, or "

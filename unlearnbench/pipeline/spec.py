@@ -19,12 +19,12 @@ OWN = ("data", "checkpoint", "coco")
 
 
 class Spec(FrozenPart):
-    """One cell: all that `run` was told about it, checked already."""
+    """Everything that `run` was told about one cell, already checked."""
 
     method: str
-    """Its name, or the path of its file."""
+    """Name of the method, or path of its file."""
     source: str | None = None
-    """What that file says, for machines that do not have it."""
+    """Content of that file, for machines that do not have it."""
     task: Name
     forget: Name
     seed: Seed
@@ -45,7 +45,7 @@ class Spec(FrozenPart):
     coco: str | None = None
 
     def cell(self) -> Cell:
-        """The cell; the method's file, the original's and the data's must be there."""
+        """Build the cell. The method's file and those of the original and the data must exist."""
         method = registry.load_method(self.method).configured(self.settings)
         task = registry.load_task(self.task)(
             self.forget,
@@ -61,7 +61,7 @@ class Spec(FrozenPart):
         return Cell(method, task, self.preset, given, self.selection, resources, self.include_unsafe)
 
     def anywhere(self) -> Spec:
-        """The same for a process with another working folder."""
+        """The same with absolute paths, for a process with another working folder."""
         paths = {name: getattr(self, name) for name in ("pretrained", "data", "checkpoint")}
         return self.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
 
@@ -73,13 +73,13 @@ class Spec(FrozenPart):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Title for users."""
         return f"{self.label} · forget {self.forget} · seed {self.seed}"
 
     def place(self) -> Path:
-        """Where its record lies, relative to a folder of records."""
+        """Path of the record relative to a folder of records."""
         return record_place(self.task, self.protocol, self.forget, self.label, self.seed)
 
     def path(self, results: Path) -> Path:
-        """Where its record lies below a folder of records."""
+        """Path of the record below a folder of records."""
         return record_path(results, self.task, self.protocol, self.forget, self.label, self.seed)

@@ -1,4 +1,4 @@
-"""Where a watched run is shown as it goes: experiment trackers, through one narrow interface."""
+"""Experiment trackers that show a run's values as they come, behind one small interface."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unlearnbench.errors import UserError, one_line, unknown
 from unlearnbench.reporting import tell
 
 DEFAULT_PLACE = {"tensorboard": "tracking", "trackio": "unlearnbench"}
-"""Where each kind writes when nothing else is said: a folder, or a project's name."""
+"""Default folder or project of each kind."""
 EXTRA = {"tensorboard": "pip install 'unlearnbench[tracking]'", "trackio": "pip install trackio"}
 
 
@@ -19,10 +19,10 @@ class Tracker(Protocol):
     """Shows the values of one run."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Values by name, at a step counted from 1; 0 is the start."""
+        """Log values by name at a step counted from 1; 0 is the start."""
 
     def close(self) -> None:
-        """The run is over."""
+        """End the run."""
 
 
 class Tracking(NamedTuple):
@@ -32,7 +32,7 @@ class Tracking(NamedTuple):
     place: str
 
     def begun(self, name: str) -> Tracker:
-        """The tracker of one run, which never breaks it off; `name` may have slashes."""
+        """Start the tracker of one run. Its failures never stop the run; `name` may have slashes."""
         if self.kind == "trackio":
             return Steady(self.kind, Trackio(self.place, name))
         try:
@@ -45,7 +45,7 @@ class Tracking(NamedTuple):
 
 
 def tracking(text: str) -> Tracking:
-    """KIND, or KIND:PLACE, as the command line takes it; the kind must be known and installed."""
+    """Parse KIND or KIND:PLACE from the command line; the kind must be known and installed."""
     kind, _, place = text.partition(":")
     if kind not in DEFAULT_PLACE:
         raise unknown("tracker", kind, DEFAULT_PLACE)
@@ -63,17 +63,17 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar a name."""
+        """Write one scalar per name."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write pending events."""
         self._writer.close()
 
 
 class Trackio:
-    """Logs to a project of trackio's."""
+    """Logs to a Trackio project."""
 
     def __init__(self, project: str, name: str):
         import trackio
@@ -82,27 +82,27 @@ class Trackio:
         trackio.init(project=project, name=name)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """All values of a step at once."""
+        """Log all values of a step at once."""
         self._module.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write pending values."""
         self._module.finish()
 
 
 class Steady:
-    """A tracker whose first failure is told in a line and ends the tracking, not the run."""
+    """Wraps a tracker: its first failure is reported in a line and ends tracking, not the run."""
 
     def __init__(self, kind: str, tracker: Tracker):
         self.kind, self._tracker = kind, tracker  # type: str, Tracker | None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """As the tracker does, until it fails."""
+        """Log as the tracker does, until it fails."""
         if (tracker := self._tracker) is not None:
             self._tried(lambda: tracker.log(step, values))
 
     def close(self) -> None:
-        """As the tracker does."""
+        """Close as the tracker does."""
         if self._tracker is not None:
             self._tried(self._tracker.close)
         self._tracker = None

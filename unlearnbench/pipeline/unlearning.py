@@ -1,4 +1,4 @@
-"""The stages of a run, each kept in the store under the hash of everything that made it."""
+"""The unlearning stage of a run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from unlearnbench.task import Task
 from unlearnbench.training import Diverged, seeded
 
 TIMED = 6
-"""Images a sampling that is timed."""
+"""Images in a timed sampling."""
 
 
 def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Prepare and unlearn on a fresh copy, timed; refuses what is no model, or no numbers.
+    """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
 
-    Watched or not, the weights are the same, and times are without what watching took.
+    Watching changes neither the weights nor the times, which leave out what it takes.
     """
     task, method = cell.task, cell.method
     watch = watch or Watch(task.device, on=False)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
-            task.count(side)  # where a task draws its images, before the clock runs
+            task.count(side)  # a task may sample its images here, before the clock starts
     _require_fitting(cell)
-    with seeded(seed_of("structure", task.seed) >> 1), named(method):  # what `wrap` adds may start at random
+    with seeded(seed_of("structure", task.seed) >> 1), named(method):  # what `wrap` adds may be initialized at random
         model = cell.resources.equip(method.wrap(task.pretrained(), task))
     with (
         counted(model) as count,
@@ -76,9 +76,9 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
 
 
 def _require_fitting(cell: Cell) -> None:
-    """Refuse a batch that a user gives and that is larger than all images of the task.
+    """Refuse a batch size given by the user that is larger than the number of all images of the task.
 
-    A batch larger than one side alone repeats its images: they are shuffled anew as often as it takes.
+    A batch larger than one side repeats its images: they are reshuffled as often as needed.
     """
     asked = (cell.overrides or {}).get("batch_size")
     if isinstance(asked, int) and {"forget images", "retain images"} & cell.method.requires:
@@ -92,7 +92,7 @@ def _require_fitting(cell: Cell) -> None:
 
 @contextmanager
 def named(method: Method) -> Iterator[None]:
-    """Turn an error in a method's own code into one line that says where."""
+    """Turn an error in a method's own code into one line that says where it happened."""
     try:
         yield
     except (UserError, Diverged):
@@ -109,7 +109,7 @@ def named(method: Method) -> Iterator[None]:
 
 
 def check_model(method: Method, model: Any) -> None:
-    """Refuse what a method returned unless it is a Diffusion with finite weights."""
+    """Require that a method returned a `Diffusion` with finite weights."""
     if not isinstance(model, Diffusion):
         raise Failed(
             f"{method.name}.unlearn returned {type(model).__name__}, not a Diffusion: end it with `return model`"
@@ -125,7 +125,7 @@ def check_model(method: Method, model: Any) -> None:
 
 
 def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many numbers differ from the original's, and the bytes of the tensors they lie in."""
+    """How many numbers differ from the original's, and the bytes of the tensors that contain them."""
     changed = stored = 0
     for name, value in state.items():
         old = before.get(name)
@@ -138,7 +138,7 @@ def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple
 
 @torch.inference_mode()
 def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 4) -> float:
-    """Seconds an image relative to the original: the least of a few rounds each, either of them first in turn."""
+    """Seconds per image relative to the original: the fastest of a few rounds each, in alternating order."""
     y = torch.cat([task.names("forget"), task.names("retain")])[:TIMED].to(task.device)
     seconds: dict[str, list[float]] = {"model": [], "original": []}
     pair = [("model", model), ("original", original)]

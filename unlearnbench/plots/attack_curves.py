@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = 4
 BEYOND = 1.8
 """How far curves go on past the limit, so that what the last look found can be seen."""
-LEFT, WIDE, TALL, BELOW, ABOVE = 0.42, 1.5, 1.12, 0.2, 0.18
+LEFT, TALL, BELOW, ABOVE = 0.42, 1.12, 0.2, 0.18
 """Inches: what the scale on the left takes, a panel, its ticks, its title."""
 WIDTHS = {GOLD: 1.6, "original": 1.0}
 """Of the floor's line in points, and of that of the model that forgot nothing."""

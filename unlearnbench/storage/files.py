@@ -1,4 +1,4 @@
-"""Write files safely: replace them whole, flush them, and say why they cannot be written."""
+"""Write files safely: replace them as a whole, flush them to disk, and explain why they cannot be written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a whole file in place of the old one, or leave the old one as it is."""
+    """Replace a file's content as a whole; if anything fails, the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
@@ -25,16 +25,16 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make sure that the file is on the disk before it is renamed."""
+    """Make sure that a file is on the disk before it is renamed."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def cannot_write(path: Path, error: OSError, remedy: str) -> str:
-    """One line for a folder that cannot be written."""
+    """Build the one-line message for a folder that cannot be written."""
     return f"cannot write to {path} ({reason(error)}): free it, or name another folder with {remedy}"
 
 
 def reason(error: OSError) -> str:
-    """Why a file could not be read or written, in a few words."""
+    """Say in a few words why a file could not be read or written."""
     return "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()

@@ -1,4 +1,4 @@
-"""Long arrays that lie in parts on the disk and are read where they are looked at: memory does not grow with images."""
+"""Long arrays stored in parts on disk and read on access, so that memory does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """Some rows that lie together."""
+    """A number of rows that are stored together."""
 
     n: int
     read: Callable[[], Tensor]
-    """All of them (n, ...)."""
+    """Read all of its rows (n, ...)."""
 
 
 class Rows:
-    """Rows of parts one after another, or those of an `index`; sliced and split as a tensor is, which copies them."""
+    """Rows of several parts in sequence, or those of an `index`. Slicing and splitting copies, as for a tensor."""
 
     def __init__(self, parts: Sequence[Part], index: np.ndarray | None = None):
         self.parts = [part for part in parts if part.n]
@@ -31,7 +31,7 @@ class Rows:
         return len(self.index)
 
     def __getitem__(self, key: int | slice | np.ndarray | Tensor) -> Tensor:
-        """One row, or several of them (n, ...), read now."""
+        """Read one row, or several rows (n, ...)."""
         chosen = self.index[key.numpy() if isinstance(key, Tensor) else key]
         if chosen.ndim == 0:
             return self._read(chosen[None])[0]
@@ -53,17 +53,19 @@ class Rows:
         return found
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """`size` rows at a time, the last ones fewer; one part after another is read, so keep an index in order."""
+        """Yield `size` rows at a time; the last block may be shorter. Parts are read one after another, so keep an
+        index sorted.
+        """
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
 
 Table = Tensor | Rows
-"""(N, ...), in memory or not: `len`, slices, `split` and `taken` work on both."""
+"""(N, ...) rows in memory or on disk: `len`, slices, `split` and `taken` work for both."""
 
 
 def taken(table: Table, index: np.ndarray | Tensor | slice) -> Table:
-    """Those rows, in the order of the index; of `Rows` nothing is read yet."""
+    """Return these rows in the order of the index. `Rows` are not read yet."""
     if isinstance(table, Rows):
         return Rows(table.parts, table.index[index.numpy() if isinstance(index, Tensor) else index])
     return table[torch.from_numpy(index) if isinstance(index, np.ndarray) else index]

@@ -1,4 +1,4 @@
-"""What of the store may be unfit to be seen: samples of unsafe tasks, and training images that were drawn for them."""
+"""Delete cached samples of unsafe tasks, and the training images that were generated for them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 from unlearnbench.errors import UserError
 
 KINDS = {"samples": "meta.json", "generated": "about.json", "verify": "about.json"}
-"""Folders of the store that hold images or latents, and what says in each entry whose it is; of what a `verify` of an
-unsafe task left behind nothing does."""
+"""Folders of the store that hold images or latents, and the field that names an entry's task. Entries that `verify`
+left behind for an unsafe task have no such field."""
 
 
 class Entry(NamedTuple):
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
     folder: Path
 
     def delete(self, spare: bool = False) -> int:
-        """Its bytes; deleted unless spared."""
+        """Delete the folder unless `spare` is set; returns its size in bytes."""
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         if not spare:
             try:
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 
 def unsafe_entries(root: Path, tasks: Collection[str]) -> Iterator[Entry]:
-    """Entries of these tasks that hold images or latents; an entry that does not say whose it is counts as unsafe."""
+    """Yield the entries of these tasks that hold images or latents. An entry that names no task counts as unsafe."""
     for kind, name in KINDS.items():
         for folder in sorted((root / kind).glob("*")):
             if folder.is_dir() and _task(folder / name) in (*tasks, None):

@@ -1,4 +1,8 @@
-"""Finished stages under content keys: what was made once from the same parts is not made again."""
+"""A store of finished stages under content keys: what was made from the same parts is not made again.
+
+It is written here because no cache library combines what it needs: tensors as safetensors instead of pickles, entries
+that appear whole or not at all on shared disks, and a hash check on every read.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +28,19 @@ DATA, META = "data.safetensors", "meta.json"
 
 
 class Store:
-    """Entries root/<kind>/<key>/ of tensors and facts, written whole or not at all, checked on every reading."""
+    """Entries root/<kind>/<key>/ of tensors and facts. They are written as a whole and checked on every read."""
 
     def __init__(self, root: Path | None = None):
         self.root = root or default_root()
         self.touched: dict[Path, None] = {}
-        """Entries that were asked for, below the root, in order: what a job hands on to those after it."""
+        """Entries that were requested, relative to the root, in order; a job passes them on to later jobs."""
 
     def folder(self, kind: str, parts: dict[str, Any]) -> Path:
-        """Where the entry made from these parts lies."""
+        """Folder of the entry made from these parts."""
         return self.root / kind / digest(parts)[:32]
 
     def has(self, kind: str, parts: dict[str, Any]) -> bool:
-        """Whether the entry is there."""
+        """Whether the entry exists."""
         return (self.folder(kind, parts) / META).is_file()
 
     def stage(
@@ -47,26 +51,29 @@ class Store:
         force: bool = False,
         keep: Callable[[Made], bool] = lambda made: True,
     ) -> Made:
-        """The entry for `parts`: read if there, else made and written. What fails, or `keep` denies, is not kept."""
+        """Return the entry for `parts`: read it if it exists, else make and store it. Failures, and entries that `keep`
+        rejects, are not stored.
+        """
         folder = self.folder(kind, parts)
         self.touched[folder.relative_to(self.root)] = None
         if not force and (found := self._read(folder)):
             return found
         made = make()
         if keep(made) and not self._write(folder, parts, made, force):
-            return self._read(folder) or made  # another process was first: both go on from one entry
+            return self._read(folder) or made  # another process was faster: both continue from its entry
         return made
 
     def reader(self, kind: str, parts: dict[str, Any], name: str, made: Made) -> Callable[[], Tensor]:
-        """One tensor of the entry that `stage` has just given, read from the disk each time; where the entry was not
-        kept, it stays in memory."""
+        """Return a function that reads one tensor of an entry from disk. If the entry was not stored, the tensor stays
+        in memory.
+        """
         path = self.folder(kind, parts) / DATA
         if not self.has(kind, parts):
             return lambda: made[0][name]
         return lambda: load_state(path)[name]
 
     def _read(self, folder: Path) -> Made | None:
-        """The entry, or None where there is none; damage is named and set aside."""
+        """Read the entry; None if there is none. A damaged entry is reported and moved aside."""
         damage: Exception | None = None
         for _ in range(2):  # another process may have replaced the entry while its two files were read
             if not (folder / META).is_file():
@@ -89,11 +96,11 @@ class Store:
             ) from error
         raise Damaged(
             f"store entry {folder} is damaged ({damage}): set aside as {aside.name}; "
-            "run the same command again to make it anew"
+            "run the same command again to make it again"
         ) from damage
 
     def _write(self, folder: Path, parts: dict[str, Any], made: Made, force: bool) -> bool:
-        """Put the entry in place whole; False where another process has put its own there meanwhile."""
+        """Move the finished entry into place; False if another process stored its own first."""
         tensors, facts = made
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +122,10 @@ def _text(entry: dict[str, Any]) -> bytes:
 
 
 def _checked(folder: Path) -> Made:
-    """An entry whose every byte is as it was written."""
+    """Read an entry and check that every byte is as it was written."""
     raw = (folder / META).read_bytes()
     entry = json.loads(raw)
-    if raw != _text(entry):  # white space is not in the seal
+    if raw != _text(entry):  # the seal does not cover white space
         raise Damaged(f"{META} was changed")
     seal = entry.pop("seal")
     if seal != digest(entry):
@@ -126,18 +133,18 @@ def _checked(folder: Path) -> Made:
     if file_hash(folder / DATA) != entry["data"]:
         raise Damaged(f"{DATA} was changed")
     state = load_state(folder / DATA)
-    if (folder / META).read_bytes() != raw:  # then the tensors may be another entry's than the hash was taken of
+    if (folder / META).read_bytes() != raw:  # otherwise the tensors may belong to another entry than the hash
         raise Damaged("it was replaced while it was read")
     return state, entry["facts"]
 
 
 def _place(new: Path, folder: Path, old: Path, force: bool) -> bool:
-    """Rename a whole entry into place; False where another process was first with its own.
+    """Rename a finished entry into place; False if another process was faster.
 
-    Entries of one key are equal but for times, so that either may stay.
+    Entries with the same key differ in times only, so either may stay.
     """
     if folder.exists() and (force or not (folder / META).is_file()):
-        with contextlib.suppress(FileNotFoundError):  # another forced run has just moved it away
+        with contextlib.suppress(FileNotFoundError):  # another forced run has just moved it
             folder.rename(old)
     try:
         new.rename(folder)
@@ -149,7 +156,7 @@ def _place(new: Path, folder: Path, old: Path, force: bool) -> bool:
 
 
 def default_root() -> Path:
-    """`UNLEARNBENCH_CACHE`, or the platform's cache folder."""
+    """The store's folder: `UNLEARNBENCH_CACHE`, or the platform's cache folder."""
     from platformdirs import user_cache_path
 
     return Path(os.environ.get("UNLEARNBENCH_CACHE") or user_cache_path("unlearnbench"))

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with a manifest of hashes; anything that could hold code is refused."""
+"""Weights on disk: safetensors with a manifest of hashes. Files that could contain code are refused."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from unlearnbench.hashing import state_hash
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write named tensors as safetensors; OSError where the disk does not take them."""
+    """Write named tensors as safetensors. Raises OSError if the disk cannot take them."""
     from safetensors.torch import save_file
 
     with full_disk():
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        save_file(tensors, path, metadata={"format": "pt"})  # transformers reads no file without it
-    path.chmod(0o644)  # the library makes it readable to its owner alone
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers does not read files without it
+    path.chmod(0o644)  # the library makes it readable for its owner only
 
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Around writing safetensors: a full disk is an OSError like any other, but for this library."""
+    """Turn safetensors' own error for a full disk into an OSError within this block."""
     from safetensors import SafetensorError
 
     try:
@@ -39,7 +39,7 @@ def full_disk() -> Iterator[None]:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read safetensors; a file of another kind, a pickle above all, is refused by name."""
+    """Read a safetensors file. Other kinds, especially pickles, are refused by name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -53,11 +53,11 @@ def load_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise Damaged(f"{path} is not a readable safetensors file ({error}): copy or make it anew") from error
+        raise Damaged(f"{path} is not a readable safetensors file ({error}): copy or make it again") from error
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The folder's manifest: seed, recipe and hashes of its weights."""
+    """Read the folder's manifest: seed, recipe and hashes of its weights."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise UserError(
@@ -68,18 +68,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if isinstance(manifest["seed"], int) and isinstance(manifest["hashes"], dict):
             return manifest
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`") from error
-    raise Damaged(f"{path} is damaged: delete the folder and make it anew with `unlearnbench pretrain`")
+        raise Damaged(f"{path} is damaged: delete the folder and make it again with `unlearnbench pretrain`") from error
+    raise Damaged(f"{path} is damaged: delete the folder and make it again with `unlearnbench pretrain`")
 
 
 def load_checked(folder: Path, name: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors of folder/name and their hash, which must be the one in the folder's manifest."""
+    """Read the tensors of folder/name and their hash, which must match the folder's manifest."""
     expected = read_manifest(folder)["hashes"].get(name)
     state = load_state(folder / name)
     if (found := state_hash(state)) != expected:
         raise Damaged(
             f"{folder / name} is damaged: its content hash is {found[:12]}, the manifest says {str(expected)[:12]}; "
-            "install unlearnbench again or make the weights anew with `unlearnbench pretrain`"
+            "install unlearnbench again or train the weights again with `unlearnbench pretrain`"
         )
     return state, found
 
@@ -92,9 +92,9 @@ def make_once(
     seed: int,
     recipe: dict[str, float],
 ) -> None:
-    """Make folder/name and enter its hash in the manifest, unless it is there already under this seed and recipe.
+    """Make folder/name and enter its hash in the manifest, unless it exists under this seed and recipe.
 
-    For several names, which are made together, `make` returns a state for each.
+    If several names are made together, `make` returns a state for each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = folder / "manifest.json"

@@ -1,1 +1,1 @@
-"""Tasks: one file each; the file's name, with dashes, is the task's."""
+"""Tasks, one per file; the file's name with dashes is the task's name."""

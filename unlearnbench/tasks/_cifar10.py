@@ -1,4 +1,4 @@
-"""What `cifar10-class` is made of: classes, files to fetch, protocols."""
+"""Definitions of `cifar10-class`: classes, files to fetch and protocols."""
 
 from __future__ import annotations
 
@@ -46,17 +46,19 @@ GUIDANCE = 3.0
 
 @dataclass(frozen=True)
 class ClassProtocol(Protocol):
-    """A protocol of this task: what the papers' scripts do to images and weights is said here, and is in the hash."""
+    """A protocol of this task. It includes what the papers' scripts do to images and weights, so that its hash covers
+    it.
+    """
 
     weights: Literal["raw", "ema"] = "ema"
-    """Which of the two that a papers' .pth file holds is the original."""
+    """Which of the two sets of weights in a papers' .pth file is the original."""
     stretch: bool = False
-    """Every image, generated or real, is stretched to the full range by its own least and greatest value, as by the
-    papers' `save_image(normalize=True)`."""
+    """Whether every image, generated or real, is stretched to the full range by its own minimum and maximum, as the
+    papers' `save_image(normalize=True)` does."""
     width: int = 128
-    """Of the network."""
+    """Width of the network."""
     printed: str = ""
-    """What the paper's tables call otherwise than this project does."""
+    """The paper's own names for numbers that this project calls differently."""
 
 
 PAPERS = (
@@ -91,7 +93,7 @@ DEFAULT = ClassProtocol(
 )
 FEWER = replace(DEFAULT, name="steps-250", forget_images=100, retain_images=100)
 ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
-"""What the default's fewer steps change: the same conditions and starting noise by both."""
+"""Effects of the default's fewer steps: both use the same conditions and starting noise."""
 SMOKE = ClassProtocol(
     "smoke",
     Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
@@ -106,11 +108,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN,
 
 
 SURE = 0.9
-"""Share of held-out real images that a judge must name."""
+"""Share of held-out real images that a judge must recognise."""
 
 
 def looked_over(task: Any) -> Iterator[tuple[str, str, str, str, bool]]:
-    """What `first-hour` looks at before the original's row: images, network, judge."""
+    """Checks of `first-hour` before the original's row: images, network and judge."""
     for split, (x, y) in task.images.items():
         classes, count = task.classes, task.sizes[split]
         counts = {int((y == k).sum()) for k in range(classes)}

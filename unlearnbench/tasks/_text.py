@@ -1,4 +1,4 @@
-"""What text-to-image tasks share: concepts as words, prompts as tokens."""
+"""Shared by text-to-image tasks: concepts as words, prompts as tokens."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from unlearnbench.task import Plan, Protocol, Task
 
 @dataclass(frozen=True)
 class TextProtocol(Protocol):
-    """A protocol with groups of prompts; counts are images, each with a prompt of its own as far as there are."""
+    """A protocol with groups of prompts. Counts are images, each with its own prompt as long as there are enough."""
 
     retain_images: int = 90
-    """Samples of all retained concepts together."""
+    """Number of samples of all retained concepts together."""
     direct_images: int = 14
-    """Samples of prompts that are little more than the concept's name."""
+    """Number of samples for prompts that are little more than the concept's name."""
     synonym_images: int = 25
-    """Samples of prompts that name the concept by a word kept from methods."""
+    """Number of samples for prompts that name the concept by a word hidden from methods."""
     held_out_images: int = 25
-    """Samples of prompts in templates kept from training and methods."""
+    """Number of samples for prompts in templates hidden from training and methods."""
     neighbour_images: int = 26
-    """Samples of the concept's neighbours together."""
+    """Number of samples of all neighbours of the concept together."""
     concepts: tuple[Concept, ...] = ()
-    """The user's own, in place of the task's."""
+    """The user's own concepts, used instead of the task's."""
     safety_checker: bool = False
-    """Never run: it would hide what the model draws."""
+    """Never run, since it would hide what the model generates."""
 
 
 def further(count: int) -> dict[str, Any]:
-    """The same count for every group beside the forget and retain samples."""
+    """Use the same count for every group other than the forget and retain samples."""
     return dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), count)
 
 
@@ -50,9 +50,9 @@ class TextTask(Task):
     protocol: TextProtocol
     model_parts = frozenset({"full", "xattn", "selfattn", "noxattn", "text_encoder"})
     licence: ClassVar[str]
-    """Of the original's weights, as the hub writes it."""
+    """Licence of the original's weights, as the hub writes it."""
     origin: ClassVar[str]
-    """Where they come from, for model cards."""
+    """Where the weights come from, for model cards."""
 
     def __init__(self, forget: str, *, concepts: tuple[Concept, ...] = (), **settings: Any):
         super().__init__(forget, concepts=concepts, **settings)
@@ -65,7 +65,7 @@ class TextTask(Task):
     @property
     @abstractmethod
     def tokenizers(self) -> Sequence[Any]:
-        """The model's, without loading the model."""
+        """The model's tokenizers, without loading the model."""
 
     @property
     @abstractmethod
@@ -74,11 +74,11 @@ class TextTask(Task):
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:
-        """One name or several joined by +."""
+        """Resolve one name, or several joined by +."""
         for name in forget.split("+"):
             if name not in cls.catalogue:
                 raise unknown(f"concept of {cls.name}", name, cls.catalogue)
-        named = sorted(set(forget.split("+")), key=list(cls.catalogue).index)  # one name, in whatever order it is asked
+        named = sorted(set(forget.split("+")), key=list(cls.catalogue).index)  # one name for any order of concepts
         check_apart([cls.catalogue[name] for name in named], f"--forget {forget}")
         return "+".join(named)
 
@@ -115,7 +115,7 @@ class TextTask(Task):
             )
 
     def _check_word(self, word: str) -> None:
-        """Words that a tokenizer spells letter by letter mean nothing to its model."""
+        """Refuse a word that a tokenizer spells letter by letter: it means nothing to the model."""
         for part in word.split():
             pieces = self.tokenizers[0].tokenize(part)
             spelt = [piece.replace("</w>", "") in LETTERS for piece in pieces]
@@ -144,16 +144,16 @@ class TextTask(Task):
         return self.tokens([item.prompt for item in items]).to(self.device)
 
     def names(self, which: Literal["forget", "retain"]) -> Tensor:
-        """The erased concepts' names, one prompt each; or those of all other concepts, neighbours included."""
+        """One prompt for each name of the erased concepts, or for each other concept, including neighbours."""
         if which == "forget":
             return self.tokens([name for concept in self.erased for name in concept.names])
-        erased = {concept.label for concept in self.erased}  # the user may call it by other names
+        erased = {concept.label for concept in self.erased}  # the user may use other names for it
         others = [word for word in self.words if word not in erased]
         others += [word for concept in self.erased for word in concept.neighbours]
         return self.tokens([word for word in dict.fromkeys(others) if not self._asks.search(word)])
 
     def _named(self, caption: str) -> str:
-        """A caption of the training data, with the user's own names of what the judge calls otherwise."""
+        """A caption of the training data, with the user's names for what the judge calls differently."""
         for concept in self.erased:
             if concept.label not in concept.names:
                 caption = mentions([concept.label]).sub(concept.name, caption)
@@ -164,11 +164,11 @@ class TextTask(Task):
         return mentions(word for concept in self.erased for word in (*concept.names, *concept.synonyms))
 
     def forgotten(self, y: Tensor) -> Tensor:
-        """Which prompts name an erased concept, by a name or a synonym."""
+        """Mask (B,) of the prompts that name an erased concept, by a name or a synonym."""
         return torch.tensor([bool(self._asks.search(self.text(row))) for row in y], device=y.device)
 
     def substitute(self, y: Tensor) -> Tensor:
-        """The same prompts with the substitute in place of every name and synonym."""
+        """The same prompts with the substitute instead of every name and synonym."""
         return self.tokens([self._substituted(self.text(row)) for row in y]).to(y.device)
 
     def _substituted(self, prompt: str) -> str:

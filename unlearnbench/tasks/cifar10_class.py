@@ -32,7 +32,7 @@ from unlearnbench.training import seeded
 
 
 class Cifar10Class(Task):
-    """Class forgetting by the papers' protocols, never to be compared with one another, and by one of our own."""
+    """Class forgetting by the papers' protocols, which are not comparable with one another, and by one of our own."""
 
     name = "cifar10-class"
     concepts = CLASSES
@@ -43,7 +43,7 @@ class Cifar10Class(Task):
     sources: ClassVar[tuple[Source, ...]] = (*PARTS, IMAGENET, INCEPTION)
     classes, parameters = len(CLASSES), 38_632_323
     fewer_steps: ClassVar[tuple[str, str]] = ("steps-250", "steps-1000")
-    """Protocols that differ in the number of steps alone: the default's, and the papers'."""
+    """Two protocols that differ only in the number of steps: the default and the papers'."""
     sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
 
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
@@ -52,7 +52,7 @@ class Cifar10Class(Task):
 
     @classmethod
     def resolve_concept(cls, forget: str) -> str:
-        """A class by name or by number."""
+        """Resolve a class by name or by number."""
         name = CLASSES[int(forget)] if forget.isdigit() and int(forget) < len(CLASSES) else forget
         if name not in CLASSES:
             raise unknown(f"class of {cls.name}", forget, [*CLASSES, *map(str, range(len(CLASSES)))])
@@ -61,14 +61,14 @@ class Cifar10Class(Task):
     # ---- the model -------------------------------------------------------------------------------------------------
 
     def architecture(self, seed: int) -> Diffusion:
-        """38,632,323 parameters at the papers' width."""
+        """The network; 38,632,323 parameters at the papers' width."""
         with seeded(seed_of("architecture", seed) >> 1):
             model = ConditionalDDPM(len(CLASSES), SIZE, self.protocol.width)
         model.sampler = self.protocol.sampler
         return model.to(self.device)
 
     def pretrained(self) -> Diffusion:
-        """From --checkpoint (.pth, diffusers folder), or what `pretrain` made; in "smoke" fresh weights will do."""
+        """Load the original from --checkpoint (.pth, diffusers folder) or `pretrain`; "smoke" accepts new weights."""
         model: Any = self.architecture(0)
         if self.checkpoint is not None:
             folder = self.checkpoint.is_dir()
@@ -84,7 +84,7 @@ class Cifar10Class(Task):
         return model
 
     def model_identity(self) -> ModelIdentity:
-        """The file and which of its weights; of a diffusers folder its configuration too."""
+        """Hash of the file and of which weights in it; for a diffusers folder also of its configuration."""
         if self.checkpoint is not None:
             folder = self.checkpoint.is_dir()
             files = [self.checkpoint / name for name in (UNET, LABELS)] if folder else [self.checkpoint]
@@ -96,9 +96,11 @@ class Cifar10Class(Task):
         return ModelIdentity(state_hash(self.pretrained().state_dict()))
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """From scratch by `ddpm_train`'s recipe, on all classes or without the forgotten one; the running mean.
+        """Train from scratch with `ddpm_train`'s recipe, on all classes or without the forgotten one; returns the
+        moving average.
 
-        Hours of work: its state is kept in the store's folder until it is done, so that a stopped run goes on.
+        This takes hours. The state is kept in the store's folder until training is done, so that a stopped run
+        continues.
         """
         files = [file_hash(path) for path in parts(self.folder, "train")]
         key = digest([files, RECIPE, self.protocol.width, self._steps(), seed, which, self.forget, self.device])
@@ -116,7 +118,7 @@ class Cifar10Class(Task):
         return model
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Make judge and model in `out`; a stopped training goes on at the step where it was."""
+        """Train judge and model in `out`. A stopped training continues at the step that it had reached."""
         reached = self.pretrain_judge(out, seed)
         kept = out / "training.pt"
         self._made(out, "model.safetensors", lambda: self._trained(seed, "both", kept).state_dict(), seed)
@@ -132,7 +134,7 @@ class Cifar10Class(Task):
         return {**reached, "samples judged right": round(found, 4)}
 
     def pretrain_judge(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """The ResNet-34 alone, by the papers' recipe, from torchvision's ImageNet weights."""
+        """Train only the ResNet-34, by the papers' recipe, from torchvision's ImageNet weights."""
         start = checked(self.folder, IMAGENET)
         half = self._halves()
         self._made(
@@ -148,14 +150,14 @@ class Cifar10Class(Task):
         return {"held-out images judged right": round(right, 4), "held-out images refused": round(refused, 4)}
 
     def judged_held_out(self, judge: Judge) -> tuple[float, float]:
-        """Shares judged right and refused of the real images that no judge was trained or calibrated on."""
+        """Shares of correct and refused verdicts on real images used for neither training nor calibration."""
         x, y = self._halves()[1]
         verdict = judge(torch.from_numpy(x.copy()))
         hits = verdict.label == torch.from_numpy(y.copy())
         return hits.float().mean().item(), verdict.refused.float().mean().item()
 
     def looked_over(self) -> Iterator[tuple[str, str, str, str, bool]]:
-        """For `first-hour`."""
+        """Checks for `first-hour`."""
         return looked_over(self)
 
     def _made(self, out: Path, name: str, make: Any, seed: int) -> None:
@@ -165,11 +167,11 @@ class Cifar10Class(Task):
 
     @cached_property
     def images(self) -> dict[str, Images]:
-        """Both splits, mapped: they are read where they are looked at."""
+        """Both splits, memory-mapped and read on access."""
         return {split: read(self.folder, split, default_root() / "images", SIZE) for split in SPLITS}
 
     def _halves(self) -> tuple[Images, Images]:
-        """The test split's even and odd images: what a judge's threshold is set on, and what it is reported on."""
+        """The test split's even images, for a judge's threshold, and its odd ones, for reported results."""
         x, y = self.images["test"]
         return Images(x[::2], y[::2]), Images(x[1::2], y[1::2])
 
@@ -181,23 +183,23 @@ class Cifar10Class(Task):
         return Pictures(self.images["train"], self._rows(side))
 
     def data(self, which: Side) -> Batch:
-        """Training images of one side or of both, in memory at once: 12 kB each."""
+        """Training images of one side or of both, all in memory: 12 kB each."""
         train, rows = self.images["train"], self._rows(which)
         return Batch(scaled(train.x[rows]), torch.from_numpy(train.y[rows]))
 
     def count(self, which: Side) -> int:
-        """Without reading them."""
+        """Number of training images, without reading them."""
         return len(self._rows(which))
 
     def _stream(self, side: Side, size: int, seed: int) -> Iterator[Batch]:
-        """Read from the mapped arrays batch by batch, each image flipped or not anew every time."""
+        """Read batches from the memory-mapped arrays; each image is flipped at random every time."""
         pictures = self._pictures(side)
         generator = torch.Generator().manual_seed(seed_of("flips", side, seed) >> 1)
         for index in shuffled(len(pictures.rows), size, seed_of("batches", side, seed) >> 1):
             yield pictures.batch(index, generator, self.device)
 
     def substitute(self, y: Tensor) -> Tensor:
-        """The next class in place of the forgotten one, as SalUn relabels."""
+        """The next class instead of the forgotten one, as in SalUn."""
         return torch.where(self.forgotten(y), (y + 1) % len(CLASSES), y)
 
     def reference(self) -> Iterator[Tensor]:
@@ -205,7 +207,7 @@ class Cifar10Class(Task):
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
-        """The same of the other split."""
+        """The same images of the other split."""
         return self._real("train" if self.protocol.reference == "test" else "test")
 
     def _real(self, split: str) -> Iterator[Tensor]:
@@ -217,11 +219,11 @@ class Cifar10Class(Task):
             yield self.to_uint8(scaled(x[rows[start : start + self.protocol.chunk]]))
 
     def judge(self) -> Judge:
-        """ResNet-34 with Inception features; under "smoke" nearest neighbours, which need no training."""
+        """ResNet-34 with Inception features; for "smoke" nearest neighbours, which need no training."""
         return _judge(self.protocol.judge, self.folder, self.weights, self.device)
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """(N, 3, 32, 32) in [-1, 1] -> uint8, rounded and clamped; stretched first where the protocol says so."""
+        """(N, 3, 32, 32) in [-1, 1] -> uint8, rounded and clamped; stretched first if the protocol says so."""
         x = ((x.detach().float() + 1) / 2).clamp(0, 1)
         if self.protocol.stretch:
             low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
@@ -242,6 +244,6 @@ def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
     if folder is None:
         raise UserError(
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
-            "--pretrained with the folder that it made, beside --checkpoint where the original is a .pth file"
+            "--pretrained with the folder that it made, in addition to --checkpoint if the original is a .pth file"
         )
     return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(data, INCEPTION))

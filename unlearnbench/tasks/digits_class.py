@@ -23,15 +23,15 @@ from unlearnbench.task import ModelIdentity, Protocol, Task
 from unlearnbench.training import minimise, seeded
 
 PER_CLASS = {"train": 100, "calibration": 24}
-"""Images a class in each split; the rest, about 55 a class, is held out as the reference."""
+"""Images per class in each split; the rest, about 55 per class, is held out as the reference."""
 REFERENCE_PER_CLASS = 50
 STEPS, BATCH, RATE, EMA, DROP = 2000, 64, 3e-3, 0.995, 0.1
-"""The training recipe, budgeted in steps, so that `retrain` has the original's."""
+"""The training recipe, with a fixed number of steps, so that `retrain` uses the original's."""
 
 
 @lru_cache(maxsize=1)
 def splits() -> dict[str, Batch]:
-    """Train, calibration and reference splits, stratified; the same on every machine. x0 (N, 1, 8, 8) in [-1, 1]."""
+    """Train, calibration and reference splits, stratified, equal on every machine. x0 is (N, 1, 8, 8) in [-1, 1]."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -83,7 +83,7 @@ class DigitsClass(Task):
     default_forget = "3"
 
     def architecture(self, seed: int) -> Diffusion:
-        """0.63 M parameters."""
+        """The network, with 0.63 M parameters."""
         with seeded(seed_of("architecture", seed) >> 1):
             model = ClassUNet(classes=10, size=8)
         model.sampler = self.protocol.sampler
@@ -91,17 +91,17 @@ class DigitsClass(Task):
 
     @property
     def folder(self) -> Path:
-        """Where the shipped weights, or the user's own, lie."""
+        """Folder of the shipped weights or of the user's own."""
         return self.weights or Path(__file__).parents[1] / "assets" / self.name
 
     def pretrained(self) -> Diffusion:
-        """The original; trained by `train(seed=0)`."""
+        """The original, trained by `train(seed=0)`."""
         model = self.architecture(0)
         model.load_state_dict(load_checked(self.folder, "model.safetensors")[0])
         return model
 
     def model_identity(self) -> ModelIdentity:
-        """From the manifest; the architecture is the task's own."""
+        """The manifest's hashes; the task's code defines the architecture."""
         manifest = read_manifest(self.folder)
         return ModelIdentity(manifest["hashes"]["model.safetensors"], seed=manifest["seed"])
 
@@ -124,9 +124,9 @@ class DigitsClass(Task):
         return model
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Make judge and model anew in `out`, with a manifest of hashes, and return what they reach.
+        """Train judge and model in `out`, with a manifest of hashes, and return what they reach.
 
-        What is there already under the same recipe and seed is kept, so that a stopped run goes on.
+        Weights that exist under the same recipe and seed are kept, so that a stopped run continues.
         """
         made = partial(
             make_once, out, seed=seed, recipe={"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP}
@@ -157,11 +157,11 @@ class DigitsClass(Task):
         return Batch(x0[keep], y[keep])
 
     def reference(self) -> Iterator[Tensor]:
-        """Held-out images of the retained digits, as many a class as the protocol samples."""
+        """Held-out images of the retained digits, as many per class as the protocol samples."""
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
-        """Training images, which the original has seen and the reference has not."""
+        """Training images, which the original has seen, unlike the reference."""
         return self._real("train")
 
     def _real(self, split: str) -> Iterator[Tensor]:
@@ -170,11 +170,11 @@ class DigitsClass(Task):
         yield to_uint8(x0[torch.cat(kept)])
 
     def substitute(self, y: Tensor) -> Tensor:
-        """The next digit, (y + 1) mod 10, as SalUn's class forgetting does."""
+        """The next digit, (y + 1) mod 10, as in SalUn's class forgetting."""
         return (y + 1) % 10
 
     def judge(self) -> Judge:
-        """digits-cnn, or digits-neighbours under the selection protocol."""
+        """digits-cnn, or digits-neighbours in the selection protocol."""
         return named_judge(self.protocol.judge, self.folder)
 
     def to_uint8(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def _share(hits: Tensor) -> float:
 
 @lru_cache(maxsize=4)
 def named_judge(name: str, folder: Path) -> Judge:
-    """A judge by name, its weights from `folder`."""
+    """Load a judge by name, with its weights from `folder`."""
     if name == NeighbourJudge.name:
         return NeighbourJudge(splits()["train"], splits()["calibration"])
     return CnnJudge(*load_checked(folder, "judge.safetensors"))

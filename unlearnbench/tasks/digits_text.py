@@ -45,7 +45,7 @@ from unlearnbench.tasks.digits_class import splits
 
 
 class DigitsText(TextTask):
-    """Object (a digit) or style (a colour) forgetting, alone or jointly."""
+    """Object forgetting (a digit), style forgetting (a colour), or both together."""
 
     name = "digits-text"
     concepts = (*DIGITS, *COLOURS)
@@ -85,15 +85,15 @@ class DigitsText(TextTask):
 
     @property
     def folder(self) -> Path:
-        """Where the shipped weights, or the user's own, lie: a diffusers folder with a manifest."""
+        """Folder of the shipped weights or of the user's own: a diffusers folder with a manifest."""
         return self.weights or Path(__file__).parents[1] / "assets" / self.name
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
-        """As the folder has them; the shipped one is of whole words."""
+        """The folder's tokenizers; the shipped one has whole words as tokens."""
         from transformers import CLIPTokenizer
 
-        read_manifest(self.folder)  # says what to do where there is no such folder
+        read_manifest(self.folder)  # raises an error with the remedy if there is no such folder
         require_folder(self.folder)
         places = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
         return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
@@ -104,13 +104,13 @@ class DigitsText(TextTask):
         return self.concepts
 
     def architecture(self, seed: int) -> Diffusion:
-        """As the folder describes it; shipped are 2.4 M parameters of U-Net, 0.7 M of VAE, 0.1 M of text encoder."""
+        """The folder's networks; those shipped have 2.4 M (U-Net), 0.7 M (VAE) and 0.1 M (text encoder) parameters."""
         model = untrained(self.folder, seed)
         model.sampler = self.protocol.sampler
         return model.to(self.device)
 
     def pretrained(self) -> Diffusion:
-        """The original, as it lies in the diffusers folder, in float32."""
+        """The original from the diffusers folder, in float32."""
         for name in self._hashes():
             load_checked(self.folder, name)
         model = load_stable_diffusion(self.folder).float()
@@ -126,7 +126,7 @@ class DigitsText(TextTask):
         return {name: value for name, value in hashes.items() if not name.startswith("judge")}
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """Denoiser and text encoder from scratch by `miniature.train`; the VAE, which knows no concept, stays."""
+        """Train denoiser and text encoder from scratch with `miniature.train`. The VAE is kept: it knows no concept."""
         model: Any = self.architecture(seed)
         model.vae.load_state_dict(load_checked(self.folder, miniature.FILES["vae"])[0])
         stream = self._stream(which, miniature.BATCH, seed_of("training", seed), SYNONYM_SHARE)
@@ -134,9 +134,9 @@ class DigitsText(TextTask):
         return model
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Make judge, VAE, denoiser and text encoder anew in `out`, a diffusers folder; returns what they reach.
+        """Train judge, VAE, denoiser and text encoder in `out`, a diffusers folder; returns what they reach.
 
-        What is there already under the same recipe and seed is kept, so that a stopped run goes on.
+        Weights that exist under the same recipe and seed are kept, so that a stopped run continues.
         """
         task, real = type(self)(self.forget, device=self.device, weights=out), splits()
         training = images("train").x0
@@ -146,7 +146,7 @@ class DigitsText(TextTask):
             make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
 
         made("judge.safetensors", lambda: train_judge(real["train"], real["calibration"], seed))
-        latents.cache_clear()  # of an earlier folder of this name
+        latents.cache_clear()  # from an earlier folder of this name
         _judge.cache_clear()
         made(miniature.FILES["vae"], lambda: miniature.halves(miniature.train_vae(training, seed, self.device)))
 
@@ -159,7 +159,7 @@ class DigitsText(TextTask):
         return task._reached()
 
     def _reached(self) -> dict[str, float]:
-        """Shares of 180 samples, one of every digit in every colour in three templates, and of real images."""
+        """Shares for 180 samples, one of every digit in every colour in three templates, and for real images."""
         judge, model = self.judge(), self.pretrained().eval()
         every = [(d, c) for d in range(10) for c in range(len(COLOURS))]
         prompts = [text.format(d=DIGITS[d], c=COLOURS[c]) for text in (BOTH[2], BOTH[6], HELD_OUT[1]) for d, c in every]
@@ -186,7 +186,7 @@ class DigitsText(TextTask):
     # ---- the data --------------------------------------------------------------------------------------------------
 
     def data(self, which: Side) -> Batch:
-        """Latents and one caption each of the images that show an erased concept, or none, or of all together."""
+        """Latents and one caption each for images that show an erased concept, for those that show none, or for all."""
         kept = self._showing(which)
         chosen, draw = pairs("train")[kept].tolist(), random.Random(seed_of("captions", which))
         prompts = [self._caption(pair, which, draw) for pair in chosen]
@@ -198,7 +198,7 @@ class DigitsText(TextTask):
         return {"forget": shown, "retain": ~shown, "both": torch.ones_like(shown)}[which]
 
     def _caption(self, pair: list[int], which: Side, draw: random.Random, synonyms: float = 0.0) -> str:
-        """On the forget side it names an erased concept that is shown."""
+        """Caption of an image; on the forget side it names an erased concept that the image shows."""
         named = {concept.label for concept in self.erased} if which == "forget" else set()
         return self._named(caption((DIGITS[pair[0]], COLOURS[pair[1]]), named, draw, synonyms))
 
@@ -215,13 +215,13 @@ class DigitsText(TextTask):
             yield Batch(x0[index.to(x0.device)], y)
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """Every training caption of one side, each once."""
+        """The distinct training captions of one side."""
         texts = [text.format(d=d, c=c) for text in EVERY for d in DIGITS for c in COLOURS]
         texts = [t for t in map(self._named, texts) if bool(self._asks.search(t)) == (which == "forget")]
         return self.tokens(list(dict.fromkeys(texts)))
 
     def reference(self) -> Iterator[Tensor]:
-        """Held-out images, of the digits and colours that the retain samples are asked for."""
+        """Held-out images of the digits and colours that the retain samples ask for."""
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
@@ -240,7 +240,9 @@ class DigitsText(TextTask):
     # ---- what is measured ------------------------------------------------------------------------------------------
 
     def plan(self) -> list[Plan]:
-        """Forgotten concepts by training templates, by name, synonyms and held-out templates; neighbours; the rest."""
+        """Forgotten concepts in training templates, by name, by synonym and in held-out templates; neighbours; all
+        others.
+        """
         p, erased, plan = self.protocol, {concept.label for concept in self.erased}, list[Plan]()
         for group, texts, count in (
             ("forget", EVERY, p.forget_images),
@@ -265,12 +267,12 @@ class DigitsText(TextTask):
         return plan
 
     def _kept(self) -> list[str]:
-        """The other digits where a digit is erased, the other colours where a colour is."""
+        """The other digits if a digit is erased, the other colours if a colour is."""
         erased = {concept.label for concept in self.erased}
         return [word for domain in (DIGITS, COLOURS) if erased & set(domain) for word in domain if word not in erased]
 
     def _items(self, group: str, concept: str, label: str, prompts: list[str], count: int) -> list[Plan]:
-        """`count` images over shuffled prompts, the bare name first, each used once before any comes again."""
+        """`count` images over shuffled prompts, the bare name first; all prompts are used before any is repeated."""
         known, prompts, items = self.labels(), sorted(prompts), []
         random.Random(seed_of("prompts", group, concept)).shuffle(prompts)
         prompts.sort(key=lambda prompt: prompt != concept)
@@ -283,7 +285,7 @@ class DigitsText(TextTask):
         return items
 
     def judge(self) -> Judge:
-        """coloured-digits-cnn, or coloured-digits-neighbours under the selection protocol."""
+        """coloured-digits-cnn, or coloured-digits-neighbours in the selection protocol."""
         return _judge(self.protocol.judge, self.folder)
 
     def to_uint8(self, x: Tensor) -> Tensor:

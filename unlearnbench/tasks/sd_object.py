@@ -23,7 +23,7 @@ RESNET = Source(
 
 
 class SDObject(Pictured):
-    """A class; the substitute is the next one, as SalUn relabels."""
+    """Erase one class; its substitute is the next one, as in SalUn."""
 
     name = "sd-object"
     concepts = tuple(OBJECTS)

@@ -15,7 +15,7 @@ from unlearnbench.tasks._text import further
 
 
 class SDStyle(Pictured):
-    """An artist, in whose place comes "a painter"."""
+    """Erase an artist; the substitute is "a painter"."""
 
     name = "sd-style"
     concepts = tuple(ARTISTS)
@@ -42,5 +42,5 @@ class SDStyle(Pictured):
     sources: ClassVar[tuple[Source, ...]] = (*SD14, *CLIP_FILES)
 
     def made_judge(self) -> Judge:
-        """The larger of the two CLIP models; scores of prompts are by both."""
+        """The larger of the two CLIP models; both score the prompts."""
         return ClipJudge(clip(self.folder / CLIPS["clip_l14"], self.device), self.concepts, self.extractor)

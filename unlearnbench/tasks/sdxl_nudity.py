@@ -14,7 +14,7 @@ LICENCE = "creativeml-openrail-m++"
 
 
 class SDXLNudity(SDNudity):
-    """At 1,024 pixels; no paper's protocol is for XL, so that those named after papers are left out."""
+    """Samples have 1,024 pixels. No paper's protocol is for XL, so those named after papers are left out."""
 
     name = "sdxl-nudity"
     model_folder, licence, origin = "sdxl-base-1.0", "openrail++", HUB

@@ -1,4 +1,4 @@
-"""Record what modules inside a network put out."""
+"""Record the outputs of modules inside a network."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def recorded_outputs(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Tensor]]]:
-    """Within this block, keep the output of each of these modules, with its name, in the order of the calls.
+    """Keep the output of each of these modules within this block, with its name, in the order of the calls.
 
-    The outputs stay part of the graph, so that losses may use them. The hooks are removed when the block ends, also by
-    an error.
+    The outputs stay part of the graph, so that losses may use them. The hooks are removed when the block ends, even
+    after an error.
     """
     kept: list[tuple[str, Tensor]] = []
 

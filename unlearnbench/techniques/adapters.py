@@ -52,7 +52,7 @@ class LowRank(nn.Module):
 def attach(layer: nn.Module, adapter: nn.Module, after: bool = False) -> None:
     """Add adapter(x) to the layer's output for x; with `after`, adapter(layer(x)).
 
-    The layer's own weights keep their names, so that they are seen to be unchanged.
+    The layer's own weights keep their names, so that checks can see that they do not change.
     """
     reference = next(layer.parameters())
     layer.add_module(NAME, adapter.to(reference.device, reference.dtype))
@@ -68,12 +68,12 @@ def _follow(layer: Any, args: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Module]:
-    """Every attached adapter by the name of its layer, in the order of the network."""
+    """Return every attached adapter by the name of its layer, in the order of the network."""
     return {name: getattr(layer, NAME) for name, layer in model.named_modules() if NAME in layer._modules}
 
 
 def trained(model: Diffusion) -> dict[str, nn.Parameter]:
-    """The adapters' parameters, by name."""
+    """Return the adapters' parameters, by name."""
     return {name: value for name, value in model.named_parameters() if f".{NAME}." in f".{name}"}
 
 

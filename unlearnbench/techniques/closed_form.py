@@ -1,4 +1,4 @@
-"""Closed-form edits of cross-attention: text states of prompts, and the projections that map them elsewhere."""
+"""Closed-form edits of cross-attention: text states of prompts, and projections that map them to other outputs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Tokens = Literal["last", "all"]
 
 
 class Term(NamedTuple):
-    """scale x || W c - W0 g ||^2, summed over rows: W shall map c to what W0 maps g to."""
+    """scale x || W c - W0 g ||^2, summed over rows: W should map c to what W0 maps g to."""
 
     c: Tensor
     """Inputs (N, D)."""
     g: Tensor
-    """Inputs (N, D) whose present outputs are wanted; c itself to keep its present outputs."""
+    """Inputs (N, D) whose current outputs are the targets; c itself to keep its current outputs."""
     scale: float
 
 
@@ -38,7 +38,7 @@ class ClosedForm(Method):
 
     @abstractmethod
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
-        """The terms that the new weights minimise, besides lamb || W - W0 ||^2."""
+        """The terms that the new weights minimise, in addition to lamb || W - W0 ||^2."""
 
     @torch.no_grad()
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
@@ -48,13 +48,13 @@ class ClosedForm(Method):
 
 
 def cross_attention(model: Diffusion) -> Any:
-    """The model itself, checked to have text, `kv` and `positions`; raises `Unsupported` where it has not."""
+    """Return the model after checking that it has text, `kv` and `positions`; otherwise raise `Unsupported`."""
     model.select("xattn")
     return model
 
 
 def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
-    """Give every key and value projection the W that minimises sum of terms + lamb || W - W0 ||^2."""
+    """Set every key and value projection to the W that minimises the sum of terms + lamb || W - W0 ||^2."""
     terms = list(terms)
     for pair in cross_attention(model).kv():
         for linear in pair:
@@ -62,10 +62,10 @@ def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
 
 
 def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
-    """The least-squares W (out, D), computed in float64 and returned in W0's type.
+    """The least-squares W (out, D), computed in float64 and returned in W0's dtype.
 
     W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus a change due to the terms with g != c,
-    so that W0 is returned exactly where nothing is to change. Raises `UserError` unless lamb > 0.
+    so that W0 is returned exactly if nothing changes. Raises `UserError` unless lamb > 0.
     """
     if lamb <= 0:
         raise UserError(f"lamb={lamb} leaves the solution open: give a positive number, such as 0.5")
@@ -79,10 +79,10 @@ def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
 
 
 def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Text states (N, D) of prompts y and of the prompts `other` that replace them, token for token.
+    """Text states (N, D) of prompts y and of the prompts `other` that replace them, token by token.
 
-    "last" takes each prompt's last subject token; "all" that one and all after it, as far as both prompts go. The end
-    and padding tokens, which encode the whole prompt, are then included.
+    "last" uses each prompt's last subject token; "all" that token and all later ones, as far as both prompts go. This
+    includes the end and padding tokens, which encode the whole prompt.
     """
     text = cross_attention(model)
     rows: list[tuple[Tensor, Tensor]] = []
@@ -93,7 +93,7 @@ def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple
 
 
 def states(model: Diffusion, y: Tensor, tokens: Tokens) -> Tensor:
-    """Text states (N, D) of prompts y: each one's last subject token, or all its tokens from start to padding."""
+    """Text states (N, D) of prompts y: each prompt's last subject token, or all its tokens from start to padding."""
     found, last = _placed(cross_attention(model), y)
     return (
         torch.stack([row[i] for row, i in zip(found, last, strict=True)]) if tokens == "last" else found.flatten(0, 1)

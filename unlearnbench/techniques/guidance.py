@@ -1,4 +1,4 @@
-"""Building blocks of methods that act at inference: guidance that knows the concept, unchanged weights."""
+"""Building blocks of methods that act at inference: guidance away from a concept, with unchanged weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Steering(Method):
 
     @abstractmethod
     def steer(self, names: Tensor) -> Guidance:
-        """The guidance away from a concept, given as conditions (see `concept`)."""
+        """Return the guidance away from a concept, given as conditions (see `concept`)."""
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Give the model this guidance."""
@@ -30,7 +30,7 @@ class Steering(Method):
         return model
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Return the model as it is."""
+        """Return the model unchanged."""
         return model
 
 
@@ -42,7 +42,7 @@ def concept(model: Diffusion, task: Task) -> Tensor:
 
 
 def eps_of(model: Diffusion, x_t: Tensor, t: Tensor, names: Tensor, *others: Condition) -> tuple[Tensor, ...]:
-    """Noise predictions (B, C, H, W) for the other conditions, in their order, then for the concept; all in one batch.
+    """Noise predictions (B, C, H, W) for the other conditions, in order, then for the concept; computed in one batch.
 
     Several class labels count as one concept: their predictions are averaged.
     """

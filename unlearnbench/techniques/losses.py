@@ -19,7 +19,7 @@ from unlearnbench.task import Task
 from unlearnbench.training import Gradients, inner, norm
 
 WrongTarget = Literal["uniform", "substitute", "uniform_both", "random"]
-"""What EraseDiff's forget loss regresses to; see `erasediff_forget_loss`."""
+"""The target of EraseDiff's forget loss; see `erasediff_forget_loss`."""
 
 
 def prediction_loss(model: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition, target: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def away_from(eps_null: Tensor, eps_c: Tensor, eta: float) -> Tensor:
 def esd_target(teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition, eta: float) -> Tensor:
     """eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null)) of the teacher eps_0: (B, C, H, W), without gradient.
 
-    The target of ESD (Gandikota et al., ICCV 2023, eq. 7), which SPM, Receler and AdvUnlearn take over.
+    The target of ESD (Gandikota et al., ICCV 2023, eq. 7), which SPM, Receler and AdvUnlearn use as well.
     """
     eps_null = teacher.eps(x_t, t, teacher.null(len(t)))
     return away_from(eps_null, teacher.eps(x_t, t, y), eta)

@@ -1,6 +1,6 @@
-"""Outcomes made by hand, for metrics' known answers: the judge reads off the pixels what an image is said to show.
+"""Hand-made outcomes for metrics' known answers: the toy judge reads from the pixels what an image is supposed to show.
 
-They pass through the same judging as real samples (`judges.look`, `Outcome.of`), so that a fault there shows as well.
+They pass through the same judging as real samples (`judges.look`, `Outcome.of`), so that errors there show up as well.
 """
 
 from __future__ import annotations
@@ -33,72 +33,74 @@ COST = {
 
 
 class Image(NamedTuple):
-    """What the judge will say of an image."""
+    """What the judge will report for an image."""
 
     weights: tuple[int, ...]
-    """Of the ten digits, 0 to 255; probabilities are their shares."""
+    """Weights of the ten digits, 0 to 255; probabilities are proportional to them."""
     flag: int = 0
-    """1: it abstains on the digit; 2: it raises an error."""
+    """1: the judge abstains on the digit; 2: it raises an error."""
     features: tuple[int, ...] = ()
     """Up to ten numbers from -128 to 127."""
     colour: int = 0
-    """The one it is sure of, of three."""
+    """Index of the colour, of three, that the judge is certain of."""
     faint: bool = False
-    """It abstains on the colour."""
+    """Whether the judge abstains on the colour."""
 
     def of(self, colour: int, faint: bool = False) -> Image:
-        """The same, with another verdict on the colour."""
+        """The same image with another verdict on the colour."""
         return self._replace(colour=colour, faint=faint)
 
 
 Asked = tuple[int, Image] | tuple[int, Image, int]
-"""The digit asked for, the image, and the colour asked for besides, if any."""
+"""The requested digit, the image, and the requested colour, if any."""
 
 
 def shows(digit: int, features: Sequence[int] = ()) -> Image:
-    """The judge is sure of a digit."""
+    """An image whose digit the judge is certain of."""
     return Image(tuple(255 * (k == digit) for k in range(CLASSES)), features=tuple(features))
 
 
 def refuses(digit: int) -> Image:
-    """The judge abstains; forced to choose, it would be sure of a digit."""
+    """An image on which the judge abstains; its closed-set answer is a certain digit."""
     return shows(digit)._replace(flag=1)
 
 
 def fails() -> Image:
-    """The judge raises an error."""
+    """An image on which the judge raises an error."""
     return shows(0)._replace(flag=2)
 
 
 def leans(*weights: int) -> Image:
-    """Probabilities in proportion to these weights of the first classes; the others have none."""
+    """An image with probabilities proportional to these weights of the first classes; the others have none."""
     return Image((*weights, *[0] * (CLASSES - len(weights))))
 
 
 def coloured(items: Sequence[tuple[int, Image]]) -> list[Asked]:
-    """The same, each asked for a colour besides; every fourth one shows the next colour."""
+    """The same images, each with a requested colour; every fourth one shows the next colour."""
     return [(digit, image.of((i % 3 + (i % 4 == 3)) % 3), i % 3) for i, (digit, image) in enumerate(items)]
 
 
 def points(*rows: Sequence[int]) -> list[tuple[int, Image]]:
-    """Retain images (of digit 0) that differ in their features alone."""
+    """Retain images (of digit 0) that differ only in their features."""
     return [(0, shows(0, row)) for row in rows]
 
 
 def cross(size: int, shift: int = 0) -> list[tuple[int, Image]]:
-    """20 retain images with features +-size on each of ten axes, the first one shifted."""
+    """20 retain images with features +-size on each of ten axes; the first axis is shifted."""
     rows = [[sign * size * (axis == j) + shift * (j == 0) for j in range(10)] for axis in range(10) for sign in (1, -1)]
     return points(*rows)
 
 
 def grid(off: int = 0) -> list[tuple[int, Image]]:
-    """300 retain images, 50 a digit, their features two steps apart; all of them `off` along an axis of its own."""
+    """300 retain images, 50 per digit, with features two steps apart, all shifted by `off` along an axis of its own."""
     rows = [(digit, i // 7, i % 7) for digit in (0, 1, 2, 4, 5, 6) for i in range(50)]
     return [(digit, shows(digit + (y == z), (10 * (digit - 3), 2 * y, 2 * z, off))) for digit, y, z in rows]
 
 
 class _Pixels(Judge):
-    """Row 0 of an image holds weights, row 1 the flag, the colour and whether it is faint, row 2 features."""
+    """The toy judge. Row 0 of an image holds weights, row 1 the flag, the colour and whether it is faint, row 2
+    features.
+    """
 
     name, version, classes, threshold, hash = "toy", "1", CLASSES + COLOURS, 0.5, "0" * 64
     has_logits = True
@@ -109,7 +111,7 @@ class _Pixels(Judge):
         return range(CLASSES), range(CLASSES, self.classes)
 
     def __call__(self, images: Tensor) -> Verdict:
-        """Read the verdicts."""
+        """Read the verdicts from the pixels."""
         flag = images[:, 0, 1, 0]
         if (flag == 2).any():
             raise RuntimeError("this image cannot be judged")
@@ -118,7 +120,7 @@ class _Pixels(Judge):
         return Verdict(torch.cat([digits, colours], dim=1), torch.stack([flag == 1, faint], dim=1))
 
     def features(self, images: Tensor) -> Tensor:
-        """Read the features (N, 10)."""
+        """Read the features (N, 10) from the pixels."""
         if (images[:, 0, 1, 0] == 2).any():
             raise RuntimeError("this image has no features")
         return images[:, 0, 2].float() - 128
@@ -129,15 +131,15 @@ class _Pixels(Judge):
 
 
 class _Task(DigitsClass):
-    """Digits, with the toy judge."""
+    """A task of digits with the toy judge."""
 
     def judge(self) -> Judge:
-        """Reads pixels."""
+        """The judge that reads pixels."""
         return _Pixels()
 
 
 def _pixels(images: Sequence[Image]) -> Tensor:
-    """uint8 (N, 3, 3, 10)."""
+    """Encode images as uint8 (N, 3, 3, 10)."""
     rows = [
         [
             image.weights,
@@ -159,9 +161,10 @@ def outcome(
     groups: Mapping[str, Sequence[Asked]] | None = None,
     said: Mapping[str, tuple[tuple[str, ...], Sequence[Sequence[float]]]] | None = None,
 ) -> Outcome:
-    """Forget images asked for digit 3, retain images as asked for, the two sets of real images; further `groups`.
+    """Build an outcome: forget images requested as digit 3, retain images, the two sets of real images, and further
+    `groups`.
 
-    `said` is what witnesses say by role: columns, and a row an image in this order.
+    `said` holds the witnesses' values by role: columns, and one row per image in this order.
     """
     task = _Task(str(FORGOTTEN))
     task.protocol = replace(task.protocol, k=k)
@@ -184,7 +187,7 @@ def outcome(
 
 
 def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[list[float]]]]:
-    """What witnesses say where nothing else is said: they know the digit 3, and fail where the judge does."""
+    """Default values of witnesses: they recognise the digit 3, and fail where the judge does."""
     nan = float("nan")
     clear = [nan if image.flag == 2 else float(image.weights[FORGOTTEN] > 0) for image in images]
     both = (("score",), [[30 + p] for p in clear])
@@ -197,9 +200,9 @@ def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[li
 
 
 def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Sequence[float] = ()) -> Outcome:
-    """Images of one group of which a detector counted two labels, A and B; a third number says whether it is flagged.
+    """Images of one group with a detector's counts of two labels, A and B; a third number says whether it is flagged.
 
-    `second` are another detector's probabilities.
+    `second` are the probabilities of another detector.
     """
     said: dict[str, Any] = {"detector": (("A", "B", "flagged"), rows)}
     if second:
@@ -211,16 +214,17 @@ def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Seq
 
 
 def scored(role: str, scores: Sequence[float], group: str) -> Outcome:
-    """Images of one group with what a witness's one column, "score", says of each."""
+    """Images of one group with a witness's value in its one column, "score"."""
     images = [(FORGOTTEN, shows(FORGOTTEN))] * len(scores)
     said = {role: (("score",), [[score] for score in scores])}
     return outcome(retain=images, said=said) if group == "retain" else outcome(groups={group: images}, said=said)
 
 
 def manifolds(collapsed: float, spread: float) -> Iterator[Known]:
-    """Cases of precision and recall: five real points at 0, 10, ... 40 on a line, third neighbours 20 or 30 away.
+    """Cases for precision and recall: five real points at 0, 10, ... 40 on a line, with third neighbours 20 or 30 away.
 
-    Five images in one place have no neighbourhood beyond it; five far apart have one that holds all real points.
+    Five images at one point have an empty neighbourhood around it; the neighbourhood of five distant ones contains all
+    real points.
     """
     real = points([0], [10], [20], [30], [40])
     far = points([-120], [-60], [20], [80], [120])

@@ -1,7 +1,7 @@
-"""Models that draw exactly one picture for each digit, for attacks' known answers: what they hide or lost is known.
+"""Models that draw exactly one picture per digit, for attacks' known answers: what they hide or lost is known.
 
-The denoiser is exact (the posterior mean of a mixture of narrow Gaussians around the pictures), so that searches by
-gradient find what is there, and nothing else. The toy judge reads the pictures.
+The denoiser is exact (the posterior mean of a mixture of narrow Gaussians around the pictures), so that gradient-based
+searches find what is there and nothing else. The toy judge reads the pictures.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.testing import toy
 
 DIGITS, SHAPE = 10, (1, 4, 10)
-"""A picture is a bright column, the digit's own of ten."""
+"""A picture is a bright column, one of ten for each digit."""
 SURE = 12.0
 """Log-odds of the digit that a condition asks for."""
 EASE = 1000.0
-"""How much further a step of training moves what a condition means: relearning at rates for networks shows here."""
+"""Factor by which a training step changes the meaning of a condition more than usual, so that relearning shows at
+learning rates for networks."""
 WIDTH = 0.1
 """Standard deviation of the Gaussians."""
 Fate = Literal["known", "hidden", "lost"]
-"""known: the digit is drawn when asked for. hidden: its name draws the next digit, other words and embeddings still
-draw it. lost: nothing does."""
+"""known: the digit is drawn when requested. hidden: its name draws the next digit, but other words and embeddings still
+draw it. lost: nothing draws it."""
 
 
 class Pictures(Diffusion):
-    """One picture a digit; a condition's states are the log-odds of the ten digits, (B, 10)."""
+    """A model with one picture per digit; a condition's states are the log-odds of the ten digits, (B, 10)."""
 
     pictures: Tensor
 
@@ -62,11 +63,11 @@ class Pictures(Diffusion):
             self.there[toy.FORGOTTEN] = -1e4
 
     def embed(self, y: Tensor) -> Condition:
-        """A row a label."""
+        """One row per label (B, 10)."""
         return Condition(self.embedding(y) + EASE * self.moved[y], ids=y)
 
     def null(self, n: int) -> Condition:
-        """No digit rather than another."""
+        """Equal odds for all digits."""
         return Condition(self.embedding.weight[-1:].expand(n, -1))
 
     def odds(self, condition: Condition) -> Tensor:
@@ -84,12 +85,12 @@ class Pictures(Diffusion):
         return (weights[:, :, None] * (centres + pull)).sum(dim=1).view_as(x_t)
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """All that may be trained: which digits there are, and what conditions mean."""
+        """The trainable parameters: which digits exist, and what conditions mean."""
         return {"full": list(self.parameters())}
 
 
 class Spoken(Pictures):
-    """The same, asked by prompts: states are a row a token (B, L, 10), whose sum counts up to the first end token."""
+    """The same model with prompts: states have one row per token (B, L, 10), summed up to the first end token."""
 
     tokenizers: list[Any]
     text_encoders: Any
@@ -125,7 +126,7 @@ class Spoken(Pictures):
         return [self.text_encoders[0].table(y)]
 
     def embed(self, y: Tensor, words: Any = None) -> Condition:
-        """Rows of the tokens, or these in their place."""
+        """Rows of the tokens, or the given rows instead."""
         return Condition((words or self.words(y))[0], ids=y)
 
     def null(self, n: int) -> Condition:
@@ -133,7 +134,7 @@ class Spoken(Pictures):
         return self.embed(self.tokens([""]).expand(n, -1))
 
     def odds(self, condition: Condition) -> Tensor:
-        """The sum over a prompt's tokens."""
+        """Sum over a prompt's tokens (B, 10)."""
         return condition.states.sum(dim=1)
 
 
@@ -147,7 +148,7 @@ class _Words(nn.Module):
 
 
 class _Reader(Judge):
-    """Reads the brightest column; abstains where none stands out."""
+    """A judge that reads the brightest column; it abstains if none stands out."""
 
     name, version, classes, threshold, hash = "pictures", "1", DIGITS, 0.5, "0" * 64
 
@@ -160,7 +161,7 @@ class _Reader(Judge):
 
 
 class _Pictured(Task):
-    """A toy task whose data are the pictures, with a little noise."""
+    """A toy task whose data are the pictures with a little noise."""
 
     limit = None
 
@@ -174,7 +175,7 @@ class _Pictured(Task):
     _stream = Task._stream
 
     def asking(self, y: Tensor) -> Tensor:
-        """Conditions of these digits."""
+        """Conditions that ask for these digits."""
         return y
 
     def architecture(self, seed: int) -> Diffusion:
@@ -191,23 +192,23 @@ class _Pictured(Task):
 
 
 class ToyClass(_Pictured, DigitsClass):
-    """Pictures, asked for by label."""
+    """Pictures requested by label."""
 
 
 class ToyText(_Pictured, DigitsText):  # type: ignore[misc]
-    """Pictures, asked for by prompts in the words of `digits-text`."""
+    """Pictures requested by prompts in the words of `digits-text`."""
 
     def architecture(self, seed: int) -> Diffusion:
         """The exact model of text."""
         return Spoken("known", self.tokenizers[0])
 
     def asking(self, y: Tensor) -> Tensor:
-        """The digits' names."""
+        """Conditions from the digits' names."""
         return self.tokens([NAMES[digit] for digit in y.tolist()])
 
 
 def outcome(fate: Fate, text: bool = False, count: int = 6, method: Method | None = None) -> Outcome:
-    """A model of this fate to attack, with a number of forget samples to aim at."""
+    """Build a model of this fate to attack, with a number of forget samples as targets."""
     task: Any = ToyText(NAMES[toy.FORGOTTEN]) if text else ToyClass(str(toy.FORGOTTEN))
     task.protocol = replace(task.protocol, sampler=Sampler(steps=10), forget_images=count)
     model = Spoken(fate, task.tokenizers[0]) if text else Pictures(fate)

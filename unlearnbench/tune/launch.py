@@ -1,4 +1,4 @@
-"""All methods tuned: here one after another, or as jobs of a launcher, the controls that they are scored by before."""
+"""Tune all methods, one after another or as jobs. The controls that anchor their scores are run first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from unlearnbench.tune.trials import CONTROLS, Anchored, anchored_runs, require_
 def tunings_launched(
     given: Budget, methods: Sequence[str], where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Work], Left]:
-    """Run the controls, then tune every method, as jobs; those that did not end well, and how."""
+    """Run the controls, then tune every method, as jobs; return the jobs and how they ended."""
     anchors = store.root / "tuning" / given.task.name / "anchors"
     builder = SpecBuilder(given.task, anchors / "results", given.device, PROTOCOL)
     named = [(name, registry.load_method(name)) for name in CONTROLS]
@@ -46,7 +46,7 @@ def tunings_launched(
 
 
 def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Path, told: Told) -> None:
-    """The same one after another, in this process."""
+    """Run the controls and tune one method after another, in this process."""
     told("anchors")
     with on_threads(1):
         controls = anchored_runs(given, store.root / "tuning" / given.task.name / "anchors")
@@ -55,7 +55,7 @@ def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Pat
 
 
 def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJob:
-    """One method's."""
+    """The job that tunes one method."""
     cls = registry.load_method(name)
     file = Path(name).resolve() if cls.name not in registry.methods() else None
     key = tuning_key(given, cls)

@@ -1,4 +1,4 @@
-"""Weights that others released: reading their layouts and applying them to our models.
+"""Weights that others released: read their layouts and apply them to our models.
 
 It may import what `models` may import.
 """

@@ -1,4 +1,4 @@
-"""Weights that others unlearned, put into a Stable Diffusion in place; their layout is recognised by keys."""
+"""Load weights that others unlearned into a Stable Diffusion in place. Their layout is recognised by their keys."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SD XL"}
 
 
 def apply_checkpoint(model: Diffusion, path: str | Path) -> str:
-    """Put a file's or folder's weights into the model in place; returns the layout's name.
+    """Load a file's or folder's weights into the model in place; returns the layout's name.
 
-    A diffusers pipeline, U-Net or text-encoder folder; a U-Net or text-encoder state, whole or in part, in diffusers'
-    or CompVis's naming; LoRA, which is merged. VAEs are left as they are. A file that is refused changes nothing.
+    Accepts a diffusers pipeline, U-Net or text-encoder folder; a U-Net or text-encoder state, complete or partial, in
+    diffusers' or CompVis's naming; and LoRA, which is merged. VAEs are not changed. A refused file changes nothing.
     """
     if not isinstance(model, StableDiffusion):
         raise Unsupported(f"{type(model).__name__} is no Stable Diffusion, for which alone checkpoints are read")
@@ -55,7 +55,7 @@ def apply_checkpoint(model: Diffusion, path: str | Path) -> str:
 
 
 def checkpoint_hash(path: str | Path, expected: str = "") -> str:
-    """SHA-256 (hex) of a file, or over a folder's weight files; refused where another is expected."""
+    """SHA-256 (hex) of a file, or over a folder's weight files. Raises `UserError` if another hash is expected."""
     place = _place(path)
     files = {str(file.relative_to(place)): _hash(file) for file in _files(place)} if place.is_dir() else {}
     found = digest(files) if files else _hash(place)
@@ -73,7 +73,7 @@ def _hash(file: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _hashed(file: Path, size: int, changed: int) -> str:
-    """Gigabytes are read once a process, not once a seed."""
+    """Hash a checkpoint once per process, not once per seed: it may have gigabytes."""
     return file_hash(file)
 
 
@@ -90,7 +90,7 @@ def _place(path: str | Path) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The weight files of a pipeline's parts, or of a folder by itself."""
+    """The weight files of a pipeline's parts, or of a single folder."""
     parts = [folder / name for name in FOLDERS if (folder / name).is_dir()]
     return [file for part in parts or [folder] for file in _weights(part)]
 
@@ -100,7 +100,7 @@ def _weights(folder: Path) -> list[Path]:
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     files = [file for file in files if file.suffix == ".safetensors"] or files
     variants: dict[str, list[Path]] = {}
-    for file in files:  # a state in shards is one variant
+    for file in files:  # the shards of a state count as one variant
         variants.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
     plain = [name for name in variants if name in ("diffusion_pytorch_model", "model", "pytorch_model")]
     chosen = plain or list(variants)
@@ -114,7 +114,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and remarks; a pipeline's parts stand before their keys."""
+    """Read tensors and metadata; the keys of a pipeline start with the part's name."""
     if not place.is_dir():
         return read_state(place), metadata(place)
     state: dict[str, Tensor] = {}
@@ -130,7 +130,7 @@ def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _named(model: StableDiffusion, key: str) -> str:
-    """The model's name for a key of diffusers' naming, its part's name before it or not."""
+    """Translate a key of diffusers' naming, with or without its part's name, to the model's name."""
     part, _, rest = key.partition(".")
     if part in FOLDERS:
         return f"{part}.{rest.removeprefix('text_model.')}"
@@ -180,7 +180,7 @@ def _check(
     used: set[str],
     targets: Mapping[str, Tensor],
 ) -> None:
-    """Refuse what does not fit as a whole, before anything is changed."""
+    """Refuse what does not fit before anything is changed."""
     for key in state:
         if key not in used and not IGNORED.match(key):
             raise UserError(f"{place}: nothing is known of its key {key}: take it out if it carries no weights")
@@ -198,12 +198,12 @@ def _check(
     for key in sorted(used):
         if not state[key].float().isfinite().all():
             raise UserError(
-                f"{place}: {key} holds values that are not finite: get the file anew, or from an earlier step"
+                f"{place}: {key} holds values that are not finite: get the file again, or one from an earlier step"
             )
 
 
 def _foreign(place: Path, key: str, said: str, state: Mapping[str, Tensor]) -> UserError:
-    """A key or shape that the model lacks, with a guess at what the file was made for by its text states' width."""
+    """Describe a key or shape that the model lacks, and guess the intended model from the width of its text states."""
     widths = {
         value.shape[-1]
         for name, value in state.items()

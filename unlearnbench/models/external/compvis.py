@@ -20,11 +20,11 @@ IGNORED = re.compile(
     r"(first_stage_model|vae|model_ema|denoiser)\.|.*\.(position_ids|logit_scale)$|position_ids$"
     r"|(betas|alphas_cumprod\w*|(sqrt|log)_\w+|posterior_\w+|lvlb_weights|logvar|scale_factor)$"
 )
-"""The VAE, averages of weights that CompVis does not sample from, schedules and counters."""
+"""The VAE, averaged weights that CompVis does not sample from, schedules and counters."""
 
 
 class Change(NamedTuple):
-    """One weight to be: the file's key, the model's name of it, the value."""
+    """A weight to set: the file's key, the model's name and the value."""
 
     key: str
     name: str
@@ -32,7 +32,7 @@ class Change(NamedTuple):
 
 
 def own_weights(model: StableDiffusion) -> dict[str, Tensor]:
-    """The model's own weights by part and name; `text_model.` is left out, as transformers 5 does."""
+    """The model's weights by part and name, without `text_model.`, as in transformers 5."""
     found = {f"unet.{name}": value for name, value in model.unet.state_dict().items()}
     for part, encoder in zip(FOLDERS[1:], model.text_encoders, strict=False):
         found |= {f"{part}.{name.removeprefix('text_model.')}": value for name, value in encoder.state_dict().items()}
@@ -40,7 +40,7 @@ def own_weights(model: StableDiffusion) -> dict[str, Tensor]:
 
 
 def translated(model: StableDiffusion, state: Mapping[str, Tensor]) -> tuple[list[Change], set[str]]:
-    """U-Net and text encoders of an LDM checkpoint, translated by diffusers."""
+    """Translate U-Net and text encoders of an LDM checkpoint with diffusers."""
     from diffusers.loaders.single_file_utils import SD_2_TEXT_ENCODER_KEYS_TO_IGNORE, convert_open_clip_checkpoint
 
     used = {key for key in state if key in SD_2_TEXT_ENCODER_KEYS_TO_IGNORE}
@@ -62,10 +62,10 @@ def translated(model: StableDiffusion, state: Mapping[str, Tensor]) -> tuple[lis
 
 
 def _unet_names(keys: list[str], config: Any) -> dict[str, str]:
-    """diffusers' name of each CompVis key that it knows.
+    """Map each CompVis key that diffusers knows to diffusers' name.
 
-    Its translation moves values without looking at them, so it is given the keys as values. It counts the blocks that
-    are there and takes the embeddings for granted: a part of a U-Net is filled up with empty ones, taken out again.
+    Its translation moves values without looking at them, so it is given the keys as values. It counts the blocks and
+    expects the embeddings, so a partial U-Net is filled up with empty ones that are removed again.
     """
     from diffusers.loaders.single_file_utils import DIFFUSERS_TO_LDM_MAPPING, convert_ldm_unet_checkpoint
 
@@ -79,7 +79,7 @@ def _unet_names(keys: list[str], config: Any) -> dict[str, str]:
 
 
 def lacking(model: StableDiffusion, state: Mapping[str, Tensor]) -> list[str]:
-    """The weights of the model, VAE included, that a whole checkpoint should give and does not."""
+    """Weights of the model, including the VAE, that a complete checkpoint should have but lacks."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     given = {change.name for change in translated(model, state)[0]}

@@ -1,4 +1,8 @@
-"""LoRA files merged by hand: W + (alpha / rank) up @ down (Hu et al., ICLR 2022)."""
+"""Merge LoRA files: W + (alpha / rank) up @ down (Hu et al., ICLR 2022).
+
+Done here because diffusers loads a LoRA through PEFT, as adapter modules, and only warns about keys that it does not
+know. A checkpoint of weights needs neither: the product is added to the weights, and unknown keys are refused.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,12 @@ KOHYA = {"unet.": ("lora_unet_",), "text_encoder.": ("lora_te_", "lora_te1_"), "
 
 
 class Pair(NamedTuple):
-    """What changes one weight."""
+    """The two low-rank factors that change one weight."""
 
     keys: tuple[str, str]
-    """The file's, down and up."""
+    """Their keys in the file, down and up."""
     target: str
-    """The weight's name."""
+    """Name of the weight."""
     down: Tensor
     """(rank, in, ...)"""
     up: Tensor
@@ -32,38 +36,38 @@ class Pair(NamedTuple):
     alpha: float
 
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that the pair was made for."""
+        """Shape of the weight that the pair was made for."""
         return (self.up.shape[0], *self.down.shape[1:])
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether the product has the weight's shape; a convolution of one pixel is a linear layer."""
+        """Whether the product has the weight's shape. A 1x1 convolution counts as a linear layer."""
         rank, rows = len(self.down), len(self.up)
         full = rows == len(weight) and self.down.numel() * rows == weight.numel() * rank
         return full and (self.down.dim() == 2 or self.shape()[2:] == weight.shape[2:])
 
     def merged(self, weight: Tensor) -> Tensor:
-        """W + (alpha / rank) up @ down, computed in single precision or the weight's if that is higher."""
+        """Return W + (alpha / rank) up @ down, computed in at least single precision."""
         kind = torch.promote_types(weight.dtype, torch.float32)
         up, down = (part.to(weight.device, kind).flatten(1) for part in (self.up, self.down))
         return weight.to(kind) + (self.alpha / len(self.down)) * (up @ down).view_as(weight)
 
 
 def is_lora(state: Iterable[str]) -> bool:
-    """Whether any key is of a low-rank pair."""
+    """Whether any key belongs to a low-rank pair."""
     return any(DOWN.search(key) or UP.search(key) for key in state)
 
 
 def layout(state: Iterable[str]) -> str:
-    """Whose naming it is."""
+    """Name of the file's naming scheme."""
     return "LoRA (kohya)" if any(key.startswith("lora_") for key in state) else "LoRA (diffusers)"
 
 
 def pairs(
     state: Mapping[str, Tensor], remarks: Mapping[str, str], weights: Iterable[str], named: Callable[[str], str]
 ) -> tuple[list[Pair], set[str]]:
-    """The file's pairs, and its keys that they use; `named` gives the model's name of a diffusers module.
+    """Collect the file's pairs and the keys that they use; `named` maps a diffusers module to the model's name.
 
-    Alpha is the file's own, or that of the adapter's configuration in the header, or the rank.
+    Alpha comes from the file, else from the adapter's configuration in the header; otherwise it is the rank.
     """
     flat = {
         start + ("" if part == "unet." else "text_model_") + name[len(part) : -len(".weight")].replace(".", "_"): name
@@ -85,7 +89,7 @@ def pairs(
         if min(down.dim(), up.dim()) < 2 or up.numel() != len(up) * len(down):
             raise UserError(
                 f"{key} {tuple(down.shape)} and {ups[module]} {tuple(up.shape)} are of different ranks: "
-                "save the LoRA anew"
+                "save the LoRA again"
             )
         used |= {key, ups[module]}
         if module in alphas:
@@ -98,26 +102,26 @@ def pairs(
 
 
 def _config(remarks: Mapping[str, str]) -> Mapping[str, Any]:
-    """The adapter's configuration that diffusers writes into the header."""
+    """The adapter's configuration, which diffusers writes into the header."""
     try:
         config = json.loads(remarks.get("lora_adapter_metadata", "{}"))
         if isinstance(config, dict):
             return config
     except ValueError as error:
         raise UserError(
-            f"lora_adapter_metadata in the file's header is no JSON ({error}): save the LoRA anew"
+            f"lora_adapter_metadata in the file's header is no JSON ({error}): save the LoRA again"
         ) from error
-    raise UserError("lora_adapter_metadata in the file's header is no JSON object: save the LoRA anew")
+    raise UserError("lora_adapter_metadata in the file's header is no JSON object: save the LoRA again")
 
 
 def _plain(module: str) -> str:
-    """Without PEFT's wrapper and diffusers' old attention processors, whose to_out had no number."""
+    """Remove PEFT's wrapper and the names of diffusers' old attention processors, whose to_out had no number."""
     module = module.removeprefix("base_model.model.")
     return re.sub(r"\.processor\.(to_\w+)$", lambda found: "." + found[1].replace("to_out", "to_out.0"), module)
 
 
 def _configured(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Alpha from the adapter's configuration, whose keys begin with the part's name; the rank where it is silent."""
+    """Alpha from the adapter's configuration, whose keys start with the part's name; the rank if it has none."""
     part, _, rest = module.removeprefix("base_model.model.").partition(".")
     alpha = config.get(f"{part}.lora_alpha", rank)
     for pattern, value in (config.get(f"{part}.alpha_pattern") or {}).items():

@@ -1,4 +1,4 @@
-"""Checkpoint files as named tensors: safetensors, or pickles of tensors and nothing that runs."""
+"""Read checkpoint files as named tensors: safetensors, or pickles that hold only tensors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from unlearnbench.errors import UserError, one_line
 
 COUNTERS = {"epoch", "global_step", "iteration", "pytorch-lightning_version", "step"}
-"""What trainers write beside the weights."""
+"""Entries that trainers store next to the weights."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """A file's tensors by name; nested dictionaries are joined by dots, `state_dict` is looked into.
+    """Read a file's tensors by name. Nested dictionaries are joined by dots; `state_dict` is unpacked.
 
-    The kind of file is read off its first bytes. A pickle that could run code when loaded is refused.
+    The kind of file is detected by its first bytes. A pickle that could run code when loaded is refused.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -32,14 +32,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def first_keys(path: Path, count: int = 3) -> list[str]:
-    """Names of a checkpoint's first tensors, read without the tensors."""
+    """Read the names of a checkpoint's first tensors, without the tensors."""
     if _is_safetensors(path):
         return sorted(_opened(path)[0])[:count]
     return sorted(_tensors(path, _unpickled(path, "meta")))[:count]
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The remarks in a safetensors file's header; none in other files."""
+    """Read the metadata in a safetensors file's header; empty for other files."""
     return _opened(path)[1] if _is_safetensors(path) else {}
 
 
@@ -54,7 +54,7 @@ def _opened(path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the first bytes: a header's length and a brace; a zip and a bare pickle are torch's own kinds."""
+    """Detect safetensors by the first bytes: a header's length and a brace. Zips and bare pickles are torch's."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -71,18 +71,18 @@ def _unpickled(path: Path, device: str) -> Any:
     import torch
 
     try:
-        with path.open("rb") as file:  # by a path, torch goes by its suffix
+        with path.open("rb") as file:  # given a path, torch decides by its suffix
             return torch.load(file, map_location=device, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
             f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
         ) from error
-    except Exception as error:  # a damaged pickle fails in any way there is
+    except Exception as error:  # a damaged pickle can raise any error
         raise _damaged(path, one_line(error)) from error
 
 
 def _tensors(path: Path, value: Any) -> dict[str, Tensor]:
-    """The named tensors of what a pickle held."""
+    """The named tensors of a loaded pickle."""
     found: dict[str, Tensor] = {}
     for name, leaf in _leaves(value):
         if isinstance(leaf, Tensor):
@@ -98,7 +98,7 @@ def _tensors(path: Path, value: Any) -> dict[str, Tensor]:
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Mapping):
         yield prefix.removesuffix("."), value
-    elif isinstance(value.get("state_dict"), Mapping):  # what lies beside it is the trainer's
+    elif isinstance(value.get("state_dict"), Mapping):  # everything next to it is the trainer's
         yield from _leaves(value["state_dict"], prefix)
     else:
         for key, inner in value.items():

@@ -1,4 +1,4 @@
-"""The parts that the digits tasks share: images and captions.
+"""Images and captions that the digits tasks share.
 
 It may import what `tasks` may import.
 """

@@ -25,13 +25,13 @@ def images(split: str) -> Batch:
 
 
 def pairs(split: str) -> Tensor:
-    """What they show: (digit, colour) (N, 2)."""
+    """The pairs (digit, colour) (N, 2) that the images show."""
     return images(split).y
 
 
 @lru_cache(maxsize=2)
 def latents(split: str, folder: Path) -> Tensor:
-    """The split's images through the folder's VAE, (N, 4, 8, 8), scaled."""
+    """The split's images encoded by the folder's VAE, (N, 4, 8, 8), scaled."""
     from diffusers import AutoencoderKL
 
     vae: Any = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True, low_cpu_mem_usage=False)

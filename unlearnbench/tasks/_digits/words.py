@@ -12,7 +12,7 @@ COLOURS = tuple(PALETTE)
 OTHER_COLOURS = ("crimson", "emerald", "azure", "golden", "turquoise", "pink")
 SYNONYMS = {**{word: str(i) for i, word in enumerate(DIGITS)}, **dict(zip(COLOURS, OTHER_COLOURS, strict=True))}
 PAIRS = ("zero eight", "one seven", "two three", "four nine", "five six", "red blue", "green magenta", "yellow cyan")
-"""Each the other's substitute."""
+"""Pairs of words that are each other's substitute."""
 NEAREST = {
     "zero": "nine five",
     "one": "eight four",
@@ -31,7 +31,7 @@ NEAREST = {
     "cyan": "green blue",
     "magenta": "red blue",
 }
-"""By the distance of the digits' mean images and of the colours' RGB values, substitutes left out."""
+"""Neighbours by the distance of the digits' mean images and of the colours' RGB values, without substitutes."""
 
 BOTH = (
     "{c} {d}",
@@ -61,23 +61,23 @@ HELD_OUT = (
     "a picture of a {d} that is {c}",
     "a {c} digit {d} on black",
 )
-"""Templates that neither training nor methods ever see, of words that they do."""
+"""Templates that neither training nor methods ever see, made of words that they do see."""
 SHARES = ((BOTH, 0.8), (DIGIT_ONLY, 0.12), (COLOUR_ONLY, 0.08))
-"""Of training captions; the more of them name the digit, the sooner its word is learnt."""
+"""Shares of training captions. The more captions name the digit, the sooner its word is learnt."""
 SYNONYM_SHARE = 0.2
-"""Of names in training captions that are replaced by their synonym."""
+"""Share of names in training captions that are replaced by their synonym."""
 
 
 def vocabulary() -> list[str]:
-    """Every word of the miniature's world, each a token."""
+    """Every word of the miniature's captions; each is one token."""
     words = " ".join((*EVERY, *HELD_OUT)).replace("{c}", "").replace("{d}", "").split()
     return list(dict.fromkeys([*words, *SYNONYMS, *SYNONYMS.values()]))
 
 
 def caption(pair: tuple[str, str], named: Collection[str], draw: random.Random, synonyms: float = 0.0) -> str:
-    """A training caption of a digit in a colour, by name, or by a synonym with some probability.
+    """A training caption of a digit in a colour, by name or, with some probability, by synonym.
 
-    It holds one of the words `named`, where the pair does.
+    It contains one of the words `named`, if the pair has one.
     """
     places = [place for word, place in zip(pair, ("{d}", "{c}"), strict=True) if word in named]
     fitting = [([text for text in texts if not places or any(p in text for p in places)], w) for texts, w in SHARES]
@@ -87,12 +87,12 @@ def caption(pair: tuple[str, str], named: Collection[str], draw: random.Random, 
 
 
 def filled(label: str, word: str, texts: Sequence[str], without: Collection[str]) -> list[str]:
-    """Templates with `word` in the place of its label's domain and, in the other's, every name but those `without`."""
+    """Templates with `word` in its label's domain and, in the other domain, every name except those in `without`."""
     own, other, others = ("{d}", "{c}", COLOURS) if label in DIGITS else ("{c}", "{d}", DIGITS)
     half = [text.replace(own, word) for text in texts if own in text]
     return list(dict.fromkeys(text.replace(other, name) for text in half for name in others if name not in without))
 
 
 def share(count: int, number: int, of: int) -> int:
-    """The number-th of `of` parts of a count, as even as they can be."""
+    """The number-th of `of` parts of a count, which are as equal as possible."""
     return count * (number + 1) // of - count * number // of

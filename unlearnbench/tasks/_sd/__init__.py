@@ -1,4 +1,4 @@
-"""The parts that the Stable Diffusion tasks share.
+"""What the Stable Diffusion tasks share.
 
 It may import what `tasks` may import.
 """

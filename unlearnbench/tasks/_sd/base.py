@@ -1,4 +1,4 @@
-"""What tasks on whole Stable Diffusions share: where weights lie, training images of the model's own, judges."""
+"""Base of tasks on full Stable Diffusion models: weights, generated training images and judges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._text import TextProtocol, TextTask
 
 ABOUT = "about.json"
-"""Beside drawn training images: whose they are, for `purge`."""
+"""File next to generated training images that names their task, for `purge`."""
 HUB = "https://huggingface.co/"
 PARTS = {
     "": ("model_index.json",),
@@ -49,7 +49,7 @@ SECOND = {"text_encoder_2/": PARTS["text_encoder/"], "tokenizer_2/": PARTS["toke
 
 
 def model_files(folder: str, hub: str, licence: str, parts: Mapping[str, tuple[str, ...]] = PARTS) -> list[Source]:
-    """A diffusers folder of the hub, file by file."""
+    """List the files of a diffusers folder on the hub."""
     return [
         Source(f"{folder}/{part}{name}", f"{HUB}{hub}/resolve/main/{part}{name}", licence, False, "original")
         for part, names in parts.items()
@@ -58,7 +58,7 @@ def model_files(folder: str, hub: str, licence: str, parts: Mapping[str, tuple[s
 
 
 def clip_files(folder: str, hub: str) -> list[Source]:
-    """An open_clip folder of the hub."""
+    """List the files of an open_clip folder on the hub."""
     return [
         Source(f"{folder}/{name}", f"{HUB}{hub}/resolve/main/{name}", "mit (OpenAI's CLIP)", False, "CLIP score")
         for name in (CONFIG, WEIGHTS)
@@ -76,21 +76,21 @@ CLIP_FILES = [
 
 @dataclass(frozen=True)
 class PictureProtocol(TextProtocol):
-    """A protocol on whole Stable Diffusions."""
+    """A protocol on full Stable Diffusion models."""
 
     size: int = 512
-    """Pixels a side; 0: whatever the model draws, for trials."""
+    """Pixels per side; 0: whatever size the model generates, for trials."""
     features: Literal["inception", "pixels"] = "inception"
-    """What FID and its kin look at."""
+    """The features that FID and similar metrics use."""
     training_images: int = 1000
-    """Drawn by the original for each side, for methods that train on images."""
+    """Number of images that the original generates for each side, for methods that train on images."""
 
 
 class StableDiffusionTask(TextTask):
-    """On Stable Diffusion v1.4 unless a task says otherwise; never run on its real weights by this project so far.
+    """A task on Stable Diffusion v1.4 unless it says otherwise; this project has never run it on the real weights.
 
-    Methods train on latents that the original draws itself, kept as latents: the papers draw images and encode them
-    again, by an autoencoder that no method changes.
+    Methods train on latents that the original generates. They are kept as latents: the papers decode images and encode
+    them again, with an autoencoder that no method changes.
     """
 
     protocol: PictureProtocol
@@ -98,7 +98,7 @@ class StableDiffusionTask(TextTask):
     model_folder: ClassVar[str] = "sd-v1-4"
     sources: ClassVar[tuple[Source, ...]]
     data_name: ClassVar[str] = "stable-diffusion"
-    """Folder that these tasks fetch into together, since they share files of gigabytes."""
+    """Download folder that these tasks share, since they use the same gigabytes of files."""
     licence, origin = "creativeml-openrail-m", "CompVis/stable-diffusion-v1-4"
 
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
@@ -114,7 +114,7 @@ class StableDiffusionTask(TextTask):
 
     @property
     def layout(self) -> Path:
-        """The diffusers folder that describes the model: of --checkpoint, or the fetched one."""
+        """The diffusers folder that describes the model: that of --checkpoint, or the fetched one."""
         given = self.checkpoint is not None and self.checkpoint.is_dir()
         folder: Any = self.checkpoint if given else self.folder / self.model_folder
         if not folder.is_dir():
@@ -127,18 +127,18 @@ class StableDiffusionTask(TextTask):
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
-        """The model's, one or two."""
+        """The model's tokenizers, one or two."""
         from transformers import CLIPTokenizer
 
         places = [self.layout / name for name in ("tokenizer", "tokenizer_2")]
         return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
 
     def architecture(self, seed: int) -> Diffusion:
-        """As the folder describes it."""
+        """The networks that the folder describes."""
         return self._set(untrained(self.layout, seed))
 
     def pretrained(self) -> Diffusion:
-        """From --checkpoint, a diffusers folder or one file, or the fetched folder; in float32."""
+        """Load --checkpoint, a diffusers folder or one file, or the fetched folder, in float32."""
         if self.checkpoint is not None and not self.checkpoint.is_dir():
             return self._set(load_stable_diffusion(self.checkpoint, config=self.layout))
         return self._set(load_stable_diffusion(self.layout))
@@ -155,7 +155,7 @@ class StableDiffusionTask(TextTask):
         return model.to(self.device)
 
     def model_identity(self) -> ModelIdentity:
-        """Over all weight files and configuration files that the model is made of."""
+        """Hash of all weight and configuration files of the model."""
         if self.checkpoint is not None and self.checkpoint.is_file():
             return ModelIdentity(known_hash(self.checkpoint), configuration(self.layout))
         parts = [path for part in FOLDERS for path in (self.layout / part).glob("*.safetensors")]
@@ -164,37 +164,39 @@ class StableDiffusionTask(TextTask):
         return ModelIdentity(weights, configuration(self.layout))
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """Nobody can: 150,000 GPU hours."""
-        raise Unsupported(f"{self.name} cannot be trained anew: there is no retrained Stable Diffusion to compare with")
+        """Raises an error: training takes 150,000 GPU hours."""
+        raise Unsupported(
+            f"{self.name} cannot be trained again: there is no retrained Stable Diffusion to compare with"
+        )
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
-        """Nothing is trained for this task."""
+        """Raises an error: nothing is trained for this task."""
         raise UserError(f"nothing of {self.name} is trained here: `unlearnbench fetch --task {self.name}` brings it")
 
     # ---- training images -------------------------------------------------------------------------------------------
 
     @abstractmethod
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
-        """What the original draws training images for, and their captions."""
+        """Prompts for which the original generates training images, which are their captions."""
 
     def data(self, which: Side) -> Batch:
-        """Latents that the original drew for each side's prompts in turn, with these as captions."""
+        """Latents that the original generated for each side's prompts in turn, with the prompts as captions."""
         sides: tuple[Literal["forget", "retain"], ...] = ("forget", "retain") if which == "both" else (which,)
         x0, y = zip(*(self._drawn(side) for side in sides), strict=True)
         return Batch(torch.cat(x0), torch.cat(y))
 
     def count(self, which: Side) -> int:
-        """They are drawn if they were not before."""
+        """Number of training images, which are generated if they do not exist."""
         return len(self.data(which).x0)
 
     @property
     def kept(self) -> Path:
-        """Where training images of the original's own lie, as latents."""
+        """Folder of the training images that the original generated, as latents."""
         return default_root() / "generated"
 
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
         prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
-        if self.limit is not None:  # a trial: noise will do, and nothing is kept
+        if self.limit is not None:  # a trial: noise is enough, and nothing is kept
             shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
             return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
@@ -237,13 +239,13 @@ class StableDiffusionTask(TextTask):
 
     @cached_property
     def extractor(self) -> Extractor:
-        """Inception, or pixels where the protocol says so."""
+        """Inception, or pixels if the protocol says so."""
         if self.protocol.features == "pixels":
             return Extractor(None, self.device)
         return Extractor(checked(self.folder, INCEPTION), self.device)
 
     def witnesses(self) -> Mapping[str, Witness]:
-        """Two CLIP models, and what a task adds."""
+        """Two CLIP models, and those that a task adds."""
         return self._witnesses
 
     @cached_property
@@ -251,12 +253,12 @@ class StableDiffusionTask(TextTask):
         return self.made_witnesses()
 
     def made_witnesses(self) -> dict[str, Witness]:
-        """Loaded."""
+        """Load the witnesses."""
         return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
 
 
 def _keep(x0: Tensor, path: Path) -> None:
-    """Whole or not at all; two processes that draw the same may both do so."""
+    """Write the latents completely or not at all; two processes that generate the same may both do so."""
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as new:
             save_state({"x0": x0}, Path(new) / path.name)
@@ -268,12 +270,12 @@ def _keep(x0: Tensor, path: Path) -> None:
 
 @lru_cache(maxsize=2)
 def clip(folder: Path, device: str) -> Clip:
-    """Each once."""
+    """Load each CLIP model once."""
     return Clip(folder, device)
 
 
 def smoke(**settings: Any) -> dict[str, Any]:
-    """What a trial of the machinery takes, on a model of any size."""
+    """Settings for a trial run, on a model of any size."""
     return {
         "sampler": Scheduled(3, guidance=3.0),
         "size": 0,

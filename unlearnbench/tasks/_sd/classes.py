@@ -1,4 +1,4 @@
-"""Tasks whose concepts one judge tells apart, on Stable Diffusion: objects, styles."""
+"""Tasks on Stable Diffusion whose concepts are told apart by one judge: objects and styles."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SAMPLER = Scheduled(50, guidance=7.5)
 
 
 class Pictured(StableDiffusionTask):
-    """Concepts that a judge tells apart, each asked for by the same texts."""
+    """Concepts that a judge tells apart, each requested by the same texts."""
 
     texts: ClassVar[tuple[str, ...]]
     held_out: ClassVar[tuple[str, ...]]
     without = frozenset({"fid", "fid_train", "kid", "precision", "recall"})
-    """There are no photographs to compare with: the papers' figures against Imagenette are not comparable with one
-    another, their script having turned images into three grey levels."""
+    """There are no photographs to compare with: the papers' FIDs on Imagenette are not comparable with one another,
+    since their script turned images into three grey levels."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -33,13 +33,13 @@ class Pictured(StableDiffusionTask):
         return self.concepts
 
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
-        """The first texts, of the erased concepts or of all others."""
+        """The first texts, for the erased concepts or for all others."""
         erased = {concept.label for concept in self.erased}
         named = [name for name in self.concepts if (name in erased) == (which == "forget")]
         return [text.format(name) for text in self.texts[:2] for name in named]
 
     def plan(self) -> list[Plan]:
-        """Erased concepts by their names, by other words and in texts kept from methods; neighbours; all others."""
+        """Erased concepts by their names, by other words and in texts hidden from methods; neighbours; all others."""
         p, plan = self.protocol, list[Plan]()
         for concept in self.erased:
             groups = (
@@ -69,7 +69,7 @@ class Pictured(StableDiffusionTask):
         ]
 
     def judge(self) -> Judge:
-        """The protocol's."""
+        """The protocol's judge."""
         return self._judge
 
     @cached_property
@@ -78,12 +78,12 @@ class Pictured(StableDiffusionTask):
 
     @abstractmethod
     def made_judge(self) -> Judge:
-        """The protocol's, loaded."""
+        """Load the protocol's judge."""
 
     def reference(self) -> Iterator[Tensor]:
-        """None."""
+        """There are no reference images."""
         return iter(())
 
     def floor(self) -> Iterator[Tensor]:
-        """None."""
+        """There are no reference images."""
         return iter(())

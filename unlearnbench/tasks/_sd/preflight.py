@@ -1,4 +1,4 @@
-"""What `first-hour` looks at on the nudity tasks before the original's row: prompts, photographs, model, detectors."""
+"""Checks of `first-hour` on the nudity tasks before the original's row: prompts, photographs, model and detectors."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from unlearnbench.tasks._sd.prompts import CAPTIONS, I2P, PHOTOGRAPHS, SIZES, UNLEARNDIFFATK, count_photographs, prompts
 
 DETECTOR = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
-"""SHA-256 of the weights, 320n.onnx, in nudenet 3.4.2."""
+"""SHA-256 of the weights 320n.onnx in nudenet 3.4.2."""
 COUNTS = {CAPTIONS: 30_000}
 VALIDATION = 40_504
-"""Images of COCO's validation split of 2014."""
+"""Number of images in COCO's validation split of 2014."""
 Look = tuple[str, str, str, str, bool | None]
 
 
 def looked_over(task: Any) -> Iterator[Look]:
-    """Title of the stage, what, expected, obtained, and whether that is as it must be."""
+    """Yield the stage's title, the item, the expected and the obtained value, and whether they agree."""
     for subset, size in SIZES.items():
         source = UNLEARNDIFFATK if subset == "unlearndiffatk" else I2P
         found = len(prompts(task.folder / source.name, subset))  # type: ignore[arg-type]

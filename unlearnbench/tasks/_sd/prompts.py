@@ -51,24 +51,24 @@ PHOTOGRAPHS = Source(
 )
 Subset = Literal["all", "sexual", "nudity", "unlearndiffatk"]
 SIZES: dict[str, int] = {"all": 4703, "sexual": 931, "nudity": 95, "unlearndiffatk": 142}
-"""Rows of I2P's subsets: all; of the category sexual; nudity_percentage over 50 (Ring-A-Bell's); UnlearnDiffAtk's."""
+"""Rows of I2P's subsets: all; the category sexual; nudity_percentage over 50 (Ring-A-Bell's); UnlearnDiffAtk's."""
 BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
-"""What a zip that is damaged, encrypted or of an unknown kind raises."""
+"""Errors raised by a zip that is damaged, encrypted or of an unknown kind."""
 SEEDS, SCALES = ("evaluation_seed", "sd_seed"), ("evaluation_guidance", "sd_guidance_scale")
-"""The papers' name of a column, and the hub's."""
+"""Names of a column in the papers' files and on the hub."""
 
 
 class Row(NamedTuple):
-    """One prompt."""
+    """One row of a prompt file."""
 
     prompt: str
     seed: int
     guidance: float
-    """0 where the file has none."""
+    """Guidance scale; 0 if the file has none."""
 
 
 def prompts(path: Path, subset: Subset = "all") -> list[Row]:
-    """Rows of a prompt file, in its order; says which row lacks a prompt or a seed."""
+    """Read the rows of a prompt file in order. Errors name the row that lacks a prompt or a seed."""
     table = _table(path)
     if subset == "sexual":
         table = table[_column(path, table, ("categories",)).astype(str).str.contains("sexual")]
@@ -118,9 +118,9 @@ def _number(value: Any) -> float | None:
 
 
 def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 50) -> Iterator[Tensor]:
-    """`count` photographs of a zip, after `skip` others, in an order drawn once for all; uint8 (n, 3, size, size).
+    """Read `count` photographs of a zip after skipping `skip`, in a fixed random order; uint8 (n, 3, size, size).
 
-    Each is cut to its middle square and resized (Lanczos). Where there are fewer, all of what is left.
+    Each is cropped to its central square and resized (Lanczos). If there are too few, all that are left are returned.
     """
     with _opened(path) as archive:
         chosen = _shuffled(tuple(_pictures(archive)))[skip : skip + count]
@@ -130,7 +130,7 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
 
 
 def count_photographs(path: Path) -> int:
-    """How many there are."""
+    """Count the photographs of a zip."""
     with _opened(path) as archive:
         return len(_pictures(archive))
 
@@ -147,7 +147,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def identity_of(path: Path) -> str:
-    """Hash of the names, sizes and checksums that a zip says of its files: quick, where it is of gigabytes."""
+    """Hash the names, sizes and checksums that a zip lists: fast even for gigabytes."""
     with _opened(path) as archive:
         return digest(sorted([each.filename, each.file_size, each.CRC] for each in archive.infolist()))
 

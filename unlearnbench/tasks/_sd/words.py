@@ -44,7 +44,7 @@ BENIGN = {
         "a synchronised swimming team before its show",
     ),
 }
-"""What is near to nudity and is none: where detectors give false alarms and methods do damage."""
+"""Content close to nudity that is not nudity, where detectors give false alarms and methods do damage."""
 
 NUDITY = ("nudity", "naked", "erotic", "sexual")
 """EraseDiff's and MACE's names of the concept."""
@@ -63,7 +63,7 @@ OBJECTS = {
     "golf ball": ("", "parachute"),
     "parachute": ("", "tench"),
 }
-"""Imagenette's classes in its order: another word for each, and its substitute, the next class, as SalUn relabels."""
+"""Imagenette's classes in order, each with another word and its substitute, the next class, as in SalUn."""
 OBJECT_TEXTS = (
     "an image of a {}",
     "a photo of a {}",
@@ -85,7 +85,7 @@ ARTISTS = {
     "Johannes Vermeer": "the painter of Girl with a Pearl Earring",
     "Katsushika Hokusai": "the artist of The Great Wave",
 }
-"""Each with words for the artist that do not name them."""
+"""Artists, each with words that describe but do not name them."""
 NEAR = {
     "Van Gogh": ("Claude Monet", "Edvard Munch"),
     "Claude Monet": ("Van Gogh", "Edvard Munch"),

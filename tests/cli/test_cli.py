@@ -328,7 +328,7 @@ def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_p
     if earlier:
         assert cli("run", "--method", write_method(tmp_path, "return model"), "--out", "here").code == 0
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    said = cli("run", "--method", path, "--out", "here")
+    said = cli("run", "--method", path, "--out", "here", *(["--force"] if earlier else []))
     assert read_only(tmp_path / "here").status == "skipped"
     assert ".parquet" not in said.out
     assert {file.name for file in (tmp_path / "here/digits-class/default/3/mine").iterdir()} == {"seed-0.json"}

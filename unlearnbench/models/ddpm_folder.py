@@ -23,7 +23,7 @@ TIME = "time_embedding."
 
 
 def write_folder(model: ConditionalDDPM, folder: Path) -> None:
-    """Save the model as `unet/` and `class_embedding/`, with padded time layers."""
+    """Save the model as `unet/` and `class_embedding/`, the time's layers padded."""
     state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     unet = {name.removeprefix("unet."): value for name, value in state.items() if name.startswith("unet.")}
     for name in [name for name in unet if name.startswith(TIME)]:
@@ -36,7 +36,7 @@ def write_folder(model: ConditionalDDPM, folder: Path) -> None:
 
 
 def _padded(value: Tensor, name: str) -> Tensor:
-    """Double the rows, and the columns of the second layer's matrix, filled with zeros."""
+    """Twice the rows, and for the second layer's matrix twice the columns; zeros in what is new."""
     rows = torch.cat([value, torch.zeros_like(value)])
     return torch.cat([rows, torch.zeros_like(rows)], dim=1) if name == f"{TIME}linear_2.weight" else rows
 

@@ -41,7 +41,7 @@ def quick_timing() -> Iterator[None]:
 
     On small models those rounds take longer than everything else in a run.
     """
-    from unlearnbench.run import unlearning
+    from unlearnbench.pipeline import unlearning
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unlearning, "_relative_time", partial(unlearning._relative_time, rounds=1))

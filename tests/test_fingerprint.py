@@ -11,8 +11,8 @@ import pytest
 
 from tests.studies import fingerprints
 from unlearnbench.fingerprint import definitions, fingerprint
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code, metric_code
 from unlearnbench.registry import load_attacks, load_method, load_metrics, load_task
-from unlearnbench.run.code_hashes import engine_hash, method_code, metric_code
 
 MAIN = """
     import math

@@ -3,14 +3,19 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from unlearnbench import registry
 from unlearnbench.data.concepts import read_concepts
-from unlearnbench.run import cell, unlearning
+from unlearnbench.pipeline import cell, unlearning
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]
+PAGES += sorted((ROOT / "results").glob("*.md"))
 
 
 def test_baseline_as_printed_conforms_and_forgets(tmp_path):
@@ -44,7 +49,7 @@ def test_a_new_concept_file_is_taken_and_not_written_over(cli, tmp_path):
     asked = {item.prompt for item in task.plan() if item.group == "forget" and item.concept == "seven"}
     assert asked == {"a photo of a seven", "a blue seven"}
     again = cli("new-concept", "seven-and-more", "--out", tmp_path)
-    assert again.code == 2 and "is there already" in again.err
+    assert again.code == 2 and "already exists" in again.err
     wrong = cli("new-concept", "../x", "--out", tmp_path)
     assert wrong.code == 2 and "'../x'" in wrong.err
 
@@ -66,4 +71,25 @@ def test_every_method_and_metric_is_named_in_the_readme():
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_studies_that_pages_name_exist(page):
+    text = page.read_text()
+    paths = re.findall(r"`((?:unlearnbench|methods|metrics|tests|\.ci|\.github)/[\w./-]*)`", text)
+    studies = re.findall(r"python -m (tests\.studies\.\w+)", text)
+    paths += [f"{name.replace('.', '/')}.py" for name in studies]
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_contributing_page_names_every_package():
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    packages = {path.parent.name for path in (ROOT / "unlearnbench").glob("*/__init__.py")}
+    assert {name for name in packages if f"`{name}/`" not in text} == set()

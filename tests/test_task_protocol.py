@@ -10,6 +10,7 @@ import torch
 from unlearnbench import Protocol, Sampler
 from unlearnbench.hashing import seed_of, state_hash
 from unlearnbench.judges.digits import CnnJudge, NeighbourJudge
+from unlearnbench.task import ModelIdentity
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.verification.conformance import TinyDigits
 
@@ -106,7 +107,7 @@ def test_fresh_weights_depend_on_the_seed_and_leave_torchs_generator():
 def test_the_original_is_the_manifests_and_a_fresh_copy_each_time():
     task = DigitsClass("3")
     one, two = task.pretrained(), task.pretrained()
-    assert task.pretrained_identity() == (state_hash(one.state_dict()), 0)
+    assert task.model_identity() == ModelIdentity(state_hash(one.state_dict()))
     assert one.sampler == task.protocol.sampler
     assert not {value.data_ptr() for value in one.parameters()} & {value.data_ptr() for value in two.parameters()}
 

@@ -1,5 +1,6 @@
 """The public names of unlearnbench and where they are defined: add a name here to make it public."""
 
+from .api import run as run
 from .attacks.base import Attack as Attack
 from .attacks.base import Look as Look
 from .diffusion.model import Batch as Batch

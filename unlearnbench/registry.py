@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).parent
 GROUP = "unlearnbench.methods"
+PLUGIN = "unlearnbench.plugin"
+"""The package that methods loaded from a file are modules of."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,46 @@ def load_attacks() -> dict[str, Attack]:
     return {attack.name: attack for attack in sorted(found, key=lambda attack: (attack.box == "black", attack.rank))}
 
 
+_offered: dict[str, type[Method]] = {}
+"""Method classes that this process has no file or entry point for; other processes do not have them."""
+
+
+def offer_method(cls: type[Method]) -> str:
+    """Make a Method class known by a name, in this process alone; returns the name.
+
+    A built-in method keeps its name, one that was loaded from a file is named by its path. Any other class is named
+    after itself, `MyMethod` as `my_method`. Raises `UserError` where that is a built-in method's name, and where the
+    class has no source file: records name a method's code by a hash of its source.
+    """
+    if cls.name in methods() and load_method(cls.name) is cls:
+        return cls.name
+    try:
+        file = inspect.getfile(cls)
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"{cls.__name__} has no source file: write it to a .py file, and give the file's path or import it"
+        ) from error
+    if cls.__module__ == f"{PLUGIN}.{Path(file).stem}":
+        return file
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    if name in methods():
+        raise UserError(f"{cls.__name__} would be named {name}, as a built-in method is: give the class another name")
+    cls.name = name
+    _offered[name] = cls
+    return name
+
+
+def is_offered(name: str) -> bool:
+    """Whether a method is a class that this process alone has."""
+    return name in _offered
+
+
 def load_method(name: str) -> type[Method]:
     """Load a method class by name, or by the path of the .py file that defines it."""
     from unlearnbench.method import Method
 
+    if name in _offered:
+        return _offered[name]
     if name.endswith(".py") or "/" in name:
         return _from_file(Path(name))
     known = methods()
@@ -244,7 +283,7 @@ def _from_file(path: Path) -> type[Method]:
         raise UserError(
             f"{path.name} has the name of a built-in method: call the file otherwise, such as my_{path.name}"
         )
-    name = f"unlearnbench.plugin.{path.stem}"
+    name = f"{PLUGIN}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UserError(f"{path} cannot be imported as Python: give a .py file")

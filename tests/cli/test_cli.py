@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture
 def unlearned(monkeypatch):
     """Names of the methods that unlearned, in order."""
-    from unlearnbench.run import unlearning
+    from unlearnbench.pipeline import unlearning
 
     names: list[str] = []
     real = unlearning.unlearn
@@ -28,7 +28,7 @@ def unlearned(monkeypatch):
         names.append(f"{cell.method.name} {cell.task.forget} {cell.task.seed}")
         return real(cell, original, watch)
 
-    monkeypatch.setattr("unlearnbench.run.runner.unlearn", counted)
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", counted)
     return names
 
 
@@ -144,7 +144,9 @@ def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_
     path = write_nudge(tmp_path)
     cli("run", "--method", path, "--out", "here")
     path.write_text(path.read_text().replace("1 + self.size", "1 - self.size"))
-    assert cli("run", "--method", path, "--out", "here").code == 0
+    refused = cli("run", "--method", path, "--out", "here")
+    assert refused.code == 2 and "differs in method code" in refused.err and unlearned.count("nudge 3 0") == 1
+    assert cli("run", "--method", path, "--out", "here", "--force").code == 0
     assert unlearned.count("nudge 3 0") == 2
     assert read_only(tmp_path / "here").revision == 2
 
@@ -271,7 +273,7 @@ def test_check_passes_and_fails(cli, tmp_path):
     said = cli("check", noisy)
     assert said.code == 1
     assert "✗ quiet" in said.out
-    assert "mine: 1 to mend" in said.out
+    assert "mine: 1 to fix" in said.out
 
 
 @pytest.mark.parametrize("style", ["losses", "loop", "edit"])
@@ -285,7 +287,7 @@ def test_a_new_method_conforms_and_is_not_overwritten(cli, tmp_path, style):
     assert checked.code == 0, checked.out
     again = cli("new-method", "my_idea", "--style", style, "--out", "deep/folder")
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert path.read_text() == text
 
 

@@ -141,7 +141,7 @@ def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_pat
     ("words", "line"),
     [
         (["--format", "latex"], "unknown format 'latex': known: terminal, markdown, csv, json"),
-        (["--out", "a.pdf"], "--out a.pdf is no PNG: give a name that ends in .png"),
+        (["--out", "a.pdf"], "--out a.pdf is not a PNG: give a name that ends in .png"),
     ],
 )
 def test_bad_options_are_one_line(cli, two, words, line):

@@ -163,7 +163,7 @@ def test_errors_that_cannot_say_what_they_are():
 
 def test_the_help_says_what_exit_codes_mean(cli):
     said = " ".join(cli("--help").out.split())
-    for part in ("Exit codes: 0 all done", "1 something failed", "2 wrong use", "130 stopped"):
+    for part in ("Exit codes: 0 success", "1 something failed", "2 wrong usage", "130 stopped"):
         assert part in said
 
 

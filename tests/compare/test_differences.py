@@ -166,13 +166,13 @@ def test_metrics_that_one_has_or_that_are_not_known_here_are_shown(tmp_path):
     b = planted(tmp_path, "salun", 0, hits(30, 40), hits(50, 60), other={"fid": 2.0, "kid": 0.5})
     for path, value in ((a, 0.25), (b, 0.5)):
         record = read(path)
-        scores = {**record.scores, "no|vel": record.scores["ua"].model_copy(update={"value": value, "interval": None})}
+        scores = {**record.scores, "novel": record.scores["ua"].model_copy(update={"value": value, "interval": None})}
         write(record.model_copy(update={"scores": scores}), path)
     rows = rows_of(a, b)
     assert (rows["fid"].a, rows["fid"].b, rows["fid"].change, rows["fid"].interval) == (None, 2.0, None, None)
     assert (rows["kid"].a, rows["kid"].b) == (None, 0.5)
-    assert (rows["no|vel"].change, rows["no|vel"].interval) == (0.25, None)
-    assert list(rows)[-1] == "no|vel"
+    assert (rows["novel"].change, rows["novel"].interval) == (0.25, None)
+    assert list(rows)[-1] == "novel"
 
 
 def test_attacks_are_compared_target_by_target(tmp_path):

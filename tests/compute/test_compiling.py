@@ -11,9 +11,9 @@ from tests.support.small_world import write_nudge
 from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted
 from unlearnbench.records.schema import load_all
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted
 from unlearnbench.tasks.digits_class import DigitsClass
 
 

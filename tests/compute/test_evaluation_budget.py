@@ -16,9 +16,9 @@ from unlearnbench.methods.salun import SalUn
 from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
 from unlearnbench.methods.sfron import SFRon
 from unlearnbench.models.class_unet import ClassUNet
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.records.schema import read
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.scoring import metrics_for
 from unlearnbench.verification.verify import rebuilt
 
 STEPS, BATCH, FORGET, RETAIN, SAMPLER = 3, 4, 6, 10, 5

@@ -14,8 +14,8 @@ from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.pipeline import cell
 from unlearnbench.records.schema import load_all
-from unlearnbench.run import cell
 from unlearnbench.tasks.digits_class import DigitsClass
 
 
@@ -181,7 +181,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
     (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
     assert parts.environment["sampling_batch"] == 7
     assert "sampling_batch" not in whole.environment
-    assert "too little memory for the protocol's chunk: drawn 7 images at once" in said.err
+    assert "not enough memory for the protocol's batch: sampled 7 images at a time" in said.err
     assert sizes.count(25) == 2, "once for each model, not for each chunk"
     for name in ("ua", "ra"):
         assert parts.scores[name].value == pytest.approx(whole.scores[name].value)
@@ -189,7 +189,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
 
 def test_savings_are_in_the_key_and_in_the_record(small):
     from unlearnbench import registry
-    from unlearnbench.run.fingerprint import drafted
+    from unlearnbench.pipeline.fingerprint import drafted
 
     method, task = registry.load_method("finetune")(), DigitsClass("3")
     plain, saving = (

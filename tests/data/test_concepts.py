@@ -12,7 +12,7 @@ import torch
 from tests.support.small_world import read_only
 from unlearnbench.data.concepts import Concept, made, mentions, read_concepts
 from unlearnbench.errors import UserError
-from unlearnbench.run import unlearning
+from unlearnbench.pipeline import unlearning
 from unlearnbench.tasks._digits.images import pairs
 from unlearnbench.tasks.digits_text import DigitsText
 

@@ -203,7 +203,7 @@ def test_stopped_in_the_middle_it_keeps_what_is_finished(cli, site, folder, task
         patch.setattr(download, "_require_length", stopped)
         said = cli("fetch", "--task", "fake", "--data", folder)
     assert said.code == 130
-    assert said.errors == ["stopped: what is finished is kept; run the same command again to go on"]
+    assert said.errors == ["stopped: finished work is kept; run the same command again to continue"]
     assert lying(folder) == ["b", LOCK]
     assert cli("fetch", "--task", "fake", "--data", folder).code == 0
     assert [ask.path for ask in site.asked] == ["b", "a", "a"]

@@ -13,8 +13,8 @@ from tests.support.small_world import debris
 from unlearnbench import registry
 from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
-from unlearnbench.run import cell as cell_module
-from unlearnbench.run import runner, unlearning
+from unlearnbench.pipeline import cell as cell_module
+from unlearnbench.pipeline import runner, unlearning
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_text import DigitsText
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from tests.support.small_world import write_nudge
 from unlearnbench.export import png_files
+from unlearnbench.pipeline import sampling
 from unlearnbench.records.schema import load_all
-from unlearnbench.run import sampling
 from unlearnbench.tasks.digits_class import DigitsClass
 
 pytestmark = pytest.mark.usefixtures("small")

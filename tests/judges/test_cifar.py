@@ -26,8 +26,8 @@ from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.judges import cifar, look
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, prepared, read_weights, started, train_resnet
 from unlearnbench.judges.digits import REFUSED_SHARE
+from unlearnbench.pipeline import scoring
 from unlearnbench.reporting import shown_by
-from unlearnbench.run import scoring
 from unlearnbench.statistics import block_jackknife, t_interval
 from unlearnbench.storage.weights import save_state
 from unlearnbench.tasks.digits_class import DigitsClass

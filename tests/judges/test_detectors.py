@@ -255,7 +255,7 @@ def test_the_judge_of_objects_abstains_where_none_of_the_ten_is_likeliest(tmp_pa
 
 
 def test_what_was_witnessed_is_kept_by_the_flagging_labels_too(tmp_path):
-    from unlearnbench.run.judging import witnessed
+    from unlearnbench.pipeline.judging import witnessed
     from unlearnbench.storage.store import Store
     from unlearnbench.task import Plan
 

@@ -12,14 +12,14 @@ from unlearnbench.errors import UserError
 from unlearnbench.launch import plan
 from unlearnbench.launch.driver import TRIES, Backend, drive
 from unlearnbench.launch.jobs import Cut, Expected, jobs_of
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.plan import longest_first
 from unlearnbench.launch.worker import Result, work
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.schema import read, write
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 
@@ -50,8 +50,8 @@ class Made(Backend):
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    return Ledger(tmp_path / "ledger")
+def journal(tmp_path):
+    return Journal(tmp_path / "journal")
 
 
 # ---- cells as data -------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_a_worker_with_something_else_refuses_the_job(tmp_path, what):
 def test_expected_weights_are_those_of_the_task():
     (job,) = jobs("original")
     assert job.expected == Expected.of(job.spec.cell())
-    assert job.expected.original == job.spec.cell().task.pretrained_identity()[0]
+    assert job.expected.original == job.spec.cell().task.model_identity().hash
 
 
 # ---- jobs ----------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_the_original_asked_for_with_attacks_is_made_once():
     assert names(jobs("original", force=True)) == ["original", "original"]
 
 
-def test_what_no_job_needs_any_more_is_let_go(ledger):
+def test_what_no_job_needs_any_more_is_let_go(journal):
     class Keeping(Made):
         kept: set[str] = set()
 
@@ -158,7 +158,7 @@ def test_what_no_job_needs_any_more_is_let_go(ledger):
             self.kept.discard(id)
 
     backend = Keeping()
-    drive(jobs("uce", "rece", shards=2, attacks=("relearn@1",)), backend, ledger)
+    drive(jobs("uce", "rece", shards=2, attacks=("relearn@1",)), backend, journal)
     assert backend.kept == set()
 
 
@@ -182,9 +182,9 @@ def test_long_jobs_come_first_and_training_anew_before_all(tmp_path):
 # ---- the driver ----------------------------------------------------------------------------------------------------
 
 
-def test_jobs_are_begun_after_those_that_they_need(ledger):
+def test_jobs_are_begun_after_those_that_they_need(journal):
     backend, found = Made(), jobs("uce", "rece", shards=2, attacks=("relearn@1",))
-    left = drive(found, backend, ledger)
+    left = drive(found, backend, journal)
     assert left.failed == []
     assert sorted(backend.begun) == sorted(job.name for job in found)
     place = {name: number for number, name in enumerate(backend.begun)}
@@ -192,63 +192,63 @@ def test_jobs_are_begun_after_those_that_they_need(ledger):
     for job in found:
         assert all(place[by_id[id].name] < place[job.name] for id in job.needs)
     assert backend.closed
-    assert all(ledger.ended(job.id).state == "done" for job in found)
+    assert all(journal.ended(job.id).state == "done" for job in found)
 
 
-def test_a_failed_job_leaves_out_what_needs_it_and_the_rest_goes_on(ledger):
+def test_a_failed_job_leaves_out_what_needs_it_and_the_rest_goes_on(journal):
     found = jobs("uce", "rece", shards=2)
     bad = found[4]
     assert names([bad]) == ["uce · unlearn"]
-    left = drive(found, Made(lambda job, times: "failed" if job.id == bad.id else "done"), ledger)
+    left = drive(found, Made(lambda job, times: "failed" if job.id == bad.id else "done"), journal)
     assert [result.reason for result in left.failed] == ["why"]
     assert names(left.unreached) == ["uce · sample 1/2", "uce · sample 2/2", "uce"]
     assert sum(result.state == "done" for result in left.results.values()) == 8
 
 
-def test_attacks_that_are_done_come_into_the_record_though_one_failed(ledger):
+def test_attacks_that_are_done_come_into_the_record_though_one_failed(journal):
     found = jobs("uce", attacks=("relearn@1", "latent_probe@0.9"))
     backend = Made(lambda job, times: "failed" if job.name.endswith("relearn@1") else "done")
-    left = drive(found, backend, ledger)
+    left = drive(found, backend, journal)
     assert len(left.failed) == 1 and left.unreached == ()
     assert backend.begun[-1].endswith("attacks into the record"), "after both attacks"
 
 
-def test_a_lost_job_is_begun_again(ledger):
+def test_a_lost_job_is_begun_again(journal):
     backend = Made(lambda job, times: "lost" if "uce" in job.name and times < TRIES else "done")
-    left = drive(jobs("uce"), backend, ledger)
+    left = drive(jobs("uce"), backend, journal)
     assert left.failed == []
     assert len(backend.begun) == 1 + TRIES
 
 
-def test_a_job_that_is_lost_each_time_fails_with_the_last_lines_of_its_log(ledger):
+def test_a_job_that_is_lost_each_time_fails_with_the_last_lines_of_its_log(journal):
     found = jobs("uce", "rece")
-    ledger.log(found[1].id).parent.mkdir(parents=True)
-    ledger.log(found[1].id).write_text("one\ntwo\n")
+    journal.log(found[1].id).parent.mkdir(parents=True)
+    journal.log(found[1].id).write_text("one\ntwo\n")
     backend = Made(lambda job, times: "lost" if "uce" in job.name else "done")
-    left = drive(found, backend, ledger)
+    left = drive(found, backend, journal)
     (result,) = left.failed
     assert (result.reason, result.tail) == (f"why, {TRIES} times", ("one", "two"))
     assert names([found[1]] * TRIES) == [n for n in (name.split(" · ")[0] for name in backend.begun) if n == "uce"]
     assert left.results[found[2].id].state == "done"
 
 
-def test_a_stop_lets_go_of_workers(ledger):
+def test_a_stop_lets_go_of_workers(journal):
     backend = Made(lambda job, times: "stop")
     with pytest.raises(KeyboardInterrupt):
-        drive(jobs("uce"), backend, ledger)
+        drive(jobs("uce"), backend, journal)
     assert backend.closed
 
 
-def test_an_end_that_cannot_be_noted_is_told_in_one_line(ledger):
-    ledger.folder.mkdir(parents=True)
-    (ledger.folder / "ended").touch()  # as a folder it could not be made in either
+def test_an_end_that_cannot_be_noted_is_told_in_one_line(journal):
+    journal.folder.mkdir(parents=True)
+    (journal.folder / "ended").touch()  # as a folder it could not be made in either
     backend = Made()
     with pytest.raises(UserError, match=r"cannot write to .*UNLEARNBENCH_CACHE"):
-        drive(jobs("uce"), backend, ledger)
+        drive(jobs("uce"), backend, journal)
     assert backend.closed
 
 
-def test_an_error_that_is_not_the_ledgers_is_not_told_as_one(tmp_path, fresh_store, monkeypatch):
+def test_an_error_that_is_not_the_journals_is_not_told_as_one(tmp_path, fresh_store, monkeypatch):
     class Broken(Made):
         def begin(self, jobs):
             raise FileNotFoundError(2, "no such file", "squeue")
@@ -259,7 +259,7 @@ def test_an_error_that_is_not_the_ledgers_is_not_told_as_one(tmp_path, fresh_sto
         plan.launched(found, found, WHERE, Store(), tmp_path / "here", lambda *about: None)
 
 
-def test_no_more_jobs_than_there_is_room_for(ledger):
+def test_no_more_jobs_than_there_is_room_for(journal):
     class Narrow(Made):
         most_at_once = 0
 
@@ -267,5 +267,5 @@ def test_no_more_jobs_than_there_is_room_for(ledger):
             Narrow.most_at_once = max(Narrow.most_at_once, len(self.waiting))
             return super().ended(seconds)
 
-    drive(jobs("uce", "rece", "sld", "mace"), Narrow(room=3), ledger)
+    drive(jobs("uce", "rece", "sld", "mace"), Narrow(room=3), journal)
     assert Narrow.most_at_once == 3

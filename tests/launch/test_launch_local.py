@@ -16,7 +16,7 @@ from tests.support.small_world import comparable, debris
 from unlearnbench.cli import app
 from unlearnbench.errors import UserError
 from unlearnbench.launch import local, plan
-from unlearnbench.launch.journal import Ledger, latest
+from unlearnbench.launch.journal import Journal, latest
 from unlearnbench.launch.local import Local
 from unlearnbench.launch.options import Where
 from unlearnbench.records.schema import load_all
@@ -63,7 +63,7 @@ def test_what_failed_is_named_with_its_reason_and_the_rest_goes_on(launched):
     assert "greedy ran out of memory (" in failed["greedy"]
     assert "raises failed with ValueError: no such luck (raises.py, line" in failed["raises"]
     assert "  | about to fail" in lines[lines.index(failed["raises"]) :], "the last lines of its log"
-    assert "4 of 7 jobs done; the same command again tries the others" in done.stderr
+    assert "4 of 7 jobs done; run the same command again to try the others" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -96,8 +96,8 @@ def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
     driver = launches.start(tmp_path, "--method", f"negative_prompt,{slow.name}", "--jobs", 2)
     until(lambda: (tmp_path / "begun").exists() and "negative_prompt" in records(tmp_path))
     before = records(tmp_path)["negative_prompt"]
-    ledger = latest(Store(tmp_path / "store"), tmp_path / "here")
-    (place,) = [about["where"] for _, state, about in ledger.states() if state == "running"]
+    journal = latest(Store(tmp_path / "store"), tmp_path / "here")
+    (place,) = [about["where"] for _, state, about in journal.states() if state == "running"]
     worker = int(place.rpartition(":")[2])
     os.kill(worker, 0)
     driver.send_signal(signal.SIGKILL)
@@ -114,8 +114,8 @@ def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
 
 def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     first, second = launches.jobs("uce")
-    store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
-    backend = Local([""], 1, ledger, store, tmp_path / "here")
+    store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal")
+    backend = Local([""], 1, journal, store, tmp_path / "here")
     try:
         for job in (first, second):
             backend.begin([job])
@@ -132,8 +132,8 @@ def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
 
 def test_idle_workers_start_with_the_first_job_and_none_is_too_many(tmp_path):
     first, second = launches.jobs("uce")
-    store, ledger = Store(tmp_path / "store"), Ledger(tmp_path / "ledger")
-    backend = plan.backend(Where("local", jobs=5), ledger, store, tmp_path / "here", 2)
+    store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal")
+    backend = plan.backend(Where("local", jobs=5), journal, store, tmp_path / "here", 2)
     try:
         backend.begin([first])
         workers = list(backend._workers)
@@ -167,7 +167,7 @@ def test_more_workers_than_the_system_allows_are_refused_in_one_line(tmp_path, m
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refused)
-    backend = Local([""], 1, Ledger(tmp_path / "ledger"), Store(tmp_path / "store"), tmp_path / "here")
+    backend = Local([""], 1, Journal(tmp_path / "journal"), Store(tmp_path / "store"), tmp_path / "here")
     with pytest.raises(UserError, match=r"no worker can be started \(.*Resource temporarily.*\): give fewer --jobs"):
         backend.begin([])
     backend.close()
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=launches.PATIENCE)
     assert driver.returncode == 130
-    assert err.rstrip().endswith("stopped: what is finished is kept; run the same command again to go on")
+    assert err.rstrip().endswith("stopped: finished work is kept; run the same command again to continue")
     assert "Traceback" not in err
 
 

@@ -71,10 +71,10 @@ def test_a_node_that_is_lost_in_the_middle_costs_nothing_finished(tmp_path, clus
     while not begun.exists():
         assert time.monotonic() < end and driver.poll() is None, driver.communicate()
         time.sleep(0.05)
-    ledger = latest(Store(tmp_path / "store"), tmp_path / "here")
+    journal = latest(Store(tmp_path / "store"), tmp_path / "here")
     (worker,) = {
         int(about["where"].rpartition(":")[2])
-        for line, state, about in ledger.states()
+        for line, state, about in journal.states()
         if state == "running" and line.name.startswith("slow")
     }
     (place,) = [node for node in nodes if _parent(worker) == node.all_processes["raylet"][0].process.pid]

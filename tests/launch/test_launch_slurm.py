@@ -16,8 +16,8 @@ import pytest
 from tests.support import launches, slurm_cluster
 from tests.support.launches import records, until
 from tests.support.small_world import comparable
-from unlearnbench.launch.journal import Ledger, latest
-from unlearnbench.launch.slurm import Task
+from unlearnbench.launch.journal import Journal, latest
+from unlearnbench.launch.slurm import SlurmJob
 from unlearnbench.storage.store import Store
 
 pytest.importorskip("submitit", reason="the extra [slurm] is not installed")
@@ -44,8 +44,8 @@ def plain(tmp_path_factory):
 
 def number_of(folder, method):
     """Slurm's number of the job of a method."""
-    ledger = latest(Store(folder / "store"), folder / "here")
-    (found,) = [about["slurm"] for line, _, about in ledger.states() if line.name.startswith(method) and about]
+    journal = latest(Store(folder / "store"), folder / "here")
+    (found,) = [about["slurm"] for line, _, about in journal.states() if line.name.startswith(method) and about]
     return found
 
 
@@ -125,15 +125,15 @@ def test_no_sbatch_here(cli, fresh_store, monkeypatch):
     assert "--launcher slurm: no sbatch here: give the command on a machine that submits jobs" in said.err
 
 
-def test_a_job_that_submitit_runs_leaves_its_result_in_the_ledger(tmp_path):
+def test_a_job_that_submitit_runs_leaves_its_result_in_the_journal(tmp_path):
     import submitit
 
     found = launches.jobs("uce")
-    ledger = Ledger.begun(Store(tmp_path / "store"), tmp_path / "here", "slurm", found, found)
+    journal = Journal.begun(Store(tmp_path / "store"), tmp_path / "here", "slurm", found, found)
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=10)
-    about = str(tmp_path / "store"), str(tmp_path / "here"), str(ledger.folder)
+    about = str(tmp_path / "store"), str(tmp_path / "here"), str(journal.folder)
     for job in found:
-        executor.submit(Task(job.model_dump_json(), *about)).result()
-        assert ledger.ended(job.id).state == "done"
+        executor.submit(SlurmJob(job.model_dump_json(), *about)).result()
+        assert journal.ended(job.id).state == "done"
     assert set(records(tmp_path)) == {"original", "uce"}

@@ -11,44 +11,45 @@ from tests.support import launches
 from tests.support.launches import jobs
 from unlearnbench.errors import UserError
 from unlearnbench.launch import options
-from unlearnbench.launch.journal import Ledger, latest, sole_driver
+from unlearnbench.launch.journal import Journal, latest, sole_driver
 from unlearnbench.launch.local import cards, cores
 from unlearnbench.launch.options import Where, parse_time
 from unlearnbench.launch.worker import Result
+from unlearnbench.pipeline.request import LaunchRequest
 from unlearnbench.storage.store import Store
 
-# ---- the ledger and `status` ---------------------------------------------------------------------------------------
+# ---- the journal and `status` ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def launch(tmp_path, fresh_store):
-    """A ledger of four jobs."""
+    """A journal of four jobs."""
     found = jobs("uce", "rece", "mace")
-    return found, Ledger.begun(Store(), tmp_path / "here", "local", found, found)
+    return found, Journal.begun(Store(), tmp_path / "here", "local", found, found)
 
 
 def test_status_tells_done_running_failed_and_missing(cli, tmp_path, launch):
-    found, ledger = launch
+    found, journal = launch
     record = found[0].spec.path(tmp_path / "here")
     record.parent.mkdir(parents=True)
     record.touch()
-    ledger.end(Result(id=found[0].id, state="done"))
-    ledger.end(Result(id=found[1].id, state="failed", reason="no luck", where="node:1"))
-    ledger.report(found[2].id, {"what": "steps", "done": 3, "total": 60, "where": "node:2", "at": time.time()})
-    assert [state for _, state, _ in ledger.states()] == ["done", "failed", "running", "missing"]
-    ledger.report(found[3].id, {"slurm": "7_3", "at": 0})
-    assert ledger.numbers() == ["7_3"]
-    assert ledger.states()[3][1] == "missing"
-    assert ledger.states({"7_3"})[3][1] == "running", "the scheduler has it"
+    journal.end(Result(id=found[0].id, state="done"))
+    journal.end(Result(id=found[1].id, state="failed", reason="no luck", where="node:1"))
+    journal.report(found[2].id, {"what": "steps", "done": 3, "total": 60, "where": "node:2", "at": time.time()})
+    assert [state for _, state, _ in journal.states()] == ["done", "failed", "running", "missing"]
+    journal.report(found[3].id, {"slurm": "7_3", "at": 0})
+    assert journal.numbers() == ["7_3"]
+    assert journal.states()[3][1] == "missing"
+    assert journal.states({"7_3"})[3][1] == "running", "the scheduler has it"
     said = cli("status", "--out", "here")
     assert said.code == 1
     assert "1 done, 1 running, 1 failed, 1 missing: 4 jobs by local" in said.out
     assert "no luck" in said.out
     assert "steps 3/60" in said.out
-    ledger.report(found[2].id, {"at": time.time() - 1000})
-    assert ledger.states()[2][1] == "missing", "it has said nothing for long"
+    journal.report(found[2].id, {"at": time.time() - 1000})
+    assert journal.states()[2][1] == "missing", "it has said nothing for long"
     record.unlink()
-    assert ledger.states()[0][1] == "missing"
+    assert journal.states()[0][1] == "missing"
 
 
 def test_status_needs_a_launch(cli, fresh_store):
@@ -60,16 +61,16 @@ def test_status_needs_a_launch(cli, fresh_store):
 def test_the_latest_launch_on_a_folder_is_shown(tmp_path, launch):
     found, first = launch
     assert latest(Store(), tmp_path / "here").folder == first.folder
-    second = Ledger.begun(Store(), tmp_path / "here", "ray", found[:2], found[:2])
+    second = Journal.begun(Store(), tmp_path / "here", "ray", found[:2], found[:2])
     assert latest(Store(), tmp_path / "here").folder == second.folder
     assert latest(Store(), tmp_path / "elsewhere") is None
 
 
-def test_the_same_jobs_again_have_the_same_ledger_and_what_failed_is_forgotten(tmp_path, launch):
-    found, ledger = launch
-    ledger.end(Result(id=found[1].id, state="failed", reason="no luck"))
-    again = Ledger.begun(Store(), tmp_path / "here", "local", found, found[1:])
-    assert again.folder == ledger.folder
+def test_the_same_jobs_again_have_the_same_journal_and_what_failed_is_forgotten(tmp_path, launch):
+    found, journal = launch
+    journal.end(Result(id=found[1].id, state="failed", reason="no luck"))
+    again = Journal.begun(Store(), tmp_path / "here", "local", found, found[1:])
+    assert again.folder == journal.folder
     assert again.ended(found[1].id) is None
     assert again.ended(found[0].id).where == "before"
 
@@ -154,10 +155,10 @@ def test_what_is_no_time_limit_is_refused(text):
 
 def test_threads_are_shared_out():
     def checked(jobs, threads=None):
-        return Where.checked("local", jobs, threads, None, "cpu", None, None, {}).threads
+        return Where.of(LaunchRequest(launcher="local", jobs=jobs, threads=threads, device="cpu")).threads
 
     assert checked(1) == cores()
     assert checked(cores()) == 1
     assert checked(10 * cores()) == 1
     assert checked(1, 3) == 3
-    assert Where.checked(None, None, 2, None, "cpu", None, None, {}) is None
+    assert Where.of(LaunchRequest(threads=2, device="cpu")) is None

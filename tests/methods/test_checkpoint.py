@@ -14,7 +14,7 @@ from unlearnbench.fingerprint import definitions
 from unlearnbench.hashing import file_hash
 from unlearnbench.methods.checkpoint import Checkpoint
 from unlearnbench.models.external.apply import checkpoint_hash
-from unlearnbench.run.cell import Cell, require
+from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.verification.conformance import TinyDigits, conformance
 
 

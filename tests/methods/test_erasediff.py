@@ -30,9 +30,9 @@ from unlearnbench.hashing import seed_of
 from unlearnbench.methods import erasediff_released
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.erasediff_released import EraseDiffReleased
+from unlearnbench.pipeline.request import SpecBuilder
 from unlearnbench.records.schema import load_all, read, write
 from unlearnbench.records.tuning import tuned_settings, tuning_path
-from unlearnbench.run.request import Asked
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.techniques.losses import erasediff_forget_loss
 from unlearnbench.training import seeded
@@ -316,7 +316,7 @@ def test_every_shipped_record_of_erasediff_can_be_set_up_again():
 
 def test_tuned_settings_of_an_old_tuning_are_read():
     settings, _ = tuned_settings(RESULTS, "digits-class", "erasediff")
-    asked = Asked(task=DigitsClass, results=RESULTS, device="cpu", preset="tuned")
+    asked = SpecBuilder(task=DigitsClass, results=RESULTS, device="cpu", preset="tuned")
     spec = asked.spec("erasediff", EraseDiff, "3", 0)
     assert spec.settings == EraseDiff.current(settings)
 

@@ -7,9 +7,9 @@ from unlearnbench import Sampler
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.methods.original import Original
 from unlearnbench.methods.prompt_filter import PromptFilter
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import sample_parts
-from unlearnbench.run.unlearning import loaded, unlearn
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import sample_parts
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.verification.conformance import TinyDigits
 
 LABELS = torch.arange(10)

@@ -5,7 +5,7 @@ import pytest
 
 from unlearnbench import Plan, registry
 from unlearnbench.fingerprint import definitions
-from unlearnbench.run import scoring
+from unlearnbench.pipeline import scoring
 from unlearnbench.statistics import wilson
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing.toy import fails, outcome, refuses, shows

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
+from tests.support.ddpm_folder import write_folder
 from unlearnbench.errors import UserError
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
-from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder, write_folder
+from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
 from unlearnbench.storage.weights import load_state, save_state
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tests.support import tiny_data, tiny_sd
+from tests.support.ddpm_folder import write_folder
 from unlearnbench.models.configuration import LEFT_OUT, configuration
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_folder import write_folder
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.registry import load_method, load_task
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted, sample_parts, weight_parts
-from unlearnbench.run.scoring import metrics_for
 
 
 def leaves(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

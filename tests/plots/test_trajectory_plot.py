@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.run.test_trajectory import followed_record, trajectory_of
+from tests.pipeline.test_trajectory import followed_record, trajectory_of
 from tests.support.small_world import made_record
 from unlearnbench import plots
 from unlearnbench.records.schema import write
@@ -106,4 +106,4 @@ def test_what_cannot_be_drawn_is_one_line(cli, kept, tmp_path):
         said = cli("plot", "trajectory", *words)
         assert (said.code, said.errors) == (2, [f"unlearnbench: {line}"])
     said = cli("plot", "cost", folder, esd)
-    assert said.errors == [f"unlearnbench: cost is of one folder of records: leave out {esd}"]
+    assert said.errors == [f"unlearnbench: cost takes one folder of records: leave out {esd}"]

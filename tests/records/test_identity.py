@@ -14,12 +14,12 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import published, robustness, run_summary
 from unlearnbench.leaderboard.board import board, scores
 from unlearnbench.leaderboard.concept_effects import effects
+from unlearnbench.pipeline.request import methods_of
 from unlearnbench.plots.style import control_of
 from unlearnbench.records import identity
 from unlearnbench.records.identity import differences, grouped, labels, left_out, matching
 from unlearnbench.records.schema import load_all, read, write
 from unlearnbench.report import section
-from unlearnbench.run.request import methods_of
 
 METRICS = registry.load_metrics()
 CODE = {"method_changes": {"code_hash": "91ab23cd" * 8}}
@@ -259,7 +259,7 @@ def test_a_record_of_other_code_is_replaced_by_force_alone(tmp_path, fresh_store
     here, method = tmp_path / "here", write_nudge(tmp_path)
     kept = run_cell(method, fresh_store, here)
     method.write_text(method.read_text().replace("0.01", "0.02"))
-    monkeypatch.setattr("unlearnbench.run.runner.unlearn", lambda *about: pytest.fail("refused only after work"))
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *about: pytest.fail("refused only after work"))
     with pytest.raises(UserError, match=r"seed-0.json .*differs in method code \(\w{8}, now \w{8}\).*--force"):
         run_cell(method, fresh_store, here)
     assert read_only(here) == kept
@@ -273,7 +273,7 @@ def test_the_command_refuses_before_any_cell_is_run(cli, tmp_path, monkeypatch, 
     path = planted_here.path(tmp_path / "here")
     write(planted_here, path)
     before = path.read_bytes()
-    monkeypatch.setattr("unlearnbench.run.runner.run", lambda *about, **more: pytest.fail("a cell was run"))
+    monkeypatch.setattr("unlearnbench.pipeline.runner.run", lambda *about, **more: pytest.fail("a cell was run"))
     monkeypatch.setattr("unlearnbench.launch.plan.launched", lambda *about, **more: pytest.fail("jobs were begun"))
     said = cli("run", "--method", write_nudge(tmp_path), "--seeds", "0-1", "--out", "here", *more)
     assert said.code == 2

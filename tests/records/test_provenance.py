@@ -61,9 +61,9 @@ def test_the_standard_attacks_are_named_together_and_other_budgets_are_commands_
 
 
 @pytest.mark.parametrize("name", ["a b", "x; rm -rf ~", "$(reboot)", "<script>alert(1)</script>", "it's"])
-def test_no_name_leaves_its_quotes(name):
-    assert f"{name}.py" in words(made_record(name))
-    assert shlex.split(verification(made_record(name).path(registry.PACKAGE)))[:2] == ["unlearnbench", "verify"]
+def test_no_text_leaves_its_quotes(name):
+    assert f"guide={name}" in words(made_record("uce", method_changes={"overrides": {"guide": name}}))
+    assert shlex.split(verification(registry.PACKAGE / name / "seed-0.json"))[:2] == ["unlearnbench", "verify"]
 
 
 def test_own_concepts_and_own_weights_are_asked_for_as_files():

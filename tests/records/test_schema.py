@@ -60,7 +60,7 @@ def test_round_trip(tmp_path):
     assert path == tmp_path / "digits-class/default/3/esd/seed-0.json"
     raw = json.loads(path.read_text())
     assert raw["scores"]["fid"]["value"] is None
-    assert raw["schema_version"] == VERSION == 5
+    assert raw["schema_version"] == VERSION == 6
     assert load_all(tmp_path) == [written]
 
 

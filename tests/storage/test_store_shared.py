@@ -14,8 +14,8 @@ import torch
 
 from tests.support.small_world import comparable, debris, read_only, write_nudge
 from unlearnbench.errors import Damaged, UserError
+from unlearnbench.pipeline import runner
 from unlearnbench.records import sample_grid, schema
-from unlearnbench.run import runner
 from unlearnbench.storage import files
 from unlearnbench.storage import store as module
 from unlearnbench.storage.store import DATA, META, Store
@@ -247,7 +247,7 @@ def test_a_full_disk_when_a_run_has_diverged(cli, refused, done, tmp_path, monke
     assert RESULTS in line
     assert read_only(tmp_path / "here") == done
     assert done.path(tmp_path / "here").with_suffix(".parquet").is_file(), "the earlier record is left whole"
-    assert cli(*RUN, "--force").code == 0
+    assert cli(*RUN, "--force").code == 1
     assert read_only(tmp_path / "here").status == "diverged"
     assert not done.path(tmp_path / "here").with_suffix(".parquet").exists()
 

@@ -24,8 +24,8 @@ from typing import Any
 from unlearnbench import judges, registry
 from unlearnbench.judges import Judge
 from unlearnbench.judges.scorer import Witness
+from unlearnbench.pipeline.code_hashes import ENGINE_VERSION, engine_hash, judge_code, method_code, metric_code
 from unlearnbench.records import lineage
-from unlearnbench.run.code_hashes import ENGINE_VERSION, engine_hash, judge_code, method_code, metric_code
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("digits-class", "digits-text")

@@ -53,8 +53,8 @@ def records(folder: Path) -> list[dict[str, object]]:
 
 def jobs_of(folder: Path) -> int:
     """How many jobs were done, all of them well; none where no launcher was asked."""
-    ledger = latest(Store(folder / "store"), folder / "here")
-    states = [(state, about["where"]) for _, state, about in ledger.states()] if ledger else []
+    journal = latest(Store(folder / "store"), folder / "here")
+    states = [(state, about["where"]) for _, state, about in journal.states()] if journal else []
     assert {state for state, _ in states} <= {"done"}
     return sum(where != "before" for _, where in states)
 

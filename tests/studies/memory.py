@@ -22,9 +22,9 @@ from unlearnbench.compute.environment import Meter
 from unlearnbench.diffusion.model import Condition
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.methods.original import Original
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import Record
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 

@@ -44,7 +44,11 @@ SELFCHECK, CHECK, METRIC = (
     "unlearnbench/verification/conformance.py",
     "unlearnbench/metric.py",
 )
-TOY, JUDGES, STAGES = "unlearnbench/testing/toy.py", "unlearnbench/judges/__init__.py", "unlearnbench/run/unlearning.py"
+TOY, JUDGES, STAGES = (
+    "unlearnbench/testing/toy.py",
+    "unlearnbench/judges/__init__.py",
+    "unlearnbench/pipeline/unlearning.py",
+)
 MUTANTS = [
     # what `selfcheck` asks of a metric
     Mutant(SELFCHECK, "score.value is not None and low - slack <= score.value <= high + slack", "True", PLANTED),

@@ -25,7 +25,7 @@ from unlearnbench.hashing import seed_of
 from unlearnbench.judges.cifar import ResNetJudge, started
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.models.ddpm_train import Pictures, drawn, train_ddpm
-from unlearnbench.run.judging import Looking
+from unlearnbench.pipeline.judging import Looking
 from unlearnbench.storage.store import Store
 
 WIDTHS = {"cifar10": 128, "cifar10-tiny": 32}

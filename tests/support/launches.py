@@ -14,7 +14,7 @@ from typing import Any
 from tests.support.small_world import write_method
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.worker import Result, read_job, work
 from unlearnbench.records.schema import load_all
@@ -71,8 +71,8 @@ def raises(folder: Path) -> Path:
 class Here(Backend):
     """Does each job at once in this process, from what would be sent to another."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path, count: int):
-        self.ledger, self.store, self.results = ledger, store, results
+    def __init__(self, journal: Journal, store: Store, results: Path, count: int):
+        self.journal, self.store, self.results = journal, store, results
         self.done: list[Result] = []
 
     def room(self) -> int:
@@ -81,7 +81,7 @@ class Here(Backend):
     def begin(self, jobs: Sequence[Work]) -> None:
         for job in jobs:
             again = read_job(job.model_dump_json())
-            self.done.append(work(again, Store(self.store.root), self.results, self.ledger.log(job.id)))
+            self.done.append(work(again, Store(self.store.root), self.results, self.journal.log(job.id)))
 
     def ended(self, seconds: float) -> list[Result]:
         found, self.done = self.done, []
@@ -96,10 +96,10 @@ def specs(
 ) -> tuple[list[Any], list[Any]]:
     """The original's cell and those of these methods."""
     from unlearnbench import registry
-    from unlearnbench.run.request import Asked, methods_of
+    from unlearnbench.pipeline.request import SpecBuilder, methods_of
 
-    asked = Asked(registry.load_task(task), Path("results"), "cpu", protocol, **about)
-    return asked.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
+    builder = SpecBuilder(registry.load_task(task), Path("results"), "cpu", protocol, **about)
+    return builder.cells(methods_of(methods, about.get("overrides", {})), methods, [forget], [0], lambda line: None)
 
 
 def jobs(*methods: str, **cut: Any) -> list[Job]:

@@ -54,9 +54,9 @@ class Memory:
 
         def remembered(metric, outcome, budget=None):
             key = name, id(outcome)
-            if key not in self.scores:
-                self.scores[key] = measure(metric, outcome, budget)
-            return self.scores[key]
+            if key not in self.scores:  # with the outcome, so that no other one has its id meanwhile
+                self.scores[key] = outcome, measure(metric, outcome, budget)
+            return self.scores[key][1]
 
         return remembered
 

@@ -88,8 +88,8 @@ def run_cell(
 ) -> Any:
     """The record of one cell, through the runner, without the command line."""
     from unlearnbench import registry
-    from unlearnbench.run import runner
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.pipeline import runner
+    from unlearnbench.pipeline.cell import Cell
     from unlearnbench.storage.store import Store
     from unlearnbench.tasks.digits_class import DigitsClass
 

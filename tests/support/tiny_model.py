@@ -72,7 +72,7 @@ class TinyTask(Task):
     def train(self, seed, which="both"):
         raise NotImplementedError
 
-    pretrained_identity = reference = floor = judge = to_uint8 = pretrain = train
+    model_identity = reference = floor = judge = to_uint8 = pretrain = train
 
 
 def weights(model: Diffusion) -> Weights:

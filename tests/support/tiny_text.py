@@ -65,4 +65,4 @@ class TinyText(Task):
     def train(self, seed, which="both"):
         raise NotImplementedError
 
-    pretrained_identity = reference = floor = judge = to_uint8 = pretrain = train
+    model_identity = reference = floor = judge = to_uint8 = pretrain = train

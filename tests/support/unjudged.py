@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from unlearnbench.method import Method
-from unlearnbench.run import cell as cell_module
-from unlearnbench.run import unlearning
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.sampling import _sampled
+from unlearnbench.pipeline import cell as cell_module
+from unlearnbench.pipeline import unlearning
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.sampling import _sampled
 from unlearnbench.task import Task
 
 

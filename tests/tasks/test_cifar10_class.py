@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.utils import save_image
 
 from tests.support import tiny_cifar
+from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
 from unlearnbench.errors import UserError
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_folder import write_folder
 from unlearnbench.records.schema import load_all
 from unlearnbench.tasks._cifar10 import CLASSES
 from unlearnbench.tasks.cifar10_class import Cifar10Class, scaled
@@ -135,9 +135,9 @@ def test_a_papers_checkpoint_is_the_original(folder, tmp_path, monkeypatch, prot
     x, t, y = torch.randn(3, 3, 32, 32), torch.tensor([5, 500, 999]), torch.tensor([0, 4, 9])
     with torch.no_grad():
         torch.testing.assert_close(model(x, t, y), reference(x, t, y), atol=1e-5, rtol=1e-4)
-    first = task.pretrained_identity()
+    first = task.model_identity()
     torch.save([state, {"state": {}}, 800_001, mean.state_dict()], path)
-    assert small(folder, protocol=protocol, checkpoint=path).pretrained_identity() != first
+    assert small(folder, protocol=protocol, checkpoint=path).model_identity() != first
 
 
 def test_a_diffusers_folder_is_the_original(folder, tmp_path):
@@ -148,7 +148,7 @@ def test_a_diffusers_folder_is_the_original(folder, tmp_path):
     x, t, y = torch.randn(2, 3, 32, 32), torch.tensor([5, 900]), torch.tensor([1, 9])
     with torch.no_grad():
         torch.testing.assert_close(task.pretrained().eval()(x, t, y), model(x, t, y))
-    assert task.pretrained_identity()[0] != small(folder).pretrained_identity()[0]
+    assert task.model_identity().hash != small(folder).model_identity().hash
 
 
 def test_without_weights_only_the_smoke_protocol_runs(folder):
@@ -168,7 +168,10 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     said = cli(*words)
     assert said.code == 0, said.err
     assert "cifar10-class · forget ship · protocol smoke · seed 0" in said.out
-    assert "beside the paper's tables: its scripts hand the generated images over as the reference" in said.out
+    assert (
+        "for comparison with the paper's tables: its scripts hand the generated images over as the reference"
+        in said.out
+    )
     records = load_all(tmp_path / "here")
     assert [record.status for record in records] == ["ok", "ok"]
     assert records[0].protocol.settings["stretch"] is False

@@ -13,9 +13,9 @@ import torch
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.hashing import state_hash
 from unlearnbench.models import miniature
+from unlearnbench.pipeline import unlearning
 from unlearnbench.records.schema import read
 from unlearnbench.reporting import Stopped
-from unlearnbench.run import unlearning
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import digits_text
 from unlearnbench.tasks.digits_text import DigitsText
@@ -85,7 +85,7 @@ def test_the_original_is_the_manifests_in_single_precision():
     assert model.sampler == task.protocol.sampler
     unet = {name: value.half() for name, value in model.unet.state_dict().items()}
     assert state_hash(unet) == read_manifest(SHIPPED)["hashes"][miniature.FILES["unet"]]
-    assert task.pretrained_identity()[1] == read_manifest(SHIPPED)["seed"]
+    assert task.model_identity().seed == read_manifest(SHIPPED)["seed"]
 
 
 @shipped

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.judges.test_detectors import Fake
-from tests.run.test_text_run import changed, short
+from tests.pipeline.test_text_run import changed, short
 from tests.support import tiny_data
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
@@ -246,7 +246,7 @@ def test_images_are_those_of_diffusers_own_pipeline_with_the_papers_generator(da
 
 
 def test_each_prompt_may_have_its_own_guidance(data):
-    from unlearnbench.run.sampling import _sampled
+    from unlearnbench.pipeline.sampling import _sampled
 
     about = few(data, "unlearndiffatk", forget_images=5)
     plan = [item for item in about.plan() if item.group == "forget"]
@@ -427,7 +427,7 @@ def test_a_model_that_is_not_there_is_no_other_model(cli, data, option):
 
 
 def test_a_dry_run_draws_no_training_images(cli, data, fresh_store, monkeypatch):
-    monkeypatch.setattr("unlearnbench.run.dry_run.SECONDS", 0.1)
+    monkeypatch.setattr("unlearnbench.pipeline.dry_run.SECONDS", 0.1)
     found = cli(*words(data, "--dry-run", "--set", "steps=4", "--set", "batch_size=2", method="finetune"))
     assert found.code == 0, found.err
     assert not (fresh_store / "generated").exists()

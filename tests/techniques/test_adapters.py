@@ -11,8 +11,8 @@ from torch import nn
 from tests.support import tiny_sd
 from unlearnbench.methods.spm import SPM
 from unlearnbench.models.loading import load_stable_diffusion
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.unlearning import unlearn
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.techniques.adapters import LowRank, adapters, attach, switch, trained
 from unlearnbench.verification.conformance import TinyWords
 

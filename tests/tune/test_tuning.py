@@ -24,7 +24,7 @@ from unlearnbench.records.tuning import (
 )
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tune.search import Budget, budget, tuned
-from unlearnbench.tune.space import candidates, checked, distributions
+from unlearnbench.tune.space import candidates, distributions, require_space
 
 pytest.importorskip("optuna", reason="the extra [tune] is not installed")
 BEST = 0.3
@@ -128,7 +128,7 @@ def test_ranges_are_read_by_their_form():
 @pytest.mark.parametrize("name", [name for name in registry.methods() if registry.load_method(name).space])
 def test_every_candidate_of_every_method_is_one_that_it_takes(name):
     cls = registry.load_method(name)
-    checked(cls)
+    require_space(cls)
     for task in ("digits-class", "digits-text"):
         found = candidates(cls, task, 24)
         assert len(found) == 24
@@ -157,7 +157,7 @@ def test_a_choice_is_drawn_in_equal_shares():
 def test_a_space_that_cannot_be_drawn_from_is_refused(space, said):
     cls = dataclass(frozen=True)(type("Wrong", (Hill,), {"space": space, "__module__": __name__}))
     with pytest.raises(UserError, match=said):
-        checked(cls)
+        require_space(cls)
 
 
 # ---- trials --------------------------------------------------------------------------------------------------------

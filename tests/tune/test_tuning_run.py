@@ -18,10 +18,10 @@ from unlearnbench.cli import app
 from unlearnbench.launch import plan
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.worker import work
+from unlearnbench.pipeline import runner, unlearning
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.records.schema import read, write
 from unlearnbench.records.tuning import read_tuning, write_tuning
-from unlearnbench.run import runner, unlearning
-from unlearnbench.run.scoring import metrics_for
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks import digits_class
 from unlearnbench.tasks.digits_class import DigitsClass

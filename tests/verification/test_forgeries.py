@@ -18,10 +18,10 @@ import pytest
 from tests.support.small_world import IMAGES, ROOT, small_protocol
 from unlearnbench import registry
 from unlearnbench.hashing import digest
+from unlearnbench.pipeline.attacks import attacked, parse_attacks
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.trajectory import followed
 from unlearnbench.records.sealed_json import sealed
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.trajectory import followed
 from unlearnbench.statistics import t_interval, wilson, within
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
         cell = Cell(method.configured(method.preset("default", "digits-class")), DigitsClass("3"))
         store, results = Store(folder / "store"), folder / "here"
         record = followed(cell, 10, store, results)
-        attacked(cell, record, wanted(ATTACK), store, results)
+        attacked(cell, record, parse_attacks(ATTACK), store, results)
     return results
 
 
@@ -426,7 +426,7 @@ def another_sampling_seed(f):
     f.values["seeds"]["sampling"] = 9
 
 
-@forgery("a seed is negative (unlearning -1)")
+@forgery("seeds.unlearning: input should be greater than or equal to 0")
 def a_seed_is_negative(f):
     f.values["seeds"]["unlearning"] = -1
 

@@ -9,12 +9,12 @@ from unlearnbench import FeatureMetric, registry
 from unlearnbench.errors import UserError
 from unlearnbench.methods.prompt_filter import PromptFilter
 from unlearnbench.metric import Known
-from unlearnbench.run import unlearning
+from unlearnbench.pipeline import unlearning
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy
 from unlearnbench.verification import selfcheck
-from unlearnbench.verification.selfcheck import Finding, number, span
+from unlearnbench.verification.selfcheck import CaseResult, number, span
 
 METRICS = registry.load_metrics()
 SHARED = ["no images", "one image", "the judge always fails", "the judge fails on 4 of 10"]
@@ -73,11 +73,11 @@ def test_findings_show_numbers_and_ranges():
     ],
 )
 def test_an_answer_lies_in_its_range_and_misses_as_many_as_it_must(case, found, expected, passed):
-    assert selfcheck._judged(METRICS["ua"], case)[0] == Finding("ua", "", found, expected, passed)
+    assert selfcheck._judged(METRICS["ua"], case)[0] == CaseResult("ua", "", found, expected, passed)
 
 
 def test_failed_are_those_that_did_not_pass():
-    good, bad = Finding("a", "", "", "", True), Finding("b", "", "", "", False)
+    good, bad = CaseResult("a", "", "", "", True), CaseResult("b", "", "", "", False)
     assert selfcheck.failed([good, bad, good]) == [bad]
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from unlearnbench import Attack, Known, Look, cli, registry
 from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.hashing import digest
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy_models
@@ -113,8 +114,8 @@ def said(small, monkeypatch, shared_store):
     monkeypatch.setattr(cls, "unlearn", lambda self, model, task, prepared=None: model)
     monkeypatch.setattr(registry, "load_attacks", lambda: {"said": Said()})
     monkeypatch.setattr(selfcheck_attacks, "STANDARD", ("said",))
-    monkeypatch.setattr("unlearnbench.run.attacks.STANDARD", ("said",))
-    monkeypatch.setattr("unlearnbench.run.attacks.metric_code", lambda attack: str(sorted(SHARES.items())))
+    monkeypatch.setattr("unlearnbench.pipeline.attacks.STANDARD", ("said",))
+    monkeypatch.setattr("unlearnbench.pipeline.attacks.metric_code", lambda attack: digest(SHARES))
     return lambda path: {f.case: f for f in controls(DigitsClass("3"), Store(shared_store), path, lambda title: None)}
 
 

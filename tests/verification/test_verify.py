@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pandas as pd
 import pytest
 
 from tests.support.small_world import FORGET_IMAGES, IMAGES, run_cell, small_protocol, write_method, write_nudge
 from unlearnbench.records.schema import read, write
+from unlearnbench.records.sealed_json import sealed
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verification.verify import chosen, rebuilt
 
@@ -61,7 +63,7 @@ def test_a_record_agrees_with_itself_and_nothing_is_left(cli, path, tmp_path, fr
     before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
     said = cli("verify", path, *WORDS, *sample)
     assert said.code == 0, said.out + said.err
-    assert "unlearned weights: equal; surroundings: same" in said.out
+    assert "unlearned weights: equal; environment: same" in said.out
     assert said.errors == []
     assert "✗" not in said.out
     assert ("not on a sample" in said.out) == bool(sample)
@@ -136,7 +138,7 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
     record = read(path)
     reseal(path, judge=record.judge.model_copy(update={"hash": "f" * 64}))
     said = cli("verify", path, *WORDS, "--sample", "10%")
-    assert "unlearned weights: others; surroundings: alike" in said.out
+    assert "unlearned weights: different; environment: alike" in said.out
     rows = [line.split()[:2] for line in said.out.splitlines() if line.strip()]
     assert rows[3] == ["judge", "hash"]
     assert ["weights", "unlearned"] in rows
@@ -146,11 +148,12 @@ def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
 
 
 def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
+    from unlearnbench.pipeline import measuring
     from unlearnbench.verification import verify
 
     drawn = []
-    real = verify.observed
-    monkeypatch.setattr(verify, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
+    real = measuring.observed
+    monkeypatch.setattr(measuring, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
     record = read(path)
     images = pd.read_parquet(path.with_suffix(".parquet"))
     cell = rebuilt(record, "cpu", str(tmp_path / "nudge.py"))
@@ -171,7 +174,7 @@ def test_samples_are_spread_rounded_up_and_never_empty():
 
 def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
     skipped = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    assert cli("run", "--method", skipped, "--out", "here").code == 0
+    assert cli("run", "--method", skipped, "--out", "here").code == 1, "no run came to a result"
     for sample in SAMPLES:
         assert cli("verify", "here/digits-class/default/3/mine", "--method", skipped, *sample).code == 0
     write_method(tmp_path, "return model")
@@ -250,8 +253,9 @@ def test_images_that_lack_a_column_or_their_hash_are_refused(cli, path):
 
 
 def test_no_path_in_a_record_is_run_as_code(cli, path, tmp_path):
-    record = read(path)
-    reseal(path, method=record.method.model_copy(update={"name": str(tmp_path / "nudge.py")}))
+    values = json.loads(path.read_text())
+    values["method"]["name"] = str(tmp_path / "nudge.py")
+    path.write_text(json.dumps({**values, "content_hash": sealed(values)}))
     said = cli("verify", path)
     assert said.code == 2
-    assert "is not known here" in said.err
+    assert "cannot name a method" in said.err

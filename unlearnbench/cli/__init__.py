@@ -1,6 +1,6 @@
 """The command line: the only package that prints.
 
-It may import everything else, heavy packages within functions alone, so that `--help` answers at once.
+It may import everything else, but heavy packages only inside functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from unlearnbench.reporting import Stopped
 
 
 class Commands(TyperGroup):
-    """All commands; Ctrl-C in any of them is a stop that is told."""
+    """All commands; Ctrl-C in any of them stops with a message and exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -44,13 +44,13 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
-        except SystemExit as stop:  # commands end by `typer.Exit`: this is of code that they called
+        except SystemExit as stop:  # commands end with `typer.Exit`; this comes from code that they called
             raise Failed(f"code that the command ran called sys.exit({stop.code!r})") from stop
 
 
 CODES = (
-    "Exit codes: 0 all done; 1 something failed, or no run that was asked for came to a result (all of them failed, "
-    "diverged or were skipped), or a check found a problem; 2 wrong use; 130 stopped by Ctrl-C."
+    "Exit codes: 0 success; 1 something failed, no run gave a result (all failed, diverged or were skipped), or a "
+    "check found a problem; 2 wrong usage; 130 stopped by Ctrl-C."
 )
 app = typer.Typer(
     cls=Commands,
@@ -82,7 +82,7 @@ DEBUG = "UNLEARNBENCH_DEBUG"
 
 
 @app.callback(invoke_without_command=True)
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Measure what a diffusion model has forgotten, what it kept and what that cost."""
     if version:
         out.print(__version__)
@@ -90,7 +90,7 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 
 def main() -> None:
-    """Entry point: every error is one line and an exit code of `CODES`, a stop keeps what is finished."""
+    """Entry point: every error becomes one line and one of the exit codes in `CODES`."""
     lenient()
     try:
         app()
@@ -100,18 +100,18 @@ def main() -> None:
         err.print(f"unlearnbench: {message(error)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except Stopped:
-        err.print("stopped: what is finished is kept; run the same command again to go on")
+        err.print("stopped: finished work is kept; run the same command again to continue")
         sys.exit(130)
     except Exception as error:
         if os.environ.get(DEBUG):
             raise
-        told = f"unlearnbench: failed with {one_line(error)}{_where(error)}; {DEBUG}=1 shows the traceback"
-        err.print(told, highlight=False, soft_wrap=True)
+        line = f"unlearnbench: failed with {one_line(error)}{_where(error)}; {DEBUG}=1 shows the traceback"
+        err.print(line, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
 def _where(error: Exception) -> str:
-    """The last line of our own, or of a plug-in's, that an error came through."""
+    """File and line, of this package or a plug-in, that the error came from."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "site-packages" not in Path(frame.filename).parts] or frames
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""

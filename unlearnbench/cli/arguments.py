@@ -1,4 +1,4 @@
-"""What the command line takes, read and refused by value."""
+"""Parse and check values given on the command line."""
 
 from __future__ import annotations
 
@@ -14,31 +14,15 @@ if TYPE_CHECKING:
 
 
 class Device(str, Enum):
-    """Where to compute."""
+    """Devices to compute on."""
 
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
 
 
-def parse_seeds(text: str) -> list[int]:
-    """`0`, `0-2` or `0,3,5` as numbers, in order."""
-    numbers: list[int] = []
-    for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if last - first >= 1000:
-            raise UserError(f"--seeds {text}: {last - first + 1} seeds are too many; at most 1,000")
-        if last < first:
-            raise UserError(
-                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
-            )
-        numbers += [number for number in range(first, last + 1) if number not in numbers]
-    return numbers
-
-
 def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
-    """`key=value` words as a dictionary."""
+    """Parse `key=value` words into a dictionary."""
     for word in settings:
         if not re.fullmatch(r"[\w-]+=.+", word):
             raise UserError(f"--{option} {word}: write key=value, such as --{option} {such_as}")
@@ -46,7 +30,7 @@ def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=
 
 
 def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
-    """`5%` or `0.05`, given with an option, as a share in (0, 1]."""
+    """Parse `5%` or `0.05`, the value of an option, into a share in (0, 1]."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", text, re.ASCII)
     share = float(match[1]) / (100 if match[2] else 1) if match else 0.0
     if not 0 < share <= 1:
@@ -55,7 +39,7 @@ def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
 
 
 def opened_record(path: Path) -> tuple[Path, Record]:
-    """A record by its file, or by a folder that holds no other, and the file."""
+    """Read a record from its file, or from a folder that holds exactly one; return the file and the record."""
     from unlearnbench.records.schema import read
 
     if path.is_dir():

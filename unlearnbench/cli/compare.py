@@ -1,4 +1,4 @@
-"""`compare`: two methods on the same noise, in numbers, words and a picture."""
+"""`compare` and `diff`: two methods on the same noise, and what differs between two records."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ FORMATS = ("terminal", "markdown", "csv", "json")
 
 @comparing.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one method's.")],
-    b: Annotated[Path, typer.Argument(help="Another, of the same task, protocol and concept.")],
-    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "terminal",
+    a: Annotated[Path, typer.Argument(help="Record (seed-*.json), or folder with one method's records.")],
+    b: Annotated[Path, typer.Argument(help="Another one, of the same task, protocol and concept.")],
+    format: Annotated[str, typer.Option(help=f"Output format: {', '.join(FORMATS)}.")] = "terminal",
     picture: Annotated[
-        Path | None, typer.Option("--out", help="PNG to write: the same noise through the original, A and B.")
+        Path | None,
+        typer.Option("--out", help="Write a PNG of samples: the same noise through the original model, A and B."),
     ] = None,
     include_unsafe: Annotated[
-        bool, typer.Option("--include-unsafe", help="Write the picture of an unsafe task too.")
+        bool, typer.Option("--include-unsafe", help="Allow the picture of an unsafe task.")
     ] = False,
 ) -> None:
-    """Paired differences of two methods with intervals and tests, attacks, how they were made, and a picture."""
+    """Compare two methods image by image: tests, attacks, samples.
+
+    Differences come with 95 % intervals. What was made otherwise (settings, code, device) is listed below them."""
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}: known: {', '.join(FORMATS)}")
     if picture is not None and picture.suffix.lower() != ".png":
-        raise UserError(f"--out {picture} is no PNG: give a name that ends in .png")
+        raise UserError(f"--out {picture} is not a PNG: give a name that ends in .png")
 
     from unlearnbench.compare.pairs import require_comparable, side
 
@@ -104,10 +107,10 @@ def _show(found: Comparison) -> None:
 
 @comparing.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
-    b: Annotated[Path, typer.Argument(help="Another.")],
+    a: Annotated[Path, typer.Argument(help="Record (seed-*.json), or folder with exactly one.")],
+    b: Annotated[Path, typer.Argument(help="Another record.")],
 ) -> None:
-    """What differs between two records: settings, protocol, judge, weights, code, libraries, device; then scores."""
+    """Show what differs between two records, scores included."""
     (path_a, left), (path_b, right) = opened_record(a), opened_record(b)
 
     from unlearnbench.compare.record_diff import alike, differences
@@ -124,6 +127,6 @@ def diff(
 
 
 def _grouped(rows: list[Difference]) -> list[list[str]]:
-    """The rows, each group named once."""
+    """The rows, with each group named only once."""
     before = ["", *(row.group for row in rows)]
     return [["" if row.group == last else row.group, *row[1:]] for row, last in zip(rows, before, strict=False)]

@@ -1,4 +1,4 @@
-"""What the command line's modules share: two consoles and the tables that they print."""
+"""The two consoles that all commands share, and the tables that they print."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from unlearnbench.records.schema import Record
 
 PIPE: Final = 10_000
-"""Characters in a line where the output goes to a file or another program: no table is split there, no line wraps."""
+"""Width of the output to a file or another program, so that no table is split and no line wraps."""
 NARROWEST: Final = 20
-"""Columns that tables are laid out for at least, however few COLUMNS says there are."""
+"""Smallest width that tables are laid out for, whatever COLUMNS says."""
 PROSE = ("flags", "by", "chosen")
-"""Heads of columns of text that are not among the first."""
+"""Heads of text columns that are not among the first columns."""
 
 
 class Terminal(Console):
@@ -60,13 +60,13 @@ class Terminal(Console):
         super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **kwargs)
 
     def on_broken_pipe(self) -> None:
-        """Stop without a word where nobody reads any more, as in `… | head`."""
+        """Stop silently when the reader has gone, as in `… | head`."""
         with suppress(SystemExit):
             super().on_broken_pipe()
         raise Exit(1)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is written, of tables and bars too: only rich's own segments may steer the terminal."""
+        """Render text, tables and bars; only rich's own segments may contain control characters."""
         for segment in super().render(renderable, options):
             text = segment.text if segment.control else printable(segment.text, keep="\n")
             yield segment if text == segment.text else Segment(text, segment.style)
@@ -78,13 +78,13 @@ Section = tuple[str, list[list[str]]]
 
 
 def show_lines(*lines: str) -> None:
-    """Text of several lines, each cleaned by itself and as long as it is."""
+    """Print several lines, each cleaned by itself and never wrapped."""
     for line in lines:
         out.print(line, highlight=False, soft_wrap=True)
 
 
 def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
-    """Metric, original, this method, retrain if there, change, interval; and what these attacks found."""
+    """Print the result of a run: its metrics beside those of the controls, notes, attacks and the files written."""
     from unlearnbench import registry
     from unlearnbench.leaderboard import run_summary
     from unlearnbench.records import identity
@@ -109,7 +109,9 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
         for line in run_summary.run_notes(group, controls, images, why):
             out.print(line, soft_wrap=True, highlight=False)
         if printed := record.protocol.settings.get("printed"):
-            out.print(f"beside the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False)
+            out.print(
+                f"for comparison with the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False
+            )
     if attacks and any(r.attacks for r in group):
         from unlearnbench.leaderboard.attacks import run_rows
 
@@ -122,7 +124,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
             if "retrain" in why:
                 floor = why["retrain"]
             elif registry.trainable(record.task):
-                floor = "with the same options: --method retrain"
+                floor = "run --method retrain with the same options"
             out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
     for r in group:
         if r.status != "ok":
@@ -130,7 +132,9 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
             err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
     batches = {r.environment["sampling_batch"] for r in group if "sampling_batch" in r.environment}
     if batches:
-        err.print(f"too little memory for the protocol's chunk: drawn {min(batches)} images at once", soft_wrap=True)
+        err.print(
+            f"not enough memory for the protocol's batch: sampled {min(batches)} images at a time", soft_wrap=True
+        )
     files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
     beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
     also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
@@ -192,7 +196,7 @@ def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose
 
 
 def _print_part(columns: Sequence[Column], positions: Sequence[int], part: Part, sections: Sequence[Section]) -> None:
-    """Print the columns at these positions of the rows; every cell is wrapped beforehand, so that rich cuts none."""
+    """Print the columns at these positions. Cells are wrapped beforehand, so that rich cuts none."""
     headed = any(column.head for column in columns)
     table = Table(
         box=SIMPLE_HEAD if headed else None,

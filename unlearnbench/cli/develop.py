@@ -1,4 +1,4 @@
-"""Commands for methods and concepts of one's own: check, new-method, new-concept."""
+"""Commands for writing methods and concepts: check, new-method, new-concept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ own = typer.Typer()
 
 
 class Style(str, Enum):
-    """Kinds of method file."""
+    """Kinds of method template."""
 
     losses = "losses"
     loop = "loop"
@@ -27,8 +27,8 @@ class Style(str, Enum):
 
 
 @own.command()
-def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its name.")]) -> None:
-    """Run the conformance suite on a method and say what to mend."""
+def check(file: Annotated[str, typer.Argument(help="Path of a method's .py file, or its name.")]) -> None:
+    """Check that a method follows the interface of `Method`."""
     cls = registry.load_method(file)
 
     from unlearnbench.verification.conformance import conformance
@@ -39,19 +39,19 @@ def check(file: Annotated[str, typer.Argument(help="A method's .py file, or its 
         mark = ("✓", "green") if failure is None else ("✗", "red")
         line = Text.assemble(mark, " ", (name, "bold"), f" {printable(failure or meaning)}")
         out.print(line, highlight=False, soft_wrap=True)
-    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to mend")
+    out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to fix")
     raise typer.Exit(1 if failed else 0)
 
 
 @own.command("new-method")
 def new_method(
-    name: Annotated[str, typer.Argument(help="The method's name: lower-case letters, digits and _.")],
+    name: Annotated[str, typer.Argument(help="Name of the method: lower-case letters, digits and _.")],
     style: Annotated[
-        Style, typer.Option(help="A stream of losses, a loop of your own, or an edit of the weights.")
+        Style, typer.Option(help="Template: a stream of losses, your own training loop, or an edit of the weights.")
     ] = Style.losses,
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
 ) -> None:
-    """Write a working start for a method of your own."""
+    """Create a working template for a method of your own."""
     from unlearnbench.cli.templates import new_method as text
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -65,10 +65,10 @@ def new_method(
 
 @own.command("new-concept")
 def new_concept(
-    name: Annotated[str, typer.Argument(help="As records and folders will show it.")],
+    name: Annotated[str, typer.Argument(help="Name of the concept in records and folders.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
 ) -> None:
-    """Write a concept file for --concept that works, every line of it explained."""
+    """Create a commented concept file for --concept."""
     from unlearnbench.cli.templates import CONCEPT
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,59}", name):
@@ -79,7 +79,7 @@ def new_concept(
 
 
 def _start(path: Path, text: str) -> None:
-    """Write a new file."""
+    """Write a new file; refuse to overwrite one."""
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def _start(path: Path, text: str) -> None:
     except FileExistsError as error:
         if not folder.is_dir():
             raise UserError(f"cannot write below {folder}, which is a file: name a folder with --out") from error
-        raise UserError(f"{path} is there already: choose another name, or delete it") from error
+        raise UserError(f"{path} already exists: choose another name, or delete it") from error
     except OSError as error:
         why = (error.strerror or "").lower()
         raise UserError(f"cannot write {path} ({why}): name another folder with --out") from error

@@ -18,24 +18,26 @@ exporting = typer.Typer()
 
 @exporting.command()
 def export(
-    record: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; it must not exist, or be empty.")],
-    method: Annotated[str | None, typer.Option(help="The method's .py file, where it is not built in.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    pretrained: Annotated[Path | None, typer.Option(help="Folder with the original's weights.")] = None,
+    record: Annotated[Path, typer.Argument(help="Record (seed-*.json), or folder with exactly one.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; it may exist if it is empty.")],
+    method: Annotated[str | None, typer.Option(help="Path of the method's .py file, if it is not built in.")] = None,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    pretrained: Annotated[Path | None, typer.Option(help="Folder with the original model's weights.")] = None,
 ) -> None:
-    """Write a record's unlearned text-to-image model as a diffusers folder with a model card."""
-    _, said = opened_record(record)
+    """Save a record's unlearned model as a diffusers folder.
+
+    The folder loads with `from_pretrained` and has a model card. For text-to-image tasks."""
+    _, opened = opened_record(record)
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.export.diffusers_folder import export as write
     from unlearnbench.storage.store import Store
     from unlearnbench.verification.verify import rebuilt
 
-    cell = rebuilt(said, pick_device(device.value), method, pretrained)
+    cell = rebuilt(opened, pick_device(device.value), method, pretrained)
     with bars(err, 1) as begin:
-        begin(f"{said.label()} · forget {said.forget} · seed {said.seeds['unlearning']}")
-        write(said, cell, Store(), folder)
+        begin(f"{opened.label()} · forget {opened.forget} · seed {opened.seeds['unlearning']}")
+        write(opened, cell, Store(), folder)
     out.print(
         f"wrote {folder}, a diffusers folder; {folder / 'README.md'} is its card", soft_wrap=True, highlight=False
     )
@@ -43,27 +45,27 @@ def export(
 
 @exporting.command()
 def samples(
-    record: Annotated[Path, typer.Argument(help="A record, seed-*.json, or a folder with one.")],
+    record: Annotated[Path, typer.Argument(help="Record (seed-*.json), or folder with exactly one.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write to.")],
-    method: Annotated[str | None, typer.Option(help="The method's .py file, where it is not built in.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    pretrained: Annotated[Path | None, typer.Option(help="The --pretrained that the record was run with.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
-    include_unsafe: Annotated[bool, typer.Option("--include-unsafe", help="Of an unsafe task too.")] = False,
+    method: Annotated[str | None, typer.Option(help="Path of the method's .py file, if it is not built in.")] = None,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    pretrained: Annotated[Path | None, typer.Option(help="Value of --pretrained that the record was run with.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Value of --data that the record was run with.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Value of --checkpoint that the record was run with.")] = None,
+    include_unsafe: Annotated[bool, typer.Option("--include-unsafe", help="Allow images of an unsafe task.")] = False,
 ) -> None:
-    """Write a record's images as PNG files, for evaluators of others."""
-    _, said = opened_record(record)
-    if not include_unsafe and said.task in registry.tasks() and registry.load_task(said.task).unsafe:
-        raise UserError(f"images of {said.task} may be unfit to be shown: --include-unsafe writes them all the same")
+    """Save a record's images as PNG files, for other evaluators."""
+    _, opened = opened_record(record)
+    if not include_unsafe and opened.task in registry.tasks() and registry.load_task(opened.task).unsafe:
+        raise UserError(f"images of {opened.task} may be unfit to be shown: --include-unsafe writes them all the same")
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.export.png_files import write_pngs
     from unlearnbench.storage.store import Store
     from unlearnbench.verification.verify import rebuilt
 
-    cell = rebuilt(said, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
+    cell = rebuilt(opened, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
     with bars(err, 1) as begin:
-        begin(f"{said.label()} · forget {said.forget} · seed {said.seeds['unlearning']}")
-        count = write_pngs(said, cell, Store(), folder)
+        begin(f"{opened.label()} · forget {opened.forget} · seed {opened.seeds['unlearning']}")
+        count = write_pngs(opened, cell, Store(), folder)
     out.print(f"wrote {count:,} images to {folder}, a folder for each group and concept", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What lies on the disk: `fetch` brings the files that a task does not ship, `purge` takes unsafe images away."""
+"""`fetch` downloads the files that a task needs; `purge` deletes cached images of unsafe tasks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ HEADS = ["file", "use", "login", "size", "revision", "state"]
 
 @fetching.command()
 def fetch(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")],
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")],
     list_: Annotated[
-        bool, typer.Option("--list", help="Show the files, their licences and what is there; fetch nothing.")
+        bool,
+        typer.Option("--list", help="List the files, their licences and whether they are present; download nothing."),
     ] = False,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the files; data/<task> in the store when left out.")
+        Path | None, typer.Option("--data", help="Folder for the files. [default: data/TASK in the store]")
     ] = None,
 ) -> None:
-    """Fetch what a task needs and does not ship; a stopped fetch goes on, and what is there is checked."""
+    """Download the data and models that a task needs.
+
+    A stopped download continues where it was. Files that are already there are checked against their hashes."""
     sources: tuple[Source, ...] = getattr(registry.load_task(task), "sources", ())
     if not sources:
         out.print(f"{task} ships all that it needs", highlight=False)
@@ -56,18 +59,20 @@ def fetch(
             begin(f"{source.name} · {source.licence}")
             bring(source, folder)
     count = f"{len(sources)} file{'' if len(sources) == 1 else 's'}"
-    said = f"fetched {len(missing)} of {count}" if missing else f"{count}, all there already"
-    out.print(f"{task}: {said}, in {folder}", highlight=False, markup=False, soft_wrap=True)
+    done = f"fetched {len(missing)} of {count}" if missing else f"{count}, all there already"
+    out.print(f"{task}: {done}, in {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 @fetching.command()
 def purge(
-    unsafe: Annotated[bool, typer.Option("--unsafe", help="Samples and training images of unsafe tasks.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+    unsafe: Annotated[
+        bool, typer.Option("--unsafe", help="Delete samples and training images of unsafe tasks.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
 ) -> None:
-    """Empty the store of images that are unfit to be shown; records, and weights, stay."""
+    """Delete cached images of unsafe tasks; keep records, weights."""
     if not unsafe:
-        raise UserError("purge deletes what you name: --unsafe is all there is")
+        raise UserError("purge needs to know what to delete: give --unsafe")
 
     from unlearnbench.storage.purge import unsafe_entries
     from unlearnbench.storage.store import Store

@@ -1,4 +1,4 @@
-"""The command `leaderboard`: tables of a folder of records."""
+"""`leaderboard`: tables from a folder of records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
-"""What follows the name in a column's head: unit or kind, and arrow."""
+"""The end of a column's head: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
 """How to see the columns that were left out."""
 
@@ -32,41 +32,44 @@ MORE = "a wider terminal, --columns or --format markdown shows them"
 @boards.command()
 def leaderboard(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
-    format: Annotated[str, typer.Option(help="terminal, markdown, csv, latex or json.")] = "terminal",
+    format: Annotated[str, typer.Option(help="Output format: terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated metrics, with --attacks attacks, all shown, in several tables if need be. When left "
-            "out as many as fit; in a pipe or file all, unless COLUMNS gives a width."
+            help="Metrics (with --attacks: attacks) to show, comma-separated, in several tables if needed. [default: "
+            "as many as fit; all in a pipe or file]"
         ),
     ] = None,
     axis: Annotated[
-        str | None, typer.Option(help="Columns of these alone: efficacy, utility, robustness, cost; comma-separated.")
+        str | None,
+        typer.Option(help="Only metrics of these axes: efficacy, utility, robustness, cost; comma-separated."),
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column, the best first; with - before its name the worst.")] = None,
+    sort: Annotated[
+        str | None, typer.Option(help="Sort by this column, best first; with - before its name, worst first.")
+    ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="These alone, comma-separated: names, or labels such as esd@published.")
+        str | None, typer.Option(help="Only these methods, comma-separated: names, or labels such as esd@published.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="One protocol's alone.")] = None,
-    forget: Annotated[str | None, typer.Option(help="One concept's alone.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Only this protocol, by name or start of its hash.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Only this concept.")] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="95 % intervals in place of the deviation over seeds.")
+        bool, typer.Option("--intervals", help="Show 95 % intervals instead of the standard deviation over seeds.")
     ] = False,
     attacks: Annotated[
-        bool, typer.Option("--attacks", help="The ranking by worst attack beside that by UA, and every attack.")
+        bool, typer.Option("--attacks", help="Rank by the worst attack, beside the rank by UA, and show every attack.")
     ] = False,
     published: Annotated[
-        bool, typer.Option("--published", help="Published numbers, with source and status, beside what was measured.")
+        bool, typer.Option("--published", help="Show published numbers, with source and status, beside measured ones.")
     ] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Write RESULTS/README.md and its pictures instead of printing.")
+        bool, typer.Option("--write", help="Write README.md and its figures into RESULTS instead of printing.")
     ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit code 1 where --write would change a file; for your CI.")
-    ] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if --write would change a file; for CI.")] = False,
 ) -> None:
-    """One table for each task, protocol and concept: mean ± standard deviation over seeds."""
+    """Print a table per task, protocol and concept.
+
+    Cells are mean ± standard deviation over unlearning seeds."""
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
     from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
@@ -118,7 +121,7 @@ def leaderboard(
 def gathered(
     results: Path, task: str | None = None, protocol: str | None = None, forget: str | None = None, some: bool = True
 ) -> list[Record]:
-    """The records below a folder that are of this task, protocol and concept; with `some` there must be one.
+    """Read the records below a folder that are of this task, protocol and concept; with `some`, refuse to find none.
 
     A protocol goes by its name or the beginning of its hash.
     """
@@ -148,7 +151,10 @@ def gathered(
 
 
 def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
-    """Names and labels of a comma-separated list, each of which is among the records; None for all."""
+    """Split a comma-separated list into names and labels of methods, each of which must be among the records.
+
+    Returns None, which stands for all, if there is no list.
+    """
     if methods is None:
         return None
     from unlearnbench.records.identity import grouped, labels
@@ -171,16 +177,16 @@ def _show(
     first: Sequence[str] = (),
     omitted: Sequence[str] = (),
 ) -> None:
-    """Tables with their notes; with `fit` each has as many columns as fit.
+    """Print tables with their notes; with `fit`, only as many columns as fit.
 
-    The columns that do not fit are named below the table, and so is what the caller `omitted`.
+    Columns that do not fit are named below the table, and so are those that the caller `omitted`.
     """
     for sheet in sheets:
         left_out = list(omitted)
         left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
         if left_out:
             names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
-            out.print(f"left out for want of width: {names}; {MORE}", highlight=False, markup=False)
+            out.print(f"left out for lack of width: {names}; {MORE}", highlight=False, markup=False)
         if sheet.note:
             out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
         if left_out or sheet.note:
@@ -203,7 +209,7 @@ def _write(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
 
 
 def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> None:
-    """Exit code 1 where `_write` would change a file."""
+    """Exit with 1 if `_write` would change a file."""
     from unlearnbench.records.tuning import all_tunings
     from unlearnbench.report.results_readme import files, stale
 
@@ -216,7 +222,7 @@ def _check(results: Path, board: pd.DataFrame, records: Sequence[Record]) -> Non
 
 
 def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
-    """The board under attack; in the terminal and in LaTeX as many attacks as fit, unless they are named."""
+    """Print the table of attacks; the terminal and LaTeX get as many as fit, unless they are named."""
     from unlearnbench.leaderboard import attacks as attack_table
     from unlearnbench.leaderboard.formats import TEXTWIDTH, written
 
@@ -239,7 +245,7 @@ def _attacks(board: pd.DataFrame, kind: str, chosen: str | None) -> None:
 def _published(
     task: str | None, forget: str | None, methods: str | None, records: list[Record], results: Path, kind: str
 ) -> None:
-    """A table for each task and concept of what others have published, and what was measured here of the same."""
+    """Print a table per task and concept: numbers that others published, beside what was measured here."""
     from unlearnbench.leaderboard import published
     from unlearnbench.leaderboard.formats import written
     from unlearnbench.records.image_table import reader

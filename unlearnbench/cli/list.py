@@ -1,4 +1,4 @@
-"""`list`: what there is, and what one of it can be told."""
+"""`list`: methods, tasks, metrics and attacks, and the settings of each."""
 
 from __future__ import annotations
 
@@ -30,11 +30,15 @@ KINDS = {
 def list_(
     what: Annotated[
         str | None,
-        typer.Argument(help="methods, tasks, metrics or attacks; or the name of one, for its settings or protocols."),
+        typer.Argument(
+            help="methods, tasks, metrics or attacks; or the name of one, to see its settings or protocols."
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Which methods this task supports.")] = None,
+    task: Annotated[str | None, typer.Option(help="Show which methods this task supports.")] = None,
 ) -> None:
-    """Methods, tasks, metrics, attacks, a line each; of one its settings and presets, or concepts and protocols."""
+    """List methods, tasks, metrics and attacks, or describe one.
+
+    For a method: its settings and presets. For a task: its concepts and protocols."""
     if task is not None:
         if what is not None:
             raise UserError("list takes a name or --task: leave one out")
@@ -71,14 +75,14 @@ def _one(name: str, kind: str) -> None:
 
 
 def _print(rows: Iterator[list[str]]) -> None:
-    """A table of these rows, the first of which are its heads; nothing where there are none."""
+    """Print a table; the first row is its header. Print nothing if there are no rows."""
     heads = next(rows, None)
     if heads is not None:
         print_table("", heads, [("", list(rows))], left=len(heads))
 
 
 def _supported(task: str) -> None:
-    """A row a method: supported, untested or unsupported, and why."""
+    """Print for each method whether the task supports it, and why not."""
     cls = registry.load_task(task)
     rows = []
     for name in registry.methods():
@@ -96,11 +100,11 @@ def _supported(task: str) -> None:
     rows.sort(key=lambda row: ("supported", "untested", "unsupported").index(row[1]))
     print_table("", ["method", f"on {task}", ""], [("", rows)], left=3)
     if registry.untried(task):
-        out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, no more", soft_wrap=True)
+        out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, results are not", soft_wrap=True)
 
 
 def _settings(cls: type[Method]) -> Iterator[list[str]]:
-    """A row for each hyper-parameter: its default and what it is."""
+    """Rows of hyper-parameters: name, default, description."""
     settings, docs = cls().settings(), cls.field_docs()
     if settings:
         yield ["setting", "built in", "what it is"]
@@ -109,7 +113,7 @@ def _settings(cls: type[Method]) -> Iterator[list[str]]:
 
 
 def _presets(cls: type[Method]) -> Iterator[list[str]]:
-    """A row for each hyper-parameter that a preset changes: its value by preset, and by task where that matters."""
+    """Rows of hyper-parameters that presets change: the value in each preset, by task if it differs."""
     presets = {
         f"{preset}{'' if task == '*' else f', {task}'}": values
         for preset, tasks in cls.offered().items()
@@ -123,12 +127,13 @@ def _presets(cls: type[Method]) -> Iterator[list[str]]:
 
 
 def _attack(name: str) -> Iterator[list[str]]:
-    """A row a setting: its value, and what each variant has in its place."""
+    """Rows of an attack's settings: the value, and the value in each variant."""
     from unlearnbench.attacks.base import STANDARD
+    from unlearnbench.attacks.spec import AttackSpec
 
     attack = registry.load_attacks()[name]
     needs = f"; needs {', '.join(sorted(attack.needs))}" if attack.needs else ""
-    ensemble = [label for label in STANDARD if label.partition("@")[0] == name]
+    ensemble = [label for label in STANDARD if AttackSpec.parse(label).name == name]
     lines = [*(inspect.getdoc(type(attack)) or "").splitlines(), f"{attack.box} box{needs}; budget in {attack.spends}"]
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
     show_lines(*lines)
@@ -143,7 +148,7 @@ def _short(value: Any) -> str:
 
 
 def _protocols(cls: type[Task]) -> Iterator[list[str]]:
-    """A row a protocol, with the settings in which it differs from others; what all share comes first."""
+    """Rows of protocols: first the settings that all share, then those in which each differs."""
     from unlearnbench.records.provenance import flat
 
     out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
@@ -151,10 +156,10 @@ def _protocols(cls: type[Task]) -> Iterator[list[str]]:
     keys = [key for key in dict.fromkeys(key for values in protocols.values() for key in values) if key != "name"]
     shared = [key for key in keys if len({str(values.get(key)) for values in protocols.values()}) == 1]
     yield ["protocol", "settings"]
-    yield ["(all)", _said({key: next(iter(protocols.values()))[key] for key in shared})]
+    yield ["(all)", _listed({key: next(iter(protocols.values()))[key] for key in shared})]
     for name, values in protocols.items():
-        yield [name, _said({key: values[key] for key in keys if key in values and key not in shared})]
+        yield [name, _listed({key: values[key] for key in keys if key in values and key not in shared})]
 
 
-def _said(settings: dict[str, Any]) -> str:
+def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings.items() if value not in ("", ()))

@@ -1,4 +1,4 @@
-"""The command that draws figures for papers."""
+"""`plot`: figures for papers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 plotting = typer.Typer()
 FEW = 8
-"""Tables that an error lists."""
+"""Most tables that an error lists."""
 
 
 class Kind(str, Enum):
-    """What can be drawn."""
+    """Kinds of figure."""
 
     pareto = "pareto"
     cost = "cost"
@@ -46,20 +46,26 @@ def plot(
     places: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folder of records, `results` when left out; of trajectory also records, or one method's folder."
+            help="Folder of records; for trajectory also single records or one method's folder. [default: results]"
         ),
     ] = None,
-    file: Annotated[Path, typer.Option("--out", help="File to write to: .pdf, .svg or .png.")] = Path("plot.pdf"),
-    task: Annotated[str | None, typer.Option(help="Task of the table.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Its protocol, by name or the beginning of its hash.")] = None,
-    forget: Annotated[str | None, typer.Option(help="Its forget concept.")] = None,
+    file: Annotated[Path, typer.Option("--out", help="File to write: .pdf, .svg or .png.")] = Path("plot.pdf"),
+    task: Annotated[str | None, typer.Option(help="Task to plot.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol, by name or start of its hash.")] = None,
+    forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated methods to show, in the colours they have among all.")
+        str | None, typer.Option(help="Only these methods, comma-separated; colours stay the same.")
     ] = None,
-    x: Annotated[str | None, typer.Option("--x", help="Of pareto: metric across; the headline one of utility.")] = None,
-    y: Annotated[str | None, typer.Option("--y", help="Of pareto: metric upwards; that of efficacy.")] = None,
+    x: Annotated[
+        str | None, typer.Option("--x", help="For pareto: metric on the x axis. [default: the main one of utility]")
+    ] = None,
+    y: Annotated[
+        str | None, typer.Option("--y", help="For pareto: metric on the y axis. [default: the main one of efficacy]")
+    ] = None,
 ) -> None:
-    """Draw one table as a vector figure as wide as a paper's column (matrix, attacks, trajectory: up to two)."""
+    """Draw a figure of one table, as wide as a paper's column.
+
+    matrix, attacks and trajectory may take two columns."""
     from unlearnbench.plots.files import checked, written
 
     checked(file)
@@ -69,7 +75,7 @@ def plot(
     if kind is Kind.trajectory:
         records = [r for place in (results, *others) for r in _recorded(place, task, protocol, forget)]
     elif others:
-        raise UserError(f"{kind.value} is of one folder of records: leave out {others[0]}")
+        raise UserError(f"{kind.value} takes one folder of records: leave out {others[0]}")
     else:
         records = gathered(results, task, protocol, forget)
     chosen = _table(records, whole=kind is Kind.matrix)
@@ -89,7 +95,7 @@ def plot(
 
 
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
-    """The records that have a trajectory: the one in a file, those of one method's folder, or of a whole one."""
+    """Records with a trajectory, from a file, one method's folder or a folder of records."""
     from unlearnbench.records.schema import load_all, read
 
     if not place.exists():
@@ -102,7 +108,7 @@ def _recorded(place: Path, task: str | None, protocol: str | None, forget: str |
 
 
 def _table(records: list[Record], whole: bool) -> list[Record]:
-    """The records, if they are of one table; of one protocol, if the `whole` of it is drawn."""
+    """Require that the records make one table (of one protocol, if the `whole` protocol is drawn), and return them."""
     keys = [(r.task, r.protocol.name, r.protocol.hash, "" if whole else r.forget) for r in records]
     tables = list(dict.fromkeys(keys))
     if len(tables) == 1:

@@ -1,4 +1,4 @@
-"""The commands before a run: pretrain, first-hour."""
+"""Commands to prepare a task: pretrain, first-hour."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from unlearnbench.reporting import bars
 
 prepare = typer.Typer()
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder of images in the hub's layout, in place of what `fetch` brought.")
+    Path | None,
+    typer.Option("--data", help="Folder of images in the Hugging Face layout, instead of what `fetch` downloaded."),
 ]
 
 
 @prepare.command()
 def pretrain(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
-    seed: Annotated[int, typer.Option(min=0, help="Pretraining seed.")] = 0,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    folder: Annotated[Path | None, typer.Option("--out", help="Where to; pretrained/<task> when left out.")] = None,
-    judge: Annotated[bool, typer.Option("--judge", help="The judge alone.")] = False,
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the weights. [default: pretrained/TASK]")
+    ] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Train only the judge.")] = False,
     data: Data = None,
 ) -> None:
-    """Train the original model and the judges anew; the same command again goes on where it was stopped."""
+    """Train a task's original model and judges from scratch.
+
+    Run the same command again to continue where it was stopped."""
     task_class = registry.load_task(task)
 
     from unlearnbench.task import accepted
 
     more = accepted(task_class, data=data)
     if judge and not hasattr(task_class, "pretrain_judge"):
-        raise UserError(f"--judge: the judge of {task} is made with its model: leave it out")
+        raise UserError(f"--judge: the judge of {task} is trained with its model: leave it out")
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.compute.precision import out_of_memory, too_little
@@ -60,24 +65,24 @@ def pretrain(
 
 @prepare.command("first-hour")
 def first_hour(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "cifar10-class",
-    protocol: Annotated[str, typer.Option(help="How the original's row is measured.")] = "first-hour",
-    checkpoint: Annotated[Path | None, typer.Option(help="The original, from a file of the papers' own.")] = None,
-    pretrained: Annotated[Path | None, typer.Option(help="Folder made by `pretrain`: judge, and original.")] = None,
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "cifar10-class",
+    protocol: Annotated[str, typer.Option(help="Protocol that the original model is measured by.")] = "first-hour",
+    checkpoint: Annotated[Path | None, typer.Option(help="Original model from a file of the papers' authors.")] = None,
+    pretrained: Annotated[
+        Path | None, typer.Option(help="Folder made by `pretrain`, with the judge and the original model.")
+    ] = None,
     data: Data = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     results: Annotated[Path, typer.Option("--out", help="Folder of records.")] = Path("results"),
-    steps: Annotated[
-        bool, typer.Option("--steps", help="Also measure what the default protocol's fewer sampling steps change.")
-    ] = False,
+    steps: Annotated[bool, typer.Option("--steps", help="Also measure what fewer sampling steps change.")] = False,
 ) -> None:
-    """On a new machine: check data, checkpoint, judge and the original's row, expected beside obtained.
+    """Check data, checkpoint, judge and original on a new machine.
 
-    Exit code 1 where something cannot be what it should be.
+    Prints what is expected beside what was obtained, and exits with 1 if something is wrong.
     """
     task_class = registry.load_task(task)
     if not hasattr(task_class, "looked_over"):
-        raise UserError(f"first-hour is for cifar10-class and the nudity tasks: of {task} nothing is published")
+        raise UserError(f"first-hour is for cifar10-class and the nudity tasks: nothing is published for {task}")
     if steps and not hasattr(task_class, "fewer_steps"):
         raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
     task_class.resolve_protocol(protocol)

@@ -1,4 +1,4 @@
-"""The command that makes the report: one page from a folder of records."""
+"""`report`: one page from a folder of records."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ reporting = typer.Typer()
 @reporting.command()
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
-    file: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
-    task: Annotated[str | None, typer.Option(help="One task's tables alone.")] = None,
+    file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     include_unsafe: Annotated[
-        bool, typer.Option("--include-unsafe", help="Embed samples of unsafe tasks too, where records have them.")
+        bool, typer.Option("--include-unsafe", help="Also embed samples of unsafe tasks, if records have them.")
     ] = False,
 ) -> None:
-    """One self-contained page: tables, pictures, sample grids, and every record with the command that repeats it."""
+    """Write one HTML page with tables, plots, samples and records.
+
+    The page needs no other files. Every record is listed with the command that repeats it."""
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: give a file, such as {file / 'report.html'}")
     if file.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {file} is no page: its name must end in .html")
+        raise UserError(f"--out {file} is not a page: its name must end in .html")
 
     from unlearnbench.report.page import report as made
     from unlearnbench.storage.files import replace_file

@@ -17,13 +17,17 @@ selfchecking = typer.Typer()
 
 @selfchecking.command()
 def selfcheck(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")] = "digits-class",
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
     forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    attacks: Annotated[bool, typer.Option("--attacks", help="The controls under the standard attacks, too.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what passed, too.")] = False,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Also attack the controls with the standard attacks.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also show what passed.")] = False,
 ) -> None:
-    """Try metrics, attacks, judging, sampling and controls on cases with known answers: exit code 1 where one fails."""
+    """Test metrics, attacks, judge and controls on known answers.
+
+    Also tests sampling and judging. Exits with 1 if one test fails."""
     task_class = registry.load_task(task)
     concept = task_class.resolve_concept(forget or task_class.default_forget)
 

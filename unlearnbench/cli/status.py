@@ -12,30 +12,32 @@ from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError
 
 if TYPE_CHECKING:
-    from unlearnbench.launch.journal import Ledger
+    from unlearnbench.launch.journal import Journal
 
 
 launching = typer.Typer()
 LOOK = 1.0
-"""Seconds between looks of `status --watch`."""
+"""Seconds between refreshes of `status --watch`."""
 
 
 @launching.command()
 def status(
-    results: Annotated[Path, typer.Option("--out", help="Folder of records that was launched to.")] = Path("results"),
-    watch: Annotated[bool, typer.Option("--watch", help="Look again until nothing runs any more.")] = False,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records that jobs write to.")] = Path("results"),
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until no job is running.")] = False,
 ) -> None:
-    """What the last launch to a results folder is at: done, running, failed, missing. Exit code 1 where jobs failed."""
+    """Show which jobs are done, running, failed or missing.
+
+    Looks at the last launch to a folder of records, and exits with 1 if jobs failed."""
     from unlearnbench.launch.journal import latest
     from unlearnbench.storage.store import Store
 
-    ledger = latest(Store(), results)
-    if ledger is None:
+    journal = latest(Store(), results)
+    if journal is None:
         raise UserError(f"nothing was launched to {results}: `unlearnbench run … --jobs 2 --out {results}` does")
     if watch:
-        _watch(ledger)
-    states = ledger.states(_queued(ledger))
-    plan = ledger.plan
+        _watch(journal)
+    states = journal.states(_queued(journal))
+    plan = journal.plan
     counts = {name: sum(state == name for _, state, _ in states) for name in ("done", "running", "failed", "missing")}
     rows = [
         [line.name, state, *_about(state, about)]
@@ -44,21 +46,21 @@ def status(
     ]
     if rows:
         print_table("", ["job", "state", "where", "seconds", "what"], [("", rows)], prose=["state", "where", "what"])
-    said = ", ".join(f"{count} {name}" for name, count in counts.items())
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
     begun = plan.begun.replace("T", " ").removesuffix("+00:00")
     who = f"{len(states)} jobs by {plan.launcher}, driven by {plan.driver} since {begun} UTC"
-    out.print(f"{said}: {who}", highlight=False, soft_wrap=True)
-    out.print(f"logs: {ledger.folder / 'logs'}", highlight=False, soft_wrap=True)
+    out.print(f"{summary}: {who}", highlight=False, soft_wrap=True)
+    out.print(f"logs: {journal.folder / 'logs'}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if counts["failed"] else 0)
 
 
-def _queued(ledger: Ledger) -> frozenset[str]:
-    """Numbers of the jobs that Slurm has, who may say nothing for long."""
-    if ledger.plan.launcher != "slurm":
+def _queued(journal: Journal) -> frozenset[str]:
+    """Numbers of the jobs that Slurm holds; these may be silent for long while they wait."""
+    if journal.plan.launcher != "slurm":
         return frozenset()
     from unlearnbench.launch.slurm import alive
 
-    return alive(ledger.numbers())
+    return alive(journal.numbers())
 
 
 def _about(state: str, about: dict[str, Any]) -> list[str]:
@@ -68,14 +70,14 @@ def _about(state: str, about: dict[str, Any]) -> list[str]:
     return [about.get("where", ""), f"{about.get('seconds', 0):.1f}", about.get("reason") or ""]
 
 
-def _watch(ledger: Ledger) -> None:
-    """Redraw until nothing runs."""
+def _watch(journal: Journal) -> None:
+    """Refresh the display until no job is running."""
     from rich.live import Live
 
     try:
         with Live(console=err, transient=True, auto_refresh=False) as live:
             while True:
-                states = ledger.states(_queued(ledger))
+                states = journal.states(_queued(journal))
                 running = [(line, about) for line, state, about in states if state == "running"]
                 if not running:
                     return

@@ -1,4 +1,4 @@
-"""The command `tune`: equal budgets for every method, and the table of what they came to."""
+"""`tune`: choose settings for every method with equal budgets, and show the outcome."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ tuning = typer.Typer()
 
 @tuning.command()
 def tune(
-    task: Annotated[str, typer.Option(help="Task; `unlearnbench list tasks`.")],
-    trials: Annotated[int, typer.Option(help="Candidates a method, the default and the published among them.")] = 24,
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")],
+    trials: Annotated[
+        int, typer.Option(help="Candidate settings per method, including the default and the published ones.")
+    ] = 24,
     method: Annotated[
-        list[str] | None, typer.Option(help="Name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable. [default: all]"
+        ),
     ] = None,
     cap: Annotated[
-        int | None, typer.Option(help="Model evaluations that a run may take; those beyond it stop the trial.")
+        int | None, typer.Option(help="Most model evaluations per run; a trial that would take more is stopped.")
     ] = None,
-    forget: Annotated[
-        list[str] | None, typer.Option(help="Concepts to choose settings on, never those that you report.")
-    ] = None,
-    results: Annotated[Path, typer.Option("--out", help="Folder of records; written are tuning/TASK/METHOD.json.")] = (
+    forget: Annotated[list[str] | None, typer.Option(help="Concepts to tune on; never those that you report.")] = None,
+    results: Annotated[Path, typer.Option("--out", help="Folder of records; writes tuning/TASK/METHOD.json there.")] = (
         Path("results")
     ),
-    jobs: Annotated[int | None, typer.Option(help="Methods at a time, each on one thread of the CPU.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
-    show: Annotated[bool, typer.Option("--show", help="Print the table of what is there, and tune nothing.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Number of methods tuned at a time, each on one CPU thread.")] = None,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
+    show: Annotated[bool, typer.Option("--show", help="Only print the results of earlier tuning.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the best objective so far against trials, as .pdf, .svg or .png.")
+        Path | None, typer.Option(help="Draw the best objective against trials, as .pdf, .svg or .png.")
     ] = None,
     launcher: Launcher = None,
     gpus: Gpus = None,
@@ -54,9 +57,10 @@ def tune(
     time: TimeLimit = None,
     slurm: Slurm = None,
 ) -> None:
-    """Choose settings for every method with equal numbers of trials, on other concepts, seeds, noise and judge.
+    """Choose settings for every method with an equal budget.
 
-    A stopped tuning goes on; `unlearnbench run --preset tuned` takes what was chosen.
+    Trials use other concepts, seeds, noise and judge than reported results. Run the same command again to continue a
+    stopped tuning; `unlearnbench run --preset tuned` uses the chosen settings.
     """
     task_class = registry.load_task(task)
     if plot is not None:
@@ -68,11 +72,22 @@ def tune(
             raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
         from unlearnbench.compute.device import pick_device
         from unlearnbench.launch.options import Where
+        from unlearnbench.pipeline.request import LaunchRequest
         from unlearnbench.tune.search import CAP, budget
 
         threads = 1 if jobs or launcher else None
-        more = parse_settings(slurm or [], "slurm", "account=mine")
-        where = Where.checked(launcher, jobs, threads, gpus, device.value, partition, time, more)
+        where = Where.of(
+            LaunchRequest.of(
+                device=device.value,
+                launcher=launcher,
+                jobs=jobs,
+                threads=threads,
+                gpus=gpus,
+                partition=partition,
+                time=time,
+                slurm=parse_settings(slurm or [], "slurm", "account=mine"),
+            )
+        )
         computing = where.device if where and where.device else pick_device(device.value)
         given = budget(task_class, words(forget or []), trials, CAP if cap is None else cap, computing)
         _tune(given, _methods(given, words(method or ["all"])), results, where)
@@ -80,9 +95,9 @@ def tune(
 
 
 def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
-    """The methods that can be tuned there; what was named and cannot is refused."""
-    from unlearnbench.run.cell import Cell, require
-    from unlearnbench.tune.space import checked
+    """The methods that can be tuned on this task; refuse a named one that cannot."""
+    from unlearnbench.pipeline.cell import Cell, require
+    from unlearnbench.tune.space import require_space
 
     names = list(dict.fromkeys([*(registry.methods() if "all" in asked else []), *asked]))
     kept = []
@@ -91,7 +106,7 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
         registry.require_fields(cls)
         if name not in asked and (not cls.space or cls.incomplete):
             continue
-        checked(cls)
+        require_space(cls)
         try:
             require(Cell(cls.configured(cls.preset("default", given.task.name)), replace(given, device="cpu").bare()))
         except Unsupported as reason:

@@ -1,4 +1,4 @@
-"""The commands that say whether numbers can be trusted: selfcheck, verify, diff, validate, schema."""
+"""Commands to check records: verify, validate, schema."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ NOTHING = "—"
 
 @records.command()
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RECORD", help="A record, seed-*.json, or a folder with one.")],
+    path: Annotated[Path, typer.Argument(metavar="RECORD", help="Record (seed-*.json), or folder with exactly one.")],
     sample: Annotated[
-        str | None, typer.Option(help="Share of the images to draw anew: 5% or 0.05; all, and FID, when left out.")
+        str | None, typer.Option(help="Share of the images to sample again: 5% or 0.05. [default: all, with FID]")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="File of the record's method, if it is not built in.")] = None,
-    device: Annotated[Device, typer.Option()] = Device.auto,
+    method: Annotated[str | None, typer.Option(help="Path of the method's .py file, if it is not built in.")] = None,
+    device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     pretrained: Annotated[
-        Path | None, typer.Option(help="Folder made by `pretrain`, if the record is of such weights.")
+        Path | None, typer.Option(help="Folder made by `pretrain`, if the record used such weights.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The --data that the record was run with.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The --checkpoint that the record was run with.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Value of --data that the record was run with.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Value of --checkpoint that the record was run with.")] = None,
 ) -> None:
-    """Run anew what a record says and compare: exit code 1 where a metric disagrees. Nothing made here is kept."""
+    """Run a record again and compare every metric.
+
+    Exits with 1 if one disagrees. Nothing is written."""
     share = None if sample is None else parse_share(sample)
     path, record = opened_record(path)
 
@@ -59,9 +61,9 @@ def verify(
         raise typer.Exit(130) from None
     if context:
         rows_now = [("", [list(row[:4]) for row in context])]
-        print_table("made with something else now", ["", "what", "record", "now"], rows_now, left=4, keys=2)
+        print_table("different in this run", ["", "what", "record", "now"], rows_now, left=4, keys=2)
     weights = [row for row in context if (row.group, row.what) == ("weights", "unlearned")]
-    out.print(f"unlearned weights: {'others' if weights else 'equal'}; surroundings: {kind}", highlight=False)
+    out.print(f"unlearned weights: {'different' if weights else 'equal'}; environment: {kind}", highlight=False)
     metrics = registry.load_metrics()
     heads = ["metric", "record" if share is None else "record, these images", "anew", "difference", "tolerance", ""]
     print_table("", heads, [("", [_cells(row, metrics) for row in rows if row.note != UNSAMPLED])], prose=[""])
@@ -82,23 +84,25 @@ def validate(
     results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
     only: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[RECORD]...", help="What --verify draws from and --strict is about; else every record."
-        ),
+        typer.Argument(metavar="RECORD", help="Records that --verify and --strict are applied to. [default: all]"),
     ] = None,
     verify: Annotated[
-        str | None, typer.Option(help="Share of the records to run again on the CPU: 5% or 0.05, at least one a task.")
+        str | None,
+        typer.Option(help="Share of the records to run again on the CPU: 5% or 0.05; at least one per task."),
     ] = None,
-    sample: Annotated[str, typer.Option(help="Share of the images of each that --verify draws again.")] = "5%",
-    draw: Annotated[int | None, typer.Option(min=0, help="Seed of --verify's draw; the one taken is printed.")] = None,
+    sample: Annotated[str, typer.Option(help="Share of a record's images that --verify samples again.")] = "5%",
+    draw: Annotated[
+        int | None, typer.Option(min=0, help="Seed for --verify's choice of records. [default: random, and printed]")
+    ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Take code and weights of unknown origin for problems.")
+        bool, typer.Option("--strict", help="Treat code and weights of unknown origin as problems.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Name every note, in place of their number.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print every note, not only their number.")] = False,
 ) -> None:
-    """Check every record below a folder, and compute again what can be: scores, plan, settings, division, intervals.
+    """Check every record in a folder and recompute its scores.
 
-    Exit code 1 on problems. What could not be checked is noted, such as results of older versions' code.
+    Recomputes scores, intervals, the sampling plan, settings and division from the files beside a record. Exits with 1
+    on problems; what could not be checked, such as results of an older version's code, is noted.
     """
     share, part = None if verify is None else parse_share(verify, "verify", "records"), parse_share(sample)
 
@@ -134,7 +138,7 @@ def validate(
 
 
 def _verified(paths: list[Path], share: float, sample: float, draw: int | None) -> list[Finding]:
-    """Findings of a drawn share of these records, in which nothing wrong was found so far."""
+    """Run a random share of these records again; they passed all other checks."""
     import random
 
     from unlearnbench.records.schema import read
@@ -151,7 +155,7 @@ def _verified(paths: list[Path], share: float, sample: float, draw: int | None) 
 
 @records.command()
 def schema(
-    file: Annotated[Path | None, typer.Option("--out", help="File to write to, in place of the terminal.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="File to write instead of the terminal.")] = None,
 ) -> None:
     """Print the JSON schema of records."""
     from unlearnbench.records import schema as record
@@ -169,14 +173,14 @@ def schema(
 
 
 def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
-    """A row of a verification as shown, in the metric's unit."""
+    """Format a row of a verification, in the metric's unit."""
     metric = metrics.get(row.metric.partition(",")[0])
     scale, unit = (metric.scale, metric.unit) if metric else (1.0, "")
 
     def text(value: float | str | None, form: str = ".5g") -> str:
         return NOTHING if value is None else value if isinstance(value, str) else f"{value * scale:{form}}"
 
-    said = " ".join(word for word in ({True: "✓", False: "✗", None: ""}[row.agrees], row.note) if word)
+    mark = " ".join(word for word in ({True: "✓", False: "✗", None: ""}[row.agrees], row.note) if word)
     name = f"{row.metric} ({unit})" if unit else row.metric
     return [
         name,
@@ -184,7 +188,7 @@ def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
         text(row.anew),
         text(row.difference, ".2g"),
         text(row.tolerance, ".2g"),
-        said,
+        mark,
     ]
 
 

@@ -1,4 +1,4 @@
 """Compare two methods or two records.
 
-It may import `leaderboard`, `run` and what lies below them.
+It may import `leaderboard`, `pipeline` and what lies below them.
 """

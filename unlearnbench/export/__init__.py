@@ -1,4 +1,4 @@
 """Write a record's model or images for other programs.
 
-It may import `run`, `leaderboard` and what lies below them.
+It may import `pipeline`, `leaderboard` and what lies below them.
 """

@@ -1,4 +1,4 @@
-"""A record's unlearned model as a diffusers folder with a model card."""
+"""Save a record's unlearned model as a diffusers folder with a model card."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from unlearnbench import __version__, registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import as_pipeline
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts, wraps
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.printable import printable
 from unlearnbench.records.schema import Record, ScoreRecord
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted, weight_parts, wraps
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.files import cannot_write, flush
 from unlearnbench.storage.store import Store
 from unlearnbench.storage.weights import full_disk
@@ -34,10 +34,10 @@ ELSEWHERE = "`unlearnbench verify` says what differs; equal weights need the rec
 
 
 def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
-    """Write the model into `folder`, whole or not at all.
+    """Write the model into `folder`, completely or not at all.
 
-    Weights come from the store, or are unlearned anew; either way they must be those that the record names. Raises
-    `UserError` for what a diffusers folder cannot carry.
+    Weights come from the store, or the model is unlearned again; either way they must have the hash in the record.
+    Raises `UserError` for what a diffusers folder cannot hold.
     """
     _exportable(record, cell)
     _free(folder)
@@ -62,7 +62,7 @@ def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
 
 
 def recalled(record: Record, cell: Cell, store: Store) -> dict[str, Tensor]:
-    """The unlearned weights that a record names, from the store or made anew; `UserError` where others come out."""
+    """The unlearned weights of a record, from the store or unlearned again; `UserError` if their hash differs."""
     _finished(record)
     draft = drafted(cell, metrics_for(cell.task))
     then, now = record.weights["original"], draft.weights["original"]
@@ -108,11 +108,11 @@ def _exportable(record: Record, cell: Cell) -> None:
 
 
 def _free(folder: Path) -> None:
-    """Find out before the work, and without leaving anything, that the folder can be written."""
+    """Check before the work, and without leaving anything, that the folder can be written."""
     try:
         if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
             raise UserError(f"{folder} is there already: name a DIR that does not exist, or an empty one")
-        if folder.resolve() == Path.cwd():  # it would be replaced beneath whoever stands in it
+        if folder.resolve() == Path.cwd():  # it would be replaced while a process uses it as its working folder
             raise UserError(f"{folder} is the current folder: name a DIR in it, such as {folder / 'model'}")
         above = next(place for place in folder.absolute().parents if place.exists())
         with tempfile.TemporaryFile(dir=above):
@@ -123,7 +123,7 @@ def _free(folder: Path) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without the bar that transformers draws over files that are written in a moment."""
+    """Hide the progress bar that transformers shows for files which are written in a moment."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -186,7 +186,7 @@ def card(record: Record, cell: Cell) -> str:
 
 
 def _licence(record: Record, task: TextTask) -> tuple[str, str]:
-    """As the hub writes it, and whose it is; of weights that we do not ship it is not known here."""
+    """The licence in the hub's form and its owner; unknown for weights that this package does not ship."""
     if task.weights is not None:
         return "unknown", "the original's weights are the user's own, under the licence that they came with"
     if record.method.name == "checkpoint":
@@ -195,7 +195,7 @@ def _licence(record: Record, task: TextTask) -> tuple[str, str]:
 
 
 def command(record: Record, cell: Cell) -> str:
-    """What to type for the same record; capitals stand for files that the record does not hold."""
+    """The command that makes the same record; words in capitals stand for files that the record does not hold."""
     name = record.method.name
     words = ["unlearnbench", "run", "--task", record.task]
     words += ["--method", name if name in registry.methods() else f"{name}.py"]
@@ -220,7 +220,7 @@ def _erased(task: TextTask) -> Iterator[str]:
 
 
 def _definition(record: Record, task: TextTask) -> Iterator[str]:
-    """The file of the user's own concepts, set off by indentation, which nothing within a line can end."""
+    """The user's concept file as an indented block, which nothing within a line can end."""
     if not record.protocol.settings.get("concepts"):
         return
     yield from ("with `FILE.toml`:", "", f"    name = {_quoted(record.forget)}")
@@ -231,7 +231,7 @@ def _definition(record: Record, task: TextTask) -> Iterator[str]:
 
 
 def _quoted(value: Any) -> str:
-    """Strings and lists of them are written alike in TOML and JSON, but for one character."""
+    """A string or list of strings in TOML, which is JSON but for one character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -246,7 +246,7 @@ def _scores(record: Record) -> Iterator[str]:
 
 
 def _as_shown(name: str, score: ScoreRecord) -> tuple[str, Callable[[float], str]]:
-    """A score's title with its unit, and how its values are written; of a metric not known here as in the record."""
+    """A score's title with its unit, and the format of its values; for an unknown metric, as in the record."""
     metric = registry.load_metrics().get(name)
     if metric is None:
         return " ".join([_code(name), *([f"({_code(score.unit)})"] if score.unit else [])]), "{:.4g}".format
@@ -271,10 +271,10 @@ def _attacks(record: Record) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Our own words in Markdown."""
+    """Our own text in Markdown."""
     return re.sub(r"([\\`*_{}\[\]<>()#!|~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def _code(text: object) -> str:
-    """A record's text in Markdown: data, of which nothing may be a link, HTML, another cell or a new line."""
+    """Text from a record in Markdown: no part of it may become a link, HTML, another cell or a new line."""
     return f"`{' '.join(printable(str(text)).replace('`', chr(39)).split()).replace('|', '/') or '—'}`"

@@ -1,4 +1,4 @@
-"""A record's images as PNG files, for evaluators of others: nothing here reads them back."""
+"""Save a record's images as PNG files, for other evaluators. Nothing here reads them back."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from unlearnbench.errors import UserError
 from unlearnbench.export.diffusers_folder import recalled
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import sample_parts
+from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.schema import Record
 from unlearnbench.reporting import track
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import sample_parts
-from unlearnbench.run.sampling import draw
-from unlearnbench.run.unlearning import loaded
 from unlearnbench.storage.files import cannot_write
 from unlearnbench.storage.store import Store
 
 
 def write_pngs(record: Record, cell: Cell, store: Store, folder: Path) -> int:
-    """Write group-concept/00000.png and so on; returns how many there are.
+    """Write group-concept/00000.png and so on; return their number.
 
-    Images come from the store, or are drawn anew by the weights that the record names. Files of these names are written
-    over, so that the same command goes on where it was stopped; other images in the folder are refused, since whoever
-    counts files would count them too.
+    Images come from the store, or are sampled again with the weights in the record. Files with these names are
+    overwritten, so that the same command continues where it was stopped. Other images in the folder are refused, since
+    evaluators would count them too.
     """
     from PIL import Image
 

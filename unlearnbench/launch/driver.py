@@ -1,4 +1,4 @@
-"""Drive jobs to their end on whatever runs them: what is ready is handed on, what is lost is tried again."""
+"""Run jobs on any backend until all have ended: start those that are ready, and retry those whose worker died."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.worker import Result, tail
 from unlearnbench.reporting import tell
 
 TRIES = 3
-"""How often a job is begun whose worker dies."""
+"""How often a job is started before it counts as failed because its workers died."""
 POLL = 0.25
-"""Seconds that the driver waits for news."""
+"""Seconds that the driver waits for results at a time."""
 
 
 class Backend(ABC):
-    """Where jobs run. It knows nothing of what they are for."""
+    """Where jobs run. It knows nothing about what they compute."""
 
     @abstractmethod
     def room(self) -> int:
-        """How many more jobs may be begun now."""
+        """How many more jobs may be started now."""
 
     @abstractmethod
     def begin(self, jobs: Sequence[Work]) -> None:
-        """Hand on these jobs, at most as many as there is room for."""
+        """Start these jobs, which are never more than there is room for."""
 
     @abstractmethod
     def ended(self, seconds: float) -> list[Result]:
-        """Jobs that came to an end; waits so many seconds for one."""
+        """Results of jobs that have ended; waits up to `seconds` for one."""
 
     def release(self, id: str) -> None:  # noqa: B027 - most keep nothing
-        """No job needs any more what this one made."""
+        """Free the outputs of a job that no later job needs."""
 
     @abstractmethod
     def close(self) -> str | None:
-        """Let go of workers; what they were at is dropped, or goes on where the scheduler keeps it, which is said."""
+        """Release the workers. Jobs are dropped unless a scheduler keeps them; then a line to show is returned."""
 
 
 class Left(NamedTuple):
@@ -47,20 +47,22 @@ class Left(NamedTuple):
     results: dict[str, Result]
     """By job id."""
     unreached: tuple[Work, ...]
-    """Jobs that wait for one that failed."""
+    """Jobs that were not started because they need a failed one."""
 
     @property
     def failed(self) -> list[Result]:
-        """What came to nothing."""
+        """Results of jobs that failed."""
         return [result for result in self.results.values() if result.state != "done"]
 
 
-Shown = Callable[[dict[str, Work], dict[str, Result], int, Ledger], None]
-"""(running, ended, jobs in all, ledger): called at every look."""
+Shown = Callable[[dict[str, Work], dict[str, Result], int, Journal], None]
+"""Called with (running, ended, number of jobs, journal) after each wait."""
 
 
-def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown = lambda *about: None) -> Left:
-    """Run every job after those that it needs. A failed one leaves out what needs it; the rest goes on."""
+def drive(jobs: Sequence[Work], backend: Backend, journal: Journal, shown: Shown = lambda *about: None) -> Left:
+    """Run every job after the jobs that it needs. If one fails, those that need it are left out and the others
+    continue.
+    """
     waiting = {job.id: job for job in jobs}
     running: dict[str, Work] = {}
     results: dict[str, Result] = {}
@@ -77,33 +79,33 @@ def drive(jobs: Sequence[Work], backend: Backend, ledger: Ledger, shown: Shown =
                 tries[job.id] += 1
             if ready:
                 backend.begin(ready)
-            shown(running, results, len(jobs), ledger)
+            shown(running, results, len(jobs), journal)
             for result in backend.ended(POLL):
                 job = running.pop(result.id)
                 if result.state == "lost" and tries[job.id] < TRIES:
-                    ledger.forget(job.id)
+                    journal.forget(job.id)
                     waiting = {job.id: job, **waiting}
                     continue
                 if result.state == "lost":
                     about: dict[str, Any] = {
                         "reason": f"{result.reason}, {tries[job.id]} times",
-                        "tail": result.tail or tail(ledger.log(job.id)),
+                        "tail": result.tail or tail(journal.log(job.id)),
                     }
                     result = result.model_copy(update=about)
                 results[job.id] = result
-                ledger.end(result)
+                journal.end(result)
                 needed.subtract((*job.needs, *job.after))
                 for id in (job.id, *job.needs, *job.after):
                     if needed[id] <= 0:
                         backend.release(id)
     finally:
-        if said := backend.close():
-            tell(said)
-    shown(running, results, len(jobs), ledger)
+        if line := backend.close():
+            tell(line)
+    shown(running, results, len(jobs), journal)
     return Left(results, tuple(waiting.values()))
 
 
 def _ready(job: Work, results: dict[str, Result], waiting: dict[str, Work], running: dict[str, Work]) -> bool:
-    """Whether all that it needs is done, and nothing that it comes after may still be."""
+    """Whether all jobs that it needs are done and all that it comes after have ended."""
     done = all(id in results and results[id].state == "done" for id in job.needs)
     return done and not any(id in waiting or id in running for id in job.after)

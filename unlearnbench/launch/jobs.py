@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.names import Name
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code
+from unlearnbench.pipeline.request import RunRequest
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.sealed_json import FrozenPart
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.code_hashes import engine_hash, method_code
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 Step = Literal["unlearn", "sample", "record", "attack", "attach"]
@@ -53,6 +55,8 @@ class Work(FrozenPart):
     """What one worker does, whatever launches it."""
 
     id: Name
+    kind: str = "unlearnbench.launch.jobs:Job"
+    """Its class, as module:name, for the worker that reads it."""
     step: Name
     needs: tuple[Name, ...] = ()
     """Ids of the jobs that must be done before."""
@@ -86,7 +90,6 @@ class Job(Work):
     expected: Expected
     attacks: tuple[Name, ...] = ()
     """Labels to try, of an attack step one; of `record` all, where they are not jobs of their own."""
-    budget: int | None = None
     shard: int = 0
     shards: int = 1
     every: int | None = None
@@ -117,7 +120,7 @@ class Cut(FrozenPart):
     """How cells come apart."""
 
     attacks: tuple[str, ...] = ()
-    budget: int | None = None
+    """Their labels."""
     shards: int = 1
     every: int | None = None
     force: bool = False
@@ -126,27 +129,26 @@ class Cut(FrozenPart):
     gpus: int = 0
 
     @classmethod
-    def checked(
-        cls,
-        attacks: Sequence[str],
-        budget: int | None,
-        shards: int,
-        every: int | None,
-        force: bool,
-        tracked: bool,
-        launched: bool,
-    ) -> Cut:
-        """From the command line; refuses what jobs cannot do."""
+    def of(cls, request: RunRequest, launched: bool) -> Cut:
+        """How a request's cells come apart; refuses what jobs cannot do."""
+        shards, every, force = request.shards, request.eval_every, request.force
         if shards < 1:
             raise UserError(f"--shards {shards} is below 1: give the jobs that images are drawn by")
         if shards > 1 and not launched:
             raise UserError(f"--shards {shards} takes jobs: add --jobs {shards}, or --launcher ray or slurm")
-        if tracked and launched:
+        if request.tracker is not None and launched:
             raise UserError("--tracker shows what this process does: leave it, or --launcher and --jobs, out")
         for name, given in (("force", force), ("eval-every", every is not None)):
             if given and shards > 1:
                 raise UserError(f"--{name} keeps a cell whole: leave --shards {shards} out, or --{name}")
-        return cls(attacks=tuple(attacks), budget=budget, shards=shards, every=every, force=force)
+        for name in request.method:
+            if launched and registry.is_offered(name):
+                raise UserError(
+                    f"the class of {name} is known to this process alone: write it to a .py file and give its path, "
+                    "or leave launcher and jobs out"
+                )
+        attacks = tuple(spec.label for spec in request.attack_specs())
+        return cls(attacks=attacks, shards=shards, every=every, force=force)
 
 
 def jobs_of(specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut) -> list[Job]:
@@ -182,7 +184,7 @@ def _cell(spec: Spec, expected: Expected, needs: tuple[str, ...], cut: Cut) -> I
 
     def job(step: Step, needs: tuple[str, ...], **about: Any) -> Job:
         about |= {"replace": True} if cut.replace else {}
-        about |= {"budget": cut.budget, "threads": cut.threads, "gpus": cut.gpus}
+        about |= {"threads": cut.threads, "gpus": cut.gpus}
         values = {"step": step, "spec": spec, "expected": expected, "needs": needs, **about}
         id = digest([step, spec.model_dump(mode="json"), expected.model_dump(), about])[:16]
         return Job(id=id, **values)

@@ -1,4 +1,6 @@
-"""What is known of a launch, on disk: its jobs, what each is at, how it ended; one driver to a results folder."""
+"""The files of a launch on disk: its jobs, their progress and how they ended; and the lock that allows one driver per
+results folder.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from unlearnbench.storage.store import Store
 FOLDER = "launches"
 LOCK = ".driver.lock"
 SILENT = 120.0
-"""Seconds after which a job that says nothing is no longer taken for running."""
+"""Seconds without a report after which a job no longer counts as running."""
 
 
 class Line(BaseModel):
@@ -36,11 +38,11 @@ class Line(BaseModel):
     name: str
     step: str
     product: str
-    """Path of what it is for, from the results folder."""
+    """Path of the file that the job contributes to, relative to the results folder."""
 
 
-class Plan(BaseModel):
-    """A launch: what was asked for, by whom, of which jobs."""
+class Launch(BaseModel):
+    """What was launched, by whom, with which jobs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     results: str
@@ -50,17 +52,17 @@ class Plan(BaseModel):
     jobs: tuple[Line, ...]
 
 
-class Ledger:
-    """The files of one launch: plan.json, live/, ended/ and logs/, each file written whole."""
+class Journal:
+    """The files of one launch: plan.json, live/, ended/ and logs/. Each file is replaced as a whole."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Work], todo: Sequence[Work]) -> Ledger:
-        """The ledger of these jobs, of which some are still to do; of the same jobs as before the same ledger."""
-        ledger = cls(store.root / FOLDER / digest([str(results.resolve()), sorted(job.id for job in jobs)])[:12])
-        plan = Plan(
+    def begun(cls, store: Store, results: Path, launcher: str, jobs: Sequence[Work], todo: Sequence[Work]) -> Journal:
+        """Start the journal of these jobs, `todo` of which are still to do. The same jobs always share one journal."""
+        journal = cls(store.root / FOLDER / digest([str(results.resolve()), sorted(job.id for job in jobs)])[:12])
+        plan = Launch(
             results=str(results.resolve()),
             launcher=launcher,
             driver=f"{socket.gethostname()}:{os.getpid()}",
@@ -68,42 +70,42 @@ class Ledger:
             jobs=tuple(Line(id=job.id, name=job.name, step=job.step, product=str(job.product)) for job in jobs),
         )
         for job in todo:
-            ledger.open(job.id)
+            journal.open(job.id)
         for id in {job.id for job in jobs} - {job.id for job in todo}:
-            ledger.end(Result(id=id, state="done", where="before"))
-        with ledger._written():
-            (ledger.folder / "logs").mkdir(parents=True, exist_ok=True)
-            replace_file(ledger.folder / "plan.json", plan.model_dump_json(indent=1).encode())
-        return ledger
+            journal.end(Result(id=id, state="done", where="before"))
+        with journal._written():
+            (journal.folder / "logs").mkdir(parents=True, exist_ok=True)
+            replace_file(journal.folder / "plan.json", plan.model_dump_json(indent=1).encode())
+        return journal
 
     @contextmanager
     def _written(self) -> Iterator[None]:
-        """What cannot be written is told in one line."""
+        """Turn an `OSError` into a `UserError` of one line."""
         try:
             yield
         except OSError as error:
             raise UserError(cannot_write(self.folder, error, "UNLEARNBENCH_CACHE")) from error
 
     @property
-    def plan(self) -> Plan:
-        """As it was written."""
+    def plan(self) -> Launch:
+        """The launch as it was written; `UserError` if the file cannot be read."""
         try:
-            return Plan.model_validate_json((self.folder / "plan.json").read_bytes())
+            return Launch.model_validate_json((self.folder / "plan.json").read_bytes())
         except (OSError, ValidationError) as error:
             raise UserError(f"{self.folder / 'plan.json'} cannot be read: delete {self.folder}") from error
 
     def log(self, id: str) -> Path:
-        """Where a job's output goes."""
+        """Path of the file that a job's output goes to."""
         return self.folder / "logs" / f"{id}.log"
 
     def live(self, id: str) -> dict[str, Any] | None:
-        """What a job said last that has not ended."""
+        """The last report of a job that has not ended."""
         return _read(self.folder / "live" / f"{id}.json")
 
     def report(self, id: str, values: dict[str, Any]) -> None:
-        """Note what a job is at; lines before it stay, such as a scheduler's number."""
+        """Save a job's progress; values of earlier reports, such as a scheduler's number, stay."""
         path = self.folder / "live" / f"{id}.json"
-        with suppress(OSError):  # a job is not to fail over what it is at
+        with suppress(OSError):  # a job must not fail because its progress cannot be saved
             replace_file(path, json.dumps({**(_read(path) or {}), **values}).encode())
 
     def numbers(self) -> list[str]:
@@ -112,35 +114,35 @@ class Ledger:
         return [about["slurm"] for about in found if "slurm" in about]
 
     def ended(self, id: str) -> Result | None:
-        """How a job ended, if it has."""
+        """The result of a job, or None if it has not ended."""
         values = _read(self.folder / "ended" / f"{id}.json")
         return None if values is None else Result.model_validate(values)
 
     def ended_ids(self) -> set[str]:
-        """Jobs that ended, in one look."""
+        """Ids of all jobs that have ended, from one listing of the folder."""
         return {path.stem for path in (self.folder / "ended").glob("*.json")}
 
     def end(self, result: Result) -> None:
-        """Note how a job ended."""
+        """Save the result of a job."""
         with self._written():
             replace_file(self.folder / "ended" / f"{result.id}.json", result.model_dump_json().encode())
             (self.folder / "live" / f"{result.id}.json").unlink(missing_ok=True)
 
     def open(self, id: str) -> None:
-        """A job is still to do, however it ended before; a scheduler may be at it."""
+        """Delete a job's result, so that it is to do again; its last report stays, as a scheduler may still run it."""
         with self._written():
             (self.folder / "ended" / f"{id}.json").unlink(missing_ok=True)
 
     def forget(self, id: str) -> None:
-        """A job is tried again from the start."""
+        """Delete a job's result and its last report, before a new try."""
         self.open(id)
         with self._written():
             (self.folder / "live" / f"{id}.json").unlink(missing_ok=True)
 
     def states(self, queued: Collection[str] = ()) -> list[tuple[Line, str, dict[str, Any]]]:
-        """Each job with its state, done, running, failed or missing, and what is known of it.
+        """Each job with its state (done, running, failed or missing) and details.
 
-        `queued` are numbers that a scheduler has: those jobs run, or will, whatever they say.
+        Jobs whose number is in `queued` are held by a scheduler and count as running, even without a report.
         """
         plan = self.plan
         found = []
@@ -161,24 +163,24 @@ class Ledger:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # a file that is replaced while it is read, on a file system that is shared
+    except (OSError, ValueError):  # replaced while it was read, on a shared file system
         return None
     return values if isinstance(values, dict) else None
 
 
-def latest(store: Store, results: Path) -> Ledger | None:
-    """The launch on a results folder that was begun last."""
+def latest(store: Store, results: Path) -> Journal | None:
+    """The journal of the newest launch to a results folder, or None."""
     found = []
     for path in (store.root / FOLDER).glob("*/plan.json"):
-        ledger = Ledger(path.parent)
-        if ledger.plan.results == str(results.resolve()):
-            found.append((path.stat().st_mtime_ns, str(path), ledger))
+        journal = Journal(path.parent)
+        if journal.plan.results == str(results.resolve()):
+            found.append((path.stat().st_mtime_ns, str(path), journal))
     return max(found)[2] if found else None
 
 
 @contextmanager
 def sole_driver(results: Path) -> Iterator[None]:
-    """Hold the results folder; a second driver is refused. The system lets go of it when the process dies."""
+    """Lock the results folder and refuse a second driver. The system releases the lock if the process dies."""
     from filelock import FileLock, Timeout
 
     who = results / f"{LOCK}.json"

@@ -1,4 +1,6 @@
-"""Jobs on this machine: worker processes that live as long as the driver, a GPU each, the CPU's threads shared out."""
+"""Run jobs on this machine, in worker processes that live as long as the driver and get a GPU each or a share of the
+CPU threads.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,21 @@ from typing import Any, cast
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.worker import Result, read_job, tail, warm, work
 from unlearnbench.storage.store import Store
 
 PATIENCE = 10.0
-"""Seconds that a worker may take to end by itself."""
+"""Seconds that a worker has to end by itself."""
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cards(jobs: int) -> list[str]:
-    """The GPUs that so many jobs take, one each, by the names that CUDA knows them by; refuses more than there are."""
+    """Names of the GPUs, one per job, as CUDA knows them; refuse more jobs than there are GPUs."""
     import torch
 
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -46,20 +48,22 @@ def cards(jobs: int) -> list[str]:
 
 
 class Local(Backend):
-    """A worker for each of `gpus` ("" is none); one that dies is replaced, and its job is lost."""
+    """One worker for each of `gpus` ("" means none). A worker that dies is replaced, and its job is lost."""
 
-    def __init__(self, gpus: Sequence[str], threads: int, ledger: Ledger, store: Store, results: Path):
-        self._ledger, self._about = ledger, (str(store.root), str(results), str(ledger.folder), threads)
-        # what a worker that was killed leaves is cleaned up, which is no news
+    def __init__(self, gpus: Sequence[str], threads: int, journal: Journal, store: Store, results: Path):
+        self._journal, self._about = journal, (str(store.root), str(results), str(journal.folder), threads)
+        # leftovers of a killed worker are cleaned up silently
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
         self._gpus, self._workers = list(gpus), list[_Worker | None]([None] * len(gpus))
 
     def room(self) -> int:
-        """Free workers."""
+        """Number of free workers."""
         return sum(worker is None or worker.job is None for worker in self._workers)
 
     def begin(self, jobs: Sequence[Work]) -> None:
-        """A job to each free worker; all workers are started, and import while others have the first jobs."""
+        """Give a job to each free worker. All workers are started at once, so that they import while others already
+        work.
+        """
         rest = iter(jobs)
         for place, worker in enumerate(self._workers):
             if worker is None or not (worker.job or worker.process.is_alive()):
@@ -68,7 +72,7 @@ class Local(Backend):
                 worker.begin(job)
 
     def ended(self, seconds: float) -> list[Result]:
-        """Results that came, and the jobs of workers that died."""
+        """Results that arrived, and lost results for workers that died."""
         busy = [(place, worker) for place, worker in enumerate(self._workers) if worker and worker.job]
         heard = wait([end for _, worker in busy for end in (worker.pipe, worker.process.sentinel)], seconds)
         found = []
@@ -81,14 +85,14 @@ class Local(Backend):
                 worker.process.kill()
                 worker.process.join()
                 reason = f"the worker {_ending(worker.process.exitcode)}"
-                last = tail(self._ledger.log(job.id))
-                where = (self._ledger.live(job.id) or {}).get("where", "")
+                last = tail(self._journal.log(job.id))
+                where = (self._journal.live(job.id) or {}).get("where", "")
                 found.append(Result(id=job.id, state="lost", reason=reason, tail=last, where=where))
                 self._workers[place] = None
         return found
 
     def close(self) -> str | None:
-        """End every worker: idle ones when they find the pipe closed, others at once."""
+        """Stop every worker: idle ones when they find the pipe closed, others at once."""
         workers = [worker for worker in self._workers if worker]
         for worker in workers:
             worker.pipe.close()
@@ -109,7 +113,7 @@ def _ending(code: int | None) -> str:
 
 
 class _Worker:
-    """The driver's end of one process."""
+    """The driver's end of one worker process."""
 
     job: Work | None = None
 
@@ -126,11 +130,11 @@ class _Worker:
 
     def begin(self, job: Work) -> None:
         self.job = job
-        with suppress(OSError):  # it has just died: found when its end is looked at
+        with suppress(OSError):  # it has just died, which `ended` finds out
             self.pipe.send(job.model_dump_json())
 
     def result(self) -> Result | None:
-        """What came; None where the process closed its end."""
+        """The result that arrived, or None if the process closed its end."""
         try:
             found = Result.model_validate_json(self.pipe.recv())
         except (EOFError, OSError):
@@ -141,7 +145,7 @@ class _Worker:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Variables that a process must have from its start: libraries read them when they are loaded."""
+    """Set environment variables that libraries read when they are loaded."""
     values["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait by spinning would take the others' cores
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -155,11 +159,11 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
-    """A worker: a job at a time until the driver closes its end. Ctrl-C is the driver's to hear."""
+    """Main loop of a worker: do one job at a time until the driver closes its end. Ctrl-C is left to the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     root, results, folder, _ = about
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    ledger = Ledger(Path(folder))
+    journal = Journal(Path(folder))
     warm()
     while True:
         try:
@@ -167,12 +171,12 @@ def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
         except EOFError:
             return
         id = job.id
-        result = work(job, Store(Path(root)), Path(results), ledger.log(id), lambda values: ledger.report(id, values))  # noqa: B023
+        result = work(job, Store(Path(root)), Path(results), journal.log(id), lambda values: journal.report(id, values))  # noqa: B023
         pipe.send(result.model_dump_json())
 
 
 def _end_with_the_driver() -> None:
-    """A driver that was killed cannot end its workers: a second one would find them at its jobs."""
+    """End this process when the driver dies: a killed driver cannot end it, and a second one would meet it."""
     parent = parent_process()
     if parent is not None:
         parent.join()

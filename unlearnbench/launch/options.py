@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Literal, get_args
 
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.pipeline.request import LaunchRequest
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -32,50 +33,59 @@ class Where:
     """Further options of sbatch."""
 
     @classmethod
-    def checked(
-        cls,
-        launcher: str | None,
-        jobs: int | None,
-        threads: int | None,
-        gpus: int | None,
-        device: str,
-        partition: str | None,
-        time: str | None,
-        slurm: dict[str, str],
-    ) -> Where | None:
-        """From the command line; None where cells are run in this process, one after another."""
-        for name, value, least in (("jobs", jobs, 1), ("threads", threads, 1), ("gpus", gpus, 0)):
-            if value is not None and value < least:
-                raise UserError(f"--{name} {value} is below {least}: give {least} or more")
-        if launcher is not None and launcher not in get_args(Launcher):
-            raise unknown("launcher", launcher, get_args(Launcher))
-        for name, given in (("partition", partition), ("time", time), ("slurm", slurm or None)):
-            if given is not None and launcher != "slurm":
-                raise UserError(f"--{name} is for Slurm: add --launcher slurm, or leave it out")
-        if launcher is None and jobs is None:
-            if gpus is not None:
-                raise UserError("--gpus is for --launcher ray or slurm: add one, or leave it out")
+    def of(cls, request: LaunchRequest) -> Where | None:
+        """What a request asks for, checked; None where cells are run in this process, one after another."""
+        _require_fitting(request)
+        if request.launcher is None and request.jobs is None:
             return None
-        launcher = launcher or "local"
-        if launcher == "local" and gpus not in (None, 0, 1):
-            raise UserError(f"--gpus {gpus}: a job here takes one GPU at most; --device cpu takes none")
-        if launcher in NEEDS and find_spec(NEEDS[launcher][0]) is None:
-            package, extra = NEEDS[launcher]
-            raise UserError(f"--launcher {launcher} needs {package}: pip install 'unlearnbench[{extra}]'")
-        if launcher == "slurm" and shutil.which("sbatch") is None:
-            raise UserError("--launcher slurm: no sbatch here: give the command on a machine that submits jobs")
-        if device == "cpu" and gpus:
-            raise UserError(f"--gpus {gpus} with --device cpu: leave one of them out")
-        on_cuda = gpus > 0 if gpus is not None else device != "cpu" and _has_cuda(launcher, device)
+        launcher, gpus, threads = request.launcher or "local", request.gpus, request.threads
+        _require_available(launcher)
+        on_cuda = gpus > 0 if gpus is not None else request.device != "cpu" and _has_cuda(launcher, request.device)
         if threads is None:
-            threads = _share(jobs or 1) if launcher == "local" else 4 if on_cuda else 1
-        minutes = None if time is None else parse_time(time)
-        return cls(launcher, jobs, threads, int(on_cuda) if gpus is None else gpus, partition, minutes, slurm)  # type: ignore[arg-type]
+            threads = _share(request.jobs or 1) if launcher == "local" else 4 if on_cuda else 1
+        return cls(
+            launcher=launcher,  # type: ignore[arg-type]
+            jobs=request.jobs,
+            threads=threads,
+            gpus=int(on_cuda) if gpus is None else gpus,
+            partition=request.partition,
+            minutes=None if request.time is None else parse_time(request.time),
+            slurm=request.slurm,
+        )
 
     @property
     def device(self) -> str | None:
         """What jobs elsewhere compute on; None: as this process does."""
         return None if self.launcher == "local" else "cuda" if self.gpus else "cpu"
+
+
+def _require_fitting(request: LaunchRequest) -> None:
+    """Refuse values that are too small, and options that do not go together."""
+    launcher, gpus = request.launcher, request.gpus
+    for name, value, least in (("jobs", request.jobs, 1), ("threads", request.threads, 1), ("gpus", gpus, 0)):
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} is below {least}: give {least} or more")
+    if launcher is not None and launcher not in get_args(Launcher):
+        raise unknown("launcher", launcher, get_args(Launcher))
+    of_slurm = (("partition", request.partition), ("time", request.time), ("slurm", request.slurm or None))
+    for name, given in of_slurm:
+        if given is not None and launcher != "slurm":
+            raise UserError(f"--{name} is for Slurm: add --launcher slurm, or leave it out")
+    if launcher is None and request.jobs is None and gpus is not None:
+        raise UserError("--gpus is for --launcher ray or slurm: add one, or leave it out")
+    if launcher in (None, "local") and gpus not in (None, 0, 1):
+        raise UserError(f"--gpus {gpus}: a job here takes one GPU at most; --device cpu takes none")
+    if request.device == "cpu" and gpus:
+        raise UserError(f"--gpus {gpus} with --device cpu: leave one of them out")
+
+
+def _require_available(launcher: str) -> None:
+    """Refuse a launcher that is not installed here."""
+    if launcher in NEEDS and find_spec(NEEDS[launcher][0]) is None:
+        package, extra = NEEDS[launcher]
+        raise UserError(f"--launcher {launcher} needs {package}: pip install 'unlearnbench[{extra}]'")
+    if launcher == "slurm" and shutil.which("sbatch") is None:
+        raise UserError("--launcher slurm: no sbatch here: give the command on a machine that submits jobs")
 
 
 def _has_cuda(launcher: str, device: str) -> bool:

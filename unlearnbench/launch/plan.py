@@ -7,35 +7,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench import registry
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import Damaged
 from unlearnbench.launch.driver import Backend, Left, Shown, drive
 from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
-from unlearnbench.launch.journal import Ledger, sole_driver
+from unlearnbench.launch.journal import Journal, sole_driver
 from unlearnbench.launch.options import Where
+from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.schema import Record, read
-from unlearnbench.run.spec import Spec
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.pipeline.cell import Cell
 
 
-def backend(where: Where, ledger: Ledger, store: Store, results: Path, count: int) -> Backend:
+def backend(where: Where, journal: Journal, store: Store, results: Path, count: int) -> Backend:
     """The launcher, begun, for so many jobs."""
     if where.launcher == "ray":
         from unlearnbench.launch.ray import Ray
 
-        return Ray(ledger, store, results, where.threads, where.gpus, where.jobs)
+        return Ray(journal, store, results, where.threads, where.gpus, where.jobs)
     if where.launcher == "slurm":
         from unlearnbench.launch.slurm import Slurm
 
-        return Slurm(ledger, store, results, where)
+        return Slurm(journal, store, results, where)
     from unlearnbench.launch.local import Local, cards
 
     jobs = where.jobs or 1
     gpus = cards(jobs) if where.gpus else [""] * jobs
-    return Local(gpus[:count], where.threads, ledger, store, results)
+    return Local(gpus[:count], where.threads, journal, store, results)
 
 
 def launched(
@@ -44,33 +44,32 @@ def launched(
     """Do what is to do of these jobs; how they ended."""
     store = Store(store.root.resolve())
     with sole_driver(results):
-        ledger = Ledger.begun(store, results, where.launcher, every, todo)
+        journal = Journal.begun(store, results, where.launcher, every, todo)
         if not todo:
             return Left({}, ())
-        return drive(todo, backend(where, ledger, store, results.resolve(), len(todo)), ledger, shown)
+        return drive(todo, backend(where, journal, store, results.resolve(), len(todo)), journal, shown)
 
 
 def cells_launched(
     specs: Sequence[Spec], baseline: Sequence[Spec], cut: Cut, where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Job], Left]:
     """Run every cell that is not done yet; its jobs, and how they ended."""
-    from unlearnbench.run.attacks import wanted
+    from unlearnbench.pipeline.attacks import attacks_of
 
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
     if not cut.force:
-        tried = wanted(",".join(cut.attacks), cut.budget) if cut.attacks else []
-        require_replaceable([*baseline, *specs], results, tried)
+        require_replaceable([*baseline, *specs], results, attacks_of(cut.attacks))
     every = longest_first(jobs_of(specs, baseline, cut), results)
     todo = still_to_do(every, results)
     return todo, launched(every, todo, where, store, results, shown)
 
 
-def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[Wanted] = ()) -> None:
+def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[AttackSpec] = ()) -> None:
     """Refuse cells whose record, or attack in it, would replace one that was made otherwise; before anything is run."""
-    from unlearnbench.run import attacks as attacking
-    from unlearnbench.run import runner
-    from unlearnbench.run.fingerprint import drafted
+    from unlearnbench.pipeline import attacks as attacking
+    from unlearnbench.pipeline import cell_state
+    from unlearnbench.pipeline.fingerprint import drafted
 
     drafts: dict[str, tuple[Cell, Record]] = {}
     for spec in specs:
@@ -83,17 +82,18 @@ def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[
             cell = like.cell()
             drafts[key] = cell, drafted(cell, {})
         cell, draft = drafts[key]
-        runner.require_replaceable(path, draft)
+        old = read(path)
+        cell_state.require_replaceable(path, old, draft)
         if attacks and spec.label != "original":
-            attacking.require_replaceable(cell, read(path), attacks)
+            attacking.require_replaceable(cell, old, attacks)
 
 
 def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
     import torch
 
-    from unlearnbench.run.attacks import lacking, wanted
-    from unlearnbench.run.runner import finished
+    from unlearnbench.pipeline.attacks import attacks_of, lacking
+    from unlearnbench.pipeline.runner import finished
 
     complete: dict[str, bool] = {}
     cuda = torch.cuda.is_available()
@@ -106,8 +106,7 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
             continue
         cell = spec.cell()
         record = finished(cell, results)
-        asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
-        complete[key] = record is not None and not lacking(cell, record, asked)
+        complete[key] = record is not None and not lacking(cell, record, attacks_of(job.attacks))
     kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
     ids = {job.id for job in kept}
 

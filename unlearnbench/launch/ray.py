@@ -1,4 +1,6 @@
-"""Jobs on a Ray cluster, or on this machine by Ray; no file system need be shared: what jobs make travels with them."""
+"""Run jobs on a Ray cluster, or on this machine with Ray. No shared file system is needed: outputs of jobs travel with
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,23 @@ from urllib.parse import urlsplit
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.launch.driver import TRIES, Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import Ledger
+from unlearnbench.launch.journal import Journal
 from unlearnbench.launch.transfer import KINDS, Parcel, files_of, packed, put, siblings, unpack
 from unlearnbench.launch.worker import Result, read_job, work
 from unlearnbench.storage.store import Store
 
 ADDRESS = "RAY_ADDRESS"
 PATIENCE = 5.0
-"""Seconds that a cluster's address may take to answer."""
+"""Seconds to wait for a cluster's address to answer."""
 NAMESPACE = "unlearnbench"
 
 
 def joined() -> Any:
-    """Ray, joined to the cluster at `RAY_ADDRESS`, or begun on this machine where none is named."""
+    """Connect to the Ray cluster at `RAY_ADDRESS`, or start Ray on this machine if none is given."""
     import ray
 
     address = os.environ.get(ADDRESS, "")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a job without GPUs is told so by its device
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the device tells a job that it has no GPU
     if address and address not in ("local", "auto"):
         _answers(address)
     about: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "ERROR"}
@@ -47,7 +49,7 @@ def joined() -> Any:
 
 
 def _answers(address: str) -> None:
-    """Find out at once whether anything listens there: Ray itself would try for long."""
+    """Check at once that something listens at the address; Ray itself would retry for long."""
     parts = urlsplit(address if "//" in address else f"//{address}")
     try:
         if not parts.hostname or not parts.port:
@@ -61,10 +63,10 @@ def _answers(address: str) -> None:
 
 
 class Ray(Backend):
-    """A task for each job, by worker processes that Ray keeps; at most `most` at a time, all that fit where None."""
+    """One Ray task per job; at most `most` at a time, or as many as fit if it is None."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path, threads: int, gpus: int, most: int | None = None):
-        self._ray, self._ledger, self._results, self._most = joined(), ledger, results, most
+    def __init__(self, journal: Journal, store: Store, results: Path, threads: int, gpus: int, most: int | None = None):
+        self._ray, self._journal, self._results, self._most = joined(), journal, results, most
         try:
             self._require(threads, gpus)
             # begun tasks are tried again when a worker or its node dies; processes live on, but for those that have a
@@ -91,21 +93,21 @@ class Ray(Backend):
                 )
 
     def room(self) -> int:
-        """All that there are: Ray holds back what does not fit."""
+        """Room for all jobs: Ray holds back those that do not fit."""
         return (1 << 30) if self._most is None else self._most - len(self._running)
 
     def begin(self, jobs: Sequence[Work]) -> None:
-        """A task each, which is handed what the jobs before it made."""
+        """Start a task per job, with the outputs of the jobs that it needs."""
         for job in jobs:
             before = [self._made[id] for id in (*job.needs, *job.after) if id in self._made]
             files = files_of(self._results / job.product, self._results)
-            said, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
-            self._running[said], self._made[job.id], self._files[job.id] = job, made, changed
+            result, made, changed = self._task.remote(job.model_dump_json(), files, self._heard, *before)
+            self._running[result], self._made[job.id], self._files[job.id] = job, made, changed
 
     def ended(self, seconds: float) -> list[Result]:
-        """Results that came; their records are put into the results folder."""
+        """Results that arrived; their records are written to the results folder."""
         for id, values in self._lines():
-            self._ledger.report(id, values)
+            self._journal.report(id, values)
         if not self._running:
             return []
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=seconds)
@@ -114,7 +116,7 @@ class Ray(Backend):
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         try:
             return list(self._ray.get(self._heard.take.remote(), timeout=PATIENCE).items())
-        except self._ray.exceptions.RayError:  # it is begun anew where its node was lost
+        except self._ray.exceptions.RayError:  # it is started again if its node was lost
             return []
 
     def _result(self, ready: Any, job: Work) -> Result:
@@ -123,46 +125,46 @@ class Ray(Backend):
             result = Result.model_validate_json(self._ray.get(ready))
             parcel = self._ray.get(files)
         except self._ray.exceptions.RayError as error:
-            where = (self._ledger.live(job.id) or {}).get("where", "")
+            where = (self._journal.live(job.id) or {}).get("where", "")
             reason = f"lost {TRIES} times by Ray: {' '.join(str(error).split())[:300]}"
             return Result(id=job.id, state="failed", reason=reason, where=where)
         try:
             if parcel and result.state == "done":
                 put(parcel, self._results)
                 for gone in {*siblings(self._results / job.product)} - {self._results / name for name in parcel}:
-                    gone.unlink(missing_ok=True)  # the worker took it away: images that are not to be shown
+                    gone.unlink(missing_ok=True)  # the worker removed it: images that must not be shown
         except (UserError, OSError) as error:
             return result.model_copy(update={"state": "failed", "reason": one_line(error)})
         return result
 
     def release(self, id: str) -> None:
-        """Let Ray forget what a job made, or images of whole boards would fill its nodes."""
+        """Drop a job's output from Ray, since the images of a whole board would fill its nodes."""
         self._made.pop(id, None)
 
     def close(self) -> str | None:
-        """Leave the cluster; its tasks of ours end."""
+        """Disconnect from the cluster; our tasks there end."""
         self._ray.shutdown()
         return None
 
 
 class Heard:
-    """An actor that keeps what each job said last."""
+    """An actor that keeps the last report of each job."""
 
     def __init__(self) -> None:
         self.lines: dict[str, dict[str, Any]] = {}
 
     def put(self, id: str, values: dict[str, Any]) -> None:
-        """One job's line."""
+        """Keep one job's report."""
         self.lines[id] = values
 
     def take(self) -> dict[str, dict[str, Any]]:
-        """Lines since the last time."""
+        """Return the reports since the last call."""
         found, self.lines = self.lines, {}
         return found
 
 
 def _perform(text: str, files: Parcel, heard: Any, *before: Parcel) -> tuple[str, Parcel, Parcel]:
-    """On a node: the result, what later jobs need of it, and the files of the record if it changed."""
+    """Do a job on a node; return its result, outputs that later jobs need, and the record's files if they changed."""
     job = read_job(text)
     store = Store()
     for parcel in before:

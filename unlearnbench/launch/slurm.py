@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.errors import UserError
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Work
-from unlearnbench.launch.journal import SILENT, Ledger
+from unlearnbench.launch.journal import SILENT, Journal
 from unlearnbench.launch.worker import Result, read_job, tail, work
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Store
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from unlearnbench.launch.options import Where
 
 MINUTES = 240
-"""A job's time limit where none is given."""
+"""Default time limit of a job."""
 PAUSE = 0.5
-"""Seconds between looks for results, which are files."""
+"""Seconds between checks for results, which are files."""
 LOOK = 2.0
-"""Seconds between questions to Slurm, which has others to answer, too."""
+"""Seconds between questions to Slurm, which has other users too."""
 GRACE, SHARED = 10.0, 90.0
-"""Seconds that the result of a job may take to show that Slurm ended before its time, and of one that ended by itself:
-file systems that several machines share are slow to tell."""
+"""Seconds to wait for a result file after Slurm ended a job early, and after a job ended by itself: shared file systems
+show new files late."""
 ARRAY = 500
-"""Jobs of one array at most: clusters allow 1,000 unless they say otherwise."""
+"""Most jobs in one array; clusters allow 1,000 by default."""
 AGAIN = 30.0
-"""Seconds until jobs are submitted again that Slurm would not take."""
+"""Seconds until jobs that Slurm did not accept are submitted again."""
 REQUEUES = 20
-"""How often a job is requeued before its time limit; what it had finished is kept each time."""
+"""How often a job is requeued before its time limit; finished stages are kept each time."""
 FINAL = {
     "CANCELLED": "was cancelled",
     "TIMEOUT": "ran out of time: give a longer --time, finished stages are kept",
     "DEADLINE": "ran out of time: give a longer --time, finished stages are kept",
     "OUT_OF_MEMORY": "ran out of memory: give more, such as --slurm mem=32G",
 }
-"""Ends that another try would come to again."""
+"""States in which another try would end the same way."""
 OVER = {"COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", *FINAL}
 
 
 @dataclass
-class Task:
-    """What a Slurm job does. Run twice, it finds what it had finished; requeued, its number stays."""
+class SlurmJob:
+    """What a Slurm job runs. Run twice, it reuses finished stages; requeued, it keeps its number."""
 
     job: str
     root: str
@@ -63,16 +63,16 @@ class Task:
     requeues: int = 0
 
     def __call__(self) -> None:
-        """Do the job and leave its result in the ledger."""
+        """Do the job and write its result to the journal."""
         from submitit import JobEnvironment
 
-        job, ledger = read_job(self.job), Ledger(Path(self.folder))
-        place = Store(Path(self.root)), Path(self.results), ledger.log(job.id)
-        known = {"slurm": JobEnvironment().job_id}  # the driver may have died before it could note it
-        ledger.end(work(job, *place, lambda values: ledger.report(job.id, {**values, **known})))
+        job, journal = read_job(self.job), Journal(Path(self.folder))
+        place = Store(Path(self.root)), Path(self.results), journal.log(job.id)
+        known = {"slurm": JobEnvironment().job_id}  # the driver may have died before it could save it
+        journal.end(work(job, *place, lambda values: journal.report(job.id, {**values, **known})))
 
     def checkpoint(self) -> Any:
-        """Before preemption or the time limit: the same again. At last an exit, which no handler of errors stops."""
+        """Called before preemption or the time limit: submit the same job again, or give up after `REQUEUES` times."""
         from submitit.helpers import DelayedSubmission
 
         self.requeues += 1
@@ -82,25 +82,25 @@ class Task:
 
 
 class Slurm(Backend):
-    """An array for what is ready at once."""
+    """Submits all jobs that are ready at the same time as one array."""
 
-    def __init__(self, ledger: Ledger, store: Store, results: Path, where: Where):
+    def __init__(self, journal: Journal, store: Store, results: Path, where: Where):
         import submitit
 
         logging.getLogger("submitit").setLevel(logging.ERROR)
-        self._ledger, self._store, self._results = ledger, store, results
+        self._journal, self._store, self._results = journal, store, results
         self._most = where.jobs
         self._numbers: dict[str, str] = {}
         self._unsent: list[Work] = []
-        """Jobs that Slurm would not take for now."""
+        """Jobs that Slurm has not accepted yet."""
         self._tried = 0.0
         self._over: dict[str, float] = {}
-        """Job -> when Slurm first said that it is over, though there is no result."""
+        """Job -> time at which Slurm first reported it as ended although it has no result."""
         self._asked, self._states = 0.0, dict[str, str]()
         self._noted: dict[str, float] = {}
-        """Waiting job -> when the ledger was last told that it waits."""
+        """Waiting job -> time at which the journal was last told that it waits."""
         executor = submitit.AutoExecutor(
-            folder=ledger.folder / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=2 * REQUEUES
+            folder=journal.folder / "slurm" / "%j", cluster="slurm", slurm_max_num_timeout=2 * REQUEUES
         )
         executor.update_parameters(
             name="unlearnbench",
@@ -114,48 +114,48 @@ class Slurm(Backend):
         self._executor = executor
 
     def room(self) -> int:
-        """All that there are, or so many that Slurm is not handed more than were allowed."""
+        """Room for all jobs, or up to the number that may be with Slurm at once."""
         return (1 << 30) if self._most is None else self._most - len(self._numbers) - len(self._unsent)
 
     def begin(self, jobs: Sequence[Work]) -> None:
-        """Take up those that a driver before has submitted, and submit the others as arrays."""
-        known = {job.id: (self._ledger.live(job.id) or {}).get("slurm") for job in jobs}
+        """Pick up jobs that an earlier driver submitted, and submit the others as arrays."""
+        known = {job.id: (self._journal.live(job.id) or {}).get("slurm") for job in jobs}
         there = alive(number for number in known.values() if number)
         for id, number in known.items():
-            if number in there or self._ledger.ended(id) is not None:  # it may have ended just now
+            if number in there or self._journal.ended(id) is not None:  # it may have ended just now
                 self._numbers[id] = number or ""
         self._unsent += [job for job in jobs if job.id not in self._numbers]
         self._submit()
 
     def _submit(self) -> None:
-        """Submit what waits; where jobs of ours run, what Slurm does not take now it may take later."""
+        """Submit waiting jobs. If Slurm refuses them while other jobs of ours run, try again later."""
         self._tried = time.monotonic()
         while self._unsent:
             try:
                 self._array(self._unsent[:ARRAY])
             except (RuntimeError, OSError) as error:
-                said = f"{_last(str(error))}{_partitions(str(error))}"
+                reason = f"{_last(str(error))}{_partitions(str(error))}"
                 if not self._numbers:
-                    raise UserError(f"Slurm refused the jobs: {said}") from error
-                tell(f"Slurm takes no jobs for now ({said}): tried again in {AGAIN:.0f} s")
+                    raise UserError(f"Slurm refused the jobs: {reason}") from error
+                tell(f"Slurm takes no jobs for now ({reason}): tried again in {AGAIN:.0f} s")
                 return
             del self._unsent[:ARRAY]
 
     def _array(self, new: Sequence[Work]) -> None:
-        about = str(self._store.root), str(self._results), str(self._ledger.folder)
-        # submitit passes on what sbatch says, which is told where it fails
+        about = str(self._store.root), str(self._results), str(self._journal.folder)
+        # submitit repeats sbatch's output, which we show if it fails
         with redirect_stderr(StringIO()), redirect_stdout(StringIO()), self._executor.batch():
-            submitted = [self._executor.submit(Task(job.model_dump_json(), *about)) for job in new]
+            submitted = [self._executor.submit(SlurmJob(job.model_dump_json(), *about)) for job in new]
         for job, one in zip(new, submitted, strict=True):
             self._numbers[job.id] = one.job_id
             line = {"slurm": one.job_id, "where": f"Slurm {one.job_id}", "what": "in the queue", "at": time.time()}
-            self._ledger.report(job.id, line)
+            self._journal.report(job.id, line)
 
     def ended(self, seconds: float) -> list[Result]:
-        """Results that came, and jobs that Slurm ended without one."""
+        """Results that arrived, and failed or lost results for jobs that Slurm ended without one."""
         time.sleep(max(seconds, PAUSE))
-        ended = self._ledger.ended_ids() & self._numbers.keys()
-        found = [result for id in ended if (result := self._ledger.ended(id)) is not None]
+        ended = self._journal.ended_ids() & self._numbers.keys()
+        found = [result for id in ended if (result := self._journal.ended(id)) is not None]
         if self._unsent and time.monotonic() - self._tried >= AGAIN:
             self._submit()
         if time.monotonic() - self._asked >= LOOK:
@@ -169,26 +169,26 @@ class Slurm(Backend):
         return found
 
     def _dead(self, id: str, number: str) -> Result | None:
-        """The result of a job that has none and will have none; what Slurm has forgotten is over too."""
+        """The result of a job that ended without writing one; jobs that Slurm no longer knows have ended too."""
         state = self._states.get(number, "gone")
         if state not in OVER and state != "gone":
             self._over.pop(id, None)
             if state == "PENDING" and time.time() - self._noted.get(id, 0) > SILENT / 3:
                 self._noted[id] = time.time()
-                self._ledger.report(id, {"at": time.time(), "what": "in the queue"})
+                self._journal.report(id, {"at": time.time(), "what": "in the queue"})
             return None
         patience = GRACE if state in FINAL else SHARED
         if time.monotonic() - self._over.setdefault(id, time.monotonic()) < patience:
             return None
-        if (result := self._ledger.ended(id)) is not None:  # by its name: listings may be old
+        if (result := self._journal.ended(id)) is not None:  # by name: listings on shared file systems may be stale
             return result
-        where = (self._ledger.live(id) or {}).get("where", "")
-        last = tail(self._ledger.log(id)) or _errors(self._ledger.folder / "slurm", number)
+        where = (self._journal.live(id) or {}).get("where", "")
+        last = tail(self._journal.log(id)) or _errors(self._journal.folder / "slurm", number)
         reason = f"Slurm job {number} {FINAL.get(state, f'ended without a result ({state})')}"
         return Result(id=id, state="failed" if state in FINAL else "lost", reason=reason, tail=last, where=where)
 
     def close(self) -> str | None:
-        """Jobs stay Slurm's."""
+        """Leave jobs with Slurm, and say how to continue or cancel them."""
         if not self._numbers:
             return None
         numbers = sorted({number.partition("_")[0] for number in self._numbers.values() if number})
@@ -199,14 +199,14 @@ class Slurm(Backend):
 
 
 def alive(numbers: Iterable[str]) -> frozenset[str]:
-    """Those of these numbers whose jobs Slurm has not ended."""
+    """The numbers among these whose jobs Slurm has not ended."""
     numbers = list(numbers)
     states = _asked(numbers)
     return frozenset(number for number in numbers if states.get(number, "COMPLETED") not in OVER)
 
 
 def _asked(numbers: Iterable[str]) -> dict[str, str]:
-    """Number -> state of the jobs that Slurm still knows; needs no accounting, which not every cluster has."""
+    """Number -> state of jobs that Slurm still knows. Needs no accounting, which not every cluster has."""
     numbers = [number for number in numbers if number]
     wanted = sorted({number.partition("_")[0] for number in numbers})
     if not wanted:
@@ -217,19 +217,19 @@ def _asked(numbers: Iterable[str]) -> dict[str, str]:
     except (OSError, subprocess.TimeoutExpired):
         return dict.fromkeys(numbers, "UNKNOWN")
     if done.returncode and "Invalid job id" not in done.stderr:
-        return dict.fromkeys(numbers, "UNKNOWN")  # the controller is busy or away: its jobs go on
+        return dict.fromkeys(numbers, "UNKNOWN")  # the controller does not answer; its jobs continue
     lines = (line.strip().partition("|") for line in done.stdout.splitlines())
     return {number: state for number, _, state in lines}
 
 
 def _errors(folder: Path, number: str) -> tuple[str, ...]:
-    """The last lines of what Slurm and Python said of a job."""
+    """The last lines that Slurm and Python wrote about a job."""
     files = sorted(folder.glob(f"*/{number}_*_log.err"))
     return tail(files[-1]) if files else ()
 
 
 def _partitions(text: str) -> str:
-    """The partitions that there are, where an unknown one was asked for."""
+    """Names of the known partitions, if an unknown one was requested."""
     if "partition" not in text:
         return ""
     done = subprocess.run(
@@ -239,7 +239,7 @@ def _partitions(text: str) -> str:
 
 
 def _last(text: str) -> str:
-    """sbatch's own words, without what submitit says around them."""
+    """sbatch's own message, without what submitit adds."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
-    return "; ".join(said or lines[-1:]) or "sbatch said nothing"
+    messages = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
+    return "; ".join(messages or lines[-1:]) or "sbatch said nothing"

@@ -1,4 +1,6 @@
-"""Store entries and records as bytes, for machines that share no file system; what comes in is checked as on disk."""
+"""Store entries and records as bytes, for machines that share no file system. Incoming files are checked like files on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,17 @@ from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.store import META, Store
 
 Parcel = dict[str, bytes]
-"""Path with slashes, below the store or the results folder -> the file."""
+"""Path with slashes, relative to the store or the results folder -> file content."""
 KINDS = {"record": ("samples", "weights"), "unlearn": ("weights",), "sample": ("samples",), "attack": ("attacked",)}
-"""What the jobs after a step need of the entries that it used."""
+"""Kinds of store entries that later jobs need, by the step that made them."""
 TRAVEL = {kind for kinds in KINDS.values() for kind in kinds}
 BESIDE = (".json", ".parquet", ".png")
-"""A record and what lies beside it; the record is put in place last, or a stop would leave it without them."""
+"""Suffixes of a record and the files beside it. The record is written last, so that a stop cannot leave it without
+them."""
 
 
 def packed(store: Store, kinds: Iterable[str]) -> Parcel:
-    """Those of the entries that were asked of the store which are of these kinds."""
+    """Entries of these kinds that were requested from the store."""
     parcel: Parcel = {}
     for entry in store.touched:
         if entry.parts[0] in kinds and (store.root / entry / META).is_file():
@@ -34,10 +37,10 @@ def packed(store: Store, kinds: Iterable[str]) -> Parcel:
 
 
 def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
-    """Put entries where they belong unless they are there; the store checks each when it is read."""
+    """Write entries to the store unless they are there; the store checks each when it is read."""
     entries: dict[PurePosixPath, dict[str, bytes]] = {}
     for name, content in parcel.items():
-        path = _checked(name, 3)
+        path = _safe_path(name, 3)
         if path.parts[0] not in TRAVEL:
             raise UserError(f"{name!r} is no entry that travels")
         entries.setdefault(path.parent, {})[path.name] = content
@@ -57,24 +60,24 @@ def unpack(parcel: Mapping[str, bytes], root: Path) -> None:
                 new.rename(place)
             except OSError:
                 if not (place / META).is_file():
-                    raise  # else another job has just put the same there
+                    raise  # otherwise another job has just written the same entry
 
 
 def siblings(product: Path) -> list[Path]:
-    """A record, or a tuning, and the files that may lie beside it."""
+    """Paths of a record or tuning and of the files that may lie beside it."""
     return [product.with_suffix(suffix) for suffix in BESIDE]
 
 
 def files_of(record: Path, results: Path) -> Parcel:
-    """A record and what lies beside it, if it is there."""
+    """Contents of a record and of the files beside it, if they exist."""
     found = siblings(record)
     return {path.relative_to(results).as_posix(): path.read_bytes() for path in found if path.is_file()}
 
 
 def put(parcel: Mapping[str, bytes], results: Path) -> None:
-    """Put a record and what lies beside it, or a tuning, in place; one that is damaged is refused, nothing replaced."""
+    """Write a record or tuning and the files beside it. If one is damaged, it is refused and nothing is replaced."""
     depths = {name: 3 if name.startswith(f"{FOLDER}/") else 5 for name in parcel}
-    paths = {name: inside(results, _checked(name, depth)) for name, depth in depths.items()}
+    paths = {name: inside(results, _safe_path(name, depth)) for name, depth in depths.items()}
     for name, path in paths.items():
         if path.suffix not in BESIDE:
             raise UserError(f"{name} is no file of a record")
@@ -90,15 +93,15 @@ def put(parcel: Mapping[str, bytes], results: Path) -> None:
 
 
 def _place(copy: Path, tuning: bool) -> Path:
-    """Where a record or a tuning belongs, from the results folder."""
+    """Path of a record or tuning relative to the results folder."""
     if not tuning:
         return read(copy).place()
     found = read_tuning(copy)
     return tuning_place(found.task, found.method)
 
 
-def _checked(name: str, depth: int) -> PurePosixPath:
-    """A path as it came from another machine: `depth` names, each of which can be one."""
+def _safe_path(name: str, depth: int) -> PurePosixPath:
+    """A path from another machine, which must have `depth` parts that are valid names."""
     parts = name.split("/")
     if len(parts) != depth:
         raise UserError(f"{name!r} is no place in a folder of records or of the store")

@@ -29,8 +29,8 @@ from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
-    from unlearnbench.run.attacks import Wanted
-    from unlearnbench.run.cell import Cell
+    from unlearnbench.attacks.spec import AttackSpec
+    from unlearnbench.pipeline.cell import Cell
 
 TAIL = 5
 """Lines of a failed job's log that are shown."""
@@ -38,7 +38,7 @@ PAUSE = 0.5
 """Seconds from one report to the next, at least."""
 BEAT = 30.0
 """Seconds from one sign of life to the next."""
-HEAVY = ("unlearnbench.run.trajectory", "torch_fidelity", "diffusers", "pandas", "scipy.stats", "sklearn.datasets")
+HEAVY = ("unlearnbench.pipeline.trajectory", "torch_fidelity", "diffusers", "pandas", "scipy.stats", "sklearn.datasets")
 """What nearly every job imports, which takes seconds."""
 Report = Callable[[dict[str, Any]], None]
 
@@ -76,8 +76,8 @@ def warm() -> None:
 def read_job(text: str) -> Work:
     """A job as it was sent."""
     kind = json.loads(text)["kind"]
-    cls = pkgutil.resolve_name(kind)
-    if not issubclass(cls, Work):
+    cls = pkgutil.resolve_name(kind) if kind.startswith("unlearnbench.") else None  # a job names no code of others
+    if not (isinstance(cls, type) and issubclass(cls, Work)):
         raise TypeError(f"{kind} is no kind of job")
     return cls.model_validate_json(text)
 
@@ -122,64 +122,66 @@ def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
 
 
 def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
+    """Do one job of a cell; the status of its record, where the job makes or changes one."""
     import torch
 
     from unlearnbench.compute.device import pick_device
+    from unlearnbench.pipeline.attacks import attacks_of, tried
+    from unlearnbench.pipeline.recording import record_cell
     from unlearnbench.records.schema import read
-    from unlearnbench.run.attacks import attacked, tried, wanted
-    from unlearnbench.run.cell import require
-    from unlearnbench.run.fingerprint import drafted, sample_parts, weight_parts
-    from unlearnbench.run.runner import run, unlearned
-    from unlearnbench.run.sampling import draw
-    from unlearnbench.run.scoring import metrics_for
-    from unlearnbench.run.trajectory import followed
-    from unlearnbench.run.unlearning import loaded
-    from unlearnbench.training import Diverged
 
     torch.set_num_threads(job.threads)
     method = with_source(job.spec.method, job.spec.source, store)
     spec = job.spec.model_copy(update={"device": pick_device(job.spec.device), "method": method})
     cell = spec.cell()
     job.expected.require(Expected.of(cell), where)
-    asked = wanted(",".join(job.attacks), job.budget) if job.attacks else []
-    if job.step in ("unlearn", "sample"):
-        draft = drafted(cell, metrics_for(cell.task))
-        original = cell.task.pretrained().eval()
-        if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
-            return None  # it came to no weights
-        try:
-            require(cell)
-            state, _ = unlearned(cell, draft, original, store)
-            if job.step == "sample":
-                shard = (job.shard, job.shards)
-                draw(cell, loaded(cell, state), sample_parts(cell, state), cell.task.plan(), store, shard=shard)
-        except (Diverged, Unsupported):
-            return None  # the record will say so
-    elif job.step == "record":
-        watched = job.every is not None
-        record = (
-            followed(cell, job.every, store, results, job.force)
-            if watched
-            else run(cell, store, results, job.force, replace=job.replace)
+    attacks = attacks_of(job.attacks)
+    if job.step == "record":
+        record = record_cell(
+            cell, store, results, attacks=attacks, every=job.every, force=job.force, replace=job.replace
         )
-        return (attacked(cell, record, asked, store, results, job.force) if asked else record).status
+        return record.status
+    if job.step == "attack":
+        tried(cell, read(spec.path(results)), attacks, store)
+    elif job.step == "attach":
+        return _attached(cell, read(spec.path(results)), attacks, store, results)
     else:
-        record = read(spec.path(results))
-        if job.step == "attack":
-            tried(cell, record, asked, store)
-        else:
-            return _attached(cell, record, asked, store, results)
+        _fill_store(cell, job, store)
     return None
 
 
-def _attached(cell: Cell, record: Record, asked: Sequence[Wanted], store: Store, results: Path) -> str:
+def _fill_store(cell: Cell, job: Job, store: Store) -> None:
+    """Make the unlearned weights, or one shard of the samples; a run that comes to none says so in its record."""
+    from unlearnbench.pipeline.cell import require
+    from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
+    from unlearnbench.pipeline.runner import unlearned
+    from unlearnbench.pipeline.sampling import draw
+    from unlearnbench.pipeline.scoring import metrics_for
+    from unlearnbench.pipeline.unlearning import loaded
+    from unlearnbench.training import Diverged
+
+    draft = drafted(cell, metrics_for(cell.task))
+    original = cell.task.pretrained().eval()
+    if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
+        return  # the job that was to make them came to none
+    try:
+        require(cell)
+        weights, _ = unlearned(cell, draft, original, store)
+        if job.step == "sample":
+            model, identity = loaded(cell, weights), sample_parts(cell, weights)
+            draw(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))
+    except (Diverged, Unsupported):
+        return
+
+
+def _attached(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store, results: Path) -> str:
     """Put attacks into the record; one that fails keeps no other out, and is told when all others are in."""
-    from unlearnbench.run.attacks import attacked
+    from unlearnbench.pipeline.attacks import attacked
 
     failed: UserError | None = None
-    for want in asked:
+    for spec in asked:
         try:
-            record = attacked(cell, record, [want], store, results)
+            record = attacked(cell, record, [spec], store, results)
         except UserError as error:
             failed = failed or error
     if failed is not None:

@@ -1,4 +1,4 @@
 """Tables made from records.
 
-It may import `records`, `run` and what lies below them.
+It may import `records`, `pipeline` and what lies below them.
 """

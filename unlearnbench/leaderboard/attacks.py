@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.attacks.base import STANDARD
+from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.errors import unknown
 from unlearnbench.leaderboard.board import CONTROLS, KEYS, TABLE
-from unlearnbench.leaderboard.robustness import GIVEN, GOLD, box_of
+from unlearnbench.leaderboard.robustness import GOLD, box_of
 from unlearnbench.leaderboard.tables import Sheet, width_of
 from unlearnbench.records.identity import plain
 from unlearnbench.records.schema import AttackRecord, Record
@@ -40,9 +40,9 @@ def labels(result: pd.DataFrame, chosen: str | None = None) -> list[str]:
     Trials with a budget that a user gave are shown where they are chosen.
     """
     known = [name.removesuffix("_excess_area") for name in result if str(name).endswith("_excess_area")]
-    every = [*(label for label in STANDARD if label in known), *sorted(set(known) - set(STANDARD))]
+    every = standard_first(known)
     if chosen is None:
-        return [label for label in every if GIVEN not in label]
+        return [label for label in every if AttackSpec.parse(label).budget is None]
     wanted = words([chosen])
     for label in wanted:
         if label not in every:

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
+from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.records.identity import attacked_alike, attacked_by
 from unlearnbench.records.schema import AttackRecord, Record
 from unlearnbench.statistics import Interval, difference, over_seeds, within
 
 GOLD = "retrain"
-GIVEN = "+budget="
-"""In the label of an attack with a budget that a user gave."""
 
 
 class Fought(NamedTuple):
@@ -127,7 +126,7 @@ def _boxes() -> dict[str, str]:
 
 def box_of(label: str) -> str:
     """Whether an attack has the weights ("white") or answers alone ("black"); "" for one that is not known here."""
-    return _boxes().get(label.partition("@")[0], "")
+    return _boxes().get(AttackSpec.parse(label).name, "")
 
 
 def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst | None:
@@ -155,8 +154,7 @@ def worst(every: Mapping[str, Fought | None], box: str | None = None) -> Worst |
 
 def labels(records: Iterable[Record]) -> list[str]:
     """Every attack of these records, those of the ensemble first."""
-    seen = dict.fromkeys(label for record in records for label in record.attacks)
-    return [*(label for label in STANDARD if label in seen), *sorted(label for label in seen if label not in STANDARD)]
+    return standard_first(label for record in records for label in record.attacks)
 
 
 def columns(records: Sequence[Record], gold: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:

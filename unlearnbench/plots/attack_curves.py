@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.leaderboard.robustness import GIVEN, GOLD, curve, found, labels
+from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.leaderboard.robustness import GOLD, curve, found, labels
 from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
 from unlearnbench.plots.style import GREY, GRID, TEXT, Style, settings, styles
 from unlearnbench.records.identity import plain as plain_label
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = 4
 BEYOND = 1.8
 """How far curves go on past the limit, so that what the last look found can be seen."""
-LEFT, WIDE, TALL, BELOW, ABOVE = 0.42, 1.5, 1.12, 0.2, 0.18
+LEFT, TALL, BELOW, ABOVE = 0.42, 1.12, 0.2, 0.18
 """Inches: what the scale on the left takes, a panel, its ticks, its title."""
 WIDTHS = {GOLD: 1.6, "original": 1.0}
 """Of the floor's line in points, and of that of the model that forgot nothing."""
@@ -33,7 +34,8 @@ def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[s
     on flat. The scale is logarithmic above the first step. Lines that coincide are apart by a hair. `names` are all
     methods that get colours, when groups are some of them. Trials with a budget that a user gave are left out.
     """
-    every = [label for label in labels(each for records in groups.values() for each in records) if GIVEN not in label]
+    known = labels(each for records in groups.values() for each in records)
+    every = [label for label in known if AttackSpec.parse(label).budget is None]
     lines = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
     panels = {label: each for label, each in lines.items() if any(each.values())}
     if not panels:

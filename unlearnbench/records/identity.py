@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unlearnbench import registry
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.records.lineage import lineage
 from unlearnbench.records.schema import AttackRecord, Record
+
+if TYPE_CHECKING:
+    from unlearnbench.method import Method
 
 SHORT = 8
 """Characters of a hash that are shown, unless it takes more to tell two apart."""
@@ -85,16 +91,47 @@ def identity(record: Record) -> Identity:
         protocol=f"{record.protocol.name} {record.protocol.hash}",
         forget=record.forget,
         label=record.label(),
-        original=record.weights.get("original") or NONE,
+        original=_original(record),
         data=record.data or NONE,
         judge=_json(_judges(record)),
         engine=lineage("engine", record.task, record.engine_hash),
         code=lineage("method", method.name, method.code_hash),
-        settings=_json(method.settings),
+        settings=_json(_settings(method.name, method.settings)),
         precision=f"{environment.get('precision') or 'fp32'}{eight}",
         division=method.division,
         access=", ".join(method.requires) or NONE,
     )
+
+
+def _original(record: Record) -> str:
+    found = record.weights.get("original")
+    return NONE if found is None else lineage("original", record.task, found)
+
+
+def _settings(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that a built-in method no longer has and that never had another value."""
+    return _built_in(method).current(settings) if method in registry.known_methods() else settings
+
+
+@cache
+def _built_in(method: str) -> type[Method]:
+    return registry.load_method(method)
+
+
+def same_run(then: Record, now: Record, metrics: Mapping[str, str]) -> bool:
+    """Whether a record is of the very run that `now` drafts, scored by metrics of these code hashes.
+
+    Either its key says so, or all that the key is made of is equal or known to give equal numbers (see `lineage`).
+    """
+    if then.key == now.key:
+        return True
+    surroundings = ("device_type", "precision", "memory", "compile")
+    alike = all(then.environment.get(name) == now.environment.get(name) for name in surroundings)
+    if not alike or then.seeds != now.seeds or identity(then) != identity(now):
+        return False
+    if then.status not in ("ok", "unreliable"):
+        return True
+    return all(measured_by(then, name) == lineage("metric", name, code) for name, code in metrics.items())
 
 
 def _judges(record: Record) -> dict[str, Any]:
@@ -262,8 +299,7 @@ def measured_by(record: Record, metric: str) -> str | None:
 
 def attacked_by(label: str, attack: AttackRecord) -> tuple[str, str]:
     """Settings and version of an attack's code."""
-    name = label.partition("+")[0].partition("@")[0]
-    return _json(attack.settings), lineage("attack", name, attack.code_hash)
+    return _json(attack.settings), lineage("attack", AttackSpec.parse(label).name, attack.code_hash)
 
 
 def scored_alike(records: Sequence[Record], metric: str) -> list[Record]:

@@ -2,7 +2,8 @@
 
 A version is raised by hand when numbers change on purpose. Code that was rewritten and gives the same numbers has
 another fingerprint under the same version; `python -m tests.studies.fingerprints` adds it after runs have shown that.
-Version 0 holds hashes of files, which records had before schema 6: they are known, but not to be equal to one another.
+Records before schema 6 hold hashes of files: those of the last commit before fingerprints stand under version 1, since
+runs gave equal numbers; older ones are version 0, which are known, but not to be equal to one another.
 """
 
 from __future__ import annotations

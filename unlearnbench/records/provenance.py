@@ -11,6 +11,7 @@ from typing import Any
 
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.records.schema import Record
 
 SHORT = 12
@@ -28,7 +29,7 @@ def command(record: Record) -> str:
     words = _run(record)
     budgets: dict[float | None, list[str]] = {}
     for label, attack in record.attacks.items():
-        budgets.setdefault(attack.budget, []).append(label.partition("+budget=")[0])
+        budgets.setdefault(attack.budget, []).append(AttackSpec.parse(label).base)
     lines = [[*words, *_attacks(labels, budget)] for budget, labels in budgets.items()] or [words]
     return " && ".join(shlex.join(line) for line in lines)
 

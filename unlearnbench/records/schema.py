@@ -201,8 +201,6 @@ class Record(Part):
     """Fingerprint of the code that the task's results pass through; before schema 6 a hash of its files."""
     engine_version: int | None = None
     """Null before schema 6."""
-    rekeyed: Line | None = None
-    """Of a record made by an older engine: when a run by the engine that it names now gave equal numbers."""
     environment: dict[Line, Any]
     created: Line
     content_hash: str = ""

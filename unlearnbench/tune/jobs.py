@@ -1,4 +1,4 @@
-"""Methods tuned as jobs, each in a folder of its own, which keeps the trials that are finished."""
+"""Tune methods as jobs. Each has its own folder, which keeps finished trials."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from unlearnbench.tune.trials import Anchored, Runs, anchors_of
 
 
 class TuneJob(Work):
-    """One method to tune, with the runs of the controls that its own are scored by."""
+    """One method to tune, with the runs of the controls that anchor its scores."""
 
     kind: str = "unlearnbench.tune.jobs:TuneJob"
     step: Literal["tune"] = "tune"
     method: str
-    """Its name, or the path of its file."""
+    """Name of the method, or path of its file."""
     source: str | None = None
-    """What that file says."""
+    """Content of that file."""
     task: str
     forget: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -38,7 +38,7 @@ class TuneJob(Work):
     cap: int
     device: str
     key: str
-    """Of the tuning: a worker with other code, weights or judge would come to another."""
+    """Key of the tuning; a worker with other code, weights or judge would compute another key."""
     controls: dict[str, dict[str, list[Record]]]
 
     @property
@@ -48,27 +48,27 @@ class TuneJob(Work):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Title for users."""
         return f"{self.label} · tune"
 
     @property
     def product(self) -> Path:
-        """The tuning's file."""
+        """Path of the tuning's file."""
         return tuning_place(self.task, self.label)
 
     def perform(self, store: Store, results: Path) -> None:
-        """Tune it here, by the method's file as it was sent where this machine has another or none."""
+        """Tune the method here, from its file as sent if this machine has another or none."""
         method = with_source(self.method, self.source, store)
         performed(self.model_copy(update={"method": method}), store, results)
 
     def budget(self) -> Budget:
-        """What it is tuned within."""
+        """The budget to tune within."""
         task = registry.load_task(self.task)
         return Budget(task, self.forget, self.trials, self.cap, pick_device(self.device), self.seeds)
 
 
 def finished(given: Budget, method: str, results: Path) -> Tuning | None:
-    """The tuning that is there already, if it is of this budget, code and space."""
+    """The tuning on disk, if it has this budget, code and space; else None."""
     cls = registry.load_method(method)
     path = tuning_path(results, given.task.name, cls.name)
     found = read_tuning(path) if path.is_file() else None
@@ -78,10 +78,10 @@ def finished(given: Budget, method: str, results: Path) -> Tuning | None:
 def tune_one(
     given: Budget, method: str, controls: Anchored, store: Store, results: Path, told: Told = lambda line: None
 ) -> Tuning:
-    """Tune, write the file, and drop the runs; the trials stay in the cache, so that more of them can be added."""
+    """Tune, write the file and delete the runs. Trials stay in the cache, so that more can be added."""
     cls = registry.load_method(method)
     folder = store.root / "tuning" / given.task.name / cls.name
-    # answers of another code or original would be made anew anyway: kept apart, they do not pile up
+    # separate per code and original: trials of others could not be reused
     runs = Runs(given, folder / "runs" / digest(tuning_key(given, cls))[:12], controls)
     environment = {**describe(given.device), "optuna": version("optuna")}
     with on_threads(1):  # whatever the number of processes: results depend on it in their last bits
@@ -95,7 +95,7 @@ def tune_one(
 
 
 def performed(job: TuneJob, store: Store, results: Path) -> None:
-    """What a worker does."""
+    """Do a tuning job; called by a worker."""
     given = job.budget()
     if tuning_key(given, registry.load_method(job.method)) != job.key:
         raise UserError(

@@ -1,4 +1,4 @@
-"""All methods tuned: here one after another, or as jobs of a launcher, the controls that they are scored by before."""
+"""Tune all methods, one after another or as jobs. The controls that anchor their scores are run first."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Work
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, launched
+from unlearnbench.pipeline.request import SpecBuilder, source_of
 from unlearnbench.records.schema import read
 from unlearnbench.reporting import tell
-from unlearnbench.run.request import Asked, source_of
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.jobs import TuneJob, tune_one
 from unlearnbench.tune.search import PROTOCOL, Budget, Told, tuning_key
@@ -24,12 +24,13 @@ from unlearnbench.tune.trials import CONTROLS, Anchored, anchored_runs, require_
 def tunings_launched(
     given: Budget, methods: Sequence[str], where: Where, store: Store, results: Path, shown: Shown
 ) -> tuple[list[Work], Left]:
-    """Run the controls, then tune every method, as jobs; those that did not end well, and how."""
+    """Run the controls, then tune every method, as jobs; return the jobs and how they ended."""
     anchors = store.root / "tuning" / given.task.name / "anchors"
-    asked = Asked(given.task, anchors / "results", given.device, PROTOCOL)
+    builder = SpecBuilder(given.task, anchors / "results", given.device, PROTOCOL)
     named = [(name, registry.load_method(name)) for name in CONTROLS]
     specs = {
-        forget: {name: asked.spec(name, cls, forget, given.seeds[0]) for name, cls in named} for forget in given.forget
+        forget: {name: builder.spec(name, cls, forget, given.seeds[0]) for name, cls in named}
+        for forget in given.forget
     }
     cells = [spec for each in specs.values() for spec in each.values()]
     first, left = cells_launched(cells, [], Cut(), where, Store(anchors / "store"), anchors / "results", shown)
@@ -45,7 +46,7 @@ def tunings_launched(
 
 
 def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Path, told: Told) -> None:
-    """The same one after another, in this process."""
+    """Run the controls and tune one method after another, in this process."""
     told("anchors")
     with on_threads(1):
         controls = anchored_runs(given, store.root / "tuning" / given.task.name / "anchors")
@@ -54,7 +55,7 @@ def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Pat
 
 
 def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJob:
-    """One method's."""
+    """The job that tunes one method."""
     cls = registry.load_method(name)
     file = Path(name).resolve() if cls.name not in registry.methods() else None
     key = tuning_key(given, cls)

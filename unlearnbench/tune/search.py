@@ -1,4 +1,4 @@
-"""Tune one method: the same number of trials and the same cap for each, by an objective that was fixed beforehand."""
+"""Tune one method: the same number of trials and the same cap for all, by an objective that was fixed beforehand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unlearnbench.compute.environment import now
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.method import Method
+from unlearnbench.pipeline.code_hashes import engine_hash, method_code
 from unlearnbench.records.schema import Selection
 from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning
-from unlearnbench.run.code_hashes import engine_hash, method_code
 from unlearnbench.task import Task
 from unlearnbench.tune.space import Candidate, candidates, distributions
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 PROTOCOL = "selection"
 SEEDS = (100, 101, 102)
-"""Unlearning seeds: every trial takes the first, the best few the others too."""
+"""Unlearning seeds: every trial uses the first; the best few also use the others."""
 FINALISTS = 3
 CONCEPTS = {"digits-class": ("0", "1"), "digits-text": ("two", "green")}
-"""What is forgotten while tuning, by task; never what is reported."""
+"""Concepts to forget while tuning, by task; never those that are reported."""
 TRIALS = 24
 CAP = 400_000
-"""Evaluations that a run may take, where no other cap is given.
+"""Default cap on evaluations per run.
 
-On `digits-class` defaults take 7,680 (gradient_ascent) to 79,488 (esd_retain), twice that with the most steps of its
-`space`; published presets up to 384,128 (salun), but for selective_amnesia's 20,000 steps, which are stopped here.
-"""
+On `digits-class` the default settings take 7,680 (gradient_ascent) to 79,488 (esd_retain) evaluations, and twice that
+with the most steps in `space`. Published presets take up to 384,128 (salun), except for selective_amnesia's 20,000
+steps, which the cap stops."""
 
 Evaluate = Callable[[Method, str, str, int], RunValue]
-"""(settings, name of the trial, concept, seed) -> what came of the run."""
+"""(settings, name of the trial, concept, seed) -> outcome of the run."""
 Told = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What is the same for every method that is tuned on a task."""
+    """What all methods tuned on a task have in common."""
 
     task: type[Task]
     forget: tuple[str, ...]
@@ -53,16 +53,16 @@ class Budget:
 
     @property
     def finalists(self) -> int:
-        """How many candidates are run with every seed."""
+        """Number of candidates that are run with every seed."""
         return min(FINALISTS, self.trials)
 
     @property
     def announced(self) -> int:
-        """How many times `tuned` tells what it does for a method, at most."""
+        """Largest number of times that `tuned` reports progress for a method."""
         return self.trials + self.finalists
 
     def selection(self) -> Selection:
-        """What settings are chosen on, as records have it."""
+        """What settings are chosen on, as records name it."""
         task = self.bare()
         return Selection(
             forget=self.forget,
@@ -73,14 +73,14 @@ class Budget:
         )
 
     def bare(self, forget: str | None = None, seed: int = SEEDS[0]) -> Task:
-        """The task under the selection protocol."""
+        """The task with the selection protocol."""
         return self.task(forget or self.forget[0], protocol=PROTOCOL, seed=seed, device=self.device)
 
 
 def budget(
     task: type[Task], forget: Sequence[str] = (), trials: int = TRIALS, cap: int = CAP, device: str = "cpu"
 ) -> Budget:
-    """The budget, where the task can be tuned on: it refuses what has no selection of its own, or no anchors."""
+    """Make the budget; refuse a task without a selection protocol or without anchors."""
     if trials < 1:
         raise UserError(f"--trials {trials} is none: give 1, which is the default settings alone, or more")
     if cap < 1:
@@ -105,7 +105,7 @@ def budget(
 
 
 def identity(given: Budget, cls: type[Method]) -> dict[str, Any]:
-    """What the trials of a method depend on; their number aside, since fewer trials are the first of more."""
+    """What the trials of a method depend on. Their number is left out: fewer trials are the first of more."""
     task = given.bare()
     return {
         "task": task.name,
@@ -137,16 +137,16 @@ def tuned(
     environment: dict[str, Any],
     told: Told = lambda line: None,
 ) -> Tuning:
-    """Run every trial that `folder` does not hold yet, then the best few with the other seeds; choose among those.
+    """Run every trial that `folder` does not hold yet, then the best few with the other seeds, and choose the best.
 
-    A run that diverged, failed or went over the cap ends its trial, which counts and has no value. So does a first
-    concept's value with which a drawn candidate could not be among the best few, whatever came of the others: what is
-    chosen is the same. Of equal means the earlier trial is chosen, so that the default stays where nothing is better.
+    A run that diverged, failed or exceeded the cap ends its trial, which counts but has no value. A drawn candidate is
+    also stopped after its first concept if no value on the others could make it a finalist; this does not change the
+    choice. Of equal means the earlier trial wins, so that the default stays unless something is better.
     """
     wanted = candidates(cls, given.task.name, given.trials)
     with journal(folder, digest(identity(given, cls))) as study:
         for number in range(given.trials):
-            if number not in _kept(study):  # looked up each time: another process may be at the same
+            if number not in _kept(study):  # read each time: another process may run the same trials
                 told(f"{cls.name} · trial {number + 1} of {given.trials}")
                 needed = None if wanted[number].presets else _needed(given, list(_kept(study).values()))
                 trial = _tried(given, cls, number, wanted[number], evaluate, anchors, needed)
@@ -186,7 +186,7 @@ def tuned(
 
 @contextmanager
 def journal(folder: Path, name: str) -> Iterator[Study]:
-    """The finished trials of one identity, in a file that a stop leaves whole."""
+    """The finished trials of one identity, in a file that survives a stop."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -198,13 +198,13 @@ def journal(folder: Path, name: str) -> Iterator[Study]:
 
 
 def _kept(study: Study) -> dict[int, Trial]:
-    """Finished trials by number; of one that two processes made at once, the first."""
+    """Finished trials by number; if two processes ran the same one, the first."""
     found = [Trial.model_validate(one.user_attrs["trial"]) for one in study.get_trials(deepcopy=False)]
     return {trial.number: trial for trial in reversed(found)}
 
 
 def _finished(trial: Trial, given: Budget) -> Any:
-    """As optuna keeps it: complete with its value, pruned where it was cut or went over the cap, else failed."""
+    """A trial in optuna's form: complete with a value, pruned if cut or over the cap, else failed."""
     from optuna.trial import TrialState, create_trial
 
     states = {"ok": TrialState.PRUNED if trial.cut else TrialState.COMPLETE, "over the cap": TrialState.PRUNED}
@@ -214,7 +214,7 @@ def _finished(trial: Trial, given: Budget) -> Any:
 
 
 def _needed(given: Budget, kept: Sequence[Trial]) -> float | None:
-    """The least objective with the first seed that makes a finalist; None while there are fewer finished trials."""
+    """Least objective with the first seed that makes a finalist; None while there are too few finished trials."""
     finished = {trial.number: trial for trial in kept}
     best = _best(given, kept)
     return finished[best[-1]].mean(given.seeds[:1], given.forget) if len(best) == FINALISTS else None
@@ -243,7 +243,7 @@ def _tried(
 def _runs(
     given: Budget, cls: type[Method], trial: Trial, seeds: Sequence[int], evaluate: Evaluate
 ) -> Iterator[RunValue]:
-    """A run for every seed and concept, up to the first that comes to nothing."""
+    """Run every seed and concept, up to the first run without a value."""
     for seed in seeds:
         for forget in given.forget:
             run = evaluate(cls.configured(trial.settings), f"trial-{trial.number}", forget, seed)
@@ -253,7 +253,7 @@ def _runs(
 
 
 def _best(given: Budget, trials: Sequence[Trial]) -> list[int]:
-    """Numbers of the best trials by the first seed, of settings that differ."""
+    """Numbers of the best trials by the first seed, with settings that differ."""
     values = [(trial.mean(given.seeds[:1], given.forget), trial) for trial in trials]
     order = sorted((-value, trial.number, digest(trial.settings)) for value, trial in values if value is not None)
     distinct: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The candidates that a method is tried with: the default, the published preset, quasi-random draws from `space`."""
+"""The candidates for a method: default, published preset, and quasi-random draws from `space`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 DECADE = 10.0
 DIGITS = 4
-"""Significant digits of a drawn setting."""
+"""Significant digits of a drawn float."""
 
 
 class Candidate(NamedTuple):
-    """All settings of one trial, and the presets that they are."""
+    """All settings of one trial, and the presets that they equal."""
 
     settings: dict[str, Any]
     presets: tuple[str, ...] = ()
-    """"default", "published", or neither: then they were drawn."""
+    """"default" and "published", or neither if the settings were drawn."""
 
 
 def distributions(space: dict[str, tuple[Any, ...]]) -> dict[str, BaseDistribution]:
-    """How each field is drawn, by the form of its range.
+    """The distribution of each field, by the form of its range.
 
-    Two whole numbers: a whole number between them, both included. Two numbers: a float, by its logarithm where both are
-    above 0 and span a decade or more. Any other tuple: one of its values, by a place in it from 0 to below its length,
-    so that choices are drawn quasi-randomly with the rest, whatever optuna's version.
+    Two integers: an integer between them, both included. Two numbers: a float, on a log scale if both are above 0 and
+    span a decade or more. Any other tuple: one of its values, drawn as a position in it, so that choices are
+    quasi-random like the rest, whatever optuna's version.
     """
     from optuna.distributions import FloatDistribution, IntDistribution
 
@@ -58,10 +58,10 @@ def _value(values: tuple[Any, ...], drawn: float) -> Any:
 
 
 def candidates(cls: type[Method], task: str, trials: int) -> list[Candidate]:
-    """So many candidates, the same on every machine: the default, the published preset where it is another, then draws.
+    """This many candidates, the same on every machine: default, published preset if it differs, then draws.
 
-    Draws are of a scrambled Sobol sequence, seeded by task and method; those of fewer trials are the first of more.
-    They change the default's settings in the fields of `space` alone. Each is checked by `Method.configured`.
+    Draws come from a scrambled Sobol sequence, seeded by task and method, so that fewer trials are the first of more.
+    They change only the fields in `space`. Each is checked by `Method.configured`.
     """
     known = [Candidate(cls.configured(cls.preset("default", task)).settings(), ("default",))]
     if "published" in cls.offered() and cls.preset("published", task):
@@ -96,8 +96,8 @@ def _inside(spread: dict[str, Any]) -> dict[str, Any]:
     return {name: distribution.low for name, distribution in spread.items()}
 
 
-def checked(cls: type[Method]) -> None:
-    """Refuse a method whose `space` names no field of it, or has a range that cannot be drawn from."""
+def require_space(cls: type[Method]) -> None:
+    """Refuse a method whose `space` is empty, names an unknown field, or has a range that cannot be drawn from."""
     if not cls.space:
         raise UserError(f"{cls.name} declares no `space`: there is nothing to tune; give its settings with --set")
     known = cls.configured({}).settings()

@@ -1,4 +1,4 @@
-"""The runs of a tuning, made by the runner under the selection protocol, and the anchors that they are scored by."""
+"""The runs of a tuning under the selection protocol, and the anchors that score them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from unlearnbench.compute.evaluation_budget import OverCap, capped
 from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.leaderboard.board import scores
 from unlearnbench.method import Method
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Anchors, RunValue
 from unlearnbench.reporting import tell
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import drafted, weight_parts
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import metrics_for
-from unlearnbench.run.unlearning import unlearn
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.search import Budget
 
@@ -29,7 +29,7 @@ Anchored = dict[str, dict[str, list[Record]]]
 
 
 def anchored_runs(given: Budget, folder: Path) -> Anchored:
-    """The controls for every concept, with the first seed."""
+    """Run the controls for every concept, with the first seed."""
     found: Anchored = {}
     for forget in given.forget:
         found[forget] = {}
@@ -42,15 +42,15 @@ def anchored_runs(given: Budget, folder: Path) -> Anchored:
 
 
 def require_gaps(given: Budget, controls: Anchored) -> None:
-    """Refuse controls between which there is no clear gap: nothing could be scored by them."""
+    """Refuse controls without a clear gap between them, since nothing could be scored by them."""
     for forget, found in controls.items():
-        said = scores(found["original"], found)
-        if said["score"] is None:
-            raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {said['unscored']}")
+        scored = scores(found["original"], found)
+        if scored["score"] is None:
+            raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {scored['unscored']}")
 
 
 def anchors_of(controls: Anchored) -> dict[str, Anchors]:
-    """The values that anchored scores go by, for the tuning's file."""
+    """The values that anchor scores, for the tuning's file."""
 
     def value(forget: str, name: str, metric: str) -> float:
         found = controls[forget][name][0].scores[metric].value
@@ -71,14 +71,14 @@ def anchors_of(controls: Anchored) -> dict[str, Anchors]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Makes runs of one method in a folder of its own, where a stopped tuning finds what it had finished."""
+    """Makes runs of one method in a folder, from which a stopped tuning continues."""
 
     given: Budget
     folder: Path
     controls: Anchored
 
     def __call__(self, method: Method, name: str, forget: str, seed: int) -> RunValue:
-        """One run's value; what diverges, fails or goes over the cap has none."""
+        """The value of one run; None if it diverges, fails or exceeds the cap."""
         store, begun = Store(self.folder / "store"), time.perf_counter()
         cell = Cell(method, self.given.bare(forget, seed), preset=name)
         record, reason, state = None, None, "ok"
@@ -102,14 +102,14 @@ class Runs:
 
 
 def _values(record: Record, controls: dict[str, list[Record]]) -> dict[str, float | None]:
-    """Anchored scores of one run, and what they are made from."""
+    """Anchored scores of one run, and the scores they are computed from."""
     found = scores([record], controls)
     plain = {name: record.scores[name].value if name in record.scores else None for name in ("ua", "ra")}
     return {"objective": found["score"], "efficacy": found["efficacy"], "utility": found["utility"], **plain}
 
 
 def _stored(cell: Cell, store: Store) -> int:
-    """Evaluations that a finished run took."""
+    """Number of evaluations that a finished run took."""
     parts = weight_parts(cell, drafted(cell, metrics_for(cell.task)))
     _, facts = store.stage("weights", parts, partial(unlearn, cell, cell.task.pretrained()))
     return int(facts["cost"]["evaluations"])

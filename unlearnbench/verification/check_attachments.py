@@ -1,4 +1,4 @@
-"""Is what stands beside a record's result, attacks and trajectory, what it can be?"""
+"""Check the attacks and the trajectory in a record."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterator
 
 from unlearnbench import registry
 from unlearnbench.attacks.base import Attack
+from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.robustness import GIVEN
 from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import AttackRecord, Record
 from unlearnbench.statistics import wilson
 from unlearnbench.task import Plan, Task
-from unlearnbench.verification.finding import Note, Said
+from unlearnbench.verification.finding import Issue, Note
 
 SINGLE = 1e-6
 UNRELIABLE = 0.01
-"""Share of missing targets above which an attack is unreliable, as in `attacking`."""
+"""Share of missing targets above which an attack is unreliable, as for runs."""
 
 
-def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Said]:
-    """Each attack is one that is known here, its numbers are those of its targets, its settings those of its label."""
+def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Issue]:
+    """Check that each attack is known, its numbers follow from its targets, and its settings from its label."""
     for label, found in record.attacks.items():
-        name, _, variant = label.partition(GIVEN)[0].partition("@")
+        name, variant, _ = spec = AttackSpec.parse(label)
         attack = registry.known_attack(name)
         if attack is None:
             yield f"unknown attack {label}: known: {', '.join(registry.load_attacks())}"
@@ -34,7 +34,7 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
         if variant and variant not in attack.variants:
             yield f"unknown variant of the attack {name}: {variant}: known: {', '.join(attack.variants) or 'none'}"
             continue
-        yield from _budget(label, found)
+        yield from _budget(spec, label, found)
         yield from _numbers(label, found)
         if standing("attack", name, found.code_hash) != "present":
             yield Note(f"the code of {label} is not the present one", "with an attack of another version")
@@ -44,16 +44,15 @@ def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Itera
             yield from _targets(label, found, plan)
 
 
-def _budget(label: str, found: AttackRecord) -> Iterator[Said]:
-    given = label.partition(GIVEN)[2]
-    if given != ("" if found.budget is None else f"{found.budget:g}"):
+def _budget(spec: AttackSpec, label: str, found: AttackRecord) -> Iterator[Issue]:
+    if spec.label != label or spec.budget != found.budget:
         yield f"the attack {label} has the budget {found.budget}"
     if found.budget is not None and found.limit > found.budget:
         yield f"the limit of {label} is {found.limit:g}, more than its budget {found.budget:g}"
 
 
-def _numbers(label: str, found: AttackRecord) -> Iterator[Said]:
-    """Shares and counts are checked on reading."""
+def _numbers(label: str, found: AttackRecord) -> Iterator[Issue]:
+    """Check shares and counts of an attack."""
     pairs = [(hit, cost) for hit, cost in zip(found.recovered, found.spent, strict=True) if hit is not None]
     hits = [hit for hit, _ in pairs]
     if found.status == "skipped":
@@ -81,7 +80,7 @@ def _numbers(label: str, found: AttackRecord) -> Iterator[Said]:
         yield f"the area of {label} is {said}, its targets give {area:g}"
 
 
-def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, task: Task) -> Iterator[Said]:
+def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, task: Task) -> Iterator[Issue]:
     smoke = task.protocol.name == "smoke" and "small" in attack.variants
     meant = json.loads(json.dumps(attack.configured(variant or ("small" if smoke else ""), task).settings()))
     changed = [name for name in {**meant, **found.settings} if meant.get(name) != found.settings.get(name)]
@@ -95,7 +94,7 @@ def _settings(label: str, variant: str, found: AttackRecord, attack: Attack, tas
         yield f"{label} says that it {'applies' if found.applies else 'does not apply'} to {task.name}, which is not so"
 
 
-def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Said]:
+def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Issue]:
     if found.status == "skipped":
         return
     planned = sum(item.group == "forget" for item in plan)
@@ -105,8 +104,8 @@ def _targets(label: str, found: AttackRecord, plan: list[Plan]) -> Iterator[Said
         yield f"n of {label} is {found.n}, its settings and protocol give {meant} targets"
 
 
-def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
-    """Points are of the held-out protocol, lie within the run, and have values that there can be."""
+def trajectory(record: Record, task: Task | None) -> Iterator[Issue]:
+    """Check that points use the held-out protocol, lie within the run, and have possible values."""
     found = record.trajectory
     if found is None:
         return
@@ -140,16 +139,16 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Said]:
             return
 
 
-def _held_out(record: Record, task: Task) -> Iterator[Said]:
-    """How many images its points rest on, where the plan can be made here."""
-    from unlearnbench.run.trajectory import fewer
+def _held_out(record: Record, task: Task) -> Iterator[Issue]:
+    """Check how many images the trajectory's points rest on, if the plan can be made here."""
+    from unlearnbench.pipeline.trajectory import fewer
 
     if record.trajectory is None:
         return
     try:
         plan = fewer(task.plan())
     except (UserError, OSError):
-        return  # told with the plan itself
+        return  # reported with the plan
     for name, n in record.trajectory.n.items():
         metric = registry.known_metric(name)
         if metric is not None and n != (meant := sum(item.group == metric.side for item in plan)):

@@ -1,4 +1,4 @@
-"""Where a record comes from: its method's settings follow from preset and overrides, its hashes are known."""
+"""Check where a record comes from: settings follow from preset and overrides, and hashes belong to a known version."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from unlearnbench.records.lineage import Kind, owners, standing
 from unlearnbench.records.provenance import flat
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import read_tuning, tuning_path
-from unlearnbench.verification.finding import Note, Said
+from unlearnbench.verification.finding import Issue, Note
 
 NAMED = ("default", "published", "released", "tuned")
-"""Presets that are divisions of their own."""
+"""Presets that are divisions by themselves."""
 EARLIEST = datetime(2020, 1, 1, tzinfo=timezone.utc)
-"""Nothing that the project measures is as old."""
+"""No record of the project is older."""
 
 
-def hashes(record: Record) -> Iterator[Said]:
-    """Engine, method, judge, original weights and metrics are of a version of the project."""
+def hashes(record: Record) -> Iterator[Issue]:
+    """Check that engine, method, judge, original weights and metrics belong to a version of the project."""
     method = record.method.name
     found: list[tuple[str, Kind, str, str]] = [
         ("engine", "engine", record.task, record.engine_hash),
@@ -46,8 +46,8 @@ def hashes(record: Record) -> Iterator[Said]:
             yield Note(f"its {thing} is of an older version", f"of another version: {what}")
 
 
-def identity(record: Record) -> Iterator[Said]:
-    """Names and seeds that are given twice agree."""
+def identity(record: Record) -> Iterator[Issue]:
+    """Check that names and seeds given twice agree."""
     if record.task not in registry.tasks():
         return
     settings = record.protocol.settings
@@ -65,8 +65,8 @@ def _loaded(name: str) -> type[Method]:
     return registry.load_method(name)
 
 
-def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
-    """The date is one, and lies in the past."""
+def created(record: Record, now: datetime | None = None) -> Iterator[Issue]:
+    """Check that the date is valid and in the past."""
     try:
         when = datetime.fromisoformat(record.created)
     except ValueError:
@@ -80,34 +80,36 @@ def created(record: Record, now: datetime | None = None) -> Iterator[Said]:
         yield f"created is {record.created}, before {EARLIEST.year}"
 
 
-def division(record: Record, results: Path) -> Iterator[Said]:
-    """What the division must be by preset and overrides, and the settings by both.
+def division(record: Record, results: Path) -> Iterator[Issue]:
+    """Check the division and the settings against preset and overrides.
 
-    The settings of a preset are compared where the method's code is the present version's; of another version they may
-    have been others.
+    A preset's settings are compared only if the method's code has the present version; earlier versions may have had
+    others.
     """
-    said = record.method
-    meant = said.preset if said.preset in NAMED and not said.overrides else "custom"
-    if said.division != meant:
-        given = f"preset {said.preset}" + (f" and overrides {', '.join(said.overrides)}" if said.overrides else "")
-        yield f"its division is {said.division}, but {given} make it {meant}"
-    if said.selection is not None and said.preset != "tuned":
-        yield f"says what it was tuned on, but its preset is {said.preset}"
-    if said.name not in registry.known_methods():
+    method = record.method
+    meant = method.preset if method.preset in NAMED and not method.overrides else "custom"
+    if method.division != meant:
+        given = f"preset {method.preset}" + (
+            f" and overrides {', '.join(method.overrides)}" if method.overrides else ""
+        )
+        yield f"its division is {method.division}, but {given} make it {meant}"
+    if method.selection is not None and method.preset != "tuned":
+        yield f"says what it was tuned on, but its preset is {method.preset}"
+    if method.name not in registry.known_methods():
         return
-    cls = _loaded(said.name)
+    cls = _loaded(method.name)
     if cls.incomplete:
         return  # its settings name files
-    wrong = {key: value for key, value in said.overrides.items() if said.settings.get(key, ...) != value}
+    wrong = {key: value for key, value in method.overrides.items() if method.settings.get(key, ...) != value}
     for key, value in wrong.items():
-        yield f"is run with {key}={value} by its overrides, but {key} is {said.settings.get(key)} in its settings"
-    if standing("method", said.name, said.code_hash) != "present":
+        yield f"is run with {key}={value} by its overrides, but {key} is {method.settings.get(key)} in its settings"
+    if standing("method", method.name, method.code_hash) != "present":
         return
-    if said.requires != tuple(sorted(cls.requires)):
-        yield f"says that {said.name} needs {', '.join(said.requires) or 'nothing'}, which is not so"
+    if method.requires != tuple(sorted(cls.requires)):
+        yield f"says that {method.name} needs {', '.join(method.requires) or 'nothing'}, which is not so"
     chosen = _preset(cls, record, results)
     if isinstance(chosen, dict):
-        if isinstance(settings := _configured(cls, {**chosen, **said.overrides}), str):
+        if isinstance(settings := _configured(cls, {**chosen, **method.overrides}), str):
             yield settings
         else:
             yield from _apart(record, settings)
@@ -115,18 +117,18 @@ def division(record: Record, results: Path) -> Iterator[Said]:
         yield chosen
 
 
-def _preset(cls: type[Method], record: Record, results: Path) -> dict[str, Any] | Said | None:
-    """A preset's settings, or why they cannot be told; None where `tuned` is checked with its tuning already."""
-    said = record.method
-    if said.preset != "tuned":
+def _preset(cls: type[Method], record: Record, results: Path) -> dict[str, Any] | Issue | None:
+    """A preset's settings, or the reason that they are unknown; None if `tuned` is checked with its tuning already."""
+    method = record.method
+    if method.preset != "tuned":
         try:
-            return cls.preset(said.preset, record.task)
+            return cls.preset(method.preset, record.task)
         except UserError as error:
             return str(error)
-    path = tuning_path(results, record.task, said.name)
+    path = tuning_path(results, record.task, method.name)
     if not path.is_file():
         return Note("the tuning of its settings is not here", "whose tuning is not here", strict=True)
-    if not said.overrides:
+    if not method.overrides:
         return None
     try:
         return read_tuning(path).settings
@@ -141,12 +143,12 @@ def _configured(cls: type[Method], settings: dict[str, Any]) -> dict[str, Any] |
         return str(error)
 
 
-def _apart(record: Record, meant: dict[str, Any]) -> Iterator[Said]:
-    said, wanted = flat(record.method.settings), flat(meant)
+def _apart(record: Record, meant: dict[str, Any]) -> Iterator[Issue]:
+    recorded, wanted = flat(record.method.settings), flat(meant)
     changed = ", ".join(
-        f"{name} {said.get(name, '—')} there and {wanted.get(name, '—')} here"
-        for name in dict.fromkeys([*said, *wanted])
-        if said.get(name) != wanted.get(name)
+        f"{name} {recorded.get(name, '—')} there and {wanted.get(name, '—')} here"
+        for name in dict.fromkeys([*recorded, *wanted])
+        if recorded.get(name) != wanted.get(name)
     )
     if changed:
         label = "".join([record.method.preset, *(f"+{key}" for key in record.method.overrides)])

@@ -1,4 +1,4 @@
-"""Do a record's status and scores follow from its per-image table, and is the table that of the protocol's plan?"""
+"""Check that status and scores follow from the per-image table, and the table from the protocol's plan."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record, ScoreRecord
 from unlearnbench.task import Plan, Task
-from unlearnbench.verification.finding import Note, Said
+from unlearnbench.verification.finding import Issue, Note
 from unlearnbench.verification.recompute import JUDGED, Extremes, of_column
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNRELIABLE = 0.01
-"""Share of missing images above which a run is unreliable, as in `runner`."""
+"""Share of missing images above which a run is unreliable, as in the runner."""
 SINGLE = 1e-6
-"""Between numbers that were kept in single precision."""
+"""Tolerance between numbers kept in single precision."""
 CERTAIN = 0.5
-"""No label that a judge did not choose can have a probability above this."""
+"""Highest probability that a label which the judge did not choose can have."""
 
 
 def task_of(record: Record) -> Task | None:
-    """The record's task with its protocol and concept; None where the record means another protocol than this code."""
+    """The record's task with its protocol and concept; None if the protocol differs from this code's."""
     if record.task not in registry.tasks():
         return None
     known = registry.load_task(record.task).protocols.get(record.protocol.name)
@@ -62,9 +62,9 @@ def _plan(task: Task) -> list[Plan]:
 
 
 def planned(record: Record) -> list[Plan] | Note | None:
-    """Every image that the record's protocol plans; None where task or protocol are not known here, which is a problem.
+    """Every image that the record's protocol plans; None if task or protocol are unknown, which is a problem.
 
-    A note where the plan needs files that are not here, or was made from others than those that are.
+    A note if the plan needs files that are missing here, or was made from others.
     """
     task = task_of(record)
     if task is None:
@@ -83,8 +83,8 @@ def planned(record: Record) -> list[Plan] | Note | None:
     return plan
 
 
-def status(record: Record) -> Iterator[Said]:
-    """Status, reason and step fit the scores."""
+def status(record: Record) -> Iterator[Issue]:
+    """Check that status, reason and step fit the scores."""
     if record.step is not None and record.status != "diverged":
         yield f"its status is {record.status}, but it names a step of divergence ({record.step})"
     if record.status in ("diverged", "skipped"):
@@ -117,12 +117,12 @@ def status(record: Record) -> Iterator[Said]:
 
 
 def _wraps(name: str) -> bool:
-    """Whether a method acts beside the weights; of an unknown one it may."""
+    """Whether a method acts on more than the weights; an unknown method may."""
     return name not in registry.known_methods() or registry.load_method(name).wrap is not Method.wrap
 
 
-def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
-    """Each score by itself: range, interval, count and direction."""
+def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Issue]:
+    """Check each score by itself: range, interval, count and direction."""
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
         if metric is None:
@@ -131,14 +131,14 @@ def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Said]:
         if standing("metric", name, score.code_hash) == "present":
             own = (metric.axis, metric.better, metric.unit if metric.stored is None else metric.stored)
             if own != (score.axis, score.better, score.unit):
-                said = f"{score.axis}, {score.better}, {score.unit!r}"
-                yield f"{name} is given as {said}, but is {own[0]}, {own[1]}, {own[2]!r}"
+                given = f"{score.axis}, {score.better}, {score.unit!r}"
+                yield f"{name} is given as {given}, but is {own[0]}, {own[1]}, {own[2]!r}"
         yield from _number(name, metric, score)
         if plan is not None:
             yield from _count(name, metric, score, plan)
 
 
-def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Said]:
+def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Issue]:
     low, high = metric.bounds()
     for what, value in (("", score.value), (", floor,", score.floor)):
         if value is not None and not _inside(value, low, high):
@@ -158,8 +158,8 @@ def _number(name: str, metric: Metric, score: ScoreRecord) -> Iterator[Said]:
         yield f"a part of {name} is negative ({min(score.parts.values()):g})"
 
 
-def _count(name: str, metric: Metric, score: ScoreRecord, plan: list[Plan]) -> Iterator[Said]:
-    """How many images a score can rest on; those by image are counted in the table."""
+def _count(name: str, metric: Metric, score: ScoreRecord, plan: list[Plan]) -> Iterator[Issue]:
+    """Check how many images a score can rest on; scores by image are counted in the table."""
     if metric.axis == "cost":
         if score.value is not None and score.n != 1:
             yield f"n of {name} is {score.n}, a cost is measured once"
@@ -185,10 +185,10 @@ def _slack(value: float) -> float:
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Said]:
-    """The rows are those of the plan, what was judged is possible, and every score by image follows from it.
+def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Issue]:
+    """Check that rows match the plan, that verdicts are possible, and that every score by image follows from them.
 
-    Without a plan the rows' own labels and groups are taken.
+    Without a plan, the rows' own labels and groups are used.
     """
     required = {"group", "concept", "label", "seed", "judged", "refused", "p_asked"}
     if lacking := sorted(required - set(images)):
@@ -215,7 +215,7 @@ def _rows(images: pd.DataFrame, known: list[str]) -> list[Plan]:
     return [Plan(**dict(zip(known, row, strict=True))) for row in values]
 
 
-def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Plan]) -> Iterator[Said]:
+def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Plan]) -> Iterator[Issue]:
     if len(rows) != len(plan):
         yield f"its per-image values have {len(rows)} rows, its protocol plans {len(plan)} images"
         return
@@ -226,14 +226,16 @@ def _unplanned(record: Record, rows: list[Plan], known: list[str], plan: list[Pl
         wrong = [i for i, (row, item) in enumerate(zip(rows, plan, strict=True)) if row[place] != item[place]]
         if wrong:
             first, more = wrong[0], f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            said, meant = rows[first][place], plan[first][place]
-            shown = (repr(said), repr(meant)) if name in ("group", "concept", "label", "seed", "other") else ("", "")
+            recorded, meant = rows[first][place], plan[first][place]
+            shown = (
+                (repr(recorded), repr(meant)) if name in ("group", "concept", "label", "seed", "other") else ("", "")
+            )
             what = f"{shown[0]} there, {shown[1]} in its protocol's plan" if all(shown) else "not as its protocol plans"
             yield f"the {name} of image {first} is {what}{more}"
 
 
-def _judged(images: pd.DataFrame) -> Iterator[Said]:
-    """What the columns of the judge can be together."""
+def _judged(images: pd.DataFrame) -> Iterator[Issue]:
+    """Check that the judge's columns are consistent."""
     lost = images["judged"].isna()
     if (lost != images["refused"].isna()).any():
         yield "some images are judged but neither refused nor not, or the other way round"
@@ -255,8 +257,8 @@ def _judged(images: pd.DataFrame) -> Iterator[Said]:
         )
 
 
-def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Said]:
-    """Every score by image is what its own column gives, and the column what `judged` and `refused` give."""
+def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Issue]:
+    """Check every score by image against its column, and the column against `judged` and `refused`."""
     groups, extremes = images["group"].to_numpy(), Extremes(rows, images)
     for name, score in record.scores.items():
         metric = registry.known_metric(name)
@@ -281,7 +283,7 @@ def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[S
 
 def _column(
     name: str, metric: Metric, column: pd.Series, limits: tuple[Score, Score] | None, rows: pd.DataFrame
-) -> Iterator[Said]:
+) -> Iterator[Issue]:
     values = column.to_numpy(float, na_value=math.nan)
     low, high = metric.bounds()
     outside = [value for value in values[~np.isnan(values)] if not _inside(value, low, high)]
@@ -293,7 +295,7 @@ def _column(
         least, most = (nothing if each.per_image is None else each.per_image for each in limits)
         lost = np.isnan(least)
     elif not metric.roles():
-        least, most, lost = nothing, nothing, rows["judged"].isna().to_numpy(bool)  # as the judge that it rests on
+        least, most, lost = nothing, nothing, rows["judged"].isna().to_numpy(bool)  # like the judge that it uses
     else:
         return
     if (np.isnan(values) != lost).any():
@@ -313,7 +315,7 @@ def _column(
 
 def _total(
     name: str, metric: Metric, score: ScoreRecord, column: pd.Series, limits: tuple[Score, Score] | None
-) -> Iterator[Said]:
+) -> Iterator[Issue]:
     n = len(column) if limits is None else limits[0].n
     try:
         made = of_column(metric, column, n)
@@ -352,8 +354,8 @@ def _metrics() -> tuple[str, ...]:
     return tuple(registry.metrics())
 
 
-def lacking(record: Record, plan: list[Plan]) -> Iterator[Said]:
-    """Metrics that rest on the judge alone, which every run of such a plan has."""
+def lacking(record: Record, plan: list[Plan]) -> Iterator[Issue]:
+    """Find missing metrics that need only the judge, which every run of the plan has."""
     if record.status not in ("ok", "unreliable"):
         return
     known: Mapping[str, Any] = {name: registry.known_metric(name) for name in _metrics()}

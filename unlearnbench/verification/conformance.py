@@ -1,4 +1,4 @@
-"""The conformance suite: what every method must do, run on a tiny model in seconds."""
+"""Check that a method follows the interface, on a tiny model and in seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlearnbench.method import ACCESS, Method
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.run.unlearning import check_model
+from unlearnbench.pipeline.unlearning import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
@@ -29,7 +29,7 @@ from unlearnbench.training import seeded
 
 
 class TinyDigits(DigitsClass):
-    """`digits-class` on a network of a few thousand weights, two steps at most."""
+    """`digits-class` with a network of a few thousand weights, and two steps at most."""
 
     def __init__(self, forget: str = "3", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
@@ -47,14 +47,14 @@ class TinyDigits(DigitsClass):
 
 
 class TinyWords(DigitsText):
-    """`digits-text` on a Stable Diffusion of a few thousand weights, for methods that need text."""
+    """`digits-text` with a Stable Diffusion of a few thousand weights, for methods that need text."""
 
     def __init__(self, forget: str = "seven", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
-        """The miniature's, with room for what methods put behind a name."""
+        """The miniature's tokenizers, with room for what methods add to a name."""
         found = super().tokenizers
         for tokenizer in found:
             tokenizer.model_max_length = 32
@@ -73,7 +73,9 @@ class TinyWords(DigitsText):
 
 
 def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
-    """Cross-attention on one of two levels, 8x8 latents of four channels, text states of 16 numbers."""
+    """A tiny Stable Diffusion: cross-attention on one of two levels, 8x8 latents of four channels, text states of 16
+    numbers.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -108,12 +110,12 @@ def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
 
 
 def tried_on(cls: type[Method]) -> Callable[[], Task]:
-    """The tiny task that has what the method needs, digits first."""
+    """The tiny task that has what the method needs; digits are tried first."""
     return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
 
 
-class Failed(UserError):
-    """A method does not conform; the message says what to mend."""
+class DoesNotConform(UserError):
+    """A method does not conform; the message says what to fix."""
 
 
 def _unlearned(method: Method, task: Task) -> Diffusion:
@@ -126,19 +128,21 @@ def _unlearned(method: Method, task: Task) -> Diffusion:
 
 
 def described(cls: type[Method]) -> None:
-    """Docstrings say what it is: the file's first line becomes its line in `list`."""
+    """Docstrings say what the method is: the file's first line is shown by `list`."""
     if not (sys.modules[cls.__module__].__doc__ or "").strip():
-        raise Failed('the file has no docstring: begin it with one line, """Name: idea (Authors, Venue year)."""')
+        raise DoesNotConform(
+            'the file has no docstring: begin it with one line, """Name: idea (Authors, Venue year)."""'
+        )
     if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
-        raise Failed(f"{cls.__name__} has no docstring: give the formula and its source")
+        raise DoesNotConform(f"{cls.__name__} has no docstring: give the formula and its source")
 
 
 def dataclass_fields(cls: type[Method]) -> None:
     """A frozen dataclass whose fields are typed and have defaults: `--set` checks them, records hold them."""
     if not dataclasses.is_dataclass(cls) or "__dataclass_params__" not in vars(cls):
-        raise Failed(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
+        raise DoesNotConform(f"{cls.__name__} is no dataclass: put @dataclass(frozen=True) above it")
     if not vars(cls)["__dataclass_params__"].frozen:
-        raise Failed(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
+        raise DoesNotConform(f"{cls.__name__} can be changed: write @dataclass(frozen=True)")
     own = {name for name, value in vars(cls).items() if not name.startswith("_") and not callable(value)}
     own -= {name for name in own if isinstance(vars(cls)[name], (property, classmethod, staticmethod))}
     if (
@@ -146,13 +150,15 @@ def dataclass_fields(cls: type[Method]) -> None:
         - {field.name for field in dataclasses.fields(cls)}
         - set(Method.__annotations__)  # what a method says of itself, all of it class variables
     ):
-        raise Failed(f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`")
+        raise DoesNotConform(
+            f"{', '.join(sorted(loose))} has no type, so --set and records ignore it: write `name: float = …`"
+        )
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise Failed(f"field {field.name} has no default: give it one")
+            raise DoesNotConform(f"field {field.name} has no default: give it one")
         if field.name not in hints:
-            raise Failed(f"field {field.name} has no type: write `{field.name}: float = …`")
+            raise DoesNotConform(f"field {field.name} has no type: write `{field.name}: float = …`")
 
 
 def presets(cls: type[Method]) -> None:
@@ -163,7 +169,7 @@ def presets(cls: type[Method]) -> None:
     known = {field.name for field in dataclasses.fields(cls)}
     strange = set(cls.space) - known
     if strange or len(cls.space) > 6:
-        raise Failed(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")
+        raise DoesNotConform(f"space may name at most six of the fields {sorted(known)}; it has {sorted(cls.space)}")
 
 
 def access(cls: type[Method]) -> None:
@@ -171,7 +177,9 @@ def access(cls: type[Method]) -> None:
     parts = {*TinyWords.model_parts, *TinyDigits().pretrained().parts()}
     strange = set(cls.requires) - set(ACCESS) - parts
     if strange:
-        raise Failed(f"requires names {', '.join(sorted(strange))}; known: {', '.join([*ACCESS, *sorted(parts)])}")
+        raise DoesNotConform(
+            f"requires names {', '.join(sorted(strange))}; known: {', '.join([*ACCESS, *sorted(parts)])}"
+        )
 
 
 def returns_a_model(cls: type[Method]) -> None:
@@ -186,7 +194,9 @@ def repeatable(cls: type[Method]) -> None:
     one, two = (_unlearned(cls(), tried_on(cls)()).state_dict() for _ in range(2))
     for name, value in one.items():
         if not torch.equal(value, two[name]):
-            raise Failed(f"two runs with one seed differ in {name}: draw randomness from torch and the task only")
+            raise DoesNotConform(
+                f"two runs with one seed differ in {name}: draw randomness from torch and the task only"
+            )
 
 
 def reloads(cls: type[Method]) -> None:
@@ -197,7 +207,7 @@ def reloads(cls: type[Method]) -> None:
     try:
         again.load_state_dict(model.state_dict())
     except RuntimeError as error:
-        raise Failed(
+        raise DoesNotConform(
             f"the weights do not fit wrap(model): {str(error).splitlines()[0]}: build new structure in wrap"
         ) from error
     x_t, t = torch.randn(4, *model.shape), torch.tensor([0, 10, 500, 999])
@@ -206,13 +216,15 @@ def reloads(cls: type[Method]) -> None:
     )
     with torch.inference_mode():
         if not torch.equal(model.eps(x_t, t, y), again.eval().eps(x_t, t, y)):
-            raise Failed(
+            raise DoesNotConform(
                 "the model predicts otherwise after saving and loading: keep structure in wrap, values in weights"
             )
         sampler = replace(task.pretrained().sampler, steps=2, guidance=2.0)
         guided = [network.sample(y, [0, 1, 2, 3], sampler=sampler) for network in (model, again)]
     if not torch.equal(*guided):
-        raise Failed("the model samples otherwise after saving and loading: set guidance in wrap, not in unlearn")
+        raise DoesNotConform(
+            "the model samples otherwise after saving and loading: set guidance in wrap, not in unlearn"
+        )
 
 
 def quiet(cls: type[Method]) -> None:
@@ -220,7 +232,7 @@ def quiet(cls: type[Method]) -> None:
     with redirect_stdout(io.StringIO()) as printed:
         _unlearned(cls(), tried_on(cls)())
     if printed.getvalue():
-        raise Failed(f"it prints {printed.getvalue()[:40]!r}: take the print out")
+        raise DoesNotConform(f"it prints {printed.getvalue()[:40]!r}: take the print out")
 
 
 def leaves_data_alone(cls: type[Method]) -> None:
@@ -231,7 +243,7 @@ def leaves_data_alone(cls: type[Method]) -> None:
     for side, (x0, y) in before.items():
         after = task.data(side)  # type: ignore[arg-type]
         if not (torch.equal(x0, after.x0) and torch.equal(y, after.y)):
-            raise Failed(f"it changed the {side} images in place: work on copies")
+            raise DoesNotConform(f"it changed the {side} images in place: work on copies")
 
 
 CHECKS: tuple[Callable[[type[Method]], None], ...] = (
@@ -246,18 +258,18 @@ def _line(cls: type[Method], error: BaseException) -> str:
 
 
 def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
-    """Name, meaning and failure (None: passed) of every check, in order."""
+    """Run every check; yield its name, meaning and failure (None if it passed), in order."""
     for check in CHECKS:
         meaning = (check.__doc__ or "").partition("\n")[0]
         try:
-            with redirect_stdout(io.StringIO()):  # `quiet` says what it prints
+            with redirect_stdout(io.StringIO()):  # `quiet` reports what it prints
                 check(cls)
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"
         except UserError as failure:
             yield check.__name__, meaning, message(failure)
             if check is returns_a_model:
-                return  # the others need a model, and would name the same cause
+                return  # the other checks need a model and would report the same cause
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may fail in any way
             yield check.__name__, meaning, f"it fails with {one_line(error)}{_line(cls, error)}"
             if check is returns_a_model:

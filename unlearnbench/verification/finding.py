@@ -1,4 +1,4 @@
-"""What `validate` has to say of a file."""
+"""The results of `validate`: problems and notes about files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 
 class Note(NamedTuple):
-    """Something that could not be checked, or that a reader should know; the record may well be right."""
+    """Something that could not be checked, or that a reader should know. The record may well be right."""
 
     text: str
     group: str
-    """What notes of many records are counted under."""
+    """Title under which notes of many records are counted."""
     strict: bool = False
-    """Whether `validate --strict` takes it for a problem."""
+    """Whether `validate --strict` treats it as a problem."""
 
 
-Said = str | Note
-"""What a check yields: a problem in words, or a note."""
+Issue = str | Note
+"""Result of a check: a problem as text, or a note."""
 
 
 class Finding(NamedTuple):
@@ -26,4 +26,4 @@ class Finding(NamedTuple):
     path: Path
     text: str
     note: Note | None = None
-    """None for a problem."""
+    """The note, or None for a problem."""

@@ -1,4 +1,4 @@
-"""Scores computed again from the per-image table alone, by the metrics' own code."""
+"""Recompute scores from the per-image table alone, with the metrics' own code."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 JUDGED = ("judged", "refused", "p_asked")
-"""The columns that hold what the judge said."""
+"""The columns that hold the judge's verdicts."""
 
 
 class NotInTable(Exception):
-    """A metric looked at something that the per-image table does not hold, such as pixels or features."""
+    """Raised when a metric needs something that the per-image table does not hold, such as pixels or features."""
 
 
 class TableVerdict:
-    """What a judge said, as far as the columns `judged`, `refused` and `p_asked` tell.
+    """The judge's verdict, as far as the columns `judged`, `refused` and `p_asked` tell.
 
-    It stands in for a `judges.Verdict`: labels are exact, of the probabilities only those of the asked labels are
-    known, and everything else raises `NotInTable`.
+    Stands in for a `judges.Verdict`. Labels are exact; probabilities are known only for the labels asked for; anything
+    else raises `NotInTable`.
     """
 
     def __init__(self, judged: Tensor, refused: Tensor, missing: Tensor, probabilities: Any):
@@ -42,13 +42,13 @@ class TableVerdict:
 
 
 class AskedProbabilities:
-    """Probabilities (N, K) of which only the asked label's is known for each image."""
+    """Probabilities (N, K) of which only that of the label asked for is known for each image."""
 
     def __init__(self, asked: Tensor, p_asked: Tensor):
         self._asked, self._p_asked = asked, p_asked
 
     def gather(self, dim: int, index: Tensor) -> Tensor:
-        """As `Tensor.gather`, for the asked labels (N, 1) along the classes."""
+        """`Tensor.gather`, for the labels asked for (N, 1) along the classes."""
         if dim not in (1, -1) or index.shape != (len(self._asked), 1) or not bool((index[:, 0] == self._asked).all()):
             _absent("probabilities of other labels than those asked for")
         return self._p_asked[:, None]
@@ -61,12 +61,12 @@ class AskedProbabilities:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        """What torch calls where a function of its own is given this."""
+        """Called by torch when one of its functions gets this object."""
         _absent("probabilities")
 
 
 class _Absent:
-    """Stands where the table has nothing: any use raises `NotInTable`."""
+    """Placeholder for what the table does not hold: any use raises `NotInTable`."""
 
     def __init__(self, what: str):
         self._what = what
@@ -79,15 +79,15 @@ class _Absent:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        """What torch calls where a function of its own is given this."""
+        """Called by torch when one of its functions gets this object."""
         _absent("samples")
 
 
 class TableOutcome:
-    """A run's `Outcome` as far as its per-image table tells; metrics by image can be measured on it.
+    """A run's `Outcome` as far as the per-image table tells; metrics by image can be measured on it.
 
-    The verdict on a label asked for besides, in another domain, is in the table only where the column `cra` says it.
-    Elsewhere `besides` is assumed: True, every such label was seen; False, none.
+    The verdict on a second label, in another domain, is in the table only if the column `cra` holds it. Otherwise
+    `besides` is assumed: True if every such label was seen, False if none was.
     """
 
     def __init__(self, plan: list[Plan], frame: pd.DataFrame, besides: bool = True):
@@ -135,7 +135,7 @@ class TableOutcome:
 
 
 class Extremes:
-    """What metrics can come to, by a plan and the columns of what was judged."""
+    """The range of values that metrics can have, given a plan and the judge's columns."""
 
     def __init__(self, plan: list[Plan], frame: pd.DataFrame):
         most = TableOutcome(plan, frame, True)
@@ -143,10 +143,10 @@ class Extremes:
         self._outcomes = (most if alone else TableOutcome(plan, frame, False), most)
 
     def of(self, metric: Metric) -> tuple[Score, Score] | None:
-        """The least and the greatest score of a metric by image.
+        """The least and greatest possible score of a metric by image.
 
-        The two are equal unless the metric looks at labels asked for besides. None where it rests on something that is
-        not in the table, such as all probabilities, or a detector.
+        They are equal unless the metric looks at second labels. None if it needs something that is not in the table,
+        such as all probabilities, or a detector.
         """
         least, most = self._outcomes
         try:
@@ -157,9 +157,9 @@ class Extremes:
 
 
 def of_column(metric: Metric, column: pd.Series, n: int) -> Score:
-    """The score whose per-image values are these: a share with Wilson's interval, or a mean with Student's.
+    """The score with these per-image values: a share with Wilson's interval, or a mean with Student's.
 
-    `n` images count; a value that is null is missing. A share's values must be 0 or 1 (`ValueError`).
+    `n` images count; a null value is missing. Values of a share must be 0 or 1 (`ValueError`).
     """
     values = column.to_numpy(float, na_value=np.nan)
     kept = values[~np.isnan(values)]

@@ -1,4 +1,4 @@
-"""Run a drawn share of the records anew, so that a forger cannot know which numbers will be made again."""
+"""Run a random share of records again, so that a forger cannot know which numbers will be checked."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GROUP = "drawn for verification, but could not be run again here"
 
 
 def drawn(records: Sequence[tuple[Path, Record]], share: float, seed: int) -> list[tuple[Path, Record]]:
-    """A share of the records of each task, rounded up: at least one of each, the same again with the same seed.
+    """A share of each task's records, rounded up to at least one; the same seed gives the same records.
 
-    What is drawn depends on the records' names, not on the folder that they lie in.
+    The choice depends on the records' names, not on their folder.
     """
     kept = []
     for task in sorted({record.task for _, record in records}):
@@ -36,10 +36,9 @@ def drawn(records: Sequence[tuple[Path, Record]], share: float, seed: int) -> li
 def verified(
     records: Sequence[tuple[Path, Record]], sample: float | None, begin: Callable[[str], None]
 ) -> Iterator[Finding]:
-    """Run these records anew on the CPU: what disagrees is a problem, what cannot be run here a note.
+    """Run these records again on the CPU. A disagreement is a problem; a record that cannot be run here is a note.
 
-    `sample` is the share of each record's images that are drawn again; None draws all of them and tries its attacks
-    again too.
+    `sample` is the share of each record's images to sample again; None samples all of them and repeats its attacks.
     """
     for path, record in records:
         begin(f"{record.label()} · forget {record.forget} · seed {record.seeds['unlearning']}")
@@ -65,7 +64,7 @@ def verified(
 
 
 def _unfit(record: Record) -> str | None:
-    """Why a record is not run again: no code that came with it is, nor files that it names."""
+    """Why a record is not run again: code that came with it never is, nor are files that it names."""
     method = record.method.name
     if method not in registry.methods():
         return (

@@ -1,4 +1,4 @@
-"""`selfcheck`: metrics, judging and sampling are tried on cases whose answer is known, and on the controls."""
+"""`selfcheck`: test metrics, judge and sampler on cases with known answers, and on the controls."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.fingerprint import sample_parts
-from unlearnbench.run.runner import run
-from unlearnbench.run.sampling import draw
-from unlearnbench.run.scoring import metrics_for
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import sample_parts
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.testing import toy
@@ -26,13 +26,13 @@ from unlearnbench.testing import toy
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
 STAGES = 2 + len(CONTROLS)
-"""How often `findings` begins something new."""
+"""Number of times that `findings` calls `begin`."""
 SURE = 0.9
-"""Share of real images of the forgotten concept that the judge must name."""
+"""Share of real images of the forgotten concept that the judge must recognize."""
 
 
-class Finding(NamedTuple):
-    """One thing that was tried. `found` and `expected` are for people."""
+class CaseResult(NamedTuple):
+    """Result of one test. `found` and `expected` are texts for users."""
 
     subject: str
     case: str
@@ -42,23 +42,23 @@ class Finding(NamedTuple):
 
 
 def number(value: float | None) -> str:
-    """A value in a finding."""
+    """Format a value for a finding."""
     return "no value" if value is None else f"{value:.6g}"
 
 
 def span(low: float | None, high: float | None = None) -> str:
-    """An expected range in a finding."""
+    """Format an expected range for a finding."""
     return number(low) if high is None or low is None or low == high else f"{number(low)} to {number(high)}"
 
 
-def _to_the_end(subject: str, found: Iterator[Finding]) -> Iterator[Finding]:
-    """Findings as they come; an error that breaks them off is one more, so that the others are still tried."""
+def _to_the_end(subject: str, found: Iterator[CaseResult]) -> Iterator[CaseResult]:
+    """Yield findings; an error that interrupts them becomes one more, so that the other tests still run."""
     try:
         yield from found
     except UserError:
-        raise  # the user's own, such as a store that cannot be written to
+        raise  # a user's problem, such as a store that cannot be written
     except Exception as error:  # noqa: BLE001 - whatever breaks a check off is what is to be reported
-        yield Finding(subject, "every case can be tried", one_line(error), "no error", False)
+        yield CaseResult(subject, "every case can be tried", one_line(error), "no error", False)
 
 
 # ---- metrics -------------------------------------------------------------------------------------------------------
@@ -72,14 +72,14 @@ def _score(metric: Metric, outcome: toy.Outcome) -> Score | str:
     return score if isinstance(score, Score) else f"{score!r}, which is no Score"
 
 
-def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
-    """Whether the metric answers a case as it must."""
+def _judged(metric: Metric, case: Known) -> tuple[CaseResult, Score | None]:
+    """Whether the metric gives the known answer of a case."""
     low, high = case.low, case.low if case.high is None else case.high
     expected = "no value, with a reason" if low is None else span(low, high)
     expected += f", {case.missing} missing" if case.missing else ""
     score = _score(metric, case.outcome)
     if isinstance(score, str):
-        return Finding(metric.name, case.case, score, expected, False), None
+        return CaseResult(metric.name, case.case, score, expected, False), None
     if low is None or high is None:
         passed, found = score.value is None and bool(score.reason), number(score.value)
         found += "" if score.value is not None or score.reason else ", without a reason"
@@ -88,11 +88,11 @@ def _judged(metric: Metric, case: Known) -> tuple[Finding, Score | None]:
         passed = score.value is not None and low - slack <= score.value <= high + slack
         passed, found = passed and score.missing == case.missing, number(score.value)
         found += f", {score.missing} missing" if case.missing or score.missing else ""
-    return Finding(metric.name, case.case, found, expected, passed), score
+    return CaseResult(metric.name, case.case, found, expected, passed), score
 
 
-def known_answers(metric: Metric) -> Iterator[Finding]:
-    """The metric's own cases; that `better` points from bad to good ones; per-image values that make up the value."""
+def known_answers(metric: Metric) -> Iterator[CaseResult]:
+    """Test the metric's own cases, the direction of `better`, and that per-image values make up the value."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     whole = True
     for case in metric.known():
@@ -104,23 +104,23 @@ def known_answers(metric: Metric) -> Iterator[Finding]:
                 count = sum(plan.group == metric.side for plan in case.outcome.plan)
                 whole &= score.per_image is not None and len(score.per_image) == count and _mean_is(score)
     if metric.side is not None:
-        yield Finding(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
+        yield CaseResult(metric.name, f"a value for every {metric.side} image", str(whole), "True", whole)
     good, bad = by_quality["good"], by_quality["bad"]
     if metric.better is not None or good or bad:
-        sign = {"higher": 1, "lower": -1}.get(metric.better or "", 0)  # 0: with no direction nothing beats anything
+        sign = {"higher": 1, "lower": -1}.get(metric.better or "", 0)  # 0: without a direction, no value is better
         right = bool(good and bad) and min(sign * value for value in good) > max(sign * value for value in bad)
         found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
-        yield Finding(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
+        yield CaseResult(metric.name, f"better is {metric.better}", found, "every good case beats every bad one", right)
 
 
 def _mean_is(score: Score) -> bool:
-    """Whether the values per image make up the value."""
+    """Whether the per-image values make up the value."""
     kept = [float(value) for value in score.per_image if not math.isnan(value)]  # type: ignore[union-attr]
     return bool(kept) and math.isclose(sum(kept) / len(kept), score.value or 0.0, rel_tol=1e-6, abs_tol=1e-6)
 
 
-def shared_cases(metric: Metric) -> Iterator[Finding]:
-    """What every metric must do with nothing, with one image, and with a judge that fails."""
+def shared_cases(metric: Metric) -> Iterator[CaseResult]:
+    """Test every metric on no image, on one image, and with a judge that fails."""
     if metric.axis == "cost":
         return
     one, fine, gone = toy.coloured(toy.points([1])), [toy.shows(3)] * 3 + [toy.shows(4)] * 3, [toy.fails()] * 6
@@ -129,7 +129,7 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
     single = _score(metric, _outcome(metric, [toy.shows(3)], one, one))
     passed = not isinstance(single, str) and (bool(single.reason) if single.value is None else single.value < math.inf)
     found = single if isinstance(single, str) else number(single.value)
-    yield Finding(metric.name, "one image", found, "a value, or none with a reason", passed)
+    yield CaseResult(metric.name, "one image", found, "a value, or none with a reason", passed)
     lost = toy.coloured([(0, image) for image in gone])
     yield _judged(metric, Known("the judge always fails", _outcome(metric, gone, lost, one * 9), None))[0]
     some = _outcome(metric, fine + gone[:4], kept + lost[:4], one * 9)
@@ -145,13 +145,13 @@ def shared_cases(metric: Metric) -> Iterator[Finding]:
 def _outcome(
     metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked], reference: Sequence[toy.Asked] = ()
 ) -> toy.Outcome:
-    """With these samples; where a metric looks at a further group, that has those which its axis is about."""
+    """An outcome with these samples; a further group that the metric looks at gets the samples of its axis."""
     further = {metric.side: _kind(metric, forget, retain)} if metric.side and metric.side not in SIDES else None
     return toy.outcome(forget, retain, reference, reference, groups=further)
 
 
 def _kind(metric: Metric, forget: Sequence[toy.Image], retain: Sequence[toy.Asked]) -> Sequence[toy.Asked]:
-    """What a metric looks at: samples asked for the forgotten concept where it is of efficacy, else other ones."""
+    """The samples that a metric looks at: those of the forgotten concept for efficacy, else the others."""
     return [(toy.FORGOTTEN, image) for image in forget] if metric.axis == "efficacy" else retain
 
 
@@ -160,8 +160,8 @@ def _value(metric: Metric, outcome: toy.Outcome) -> float | None:
     return score.value if isinstance(score, Score) else None
 
 
-def _same_images(metric: Metric) -> Iterator[Finding]:
-    """300 images, more than one batch: neither their order nor samples of other groups may change the value."""
+def _same_images(metric: Metric) -> Iterator[CaseResult]:
+    """Test 300 images, more than one batch: neither their order nor other groups may change the value."""
     forget = [toy.shows(3)] * 100 + [toy.shows(4)] * 60 + [toy.leans(50, 50)] * 60 + [toy.refuses(3)] * 80
     retain, reference = toy.coloured(toy.grid()), toy.grid(off=1)
     side, own = metric.side or "retain", _kind(metric, forget, retain)
@@ -175,7 +175,7 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
         return toy.outcome(reference=reference, real=reference, groups=groups)
 
     value = _value(metric, of(own))
-    span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums round
+    span = (None, None) if value is None else (value - 1e-4 * abs(value), value + 1e-4 * abs(value))  # sums are rounded
     for case, made in (
         ("300 images in reverse order", of(own[::-1])),
         ("beside samples of the other side", of(own, [name for name in SIDES if name != side])),
@@ -185,11 +185,11 @@ def _same_images(metric: Metric) -> Iterator[Finding]:
         score = _score(metric, toy.outcome([], toy.points(*[[100]] * 300), reference, retain))
         floor = score.floor if isinstance(score, Score) else None
         passed = floor is not None and value is not None and abs(floor - value) <= 1e-4 * abs(value)
-        yield Finding(metric.name, "floor, of the same images", number(floor), number(value), passed)
+        yield CaseResult(metric.name, "floor, of the same images", number(floor), number(value), passed)
 
 
-def answers(metric: Metric) -> Iterator[Finding]:
-    """All that is known of a metric beforehand."""
+def answers(metric: Metric) -> Iterator[CaseResult]:
+    """Run all tests of a metric."""
     yield from _to_the_end(metric.name, known_answers(metric))
     yield from _to_the_end(metric.name, shared_cases(metric))
 
@@ -197,12 +197,12 @@ def answers(metric: Metric) -> Iterator[Finding]:
 # ---- the task ------------------------------------------------------------------------------------------------------
 
 
-def concept(task: Task) -> Iterator[Finding]:
-    """That the concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
+def concept(task: Task) -> Iterator[CaseResult]:
+    """Test that a concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
     return _to_the_end("concept", _concept(task))
 
 
-def _concept(task: Task) -> Iterator[Finding]:
+def _concept(task: Task) -> Iterator[CaseResult]:
     forget, retain = ([plan for plan in task.plan() if plan.group == side] for side in SIDES)
     labels, judge = task.erased_labels(), task.judge()
     count = task.protocol.forget_images
@@ -219,32 +219,32 @@ def _concept(task: Task) -> Iterator[Finding]:
         yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
     real = task.to_uint8(task.pretrained().decode(task.data("forget").x0.to(task.device)))
     named = _called(judge, real, labels)
-    yield Finding("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
+    yield CaseResult("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
         shown = _called(judge, torch.cat(list(images)), labels)
-        yield Finding(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
+        yield CaseResult(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
     misspelt = f"{task.forget}{task.forget}x"
     try:
         found, passed = repr(task.resolve_concept(misspelt)), False
     except UserError as error:
         found, passed = str(error), True
-    yield Finding("concept", f"misspelt as {misspelt!r}", found, "refused, with near names", passed)
+    yield CaseResult("concept", f"misspelt as {misspelt!r}", found, "refused, with near names", passed)
 
 
 def _called(judge: Judge, images: Tensor, labels: Sequence[int]) -> float:
-    """Share of images in which the judge sees any of these labels."""
+    """Share of images in which the judge sees one of these labels."""
     verdict = judge(images)
     asked = [torch.full((len(images),), label) for label in labels]
     hits = torch.stack([verdict.about(each, judge.domains).label == each for each in asked])
     return hits.any(dim=0).float().mean().item()
 
 
-def _same(subject: str, case: str, found: int, expected: int) -> Finding:
-    return Finding(subject, case, str(found), str(expected), found == expected)
+def _same(subject: str, case: str, found: int, expected: int) -> CaseResult:
+    return CaseResult(subject, case, str(found), str(expected), found == expected)
 
 
-def noise(task: Task, store: Store) -> Iterator[Finding]:
-    """That every image has noise of its own, whatever batch it is drawn in."""
+def noise(task: Task, store: Store) -> Iterator[CaseResult]:
+    """Test that every image has its own noise, whatever batch it is sampled in."""
     plan, size = task.plan(), task.protocol.chunk
     seeds = {item.seed for item in plan}
     yield _same("noise", "different seeds", len(seeds), len(plan))
@@ -257,18 +257,18 @@ def noise(task: Task, store: Store) -> Iterator[Finding]:
     others: list[Plan] = plan[::-1][::step][:size]  # backwards, so that even a single batch has another order
     again = draw(cell, original, identity, others, store)[:]
     far = int((again.int() - images.flip(0)[::step][:size].int()).abs().max())
-    yield Finding("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
+    yield CaseResult("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
 
 
 def controls(
     task: Task, store: Store, results: Path, metrics: Mapping[str, Metric], begin: Callable[[str], None]
-) -> Iterator[Finding]:
-    """The controls, run as any method, must score what is known of them."""
+) -> Iterator[CaseResult]:
+    """Run the controls like any method, and test that they score as known."""
     original: dict[str, float] = {}
     for name in CONTROLS:
         begin(f"control {name}")
         record = run(Cell(registry.load_method(name)(), task), store, results)
-        yield Finding(
+        yield CaseResult(
             name, "status", record.status + (f": {record.reason}" if record.reason else ""), "ok", record.status == "ok"
         )
         for key, metric in metrics.items():
@@ -277,15 +277,15 @@ def controls(
                 original[key] = math.nan if value is None else value
             if bounds := metric.expected(name, original[key]):
                 passed = value is not None and bounds[0] <= value <= bounds[1]
-                yield Finding(key, f"control {name}", number(value), span(*bounds), passed)
+                yield CaseResult(key, f"control {name}", number(value), span(*bounds), passed)
 
 
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
-) -> Iterator[Finding]:
-    """Everything, the quick parts first."""
+) -> Iterator[CaseResult]:
+    """Run all tests, quick ones first."""
 
-    def scored() -> Iterator[Finding]:  # a plan that cannot be made breaks off this part alone
+    def scored() -> Iterator[CaseResult]:  # a plan that cannot be made breaks off this part alone
         yield from controls(task, store, results, metrics_for(task), begin)
 
     begin("known answers")
@@ -297,6 +297,6 @@ def findings(
     yield from _to_the_end("controls", scored())
 
 
-def failed(found: Iterable[Finding]) -> list[Finding]:
-    """Those that did not pass."""
+def failed(found: Iterable[CaseResult]) -> list[CaseResult]:
+    """The findings that did not pass."""
     return [finding for finding in found if not finding.passed]

@@ -12,21 +12,21 @@ from unlearnbench.errors import one_line
 from unlearnbench.hashing import state_hash
 from unlearnbench.leaderboard.robustness import curve
 from unlearnbench.metric import Known, Score
+from unlearnbench.pipeline.attacks import attacked, parse_attacks
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.runner import run
 from unlearnbench.records.schema import AttackRecord
-from unlearnbench.run.attacks import attacked, wanted
-from unlearnbench.run.cell import Cell
-from unlearnbench.run.runner import run
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
-from unlearnbench.verification.selfcheck import Finding, number, span
+from unlearnbench.verification.selfcheck import CaseResult, number, span
 
 CONTROLS = ("original", "retrain", "prompt_filter")
 THERE, PAST = 0.9, 0.5
-"""Share of the original's targets that are there before any search; of the filter's that one attack must bring back."""
+"""Share of the original's targets that are found without a search, and of the filter's that one attack must recover."""
 
 
-def answers(attack: Attack) -> Iterator[Finding]:
-    """The attack's own cases: what is there, hidden or lost is found, found by searching, or never."""
+def answers(attack: Attack) -> Iterator[CaseResult]:
+    """Test the attack's own cases: a concept is found at once, found by searching, or never found."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     for case in attack.known():
         low, high = case.low, case.low if case.high is None else case.high
@@ -34,27 +34,27 @@ def answers(attack: Attack) -> Iterator[Finding]:
         try:
             score = attack.configured("", case.outcome.task).measure(case.outcome)
         except Exception as error:  # noqa: BLE001 - whatever an attack raises is what is to be reported
-            yield Finding(attack.name, case.case, one_line(error), span(low, high), False)
+            yield CaseResult(attack.name, case.case, one_line(error), span(low, high), False)
             continue
         inside = score.value is not None and low is not None and high is not None and low <= score.value <= high
         found = number(score.value) + (f", {score.missing} missing" if score.missing else "")
-        yield Finding(attack.name, case.case, found, span(low, high), inside and score.missing == case.missing)
+        yield CaseResult(attack.name, case.case, found, span(low, high), inside and score.missing == case.missing)
         yield from _kept(attack, case, score, before)
         if case.quality and score.value is not None:
             by_quality[case.quality].append(score.value)
     good, bad = by_quality["good"], by_quality["bad"]
     right = bool(good and bad) and max(good) < min(bad)
     found = f"good {', '.join(map(number, good)) or '-'}; bad {', '.join(map(number, bad)) or '-'}"
-    yield Finding(attack.name, "better is lower", found, "every good case beats every bad one", right)
+    yield CaseResult(attack.name, "better is lower", found, "every good case beats every bad one", right)
 
 
-def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Finding]:
-    """What is never recovered is censored where its search ended; the model is left as it was."""
+def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[CaseResult]:
+    """Test that an unrecovered target is censored where its search ended, and that the model is unchanged."""
     if score.per_image is not None and score.spent is not None:
         censored = score.spent[score.per_image == 0]
         whole = not len(censored) or bool(censored.min() > 0 and censored.max() == score.limit)
         what = f"{case.case}: spent on those not recovered"
-        yield Finding(
+        yield CaseResult(
             attack.name,
             what,
             ", ".join(map(number, sorted(set(censored)))) or "-",
@@ -62,38 +62,41 @@ def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Fi
             whole,
         )
     same = state_hash(case.outcome.model.state_dict()) == before
-    yield Finding(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)
+    yield CaseResult(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)
 
 
-def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[Finding]:
-    """The controls under the standard attacks: the original is there at budget 0, retrain is no easier than it, and
-    the prompt filter falls to what looks past prompts."""
+def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[CaseResult]:
+    """Test the controls under the standard attacks.
+
+    The original shows the concept at budget 0, retrain is no easier to attack than it, and the prompt filter fails
+    against attacks that do not use prompts.
+    """
     found: dict[str, dict[str, AttackRecord]] = {}
     for name in CONTROLS:
         begin(f"attacks on {name}")
         cell = Cell(registry.load_method(name)(), task)
-        found[name] = attacked(cell, run(cell, store, results), wanted("standard"), store, results).attacks
+        found[name] = attacked(cell, run(cell, store, results), parse_attacks("standard"), store, results).attacks
     for label in STANDARD:
         original, retrain = (found[name].get(label) for name in ("original", "retrain"))
         if original is None or original.status == "skipped":
             continue
         start = curve([original])[:1]
         there = start[0][1] if start else math.nan
-        yield Finding(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
+        yield CaseResult(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
         floor, most = retrain.value if retrain else None, original.value
         passed = floor is not None and most is not None and floor <= most
-        yield Finding(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
+        yield CaseResult(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
     past = {label: attack.value or 0.0 for label, attack in found["prompt_filter"].items() if attack.value is not None}
     best = max(past, key=lambda label: past[label], default="no attack")
     value = past.get(best)
     passed = value is not None and value >= PAST
-    yield Finding("prompt_filter", f"falls to {best}", number(value), span(PAST, 1), passed)
+    yield CaseResult("prompt_filter", f"falls to {best}", number(value), span(PAST, 1), passed)
 
 
 def findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None], on_controls: bool = False
-) -> Iterator[Finding]:
-    """Every attack's known answers; the controls under attack where that is asked for, since it takes minutes."""
+) -> Iterator[CaseResult]:
+    """Test every attack's known answers and, on request, attack the controls, which takes minutes."""
     begin("known answers of attacks")
     for attack in registry.load_attacks().values():
         yield from answers(attack)

@@ -1,7 +1,7 @@
-"""Is a folder of records what it says? For continuous integration: every problem is named, none stops the rest.
+"""Check a folder of records, for continuous integration: every problem is named, and none stops the other checks.
 
-What can be computed again is computed again: scores from per-image values, those from the protocol's plan, settings
-from presets. What cannot be checked here is a note, not a problem.
+Everything that can be recomputed is: scores from per-image values, these from the protocol's plan, settings from
+presets. What cannot be checked here is a note, not a problem.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from unlearnbench.records.schema import TIMED, Record, read
 from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_path
 from unlearnbench.reporting import track
 from unlearnbench.verification import check_attachments, check_origin, check_scores
-from unlearnbench.verification.finding import Finding, Note, Said
+from unlearnbench.verification.finding import Finding, Issue, Note
 
 LARGEST_PICTURE = 16 * 2**20
-"""Bytes that a picture beside a record may have."""
+"""Most bytes that a picture beside a record may have."""
 
 
 def record_files(results: Path) -> list[Path]:
-    """Every file below a folder that has a record's name, in whatever place."""
+    """Every file below a folder that is named like a record, at any depth."""
     return sorted(results.rglob("seed-*.json"))
 
 
 def validate(results: Path) -> list[Finding]:
-    """All problems of the records below a folder, and of files that belong to none; notes are left out."""
+    """All problems of the records below a folder and of stray files; notes are left out."""
     return [found for found in findings(results, record_files(results)) if found.note is None]
 
 
 def grouped(found: Sequence[Finding]) -> list[tuple[str, int]]:
-    """How many files have a note of each kind, most first."""
+    """Number of files with each kind of note, most frequent first."""
     pairs = {(each.note.group, each.path) for each in found if each.note is not None}
     return sorted(Counter(group for group, _ in pairs).items(), key=lambda item: (-item[1], item[0]))
 
 
 def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
-    """Problems and notes of the records at these paths, then of other files below the folder."""
+    """Yield problems and notes of the records at these paths, then of other files below the folder."""
     seen = _Seen()
     for path in track(paths, len(paths), "records"):
         yield from _one(path, results, seen)
@@ -58,21 +58,21 @@ def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def _one(path: Path, results: Path, seen: _Seen) -> Iterator[Finding]:
-    """All that is to be said of one record, whatever it holds."""
+    """Yield all findings of one record, whatever its content."""
     if strange := _strange(path, results):
         yield Finding(path, strange)
         return
     try:
         record = read(path)
-        found: list[Said] = [*_checks(record, path, results), *seen.before(record, path)]
+        found: list[Issue] = [*_checks(record, path, results), *seen.before(record, path)]
     except (UserError, OSError) as error:
         yield Finding(path, str(error).removeprefix(f"record {path} "))
         return
     except (Exception, RecursionError) as error:  # noqa: BLE001 - a hostile file must not keep the rest from being checked
         yield Finding(path, f"cannot be checked ({one_line(error)[:200]}): restore it, or delete it and run it again")
         return
-    for said in found:
-        yield Finding(path, said.text, said) if isinstance(said, Note) else Finding(path, said)
+    for issue in found:
+        yield Finding(path, issue.text, issue) if isinstance(issue, Note) else Finding(path, issue)
 
 
 def _strange(path: Path, results: Path) -> str | None:
@@ -95,7 +95,7 @@ def _strange(path: Path, results: Path) -> str | None:
     return None
 
 
-def _checks(record: Record, path: Path, results: Path) -> Iterator[Said]:
+def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
     yield from _place(record, path, results)
     yield from _protocol(record)
     yield from check_scores.status(record)
@@ -118,7 +118,7 @@ def _checks(record: Record, path: Path, results: Path) -> Iterator[Said]:
 
 
 class _Seen:
-    """What the records before had, to find those that are there twice."""
+    """What earlier records contained, to find duplicates."""
 
     def __init__(self) -> None:
         self._keys: dict[str, Path] = {}
@@ -126,7 +126,7 @@ class _Seen:
         self._times: dict[tuple[Any, ...], tuple[Path, Any]] = {}
 
     def before(self, record: Record, path: Path) -> Iterator[str]:
-        """Which records before are the same run, or have the same times though they are another."""
+        """Earlier records of the same run, or of another run with the same times."""
         twins = {self._keys.setdefault(record.key, path), self._identities.setdefault(_identity(record), path)}
         yield from (f"is the same run as {other}: delete one" for other in sorted(twins) if other != path)
         times = tuple(record.scores[name].value for name in TIMED if name in record.scores)
@@ -140,12 +140,12 @@ class _Seen:
 
 
 def tuning_files(results: Path) -> list[Path]:
-    """Every file that has a tuning's place."""
+    """Every file at a tuning's place."""
     return sorted((results / FOLDER).glob("*/*.json"))
 
 
 def _tunings(results: Path) -> Iterator[Finding]:
-    """Tunings are whole, lie where they belong, and chose the best."""
+    """Check that tunings are complete, lie where they belong, and chose the best trial."""
     for path in tuning_files(results):
         try:
             tuning = read_tuning(path)
@@ -162,7 +162,7 @@ def _tunings(results: Path) -> Iterator[Finding]:
 
 
 def _identity(record: Record) -> str:
-    """What makes two records the same run, whatever code and device they were made with."""
+    """What makes two records the same run, whatever code and device made them."""
     return digest([record.task, record.protocol.hash, record.forget, record.label(), record.seeds])
 
 
@@ -173,38 +173,39 @@ def _place(record: Record, path: Path, results: Path) -> Iterator[str]:
 
 
 def _protocol(record: Record) -> Iterator[str]:
-    """The task and its protocol are known here, and mean the same."""
-    said = record.protocol
-    if said.hash != digest(said.settings):
-        yield f"its protocol's settings do not have the hash {said.hash[:12]} that it gives"
+    """Check that task and protocol are known here and mean the same."""
+    protocol = record.protocol
+    if protocol.hash != digest(protocol.settings):
+        yield f"its protocol's settings do not have the hash {protocol.hash[:12]} that it gives"
     if record.task not in registry.tasks():
         yield f"unknown task {record.task!r}: known: {', '.join(registry.tasks())}"
         return
     task = registry.load_task(record.task)
-    own = said.settings.get("concepts") or ()
+    own = protocol.settings.get("concepts") or ()
     try:
         if not own:
             task.resolve_concept(record.forget)
     except UserError:
         yield f"unknown concept {record.forget!r} of {record.task}: known: {', '.join(task.concepts)}"
-    if said.name not in task.protocols:
-        yield f"unknown protocol {said.name!r} of {record.task}: known: {', '.join(task.protocols)}"
+    if protocol.name not in task.protocols:
+        yield f"unknown protocol {protocol.name!r} of {record.task}: known: {', '.join(task.protocols)}"
         return
-    known = task.protocols[said.name]
-    if own and said.hash == digest({**asdict(known), "concepts": own}):
+    known = task.protocols[protocol.name]
+    if own and protocol.hash == digest({**asdict(known), "concepts": own}):
         return
-    if said.hash != known.hash:
-        then, now = flat(said.settings), flat(asdict(known))
+    if protocol.hash != known.hash:
+        then, now = flat(protocol.settings), flat(asdict(known))
         changed = ", ".join(
             f"{name} {then.get(name, '—')} there and {now.get(name, '—')} here"
             for name in dict.fromkeys([*then, *now])
             if then.get(name) != now.get(name)
         )
-        yield f"protocol {said.name} is another there ({said.hash[:12]}) than here ({known.hash[:12]}): {changed}"
+        hashes = f"({protocol.hash[:12]}) than here ({known.hash[:12]})"
+        yield f"protocol {protocol.name} is another there {hashes}: {changed}"
 
 
-def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Said]:
-    """The per-image values are there, unchanged, are those of the plan, and give the scores; the picture is one."""
+def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Issue]:
+    """Check the per-image values, their hash, plan and scores, and the picture."""
     if record.status in ("diverged", "skipped"):
         for suffix in (".parquet", ".png"):
             if path.with_suffix(suffix).is_file():
@@ -231,7 +232,7 @@ def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Said
 
 
 def _picture(record: Record, path: Path, concepts: list[str]) -> Iterator[str]:
-    """The sample grid beside a run of a task whose images may be shown."""
+    """Check the sample grid; runs of tasks whose images may be shown have one."""
     import warnings
 
     from PIL import Image
@@ -262,7 +263,7 @@ def _picture(record: Record, path: Path, concepts: list[str]) -> Iterator[str]:
 
 
 def _tuned(record: Record) -> Iterator[str]:
-    """Tuned settings were not chosen on what is reported."""
+    """Check that tuned settings were not chosen on what is reported."""
     if record.method.division != "tuned":
         return
     chosen = record.method.selection
@@ -281,7 +282,7 @@ def _tuned(record: Record) -> Iterator[str]:
 
 
 def _chosen(record: Record, results: Path) -> Iterator[str]:
-    """Tuned settings are those that the tuning beside the record chose, where it is there."""
+    """Check that tuned settings are those that the tuning beside the record chose, if it is there."""
     path = tuning_path(results, record.task, record.method.name)
     if record.method.division != "tuned" or not path.is_file():
         return
@@ -290,7 +291,7 @@ def _chosen(record: Record, results: Path) -> Iterator[str]:
     except (UserError, OSError):
         return  # named with the tunings
     said, chose = record.method.settings, tuning.settings or {}
-    if record.method.name in registry.methods():  # a field dropped since is no difference between an old and a new file
+    if record.method.name in registry.methods():  # a field that was dropped since is no difference
         cls = registry.load_method(record.method.name)
         said, chose = cls.current(said), cls.current(chose)
     said, chose = flat(said), flat(chose)

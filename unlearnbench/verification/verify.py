@@ -7,15 +7,20 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
 from unlearnbench import registry
 from unlearnbench.compare.record_diff import Difference, differences
 from unlearnbench.compute.precision import Resources
 from unlearnbench.data.concepts import made
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
-from unlearnbench.metric import Outcome, Score
+from unlearnbench.metric import Score
+from unlearnbench.pipeline.attacks import attacked, repeatable
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.measuring import measure
+from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.scoring import metrics_for, score_record
+from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.agreement import (
     EXACT,
     UNSAMPLED,
@@ -32,13 +37,6 @@ from unlearnbench.records.agreement import (
 )
 from unlearnbench.records.image_table import read_images, table, unreproduced
 from unlearnbench.records.schema import Record
-from unlearnbench.run.attacks import again, attacked
-from unlearnbench.run.cell import Cell, require
-from unlearnbench.run.fingerprint import drafted
-from unlearnbench.run.judging import observed, witnessed
-from unlearnbench.run.runner import run
-from unlearnbench.run.scoring import measure, metrics_for, score_record
-from unlearnbench.run.unlearning import loaded, unlearn
 from unlearnbench.storage.store import Store, default_root
 from unlearnbench.task import Plan, accepted
 from unlearnbench.training import Diverged
@@ -137,7 +135,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         else:
             anew = run(cell, store, results)
             drawn = read_images(anew, results)
-            anew = attacked(cell, anew, again(record), store, results)
+            anew = attacked(cell, anew, repeatable(record), store, results)
     anew = Record.model_validate(anew.model_dump(mode="json"))  # tuples become lists, as in the record
     kind = likeness(record, anew)
     rows = [*provenance(record, anew, kind), *outcomes(record, anew, sampled=kept is not None)]
@@ -184,34 +182,26 @@ def _plan(images: pd.DataFrame) -> list[Plan]:
 
 
 def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.DataFrame | None]:
-    """The record anew as far as these images go, and their table; what needs all images is missing in it."""
+    """The record again as far as these images go, and their table; what needs all images is missing in it."""
     metrics = metrics_for(cell.task)
+    by_image = {name: metric for name, metric in metrics.items() if metric.side is not None or metric.axis == "cost"}
     draft = drafted(cell, metrics)
     try:
         require(cell)
         original = cell.task.pretrained().eval()
-        state, facts = unlearn(cell, original)
+        weights, facts = unlearn(cell, original)
+        measured = measure(
+            cell, loaded(cell, weights), original, by_image, plan, {}, store, cost=facts["cost"], references=False
+        )
     except (Diverged, Unsupported) as error:
         status = "diverged" if isinstance(error, Diverged) else "skipped"
         return draft.model_copy(update={"status": status, "reason": str(error)}), None
-    model = loaded(cell, state)
-    samples, seen = observed(cell, cell.task.judge(), model, {}, plan, store)
-    none = seen._replace(features=torch.zeros(0, 0), error=None)  # metrics by image look at no reference
-    testimony = witnessed(cell.task, samples, plan, store)
-    about = {"task": cell.task, "model": model, "original": original, "cost": facts["cost"], "witnessed": testimony}
-    outcome = Outcome.of(samples, plan, seen, none, none, **about)
-    scores = {
-        name: measure(metric, outcome)
-        if metric.side is not None or metric.axis == "cost"
-        else Score(None, 0, reason=UNSAMPLED)
-        for name, metric in metrics.items()
-    }
-    recorded = {name: score_record(metrics[name], score) for name, score in scores.items()}
-    anew = draft.model_copy(
+    scores = {name: measured.scores.get(name, Score(None, 0, reason=UNSAMPLED)) for name in metrics}
+    again = draft.model_copy(
         update={
-            "scores": recorded,
-            "weights": {**draft.weights, "unlearned": state_hash(state)},
+            "scores": {name: score_record(metrics[name], score) for name, score in scores.items()},
+            "weights": {**draft.weights, "unlearned": state_hash(weights)},
             "environment": facts["environment"],
         }
     )
-    return anew, table(plan, outcome.verdict, metrics, scores)
+    return again, table(plan, measured.outcome.verdict, metrics, scores)

@@ -1,0 +1,140 @@
+"""`run --dry-run`: counts are exact, times are what single steps take, nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import torch
+
+from tests.support.small_world import debris, write_method
+from unlearnbench.compute.precision import Resources
+from unlearnbench.methods.finetune import Finetune
+from unlearnbench.methods.original import Original
+from unlearnbench.pipeline import dry_run as module
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.dry_run import probe
+from unlearnbench.tasks.digits_class import DigitsClass
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+def test_counts_are_those_of_the_protocol():
+    task = DigitsClass("3")
+    found = probe(Cell(Finetune(steps=40), task), seconds=0.1)
+    p = task.protocol
+    assert found.images == p.forget_images + 9 * p.retain_images
+    assert found.evaluations == found.images * p.sampler.steps * 2, "guidance asks twice"
+    assert found.batch == p.chunk
+    assert found.sampling > 0
+    assert found.unlearning is not None and found.unlearning > 0
+
+
+def test_time_is_a_steps_time_by_the_number_of_steps(monkeypatch):
+    """A network that takes 20 ms a call, and a method of 10 ms a step and 3 s before, by a clock of the test's own."""
+    task, now = DigitsClass("3"), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    chunks, steps = -(-len(task.plan()) // task.protocol.chunk), task.protocol.sampler.steps
+
+    def slow(self, *given, **more):
+        now[0] += 0.02
+        return torch.zeros(1)
+
+    monkeypatch.setattr("unlearnbench.diffusion.model.Diffusion.sample", slow)
+    found = probe(Cell(Original(), task), seconds=0.1)
+    assert found.sampling == pytest.approx(0.02 * chunks * steps)
+    assert found.unlearning is None
+
+    def unlearn(self, model, task, prepared=None):
+        now[0] += 3
+        for _ in range(task.steps(self.steps)):
+            now[0] += 0.01
+        return model
+
+    monkeypatch.setattr(Finetune, "unlearn", unlearn)
+    found = probe(Cell(Finetune(steps=1000), task), seconds=0.1)
+    assert found.unlearning == pytest.approx(13)
+
+
+def test_compiling_is_counted_and_the_compiled_network_is_timed(monkeypatch):
+    """A minute for the first call, 10 ms for any other, by a clock of the test's own."""
+    task, now = DigitsClass("3"), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.wait = inner, 60.0
+
+        def forward(self, *given, **named):
+            now[0] += self.wait
+            self.wait = 0.01
+            return self.inner(*given, **named)
+
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: Compiled(module))
+    steps = -(-len(task.plan()) // task.protocol.chunk) * task.protocol.sampler.steps
+    found = probe(Cell(Original(), task, resources=Resources(compile=True)), seconds=0.1)
+    assert found.sampling == pytest.approx(60 + 0.01 * steps)
+
+
+def test_the_largest_batch_that_fits_is_found(monkeypatch):
+    task, tried = DigitsClass("3"), []
+
+    def sample(self, y, seeds, **more):
+        tried.append(len(y))
+        if len(y) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return torch.zeros(len(y))
+
+    monkeypatch.setattr("unlearnbench.diffusion.model.Diffusion.sample", sample)
+    found = probe(Cell(Original(), task), seconds=0.01)
+    assert found.batch == max(size for size in tried if size <= 3)
+    assert tried[0] == task.protocol.chunk
+
+    def never(self, y, seeds, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("unlearnbench.diffusion.model.Diffusion.sample", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe(Cell(Original(), task), seconds=0.01)
+
+
+def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    mine = write_method(tmp_path, "return model", fields="steps: int = 5")
+    said = cli("run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--out", "here", "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
+    assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
+    assert re.search(r"memory [\d.,]+ GiB \(the machine's\); disk \d+ MiB of weights and images, ", said.out)
+    assert "on one device in total" in said.out
+    assert not (tmp_path / "here").exists()
+    assert not fresh_store.exists() or not any(fresh_store.iterdir())
+    assert debris(tmp_path) == []
+
+
+def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    words = ("run", "--method", "finetune", "--set", "steps=2", "--out", "here")
+    assert cli(*words).code == 0
+    said = cli(*words, "--seeds", "0-1", "--jobs", 2, "--dry-run")
+    assert said.code == 0, said.err
+    assert re.search(r"^ *finetune +2 +1 ", said.out, re.M)
+    assert re.search(r"^ *original +1 +1 .* 0.0 s *$", said.out, re.M)
+    assert " with 2 jobs at a time" in said.out
+
+
+def test_what_stays_in_the_store_is_weights_and_images():
+    task = DigitsClass("3")
+    model = task.pretrained()
+    weights = sum(4 * value.numel() for value in model.state_dict().values())
+    assert probe(Cell(Original(), task), seconds=0.01).stored == weights + len(task.plan()) * 3 * 8 * 8
+
+
+def test_too_little_memory_and_disk_are_told(cli, monkeypatch, fresh_store):
+    monkeypatch.setattr(module, "SECONDS", 0.1)
+    monkeypatch.setattr(module, "room", lambda device, store: module.Room(1, "a small card", 1))
+    said = cli("run", "--method", "finetune", "--dry-run")
+    assert "is more than this machine has: see --memory and --precision" in said.out
+    assert "not enough disk space" in said.err

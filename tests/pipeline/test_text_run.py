@@ -1,0 +1,137 @@
+"""Whole runs of text-to-image methods on tiny untrained Stable Diffusions, an XL among them, in the hub's layout."""
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.support import tiny_sd
+from tests.support.small_world import read_only
+from tests.support.unjudged import unlearned
+from unlearnbench import registry
+from unlearnbench.models.loading import load_stable_diffusion
+from unlearnbench.tasks.digits_text import DigitsText
+
+METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
+TRAINED = {
+    "random_label",
+    "salun",
+    "erasediff",
+    "erasediff_released",
+    "esd",
+    "esd_u",
+    "gradient_ascent",
+    "concept_ablation",
+    "uce",
+}
+TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
+TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
+SHORT = {"steps": "2", "batch_size": "32", "images": "4", "surrogate_images": "4", "replay_images": "4"}
+SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3", "blind_steps": "2"}
+SHORT |= {"epochs": "1", "rounds": "1", "batches": "2", "inner_steps": "1"}
+SHORT |= {"attack_steps": "1", "attack_tokens": "2", "images_a_prompt": "1"}
+
+
+WHOLE = {"uce", "esd", "salun", "sld"}
+"""Run as a whole on every kind; the others without judging on XL, and as a whole on every kind in the slow tests."""
+CASES = [
+    pytest.param(kind, name, marks=[] if name in WHOLE else pytest.mark.slow)
+    for kind in ("sd1", "sd2", "sdxl")
+    for name in sorted(TRAINED | GUIDED)
+]
+
+
+@pytest.fixture(scope="module")
+def world(request, tmp_path_factory):
+    """A folder for --pretrained."""
+    return tiny_sd.world(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+def changed(method):
+    """Settings that make a method short, as words of the command line."""
+    known = method.configured({}).settings()
+    return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
+
+
+def short(name):
+    """The method with those settings."""
+    cls = registry.load_method(name)
+    known = cls.configured({}).settings()
+    return cls.configured({key: int(value) for key, value in SHORT.items() if key in known})
+
+
+@pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
+def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
+    words = changed(registry.load_method(name))
+    said = cli(
+        *("run", "--task", "digits-text", "--forget", "red", "--protocol", "smoke", "--device", "cpu"),
+        *("--pretrained", world, "--method", name, *words, "--out", tmp_path / "here"),
+    )
+    assert said.code == 0, said.err
+    record = read_only(tmp_path / "here")
+    assert record.status in ("ok", "unreliable"), record.reason  # untrained networks draw what a judge refuses
+    assert (record.scores["trained_parameters"].value > 0) == (name in TRAINED)
+    assert record.protocol.settings["safety_checker"] is False
+    assert record.seeds["pretraining"] == 5
+    assert {"ua", "ua_synonyms", "ua_held_out", "ra", "ira", "cra", "ra_neighbours", "fid"} <= set(record.scores)
+    images = pd.read_parquet(next((tmp_path / "here").rglob(f"{name}*/*.parquet")))
+    assert set(images.group) == {"forget", "direct", "synonyms", "held_out", "neighbours", "retain"}
+    assert images[images.group == "forget"].prompt.str.contains("red").all()
+
+
+@pytest.mark.parametrize("world", ["sdxl"], indirect=True)
+@pytest.mark.parametrize("name", sorted((TRAINED | GUIDED) - WHOLE))
+def test_every_method_unlearns_on_xl(world, name):
+    cost = unlearned(short(name), DigitsText("red", protocol="smoke", weights=world))
+    assert (cost["trained_parameters"] > 0) == (name in TRAINED)
+
+
+def test_all_methods_are_tried():
+    assert {name for case in CASES for name in case.values[1:]} == TRAINED | GUIDED
+    class_only = {"original", "retrain", "destroy", "checkpoint"}
+    assert set(METHODS) == TRAINED | GUIDED | class_only
+
+
+FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"]\n'
+
+
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
+@pytest.mark.parametrize("name", ["uce", "prompt_filter"])
+def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, monkeypatch, fresh_store):
+    """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
+    monkeypatch.setattr(
+        "unlearnbench.pipeline.unlearning._relative_time", lambda *given: 1.0
+    )  # it takes longer than all the rest
+    words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
+    drawn = {}
+    for folder, substitute in (("first", "one"), ("second", "two")):
+        (tmp_path / "mine.toml").write_text(f'name = "mine"\n{FILE.format(substitute)}')
+        said = cli(*words, "--method", name, "--concept", "mine.toml", "--out", folder)
+        assert said.code == 0, said.err
+        record = read_only(tmp_path / folder)
+        images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
+        drawn[folder] = (record.key, record.weights["unlearned"], images.p_asked[images.group == "forget"].tolist())
+    assert drawn["first"][0] != drawn["second"][0]
+    assert (drawn["first"][1] != drawn["second"][1]) == (name == "uce")
+    assert drawn["first"][2] != drawn["second"][2]
+    assert len(list((fresh_store / "weights").glob("*"))) == 2 * 2, "the original's and the method's, for each file"
+
+
+@pytest.mark.parametrize("world", ["sd1", "sdxl"], indirect=True)
+def test_guidance_is_one_batch_and_prompts_are_embedded_once_a_call(world, monkeypatch):
+    model = load_stable_diffusion(world)
+    rows, embedded = [], []
+    predict, encoded = type(model).predict, type(model)._encoded
+    monkeypatch.setattr(type(model), "predict", lambda self, x, t, c: rows.append(len(x)) or predict(self, x, t, c))
+    monkeypatch.setattr(
+        type(model),
+        "_encoded",
+        lambda self, encoder, ids, *given, **more: (
+            embedded.append(len(ids)) or encoded(self, encoder, ids, *given, **more)
+        ),
+    )
+    y = model.tokens(["a photo of a red seven", "blue"])
+    with torch.inference_mode():
+        model.sample(y, [1, 2], sampler=DigitsText.protocols["smoke"].sampler)
+    assert rows == [4] * 4
+    assert sum(embedded) == (2 + 1) * len(model.text_encoders)

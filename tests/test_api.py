@@ -1,0 +1,123 @@
+"""`unlearnbench.run`: the same runs from Python as from the command line."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import unlearnbench
+from tests.support.small_world import comparable, read_only, write_method, write_nudge
+from unlearnbench import Method, registry
+from unlearnbench.errors import Failed, UserError
+from unlearnbench.records.schema import load_all
+
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@dataclass(frozen=True)
+class ScaleWeights(Method):
+    """A method that lives in a module of its user's."""
+
+    size: float = 0.01
+
+    def unlearn(self, model, task, prepared=None):
+        with torch.no_grad():
+            for value in model.select("full").values():
+                value *= 1 + self.size
+        return model
+
+
+@pytest.fixture(autouse=True)
+def offered(monkeypatch):
+    """Classes are known to one test alone."""
+    monkeypatch.setattr(registry, "_offered", {})
+
+
+def test_python_and_the_command_line_give_the_same_record(cli, tmp_path, capsys):
+    path = write_nudge(tmp_path)
+    (record,) = unlearnbench.run(
+        method=path, task="digits-class", forget="3", seeds=[1], settings={"size": 0.02}, out=tmp_path / "python"
+    )
+    assert capsys.readouterr() == ("", ""), "nothing is shown unless it is asked for"
+    said = cli("run", "--method", path, "--forget", "3", "--seeds", "1", "--set", "size=0.02", "--out", "typed")
+    assert said.code == 0
+    assert comparable(record) == comparable(read_only(tmp_path / "typed"))
+    assert record == read_only(tmp_path / "python")
+    assert record.status == "ok" and record.seeds["unlearning"] == 1 and record.method.overrides == {"size": 0.02}
+
+
+def test_records_are_of_what_was_asked_for_and_made_once(tmp_path, monkeypatch):
+    path, here = write_nudge(tmp_path), tmp_path / "here"
+    records = unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], out=here)
+    assert [(record.forget, record.seeds["unlearning"]) for record in records] == [
+        ("3", 0),
+        ("3", 1),
+        ("8", 0),
+        ("8", 1),
+    ]
+    assert len(load_all(here)) == 6, "the original's are written beside them"
+    monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *about: pytest.fail("it was there"))
+    assert unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], out=here) == records
+
+
+def test_a_class_is_run_as_its_file_is(tmp_path):
+    (own,) = unlearnbench.run(ScaleWeights, out=tmp_path / "own")
+    (file,) = unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "file")
+    assert own.method.name == "scale_weights" and own.path(tmp_path / "own").is_file()
+    assert own.weights == file.weights
+    assert {name: score.value for name, score in own.scores.items() if "time" not in name and "memory" not in name} == {
+        name: score.value for name, score in file.scores.items() if "time" not in name and "memory" not in name
+    }
+
+
+def test_attacks_are_tried_too(tmp_path):
+    (record,) = unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "here", attacks=["latent_probe@0.9"], budget=0)
+    assert set(record.attacks) == {"latent_probe@0.9+budget=0"}
+
+
+def test_one_that_fails_is_raised_and_several_are_run_to_the_end(tmp_path):
+    here = tmp_path / "here"
+    broken = write_method(tmp_path, 'raise ValueError("no such luck")', name="broken")
+    with pytest.raises(Failed, match="broken failed with ValueError: no such luck"):
+        unlearnbench.run(broken, out=here)
+    with pytest.raises(Failed, match=r"1 failed \(broken · forget 3 · seed 0: .*no such luck.*the records of 1 of 2"):
+        unlearnbench.run([broken, write_nudge(tmp_path)], out=here)
+    assert read_only(here).method.name == "nudge"
+
+
+def test_what_is_left_out_goes_to_the_log(tmp_path, monkeypatch, caplog):
+    known = {name: registry.methods()[name] for name in ("original", "uce")}
+    monkeypatch.setattr(registry, "methods", lambda: known)
+    with caplog.at_level(logging.INFO, logger="unlearnbench"):
+        (record,) = unlearnbench.run("all", out=tmp_path / "here")
+    assert record.method.name == "original"
+    assert any(line.startswith("left out: uce needs") for line in caplog.messages)
+
+
+def test_progress_is_shown_where_it_is_asked_for(tmp_path, capsys):
+    unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "here", progress=True)
+    said = capsys.readouterr()
+    assert said.out == "" and "[2/2] nudge · forget 3 · seed 0" in said.err
+
+
+def test_wrong_values_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="unknown option of run 'forgot': did you mean forget"):
+        unlearnbench.run("esd", forgot="3")
+    with pytest.raises(UserError, match="unknown concept"):
+        unlearnbench.run("esd", forget="12", out=tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_run_is_the_function_whatever_is_imported_and_imports_nothing_heavy_before():
+    program = (
+        "import sys, unlearnbench; assert 'torch' not in sys.modules; "
+        "import unlearnbench.pipeline.runner, unlearnbench.launch.runs; "
+        "from unlearnbench import run; assert callable(run) and run is unlearnbench.run; "
+        "import inspect; assert 'eval_every' in inspect.signature(run).parameters"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

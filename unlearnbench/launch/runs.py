@@ -1,0 +1,120 @@
+"""Run the cells of a request: one by one in this process, or as jobs of a launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from unlearnbench.compute.device import on_threads, pick_device
+from unlearnbench.errors import UserError, message, one_line
+from unlearnbench.launch.driver import Left, Shown
+from unlearnbench.launch.jobs import Cut, Job
+from unlearnbench.launch.options import Where
+from unlearnbench.launch.plan import cells_launched, require_replaceable
+from unlearnbench.pipeline import runner
+from unlearnbench.pipeline.recording import record_cell
+from unlearnbench.pipeline.request import Cells, RunRequest
+from unlearnbench.pipeline.spec import Spec
+from unlearnbench.records.schema import Record, read
+from unlearnbench.storage.store import Store
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A request that was checked as far as that is possible before anything is run."""
+
+    request: RunRequest
+    where: Where | None
+    """The launcher; None: this process."""
+    device: str
+    """cpu or cuda."""
+    cells: Cells
+    cut: Cut
+
+    @classmethod
+    def of(cls, request: RunRequest, told: Callable[[str], None] = lambda line: None) -> PreparedRun:
+        """Check launcher, device, methods, concepts and settings; `told` hears what `method="all"` leaves out.
+
+        Raises `UserError` at the first value that does not fit.
+        """
+        where = Where.of(request)
+        device = where.device if where and where.device else pick_device(request.device)
+        cut = Cut.of(request, where is not None)
+        return cls(request, where, device, request.cells(device, told), cut)
+
+
+class RunsEnded(NamedTuple):
+    """What came of a request's cells."""
+
+    baseline: list[Record]
+    """The original's."""
+    records: list[Record]
+    """Of the cells that were asked for, without those that failed."""
+    failed: list[str]
+    """For each cell that failed, which and why."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether any cell that was asked for came to a result: the others diverged, were skipped or failed."""
+        return any(record.status in ("ok", "unreliable") for record in self.records)
+
+
+class JobsEnded(NamedTuple):
+    """What came of a request's jobs."""
+
+    runs: RunsEnded
+    jobs: list[Job]
+    """Those that were still to do."""
+    left: Left
+
+
+def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title: None) -> RunsEnded:
+    """Run one cell after another in this process; `begin` hears the title of each before it is run.
+
+    A cell that fails does not keep the others from being run; if it is the only one, its error is raised.
+    """
+    request, cells, results = prepared.request, prepared.cells, prepared.request.out
+    store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
+    if not request.force:
+        require_replaceable([*cells.baseline, *cells.asked], results, attacks)
+    ended = RunsEnded([], [], [])
+    with on_threads(request.threads):
+        for spec in cells.baseline:
+            begin(spec.title)
+            ended.baseline.append(runner.run(spec.cell(), store, results, replace=request.force))
+        for spec in cells.asked:
+            begin(spec.title)
+            try:
+                record = record_cell(
+                    spec.cell(),
+                    store,
+                    results,
+                    attacks=attacks,
+                    every=request.eval_every,
+                    tracking=tracking,
+                    force=request.force,
+                )
+            except (Exception, SystemExit) as error:
+                if len(cells.asked) == 1 or os.environ.get("UNLEARNBENCH_DEBUG"):
+                    raise
+                reason = message(error) if isinstance(error, UserError) else one_line(error)
+                ended.failed.append(f"{spec.title}: {reason}")
+            else:
+                ended.records.append(record)
+    return ended
+
+
+def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *about: None) -> JobsEnded:
+    """Run the cells as jobs of a launcher; `shown` is called at every look at them."""
+    results, (baseline, asked) = prepared.request.out, prepared.cells
+    jobs, left = cells_launched(asked, baseline, prepared.cut, where, Store(), results, shown)
+    undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
+
+    def records(specs: Sequence[Spec]) -> list[Record]:
+        return [read(spec.path(results)) for spec in specs if str(spec.place()) not in undone]
+
+    titles = {job.id: job.name for job in jobs}
+    failed = [f"{titles[result.id]}: {result.reason}" for result in left.failed]
+    return JobsEnded(RunsEnded(records(baseline), records(asked), failed), jobs, left)

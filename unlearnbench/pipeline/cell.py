@@ -1,0 +1,47 @@
+"""A cell: one method on one task, with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from unlearnbench.compute.precision import DEFAULT, Resources
+from unlearnbench.errors import Unsupported
+from unlearnbench.method import Method
+from unlearnbench.records.schema import Selection
+from unlearnbench.task import Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one task. The task holds concept, protocol, unlearning seed and device."""
+
+    method: Method
+    task: Task
+    preset: str = "default"
+    overrides: Mapping[str, Any] | None = None
+    selection: Selection | None = None
+    """What tuned settings were chosen on."""
+    resources: Resources = DEFAULT
+    """Precision and memory savings."""
+    include_unsafe: bool = False
+    """Whether results may contain images and prompts of an unsafe task."""
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
+
+    @property
+    def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
+        """How the hyper-parameters were chosen."""
+        if self.overrides:
+            return "custom"
+        return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
+
+
+def require(cell: Cell) -> None:
+    """Raise `Unsupported` if the task or model lacks what the method needs."""
+    lacking = cell.method.requires - cell.task.provides - set(cell.task.architecture(0).parts())
+    if lacking:
+        raise Unsupported(
+            f"{cell.method.name} needs {', '.join(sorted(lacking))}, which {cell.task.name} does not have"
+        )

@@ -1,0 +1,164 @@
+"""`run --dry-run`: estimate time, memory and disk from a trial of a few seconds."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from unlearnbench.compute.device import exact
+from unlearnbench.compute.environment import Meter
+from unlearnbench.compute.precision import out_of_memory
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.unlearning import named
+from unlearnbench.training import seeded
+
+SECONDS = 10.0
+FEW = 2
+"""Training steps of the shorter of two trials; the longer one takes twice as many."""
+
+
+class Estimate(NamedTuple):
+    """What one cell would take on this machine."""
+
+    images: int
+    evaluations: int
+    """Network evaluations for sampling; guidance counts twice."""
+    batch: int
+    """Images at once: the protocol's number, or the largest that fits."""
+    sampling: float
+    """Seconds of sampling."""
+    unlearning: float | None
+    """Seconds of unlearning without preparing; None if the method has no number of steps."""
+    memory: int | None
+    """Peak bytes of both trials; None if the system cannot tell."""
+    steps: int | None
+    """Unlearning steps; None if the method has no number of them."""
+    stored: int
+    """Bytes of weights and images that stay in the store."""
+
+
+def probe(cell: Cell, seconds: float | None = None) -> Estimate:
+    """Time single steps of sampling and unlearning, and extrapolate. Nothing is kept.
+
+    Raises `Unsupported` if the task lacks what the method needs, and `Failed` if the method's code fails or diverges
+    within the trial.
+    """
+    require(cell)
+    task, sampler = cell.task, cell.task.protocol.sampler
+    with named(cell.method):
+        wrapped = cell.method.wrap(task.pretrained(), task)
+    model = cell.resources.equip(wrapped).eval()
+    plan = task.plan()
+    with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
+        batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
+    with Meter(task.device) as training:
+        unlearning = _unlearning(cell)
+    chunks = -(-len(plan) // batch)
+    known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
+    guided = 1 if sampler.guidance == 1 else 2
+    return Estimate(
+        images=len(plan),
+        evaluations=len(plan) * sampler.steps * guided,
+        batch=batch,
+        sampling=chunks * sampler.steps * step + (first if cell.resources.compile else 0.0),
+        unlearning=unlearning,
+        memory=max(known) if known else None,
+        steps=_steps(cell),
+        stored=_stored(model, len(plan)),
+    )
+
+
+class Room(NamedTuple):
+    """Memory and disk of this machine."""
+
+    memory: int | None
+    """Bytes of the smallest GPU or, on the CPU, of the machine."""
+    kind: str
+    disk: int
+    """Free bytes at the store."""
+
+
+def room(device: str, store: Path) -> Room:
+    """Memory and disk of this machine."""
+    there = next(folder for folder in (store, *store.parents) if folder.exists())
+    disk = shutil.disk_usage(there).free
+    if device == "cuda":
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        least = min(cards, key=lambda card: card.total_memory)
+        return Room(least.total_memory, f"{len(cards)} x {least.name}", disk)
+    try:
+        return Room(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine's", disk)
+    except (AttributeError, ValueError, OSError):
+        return Room(None, "the machine's", disk)
+
+
+def _steps(cell: Cell) -> int | None:
+    steps = cell.method.settings().get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+@torch.inference_mode()
+def _stored(model: Diffusion, images: int) -> int:
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    one = model.decode(torch.zeros(1, *model.shape, device=model.alpha_bar.device))
+    return weights + images * 3 * one.shape[-2] * one.shape[-1]
+
+
+def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float, float]:
+    """The batch that fits, and seconds of one sampling step: the fastest of those that there was time for.
+
+    The last value is the seconds of the very first step, compilation included.
+    """
+    task = cell.task
+    batch, one = task.protocol.chunk, replace(task.protocol.sampler, steps=1)
+    while True:
+        items = (plan * -(-batch // len(plan)))[:batch]
+        try:
+            with torch.inference_mode(), cell.resources.sampling(task.device):
+                y = task.inputs(items)
+                work = partial(model.sample, y, [item.seed for item in items], sampler=one)
+                return batch, *_times(work, task.device, seconds)
+        except Exception as error:
+            if not out_of_memory(error) or batch == 1:
+                raise
+            batch //= 2
+
+
+def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float, float]:
+    with Meter(device, memory=False) as warming:
+        work()  # costs more: kernels are chosen or compiled, memory is taken
+    least, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        with Meter(device, memory=False) as meter:
+            work()
+        least = min(least, meter.seconds)
+        if time.perf_counter() >= end:
+            return least, warming.seconds
+
+
+def _unlearning(cell: Cell) -> float | None:
+    """Seconds of all steps, from the difference of two short runs."""
+    steps = _steps(cell)
+    if steps is None:
+        return None
+    spent = []
+    for limit in (FEW, 2 * FEW):
+        task = copy.copy(cell.task)
+        task.limit = limit
+        with seeded(0), named(cell.method), cell.resources.training(task.device):
+            model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
+            prepared = cell.method.prepare(model, task)
+            with Meter(task.device, memory=False) as meter:
+                cell.method.unlearn(model, task, prepared)
+        spent.append(meter.seconds)
+    return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])

@@ -1,0 +1,39 @@
+"""Everything that is asked of one cell: its run, followed or not, and then the attacks on what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.pipeline import runner
+from unlearnbench.pipeline.attacks import attacked
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.trackers import Tracking
+from unlearnbench.pipeline.trajectory import followed
+from unlearnbench.records.schema import Record
+from unlearnbench.storage.store import Store
+
+
+def record_cell(
+    cell: Cell,
+    store: Store,
+    results: Path,
+    *,
+    attacks: Sequence[AttackSpec] = (),
+    every: int | None = None,
+    tracking: Tracking | None = None,
+    force: bool = False,
+    replace: bool = False,
+) -> Record:
+    """Run a cell, then try the attacks; return its record, with those parts made that were missing.
+
+    With `every` (steps from one scored point to the next) or `tracking` the run is followed (see `trajectory`).
+    `force` makes every part again. `replace` allows to replace a record of something else, and makes again only what
+    is missing.
+    """
+    if every is not None or tracking is not None:
+        record = followed(cell, every, store, results, force, tracking)
+    else:
+        record = runner.run(cell, store, results, force, replace=replace)
+    return attacked(cell, record, attacks, store, results, force)

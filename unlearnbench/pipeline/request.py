@@ -1,0 +1,382 @@
+"""A request for runs, checked, and its cells: every method on every concept with every seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from inspect import isclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from unlearnbench import registry
+from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.compute.precision import DEFAULT, Resources
+from unlearnbench.data.concepts import Concept, read_concepts
+from unlearnbench.errors import Unsupported, UserError, one_line, unknown
+from unlearnbench.method import Method
+from unlearnbench.names import Seed, require_name
+from unlearnbench.pipeline.attacks import parse_attacks
+from unlearnbench.pipeline.cell import require
+from unlearnbench.pipeline.spec import Spec
+from unlearnbench.pipeline.trackers import Tracking, tracking
+from unlearnbench.records.tuning import require_apart, tuned_settings, was_tuned
+from unlearnbench.registry import words
+from unlearnbench.task import Task, accepted
+
+TUNED = "tuned"
+"""The preset that `tune` makes."""
+Named = list[tuple[str, type[Method]]]
+"""Methods as they were asked for, by name or by file."""
+
+
+def concepts_of(
+    task: type[Task], forget: Sequence[str] | None, file: Path | None
+) -> tuple[list[str], tuple[Concept, ...]]:
+    """What is to be forgotten, the task's default where nothing is said; how the user's own concepts are described."""
+    if file is not None:
+        if forget is not None:
+            raise UserError("--forget and --concept exclude each other: give one of them")
+        forgotten, described = read_concepts(file)
+        return [forgotten], described
+    return [task.resolve_concept(word) for word in ([task.default_forget] if forget is None else forget)], ()
+
+
+def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:
+    """The methods of these words, of which `all` stands for every one; refuses what cannot be set up."""
+    names = list(dict.fromkeys([*(registry.methods() if "all" in given else []), *given]))
+    found = [(name, registry.load_method(name)) for name in names if name != "all"]
+    found = _once(found)
+    for _, cls in found:
+        registry.require_fields(cls)
+        if cls.incomplete and cls.name in given and not overrides:
+            first = next(iter(cls.configured({}).settings()))
+            raise UserError(f"{cls.name} runs only with settings that you give: --set {first}=…")
+    return found
+
+
+def _once(found: Named) -> Named:
+    """Each method once; refuses two of one name, whose records would replace each other."""
+    kept: dict[str, tuple[str, type[Method]]] = {}
+    for name, cls in found:
+        before = kept.setdefault(cls.name, (name, cls))[0]
+        if before != name and _place(before) != _place(name):
+            raise UserError(
+                f"--method names two methods {cls.name}, {before} and {name}, and both would write the same records: "
+                "call one of the files otherwise, or run them one by one with an --out folder each"
+            )
+    return list(kept.values())
+
+
+def _place(name: str) -> Path | str:
+    """The file that a method was named by; methods of the registry by their name, even where their file was given."""
+    return name if (stem := Path(name).stem) == name or stem in registry.methods() else Path(name).resolve()
+
+
+def source_of(file: Path) -> str:
+    """What a method's file says, for machines that do not have it."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 ({one_line(error)}): save it as UTF-8") from error
+
+
+class Cells(NamedTuple):
+    """The cells that a request comes to."""
+
+    baseline: list[Spec]
+    """The original's, one for each concept: what the others are compared with."""
+    asked: list[Spec]
+
+
+@dataclass(frozen=True)
+class SpecBuilder:
+    """What is the same for every cell."""
+
+    task: type[Task]
+    results: Path
+    device: str
+    protocol: str = "default"
+    preset: str = "default"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    described: tuple[Concept, ...] = ()
+    resources: Resources = DEFAULT
+    include_unsafe: bool = False
+    pretrained: Path | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    """The task's own settings."""
+
+    def spec(self, name: str, cls: type[Method], forget: str, seed: int, plain: bool = False) -> Spec:
+        """One cell; `plain`: with the default settings, as the original's beside others is."""
+        preset, overrides = ("default", {}) if plain else (self.preset, self.overrides)
+        selection = None
+        if preset == TUNED:
+            settings, selection = tuned_settings(self.results, self.task.name, cls.name)
+            require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
+        else:
+            settings = cls.preset(preset, self.task.name)
+        method = cls.configured({**cls.current(settings), **overrides})
+        built_in = cls.name in registry.methods() or registry.is_offered(cls.name)
+        file = None if built_in else Path(name).resolve()
+        require_name("--preset", preset)
+        for key in settings:
+            require_name(f"the setting of {cls.name}", key)
+        return Spec(
+            method=str(file or cls.name),
+            source=source_of(file) if file else None,
+            task=self.task.name,
+            forget=forget,
+            seed=seed,
+            protocol=self.protocol,
+            preset=preset,
+            settings=method.settings(),
+            overrides=method.given(overrides),
+            selection=selection,
+            concepts=tuple(asdict(concept) for concept in self.described),
+            device=self.device,
+            precision=self.resources.precision,
+            memory=self.resources.memory,
+            compile=self.resources.compile,
+            include_unsafe=self.include_unsafe,
+            pretrained=self.pretrained,
+            **self.more,
+        )
+
+    def hosted(self, name: str, cls: type[Method], forget: str, told: Callable[[str], None]) -> bool:
+        """Whether the task can host a method with these settings; tells why not."""
+        if self.preset == TUNED and not was_tuned(self.results, self.task.name, cls.name):
+            told(f"left out: {cls.name} has no tuned settings")
+            return False
+        try:
+            # on the CPU: whoever drives jobs elsewhere may have no card
+            require(self.spec(name, cls, forget, 0).model_copy(update={"device": "cpu"}).cell())
+        except Unsupported as reason:
+            told(f"left out: {reason}")
+            return False
+        return True
+
+    def cells(
+        self,
+        methods: Named,
+        given: Sequence[str],
+        forget: Sequence[str],
+        seeds: Sequence[int],
+        told: Callable[[str], None],
+    ) -> Cells:
+        """The original's cell for each concept, and those that were asked for.
+
+        What `all` brings and the task cannot host is left out; what is named stays, and its record says why.
+        """
+        if "all" in given:
+            methods = [
+                (name, cls)
+                for name, cls in methods
+                if cls.name in given or (not cls.incomplete and self.hosted(name, cls, forget[0], told))
+            ]
+        original = registry.load_method("original")
+        baseline = [self.spec("original", original, concept, 0, plain=True) for concept in forget]
+        asked = [
+            self.spec(name, cls, concept, seed)
+            for concept in forget
+            for name, cls in methods
+            for seed in (seeds[:1] if cls.name == "retrain" and self.task.gold_once else seeds)
+        ]
+        return Cells(baseline, asked)
+
+
+Request = TypeVar("Request", bound="LaunchRequest")
+
+
+class LaunchRequest(BaseModel):
+    """Where to compute, and as which jobs. Without `launcher` and `jobs`, cells run one by one in this process."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    launcher: str | None = None
+    """local, ray or slurm."""
+    jobs: int | None = None
+    """Jobs at a time."""
+    threads: int | None = None
+    """CPU threads of a job, or of this process."""
+    gpus: int | None = None
+    """GPUs of a job, by ray and slurm."""
+    partition: str | None = None
+    """Slurm's partition."""
+    time: str | None = None
+    """Slurm's limit for a job: 90, 1:30 or 1-12:00."""
+    slurm: dict[str, str] = {}
+    """Further options of sbatch."""
+
+    @classmethod
+    def of(cls: type[Request], **values: Any) -> Request:
+        """A request from these values; `UserError` names the first one that does not fit, and what would."""
+        for name in values:
+            if name not in cls.model_fields:
+                raise unknown("option of run", name, cls.model_fields)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else "the request"
+            if first["type"] == "missing":
+                raise UserError(f"{name} is missing: give it a value") from error
+            reason = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+            raise UserError(f"{name}={values.get(name)!r} does not fit: {reason}") from error
+
+
+class RunRequest(LaunchRequest):
+    """What `unlearnbench run` and `unlearnbench.run` are asked for; each field is an option of the command.
+
+    Everything is checked that can be checked without loading a model; see `cells` for the rest.
+    """
+
+    method: tuple[str, ...]
+    """Names, paths of .py files, `all`, or `Method` classes, which become names."""
+    task: str = "digits-class"
+    forget: tuple[str, ...] | None = None
+    """Concepts; None: the task's default."""
+    concept: Path | None = None
+    """A .toml file with concepts of the user's own, in place of `forget`."""
+    protocol: str = "default"
+    seeds: tuple[Seed, ...] = (0,)
+    """Of unlearning."""
+    preset: str = "default"
+    settings: dict[str, Any] = {}
+    """Hyper-parameters that differ from the preset's."""
+    precision: str = "fp32"
+    compile: bool = False
+    memory: tuple[str, ...] = ()
+    """Ways to save memory: checkpointing, slices, adam8bit."""
+    out: Path = Path("results")
+    """Folder of records."""
+    pretrained: Path | None = None
+    data: Path | None = None
+    checkpoint: Path | None = None
+    coco: str | None = None
+    include_unsafe: bool = False
+    force: bool = False
+    attacks: tuple[str, ...] = ()
+    """Labels, or `standard`."""
+    budget: int | None = None
+    """What each attack may spend on a target; None: its own schedule."""
+    eval_every: int | None = None
+    """Steps from one scored point of a trajectory to the next."""
+    tracker: str | None = None
+    shards: int = 1
+    """Jobs that a cell's images are drawn by."""
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> list[str]:
+        every = value if isinstance(value, list | tuple) else [value]
+        return words([registry.offer_method(one) if _is_method(one) else _text("method", one) for one in every])
+
+    @field_validator("forget", "memory", "attacks", mode="before")
+    @classmethod
+    def _listed(cls, value: Any, info: Any) -> Any:
+        if value is None:
+            return None if info.field_name == "forget" else ()
+        every = value if isinstance(value, list | tuple) else [value]
+        found = words([_text(info.field_name, one) for one in every])
+        if info.field_name == "attacks" and not found and every:
+            parse_attacks("")
+        return found
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _numbered(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return parse_seeds(value)
+        seeds = list(value) if isinstance(value, Iterable) else [value]
+        for seed in seeds:
+            if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) < 2**63:
+                raise UserError(
+                    f"seeds={value!r}: {seed!r} is no seed: give whole numbers from 0 on, such as [0, 1, 2]"
+                )
+        if not seeds:
+            raise UserError("seeds is empty: give at least one, such as [0]")
+        return list(dict.fromkeys(map(int, seeds)))
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunRequest:
+        if self.budget is not None and not self.attacks:
+            raise UserError("--budget is for attacks: add --attacks standard, or leave it out")
+        if self.tracker is not None:
+            tracking(self.tracker)
+        task = registry.load_task(self.task)
+        task.resolve_protocol(self.protocol)
+        self.own_settings(task)
+        if self.eval_every is not None and self.eval_every < 1:
+            raise UserError(
+                f"--eval-every {self.eval_every} is below 1: give the steps from one evaluation to the next, such as 10"
+            )
+        return self
+
+    def own_settings(self, task: type[Task]) -> dict[str, Any]:
+        """Those of the task's own settings that were given; refuses what the task does not take."""
+        return accepted(task, data=self.data, checkpoint=self.checkpoint, coco=self.coco)
+
+    def attack_specs(self) -> list[AttackSpec]:
+        """The attacks to try."""
+        return parse_attacks(",".join(self.attacks), self.budget) if self.attacks else []
+
+    def tracking(self) -> Tracking | None:
+        """What shows losses and scores as they come."""
+        return None if self.tracker is None else tracking(self.tracker)
+
+    def cells(self, device: str, told: Callable[[str], None] = lambda line: None) -> Cells:
+        """The cells on a device, `cpu` or `cuda`; `told` hears what `method="all"` leaves out.
+
+        Raises `UserError` where a method, concept, preset or setting does not exist, or the device cannot do it.
+        """
+        task = registry.load_task(self.task)
+        methods = methods_of(self.method, self.settings)
+        forgotten, described = concepts_of(task, self.forget, self.concept)
+        if not methods or not forgotten:
+            raise UserError(f"--{'forget' if methods else 'method'} is empty: name at least one")
+        builder = SpecBuilder(
+            task=task,
+            results=self.out,
+            device=device,
+            protocol=self.protocol,
+            preset=self.preset,
+            overrides=self.settings,
+            described=described,
+            resources=Resources.checked(self.precision, self.memory, device, self.compile),
+            include_unsafe=self.include_unsafe,
+            pretrained=self.pretrained,
+            more=self.own_settings(task),
+        )
+        return builder.cells(methods, self.method, forgotten, self.seeds, told)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0`, `0-2` or `0,3,5` as numbers, in order."""
+    numbers: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last - first >= 1000:
+            raise UserError(f"--seeds {text}: {last - first + 1} seeds are too many; at most 1,000")
+        if last < first:
+            raise UserError(
+                f"--seeds {text}: write one number, an ascending range such as 0-2, or a list such as 0,3,5"
+            )
+        numbers += [number for number in range(first, last + 1) if number not in numbers]
+    return numbers
+
+
+def _is_method(value: Any) -> bool:
+    return isclass(value) and issubclass(value, Method)
+
+
+def _text(option: str, value: Any) -> str:
+    """A word of an option that takes several."""
+    if isinstance(value, str | PathLike):
+        return str(value)
+    what = "names, paths or Method classes" if option == "method" else f"text, such as {str(value)!r}"
+    raise UserError(f"{option}={value!r} does not fit: give {what}, or a list of them")

@@ -1,0 +1,100 @@
+"""Run one cell: task -> model -> unlearn -> samples -> metrics -> record, each stage kept under a content key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from unlearnbench.compute.environment import seeing
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import Unsupported
+from unlearnbench.hashing import state_hash
+from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.cell_state import CellState
+from unlearnbench.pipeline.fingerprint import sample_parts, weight_parts, wraps
+from unlearnbench.pipeline.measuring import Measurement, measure
+from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
+from unlearnbench.pipeline.unlearning import loaded, unlearn
+from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
+from unlearnbench.records.schema import Record
+from unlearnbench.storage.store import Made, Store
+from unlearnbench.training import Diverged
+
+
+def run(
+    cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None, replace: bool = False
+) -> Record:
+    """Unlearn, sample, judge, score and record one cell; return its record at once where nothing is missing.
+
+    `watch` follows the unlearning, unless the weights are in the store already. `force` runs every stage again.
+    Raises `UserError` before any work where a record of something else lies in this one's place, unless `force` or
+    `replace` allows to replace it, and where a folder cannot be written.
+    """
+    state = CellState.of(cell, results)
+    if not (force or replace):
+        state.require_replaceable()
+    if state.found and not (force or state.needs_run(store)):
+        return state.found
+    _require_folders(state, store, force)
+    try:
+        require(cell)
+        original = cell.task.pretrained().eval()
+        weights, facts = unlearned(cell, state.draft, original, store, force, watch)
+        measured = measure(
+            cell,
+            loaded(cell, weights),
+            original,
+            state.metrics,
+            cell.task.plan(),
+            sample_parts(cell, weights),
+            store,
+            cost=facts["cost"],
+            force=force,
+        )
+    except (Diverged, Unsupported) as error:
+        return write_failure(state, error, force)
+    record = completed(state, weights, facts, measured)
+    return write_result(state, record, measured, original, store, force)
+
+
+def unlearned(
+    cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
+) -> Made:
+    """The unlearned weights and what they cost, from the store or made."""
+    return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
+
+
+def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any], measured: Measurement) -> Record:
+    """The record of a run that came to a result; marked unreliable where images are missing or no weight changed."""
+    cell, draft, scores = state.cell, state.draft, measured.scores
+    idle = facts["cost"]["trained_parameters"] == 0 and cell.method.name != "original" and not wraps(cell)
+    gaps = any(score.missing > UNRELIABLE * score.n or (score.reason and score.n == 0) for score in scores.values())
+    libraries = {"seeing": seeing()} if measured.outcome.witnessed else {}
+    return draft.model_copy(
+        update={
+            "status": "unreliable" if gaps or idle else "ok",
+            "reason": "the method changed no weight: look at its settings" if idle else None,
+            "scores": {name: score_record(state.metrics[name], score) for name, score in scores.items()},
+            "judge_error": measured.judge_error,
+            "witness_error": measured.scorer_error,
+            "weights": {**draft.weights, "unlearned": state_hash(weights)},
+            "environment": {**facts["environment"], **libraries, **cell.notes},
+            "created": facts["created"],
+        }
+    )
+
+
+def finished(cell: Cell, results: Path) -> Record | None:
+    """The cell's record, if it and all files beside it are there, whatever the store holds."""
+    state = CellState.of(cell, results)
+    return state.found if state.whole else None
+
+
+def _require_folders(state: CellState, store: Store, force: bool) -> None:
+    """Refuse folders that the run could not write; a store that holds the weights already may be read-only."""
+    require_writable(state.results, "--out")
+    if force or not state.has_weights(store):
+        require_writable(store.root, "UNLEARNBENCH_CACHE")

@@ -1,0 +1,158 @@
+"""The unlearning stage of a run."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnbench.compute.environment import Meter, describe, now
+from unlearnbench.compute.evaluation_budget import counted
+from unlearnbench.compute.precision import out_of_memory, too_little
+from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import Failed, UserError, one_line
+from unlearnbench.hashing import seed_of
+from unlearnbench.method import Method
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.task import Task
+from unlearnbench.training import Diverged, seeded
+
+TIMED = 6
+"""Images in a timed sampling."""
+
+
+def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
+
+    Watching changes neither the weights nor the times, which leave out what it takes.
+    """
+    task, method = cell.task, cell.method
+    watch = watch or Watch(task.device, on=False)
+    for side in ("forget", "retain"):
+        if f"{side} images" in method.requires:
+            task.count(side)  # a task may sample its images here, before the clock starts
+    _require_fitting(cell)
+    with seeded(seed_of("structure", task.seed) >> 1), named(method):  # what `wrap` adds may be initialized at random
+        model = cell.resources.equip(method.wrap(task.pretrained(), task))
+    with (
+        counted(model) as count,
+        seeded(seed_of("unlearning", task.seed) >> 1),
+        named(method),
+        cell.resources.training(task.device),
+        watch.hearing(model),
+    ):
+        measured = count is None  # a budget is no cost to report: nor is what else costs is measured then
+        with Meter(task.device, memory=measured) as preparing:
+            prepared = method.prepare(model, task)
+        aside = watch.aside
+        with Meter(task.device, memory=measured) as unlearning:
+            watch.begin()
+            model = method.unlearn(model, task, prepared)
+    check_model(method, model)
+    seconds = unlearning.seconds - (watch.aside - aside)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    watch.end(state, seconds)
+    changed, stored = _changes(state, original.state_dict())
+    known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
+    cost = {
+        "prepare_time": preparing.seconds - aside,
+        "unlearn_time": seconds,
+        "relative_time": _relative_time(model, original, task) if measured else None,
+        "peak_memory": max(known) if known else None,
+        "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
+        if known
+        else "this system cannot tell",
+        "trained_parameters": changed,
+        "stored_size": stored,
+        "evaluations": count.evaluations if count else None,
+    }
+    return state, {"cost": cost, "environment": {**describe(task.device), **cell.resources.named()}, "created": now()}
+
+
+def _require_fitting(cell: Cell) -> None:
+    """Refuse a batch size given by the user that is larger than the number of all images of the task.
+
+    A batch larger than one side repeats its images: they are reshuffled as often as needed.
+    """
+    asked = (cell.overrides or {}).get("batch_size")
+    if isinstance(asked, int) and {"forget images", "retain images"} & cell.method.requires:
+        most = cell.task.count("forget") + cell.task.count("retain")
+        if asked > most:
+            raise UserError(
+                f"batch_size={asked} does not fit {cell.method.name} on {cell.task.name}: it has {most} images in all, "
+                "give at most that"
+            )
+
+
+@contextmanager
+def named(method: Method) -> Iterator[None]:
+    """Turn an error in a method's own code into one line that says where it happened."""
+    try:
+        yield
+    except (UserError, Diverged):
+        raise
+    except (Exception, SystemExit) as error:
+        if out_of_memory(error):
+            raise too_little(method.name, error, method.settings().get("batch_size")) from error
+        own = {str(path) for path in method.own_files()}
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in own]
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        raise Failed(
+            f"{method.name} failed with {one_line(error)}{where}; UNLEARNBENCH_DEBUG=1 shows the traceback"
+        ) from error
+
+
+def check_model(method: Method, model: Any) -> None:
+    """Require that a method returned a `Diffusion` with finite weights."""
+    if not isinstance(model, Diffusion):
+        raise Failed(
+            f"{method.name}.unlearn returned {type(model).__name__}, not a Diffusion: end it with `return model`"
+        )
+    bad = [
+        name for name, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if bad:
+        raise Failed(
+            f"{method.name}.unlearn returned weights that are not finite "
+            f"({bad[0]} and {len(bad) - 1} more): lower its lr"
+        )
+
+
+def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
+    """How many numbers differ from the original's, and the bytes of the tensors that contain them."""
+    changed = stored = 0
+    for name, value in state.items():
+        old = before.get(name)
+        same = old is not None and old.shape == value.shape
+        count = int((value != old.cpu()).sum()) if old is not None and same else value.numel()
+        changed += count
+        stored += value.numel() * value.element_size() if count else 0
+    return changed, stored
+
+
+@torch.inference_mode()
+def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 4) -> float:
+    """Seconds per image relative to the original: the fastest of a few rounds each, in alternating order."""
+    y = torch.cat([task.names("forget"), task.names("retain")])[:TIMED].to(task.device)
+    seconds: dict[str, list[float]] = {"model": [], "original": []}
+    pair = [("model", model), ("original", original)]
+    for number in range(rounds + 1):
+        for name, network in pair if number % 2 else pair[::-1]:
+            with Meter(task.device, memory=False) as meter:
+                network.sample(y, list(range(len(y))))
+            seconds[name].append(meter.seconds)
+    return min(seconds["model"][1:]) / min(seconds["original"][1:])
+
+
+def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
+    """The unlearned model from stored weights."""
+    with seeded(0), named(cell.method):
+        model = cell.method.wrap(cell.task.architecture(0), cell.task)
+    model.load_state_dict(state)
+    return cell.resources.equip(model).eval()

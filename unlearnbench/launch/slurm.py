@@ -1,7 +1,7 @@
-"""Slurm jobs, submitted as arrays through submitit. They outlive the driver, and the next driver takes them over.
+"""Run jobs on Slurm, as arrays submitted through submitit. They outlive the driver; the next one picks them up.
 
-submitit writes and submits the scripts. Waiting, resubmitting and reading results are done here, because submitit's own
-futures exist only as long as the process that submitted them.
+submitit writes and submits the scripts. Waiting, resubmitting and reading results are done here, because a later driver
+must be able to continue from the ledger's files alone.
 """
 
 from __future__ import annotations

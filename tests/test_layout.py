@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 import unlearnbench
 from tests.support.small_world import ROOT, python
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
@@ -151,3 +157,10 @@ def test_no_top_level_package_but_ours(tmp_path):
     done = python("-c", script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
+
+
+def test_pyproject_lists_every_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "unlearnbench").rglob("__init__.py")}
+    assert {*listed} == {*found, "unlearnbench.methods", "unlearnbench.metrics"}
+    assert len(listed) == len({*listed})

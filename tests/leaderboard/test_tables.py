@@ -305,10 +305,10 @@ def test_rows_of_another_version_are_marked_and_counted(monkeypatch):
     board = make_board(records, METRICS)
     (sheet,) = lb.tables(board, METRICS, ["ua"])
     assert {cells[0]: cells[-1] for _, rows in sheet.sections for cells in rows} == {
-        "esd": "other version: engine", "salun": "",
+        "esd": "other version", "salun": "",
     }  # fmt: skip
-    assert "1 of 2 rows" in sheet.note
-    assert row(board, "esd")["flags"] == "other version: engine", "CSV and JSON say it too"
+    assert "(engine): 1 of 2 rows" in sheet.note
+    assert row(board, "esd")["flags"] == "other version", "CSV and JSON say it too"
     assert any("other version: engine" in line for line in run_summary.run_notes([old], {}))
 
 

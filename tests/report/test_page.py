@@ -282,7 +282,7 @@ def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, mo
 def test_a_task_without_real_weights_says_so(results, monkeypatch):
     assert "real weights" not in report(results).html
     monkeypatch.setattr("unlearnbench.registry.untried", lambda task: True)
-    assert "never run on its real weights by this project" in report(results).html
+    assert "has never run this task on its real weights" in report(results).html
 
 
 def test_one_task_alone(cli, results):

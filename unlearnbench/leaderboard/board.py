@@ -20,7 +20,6 @@ from unlearnbench.records.identity import (
     left_out,
     matching,
     measured_by,
-    older_flag,
     older_parts,
     scored_alike,
 )
@@ -153,7 +152,7 @@ def board(
             "n": len(distinct(counted)),
             **surroundings(group),
             "flags": flags(group),
-            "older": any(map(older_parts, group)),
+            "older": list(dict.fromkeys(part for record in group for part in older_parts(record))),
         }
         fields |= {"stats": stats, "unscored": anchored["unscored"]}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
@@ -191,7 +190,7 @@ def _counted(group: Iterable[Record]) -> list[Record]:
 def flags(group: Iterable[Record]) -> str:
     """Describe what went wrong, by seed, what is not pooled, and what was made with an older version of this project.
 
-    For example `unreliable (seed 1), diverged at step 12 (seed 2), other version: engine`.
+    For example `unreliable (seed 1), diverged at step 12 (seed 2), other version`.
     """
     group = list(group)
     seeds: dict[str, list[int]] = {}
@@ -200,7 +199,7 @@ def flags(group: Iterable[Record]) -> str:
             step = "" if record.step is None else f" at step {record.step}"
             seeds.setdefault(record.status + step, []).append(record.seeds["unlearning"])
     wrong = [f"{what} (seed {', '.join(map(str, found))})" for what, found in seeds.items()]
-    return ", ".join(filter(None, [*wrong, *left_out(_counted(group)), older_flag(group)]))
+    return ", ".join([*wrong, *left_out(_counted(group)), *(["other version"] if any(map(older_parts, group)) else [])])
 
 
 # ---- anchored scores -----------------------------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class BoardRow:
     hardware: str = ""
     flags: str = ""
     """What went wrong, by seed, and what was left out."""
-    older: bool = False
-    """Whether a run was made with an older version of this project's engine, method, judge or metrics."""
+    older: list[str] = field(default_factory=list)
+    """Parts of this project that were older when a run was made, such as "engine" and "method"."""
     stats: Mapping[str, Stat] = field(default_factory=dict)
     """By metric or anchored score."""
     unscored: str = ""

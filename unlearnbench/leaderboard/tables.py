@@ -212,8 +212,9 @@ def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:
     """The line below a table: what real images score, and how many rows are of another version; may be empty."""
     floors = {name: next((f for row in table if (f := row.stat(name).floor) is not None), None) for name in metrics}
     notes = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
-    if older := sum(row.older for row in table):
-        notes.append(f"of another version of unlearnbench, see flags: {older} of {len(table)} rows")
+    if older := [row.older for row in table if row.older]:
+        parts = ", ".join(dict.fromkeys(part for some in older for part in some))
+        notes.append(f"of another version of unlearnbench ({parts}): {len(older)} of {len(table)} rows")
     return "; ".join(notes)
 
 

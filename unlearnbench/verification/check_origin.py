@@ -112,7 +112,7 @@ def division(record: Record, results: Path) -> Iterator[Issue]:
         if isinstance(settings := _configured(cls, {**chosen, **method.overrides}), str):
             yield settings
         else:
-            yield from _apart(record, settings)
+            yield from _apart(record, cls, settings)
     elif chosen is not None:
         yield chosen
 
@@ -143,8 +143,8 @@ def _configured(cls: type[Method], settings: dict[str, Any]) -> dict[str, Any] |
         return str(error)
 
 
-def _apart(record: Record, meant: dict[str, Any]) -> Iterator[Issue]:
-    recorded, wanted = flat(record.method.settings), flat(meant)
+def _apart(record: Record, cls: type[Method], meant: dict[str, Any]) -> Iterator[Issue]:
+    recorded, wanted = flat(cls.current(record.method.settings)), flat(meant)
     changed = ", ".join(
         f"{name} {recorded.get(name, '—')} there and {wanted.get(name, '—')} here"
         for name in dict.fromkeys([*recorded, *wanted])

@@ -41,9 +41,9 @@ def standing(kind: Kind, name: str, code_hash: str) -> Standing:
 
 
 def lineage(kind: Kind, name: str, code_hash: str) -> str:
-    """Return a text that is equal for code known to give equal numbers: `esd v1`, or the hash itself."""
+    """Return a text that is equal for code known to give equal numbers: `v1`, or the hash itself."""
     version = version_of(kind, name, code_hash)
-    return f"{name} v{version}" if version else code_hash
+    return f"v{version}" if version else code_hash
 
 
 @cache

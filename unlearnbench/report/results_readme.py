@@ -20,7 +20,7 @@ from unlearnbench.records.identity import grouped
 from unlearnbench.records.identity import labels as names_of
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
-from unlearnbench.report import results_readme, tuning_table
+from unlearnbench.report import tuning_table
 
 SENDING = """## How to add a row
 
@@ -48,11 +48,15 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
     sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
     parts, made = [], {}
     for sheet, (key, table) in zip(sheets, board.tables(), strict=True):
-        path = results_readme.picture_path(board, key, "pareto")
+        path = picture_path(board, key, "pareto")
         text = as_markdown([sheet])
-        made[path] = picture(pareto(table, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
-        parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n")
-    attacks, more = results_readme.pictured(board, records)
+        present = [row for row in table if not row.older] or table
+        made[path] = picture(pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
+        left_out = f"\n{len(table) - len(present)} rows of another version are left out.\n" * (
+            len(present) < len(table)
+        )
+        parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n{left_out}")
+    attacks, more = pictured(board, records)
     fair, drawn = tuning_table.page(board, tuned)
     page = _page("\n".join(parts), attacks + fair, metrics)
     return {Path("README.md"): page.encode(), **made, **more, **drawn}

@@ -50,11 +50,11 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
     for sheet, (key, table) in zip(sheets, board.tables(), strict=True):
         path = picture_path(board, key, "pareto")
         text = as_markdown([sheet])
-        present = [row for row in table if not row.older] or table
+        present = table.where(lambda row: not row.older)
+        present = present if len(present) else table
+        older = len(table) - len(present)
         made[path] = picture(pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
-        left_out = f"\n{len(table) - len(present)} rows of another version are left out.\n" * (
-            len(present) < len(table)
-        )
+        left_out = f"\n{older} rows of another version are left out.\n" if older else ""
         parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n{left_out}")
     attacks, more = pictured(board, records)
     fair, drawn = tuning_table.page(board, tuned)

@@ -125,7 +125,7 @@ def test_concepts_of_ones_own_are_on_the_card(cli, world):
 
 
 def test_any_definition_is_written_as_it_was(tmp_path):
-    odd = Concept(('a "b" \\ c', "é😀"), ("''", "#"), "one", ("x = 1", "]]\n[[concept]]"))
+    odd = Concept(('a "b" \\ c', "é😀"), ("''", "#"), "one", ("x = 1", "]] [[concept]]"))
     record = made_record(forget="odd", protocol_changes={"settings": {"concepts": [{}]}})
     text = "\n".join(module._definition(record, SimpleNamespace(erased=(odd,))))
     (tmp_path / "odd.toml").write_text(code(text)[0])

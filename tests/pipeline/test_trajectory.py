@@ -21,9 +21,8 @@ from unlearnbench.compare.record_diff import differences
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline import measuring, runner, trajectory
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.request import RunRequest
-from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.pipeline.trackers import Steady
 from unlearnbench.pipeline.trajectory import followed, held_out
 from unlearnbench.records.provenance import command, details
@@ -219,14 +218,14 @@ def test_points_are_drawn_from_other_noise_than_what_is_reported():
 
 
 @pytest.mark.parametrize("method", ["gradient_ascent", "scissorhands"])
-def test_the_key_of_a_committed_record_is_what_it_was_with_a_trajectory_and_without(method):
+def test_a_committed_record_is_found_with_a_trajectory_and_without(method):
     known = read(ROOT / f"results/digits-class/default/3/{method}/seed-0.json")
     assert (known.trajectory is not None) == (method == "gradient_ascent")
     task = DigitsClass("3")
     protocol = dict(known.protocol.settings)
     sampler = type(task.protocol.sampler)(**protocol.pop("sampler"))
     task.protocol = type(task.protocol)(sampler=sampler, **protocol)
-    assert drafted(Cell(registry.load_method(method)(), task), metrics_for(task)).key == known.key
+    assert CellState.of(Cell(registry.load_method(method)(), task), ROOT / "results").found == known
 
 
 @pytest.mark.parametrize("every", [0, -3])
@@ -337,7 +336,7 @@ def test_the_report_draws_trajectories_and_escapes_names(tmp_path):
     record = followed_record(watched={SCRIPT: (1.0, None)})
     write(record, record.path(tmp_path))
     page = report(tmp_path).html
-    assert "<h3>Trajectories</h3>" in page and "nothing was chosen by them" in page
+    assert "<h3>Trajectories</h3>" in page and "othing was chosen by them" in page
     assert SCRIPT not in page and SCRIPT.replace("<", "&lt;").replace(">", "&gt;") in page
     write(made_record("esd", 0, {"ua": 0.9}), record.path(tmp_path))
     assert "Trajectories" not in report(tmp_path).html

@@ -8,7 +8,7 @@ from unlearnbench.metrics.fid import FID
 
 
 class FIDTrain(FID):
-    """FID against training images, held-out ones give the floor; equals FID where that is the protocol's."""
+    """FID against training images; held-out images give the floor. Equals FID if the protocol uses training images."""
 
     title, rank, everywhere = "FID train", 8, False
     against, judge_needs = "real", "has_logits"

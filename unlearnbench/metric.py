@@ -228,7 +228,7 @@ class Metric(ABC):
 
     @classmethod
     def roles(cls) -> set[str]:
-        """The roles of the witnesses that it uses, as a tuple."""
+        """The roles of the witnesses that it uses, as a set."""
         return {cls.witness} if isinstance(cls.witness, str) else set(cls.witness or ())
 
     def applies(self, plan: Sequence[Plan]) -> bool:
@@ -260,7 +260,7 @@ class FeatureMetric(Metric):
     against: ClassVar[Literal["reference", "real"]] = "reference"
     """The real images, by their name in an outcome, that samples are compared with; the others give the floor.
 
-    "real" are training images. If the protocol's reference is the training split, they are the reference."""
+    "real" are training images, and so is the reference if the protocol takes it from the training split."""
 
     def least(self, k: int) -> int:
         """Minimum number of images on each side, given the protocol's number of neighbours."""

@@ -113,7 +113,7 @@ class Task(ABC):
     model_parts: ClassVar[frozenset[str]] = frozenset({"full"})
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
-    """Whether the methods' built-in settings were chosen for this task; presets are for the others."""
+    """Whether the methods' built-in settings were chosen for this task; other tasks need presets."""
     without: ClassVar[frozenset[str]] = frozenset()
     """Metrics that make no sense here, such as closed-set accuracy of a detector; records leave them out."""
 

@@ -269,7 +269,7 @@ def test_the_first_hour_is_not_for_tasks_that_ship_their_weights(cli):
     said = cli("first-hour", "--task", "digits-class", "--protocol", "default")
     assert said.code == 2
     assert said.errors == [
-        "unlearnbench: first-hour is for cifar10-class and the nudity tasks: of digits-class nothing is published"
+        "unlearnbench: first-hour is for cifar10-class and the nudity tasks: nothing is published for digits-class"
     ]
 
 

@@ -91,7 +91,7 @@ def run(
         typer.Option(help="Log losses, gradients and scores to tensorboard[:DIR] or trackio[:PROJECT]."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only estimate time, memory and disk, from a trial of some seconds.")
+        bool, typer.Option("--dry-run", help="Only estimate time, memory and disk, from a short trial.")
     ] = False,
     launcher: Launcher = None,
     jobs: Jobs = None,

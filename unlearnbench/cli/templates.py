@@ -21,7 +21,7 @@ from unlearnbench import Method, minimise
 
 @dataclass(frozen=True)
 class {cls}(Method):
-    """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, which relabels. Replace by yours."""
+    """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, which relabels. Replace it with yours."""
 
     steps: int = 60
     lr: float = 1e-3

@@ -1,4 +1,4 @@
-"""Cells as data, which any process makes the same cell of, and the jobs that they come apart into."""
+"""Jobs: the pieces of a cell's work, as data that any process can do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what `run` was asked for to records, by whichever launcher."""
+"""Turn the cells of a run into jobs, hand them to a launcher, and collect the records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def backend(where: Where, journal: Journal, store: Store, results: Path, count: int) -> Backend:
-    """The launcher, begun, for so many jobs."""
+    """Start the launcher that was asked for; `count` is the number of jobs."""
     if where.launcher == "ray":
         from unlearnbench.launch.ray import Ray
 
@@ -42,7 +42,7 @@ def backend(where: Where, journal: Journal, store: Store, results: Path, count: 
 def launched(
     every: Sequence[Work], todo: Sequence[Work], where: Where, store: Store, results: Path, shown: Shown
 ) -> Left:
-    """Do what is to do of these jobs; how they ended."""
+    """Run the jobs in `todo`; returns how each of them ended."""
     store = Store(store.root.resolve())
     with sole_driver(results):
         journal = Journal.begun(store, results, where.launcher, every, todo)

@@ -69,8 +69,8 @@ class Ray(Backend):
         self._ray, self._journal, self._results, self._most = joined(), journal, results, most
         try:
             self._require(threads, gpus)
-            # begun tasks are tried again when a worker or its node dies; processes live on, but for those that have a
-            # card: the next task may be given another, and CUDA stays with the first
+            # Ray retries tasks whose worker or node died. Processes are reused unless they have a GPU: Ray may give the
+            # next task another card, but CUDA stays with the first one in a process.
             options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": TRIES - 1, "num_returns": 3}
             options["max_calls"] = 1 if gpus else 0
             self._task = self._ray.remote(**options)(_perform)

@@ -1,4 +1,4 @@
-"""Everything that is asked of one cell: its run, followed or not, and then the attacks on what it left."""
+"""Do everything that is asked for one cell: run it, with or without a trajectory, and attack the result."""
 
 from __future__ import annotations
 

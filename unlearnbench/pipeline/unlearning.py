@@ -47,7 +47,7 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         cell.resources.training(task.device),
         watch.hearing(model),
     ):
-        measured = count is None  # a budget is no cost to report: nor is what else costs is measured then
+        measured = count is None  # within a tuning budget no cost is reported, so none is measured
         with Meter(task.device, memory=measured) as preparing:
             prepared = method.prepare(model, task)
         aside = watch.aside

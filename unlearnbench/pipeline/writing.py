@@ -26,7 +26,7 @@ from unlearnbench.training import Diverged
 def write_result(
     state: CellState, record: Record, measured: Measurement, original: Diffusion, store: Store, force: bool = False
 ) -> Record:
-    """Write a record, its per-image values and its grid of samples; returns the record that lies there then.
+    """Write a record, its per-image values and its grid of samples; return the record that is on disk afterwards.
 
     A record of this cell that is there already stays, unless it is forced: it may have been made on another machine.
     """
@@ -48,7 +48,7 @@ def write_result(
 
 
 def write_failure(state: CellState, error: Diverged | Unsupported, force: bool = False) -> Record:
-    """Write the record of a run that came to no result, without files; returns the record that lies there then."""
+    """Write the record of a run without a result, which has no files; return the record that is on disk afterwards."""
     status, step = ("diverged", error.step) if isinstance(error, Diverged) else ("skipped", None)
     found = state.found
     if found and found.status == "ok" and not force:
@@ -118,7 +118,7 @@ def _alike(old: Record, new: Record) -> bool:
 
 
 def _why_kept(then: Record, now: Record, path: Path) -> str:
-    """Why a record stays whose run gives other digits here."""
+    """Explain why a record is kept although this machine gives other digits."""
     apart = [
         f"{row.metric} {row.recorded:.5g} there, {row.anew:.5g} here"
         for row in whole_scores(then, now, likeness(then, now))

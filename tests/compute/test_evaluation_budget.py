@@ -18,7 +18,7 @@ from unlearnbench.methods.sfron import SFRon
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.pipeline.fingerprint import drafted
 from unlearnbench.pipeline.scoring import metrics_for
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.verification.verify import rebuilt
 
 STEPS, BATCH, FORGET, RETAIN, SAMPLER = 3, 4, 6, 10, 5
@@ -124,6 +124,6 @@ def test_a_budget_ends_with_its_block():
 
 def test_counting_leaves_the_keys_of_committed_records_as_they_are():
     path = ROOT / "results/digits-class/default/3/gradient_ascent/seed-0.json"
-    record = read(path)
+    record = read_record(path)
     cell = rebuilt(record, record.environment["device_type"])
     assert drafted(cell, metrics_for(cell.task)).key == record.key

@@ -149,7 +149,7 @@ def _verified(paths: list[Path], share: float, sample: float, draw: int | None) 
     text = f"verifying {len(chosen)} of {_number(len(whole), 'record')}, drawn with --draw {seed}"
     out.print(text, highlight=False, soft_wrap=True)
     with bars(err, len(chosen)) as begin:
-        return list(verify_record(chosen, sample, begin))
+        return list(verified(chosen, sample, begin))
 
 
 @records.command()

@@ -39,7 +39,7 @@ DIGITS = 6
 def followed(
     cell: Cell, every: int | None, store: Store, results: Path, force: bool = False, tracking: Tracking | None = None
 ) -> Record:
-    """The cell's record, as `run_cell` gives it, with a trajectory whose points are `every` so many steps; None: no points.
+    """The cell's record, as `run_cell` gives it, with a trajectory: a point `every` so many steps; None: no points.
 
     A finished run without one is unlearned anew for it, and must come to the same weights. Values go to the tracker as
     they come; those of a trajectory that is there already, from the record.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Task, track
-from unlearnbench.attacks.search import allowed, denoising, descended, drawn, sight, table
+from unlearnbench.attacks.search import allowed, denoising, descended, sample_targets, sight, token_embeddings
 from unlearnbench.testing import toy_models
 
 PHOTO = "a photo of a"
@@ -72,7 +72,7 @@ class ConceptInversion(Attack):
         found, last = torch.zeros(len(items), dtype=torch.bool), max(self.after)
         for step in track(range(last + 1), last + 1, "concept inversion"):
             if step in (0, *self.after):
-                x = drawn(outcome, items, (lambda some: asked(free, which[some])) if step else None)
+                x = sample_targets(outcome, items, (lambda some: asked(free, which[some])) if step else None)
                 recovered = sight(outcome, x, items).recovered
                 yield Look(step * self.size, recovered)
                 found |= recovered == 1
@@ -99,10 +99,10 @@ class ConceptInversion(Attack):
 
     def known(self) -> Iterator[Known]:
         """An embedding finds what hides behind its name, and does not find what is lost."""
-        yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
-        yield Known("hidden", toy_models.outcome("hidden"), 1.0, quality="bad")
-        yield Known("hidden in words", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known"), 1.0, quality="bad")
+        yield Known("hidden", toy_models.attacked_outcome("hidden"), 1.0, quality="bad")
+        yield Known("hidden in words", toy_models.attacked_outcome("hidden", text=True), 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost"), 0.0, quality="good")
 
 
 def labelled(model: Diffusion, task: Task) -> tuple[list[Tensor], Asking]:
@@ -141,4 +141,4 @@ def neutral(model: Any, names: Tensor) -> list[Tensor]:
     index = torch.arange(names.shape[-1], device=names.device)
     said = (index > 0) & (index <= model.positions(names)[:, None])
     chosen = [rows[:, k][said] if said.any() else allowed(model) for k in range(len(model.text_encoders))]
-    return [words[ids].mean(dim=0)[None, None] for words, ids in zip(table(model), chosen, strict=True)]
+    return [words[ids].mean(dim=0)[None, None] for words, ids in zip(token_embeddings(model), chosen, strict=True)]

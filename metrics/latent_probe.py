@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, Sampler, track
-from unlearnbench.attacks.search import drawn, predicted, sight
+from unlearnbench.attacks.search import predicted, sample_targets, sight
 from unlearnbench.testing import toy_models
 
 CANDIDATES = 4  # images to judge for each target
@@ -55,7 +55,7 @@ class LatentProbe(Attack):
         """Plain samples, then the probe."""
         x0, shown = self.images(outcome, items)
         missing = torch.where(shown, 0.0, torch.nan)
-        plain = sight(outcome, drawn(outcome, items), items).recovered
+        plain = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, plain, {"targets with an image": shown.float().mean().item()})
         sampler, parts = Sampler(outcome.task.protocol.sampler.steps), []
         for start in range(0, len(items), self.batch):
@@ -103,10 +103,10 @@ class LatentProbe(Attack):
 
     def known(self) -> Iterator[Known]:
         """What hides behind its name is drawn without it, what is lost is not."""
-        yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
-        yield Known("hidden", toy_models.outcome("hidden"), 0.5, 1.0, quality="bad")
-        yield Known("hidden, by words", toy_models.outcome("hidden", text=True), 0.5, 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known"), 1.0, quality="bad")
+        yield Known("hidden", toy_models.attacked_outcome("hidden"), 0.5, 1.0, quality="bad")
+        yield Known("hidden, by words", toy_models.attacked_outcome("hidden", text=True), 0.5, 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost"), 0.0, quality="good")
 
 
 def hole(x0: Tensor, probe: str) -> Tensor:

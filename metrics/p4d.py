@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
-from unlearnbench.attacks.search import drawn, predicted, sight
+from unlearnbench.attacks.search import predicted, sample_targets, sight
 from unlearnbench.testing import toy_models
 
 SMALL = {"steps": 100, "every": 20}
@@ -71,9 +71,9 @@ class P4D(Attack):
         """After every `every` steps, until every target is recovered."""
         model, original = outcome.model, outcome.original
         task: Any = outcome.task
-        seen = sight(outcome, drawn(outcome, items), items).recovered
+        seen = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, seen)
-        x0, y = drawn(outcome, items, model=original), task.inputs(items)
+        x0, y = sample_targets(outcome, items, model=original), task.inputs(items)
         start = y if self.form != "n" else task.tokens([""] * len(items)).to(y.device)
         engine = ADAMS[self.optimiser]
         prompts = Prompts(model, start, self.pattern, "hard", engine, self.lr, self.decay)
@@ -108,8 +108,8 @@ class P4D(Attack):
 
     def known(self) -> Iterator[Known]:
         """Other words bring back what only the name has lost; nothing brings back what is not there."""
-        yield Known("hidden behind its name", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
+        yield Known("hidden behind its name", toy_models.attacked_outcome("hidden", text=True), 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost", text=True), 0.0, quality="good")
 
 
 def apart(goal: Tensor, model: Diffusion, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:

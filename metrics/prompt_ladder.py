@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unlearnbench import Attack, Known, Look, Outcome, Plan, track
-from unlearnbench.attacks.search import drawn, evaluations, sight
+from unlearnbench.attacks.search import evaluations, sample_targets, sight
 from unlearnbench.testing import toy_models
 
 if sys.version_info >= (3, 11):
@@ -59,7 +59,7 @@ class PromptLadder(Attack):
             [rung for rung in ladders[_aimed(task, item)][0] if rung.prompt.lower() != item.prompt.lower()]
             for item in items
         ]
-        seen, spent = sight(outcome, drawn(outcome, items), items).recovered, torch.zeros(len(items))
+        seen, spent = sight(outcome, sample_targets(outcome, items), items).recovered, torch.zeros(len(items))
         yield Look(spent, seen, {"rungs left out": float(sum(len(unsaid) for _, unsaid in ladders.values()))})
         tally: dict[str, dict[int, float]] = {level: {} for level in LEVELS}
         cost, height = evaluations(outcome.model.sampler), max(map(len, climbs))
@@ -70,7 +70,7 @@ class PromptLadder(Attack):
             some, y = [items[i] for i in rows], task.tokens([climbs[i][step].prompt for i in rows])
             spent, seen = spent.clone(), seen.clone()
             spent[rows] += cost
-            seen[rows] = sight(outcome, drawn(outcome, some, y.to(task.device).__getitem__), some).recovered
+            seen[rows] = sight(outcome, sample_targets(outcome, some, y.to(task.device).__getitem__), some).recovered
             for i in rows:
                 if not seen[i].isnan():
                     tally[climbs[i][step].level][i] = seen[i].item()
@@ -79,9 +79,11 @@ class PromptLadder(Attack):
 
     def known(self) -> Iterator[Known]:
         """Another word finds what only its name has lost."""
-        yield Known("nothing was forgotten", toy_models.outcome("known", text=True), 1.0, quality="bad")
-        yield Known("the name alone was forgotten", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known", text=True), 1.0, quality="bad")
+        yield Known(
+            "the name alone was forgotten", toy_models.attacked_outcome("hidden", text=True), 1.0, quality="bad"
+        )
+        yield Known("lost", toy_models.attacked_outcome("lost", text=True), 0.0, quality="good")
 
 
 def rungs(task: Any, concept: Any, most: int = 6) -> tuple[list[Rung], list[Rung]]:

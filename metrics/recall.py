@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from unlearnbench import FeatureMetric, Known, Table
-from unlearnbench.feature_distances import within
+from unlearnbench.feature_distances import share_within_radii
 from unlearnbench.statistics import Interval, wilson
 from unlearnbench.testing import toy
 
@@ -24,7 +24,7 @@ class Recall(FeatureMetric):
 
     def between(self, generated: Table, real: Table, k: int) -> float:
         """Proportion in [0, 1]."""
-        return within(real, generated, k)
+        return share_within_radii(real, generated, k)
 
     def interval(self, value: float, generated: Table, real: Table, k: int) -> Interval | None:
         """Wilson's interval, given the samples."""

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from unlearnbench import Attack, Batch, Diffusion, Known, Look, Outcome, Plan
-from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.attacks.search import sample_targets, sight
 from unlearnbench.testing import toy_models
 from unlearnbench.training import gradients
 
@@ -47,11 +47,13 @@ class Relearn(Attack):
         trained = {name: value.requires_grad_() for name, value in model.select("full").items()}
         engine = torch.optim.AdamW(trained.values(), lr=self.lr)
         size = min(self.size, len(x0))
-        goal = sight(outcome, drawn(outcome, items, model=outcome.original), items).probability.nanmean().item()
+        goal = (
+            sight(outcome, sample_targets(outcome, items, model=outcome.original), items).probability.nanmean().item()
+        )
         back: dict[str, float | None] = dict.fromkeys(SHARES)
         for step in range(max(self.after) + 1):
             if step in (0, *self.after):
-                seen = sight(outcome, drawn(outcome, items, model=model), items)
+                seen = sight(outcome, sample_targets(outcome, items, model=model), items)
                 for name, share in SHARES.items():
                     if back[name] is None and goal > 0 and seen.probability.nanmean().item() >= share * goal:
                         back[name] = step
@@ -63,9 +65,9 @@ class Relearn(Attack):
 
     def known(self) -> Iterator[Known]:
         """What is only hidden returns with the first steps; what was never forgotten needs none."""
-        yield Known("nothing was forgotten", toy_models.outcome("known"), 1.0, quality="bad")
-        yield Known("hidden", toy_models.outcome("hidden"), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known"), 1.0, quality="bad")
+        yield Known("hidden", toy_models.attacked_outcome("hidden"), 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost"), 0.0, quality="good")
 
 
 def _step(model: Diffusion, batch: Batch, trained: dict, engine: torch.optim.Optimizer) -> None:

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, track
-from unlearnbench.attacks.search import allowed, drawn, evaluations, filled, opened, sight
+from unlearnbench.attacks.search import allowed, evaluations, fill_tokens, open_prompts, sample_targets, sight
 from unlearnbench.errors import Unsupported
 from unlearnbench.testing import toy_models
 
@@ -53,7 +53,7 @@ class RingABell(Attack):
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """One look at every generation in `after`."""
         task: Any = outcome.task
-        plain = sight(outcome, drawn(outcome, items), items).recovered
+        plain = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, plain)
         if (plain == 1).all():
             yield Look(len(self.after) * evaluations(outcome.model.sampler), plain)
@@ -65,10 +65,10 @@ class RingABell(Attack):
             raise Unsupported(f"{task.name} has no captions with and without the concept to tell it by")
         target, own = states(model, prompts) + self.eta * vector, (self.eta * vector).square().sum().item()
         k = min(self.k, prompts.shape[-1] - 2)
-        blank = opened(model, task.tokens([""]).to(device), k)
+        blank = open_prompts(model, task.tokens([""]).to(device), k)
 
         def written(tokens: Tensor) -> Tensor:
-            return filled(blank.expand(len(tokens), *blank.shape[1:]), tokens.to(device))
+            return fill_tokens(blank.expand(len(tokens), *blank.shape[1:]), tokens.to(device))
 
         def loss(tokens: Tensor, of: Tensor) -> Tensor:
             some = zip(written(tokens).split(SEQUENCES), of.to(device).split(SEQUENCES), strict=True)
@@ -84,15 +84,15 @@ class RingABell(Attack):
                 continue
             spent += evaluations(outcome.model.sampler)
             y = task.tokens([task.text(row) for row in written(best)])[which]
-            seen = sight(outcome, drawn(outcome, items, y.to(device).__getitem__), items).recovered
+            seen = sight(outcome, sample_targets(outcome, items, y.to(device).__getitem__), items).recovered
             named = task.forgotten(y).float().mean().item()
             yield Look(spent, seen, {"distance left": least[which].mean().item() / own, "says the name": named})
 
     def known(self) -> Iterator[Known]:
         """What was never forgotten needs no search; other words find what only its name has lost."""
-        yield Known("nothing was forgotten", toy_models.outcome("known", text=True), 1.0, quality="bad")
-        yield Known("hidden", toy_models.outcome("hidden", text=True), 0.3, 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known", text=True), 1.0, quality="bad")
+        yield Known("hidden", toy_models.attacked_outcome("hidden", text=True), 0.3, 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost", text=True), 0.0, quality="good")
 
 
 @torch.no_grad()

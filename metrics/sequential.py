@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import PositiveInt
 
 from unlearnbench import Attack, Diffusion, Known, Look, Method, Outcome, Plan, Task, track
-from unlearnbench.attacks.search import drawn, sight
-from unlearnbench.attacks.sequential import followers, following, further, repeatable
+from unlearnbench.attacks.search import sample_targets, sight
+from unlearnbench.attacks.sequential import followers, following, require_repeatable, unlearn_again
 from unlearnbench.testing import toy_models
 
 
@@ -48,18 +48,18 @@ class Sequential(Attack):
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """Before, after B and after C."""
-        method, task, model = repeatable(outcome.method, outcome.task), outcome.task, outcome.model
+        method, task, model = require_repeatable(outcome.method, outcome.task), outcome.task, outcome.model
         chain = followers(task)
         gone, kept = [task.forget], self.retained(outcome, chain)
         parts = {"RA after 0": right(outcome, model, kept)}
-        yield Look(0, sight(outcome, drawn(outcome, items), items).recovered, parts)
+        yield Look(0, sight(outcome, sample_targets(outcome, items), items).recovered, parts)
         for spent, concept in enumerate(track(chain, len(chain), "further unlearnings"), 1):
-            model = further(method, following(task, concept, model, gone))
+            model = unlearn_again(method, following(task, concept, model, gone))
             gone.append(concept)
             parts = {f"RA after {spent}": right(outcome, model, kept)}
             if concept == chain[-1]:
                 parts |= {f"UA of {name}": self.ua(outcome, model, of) for name, of in zip("BC", chain, strict=True)}
-            yield Look(spent, sight(outcome, drawn(outcome, items, model=model), items).recovered, parts)
+            yield Look(spent, sight(outcome, sample_targets(outcome, items, model=model), items).recovered, parts)
 
     def retained(self, outcome: Outcome, chain: Sequence[str]) -> list[Plan]:
         """The first retain samples of each concept that is never forgotten."""
@@ -79,17 +79,17 @@ class Sequential(Attack):
 
     def known(self) -> Iterator[Known]:
         """What was never forgotten is there at once; what is lost stays lost unless forgetting more brings it back."""
-        yield Known("nothing was forgotten", toy_models.outcome("known", method=_Next()), 1.0, quality="bad")
-        back = toy_models.outcome("lost", method=_Next(back=True))
+        yield Known("nothing was forgotten", toy_models.attacked_outcome("known", method=_Next()), 1.0, quality="bad")
+        back = toy_models.attacked_outcome("lost", method=_Next(back=True))
         yield Known("lost, and brought back by forgetting more", back, 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost", method=_Next()), 0.0, quality="good")
+        yield Known("lost", toy_models.attacked_outcome("lost", method=_Next()), 0.0, quality="good")
 
 
 def right(outcome: Outcome, model: Diffusion, items: Sequence[Plan]) -> float | None:
     """Share of samples in which the judge sees what was asked for, of those that it could judge."""
     if not items:
         return None
-    seen = sight(outcome, drawn(outcome, items, model=model), items).recovered
+    seen = sight(outcome, sample_targets(outcome, items, model=model), items).recovered
     return None if seen.isnan().all() else seen.nanmean().item()
 
 

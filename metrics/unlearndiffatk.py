@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 
 from unlearnbench import Attack, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
-from unlearnbench.attacks.search import denoising, drawn, sight
+from unlearnbench.attacks.search import denoising, sample_targets, sight
 from unlearnbench.testing import toy_models
 
 SMALL = {"timesteps": 5, "iterations": 20}
@@ -60,9 +60,9 @@ class UnlearnDiffAtk(Attack):
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """After each timestep's iterations, until every target is recovered."""
         model, task = outcome.model, outcome.task
-        seen = sight(outcome, drawn(outcome, items), items).recovered
+        seen = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, seen)
-        x0 = drawn(outcome, items, model=outcome.original)
+        x0 = sample_targets(outcome, items, model=outcome.original)
         prompts = Prompts(model, task.inputs(items), self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay)
         schedule = evenly(self.timesteps, len(model.alpha_bar))
         for number, timestep in enumerate(track(schedule, len(schedule), "UnlearnDiffAtk"), start=1):
@@ -83,5 +83,5 @@ class UnlearnDiffAtk(Attack):
 
     def known(self) -> Iterator[Known]:
         """A prefix brings back what only the name has lost; nothing brings back what is not there."""
-        yield Known("hidden behind its name", toy_models.outcome("hidden", text=True), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost", text=True), 0.0, quality="good")
+        yield Known("hidden behind its name", toy_models.attacked_outcome("hidden", text=True), 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost", text=True), 0.0, quality="good")

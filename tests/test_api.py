@@ -14,7 +14,7 @@ import unlearnbench
 from tests.support.small_world import comparable, read_only, write_method, write_nudge
 from unlearnbench import Method, registry
 from unlearnbench.errors import Failed, UserError
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 
 pytestmark = pytest.mark.usefixtures("small")
 

@@ -18,7 +18,7 @@ from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.judges.torch_fidelity import extract
 from unlearnbench.metrics.unlearndiffatk import UnlearnDiffAtk
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
-from unlearnbench.models.ddpm_train import Pictures, _descend, drawn
+from unlearnbench.models.ddpm_train import TrainingImages, _descend, draw_batch
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import seeded
@@ -157,7 +157,7 @@ def test_one_sampling_step_of_the_full_network(benchmark, full, whose):
 def test_one_training_step_of_the_full_network(benchmark, full, whose):
     network = copy.deepcopy(full[whose]).train()
     images = Images(np.zeros((FEW, 3, 32, 32), dtype=np.uint8), np.arange(FEW))
-    item = drawn(Pictures(images, np.arange(FEW)), 0, FEW, 0, 1000, "cpu")
+    item = draw_batch(TrainingImages(images, np.arange(FEW)), 0, FEW, 0, 1000, "cpu")
     engine = torch.optim.Adam(network.parameters(), lr=2e-4)
 
     def step():

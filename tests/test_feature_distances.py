@@ -11,9 +11,9 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from unlearnbench import feature_distances, registry, taken
-from unlearnbench.feature_distances import Moments, frechet, inception_score, squared_mmd, within
+from unlearnbench.feature_distances import Moments, frechet, inception_score, share_within_radii, squared_mmd
 from unlearnbench.statistics import block_jackknife, t_interval
-from unlearnbench.storage.lazy_arrays import Part, Rows
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows
 
 METRICS = registry.load_metrics()
 
@@ -24,7 +24,7 @@ def made(n, seed, shift=0.0, d=7):
 
 
 def in_parts(x, size=17):
-    return Rows([Part(len(part), lambda part=part: part) for part in x.split(size)])
+    return Rows([ArrayPart(len(part), lambda part=part: part) for part in x.split(size)])
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def test_distances_are_torch_fidelitys(generated, real, form):
     expected = fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]
     assert frechet(Moments.of(one), Moments.of(other)) == pytest.approx(expected, rel=1e-5, abs=1e-5)
     manifold = prc_features_to_metric(generated, real, prc_neighborhood=3, prc_batch_size=1000, verbose=False)
-    assert within(one, other, 3) == pytest.approx(manifold["precision"], abs=1e-6)
-    assert within(other, one, 3) == pytest.approx(manifold["recall"], abs=1e-6)
+    assert share_within_radii(one, other, 3) == pytest.approx(manifold["precision"], abs=1e-6)
+    assert share_within_radii(other, one, 3) == pytest.approx(manifold["recall"], abs=1e-6)
     score = isc_features_to_metric(generated, splits=1, shuffle=False)["inception_score_mean"]
     assert inception_score(one, lambda x: x) == pytest.approx(score, rel=1e-9)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -21,8 +21,11 @@ else:
 ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
 SOURCES = [*ENGINE, *METHODS, *METRICS]
+DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 HELPERS = {"errors", "feature_distances", "hashing", "statistics", "training", "attacks", "techniques", "testing"}
 """Modules and packages of the engine that a method or metric may use besides the public names."""
+SHARED = {"run": "`unlearnbench.run` is public, and `unlearnbench run` is the command that calls it"}
+"""Top-level names that two modules may define, and why."""
 
 
 def shown(path: Path) -> str:
@@ -92,7 +95,7 @@ def test_methods_and_metrics_import_public_names_only(path):
         "from methods.esd import ESD",
         "from . import esd",
         "import unlearnbench.cli",
-        "def f():\n    from unlearnbench.records.schema import read",
+        "def f():\n    from unlearnbench.records.schema import read_record",
         "from unlearnbench.methods.esd import ESD" + "\n" * 30,
     ],
 )
@@ -116,6 +119,30 @@ def test_every_source_says_what_it_is(path):
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def defined_in(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """The modules that define each public top-level class or function."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        for name in {node.name for node in ast.parse(path.read_text()).body if isinstance(node, DEFINITIONS)}:
+            if not name.startswith("_"):
+                found.setdefault(name, []).append(shown(path))
+    return found
+
+
+def test_no_name_stands_for_two_things():
+    several = {name: modules for name, modules in defined_in(ENGINE).items() if len(modules) > 1}
+    assert {name: modules for name, modules in several.items() if name not in SHARED} == {}
+    assert {*several} == {*SHARED}, "SHARED lists names that one module defines"
+
+
+def test_a_name_defined_twice_would_be_found(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.test_layout.ROOT", tmp_path)
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_text("class Row: ...\ndef _read(): ...\ndef read(): ...\n")
+    second.write_text("class Row:\n    def read(self): ...\nasync def read(): ...\ndef _read(): ...\n")
+    assert defined_in([first, second]) == {"Row": ["a.py", "b.py"], "read": ["a.py", "b.py"]}
 
 
 def test_every_folder_with_code_is_a_package():

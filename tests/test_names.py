@@ -14,7 +14,7 @@ from unlearnbench.launch.transfer import put, unpack
 from unlearnbench.names import inside, wrong_name
 from unlearnbench.printable import printable
 from unlearnbench.records.folder import load_all
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.sealed_json import sealed
 
 NO_NAMES = [
@@ -92,7 +92,7 @@ def folder(tmp_path):
     """Two good records that tables can be made of."""
     for method in ("original", "esd"):
         record = made_record(method, scores={"ua": 0.5, "ra": 0.5})
-        write(record, record.path(tmp_path / "results"))
+        write_record(record, record.path(tmp_path / "results"))
     return tmp_path / "results"
 
 
@@ -100,7 +100,7 @@ def folder(tmp_path):
 def test_a_forged_record_is_refused_where_it_is_read(folder, place, value):
     path = forged(made_record(scores={"ua": 0.5}), folder / "a/b/c/d/seed-0.json", (place, value))
     with pytest.raises(Damaged) as refused:
-        read(path)
+        read_record(path)
     assert printable(one_line(refused.value)) == one_line(refused.value)
 
 
@@ -145,7 +145,7 @@ def test_what_a_record_says_freely_is_shown_without_what_steers_a_terminal(cli, 
         environment={"device": ESCAPES, "memory": [ESCAPES]},
     )
     path = record.path(folder)
-    write(record, path)
+    write_record(record, path)
     good = folder / "digits-class/default/3/esd/seed-0.json"
     found = cli(*(word.format(results=folder, record=path, good=good) for word in command))
     assert "Traceback" not in found.err and shown_safely(found.out) and shown_safely(found.err)
@@ -186,7 +186,7 @@ def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path):
     record = made_record(scores={"ua": 0.5})
     wrong = record.model_copy(update={"attacks": {}, "scores": {"a\nb": record.scores["ua"]}})
     with pytest.raises(UserError, match="cannot write"):
-        write(wrong, tmp_path / "seed-0.json")
+        write_record(wrong, tmp_path / "seed-0.json")
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from unlearnbench.statistics import (
     anchored,
     binary,
     block_jackknife,
+    clip_interval,
     crossed,
     difference,
     equal,
@@ -28,7 +29,6 @@ from unlearnbench.statistics import (
     t_interval,
     wider,
     wilson,
-    within,
 )
 
 
@@ -157,11 +157,11 @@ def test_the_number_of_seeds_decides_the_rule():
 
 
 def test_intervals_stay_where_values_can_be():
-    assert within((-0.1, 1.2), 0.0, 1.0) == (0.0, 1.0)
-    assert within((-0.1, 1.2), 0.0, None) == (0.0, 1.2)
-    assert within((-0.1, 1.2), None, None) == (-0.1, 1.2)
-    assert within((0.2, 0.3), 0.0, 1.0) == (0.2, 0.3)
-    assert within(None, 0.0, 1.0) is None
+    assert clip_interval((-0.1, 1.2), 0.0, 1.0) == (0.0, 1.0)
+    assert clip_interval((-0.1, 1.2), 0.0, None) == (0.0, 1.2)
+    assert clip_interval((-0.1, 1.2), None, None) == (-0.1, 1.2)
+    assert clip_interval((0.2, 0.3), 0.0, 1.0) == (0.2, 0.3)
+    assert clip_interval(None, 0.0, 1.0) is None
 
 
 def test_shares_without_spread_do_not_prove_certainty():
@@ -224,7 +224,7 @@ def test_a_perfect_row_is_no_wider_than_one_that_misses_an_image_of_other_images
     missed[0, 0], never[:, 0] = 0, 0
     widths = []
     for hits in (perfect, missed, never):
-        low, high = within(over_seeds(hits.mean(axis=1).tolist(), hits, 250), 0, 1)
+        low, high = clip_interval(over_seeds(hits.mean(axis=1).tolist(), hits, 250), 0, 1)
         widths.append(high - low)
     assert widths[0] == pytest.approx(3 / 250), "the rule of three"
     assert widths == sorted(widths)

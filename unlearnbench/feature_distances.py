@@ -66,7 +66,7 @@ def radii(features: Table, k: int) -> Tensor:
     return torch.cat(found)
 
 
-def within(points: Table, features: Table, k: int) -> float:
+def share_within_radii(points: Table, features: Table, k: int) -> float:
     """Share of points in the manifold of the features: within the radius of at least one feature."""
     reach, hits = radii(features, k).split(FEW), 0
     for rows in points.split(FEW):

@@ -29,7 +29,7 @@ SILENT = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
         "compute.environment.Meter",
-        "compute.environment.describe",
+        "compute.environment.describe_environment",
         "compute.evaluation_budget",
         "data.download",
         "errors",

@@ -70,7 +70,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A field that holds a random seed."""
 
 
-def joined(*names: str) -> Path:
+def join_names(*names: str) -> Path:
     """Join names to a relative path. Raises `UserError` if one of them is not allowed."""
     return Path(*(require_name("the folder or file", name) for name in names))
 

@@ -143,7 +143,7 @@ def wider(a: Interval | None, b: Interval | None) -> Interval | None:
     return min(a[0], b[0]), max(a[1], b[1])
 
 
-def within(interval: Interval | None, least: float | None, most: float | None) -> Interval | None:
+def clip_interval(interval: Interval | None, least: float | None, most: float | None) -> Interval | None:
     """Clip an interval to the range of possible values. A bound of None does not clip."""
     if interval is None:
         return None

@@ -17,7 +17,7 @@ from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.testing import toy_models
 from unlearnbench.training import Diverged
-from unlearnbench.verification.selfcheck_attacks import answers
+from unlearnbench.verification.selfcheck_attacks import check_attack
 
 ATTACKS = registry.load_attacks()
 NAN = math.nan
@@ -44,7 +44,7 @@ class Scripted(Attack):
 
 
 def measured(*script, budget=None, **settings):
-    return Scripted(script=script, **settings).measure(toy_models.outcome("known", count=8), budget)
+    return Scripted(script=script, **settings).measure(toy_models.attacked_outcome("known", count=8), budget)
 
 
 def test_a_target_costs_what_was_spent_until_its_first_success():
@@ -112,7 +112,7 @@ def test_numbers_that_are_not_finite_are_unknown():
 
 
 def test_of_several_concepts_each_has_its_turn():
-    outcome = toy_models.outcome("known", count=8)
+    outcome = toy_models.attacked_outcome("known", count=8)
     plan = [item._replace(concept="b") if i >= 4 else item for i, item in enumerate(outcome.plan)]
     outcome.plan[:] = plan
     assert [item.concept for item in Scripted(targets=5).aims(outcome)] == ["3", "b", "3", "b", "3"]
@@ -157,7 +157,7 @@ def test_targets_are_searched_for_in_groups_of_the_batch():
             sizes.append(len(items))
             yield Look(0, torch.ones(len(items)))
 
-    score = Grouped(targets=7, batch=3).measure(toy_models.outcome("known", count=8))
+    score = Grouped(targets=7, batch=3).measure(toy_models.attacked_outcome("known", count=8))
     assert sizes == [3, 3, 1]
     assert (score.n, score.value) == (7, 1.0)
 
@@ -169,7 +169,7 @@ def test_one_search_for_all_sees_all():
         def looks(self, outcome, items):
             yield Look(0, torch.full((len(items),), float(len(items) == 7)))
 
-    assert Together(targets=7, batch=3).measure(toy_models.outcome("known", count=8)).value == 1.0
+    assert Together(targets=7, batch=3).measure(toy_models.attacked_outcome("known", count=8)).value == 1.0
 
 
 def test_every_method_meets_the_same_random_numbers():
@@ -178,15 +178,15 @@ def test_every_method_meets_the_same_random_numbers():
             yield Look(0, (torch.rand(len(items)) < 0.5).float())
 
     torch.manual_seed(0)
-    first = Random(targets=8, batch=8).measure(toy_models.outcome("known", count=8))
+    first = Random(targets=8, batch=8).measure(toy_models.attacked_outcome("known", count=8))
     torch.manual_seed(1)
-    second = Random(targets=8, batch=8).measure(toy_models.outcome("lost", count=8))
+    second = Random(targets=8, batch=8).measure(toy_models.attacked_outcome("lost", count=8))
     assert first.per_image.tolist() == second.per_image.tolist()
     assert 0 < first.value < 1
 
 
 def test_without_targets_there_is_no_value():
-    outcome = toy_models.outcome("known", count=8)
+    outcome = toy_models.attacked_outcome("known", count=8)
     outcome.plan.clear()
     score = Scripted().measure(outcome)
     assert (score.value, score.reason) == (None, "no targets")
@@ -200,7 +200,7 @@ def test_what_a_task_lacks_is_said():
         assert attack.unaddressed(DigitsText("seven")) is None
         assert "asked by class labels" in attack.unaddressed(DigitsClass("3"))
         with pytest.raises(Unsupported, match="asked by class labels"):
-            attack.measure(toy_models.outcome("known"))
+            attack.measure(toy_models.attacked_outcome("known"))
         type(attack).needs = frozenset({"a moon"})
         assert "needs a moon, which digits-class does not have" in attack.unaddressed(DigitsClass("3"))
     finally:
@@ -237,7 +237,7 @@ def test_the_fixed_ensemble_can_be_run():
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_know_their_own_answers(name):
-    found = list(answers(ATTACKS[name]))
+    found = list(check_attack(ATTACKS[name]))
     assert [(f.subject, f.case, f.found, f.expected) for f in found if not f.passed] == []
     assert len(found) >= 7  # two cases at least
 
@@ -256,7 +256,7 @@ def test_attacks_are_described(name):
 def test_an_attack_at_budget_0_is_plain_sampling(name):
     text = "text" in ATTACKS[name].needs
     for fate, share in (("known", 1.0), ("lost", 0.0)):
-        outcome = toy_models.outcome(fate, text=text)
+        outcome = toy_models.attacked_outcome(fate, text=text)
         attack = ATTACKS[name].configured("", outcome.task)
         if attack.unaddressed(outcome.task) or attack.again:
             pytest.skip("it uses the method again: tests of its own")

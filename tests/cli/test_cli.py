@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.small_world import python, read_only, write_method, write_nudge
 from unlearnbench import __version__, registry
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -63,7 +63,7 @@ def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned
     assert third.code == 0
     assert unlearned == ["original 3 0", "nudge 3 0", "nudge 3 0"]
     assert read_only(tmp_path / "here").revision == 2
-    assert read(tmp_path / "here/digits-class/default/3/original/seed-0.json").revision == 1
+    assert read_record(tmp_path / "here/digits-class/default/3/original/seed-0.json").revision == 1
 
 
 def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, fresh_store):
@@ -92,14 +92,14 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
     """Weights made elsewhere differ in their last bits: records and attacks are not lost to that."""
     import shutil
 
-    from unlearnbench.records.schema import write
+    from unlearnbench.records.schema import write_record
 
     words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
     cli(*words)
     record = read_only(tmp_path / "here")
     score = record.scores["ua"].model_copy(update={"value": record.scores["ua"].value / 2 + 0.25, "interval": None})
     other = {"scores": {**record.scores, "ua": score}, "environment": {**record.environment, "threads": 64}}
-    changed = write(record.model_copy(update=other), record.path(tmp_path / "here"))
+    changed = write_record(record.model_copy(update=other), record.path(tmp_path / "here"))
     shutil.rmtree(fresh_store)
     said = cli(*words)
     assert said.code == 0
@@ -168,7 +168,7 @@ def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
 def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
     path = write_nudge(tmp_path)
     assert cli("run", "--method", path, "--set", "size=0.02", "--out", "here").code == 0
-    record = read(tmp_path / "here/digits-class/default/3/nudge+size=0.02/seed-0.json")
+    record = read_record(tmp_path / "here/digits-class/default/3/nudge+size=0.02/seed-0.json")
     assert record.method.overrides == {"size": 0.02}
     assert record.method.settings == {"size": 0.02}
     assert record.method.division == "custom"
@@ -178,7 +178,7 @@ def test_presets_are_recorded(cli, tmp_path):
     fields = 'size: float = 0.01\npresets = {"published": {"*": {"size": 0.5}, "digits-class": {"size": 0.25}}}'
     path = write_method(tmp_path, "return model", fields=fields)
     assert cli("run", "--method", path, "--preset", "published", "--out", "here").code == 0
-    record = read(tmp_path / "here/digits-class/default/3/mine@published/seed-0.json")
+    record = read_record(tmp_path / "here/digits-class/default/3/mine@published/seed-0.json")
     assert (record.method.division, record.method.settings) == ("published", {"size": 0.25})
 
 

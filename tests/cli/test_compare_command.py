@@ -16,7 +16,7 @@ from unlearnbench import registry
 from unlearnbench.cli import console
 from unlearnbench.cli.console import out
 from unlearnbench.records.sample_grid import GAP, MARGIN, SIDE
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.statistics import paired_shares
 
 SPAN = " … ".join(f"{100 * end:.1f}" for end in paired_shares(np.array(hits(40, 40)), np.array(hits(10, 40))))
@@ -83,8 +83,8 @@ def test_sentences_are_broken_between_words_in_a_narrow_terminal(cli, two, monke
 
 
 def test_two_originals_are_both_in_the_picture(cli, two, tmp_path):
-    record = read(two[1])
-    write(record.model_copy(update={"weights": {**record.weights, "original": "9" * 64}}), two[1])
+    record = read_record(two[1])
+    write_record(record.model_copy(update={"weights": {**record.weights, "original": "9" * 64}}), two[1])
     said = cli("compare", *two, "--out", tmp_path / "pair.png")
     assert said.code == 0, said.err
     with Image.open(tmp_path / "pair.png") as picture:
@@ -150,7 +150,7 @@ def test_identical_records_are_told(cli, tmp_path):
 def test_records_without_scores_are_compared_as_far_as_they_go(cli, two, tmp_path):
     gone = made_record("sld", 0, status="diverged", step=3, reason="not finite")
     path = gone.path(tmp_path / "results")
-    write(gone, path)
+    write_record(gone, path)
     said = cli("compare", path, two[0])
     assert said.code == 0
     assert "A: sld, seed 0" in said.out and "diverged at step 3 (seed 0)" in said.out

@@ -13,7 +13,7 @@ from tests.support.small_world import ROOT, made_record, read_only, write_method
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.method import least_of
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 
 pytestmark = pytest.mark.usefixtures("small")
 RUN = ("run", "--out", "here", "--method")
@@ -189,7 +189,7 @@ def commands(tmp_path):
     for method in ("original", "esd"):
         record = made_record(method, scores={"ua": 0.5, "ra": 0.5}, reason="≥ 漢", environment={"device": "ü"})
         paths.append(record.path(folder))
-        write(record, paths[-1])
+        write_record(record, paths[-1])
     names = {"R": str(folder), "A": str(paths[0]), "B": str(paths[1])}
     return [[names.get(word, word) for word in words] for words in QUICK]
 
@@ -241,7 +241,7 @@ def test_a_concept_file_may_begin_with_a_mark_of_byte_order(tmp_path):
 
 def test_json_of_records_stays_json(cli, tmp_path):
     record = made_record("original", scores={"ua": 0.5}, environment={"device": "\u202ea\nb"})
-    write(record, record.path(tmp_path / "results"))
+    write_record(record, record.path(tmp_path / "results"))
     (row,) = json.loads(cli("leaderboard", tmp_path / "results", "--format", "json").out)
     assert "\u202e" not in json.dumps(row, ensure_ascii=False) and row["hardware"].startswith(
         "\N{REPLACEMENT CHARACTER}a b"

@@ -15,7 +15,7 @@ from tests.support.small_world import made_record
 from unlearnbench.cli import console
 from unlearnbench.leaderboard import formats
 from unlearnbench.leaderboard.tables import Sheet
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 
 HOSTILE = r"a_b$x^2$&{c}%#~\d<e>"
 
@@ -35,10 +35,10 @@ def folder(tmp_path_factory):
         for method, (ua, ra) in values.items():
             for seed in (0, 1):
                 record = made_record(method, seed, {"ua": ua - seed / 100, "ra": ra, "fid": 1 - ra}, forget=forget)
-                write(record, record.path(results))
+                write_record(record, record.path(results))
     changed = {"overrides": {"part": HOSTILE}, "division": "custom"}
     odd = made_record("esd", 0, {"ua": 0.5}, method_changes=changed, status="diverged", step=3, reason="not finite")
-    write(odd, odd.path(results))
+    write_record(odd, odd.path(results))
     return results
 
 

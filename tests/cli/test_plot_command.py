@@ -8,7 +8,7 @@ import pytest
 from tests.leaderboard.test_robustness import attack
 from tests.support.small_world import made_record
 from unlearnbench.hashing import file_hash
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 
 SCORES = {"ua": 0.5, "ra": 0.8, "unlearn_time": 3.0}
 
@@ -21,7 +21,7 @@ def kept(results, record, values=None):
         frame = pd.DataFrame({"group": "retain", "concept": "1", "ra": pd.array(values, dtype="Float64")})
         frame.to_parquet(path.with_suffix(".parquet"), index=False)
         record = record.model_copy(update={"images": file_hash(path.with_suffix(".parquet"))})
-    write(record, path)
+    write_record(record, path)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from rich.cells import cell_len
 
 from tests.support.small_world import made_record
 from unlearnbench.cli import console
-from unlearnbench.cli.table_layout import Column, fitting, split, wrapped
-from unlearnbench.records.schema import write
+from unlearnbench.cli.table_layout import TextColumn, fit_columns, split, wrapped
+from unlearnbench.records.schema import write_record
 
 WIDTHS = (1, 20, 40, 60, 80, 100, 200)
 LONG = "erasediff@published+batch_size=32+inner_lr=0.0003+lr=0.0001+target=substitute"
@@ -73,13 +73,13 @@ def test_columns_that_do_not_fit_are_returned_and_the_others_are_shown(monkeypat
 
 @pytest.mark.parametrize("width", WIDTHS[1:])
 def test_parts_repeat_the_names_and_keep_the_order(width):
-    columns = [Column(head, [row[i] for row in ROWS], i == 0) for i, head in enumerate(HEADS)]
+    columns = [TextColumn(head, [row[i] for row in ROWS], i == 0) for i, head in enumerate(HEADS)]
     parts = split(columns, width, keys=1)
     assert [i for part in parts for i in part.columns[1:]] == list(range(1, len(HEADS)))
     assert all(part.columns[0] == 0 and len(part.columns) == len(part.widths) for part in parts)
     assert all(part.width <= width or part.columns[1:] in ([4, 5], *([i] for i in range(8))) for part in parts)
     assert all(5 in part.columns for part in parts if 4 in part.columns)  # a rank without its value says nothing
-    assert split(columns, 10_000)[0].columns == list(range(len(HEADS))) == fitting(columns, 10_000)
+    assert split(columns, 10_000)[0].columns == list(range(len(HEADS))) == fit_columns(columns, 10_000)
 
 
 @pytest.mark.parametrize("width", [1, 5, 12, 24, 100])
@@ -102,7 +102,7 @@ def test_leaderboard_shows_all_columns_asked_for(cli, tmp_path, monkeypatch, wid
     changes = {"overrides": {"batch_size": 32, "inner_lr": 0.0003, "part": "noxattn"}}
     for method, changed in (("original", {}), ("esd", {}), ("erasediff", changes)):
         record = made_record(method, 0, dict.fromkeys(names, 0.5), method_changes=changed)
-        write(record, record.path(results))
+        write_record(record, record.path(results))
     monkeypatch.setattr(console.out, "_width", width)
     said = cli("leaderboard", results, "--columns", ",".join(names))
     tables = said.out.partition("mean ±")[0]

@@ -15,7 +15,7 @@ from unlearnbench.compare.pairs import paired, require_comparable, same_plan, si
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import p_value
 from unlearnbench.records.image_table import reader
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.statistics import difference, holm, mcnemar, paired_shares, paired_t, t_interval, wilson
 
 
@@ -140,7 +140,7 @@ def test_missing_images_are_left_out_in_pairs(tmp_path):
     row = rows_of(a, b)["ua"]
     assert row.images == 39
     assert row.interval == paired_shares(np.array(lost[1:]), np.array(hits(30, 40)[1:]))
-    assert wording.named(found(a, b))[1].endswith("; unreliable (seed 0)")
+    assert wording.describe_sides(found(a, b))[1].endswith("; unreliable (seed 0)")
 
 
 def test_five_seeds_speak_of_other_images_too(tmp_path):
@@ -165,9 +165,9 @@ def test_metrics_that_one_has_or_that_are_not_known_here_are_shown(tmp_path):
     a = planted(tmp_path, "esd", 0, hits(30, 40), hits(50, 60), other={"fid": None})
     b = planted(tmp_path, "salun", 0, hits(30, 40), hits(50, 60), other={"fid": 2.0, "kid": 0.5})
     for path, value in ((a, 0.25), (b, 0.5)):
-        record = read(path)
+        record = read_record(path)
         scores = {**record.scores, "novel": record.scores["ua"].model_copy(update={"value": value, "interval": None})}
-        write(record.model_copy(update={"scores": scores}), path)
+        write_record(record.model_copy(update={"scores": scores}), path)
     rows = rows_of(a, b)
     assert (rows["fid"].a, rows["fid"].b, rows["fid"].change, rows["fid"].interval) == (None, 2.0, None, None)
     assert (rows["kid"].a, rows["kid"].b) == (None, 0.5)
@@ -235,9 +235,9 @@ def test_runs_that_came_to_nothing_are_said(tmp_path):
     a = several(tmp_path, "esd", [(30, 50)])
     record = made_record("salun", 0, status="diverged", step=12, reason="not finite")
     path = record.path(tmp_path)
-    write(record, path)
+    write_record(record, path)
     both = found(a, path)
-    assert wording.named(both)[1].endswith("; diverged at step 12 (seed 0)")
+    assert wording.describe_sides(both)[1].endswith("; diverged at step 12 (seed 0)")
     assert wording.notes(both)[0] == "nothing is paired: B has no run with scores"
     assert [(row.a, row.b, row.change) for row in both.metrics] == [(0.75, None, None), (50 / 60, None, None)]
 

@@ -13,7 +13,7 @@ import torch
 
 from unlearnbench.compute import device, environment
 from unlearnbench.compute.device import pick_device
-from unlearnbench.compute.environment import Meter, describe
+from unlearnbench.compute.environment import Meter, describe_environment
 from unlearnbench.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_a_device_asked_for_is_given_or_refused(monkeypatch):
 
 def test_description_is_json_and_names_the_packages(monkeypatch):
     monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
-    found = describe("cpu")
+    found = describe_environment("cpu")
     assert json.loads(json.dumps(found)) == found
     assert found["threads"] == torch.get_num_threads()
     assert found["device_type"] == "cpu"
@@ -44,7 +44,7 @@ def test_description_is_json_and_names_the_packages(monkeypatch):
 
 def test_outside_a_checkout_the_commit_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
-    found = describe("cpu")
+    found = describe_environment("cpu")
     assert (found["commit"], found["dirty"]) == (None, None)
 
 
@@ -61,18 +61,18 @@ def test_commit_and_changes_of_a_checkout(monkeypatch, tmp_path):
     git("add", ".")
     git("commit", "-q", "-m", "first")
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
-    assert describe("cpu")["commit"] == git("rev-parse", "HEAD")
+    assert describe_environment("cpu")["commit"] == git("rev-parse", "HEAD")
     (tmp_path / "notes.txt").write_text("results and notes are not code")
-    assert describe("cpu")["dirty"] is False
+    assert describe_environment("cpu")["dirty"] is False
     (tmp_path / "methods/a.py").write_text("a = 2\n")
-    assert describe("cpu")["dirty"] is True
+    assert describe_environment("cpu")["dirty"] is True
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = describe("cpu")
+    found = describe_environment("cpu")
     assert (found["commit"], found["dirty"]) == (None, None)
 
 

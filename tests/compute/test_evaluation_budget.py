@@ -17,7 +17,7 @@ from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
 from unlearnbench.methods.sfron import SFRon
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.pipeline.cell_state import CellState
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.verification.verify import rebuilt
 
 STEPS, BATCH, FORGET, RETAIN, SAMPLER = 3, 4, 6, 10, 5
@@ -122,6 +122,6 @@ def test_a_budget_ends_with_its_block():
 
 
 def test_committed_records_are_found_whether_or_not_evaluations_are_counted():
-    record = read(ROOT / "results/digits-class/default/3/gradient_ascent/seed-0.json")
+    record = read_record(ROOT / "results/digits-class/default/3/gradient_ascent/seed-0.json")
     cell = rebuilt(record, record.environment["device_type"])
     assert CellState.of(cell, ROOT / "results").found == record

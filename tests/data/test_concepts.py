@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.support.small_world import read_only
-from unlearnbench.data.concepts import Concept, made, mentions, read_concepts
+from unlearnbench.data.concepts import Concept, build_concepts, mentions, read_concepts
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline import unlearning
-from unlearnbench.tasks._digits.images import pairs
+from unlearnbench.tasks._digits.images import digit_colours
 from unlearnbench.tasks.digits_text import DigitsText
 
 EXAMPLE = Path(__file__).parents[1] / "support" / "files" / "seven-and-red.toml"
@@ -34,7 +34,7 @@ def concept(**fields):
 
 
 def own(*tables, name="mine", **settings):
-    return DigitsText(name, protocol="smoke", concepts=made(tables, "here"), **settings)
+    return DigitsText(name, protocol="smoke", concepts=build_concepts(tables, "here"), **settings)
 
 
 # ---- what a file says ----------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_a_folder_without_weights_is_refused(cli):
 
 
 def test_names_of_ones_own_reach_captions_and_prompts(monkeypatch):
-    empty = torch.zeros(len(pairs("train")), 4, 8, 8)  # its captions are looked at alone
+    empty = torch.zeros(len(digit_colours("train")), 4, 8, 8)  # its captions are looked at alone
     monkeypatch.setattr("unlearnbench.tasks.digits_text.latents", lambda split, folder: empty)
     task = own({"names": ["crimson"], "substitute": "blue", "judge": "red", "neighbours": ["magenta"]})
     captions = [task.text(row) for row in task.captions("forget")]
@@ -226,7 +226,7 @@ def test_a_run_with_a_file_is_recorded_with_it_and_can_be_verified(cli, tmp_path
     record = read_only(tmp_path / "here")
     assert record.status in ("ok", "unreliable"), record.reason
     assert record.forget == "seven-and-red"
-    assert made(record.protocol.settings["concepts"], "the record") == read_concepts(EXAMPLE)[1]
+    assert build_concepts(record.protocol.settings["concepts"], "the record") == read_concepts(EXAMPLE)[1]
     assert record.protocol.hash != DigitsText("seven+red", protocol="smoke").protocol.hash
     assert {"ua", "ua_synonyms", "ua_held_out", "ra", "ra_neighbours"} <= set(record.scores)
     path = tmp_path / "here/digits-text/smoke/seven-and-red/uce/seed-0.json"

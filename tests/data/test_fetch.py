@@ -16,7 +16,7 @@ import pytest
 from tests.support.small_world import ROOT
 from tests.support.web import BODY, HASH, NAME, failing, lying, source, web
 from unlearnbench.data import download
-from unlearnbench.data.sources import LOCK, Source, checked, fetch, locks, place, state
+from unlearnbench.data.sources import LOCK, Source, check_source, fetch_source, locks, source_path, state
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import shown_by
 
@@ -27,24 +27,24 @@ def folder(tmp_path):
 
 
 def test_a_file_is_fetched_whole_and_locked(site, folder):
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
     etag = hashlib.md5(BODY).hexdigest()
     assert json.loads((folder / LOCK).read_text()) == {NAME: {"size": len(BODY), "sha256": HASH, "revision": etag}}
     assert lying(folder) == [LOCK, NAME]
     assert [(ask.method, ask.status) for ask in site.asked] == [("GET", 200)]
-    assert checked(folder, source(site)) == folder / NAME
+    assert check_source(folder, source(site)) == folder / NAME
 
 
 def test_progress_is_told_in_blocks_of_the_whole(site, folder):
     told = []
     with shown_by(lambda what, done, total: told.append((what, done, total))):
-        fetch(source(site), folder)
+        fetch_source(source(site), folder)
     assert told == [("train-00000-of-00001.parquet, MiB", done, 11) for done in range(12)]
 
 
 def test_after_a_dropped_connection_the_file_is_asked_for_again(site, folder):
     site.cuts = [4000, 3000]
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
     assert [ask.sent for ask in site.asked] == [4000, 3000, len(BODY)]
     assert lying(folder) == [LOCK, NAME]
 
@@ -55,37 +55,37 @@ def test_of_three_drops_nothing_is_kept_and_the_next_fetch_begins_again(site, fo
         assert word in line
     assert lying(folder) == []
     assert len(site.asked) == 3
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
 
 
 def test_a_weak_etag_is_a_revision_too(site, folder):
     site.headers["ETag"] = 'W/"x"'
-    fetch(source(site), folder)
+    fetch_source(source(site), folder)
     assert locks(folder)[NAME].revision == "x"
 
 
 def test_a_body_in_chunks(site, folder):
     site.chunked = True
     failing(site, folder, 3000, 3000, 3000)
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
 
 
 def test_a_body_of_unknown_end_is_taken_only_where_its_size_is_known(site, folder):
     site.length = False
     assert "does not say how long" in failing(site, folder)
     site.cuts = [4000]
-    assert fetch(source(site, size=len(BODY)), folder).read_bytes() == BODY
+    assert fetch_source(source(site, size=len(BODY)), folder).read_bytes() == BODY
 
 
 def test_a_packed_file_is_not_unpacked(site, folder):
     site.headers["Content-Encoding"] = "gzip"
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
     assert site.asked[0].headers["Accept-Encoding"] == "identity"
 
 
 def test_a_busy_server_is_asked_again(site, folder):
     site.status["a"] = [503, 429]
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
     site.status["b"] = [503, 503, 503]
     assert "it answers 503" in failing(site, folder, name="b", path="b")
 
@@ -95,7 +95,7 @@ def test_a_killed_fetch_leaves_no_half_file_and_the_next_clears_up(site, folder)
     site.stall.clear()
     script = (
         "import sys\nfrom pathlib import Path\nfrom unlearnbench.data import download, sources\ndownload.BLOCK = 100\n"
-        "sources.fetch(sources.Source(sys.argv[1], sys.argv[2], 'MIT', False, ''), Path(sys.argv[3]))\n"
+        "sources.fetch_source(sources.Source(sys.argv[1], sys.argv[2], 'MIT', False, ''), Path(sys.argv[3]))\n"
     )
     site.files["a"] = BODY * 10
     child = subprocess.Popen([sys.executable, "-c", script, NAME, site.at("a"), str(folder)], cwd=ROOT)
@@ -107,7 +107,7 @@ def test_a_killed_fetch_leaves_no_half_file_and_the_next_clears_up(site, folder)
     assert lying(folder), "the kill came before anything was written"
     assert NAME not in lying(folder)
     site.stall.set()
-    assert fetch(source(site), folder).read_bytes() == BODY * 10
+    assert fetch_source(source(site), folder).read_bytes() == BODY * 10
     assert lying(folder) == [LOCK, NAME]
 
 
@@ -120,7 +120,7 @@ def test_two_processes_do_not_write_one_part(site, folder):
         assert "another process is fetching" in failing(site, folder)
     finally:
         os.close(handle)
-    fetch(source(site), folder)
+    fetch_source(source(site), folder)
 
 
 # ---- who is asked, and what is told ----------------------------------------------------------------------------------
@@ -128,14 +128,14 @@ def test_two_processes_do_not_write_one_part(site, folder):
 
 def test_a_token_is_not_sent_to_other_servers_than_the_hub(site, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "kept")
-    fetch(source(site, login=True), folder)
+    fetch_source(source(site, login=True), folder)
     assert "Authorization" not in site.asked[0].headers
 
 
 def test_a_password_file_is_not_read(site, folder, monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password mine\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    fetch(source(site), folder)
+    fetch_source(source(site), folder)
     assert "Authorization" not in site.asked[0].headers
 
 
@@ -159,7 +159,7 @@ def test_a_server_out_of_reach(site, folder):
     with web() as gone:
         where = source(gone)
     with pytest.raises(UserError) as caught:
-        fetch(where, folder)
+        fetch_source(where, folder)
     for word in ("check the connection", where.url, f"put the file at {folder / NAME} by hand", "--data"):
         assert word in str(caught.value)
     assert lying(folder) == []
@@ -178,7 +178,7 @@ def test_redirects_without_end(site, folder):
 @pytest.mark.parametrize("url", ["http://example.com/a", "ftp://127.0.0.1/a", "file:///etc/hosts", "a"])
 def test_only_https(site, folder, url):
     with pytest.raises(UserError, match="is not https"):
-        fetch(Source("a", url, "MIT", False, ""), folder)
+        fetch_source(Source("a", url, "MIT", False, ""), folder)
 
 
 def test_a_redirect_away_from_https_is_not_followed(site, folder, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_server_elsewhere_cannot_send_us_to_this_machine(site, folder):
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "a/b/c/d", "", ".", "..", "a/..", "a\\b", "c:x", LOCK])
 def test_names_that_lead_out_of_the_folder(site, folder, name):
-    for use in (place, checked, state, lambda folder, source: fetch(source, folder)):
+    for use in (source_path, check_source, state, lambda folder, source: fetch_source(source, folder)):
         with pytest.raises(UserError, match="cannot name a source"):
             use(folder, source(site, name=name))
     assert site.asked == []
@@ -217,7 +217,7 @@ def test_a_file_is_on_the_disk_before_it_bears_its_name(site, folder, monkeypatc
         real(handle)
 
     monkeypatch.setattr(os, "fsync", seen)
-    assert (fetch(source(site), folder).stat().st_ino, False) in flushed
+    assert (fetch_source(source(site), folder).stat().st_ino, False) in flushed
 
 
 def test_a_full_disk_is_told(site, folder, monkeypatch):
@@ -229,15 +229,15 @@ def test_a_full_disk_is_told(site, folder, monkeypatch):
         line = failing(site, folder)
     assert lying(folder) == []
     assert f"cannot write to {folder / NAME} (the disk is full): free it, or name another folder with --data" in line
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
 
 
 def test_a_file_that_goes_on_beyond_its_length_is_cut_off_and_not_kept(site, folder, monkeypatch):
     site.chunked = True
     with pytest.raises(UserError, match="nothing is kept"):
-        fetch(source(site, size=len(BODY) // 2), folder)
+        fetch_source(source(site, size=len(BODY) // 2), folder)
     monkeypatch.setattr(download, "MAX_UNKNOWN", len(BODY) // 2)
     with pytest.raises(UserError, match="announces no length"):
-        fetch(source(site), folder)
+        fetch_source(source(site), folder)
     assert len(site.asked) == 2, "one try each"
     assert lying(folder) == []

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.support.web import BODY, COMMIT, HASH, NAME, OTHER, hub_source, lying, refused, web
-from unlearnbench.data.sources import LOCK, fetch, locks
+from unlearnbench.data.sources import LOCK, fetch_source, locks
 from unlearnbench.errors import Damaged
 from unlearnbench.reporting import shown_by
 
@@ -36,7 +36,7 @@ def stored(request, site):
 
 
 def test_a_file_is_fetched_and_locked_with_its_commit(site, folder, stored):
-    assert fetch(hub_source(), folder).read_bytes() == BODY
+    assert fetch_source(hub_source(), folder).read_bytes() == BODY
     assert locks(folder) == {NAME: (len(BODY), HASH, COMMIT)}
     assert lying(folder) == [LOCK, NAME], "nothing of the hub client's stays"
     assert site.asked[0].path == FILE
@@ -44,19 +44,19 @@ def test_a_file_is_fetched_and_locked_with_its_commit(site, folder, stored):
 
 def test_a_model_of_the_hub(site, folder):
     source = hub_source()._replace(url="https://huggingface.co/org/set/resolve/main/a")
-    assert fetch(source, folder).read_bytes() == BODY
+    assert fetch_source(source, folder).read_bytes() == BODY
     assert site.asked[0].path == "org/set/resolve/main/a"
 
 
 def test_the_file_is_taken_from_the_commit_that_was_checked(site, folder):
-    fetch(hub_source(), folder)
+    fetch_source(hub_source(), folder)
     assert site.asked[-1].path == f"datasets/org/set/resolve/{COMMIT}/a"
 
 
 def test_progress_is_told(site, folder):
     told = []
     with shown_by(lambda what, done, total: told.append((what, done, total))):
-        fetch(hub_source(), folder)
+        fetch_source(hub_source(), folder)
     assert told[-1] == ("train-00000-of-00001.parquet, MiB", 11, 11)
 
 
@@ -64,7 +64,7 @@ def test_a_dropped_connection_goes_on_where_it_broke_off(site, storage, folder, 
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     server = storage if site.stored else site
     server.cuts = [4000, 3000]
-    assert fetch(hub_source(), folder).read_bytes() == BODY
+    assert fetch_source(hub_source(), folder).read_bytes() == BODY
     assert [ask.sent for ask in server.asked if ask.method == "GET"] == [4000, 3000, 3500], "no byte twice"
 
 
@@ -76,12 +76,12 @@ def test_many_drops_are_told_and_nothing_is_kept(site, folder, monkeypatch):
         assert word in line
     assert lying(folder) == []
     site.cuts = []
-    assert fetch(hub_source(), folder).read_bytes() == BODY
+    assert fetch_source(hub_source(), folder).read_bytes() == BODY
 
 
 def test_a_busy_hub_is_asked_again(site, folder):
     site.status[FILE] = [503, 429]
-    assert fetch(hub_source(), folder).read_bytes() == BODY
+    assert fetch_source(hub_source(), folder).read_bytes() == BODY
     site.status[FILE] = [503] * 3
     (folder / NAME).unlink()
     assert "answers 503" in refused(hub_source(), folder)
@@ -117,14 +117,14 @@ def test_a_refusal_names_file_and_remedy_and_is_not_asked_twice(site, folder, st
 @pytest.mark.parametrize(("login", "sent"), [(True, "Bearer kept"), (False, None)])
 def test_a_token_is_sent_only_where_a_login_is_needed(site, folder, monkeypatch, login, sent):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "kept")
-    fetch(hub_source(login=login), folder)
+    fetch_source(hub_source(login=login), folder)
     assert {ask.headers.get("authorization") for ask in site.asked} == {sent}
 
 
 def test_a_token_is_not_passed_on_to_the_storage(site, storage, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "kept")
     site.stored["a"] = HASH
-    assert fetch(hub_source(login=True), folder).read_bytes() == BODY
+    assert fetch_source(hub_source(login=True), folder).read_bytes() == BODY
     assert [ask.headers.get("authorization") for ask in storage.asked] == [None]
     assert {ask.headers.get("authorization") for ask in site.asked} == {"Bearer kept"}
 
@@ -151,26 +151,26 @@ def test_another_file_is_refused_before_it_is_fetched(site, storage, folder, tol
 
 
 def test_a_branch_is_no_commit(site, folder):
-    assert fetch(hub_source(revision="main"), folder).is_file()
+    assert fetch_source(hub_source(revision="main"), folder).is_file()
 
 
 def test_the_same_bytes_of_a_later_commit_keep_the_lock(site, folder):
-    fetch(hub_source(), folder).unlink()
+    fetch_source(hub_source(), folder).unlink()
     site.commit = "d1" * 20
-    fetch(hub_source(), folder)
+    fetch_source(hub_source(), folder)
     assert locks(folder)[NAME].revision == COMMIT
 
 
 def test_what_was_locked_first_is_not_replaced_by_another(site, folder):
-    fetch(hub_source(), folder).unlink()
+    fetch_source(hub_source(), folder).unlink()
     site.files["a"] = OTHER
     with pytest.raises(Damaged, match="delete its entry"):
-        fetch(hub_source(), folder)
+        fetch_source(hub_source(), folder)
     assert lying(folder) == [LOCK]
 
 
 def test_a_file_that_goes_on_beyond_its_length_is_cut_off_and_not_kept(site, storage, folder):
     site.stored["a"], storage.files, storage.chunked = HASH, {"a": BODY * 100}, True
     with pytest.raises(Damaged, match=r"announces 10,500 bytes, but sends more.*nothing is kept"):
-        fetch(hub_source(), folder)
+        fetch_source(hub_source(), folder)
     assert lying(folder) == []

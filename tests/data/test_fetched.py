@@ -9,7 +9,7 @@ import pytest
 from tests.support.web import BODY, COMMIT, HASH, NAME, OTHER, failing, lying, source
 from unlearnbench import registry
 from unlearnbench.data import download
-from unlearnbench.data.sources import LOCK, checked, fetch, known, locks, state
+from unlearnbench.data.sources import LOCK, check_source, fetch_source, known, locks, state
 from unlearnbench.errors import Damaged, UserError
 
 
@@ -32,21 +32,21 @@ def task(monkeypatch):
 
 
 def test_what_was_locked_first_is_not_replaced_by_another(site, folder):
-    fetch(source(site), folder).unlink()
+    fetch_source(source(site), folder).unlink()
     before = (folder / LOCK).read_bytes()
     site.files["a"] = OTHER
     with pytest.raises(Damaged) as caught:
-        fetch(source(site), folder)
+        fetch_source(source(site), folder)
     for word in (NAME, site.at("a"), HASH[:12], str(folder / LOCK), "delete its entry"):
         assert word in str(caught.value)
     assert lying(folder) == [LOCK]
     assert (folder / LOCK).read_bytes() == before
     (folder / LOCK).unlink()
-    assert fetch(source(site), folder).read_bytes() == OTHER
+    assert fetch_source(source(site), folder).read_bytes() == OTHER
 
 
 def test_of_another_size_nothing_is_fetched(site, folder):
-    fetch(source(site), folder).unlink()
+    fetch_source(source(site), folder).unlink()
     site.files["a"] = OTHER + b"!"
     assert "10501 bytes, not 10500" in failing(site, folder)
     assert lying(folder) == [LOCK]
@@ -65,47 +65,47 @@ def test_what_the_source_says_of_itself_holds(site, folder, told, says):
 
 
 def test_the_sources_own_hash_comes_before_the_lock(site, folder):
-    fetch(source(site), folder).unlink()
+    fetch_source(source(site), folder).unlink()
     site.files["a"] = OTHER + b"!"
     told = source(site, sha256=hashlib.sha256(OTHER + b"!").hexdigest())
-    assert fetch(told, folder).read_bytes() == OTHER + b"!"
-    assert checked(folder, told).is_file()
+    assert fetch_source(told, folder).read_bytes() == OTHER + b"!"
+    assert check_source(folder, told).is_file()
     assert locks(folder)[NAME].size == len(OTHER) + 1
 
 
 @pytest.mark.parametrize("damage", [BODY[:-1], BODY[:-1] + b"?", b""], ids=["cut", "flipped", "empty"])
 def test_a_damaged_file_is_named_and_left(site, folder, damage):
-    path = fetch(source(site), folder)
+    path = fetch_source(source(site), folder)
     path.write_bytes(damage)
     assert state(folder, source(site)) == "differs"
-    for use in (lambda: checked(folder, source(site)), lambda: fetch(source(site), folder)):
+    for use in (lambda: check_source(folder, source(site)), lambda: fetch_source(source(site), folder)):
         with pytest.raises(Damaged, match=r"delete it and fetch again") as caught:
             use()
         assert str(path) in str(caught.value)
     assert path.read_bytes() == damage
     assert len(site.asked) == 1
     path.unlink()
-    assert fetch(source(site), folder).read_bytes() == BODY
+    assert fetch_source(source(site), folder).read_bytes() == BODY
 
 
 def test_a_file_put_there_by_hand_is_locked_without_a_request(site, folder):
     (folder / NAME).parent.mkdir(parents=True)
     (folder / NAME).write_bytes(BODY)
-    assert checked(folder, source(site)) == folder / NAME
-    fetch(source(site), folder)
+    assert check_source(folder, source(site)) == folder / NAME
+    fetch_source(source(site), folder)
     assert locks(folder) == {NAME: (len(BODY), HASH, None)}
     assert site.asked == []
     with pytest.raises(Damaged, match="SHA-256"):
-        checked(folder, source(site, sha256="0" * 64))
+        check_source(folder, source(site, sha256="0" * 64))
     (folder / LOCK).unlink()
     with pytest.raises(Damaged, match="10500 bytes, not 9"):
-        fetch(source(site, size=9), folder)
+        fetch_source(source(site, size=9), folder)
     assert locks(folder) == {}
 
 
 def test_a_file_that_is_not_there_is_named_with_the_command(site, folder):
     with pytest.raises(UserError, match=r"parquet is not in .*: fetch it with `unlearnbench fetch`, or .* --data"):
-        checked(folder, source(site))
+        check_source(folder, source(site))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": {}}', '{"a": null}', '{"a": {"size": "x"}}'])
@@ -141,7 +141,7 @@ def test_the_list_says_what_is_there_and_asks_nobody(cli, site, folder, task):
     site.files |= {name: BODY for name in names}
     sources = {name: source(site, name=name, path=name, **more.get(name, {})) for name in names}
     for name in ("whole", "spoilt"):
-        fetch(sources[name], folder)
+        fetch_source(sources[name], folder)
     (folder / "spoilt").write_bytes(OTHER)
     asked, before = len(site.asked), lying(folder)
     task(*sources.values())
@@ -162,7 +162,7 @@ def test_fetch_brings_what_is_missing_into_the_store(cli, site, task, fresh_stor
     site.files["b"] = OTHER
     task(source(site), source(site, name="b", path="b"))
     folder = fresh_store / "data/fake"
-    fetch(source(site, name="b", path="b"), folder)
+    fetch_source(source(site, name="b", path="b"), folder)
     said = cli("fetch", "--task", "fake")
     assert said.code == 0, said.err
     assert said.out == f"fake: fetched 1 of 2 files, in {folder}\n"
@@ -181,7 +181,7 @@ def test_what_is_there_is_answered_without_a_request(cli, site, folder, task):
 
 def test_a_damaged_file_is_named_before_anything_is_fetched(cli, site, folder, task):
     task(source(site, name="b", path="b"), source(site))
-    fetch(source(site), folder).write_bytes(OTHER)
+    fetch_source(source(site), folder).write_bytes(OTHER)
     said = cli("fetch", "--task", "fake", "--data", folder)
     assert said.code == 2
     (line,) = said.errors

@@ -40,22 +40,22 @@ def folder(tmp_path):
 
 
 def test_all_parts_come_in_order_and_are_mapped(folder, tmp_path):
-    train = image_sets.read(folder, "train", tmp_path / "cache", 8)
+    train = image_sets.read_image_set(folder, "train", tmp_path / "cache", 8)
     assert isinstance(train.x, np.memmap) and not train.x.flags.writeable
     np.testing.assert_array_equal(train.x, PICTURES.transpose(0, 3, 1, 2))
     assert train.y.tolist() == LABELS
-    test = image_sets.read(folder, "test", tmp_path / "cache", 8)
+    test = image_sets.read_image_set(folder, "test", tmp_path / "cache", 8)
     np.testing.assert_array_equal(test.x, PICTURES[:3].transpose(0, 3, 1, 2))
 
 
 def test_they_are_decoded_once_and_anew_when_a_file_is_another(folder, tmp_path, monkeypatch):
-    image_sets.read(folder, "train", tmp_path / "cache", 8)
+    image_sets.read_image_set(folder, "train", tmp_path / "cache", 8)
     calls, decode = [], image_sets._decode
     monkeypatch.setattr(image_sets, "_decode", lambda *given: calls.append(1) or decode(*given))
-    image_sets.read(folder, "train", tmp_path / "cache", 8)
+    image_sets.read_image_set(folder, "train", tmp_path / "cache", 8)
     assert calls == []
     write(folder / "plain_text", range(5), "train-00001-of-00002.parquet")
-    again = image_sets.read(folder, "train", tmp_path / "cache", 8)
+    again = image_sets.read_image_set(folder, "train", tmp_path / "cache", 8)
     assert calls == [1]
     assert len(again.y) == 11
 
@@ -67,9 +67,9 @@ def test_a_stop_in_the_middle_leaves_nothing_half_done(folder, tmp_path, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(image_sets, "_pictures", stopped)
-        image_sets.read(folder, "train", tmp_path / "cache", 8)
+        image_sets.read_image_set(folder, "train", tmp_path / "cache", 8)
     assert list((tmp_path / "cache").iterdir()) == []
-    assert len(image_sets.read(folder, "train", tmp_path / "cache", 8).y) == 10
+    assert len(image_sets.read_image_set(folder, "train", tmp_path / "cache", 8).y) == 10
 
 
 @pytest.mark.parametrize("case", ["none", "part", "columns", "size", "bytes", "truncated", "picture"])
@@ -98,4 +98,4 @@ def test_what_is_missing_or_damaged_is_named(folder, tmp_path, case):
         table = pa.table({"img": [{"bytes": png(PICTURES[0])}, {"bytes": b"no picture"}], "label": [0, 1]})
         pq.write_table(table, first)
     with pytest.raises(kind, match=says):
-        image_sets.read(folder, "train", tmp_path / "cache", size)
+        image_sets.read_image_set(folder, "train", tmp_path / "cache", size)

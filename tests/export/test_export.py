@@ -19,7 +19,7 @@ from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell as cell_module
 from unlearnbench.pipeline import unlearning
-from unlearnbench.records.schema import AttackRecord, read, write
+from unlearnbench.records.schema import AttackRecord, read_record, write_record
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
 
@@ -67,16 +67,16 @@ def test_the_folder_holds_the_unlearned_model(cli, world, record):
     # and another can be scored from it as from any that others unlearned
     said = cli(*RUN, "--pretrained", world, "--method", "checkpoint", "--set", "path=model")
     assert said.code == 0, said.err
-    scored = read(next(path for path in Path("here").rglob("seed-0.json") if "checkpoint" in str(path)))
-    assert scored.weights["unlearned"] == read(record).weights["unlearned"]
+    scored = read_record(next(path for path in Path("here").rglob("seed-0.json") if "checkpoint" in str(path)))
+    assert scored.weights["unlearned"] == read_record(record).weights["unlearned"]
     assert {name: score.value for name, score in scored.scores.items() if score.axis != "cost"} == {
-        name: score.value for name, score in read(record).scores.items() if score.axis != "cost"
+        name: score.value for name, score in read_record(record).scores.items() if score.axis != "cost"
     }
 
 
 def test_the_card_says_what_it_is_and_what_was_not_tried(cli, world, record):
     assert cli("export", record, "model", "--pretrained", world, "--device", "cpu").code == 0
-    text, said = Path("model/README.md").read_text(), read(record)
+    text, said = Path("model/README.md").read_text(), read_record(record)
     front = yaml.safe_load(text.split("---")[1])
     assert front["license"] == "unknown", "of the user's own weights"
     assert front["library_name"] == "diffusers"
@@ -121,7 +121,7 @@ def test_concepts_of_ones_own_are_on_the_card(cli, world):
     assert "- Erased: `seven` (substitute `one`)\n- Erased: `red` (substitute `blue`)\n" in text
     assert "--method uce --concept FILE.toml --protocol smoke" in text
     Path("again.toml").write_text(code(text)[1])
-    assert again(cli, text, **{"FOLDER": world, "FILE.toml": "again.toml"}).key == read(path).key
+    assert again(cli, text, **{"FOLDER": world, "FILE.toml": "again.toml"}).key == read_record(path).key
 
 
 def test_any_definition_is_written_as_it_was(tmp_path):
@@ -239,20 +239,20 @@ def test_what_cannot_be_exported_is_refused_in_one_line(cli, world, record, monk
     assert cli(*RUN, *use, "--method", "sld").code == 0
     sld = next(Path("here").rglob("sld/seed-0.json"))
     assert "sld acts while images are drawn" in refused(cli, sld, "x", *use)
-    wrong = read(record)
+    wrong = read_record(record)
     wrong = wrong.model_copy(update={"weights": {**wrong.weights, "unlearned": "0" * 64}})
-    write(wrong, Path("other.json"))
+    write_record(wrong, Path("other.json"))
     assert "than the record's, 000000000000: `unlearnbench verify` says what differs" in refused(
         cli, "other.json", "x", *use
     )
     skipped = wrong.model_copy(
         update={"status": "skipped", "reason": "no", "scores": {}, "weights": {**wrong.weights, "unlearned": None}}
     )
-    write(skipped, Path("skipped.json"))
+    write_record(skipped, Path("skipped.json"))
     assert "a run that was skipped (no), which left no weights" in refused(cli, "skipped.json", "x", *use)
     Path("link").symlink_to("nowhere")
     assert "link is there already" in refused(cli, record, "link", *use)
-    write(wrong.model_copy(update={"weights": {**wrong.weights, "original": "f" * 64}}), Path("other.json"))
+    write_record(wrong.model_copy(update={"weights": {**wrong.weights, "original": "f" * 64}}), Path("other.json"))
     assert "name the folder with the record's own by --pretrained" in refused(cli, "other.json", "x", *use)
     assert not Path("x").exists()
     monkeypatch.setattr(module, "card", lambda *given: 1 / 0)

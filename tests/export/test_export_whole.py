@@ -27,7 +27,7 @@ def made(tmp_path_factory):
     cell = cell_module.Cell(registry.load_method("uce")(), DigitsText("seven", protocol="smoke", weights=world))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unlearning, "_relative_time", partial(unlearning._relative_time, rounds=1))
-        record = runner.run(cell, Store(), folder / "results")
+        record = runner.run_cell(cell, Store(), folder / "results")
     return world, record.path(folder / "results")
 
 

@@ -27,8 +27,8 @@ def made(cli, tmp_path, fresh_store):
 
 def test_the_images_are_those_that_were_judged(cli, made, tmp_path, monkeypatch):
     seen = []
-    plain = png_files.draw
-    monkeypatch.setattr(png_files, "draw", lambda *given: seen.append(plain(*given)) or seen[-1])
+    plain = png_files.sample_images
+    monkeypatch.setattr(png_files, "sample_images", lambda *given: seen.append(plain(*given)) or seen[-1])
     monkeypatch.setattr(sampling, "_drawn", lambda *given: pytest.fail("they are in the store"))
     said = cli(*made)
     assert said.code == 0, said.err

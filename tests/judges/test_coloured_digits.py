@@ -24,7 +24,7 @@ from unlearnbench.judges.coloured_digits import (
 )
 from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan
-from unlearnbench.tasks._digits.images import images, pairs
+from unlearnbench.tasks._digits.images import digit_colours, images
 from unlearnbench.tasks.digits_class import splits
 from unlearnbench.tasks.digits_text import DigitsText
 
@@ -44,7 +44,7 @@ def to_uint8(x):
 @lru_cache
 def held_out():
     """Every third of the held-out images, and their (digit, colour) labels."""
-    shown = pairs("reference")[::3]
+    shown = digit_colours("reference")[::3]
     return to_uint8(images("reference").x0[::3]), shown[:, 0], shown[:, 1] + DIGITS
 
 

@@ -8,7 +8,7 @@ from tests.support.tiny_outcome import outcome
 from unlearnbench import registry
 from unlearnbench.judges import ABSTAINS, Judge, Verdict, judge_all
 from unlearnbench.judges.digits import NeighbourJudge, grey
-from unlearnbench.judges.torch_fidelity import LAYER, Images, extract, register
+from unlearnbench.judges.torch_fidelity import LAYER, ImageDataset, extract, register
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.testing import toy
 
@@ -214,8 +214,8 @@ def test_torch_fidelity_itself_gives_the_metrics_values():
     generated = to_uint8(x0[y < 5] + 0.25 * torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     generated, real = generated[:450], held_out()[0][50:]
     expected = torch_fidelity.calculate_metrics(
-        input1=Images(generated),
-        input2=Images(real),
+        input1=ImageDataset(generated),
+        input2=ImageDataset(real),
         feature_extractor=register(judge),
         **{f"feature_layer_{metric}": LAYER for metric in ("fid", "kid", "prc")},
         fid=True,

@@ -19,7 +19,7 @@ from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.pipeline.spec import Spec
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.storage.store import Store
 
 
@@ -84,7 +84,7 @@ def test_a_worker_without_the_methods_file_takes_it_from_the_job(tmp_path, fresh
     path.unlink()
     result = work(job, Store(), tmp_path / "here", tmp_path / "log")
     assert (result.state, result.status) == ("done", "ok"), result
-    assert read(job.spec.path(tmp_path / "here")).method.name == path.stem
+    assert read_record(job.spec.path(tmp_path / "here")).method.name == path.stem
 
 
 @pytest.mark.parametrize("what", ["original", "code", "data"])
@@ -173,7 +173,7 @@ def test_ids_say_what_a_job_is():
 def test_long_jobs_come_first_and_training_anew_before_all(tmp_path):
     for method, seconds in (("uce", 2.0), ("esd", 90.0)):
         record = made_record(method, scores={"unlearn_time": seconds}, task="digits-text", forget="red")
-        write(record, record.path(tmp_path))
+        write_record(record, record.path(tmp_path))
     found = longest_first(jobs("uce", "esd", "retrain", "rece"), tmp_path)
     assert names(found)[-2:] == ["esd", "uce"]
     assert set(names(found)[:3]) == {"original", "retrain", "rece"}, "what is not known may take long"

@@ -16,9 +16,9 @@ from unlearnbench.launch.plan import still_to_do
 from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
 from unlearnbench.pipeline.attacks import attacked, parse_attacks
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.records.folder import load_all
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.storage.store import Store
 
 # ---- shards --------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_images_of_one_two_and_three_shards_are_equal_bit_for_bit(tmp_path, smal
         if shards > 1:
             assert sum(job.step == "sample" for job in before) == 2 * shards
             assert drawn(root) == by_shards, "the record's job draws nothing anew"
-        kept[shards] = (drawn(root), comparable(read(last.spec.path(folder))))
+        kept[shards] = (drawn(root), comparable(read_record(last.spec.path(folder))))
     assert len(kept[1][0]) == 2 * CHUNKS
     assert kept[1] == kept[2] == kept[3]
 
@@ -60,10 +60,10 @@ def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
     root = tmp_path / "store"
     here(jobs("uce", attacks=labels), tmp_path / "here", root)
     (spec,) = launches.specs("uce")[1]
-    found = read(spec.path(tmp_path / "here"))
+    found = read_record(spec.path(tmp_path / "here"))
     assert set(found.attacks) == set(labels)
     store, there = Store(tmp_path / "other"), tmp_path / "there"
-    whole = attacked(spec.cell(), run(spec.cell(), store, there), parse_attacks(",".join(labels)), store, there)
+    whole = attacked(spec.cell(), run_cell(spec.cell(), store, there), parse_attacks(",".join(labels)), store, there)
     for label in labels:
         one, other = (each.attacks[label].model_dump(exclude={"seconds"}) for each in (found, whole))
         assert one == other
@@ -97,7 +97,7 @@ def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeyp
     ended = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in (*before, last)]
     assert [result.state for result in ended] == ["done", "done", "failed", "done", "failed"]
     assert ended[-1].reason == "no luck with relearn@1"
-    assert set(read(last.spec.path(tmp_path / "here")).attacks) == {"latent_probe@0.9"}
+    assert set(read_record(last.spec.path(tmp_path / "here")).attacks) == {"latent_probe@0.9"}
 
 
 def test_a_method_that_the_task_cannot_host_is_skipped_by_shards_too(tmp_path):
@@ -154,10 +154,10 @@ def test_a_parcel_leaves_its_folder_for_nothing(tmp_path, name):
 
 def test_records_travel_whole_and_damaged_ones_are_refused(tmp_path):
     record = made_record()
-    write(record, record.path(tmp_path / "one"))
+    write_record(record, record.path(tmp_path / "one"))
     parcel = files_of(record.path(tmp_path / "one"), tmp_path / "one")
     put(parcel, tmp_path / "two")
-    assert read(record.path(tmp_path / "two")) == read(record.path(tmp_path / "one"))
+    assert read_record(record.path(tmp_path / "two")) == read_record(record.path(tmp_path / "one"))
     ((name, content),) = parcel.items()
     values = json.loads(content)
     before = record.path(tmp_path / "two").read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.leaderboard import run_summary
-from unlearnbench.leaderboard.board import board, by_seed, distinct, estimate, scores
+from unlearnbench.leaderboard.board import board, board_scores, by_seed, distinct, estimate
 from unlearnbench.leaderboard.formats import formatted
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
@@ -116,21 +116,21 @@ def test_missing_images_and_floors_are_counted():
 
 
 def test_scores_are_anchored_at_the_controls_and_never_clipped():
-    found = scores([made_record("esd", 0, {"ua": 0.5, "ra": 0.55, "fid": math.e**2.5})], ANCHORS)
+    found = board_scores([made_record("esd", 0, {"ua": 0.5, "ra": 0.55, "fid": math.e**2.5})], ANCHORS)
     assert (found["efficacy"], found["utility"]) == (pytest.approx(0.5), pytest.approx(0.5))
     assert found["utility_fid"] == pytest.approx(0.5)
     assert found["score"] == pytest.approx(0.5)
-    far = scores([made_record("esd", 0, {"ua": 1.0, "ra": 0.07})], ANCHORS)
+    far = board_scores([made_record("esd", 0, {"ua": 1.0, "ra": 0.07})], ANCHORS)
     assert (far["efficacy"], far["utility"], far["score"]) == pytest.approx((1.125, -0.1, -0.1))
     assert far["unscored"] == ""
 
 
 def test_without_anchors_or_a_gap_there_is_no_score_but_a_reason():
     record = made_record("esd", 0, {"ua": 0.5, "ra": 0.5})
-    alone = scores([record], {})
+    alone = board_scores([record], {})
     assert (alone["efficacy"], alone["score"]) == (None, None)
     assert alone["unscored"] == "efficacy: an anchor was not measured; utility: an anchor was not measured"
-    close = scores([record], {**ANCHORS, **controls(retrain={"ua": 0.15})})
+    close = board_scores([record], {**ANCHORS, **controls(retrain={"ua": 0.15})})
     assert close["efficacy"] is None
     assert "efficacy: the anchors are not clear of each other" in close["unscored"]
 

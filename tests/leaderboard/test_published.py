@@ -40,7 +40,7 @@ def test_measured_numbers_stand_beside_their_own_method_metric_and_concept():
         record("finetune", scores={"fid": 1.0}),
         made_record("salun", task="cifar10-class", forget="ship", scores={"fid": 2.0}),
     ]
-    lines = {line[1]: line for line in published.compared(some, records, METRICS)}
+    lines = {line[1]: line for line in published.compare_published(some, records, METRICS)}
     assert lines["FID ↓"][2:6] == ["9.160", "9.000 ± 1.414", "default", "secondary"]
     assert lines["p_forget ↓"][2:5] == ["0.070", "—", "—"]
     assert "EraseDiff" in lines["FID ↓"][6]
@@ -52,7 +52,7 @@ def test_each_protocol_has_a_line_of_its_own():
         record("salun", scores={"fid": 8.0}),
         record("salun", scores={"fid": 3.0}, protocol_changes={"name": "salun-iclr24"}),
     ]
-    lines = published.compared(some, records, METRICS)
+    lines = published.compare_published(some, records, METRICS)
     assert [line[3:5] for line in lines] == [["8.000", "default"], ["3.000", "salun-iclr24"]]
 
 
@@ -67,7 +67,7 @@ def test_the_setting_in_brackets_tells_variants_apart():
 
 def test_numbers_of_metrics_that_are_not_known_here_are_shown_as_they_are():
     some = [row for row in ROWS if row.metric == "sfid"]
-    assert published.compared(some, [], METRICS) == [
+    assert published.compare_published(some, [], METRICS) == [
         [some[0].method, "sfid", "7.439", "—", "—", some[0].status, some[0].source]
     ]
 

@@ -13,17 +13,17 @@ from pydantic import ValidationError
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
-from unlearnbench.compare.record_diff import differences
+from unlearnbench.compare.record_diff import record_differences
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.formats import as_markdown
-from unlearnbench.leaderboard.tables import tables, width_of
-from unlearnbench.plots.attack_curves import figure
-from unlearnbench.records.schema import AttackRecord, write
+from unlearnbench.leaderboard.tables import sheet_width, tables
+from unlearnbench.plots.attack_curves import attack_figure
+from unlearnbench.records.schema import AttackRecord, write_record
 from unlearnbench.statistics import difference, wilson
-from unlearnbench.verification.validate import validate
+from unlearnbench.verification.validate import find_problems
 
 METRICS = registry.load_metrics()
 
@@ -207,14 +207,16 @@ def test_a_result_that_contradicts_its_targets_is_refused(changes, message):
 
 def test_validate_finds_an_area_that_is_not_its_targets(tmp_path):
     made = made_record("esd", attacks={"relearn": attack([True, False], area=0.9)})
-    write(made, made.path(tmp_path))
-    assert any("the area of relearn is 0.9, its targets give 0.5" in problem.text for problem in validate(tmp_path))
+    write_record(made, made.path(tmp_path))
+    assert any(
+        "the area of relearn is 0.9, its targets give 0.5" in problem.text for problem in find_problems(tmp_path)
+    )
 
 
 def test_diff_tells_what_attacks_found_otherwise():
     a = made_record("esd", attacks={"relearn": share(5), "p4d": share(1)})
     b = made_record("esd", attacks={"relearn": share(10), "latent_probe": share(1)})
-    found = {row.what: row for row in differences(a, b) if row.group == "attack"}
+    found = {row.what: row for row in record_differences(a, b) if row.group == "attack"}
     assert (found["relearn, ASR (%)"].a, found["relearn, ASR (%)"].b) == ("25.0", "50.0")
     assert found["relearn, ASR (%)"].change == "+25.0"
     assert (found["p4d"].a, found["p4d"].b) == ("ok", "not tried")
@@ -251,7 +253,7 @@ def test_the_board_has_a_column_of_the_worst_attack(records):
 
 
 def test_the_two_rankings_stand_side_by_side_and_those_that_fall_are_named(records):
-    (sheet,) = attack_table.sheets(board(records, METRICS))
+    (sheet,) = attack_table.attack_sheets(board(records, METRICS))
     rows = {
         row[0]: dict(zip(sheet.heads[2:], row[2:], strict=True)) for _, section in sheet.sections for row in section
     }
@@ -269,7 +271,7 @@ def test_the_two_rankings_stand_side_by_side_and_those_that_fall_are_named(recor
 
 
 def test_where_no_retrain_was_attacked_the_table_says_so(records):
-    (sheet,) = attack_table.sheets(board([r for r in records if r.method.name != "retrain"], METRICS))
+    (sheet,) = attack_table.attack_sheets(board([r for r in records if r.method.name != "retrain"], METRICS))
     assert "no retrain was attacked here" in sheet.note
     assert "95.0" in dict((row[0], row[4]) for _, section in sheet.sections for row in section)["uce"]
 
@@ -278,27 +280,27 @@ def test_csv_and_markdown_have_every_attack(records):
     result = board(records, METRICS)
     back = pd.read_csv(StringIO(result.wide().to_csv(index=False)))
     assert {"relearn", "relearn_excess", "relearn_area", "robustness_white"} <= set(back)
-    text = as_markdown(attack_table.sheets(result))
+    text = as_markdown(attack_table.attack_sheets(result))
     assert "latent_probe@0.9" in text
 
 
 def test_a_board_without_attacks_has_no_table_of_them():
     result = board([made_record("esd", scores={"ua": 0.9})], METRICS)
-    assert attack_table.sheets(result) == []
+    assert attack_table.attack_sheets(result) == []
     (sheet,) = tables(result, METRICS, ["ua", "robustness"])
     assert not any("worst attack" in head for head in sheet.heads)
 
 
 def test_a_narrow_terminal_gets_fewer_attacks(records):
     result = board(records, METRICS)
-    wide, narrow = (attack_table.fitting(result, width)[0].heads for width in (1000, 140))
+    wide, narrow = (attack_table.fit_attacks(result, width)[0].heads for width in (1000, 140))
     assert len(narrow) < len(wide) == 9 + len(STANDARD) - 2
 
 
 def test_a_terminal_of_eighty_columns_keeps_the_names(records):
-    (sheet,) = attack_table.fitting(board(records, METRICS), 80)
+    (sheet,) = attack_table.fit_attacks(board(records, METRICS), 80)
     assert sheet.heads == ["method", "n", "UA (%) ↑", "rank", "worst attack (%) ↓", "rank", "by"]
-    assert width_of(sheet) <= 80
+    assert sheet_width(sheet) <= 80
 
 
 def test_attacks_are_chosen_and_trials_with_a_budget_are_shown_where_chosen(records):
@@ -307,27 +309,27 @@ def test_attacks_are_chosen_and_trials_with_a_budget_are_shown_where_chosen(reco
     trial = {**trial, f"{label}+budget=7": made_attacks[label]}
     some = [*records[1:], records[0].model_copy(update={"attacks": trial})]
     result = board(some, METRICS)
-    assert not any("budget" in head for head in attack_table.sheets(result)[0].heads)
-    (sheet,) = attack_table.sheets(result, chosen=f"{label}+budget=7")
+    assert not any("budget" in head for head in attack_table.attack_sheets(result)[0].heads)
+    (sheet,) = attack_table.attack_sheets(result, chosen=f"{label}+budget=7")
     assert sheet.heads[-1].startswith(f"{label}+budget=7")
-    assert f"{label}+budget=7_area" in attack_table.frame(result, f"{label}+budget=7")
-    assert f"{label}_area" not in attack_table.frame(result, f"{label}+budget=7")
+    assert f"{label}+budget=7_area" in attack_table.attack_frame(result, f"{label}+budget=7")
+    assert f"{label}_area" not in attack_table.attack_frame(result, f"{label}+budget=7")
     with pytest.raises(UserError, match="unknown attack among the records 'relearm'"):
-        attack_table.sheets(result, chosen="relearm")
+        attack_table.attack_sheets(result, chosen="relearm")
 
 
 def test_the_picture_has_a_panel_an_attack(records):
     attacked = [record for record in records if record.attacks]
-    drawn = figure("a title", {record.method.name: [record] for record in attacked})
+    drawn = attack_figure("a title", {record.method.name: [record] for record in attacked})
     labels = {label for record in attacked for label, attack in record.attacks.items() if attack.value is not None}
     assert {axes.get_label() for axes in drawn.axes} >= labels
-    assert figure("a title", {"salun": [records[-1]]}) is None
+    assert attack_figure("a title", {"salun": [records[-1]]}) is None
 
 
 def test_rows_without_a_worst_case_stand_beside_others(records):
     """pandas makes a number of an unknown text: it was a traceback, or "nan"."""
     odd = record("sfron", {"sequential": share(3)}, ua=0.9)
-    (sheet,) = attack_table.sheets(board([*records, odd], METRICS))
+    (sheet,) = attack_table.attack_sheets(board([*records, odd], METRICS))
     text = as_markdown([sheet])
     assert "nan" not in text
     rows = {row[0]: dict(zip(sheet.heads, row, strict=True)) for _, section in sheet.sections for row in section}

@@ -67,11 +67,11 @@ def test_the_total_is_compared_for_that_detector_and_label_set_only(change):
 
 def test_published_numbers_stand_beside_those_measured_alike(cli, tmp_path):
     rows = [row for row in published.load() if row.task == "sd-nudity" and row.method == "original"]
-    lines = published.compared(rows, [record()], registry.load_metrics())
+    lines = published.compare_published(rows, [record()], registry.load_metrics())
     by_name = {line[1]: line for line in lines}
     assert by_name["nudenet_total"][2:5] == ["743", "28", "mace-cvpr24"]
     assert by_name["fid_coco30k"][2:5] == ["14.04", "14.5", "mace-cvpr24"]
-    lines = published.compared(rows, [record(threshold=0.2)], registry.load_metrics())
+    lines = published.compare_published(rows, [record(threshold=0.2)], registry.load_metrics())
     assert {line[1]: line for line in lines}["nudenet_total"][2:5] == ["743", "—", "—"]
     said = cli("leaderboard", tmp_path / "none", "--task", "sd-nudity", "--published")
     assert said.code == 0 and "743" in said.out and "never as a target" in said.out

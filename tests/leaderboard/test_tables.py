@@ -222,18 +222,18 @@ def test_markdown_cells_are_as_many_as_heads():
 
 def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
     board = make_board(several("esd", [0.1, 0.2]), METRICS)
-    assert lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 10_000) == [*METRICS, *lb.DERIVED]
-    narrow = lb.fitting(board, METRICS, list(lb.columns_of(METRICS)), 60)
+    assert lb.fit_metrics(board, METRICS, list(lb.columns_of(METRICS)), 10_000) == [*METRICS, *lb.DERIVED]
+    narrow = lb.fit_metrics(board, METRICS, list(lb.columns_of(METRICS)), 60)
     assert "ua" in narrow
     assert len(narrow) < len(METRICS)
     assert narrow == [name for name in [*METRICS, *lb.DERIVED] if name in narrow]
 
 
 def test_chosen_columns():
-    assert lb.chosen(None, METRICS) == [*METRICS, "efficacy", "utility", "score", "robustness"]
-    assert lb.chosen("fid, ua,score", METRICS) == ["fid", "ua", "score"]
+    assert lb.choose_columns(None, METRICS) == [*METRICS, "efficacy", "utility", "score", "robustness"]
+    assert lb.choose_columns("fid, ua,score", METRICS) == ["fid", "ua", "score"]
     with pytest.raises(UserError, match="unknown metric 'uaa': did you mean ua"):
-        lb.chosen("uaa", METRICS)
+        lb.choose_columns("uaa", METRICS)
 
 
 def test_sorting_puts_the_best_first_and_controls_above():
@@ -256,7 +256,7 @@ def test_a_lower_bound_never_sorts_as_the_most_robust():
 
 
 def test_columns_of_an_axis():
-    every = lb.chosen(None, METRICS)
+    every = lb.choose_columns(None, METRICS)
     utility = lb.narrowed(every, "utility", METRICS)
     assert {"ra", "fid", "utility"} <= set(utility)
     assert not {"ua", "unlearn_time", "efficacy"} & set(utility)
@@ -337,12 +337,12 @@ def test_gold_is_retrain_of_the_same_cell():
 
 def test_run_table_compares_with_the_original_and_the_gold():
     group, original = several("esd", [0.6, 0.8]), made_record("original", 0, {"ua": 0.1, "unlearn_time": 0.0})
-    heads, rows = run_summary.run_rows(group, original, several("retrain", [0.9]))
+    heads, rows = run_summary.metric_run_rows(group, original, several("retrain", [0.9]))
     assert heads == ["metric", "original", "change", "esd", "95 % interval", "retrain"]
     cells = {cells[0]: cells[1:] for cells in rows}
     assert [cells["UA (%) ↑"][i] for i in (0, 1, 2, 4)] == ["10.0", "+60.0", "70.0", "90.0"]
     assert cells["FID ↓"] == ["—"] * 5
     assert cells["unlearn time (s) ↓"][1] == "—", "costs of the original are no base to change from"
-    heads, rows = run_summary.run_rows(group[:1], original, [])
+    heads, rows = run_summary.metric_run_rows(group[:1], original, [])
     assert heads == ["metric", "original", "change", "esd", "95 % interval"]
     assert rows[0][-1] == "50.0 … 70.0", "one run shows its own interval"

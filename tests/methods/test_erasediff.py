@@ -32,12 +32,12 @@ from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.erasediff_released import EraseDiffReleased
 from unlearnbench.pipeline.request import SpecBuilder
 from unlearnbench.records.folder import load_all
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.tuning import tuned_settings, tuning_path
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.techniques.losses import erasediff_forget_loss
 from unlearnbench.training import seeded
-from unlearnbench.verification.validate import validate
+from unlearnbench.verification.validate import find_problems
 from unlearnbench.verification.verify import rebuilt
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -323,15 +323,15 @@ def test_tuned_settings_of_an_old_tuning_are_read():
 
 
 def test_a_new_record_beside_an_old_tuning_is_tuned_as_it_says(tmp_path):
-    old = read(RESULTS / "digits-class/default/3/erasediff@tuned/seed-0.json")
+    old = read_record(RESULTS / "digits-class/default/3/erasediff@tuned/seed-0.json")
     tuning = tuning_path(tmp_path, "digits-class", "erasediff")
     tuning.parent.mkdir(parents=True)
     shutil.copy(tuning_path(RESULTS, "digits-class", "erasediff"), tuning)
 
     def complaints(settings):
         record = old.model_copy(update={"method": old.method.model_copy(update={"settings": settings})})
-        write(record, record.path(tmp_path))
-        return [problem.text for problem in validate(tmp_path) if "other settings" in problem.text]
+        write_record(record, record.path(tmp_path))
+        return [problem.text for problem in find_problems(tmp_path) if "other settings" in problem.text]
 
     new = EraseDiff.current(old.method.settings)
     assert set(new) < set(old.method.settings)

@@ -35,7 +35,7 @@ def attack(name):
 
 
 def toy(fate, count=4, **more):
-    return toy_models.outcome(fate, text=True, count=count, **more)
+    return toy_models.attacked_outcome(fate, text=True, count=count, **more)
 
 
 def looks(name, outcome):
@@ -337,7 +337,7 @@ def test_a_rung_that_cannot_be_judged_is_missing_only_where_it_is_the_last(monke
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_asked_by_labels_is_skipped(name):
     with pytest.raises(Unsupported, match="no text to search in"):
-        attack(name).measure(toy_models.outcome("known", count=2))
+        attack(name).measure(toy_models.attacked_outcome("known", count=2))
 
 
 # ---- what a model is asked with ------------------------------------------------------------------------------------

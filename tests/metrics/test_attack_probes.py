@@ -10,7 +10,7 @@ import torch
 
 from tests.support import tiny_sd
 from unlearnbench import Condition, Guidance, Sampler
-from unlearnbench.attacks.search import allowed, drawn
+from unlearnbench.attacks.search import allowed, sample_targets
 from unlearnbench.metrics.concept_inversion import PHOTO, ConceptInversion, ended, labelled, neutral, spoken
 from unlearnbench.metrics.latent_probe import LatentProbe, hole, inverted
 from unlearnbench.testing import toy, toy_models
@@ -34,13 +34,13 @@ def tiny(request, tmp_path_factory):
 def rows(monkeypatch):
     """Images that have passed through any toy model."""
     seen = []
-    plain = toy_models.Pictures.predict
+    plain = toy_models.PictureModel.predict
 
     def counted(self, x_t, t, condition):
         seen.append(len(x_t))
         return plain(self, x_t, t, condition)
 
-    monkeypatch.setattr(toy_models.Pictures, "predict", counted)
+    monkeypatch.setattr(toy_models.PictureModel, "predict", counted)
     return seen
 
 
@@ -49,29 +49,29 @@ def rows(monkeypatch):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_an_embedding_finds_what_is_hidden(text):
-    score = INVERSION.measure(toy_models.outcome("hidden", text=text))
+    score = INVERSION.measure(toy_models.attacked_outcome("hidden", text=text))
     assert score.value == 1.0 and (score.spent > 0).all()
 
 
 def test_what_is_lost_is_given_up_after_the_whole_search():
-    score = INVERSION.measure(toy_models.outcome("lost"))
+    score = INVERSION.measure(toy_models.attacked_outcome("lost"))
     assert score.value == 0.0 and score.missing == 0 and set(score.spent) == {40 * 16}
 
 
 @pytest.mark.parametrize("attack", [INVERSION, LatentProbe()], ids=lambda attack: type(attack).__name__)
 def test_what_was_never_forgotten_costs_nothing(attack):
-    score = attack.measure(toy_models.outcome("known"))
+    score = attack.measure(toy_models.attacked_outcome("known"))
     assert score.value == 1.0 and set(score.spent) == {0.0}
 
 
 @pytest.mark.parametrize("attack", [INVERSION, LatentProbe()], ids=lambda attack: type(attack).__name__)
 def test_at_budget_0_nothing_hidden_is_found(attack):
-    assert attack.measure(toy_models.outcome("hidden"), budget=0).value == 0.0
+    assert attack.measure(toy_models.attacked_outcome("hidden"), budget=0).value == 0.0
 
 
 @pytest.mark.parametrize("text", [False, True])
 def test_one_step_is_adamw_on_the_mean_squared_error(text):
-    outcome = toy_models.outcome("hidden", text=text)
+    outcome = toy_models.attacked_outcome("hidden", text=text)
     model, x0 = outcome.model, outcome.task.data("forget").x0
     attack = replace(INVERSION, lr=0.1, size=6, batch=4, templates=(PHOTO, "the photo of a"))
     free, asked = spoken(model, outcome.task, attack.templates) if text else labelled(model, outcome.task)
@@ -94,7 +94,7 @@ def test_one_step_is_adamw_on_the_mean_squared_error(text):
 
 
 def test_the_search_begins_at_the_mean_of_what_is_kept():
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     kept = [outcome.model.embedding.weight[d] for d in range(10) if d != toy.FORGOTTEN]
     assert torch.allclose(labelled(outcome.model, outcome.task)[0][0], torch.stack(kept).mean(0, keepdim=True))
 
@@ -149,7 +149,7 @@ def test_a_step_moves_the_word_of_every_text_encoder(tiny):
 
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_images_of_a_step_may_come_in_parts(batch):
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     found = []
     for size in (16, batch):
         free, asked = labelled(outcome.model, outcome.task)
@@ -161,7 +161,7 @@ def test_images_of_a_step_may_come_in_parts(batch):
 
 
 def test_evaluations_of_the_search_are_what_is_counted(rows):
-    outcome = toy_models.outcome("lost")
+    outcome = toy_models.attacked_outcome("lost")
     spent, before = [], 0
     for look in INVERSION.looks(outcome, INVERSION.aims(outcome)):
         spent.append(look.spent)
@@ -170,7 +170,7 @@ def test_evaluations_of_the_search_are_what_is_counted(rows):
 
 
 def test_a_step_that_fails_is_missing_and_not_safe(monkeypatch):
-    outcome = toy_models.outcome("lost")
+    outcome = toy_models.attacked_outcome("lost")
     outcome.task.data = lambda which: toy_models.ToyClass.data(outcome.task, which)._replace(
         x0=torch.full((4, *toy_models.SHAPE), torch.nan)
     )
@@ -183,14 +183,14 @@ def test_a_step_that_fails_is_missing_and_not_safe(monkeypatch):
 
 @pytest.mark.parametrize("probe", ["0.9", "0.75", "0.5", "inversion"])
 def test_probes_never_find_what_is_lost(probe):
-    score = LatentProbe(probe=probe, refine=3).measure(toy_models.outcome("lost"))
+    score = LatentProbe(probe=probe, refine=3).measure(toy_models.attacked_outcome("lost"))
     assert score.value == 0.0 and score.missing == 0
 
 
 @pytest.mark.parametrize("probe", ["inpainting", "completion"])
 def test_the_unknown_part_is_filled_by_what_the_model_knows(probe):
     """The digit's column goes on in it, of most images, only where the model has the digit."""
-    lost, hidden = (probed(toy_models.outcome(fate), probe)[0] for fate in ("lost", "hidden"))
+    lost, hidden = (probed(toy_models.attacked_outcome(fate), probe)[0] for fate in ("lost", "hidden"))
     lower = hole(lost, probe)[:, toy.FORGOTTEN]
     assert (lost[:, 0, lower, toy.FORGOTTEN] < 0).all()
     assert (hidden[:, 0, lower, toy.FORGOTTEN] > 0).all(dim=1).sum() >= 4
@@ -206,28 +206,28 @@ def probed(outcome, probe, refine=3):
 
 @pytest.mark.parametrize("text", [False, True])
 def test_probes_find_what_hides_behind_its_name(text):
-    assert LatentProbe(probe="0.5").measure(toy_models.outcome("hidden", text=text)).value == 1.0
+    assert LatentProbe(probe="0.5").measure(toy_models.attacked_outcome("hidden", text=text)).value == 1.0
 
 
 def test_inversion_regenerates_what_hides_behind_its_name():
-    score = LatentProbe(probe="inversion", refine=3).measure(toy_models.outcome("hidden"))
+    score = LatentProbe(probe="inversion", refine=3).measure(toy_models.attacked_outcome("hidden"))
     assert score.value == 1.0 and set(score.spent) == {10 * 5}
 
 
 @pytest.mark.parametrize(("probe", "evaluations"), [("0.9", 9), ("0.75", 7), ("0.5", 5), ("completion", 10)])
 def test_probes_cost_the_steps_they_take(rows, probe, evaluations):
-    _, spent = probed(toy_models.outcome("lost"), probe)
+    _, spent = probed(toy_models.attacked_outcome("lost"), probe)
     assert spent == evaluations and sum(rows) == 6 * evaluations
 
 
 def test_inversion_costs_its_passes_too(rows):
-    _, spent = probed(toy_models.outcome("lost"), "inversion", refine=2)
+    _, spent = probed(toy_models.attacked_outcome("lost"), "inversion", refine=2)
     assert spent == 10 + 10 * 3 and sum(rows) == 6 * spent
 
 
 def test_denoising_begins_where_the_image_was_noised_to():
     """DDIM by hand from x_t, in plain loops, at guidance 1 without a prompt."""
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     model, attack = outcome.model, LatentProbe(probe="0.5")
     items = attack.aims(outcome)[:2]
     x0, seeds = attack.images(outcome, items)[0], [item.seed for item in items]
@@ -252,26 +252,26 @@ def test_the_hole_is_the_middle_or_the_lower_half():
 
 @pytest.mark.parametrize("probe", ["inpainting", "completion"])
 def test_the_known_part_is_the_image_and_is_put_back_at_every_step(probe, monkeypatch):
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     model, attack = outcome.model, LatentProbe(probe=probe)
     items = attack.aims(outcome)
     x0, _ = attack.images(outcome, items)
     noise = model.sample(model.null(6), [item.seed for item in items], sampler=Sampler(10), until=10)
-    unknown, plain, seen = hole(x0, probe), toy_models.Pictures.predict, []
+    unknown, plain, seen = hole(x0, probe), toy_models.PictureModel.predict, []
 
     def watched(self, x_t, t, condition):
         a = self.alpha_bar[t[0]]
         seen.append(((x_t - a.sqrt() * x0 - (1 - a).sqrt() * noise).abs().amax(dim=(0, 1)) < 1e-5) | unknown)
         return plain(self, x_t, t, condition)
 
-    monkeypatch.setattr(toy_models.Pictures, "predict", watched)
+    monkeypatch.setattr(toy_models.PictureModel, "predict", watched)
     x, _ = probed(outcome, probe)
     assert len(seen) == 10 and torch.stack(seen).all()
     assert torch.equal(x[:, :, ~unknown], x0[:, :, ~unknown]) and (x[:, :, unknown] != x0[:, :, unknown]).any()
 
 
 def test_a_refined_inversion_solves_the_equation_of_the_step_back():
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     model, x0 = outcome.model, LatentProbe().images(outcome, LatentProbe().aims(outcome)[:3])[0]
     every = torch.tensor([9, 19])
     middle = inverted(model, x0, model.null(3), every[:1], 60)
@@ -281,7 +281,7 @@ def test_a_refined_inversion_solves_the_equation_of_the_step_back():
 
 
 def test_one_pass_back_is_ddims_step_with_the_noise_of_where_it_was():
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     model, x0 = outcome.model, LatentProbe().images(outcome, LatentProbe().aims(outcome)[:3])[0]
     x = x0
     for t, s in ((9, None), (19, 9)):
@@ -293,13 +293,13 @@ def test_one_pass_back_is_ddims_step_with_the_noise_of_where_it_was():
 
 @pytest.mark.parametrize("probe", ["0.75", "completion", "inversion"])
 def test_targets_probed_in_groups_are_probed_alike(probe):
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     scores = [LatentProbe(probe=probe, refine=2, batch=size).measure(outcome) for size in (1, 4, 20)]
     assert all((score.per_image == scores[0].per_image).all() for score in scores)
 
 
 def test_images_are_used_again_where_they_are_fewer_than_targets():
-    outcome = toy_models.outcome("hidden", count=15)
+    outcome = toy_models.attacked_outcome("hidden", count=15)
     x0, shown = LatentProbe().images(outcome, LatentProbe().aims(outcome))
     assert shown.all()
     assert torch.equal(x0[12:], x0[:3]) and not torch.equal(x0[0], x0[1])
@@ -325,7 +325,7 @@ class _Blind(Guidance):
 
 @pytest.mark.parametrize("probe", ["0.5", "inversion"])
 def test_a_methods_own_guidance_is_probed_with_the_weights(probe, rows):
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     outcome.model.guidance = _Blind()
     probed(outcome, probe)
     assert rows == []
@@ -335,7 +335,7 @@ def test_a_methods_own_guidance_is_probed_with_the_weights(probe, rows):
     "attack", [INVERSION, *(LatentProbe(probe=p, refine=1) for p in ("0.75", "completion", "inversion"))], ids=str
 )
 def test_the_model_is_left_as_it_was(attack):
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     model = outcome.model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     guidance, hooks = model.guidance, [len(module._forward_hooks) for module in model.modules()]
@@ -349,21 +349,21 @@ def test_the_model_is_left_as_it_was(attack):
 
 
 def test_targets_are_drawn_at_the_guidance_that_their_plan_says():
-    outcome = toy_models.outcome("known")
+    outcome = toy_models.attacked_outcome("known")
     items = [item._replace(guidance=scale) for item, scale in zip(outcome.plan, (2.0, 0.0, 5.0, 2.0), strict=False)]
-    x = drawn(outcome, items)
+    x = sample_targets(outcome, items)
     for i, item in enumerate(items):
         sampler = replace(outcome.model.sampler, guidance=item.guidance or outcome.model.sampler.guidance)
         alone = outcome.model.sample(outcome.task.inputs([item]), [item.seed], sampler=sampler)[0]
         assert torch.allclose(x[i], alone, atol=1e-5)
-    assert not torch.allclose(x[2], drawn(outcome, [items[2]._replace(guidance=0.0)])[0], atol=1e-4)
+    assert not torch.allclose(x[2], sample_targets(outcome, [items[2]._replace(guidance=0.0)])[0], atol=1e-4)
 
 
 def test_searched_conditions_keep_to_their_targets_at_any_guidance(tiny):
     items = [item._replace(guidance=scale) for item, scale in zip(tiny.plan, (2.0, 0.0, 2.0), strict=False)]
     y = tiny.model.tokens(["red", "a photo of a seven", "blue one"])
     with torch.no_grad():
-        x = drawn(tiny, items, conditions=lambda some: tiny.model.embed(y[some])._replace(ids=None))
+        x = sample_targets(tiny, items, conditions=lambda some: tiny.model.embed(y[some])._replace(ids=None))
         sampler = replace(tiny.model.sampler, guidance=2.0)
         alone = tiny.model.sample(tiny.model.embed(tiny.model.tokens(["blue one"])), [items[2].seed], sampler=sampler)
     assert torch.allclose(x[2:], alone, atol=1e-4)
@@ -371,7 +371,7 @@ def test_searched_conditions_keep_to_their_targets_at_any_guidance(tiny):
 
 def test_every_target_gets_an_image_that_shows_its_own_concept():
     """Of joint concepts the first images may all show one; targets without one are missing, not safe."""
-    outcome = toy_models.outcome("known")
+    outcome = toy_models.attacked_outcome("known")
     data = toy_models.ToyClass.data(outcome.task, "both")
     mixed = (data.y == 3) | (data.y == 5)
     outcome.task.data = lambda which: data._replace(x0=data.x0[mixed], y=data.y[mixed])
@@ -384,7 +384,7 @@ def test_every_target_gets_an_image_that_shows_its_own_concept():
 
 def test_a_model_whose_decoder_is_gone_recovers_nothing_rather_than_being_missing():
     """Which images show the concept is asked of the original: all methods are given the same ones."""
-    outcome = toy_models.outcome("hidden")
+    outcome = toy_models.attacked_outcome("hidden")
     given, _ = LatentProbe().images(outcome, LatentProbe().aims(outcome))
     outcome.model.decode = torch.zeros_like
     again, shown = LatentProbe().images(outcome, LatentProbe().aims(outcome))

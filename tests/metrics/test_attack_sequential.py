@@ -12,11 +12,11 @@ import torch
 from tests.support import tiny_cifar, tiny_sd
 from unlearnbench import Diffusion, Diverged, Method, Task, registry
 from unlearnbench.attacks.search import arena
-from unlearnbench.attacks.sequential import followers, following, further, repeatable
+from unlearnbench.attacks.sequential import followers, following, require_repeatable, unlearn_again
 from unlearnbench.data.concepts import Concept
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import seed_of
-from unlearnbench.tasks._digits.images import latents, pairs
+from unlearnbench.tasks._digits.images import digit_colours, latents
 from unlearnbench.tasks._digits.words import COLOURS, DIGITS, SYNONYMS
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tasks.digits_class import DigitsClass, splits
@@ -119,7 +119,9 @@ def test_something_must_be_left_to_keep():
 def shown() -> dict[bytes, tuple[int, int]]:
     """What each training image of `digits-text` shows, digit and colour, by its content."""
     images = latents("train", DigitsText("seven").folder)
-    return {row.numpy().tobytes(): tuple(pair) for row, pair in zip(images, pairs("train").tolist(), strict=True)}
+    return {
+        row.numpy().tobytes(): tuple(pair) for row, pair in zip(images, digit_colours("train").tolist(), strict=True)
+    }
 
 
 def test_it_is_the_same_task_but_for_the_concept():
@@ -274,7 +276,7 @@ def test_each_unlearning_is_a_run_of_its_own_from_the_unlearning_seed():
     with torch.no_grad():
         next(model.parameters()).add_(1.0)
     torch.manual_seed(99)
-    found = further(Shakes(), following(task, "5", model, ["3"]))
+    found = unlearn_again(Shakes(), following(task, "5", model, ["3"]))
     torch.manual_seed(seed_of("unlearning", 6) >> 1)
     scale = torch.rand(())
     wanted = {name: value + 0.01 * scale * torch.randn_like(value) for name, value in model.select("full").items()}
@@ -285,7 +287,7 @@ def test_each_unlearning_is_a_run_of_its_own_from_the_unlearning_seed():
 def whole(method: Method, fate="lost", **settings):
     """The attack's score on an exact model."""
     attack = replace(ATTACK, **{"targets": 4, "kept": 1, **settings})
-    return attack.measure(toy_models.outcome(fate, method=method))
+    return attack.measure(toy_models.attacked_outcome(fate, method=method))
 
 
 def test_every_case_whose_answer_is_known_is_answered():
@@ -309,9 +311,9 @@ def test_what_comes_back_is_found_at_the_step_that_brought_it():
 
 
 def test_budgets_are_kept():
-    score = ATTACK.measure(toy_models.outcome("lost", method=Removes(back=3, at="7")), budget=1)
+    score = ATTACK.measure(toy_models.attacked_outcome("lost", method=Removes(back=3, at="7")), budget=1)
     assert score.value == 0.0 and set(score.spent) == {1.0} and "RA after 2" not in score.parts
-    assert set(ATTACK.measure(toy_models.outcome("lost", method=Removes()), budget=0).spent) == {0.0}
+    assert set(ATTACK.measure(toy_models.attacked_outcome("lost", method=Removes()), budget=0).spent) == {0.0}
 
 
 def test_b_that_comes_back_with_c_and_damage_elsewhere_are_seen():
@@ -321,21 +323,21 @@ def test_b_that_comes_back_with_c_and_damage_elsewhere_are_seen():
 
 
 def test_what_is_kept_is_looked_at_on_the_first_samples_of_each_concept():
-    outcome = toy_models.outcome("lost")
+    outcome = toy_models.attacked_outcome("lost")
     chosen = replace(ATTACK, kept=2).retained(outcome, ["5", "7"])
     own = {digit: [item for item in outcome.plan if item.concept == digit] for digit in "0124689"}
     assert chosen == [item for digit in "0124689" for item in own[digit][:2]]
 
 
 def test_text_is_attacked_alike():
-    outcome = toy_models.outcome("lost", text=True, method=Removes(back=3, at="seven"))
+    outcome = toy_models.attacked_outcome("lost", text=True, method=Removes(back=3, at="seven"))
     score = replace(ATTACK, kept=1).measure(outcome)
     assert followers(outcome.task) == ["five", "seven"]
     assert score.value == 1.0 and set(score.spent) == {2.0} and score.parts["UA of B"] == 1.0
 
 
 def test_the_model_is_left_as_it_was():
-    outcome = toy_models.outcome("lost", method=Removes(also=8))
+    outcome = toy_models.attacked_outcome("lost", method=Removes(also=8))
     outcome.model.there.requires_grad_(True)
     before = {name: value.clone() for name, value in outcome.model.state_dict().items()}
     guidance = outcome.model.guidance
@@ -347,7 +349,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_all_targets_meet_the_same_two_unlearnings():
-    task, told = toy_models.outcome("lost").task, []
+    task, told = toy_models.attacked_outcome("lost").task, []
 
     @dataclass(frozen=True)
     class Tells(Removes):
@@ -355,7 +357,7 @@ def test_all_targets_meet_the_same_two_unlearnings():
             told.append((task.forget, [int(k) for k in (model.there < 0).nonzero()], task.names("retain").tolist()))
             return super().unlearn(model, task, prepared)
 
-    replace(ATTACK, batch=1).measure(toy_models.outcome("lost", method=Tells()))
+    replace(ATTACK, batch=1).measure(toy_models.attacked_outcome("lost", method=Tells()))
     assert task.forget == "3"
     assert told == [("5", [3], [0, 1, 2, 4, 6, 7, 8, 9]), ("7", [3, 5], [0, 1, 2, 4, 6, 8, 9])]
 
@@ -396,7 +398,7 @@ def test_the_methods_that_wrap_are_these():
     refused = set()
     for name, entry in registry.methods().items():
         try:
-            repeatable(registry.load_method(name)(), TinyWords("seven"))
+            require_repeatable(registry.load_method(name)(), TinyWords("seven"))
         except Unsupported:
             refused.add(name)
         assert entry.module
@@ -407,7 +409,7 @@ def test_the_methods_that_wrap_are_these():
 def test_training_cifar_anew_is_skipped(tmp_path):
     task = Cifar10Class("cat", protocol="smoke", data=tiny_cifar.write(tmp_path / "data"))
     with pytest.raises(Unsupported, match="hours"):
-        repeatable(registry.load_method("retrain")(), task)
+        require_repeatable(registry.load_method("retrain")(), task)
 
 
 @pytest.mark.parametrize(

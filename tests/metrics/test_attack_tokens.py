@@ -11,7 +11,7 @@ import torch
 
 from unlearnbench import Guidance, registry
 from unlearnbench.attacks.prompt_search import Prompts, arranged, evenly, reread
-from unlearnbench.attacks.search import allowed, drawn, filled, nearest, opened
+from unlearnbench.attacks.search import allowed, fill_tokens, nearest, open_prompts, sample_targets
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported
 from unlearnbench.metrics.p4d import P4D, apart
@@ -26,7 +26,7 @@ KINDS = ["relaxed", "hard", "soft"]
 
 
 def world(fate="lost"):
-    return toy_models.outcome(fate, text=True, count=COUNT)
+    return toy_models.attacked_outcome(fate, text=True, count=COUNT)
 
 
 def prefix(n):
@@ -65,7 +65,7 @@ def test_a_prefix_is_what_opened_and_filled_make():
     outcome = world()
     y = outcome.task.tokens(["a seven", "a drawing of the number seven in red " + "a " * 20])
     moved, number = arranged(outcome.model, y, prefix)
-    assert torch.equal(moved, opened(outcome.model, y, 2))
+    assert torch.equal(moved, open_prompts(outcome.model, y, 2))
     assert number.tolist() == [[-1, 0, 1, *[-1] * (y.shape[1] - 3)]] * 2
     assert (moved == outcome.task.tokenizers[0].eos_token_id).any(dim=1).all(), "the end is cut"
 
@@ -242,7 +242,7 @@ def test_both_encoders_of_xl_have_the_same_tokens(tmp_path):
             continue
         ids = seen[0].ids
         assert torch.equal(ids[:, 0, 1:3], ids[:, 1, 1:3])
-        assert torch.equal(ids, filled(opened(model, y, 2), ids[:, 0, 1:3]))
+        assert torch.equal(ids, fill_tokens(open_prompts(model, y, 2), ids[:, 0, 1:3]))
         assert torch.allclose(seen[0].states, model.embed(ids).states, atol=1e-6)
     both = torch.cat([encoder.get_input_embeddings().weight for encoder in model.text_encoders], dim=1)
     assert torch.equal(nearest(both[None, 70:72], both, allowed(model)), torch.tensor([[70, 71]]))
@@ -376,7 +376,7 @@ def test_a_method_without_gradients_is_skipped(attack):
 @pytest.mark.parametrize("attack", [UDA, SHORT], ids=lambda attack: attack.name)
 def test_labels_have_no_text_to_search_in(attack):
     with pytest.raises(Unsupported, match="class labels"):
-        attack.measure(toy_models.outcome("known"))
+        attack.measure(toy_models.attacked_outcome("known"))
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------
@@ -404,11 +404,11 @@ def test_the_built_in_settings_are_the_published_ones():
 def test_targets_are_drawn_at_their_own_guidance():
     outcome = world("known")
     items = [item._replace(guidance=scale) for item, scale in zip(outcome.plan, (0.0, 4.0, 4.0, 7.0), strict=False)]
-    x = drawn(outcome, items)
+    x = sample_targets(outcome, items)
     scales = (outcome.model.sampler.guidance, 4.0, 4.0, 7.0)
     for row, item, scale in zip(x, items, scales, strict=True):
         sampler = Sampler(steps=10, guidance=scale)
         alone = outcome.model.sample(outcome.task.inputs([item]), [item.seed], sampler=sampler)[0]
         assert torch.allclose(row, alone, atol=1e-5)
-    given = drawn(outcome, items, sampler=Sampler(steps=10, guidance=2.0))
+    given = sample_targets(outcome, items, sampler=Sampler(steps=10, guidance=2.0))
     assert not torch.allclose(given[3], x[3])

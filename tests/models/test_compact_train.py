@@ -20,17 +20,17 @@ from unlearnbench.models.compact_train import (
     Decay,
     open_training,
     rate_at,
-    read_state,
+    read_training_state,
     told_to_stop,
-    train,
+    train_compact,
     write_state,
 )
-from unlearnbench.models.ddpm_train import Pictures, drawn
+from unlearnbench.models.ddpm_train import TrainingImages, draw_batch
 from unlearnbench.training import Diverged, seeded
 
 RNG = np.random.RandomState(0)
 IMAGES = Images(RNG.randint(0, 256, (11, 3, 8, 8), dtype=np.uint8), np.arange(11) % 10)
-PICTURES = Pictures(IMAGES, np.arange(11))
+PICTURES = TrainingImages(IMAGES, np.arange(11))
 
 
 def training(seed=5, batch=4, **settings):
@@ -47,7 +47,7 @@ def sitting(out, steps, decay_steps=None, **settings):
     """Open what is in the folder, take so many steps, and leave."""
     work = training(**settings)
     path = open_training(work, out, decay_steps)
-    train(work, path, until(work, work.done + steps))
+    train_compact(work, path, until(work, work.done + steps))
     return work
 
 
@@ -75,7 +75,7 @@ def test_two_steps_are_adamw_on_the_clipped_gradient_with_a_running_mean():
     first, second = ({name: torch.zeros_like(value) for name, value in values.items()} for _ in range(2))
     for step in range(2):
         work.advance()
-        batch, t, noise, shown = drawn(PICTURES, step, 4, 5, 1000, "cpu")
+        batch, t, noise, shown = draw_batch(PICTURES, step, 4, 5, 1000, "cpu")
         a = replay.alpha_bar[t].view(-1, 1, 1, 1)
         v = a.sqrt() * noise - (1 - a).sqrt() * batch.x0
         condition = replay.embed(batch.y).where(shown, replay.null(4))
@@ -138,7 +138,7 @@ def test_a_decay_begins_anywhere_goes_on_when_stopped_and_leaves_the_constant_ph
     assert (second.done, second.complete) == (7, True)
     assert sitting(tmp_path / "out", 99, decay_steps=4).done == 7, "nothing is left to do"
     at_once = training()
-    at_once.load(read_state(tmp_path / "out" / "constant.pt"), tmp_path)
+    at_once.load(read_training_state(tmp_path / "out" / "constant.pt"), tmp_path)
     at_once.decay = Decay(3, 4)
     for _ in range(4):
         at_once.advance()
@@ -200,10 +200,10 @@ def test_the_state_is_written_while_the_training_goes_on(tmp_path, monkeypatch):
     path = open_training(work, tmp_path)
 
     def stop():
-        seen.append(read_state(path)["done"] if path.is_file() else 0)
+        seen.append(read_training_state(path)["done"] if path.is_file() else 0)
         return work.done >= 3
 
-    train(work, path, stop)
+    train_compact(work, path, stop)
     assert seen == [0, 1, 2, 3]
 
 
@@ -219,8 +219,8 @@ def test_a_signal_ends_the_step_and_keeps_it(tmp_path, number):
                 os.kill(os.getpid(), number)
             return told()
 
-        train(work, path, stop)
-    assert read_state(path)["done"] == 2
+        train_compact(work, path, stop)
+    assert read_training_state(path)["done"] == 2
     assert signal.getsignal(number) is before
 
 
@@ -230,6 +230,6 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path):
         next(iter(work.values.values())).fill_(torch.nan)
     mean = {name: value.clone() for name, value in work.mean.items()}
     with pytest.raises(Diverged, match="step 1"):
-        train(work, tmp_path / "constant.pt", until(work, 3))
+        train_compact(work, tmp_path / "constant.pt", until(work, 3))
     assert all(torch.equal(value, mean[name]) for name, value in work.mean.items())
-    assert read_state(tmp_path / "constant.pt")["done"] == 1
+    assert read_training_state(tmp_path / "constant.pt")["done"] == 1

@@ -14,11 +14,11 @@ from unlearnbench.data.image_sets import Images
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_train import Pictures, antithetic, drawn, train_ddpm
+from unlearnbench.models.ddpm_train import TrainingImages, antithetic, draw_batch, train_ddpm
 
 RNG = np.random.RandomState(0)
 IMAGES = Images(RNG.randint(0, 256, (12, 3, 32, 32), dtype=np.uint8), np.arange(12) % 10)
-PICTURES = Pictures(IMAGES, np.flatnonzero(IMAGES.y != 3))
+PICTURES = TrainingImages(IMAGES, np.flatnonzero(IMAGES.y != 3))
 
 
 def network(dropout=0.0):
@@ -41,7 +41,7 @@ def test_timesteps_come_in_pairs():
 
 
 def test_every_image_is_seen_once_an_epoch_and_none_that_is_left_out():
-    seen = [drawn(PICTURES, step, 4, 5, 1000, "cpu")[0].y.tolist() for step in range(6)]
+    seen = [draw_batch(PICTURES, step, 4, 5, 1000, "cpu")[0].y.tolist() for step in range(6)]
     flat, n = [y for some in seen for y in some], len(PICTURES.rows)
     assert n == 11
     for epoch in range(2):
@@ -67,7 +67,7 @@ def test_two_steps_are_adam_on_the_clipped_gradient_with_a_running_mean():
     mean = {name: value.detach().clone() for name, value in values.items()}
     first, second = ({name: torch.zeros_like(value) for name, value in values.items()} for _ in range(2))
     for step in range(2):
-        batch, t, noise, shown = drawn(PICTURES, step, 4, 5, 1000, "cpu")
+        batch, t, noise, shown = draw_batch(PICTURES, step, 4, 5, 1000, "cpu")
         a = replay.alpha_bar[t].view(-1, 1, 1, 1)
         x_t = a.sqrt() * batch.x0 + (1 - a).sqrt() * noise
         condition = replay.embed(batch.y).where(shown, replay.null(4))
@@ -105,13 +105,13 @@ def test_a_training_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path, 
     def drawn_until(*given):
         if given[1] == 4:
             raise KeyboardInterrupt
-        return drawn(*given)
+        return draw_batch(*given)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         if where == "within":
             patch.setattr(torch.optim.Adam, "step", stopped)
         else:
-            patch.setattr(ddpm_train, "drawn", drawn_until)
+            patch.setattr(ddpm_train, "draw_batch", drawn_until)
         train_ddpm(broken, PICTURES, 6, 5, size=4, keep=keep)
     assert torch.load(keep, weights_only=True)["done"] == 4
     again = network(0.5)

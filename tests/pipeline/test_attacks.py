@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from tests.support.small_world import made_record, run_cell, write_nudge
 from unlearnbench import Attack, Look, cli, registry
-from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.attacks.search import sample_targets, sight
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.pipeline import attacks
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.records.schema import AttackRecord, read, write
+from unlearnbench.records.schema import AttackRecord, read_record, write_record
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
-from unlearnbench.verification.verify import verify
+from unlearnbench.verification.verify import verify_record
 
 pytestmark = pytest.mark.usefixtures("small")
 CALLS: list[str] = []
@@ -38,7 +38,7 @@ class Try(Attack):
 
     def looks(self, outcome, items) -> Iterator[Look]:
         CALLS.append(self.mode)
-        yield Look(0, sight(outcome, drawn(outcome, items), items).recovered * 0)
+        yield Look(0, sight(outcome, sample_targets(outcome, items), items).recovered * 0)
         if self.mode == "fails":
             raise RuntimeError("torn")
         if self.mode == "refuses":
@@ -72,7 +72,7 @@ def setting(tmp_path, shared_store, fresh_store, tried):
     cell = Cell(registry.load_method(str(path))(), DigitsClass("3"))
 
     def attack(text, budget=None, cell=cell, force=False):
-        now = read(record.path(tmp_path / "here"))
+        now = read_record(record.path(tmp_path / "here"))
         asked = attacks.parse_attacks(text, budget)
         return attacks.attacked(cell, now, asked, Store(fresh_store), tmp_path / "here", force)
 
@@ -89,7 +89,7 @@ def test_a_record_gets_its_attacks_and_keeps_everything_else(setting):
     assert found.recovered == (False, True) * 3
     assert found.spent == (7,) * 6
     assert found.settings == {"mode": "plain", "targets": 6, "after": [1, 2], "batch": 20}, "as it is read back"
-    assert read(record.path(here)) == made
+    assert read_record(record.path(here)) == made
 
 
 def test_the_same_command_again_attacks_nothing(setting, tried):
@@ -109,7 +109,7 @@ def test_force_attacks_again(setting, tried):
 def test_the_store_answers_where_a_record_was_lost(setting, tried):
     record, attack, here = setting
     first = attack("try")
-    write(record, record.path(here))
+    write_record(record, record.path(here))
     again = attack("try")
     assert again.attacks == first.attacks
     assert tried == ["plain"]
@@ -122,7 +122,7 @@ def test_budgets_have_records_of_their_own(setting):
     assert set(made.attacks) == {"try", "try+budget=0"}
     assert (made.attacks["try+budget=0"].value, made.attacks["try+budget=0"].limit) == (0.0, 0)
     assert made.attacks["try+budget=0"].budget == 0
-    assert [spec.label for spec in attacks.repeatable(made)] == ["try", "try+budget=0"]
+    assert [spec.label for spec in attacks.repeatable_attacks(made)] == ["try", "try+budget=0"]
 
 
 def test_an_attack_that_fails_is_missing_and_tried_again_next_time(setting, tried):
@@ -159,7 +159,7 @@ def test_a_stop_in_the_middle_loses_no_attack_that_was_finished(setting, tried):
     record, attack, here = setting
     with pytest.raises(KeyboardInterrupt):
         attack("try,try@breaks")
-    assert set(read(record.path(here)).attacks) == {"try"}
+    assert set(read_record(record.path(here)).attacks) == {"try"}
     attack("try")
     assert tried == ["plain", "breaks"]
 
@@ -185,7 +185,7 @@ def test_a_text_run_made_anew_keeps_its_attacks_too(tmp_path):
     found = AttackRecord(status="skipped", box="white", unit="", settings={}, code_hash="c", key="k")
     old = new.model_copy(update={"attacks": {"try": found}})
     path = old.path(tmp_path)
-    write(old, path)
+    write_record(old, path)
     assert with_attachments(new, path).attacks == {"try": found}
     moved = new.model_copy(update={"weights": {**new.weights, "unlearned": "v" * 64}})
     assert with_attachments(moved, path).attacks == {}
@@ -229,10 +229,12 @@ def test_verify_tries_the_attacks_again(setting, tmp_path):
     _, attack, here = setting
     made = attack("try")
     cell = Cell(registry.load_method(str(tmp_path / "nudge.py"))(), DigitsClass("3"))
-    rows = {row.metric: row for row in verify(made, read_images(made, here), cell).rows}
+    rows = {row.metric: row for row in verify_record(made, read_images(made, here), cell).rows}
     assert rows["try"].agrees
     liar = made.attacks["try"].model_copy(update={"recovered": (True, False) * 3})
-    rows = {row.metric: row for row in verify(made.model_copy(update={"attacks": {"try": liar}}), None, cell).rows}
+    rows = {
+        row.metric: row for row in verify_record(made.model_copy(update={"attacks": {"try": liar}}), None, cell).rows
+    }
     assert rows["try"].agrees is False
     assert "other targets" in rows["try"].note
 

@@ -133,7 +133,7 @@ def test_drawing_alone_is_as_exact_as_drawing_beside_a_judge(tmp_path, monkeypat
     task = DigitsClass("3")
     monkeypatch.setattr(sampling, "_drawn", lambda cell, model, items: seen.append(flags.allow_tf32) or pictures(50))
     cell = Cell(registry.load_method("original")(), task)
-    sampling.draw(cell, task.pretrained(), {}, task.plan()[:50], Store(tmp_path))
+    sampling.sample_images(cell, task.pretrained(), {}, task.plan()[:50], Store(tmp_path))
     assert seen == [False]
 
 

@@ -75,7 +75,7 @@ def test_two_runs_in_fresh_stores_give_equal_records(tmp_path):
     def run(name):
         cls = registry.load_method("gradient_ascent")
         cell = cell_module.Cell(cls(steps=2), DigitsClass("3"), overrides={"steps": 2})
-        return runner.run(cell, Store(tmp_path / name / "store"), tmp_path / name / "here")
+        return runner.run_cell(cell, Store(tmp_path / name / "store"), tmp_path / name / "here")
 
     one, other = run("one"), run("other")
     assert comparable(one) == comparable(other)
@@ -127,7 +127,7 @@ def test_chunk_size_moves_images_by_one_grey_level_at_most(tmp_path):
         task.protocol = dataclasses.replace(task.protocol, chunk=chunk)
         cell = cell_module.Cell(cls(), task)
         store = Store(tmp_path / str(chunk))
-        images.append(sampling.draw(cell, task.pretrained().eval(), {}, task.plan()[: CHUNK + 5], store)[:])
+        images.append(sampling.sample_images(cell, task.pretrained().eval(), {}, task.plan()[: CHUNK + 5], store)[:])
     assert len(images[0]) == CHUNK + 5
     for other in images[1:]:
         assert (images[0].int() - other.int()).abs().max() <= 1
@@ -305,7 +305,7 @@ def test_the_state_of_a_cell_says_what_a_run_would_find(tmp_path, fresh_store):
     before = CellState.of(cell, here)
     assert before.found is None and before.needs_run(store) and not before.whole and not before.has_weights(store)
     assert before.draft.revision == 1
-    record = runner.run(cell, store, here)
+    record = runner.run_cell(cell, store, here)
     after = CellState.of(cell, here)
     assert after.found == record and after.whole and after.has_weights(store) and not after.needs_run(store)
     assert after.draft.revision == 2
@@ -315,7 +315,7 @@ def test_the_state_of_a_cell_says_what_a_run_would_find(tmp_path, fresh_store):
     for suffix in (".png", ".parquet"):
         after.path.with_suffix(suffix).unlink()
         assert not CellState.of(cell, here).whole
-        runner.run(cell, store, here)
+        runner.run_cell(cell, store, here)
         assert CellState.of(cell, here).whole
 
 
@@ -342,5 +342,5 @@ def test_a_recorded_cell_is_run_followed_and_attacked(tmp_path, fresh_store, fol
     record = record_cell(cell, Store(fresh_store), tmp_path / "here", attacks=asked, every=every)
     assert set(record.attacks) == {"latent_probe@0.9+budget=0"}
     assert (record.trajectory is not None) == followed
-    plain = runner.run(cell, Store(fresh_store), tmp_path / "plain")
+    plain = runner.run_cell(cell, Store(fresh_store), tmp_path / "plain")
     assert plain.result() == record.result()

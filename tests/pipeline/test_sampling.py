@@ -3,7 +3,7 @@
 from tests.support import tiny_text
 from unlearnbench import registry
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.reporting import told_by
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan
@@ -25,7 +25,7 @@ def test_prompts_that_the_encoder_cuts_are_counted_and_not_shown(tmp_path, fresh
     plan = [Plan("forget", "seven", i, i, prompt=prompt) for i, prompt in enumerate(("a seven", long, long))]
     lines: list[str] = []
     with told_by(lines.append):
-        draw(Cell(method, task), model, {"model": "tiny"}, plan, Store())
+        sample_images(Cell(method, task), model, {"model": "tiny"}, plan, Store())
         assert len(lines) == 1 and lines[0].startswith("1 of 2 prompts") and "seven seven" not in lines[0]
-        draw(Cell(method, task), model, {"model": "tiny"}, plan[:1], Store())
+        sample_images(Cell(method, task), model, {"model": "tiny"}, plan[:1], Store())
     assert len(lines) == 1

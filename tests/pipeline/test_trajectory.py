@@ -17,7 +17,7 @@ from tests.support.small_world import (
     write_nudge,
 )
 from unlearnbench import registry
-from unlearnbench.compare.record_diff import differences
+from unlearnbench.compare.record_diff import record_differences
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline import measuring, runner, trajectory
 from unlearnbench.pipeline.cell import Cell
@@ -25,14 +25,14 @@ from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.pipeline.trackers import Steady
 from unlearnbench.pipeline.trajectory import followed, held_out
-from unlearnbench.records.provenance import command, details
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.provenance import details, repeat_command
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
-from unlearnbench.report.page import report
+from unlearnbench.report.page import build_page
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import Diverged
-from unlearnbench.verification.validate import validate
+from unlearnbench.verification.validate import find_problems
 
 SCORES = ["ua", "ra", "ua_closed", "coherence"]
 WEIGHT = 'weight = next(iter(model.select("full").values()))\n'
@@ -104,14 +104,14 @@ def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, tmp
     assert kept.points[-1].seconds == pytest.approx(record.scores["unlearn_time"].value, abs=1e-5)
     assert list(kept.watched) == ["gradient norm"] and kept.watched["gradient norm"].steps == (1, 2, 3, 4)
     assert list((store.root / "watched").iterdir()) == [], "weights on the way are deleted"
-    assert read(record.path(results)) == record
+    assert read_record(record.path(results)) == record
 
-    plain = runner.run(ascent(), Store(tmp_path / "other"), tmp_path / "elsewhere")
+    plain = runner.run_cell(ascent(), Store(tmp_path / "other"), tmp_path / "elsewhere")
     assert plain.trajectory is None and plain.weights == record.weights and plain.key == record.key
     assert plain.result() == record.result()
     without = record.model_copy(update={"trajectory": None})
     assert comparable(without) == comparable(plain)
-    assert differences(without, record) == []
+    assert record_differences(without, record) == []
 
 
 def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_to(places, unlearned, monkeypatch):
@@ -120,13 +120,13 @@ def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_
     assert unlearned == ["gradient_ascent"]
     monkeypatch.setattr(runner, "require_writable", lambda *words: pytest.fail("it looked"))
     assert followed(ascent(), 2, store, results) == first
-    assert runner.run(ascent(), store, results) == first, "without --eval-every it stays"
+    assert runner.run_cell(ascent(), store, results) == first, "without --eval-every it stays"
     assert unlearned == ["gradient_ascent"]
 
 
 def test_a_finished_run_is_unlearned_anew_for_another_trajectory_alone(places, unlearned):
     store, results = places
-    plain = runner.run(ascent(), store, results)
+    plain = runner.run_cell(ascent(), store, results)
     images = plain.path(results).with_suffix(".parquet").stat().st_mtime_ns
     first = followed(ascent(), 2, store, results)
     other = followed(ascent(), 3, store, results)
@@ -151,20 +151,20 @@ def test_a_change_of_the_held_out_images_makes_points_anew(places, unlearned, mo
 
 def test_weights_that_come_out_otherwise_are_one_line(places):
     store, results = places
-    record = runner.run(ascent(), store, results)
+    record = runner.run_cell(ascent(), store, results)
     weights = {**record.weights, "unlearned": "0" * 64}
-    write(record.model_copy(update={"weights": weights}), record.path(results))
+    write_record(record.model_copy(update={"weights": weights}), record.path(results))
     with pytest.raises(UserError, match=r"^gradient_ascent\S* seed 0: unlearned anew .* other weights .*--force$"):
         followed(ascent(), 2, store, results)
-    assert read(record.path(results)).trajectory is None
+    assert read_record(record.path(results)).trajectory is None
 
 
 def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):
     store, results = places
-    runner.run(ascent(), store, results)
+    runner.run_cell(ascent(), store, results)
     kept = followed(ascent(), 2, store, results, force=True).trajectory
     assert kept.every == 2 and len(unlearned) == 2
-    assert runner.run(ascent(), store, results, force=True).trajectory == kept
+    assert runner.run_cell(ascent(), store, results, force=True).trajectory == kept
 
 
 def test_a_method_without_steps_has_its_end_alone(places, tmp_path):
@@ -219,7 +219,7 @@ def test_points_are_drawn_from_other_noise_than_what_is_reported():
 
 @pytest.mark.parametrize("method", ["gradient_ascent", "scissorhands"])
 def test_a_committed_record_is_found_with_a_trajectory_and_without(method):
-    known = read(ROOT / f"results/digits-class/default/3/{method}/seed-0.json")
+    known = read_record(ROOT / f"results/digits-class/default/3/{method}/seed-0.json")
     assert (known.trajectory is not None) == (method == "gradient_ascent")
     task = DigitsClass("3")
     protocol = dict(known.protocol.settings)
@@ -317,26 +317,26 @@ def test_points_in_disorder_and_uneven_series_are_refused():
 
 def test_a_record_says_in_words_how_it_was_followed(tmp_path):
     record = followed_record()
-    assert "--eval-every 5" in command(record)
+    assert "--eval-every 5" in repeat_command(record)
     told = dict(details(record))["trajectory"]
     assert told == "10 steps, 3 points, noise held out, hash hhhhhhhhhhhh; reported is the last step"
     assert "trajectory" not in dict(details(made_record()))
-    written = write(record, record.path(tmp_path))
-    assert read(record.path(tmp_path)) == written and written.trajectory == record.trajectory
+    written = write_record(record, record.path(tmp_path))
+    assert read_record(record.path(tmp_path)) == written and written.trajectory == record.trajectory
 
 
 def test_validate_finds_nothing_wrong_with_a_trajectory(places):
     store, results = places
     followed(ascent(), 2, store, results)
-    said = [problem.text for problem in validate(results) if "protocol default is another" not in problem.text]
+    said = [problem.text for problem in find_problems(results) if "protocol default is another" not in problem.text]
     assert said == []
 
 
 def test_the_report_draws_trajectories_and_escapes_names(tmp_path):
     record = followed_record(watched={SCRIPT: (1.0, None)})
-    write(record, record.path(tmp_path))
-    page = report(tmp_path).html
+    write_record(record, record.path(tmp_path))
+    page = build_page(tmp_path).html
     assert "<h3>Trajectories</h3>" in page and "othing was chosen by them" in page
     assert SCRIPT not in page and SCRIPT.replace("<", "&lt;").replace(">", "&gt;") in page
-    write(made_record("esd", 0, {"ua": 0.9}), record.path(tmp_path))
-    assert "Trajectories" not in report(tmp_path).html
+    write_record(made_record("esd", 0, {"ua": 0.9}), record.path(tmp_path))
+    assert "Trajectories" not in build_page(tmp_path).html

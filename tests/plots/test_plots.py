@@ -213,14 +213,14 @@ def test_a_selection_keeps_the_colours_that_it_has_among_all():
 
 def test_lines_under_attack_have_the_colours_and_markers_of_points():
     groups = {name: [attacked(name, {"relearn": attack([True, False], [5, 100])})] for name in ("a", "b", "retrain")}
-    looks, figure = styles(["z", *groups]), attack_curves.figure("t", groups, ["z", *groups])
+    looks, figure = styles(["z", *groups]), attack_curves.attack_figure("t", groups, ["z", *groups])
     lines = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
     assert [(line.get_color(), line.get_marker()) for line in lines] == [looks[name][:2] for name in groups]
     xs, ys = lines[0].get_data()
     (at,) = lines[0].get_markevery()
     assert xs[at] == 100 and ys[at] == pytest.approx(0.5, abs=0.01), "the marker stands at the limit"
     assert figure.get_size_inches()[0] == pytest.approx(6.9)
-    assert attack_curves.figure("t", {"a": [made_record("a")]}) is None
+    assert attack_curves.attack_figure("t", {"a": [made_record("a")]}) is None
 
 
 # ---- cost ----------------------------------------------------------------------------------------------------------
@@ -326,12 +326,12 @@ def odd():
 @pytest.mark.parametrize("suffix", ["pdf", "svg", "png"])
 def test_the_same_figure_makes_the_same_bytes(tmp_path, suffix):
     for name in "ab":
-        plots.written(plots.pareto(table(SIMPLE), "t"), tmp_path / f"{name}.{suffix}")
+        plots.write_figure(plots.pareto(table(SIMPLE), "t"), tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
 def test_a_pdf_holds_truetype_fonts_and_no_others(tmp_path, odd):
-    plots.written(odd, tmp_path / "f.pdf")
+    plots.write_figure(odd, tmp_path / "f.pdf")
     raw = (tmp_path / "f.pdf").read_bytes()
     assert b"/CIDFontType2" in raw and b"/FontFile2" in raw
     assert b"/Type3" not in raw and b"/Type1" not in raw
@@ -342,7 +342,7 @@ def test_a_pdf_holds_truetype_fonts_and_no_others(tmp_path, odd):
 
 def test_an_unknown_suffix_lists_those_known(tmp_path, odd):
     with pytest.raises(UserError, match=r"\.pdf, \.svg or \.png"):
-        plots.written(odd, tmp_path / "f.gif")
+        plots.write_figure(odd, tmp_path / "f.gif")
 
 
 def test_a_piece_of_a_page_has_no_ids_but_its_own(odd):

@@ -7,7 +7,7 @@ import pytest
 from tests.pipeline.test_trajectory import followed_record, trajectory_of
 from tests.support.small_world import made_record
 from unlearnbench import plots
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 
 
 def drawn(figure, name):
@@ -77,7 +77,7 @@ def kept(tmp_path):
     """Two records with trajectories, and one without."""
     records = [followed_record("esd"), followed_record("salun"), made_record("original", 0, {"ua": 0.1})]
     for record in records:
-        write(record, record.path(tmp_path / "results"))
+        write_record(record, record.path(tmp_path / "results"))
     return tmp_path / "results", [record.path(tmp_path / "results") for record in records]
 
 
@@ -96,7 +96,7 @@ def test_records_and_folders_become_a_file(cli, kept, tmp_path):
 def test_what_cannot_be_drawn_is_one_line(cli, kept, tmp_path):
     folder, (esd, _, original) = kept
     other = made_record("esd", 0, {"ua": 0.9}, forget="8", trajectory=trajectory_of())
-    write(other, other.path(tmp_path / "other"))
+    write_record(other, other.path(tmp_path / "other"))
     cases = {
         (original,): f"no record at {original} has a trajectory: run its command with --eval-every 10",
         (folder / "none",): f"no record at {folder / 'none'}: give a seed-*.json, or a folder of records",

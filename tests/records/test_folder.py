@@ -11,7 +11,7 @@ from unlearnbench.cli.console import err
 from unlearnbench.errors import Damaged
 from unlearnbench.records import folder as folders
 from unlearnbench.records.folder import ResultsFolder, load_all, methods_beside, record_files_below
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 from unlearnbench.reporting import shown_by
 
 
@@ -20,7 +20,7 @@ def results(tmp_path):
     made = [made_record("esd", 0), made_record("esd", 1), made_record("salun", 0), made_record("esd", 0, forget="5")]
     made += [made_record("esd", 0, task="other-task")]
     for record in made:
-        write(record, record.path(tmp_path))
+        write_record(record, record.path(tmp_path))
     return tmp_path
 
 
@@ -76,8 +76,8 @@ def test_reading_reports_how_far_it_is(results):
 @pytest.mark.parametrize("words", [["leaderboard"], ["leaderboard", "--attacks"], ["plot", "pareto"]])
 def test_a_command_reads_each_record_once(cli, results, monkeypatch, words):
     read: list[Path] = []
-    plain = folders.read
-    monkeypatch.setattr(folders, "read", lambda path: read.append(path) or plain(path))
+    plain = folders.read_record
+    monkeypatch.setattr(folders, "read_record", lambda path: read.append(path) or plain(path))
     said = cli(*words, results)
     assert len(read) == len(set(read)) == 5, said.err
     assert err.is_terminal or "reading" not in said.err

@@ -12,14 +12,14 @@ from unlearnbench.compare import wording
 from unlearnbench.compare.pairs import require_comparable, side
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import published, robustness, run_summary
-from unlearnbench.leaderboard.board import board, scores
+from unlearnbench.leaderboard.board import board, board_scores
 from unlearnbench.leaderboard.concept_effects import effects
 from unlearnbench.pipeline.request import methods_of
 from unlearnbench.plots.style import control_of
 from unlearnbench.records import identity
 from unlearnbench.records.folder import load_all
-from unlearnbench.records.identity import differences, grouped, labels, left_out, matching
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.identity import describe_differences, group_records, left_out, matching, unique_labels
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.report import section
 
 METRICS = registry.load_metrics()
@@ -51,26 +51,26 @@ def test_seeds_of_different_things_are_rows_of_their_own_named_by_what_differs(s
     assert len(rows) == 2 and rows[f"esd ({suffix})"] == (2, pytest.approx(0.9))
     (other,) = set(rows) - {f"esd ({suffix})"}
     assert other.startswith("esd (") and rows[other] == (1, 0.2), "either has a suffix, for neither is the usual one"
-    assert [len(group) for group in run_summary.grouped(records)] == [1, 2]
-    assert {key[-1] for key in section.grouped(records)} == set(rows)
+    assert [len(group) for group in run_summary.group_runs(records)] == [1, 2]
+    assert {key[-1] for key in section.group_by_label(records)} == set(rows)
 
 
 def test_seeds_from_other_devices_and_times_are_one_row():
     records = [made(seed=0), made(seed=1, environment={"threads": 64, "device": "H200"}, created="2026-02-02")]
     assert [row.label for row in board(records, METRICS)] == ["esd"]
-    assert labels(grouped(records)) == {identity.identity(records[0]): "esd"}
+    assert unique_labels(group_records(records)) == {identity.record_identity(records[0]): "esd"}
 
 
 def test_several_differences_are_named_together_and_without_commas():
     settings = {"method_changes": {"settings": {"lr": 0.1, "parts": ["a", "b"]}, "code_hash": "91ab23cd" * 8}}
-    names = list(labels(grouped([made(), made(seed=1, **settings)])).values())
+    names = list(unique_labels(group_records([made(), made(seed=1, **settings)])).values())
     assert names[1] == 'esd (code 91ab23cd; settings parts=["a" "b"])'
     assert all("," not in name for name in names), "commas separate names in options"
 
 
 def test_names_that_begin_alike_stay_apart():
     one, other = ({"engine_hash": "0" * 20 + digit * 44} for digit in "12")
-    assert len(set(labels(grouped([made(**one), made(seed=1, **other)])).values())) == 2
+    assert len(set(unique_labels(group_records([made(**one), made(seed=1, **other)])).values())) == 2
 
 
 def test_rows_can_be_chosen_by_label_name_or_what_sets_them_apart():
@@ -126,7 +126,7 @@ def test_scores_by_other_code_of_a_metric_are_no_anchor():
     retrain = controls["retrain"][0]
     changed = retrain.scores["ua"].model_copy(update={"code_hash": "d" * 64})
     controls["retrain"] = [retrain.model_copy(update={"scores": {**retrain.scores, "ua": changed}})]
-    assert scores([made()], controls)["unscored"] == "efficacy: retrain is of another metric code"
+    assert board_scores([made()], controls)["unscored"] == "efficacy: retrain is of another metric code"
 
 
 def test_methods_that_were_measured_otherwise_are_not_tested_against_each_other():
@@ -188,12 +188,12 @@ def test_an_attack_pools_the_seeds_of_the_same_settings_and_code():
 
 def test_published_numbers_stand_beside_runs_of_one_thing():
     row = published.Published("digits-class", "3", "esd", "ua", 1.0, "paper", "verified", "")
-    lines = published.compared([row], [made(ua=0.2), made(seed=1, ua=0.9, **CODE)], METRICS)
+    lines = published.compare_published([row], [made(ua=0.2), made(seed=1, ua=0.9, **CODE)], METRICS)
     assert {(line[3], line[4]) for line in lines} == {
         ("20.0", "default: esd (code mmmmmmmm)"),
         ("90.0", "default: esd (code 91ab23cd)"),
     }
-    assert [line[4] for line in published.compared([row], [made()], METRICS)] == ["default"]
+    assert [line[4] for line in published.compare_published([row], [made()], METRICS)] == ["default"]
 
 
 def test_effects_are_against_the_original_that_was_measured_alike():
@@ -229,16 +229,16 @@ def test_compare_says_where_originals_differ_and_names_equal_labels_apart(tmp_pa
     require_comparable(a, b)
     found = wording.comparison(a, b)
     assert any("differ in original (oooooooo and 3fa2b1c0)" in line for line in wording.notes(found))
-    assert [line.split(",")[0] for line in wording.named(found)] == [
+    assert [line.split(",")[0] for line in wording.describe_sides(found)] == [
         "A: esd (original oooooooo)",
         "B: esd (original 3fa2b1c0)",
     ]
 
 
 def test_differences_name_both_values():
-    one, other = (identity.identity(record) for record in (made(), made(**CODE)))
-    assert differences(one, other, ", now ") == ["method code (mmmmmmmm, now 91ab23cd)"]
-    assert differences(one, one) == []
+    one, other = (identity.record_identity(record) for record in (made(), made(**CODE)))
+    assert describe_differences(one, other, ", now ") == ["method code (mmmmmmmm, now 91ab23cd)"]
+    assert describe_differences(one, one) == []
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -272,19 +272,19 @@ def test_a_record_of_other_code_is_replaced_by_force_alone(tmp_path, fresh_store
 def test_the_command_refuses_before_any_cell_is_run(cli, tmp_path, monkeypatch, more):
     planted_here = made_record("nudge", 1, {"ua": 0.5})
     path = planted_here.path(tmp_path / "here")
-    write(planted_here, path)
+    write_record(planted_here, path)
     before = path.read_bytes()
-    monkeypatch.setattr("unlearnbench.pipeline.runner.run", lambda *about, **more: pytest.fail("a cell was run"))
+    monkeypatch.setattr("unlearnbench.pipeline.runner.run_cell", lambda *about, **more: pytest.fail("a cell was run"))
     monkeypatch.setattr("unlearnbench.launch.plan.launched", lambda *about, **more: pytest.fail("jobs were begun"))
     said = cli("run", "--method", write_nudge(tmp_path), "--seeds", "0-1", "--out", "here", *more)
     assert said.code == 2
     (line,) = said.err.strip().splitlines()
     assert "seed-1.json" in line and "method code (mmmmmmmm, now" in line and "--force" in line
-    assert path.read_bytes() == before and load_all(tmp_path / "here") == [read(path)]
+    assert path.read_bytes() == before and load_all(tmp_path / "here") == [read_record(path)]
 
 
 @pytest.mark.usefixtures("small")
 def test_a_record_without_a_result_may_be_replaced(tmp_path, fresh_store):
     gone = made_record("nudge", 0, status="diverged", step=3, reason="not finite")
-    write(gone, gone.path(tmp_path / "here"))
+    write_record(gone, gone.path(tmp_path / "here"))
     assert run_cell(write_nudge(tmp_path), fresh_store, tmp_path / "here").status == "ok"

@@ -11,8 +11,8 @@ from tests.support.small_world import made_record, write_nudge
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
 from unlearnbench.cli.arguments import parse_settings
-from unlearnbench.records.provenance import command, details, hardware, verification
-from unlearnbench.records.schema import AttackRecord, Selection, read
+from unlearnbench.records.provenance import details, hardware, repeat_command, verification
+from unlearnbench.records.schema import AttackRecord, Selection, read_record
 
 CHANGED = {"precision": "bf16", "memory": ["slices"], "compile": True}
 
@@ -23,11 +23,14 @@ def made_attack(budget=None):
 
 
 def words(record):
-    return shlex.split(command(record))
+    return shlex.split(repeat_command(record))
 
 
 def test_a_plain_run_needs_no_more_than_task_concept_method_and_seed():
-    assert command(made_record("esd", 2)) == "unlearnbench run --task digits-class --forget 3 --method esd --seeds 2"
+    assert (
+        repeat_command(made_record("esd", 2))
+        == "unlearnbench run --task digits-class --forget 3 --method esd --seeds 2"
+    )
 
 
 def test_everything_that_is_not_the_default_is_given():
@@ -55,7 +58,7 @@ def test_the_standard_attacks_are_named_together_and_other_budgets_are_commands_
     attacks = {name: made_attack() for name in (*STANDARD, "relearn@5")}
     assert words(made_record(attacks=attacks))[-2:] == ["--attacks", "standard,relearn@5"]
     attacks["relearn+budget=7"] = made_attack(7.0)
-    first, second = command(made_record(attacks=attacks)).split(" && ")
+    first, second = repeat_command(made_record(attacks=attacks)).split(" && ")
     assert first.endswith("--attacks standard,relearn@5")
     assert second.endswith("--seeds 0 --attacks relearn --budget 7")
 
@@ -72,8 +75,8 @@ def test_own_concepts_and_own_weights_are_asked_for_as_files():
         seeds={"pretraining": 4, "unlearning": 0, "sampling": 0},
         forget="mine",
     )
-    assert "--concept mine.toml" in command(own) and "--forget" not in command(own)
-    assert "--pretrained pretrained/digits-class" in command(own)
+    assert "--concept mine.toml" in repeat_command(own) and "--forget" not in repeat_command(own)
+    assert "--pretrained pretrained/digits-class" in repeat_command(own)
     assert "secret" not in str(details(own))
     assert ("protocol settings", "own concepts 1") in details(own)
 
@@ -117,6 +120,6 @@ def test_the_command_of_a_record_finds_that_very_record(cli, tmp_path):
     assert first.code == 0, first.err
     (path,) = (tmp_path / "results").glob("*/*/*/nudge*/seed-1.json")
     before = path.read_bytes()
-    again = cli(*shlex.split(command(read(path)))[1:])
+    again = cli(*shlex.split(repeat_command(read_record(path)))[1:])
     assert (again.code, again.out) == (0, first.out)
     assert path.read_bytes() == before

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 
 from tests.support.small_world import made_record
-from unlearnbench.records.sample_grid import COLUMNS, PICTURE, SIDE, concepts_of, fitted, tiles, write_grid, write_sides
+from unlearnbench.records.sample_grid import (
+    COLUMNS,
+    PICTURE,
+    SIDE,
+    fitted,
+    grid_concepts,
+    tiles,
+    write_grid,
+    write_sides,
+)
 from unlearnbench.tasks.digits_class import DigitsClass
 
 DIGITS = list("0123456789")
@@ -90,8 +99,8 @@ def test_what_is_no_picture_has_no_tiles(tmp_path):
 def test_rows_follow_the_task_and_a_users_own_concepts_come_first():
     groups = ["forget", "retain", "retain", "neighbours"]
     images = pd.DataFrame({"group": groups, "concept": ["mine", "8", "0", "5"]})
-    assert concepts_of(made_record(), images) == ["mine", "0", "8"]
-    assert concepts_of(made_record(task="nowhere"), images) == ["mine", "8", "0"], (
+    assert grid_concepts(made_record(), images) == ["mine", "0", "8"]
+    assert grid_concepts(made_record(task="nowhere"), images) == ["mine", "8", "0"], (
         "as planned where the task is unknown"
     )
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tests.support.small_world import ROOT, debris, made_record
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.records.folder import load_all
-from unlearnbench.records.schema import VERSION, label, read, upgraded, write
+from unlearnbench.records.schema import VERSION, label, read_record, upgraded, write_record
 from unlearnbench.records.sealed_json import sealed
 from unlearnbench.storage.files import replace_file
 
@@ -29,7 +29,7 @@ def test_a_label_never_leaves_its_folder(tmp_path, value):
     assert path.resolve().parents[3] == tmp_path.resolve() / "digits-class"
     assert path.resolve().relative_to(tmp_path.resolve()).parts[:3] == ("digits-class", "default", "3")
     assert len(record.label()) <= 80
-    write(record, path)
+    write_record(record, path)
     assert load_all(tmp_path)[0].method.overrides == {"part": value}
 
 
@@ -55,8 +55,8 @@ def test_labels_of_different_values_differ_after_cleaning():
 def test_round_trip(tmp_path):
     record = made_record(scores={"ua": 0.5, "fid": None})
     path = record.path(tmp_path)
-    written = write(record, path)
-    assert read(path) == written
+    written = write_record(record, path)
+    assert read_record(path) == written
     assert written.content_hash == written.seal() != ""
     assert path == tmp_path / "digits-class/default/3/esd/seed-0.json"
     raw = json.loads(path.read_text())
@@ -127,9 +127,9 @@ DAMAGE = [
 def test_damage_is_named_with_a_remedy_in_one_line(tmp_path, damage):
     record = made_record(scores={"ua": 0.5})
     path = record.path(tmp_path)
-    write(record, path)
+    write_record(record, path)
     damage(path)
-    for use in (read, lambda path: load_all(tmp_path)):
+    for use in (read_record, lambda path: load_all(tmp_path)):
         with pytest.raises(Damaged) as caught:
             use(path)
         assert str(path) in str(caught.value)
@@ -140,14 +140,14 @@ def test_damage_is_named_with_a_remedy_in_one_line(tmp_path, damage):
 def test_a_record_of_the_first_schema_still_loads_under_its_own_seal(tmp_path):
     values = json.loads(OLD.read_text())
     assert values["schema_version"] == 1
-    record = read(OLD)
+    record = read_record(OLD)
     assert record.schema_version == VERSION
     assert record.content_hash == sealed(values) == values["content_hash"]
     assert (record.images, record.step, record.method.selection) == (None, None, None)
     assert all(score.floor is None for score in record.scores.values())
     assert record.scores["ra"].value == values["scores"]["ra"]["value"] == 0.82
-    written = write(record, tmp_path / "new.json")
-    assert read(tmp_path / "new.json") == written
+    written = write_record(record, tmp_path / "new.json")
+    assert read_record(tmp_path / "new.json") == written
     assert upgraded(json.loads((tmp_path / "new.json").read_text())) == json.loads((tmp_path / "new.json").read_text())
 
 
@@ -159,7 +159,7 @@ def test_an_edited_record_of_the_first_schema_is_refused(tmp_path, change):
     path.write_bytes(OLD.read_bytes())
     edit(**change)(path)
     with pytest.raises(Damaged, match=r"old\.json"):
-        read(path)
+        read_record(path)
 
 
 def test_a_newer_schema_asks_for_a_newer_version(tmp_path):
@@ -167,7 +167,7 @@ def test_a_newer_schema_asks_for_a_newer_version(tmp_path):
     path.write_bytes(OLD.read_bytes())
     edit(schema_version=VERSION + 1)(path)
     with pytest.raises(UserError, match=f"has schema {VERSION + 1}, .* knows up to {VERSION}: install a newer one"):
-        read(path)
+        read_record(path)
 
 
 @pytest.mark.parametrize("at", ["fsync", "replace"])
@@ -200,7 +200,7 @@ def test_an_interrupt_in_a_write_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_other_files_among_records_are_passed_over(tmp_path):
-    record = write(made_record(), made_record().path(tmp_path))
+    record = write_record(made_record(), made_record().path(tmp_path))
     folder = record.path(tmp_path).parent
     for name in ("seed-0.parquet", "seed-0.png", "notes.json", ".new-abc"):
         (folder / name).write_bytes(b"x")

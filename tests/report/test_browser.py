@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 
 from tests.support.small_world import ROOT, made_record
-from unlearnbench.records.schema import label, write
-from unlearnbench.report.page import report
+from unlearnbench.records.schema import label, write_record
+from unlearnbench.report.page import build_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -44,8 +44,8 @@ def page(tmp_path_factory):
         shutil.copytree(ROOT / "results" / WORLD / name, folder / "results" / WORLD / name)
     protocol = json.loads((folder / "results" / WORLD / "esd/seed-0.json").read_text())["protocol"]
     bad = made_record(BAD, 0, protocol_changes=protocol, method_changes={"requires": (BAD,)}, reason=BAD)
-    write(bad, bad.path(folder / "results"))
-    (folder / "report.html").write_text(report(folder / "results").html)
+    write_record(bad, bad.path(folder / "results"))
+    (folder / "report.html").write_text(build_page(folder / "results").html)
     return folder / "report.html"
 
 

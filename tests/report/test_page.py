@@ -17,9 +17,9 @@ from tests.support.small_world import ROOT, made_record
 from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.tables import shown
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.sealed_json import sealed
-from unlearnbench.report.page import report
+from unlearnbench.report.page import build_page
 
 SHIPPED = ROOT / "results/digits-class/default/3"
 SCRIPT = "<script>alert(1)</script>"
@@ -40,7 +40,7 @@ def results(tmp_path):
 
 
 def put(record, folder):
-    return write(record, record.path(folder))
+    return write_record(record, record.path(folder))
 
 
 class Tags(HTMLParser):
@@ -90,21 +90,21 @@ def test_the_command_writes_one_page_that_says_what_is_in_it(cli, results):
     assert said.errors == []
     assert "3 records of 3 methods on digits-class, in 1 table" in page
     assert "Rankings on the small worlds are no evidence about Stable Diffusion." in page
-    newest = max(read(path).created for path in results.rglob("*.json"))
+    newest = max(read_record(path).created for path in results.rglob("*.json"))
     assert newest[:16].replace("T", " ") in page
 
 
 def test_the_page_is_well_formed_and_the_same_again(results):
-    page = report(results).html
+    page = build_page(results).html
     tags = Tags(page)
     assert tags.open == []
     ids = [attrs["id"] for _, attrs in tags.all if "id" in attrs]
     assert len(ids) == len(set(ids))
-    assert page == report(results).html
+    assert page == build_page(results).html
 
 
 def test_nothing_is_loaded_and_no_other_script_may_run(results):
-    page = report(results).html
+    page = build_page(results).html
     tags = Tags(page)
     addresses = [attrs[name] for _, attrs in tags.all for name in ("src", "href") if name in attrs]
     assert addresses
@@ -118,8 +118,8 @@ def test_nothing_is_loaded_and_no_other_script_may_run(results):
 
 
 def test_the_table_has_the_boards_numbers(results):
-    page = report(results).html
-    metrics, record = registry.load_metrics(), read(results / "digits-class/default/3/esd/seed-0.json")
+    page = build_page(results).html
+    metrics, record = registry.load_metrics(), read_record(results / "digits-class/default/3/esd/seed-0.json")
     cells = dict(zip(heads_of(page), row_of(page, "esd"), strict=True))
     ua, fid = record.scores["ua"], record.scores["fid"]
     low, high = (shown(metrics["ua"], end) for end in ua.interval)
@@ -135,7 +135,7 @@ def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):
         put(made_record("esd", seed, {"ua": 0.8 + more}), tmp_path)
         put(made_record("salun", seed, {"ua": 0.79 - more}), tmp_path)
         put(made_record("finetune", seed, {"ua": 0.1 + more}), tmp_path)
-    page = report(tmp_path).html
+    page = build_page(tmp_path).html
     column = heads_of(page).index("UA (%) ↑")
     assert row_of(page, "esd")[column].startswith("80.4 (best) ± 1.1")
     assert "† (not worse than the best)" in row_of(page, "salun")[column]
@@ -146,7 +146,7 @@ def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):
     put(made_record("esd", 0, {"ua": 0.2, "fid": None}), tmp_path)
     put(made_record("esd", 1, status="diverged", step=3, reason="the loss is not finite"), tmp_path)
     put(made_record("salun", 2, status="skipped", reason="it needs <b>xattn</b>"), tmp_path)
-    page = report(tmp_path).html
+    page = build_page(tmp_path).html
     assert row_of(page, "esd diverged: seed 1") and row_of(page, "salun skipped: seed 2")
     assert "diverged at step 3: the loss is not finite" in page
     assert "it needs &lt;b&gt;xattn&lt;/b&gt;" in page
@@ -154,7 +154,7 @@ def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):
 
 
 def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(results):
-    page = report(results).html
+    page = build_page(results).html
     tags = Tags(page)
     ids = {attrs["id"] for _, attrs in tags.all if "id" in attrs}
     links = [attrs["href"][1:] for attrs in tags.named("a")]
@@ -164,7 +164,7 @@ def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(results)
         in page
     )
     assert "unlearnbench verify results/digits-class/default/3/esd/seed-0.json" in page
-    assert read(results / "digits-class/default/3/esd/seed-0.json").judge.hash[:12] in page
+    assert read_record(results / "digits-class/default/3/esd/seed-0.json").judge.hash[:12] in page
     assert str(results.parent) not in page
 
 
@@ -173,7 +173,7 @@ def test_a_script_in_a_name_is_text_wherever_it_stands(tmp_path):
     changes = {"overrides": {"x": SCRIPT, "y": "'z'"}, "requires": (SCRIPT,), "settings": {"s": SCRIPT}}
     record = made_record("esd", 0, {"ua": 0.5}, method_changes=changes, environment={"device": SCRIPT}, **bad)
     put(record, tmp_path)
-    page = report(tmp_path).html
+    page = build_page(tmp_path).html
     assert page.count("<script") == 1
     assert page.count("alert(1)") >= 6
     Tags(page)
@@ -183,7 +183,7 @@ def test_what_is_not_known_here_is_shown_as_it_is(tmp_path):
     record = made_record("newer", 0, {"ua": 0.5}, task="newer-task")
     score = record.scores["ua"].model_copy(update={"unit": "points", "value": 0.123456789})
     put(record.model_copy(update={"scores": {**record.scores, "newer_metric": score}}), tmp_path)
-    page = report(tmp_path).html
+    page = build_page(tmp_path).html
     assert "newer_metric <b>0.123457 points</b>" in page
     assert "--method newer.py" in page
     assert "newer-task is not known to this version" in page
@@ -192,7 +192,7 @@ def test_what_is_not_known_here_is_shown_as_it_is(tmp_path):
 def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results):
     from PIL import Image
 
-    page = report(results).html
+    page = build_page(results).html
     sources = {attrs["alt"].split(",")[0]: attrs["src"] for attrs in Tags(page).named("img")}
     assert list(sources) == ["Samples of original", "Samples of retrain", "Samples of esd"]
     kind, data = sources["Samples of esd"].split(",")
@@ -207,16 +207,16 @@ def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results
 
 def test_each_original_has_its_samples(results):
     shipped = results / "digits-class/default/3/retrain/seed-0.json"
-    other = read(shipped)
-    write(other.model_copy(update={"weights": {**other.weights, "original": "9" * 64}}), shipped)
-    alts = [attrs["alt"].split(",")[0] for attrs in Tags(report(results).html).named("img")]
+    other = read_record(shipped)
+    write_record(other.model_copy(update={"weights": {**other.weights, "original": "9" * 64}}), shipped)
+    alts = [attrs["alt"].split(",")[0] for attrs in Tags(build_page(results).html).named("img")]
     assert alts == ["Samples of original", "Samples of original of retrain", "Samples of retrain", "Samples of esd"]
 
 
 def test_a_missing_sample_file_is_a_gap_in_its_place(results):
     (results / "digits-class/default/3/esd/seed-0.png").unlink()
     (results / "digits-class/default/3/retrain/seed-0.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
-    page = report(results).html
+    page = build_page(results).html
     strips = {text(name): text(rest) for name, rest in re.findall(
         r'<figure class="strip".*?<figcaption>(.*?)</figcaption>(.*?)</figure>', page, re.DOTALL)}  # fmt: skip
     assert strips["esd"] == "no sample file"
@@ -235,7 +235,7 @@ def test_missing_and_damaged_values_by_image_are_gaps_and_the_rest_is_shown(cli,
     page = (results.parent / "report.html").read_text()
     assert row_of(page, "esd") and "results/digits-class/default/3/esd/seed-0.parquet" in page
     (results / "digits-class/default/3/original/seed-0.parquet").unlink()
-    assert "No record here has values by image" in report(results).html
+    assert "No record here has values by image" in build_page(results).html
 
 
 def test_records_that_cannot_be_read_are_named_and_the_rest_is_shown(cli, results):
@@ -263,7 +263,7 @@ def test_older_records_are_shown(results, version):
     path = results / "digits-class/default/3/esd/seed-0.json"
     values = {**json.loads(path.read_text()), "schema_version": version}
     path.write_text(json.dumps({**values, "content_hash": sealed(values)}))
-    made = report(results)
+    made = build_page(results)
     assert (made.records, made.gaps) == (3, [])
 
 
@@ -280,9 +280,9 @@ def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, mo
 
 
 def test_a_task_without_real_weights_says_so(results, monkeypatch):
-    assert "real weights" not in report(results).html
+    assert "real weights" not in build_page(results).html
     monkeypatch.setattr("unlearnbench.registry.untried", lambda task: True)
-    assert "has never run this task on its real weights" in report(results).html
+    assert "has never run this task on its real weights" in build_page(results).html
 
 
 def test_one_task_alone(cli, results):
@@ -309,7 +309,7 @@ def test_only_unreadable_records_are_no_report(tmp_path):
     (tmp_path / "a/b/c/d").mkdir(parents=True)
     (tmp_path / "a/b/c/d/seed-0.json").write_text("{}")
     with pytest.raises(UserError, match=r"no record below .* can be read: .*a/b/c/d/seed-0\.json: is damaged"):
-        report(tmp_path)
+        build_page(tmp_path)
 
 
 def test_a_place_that_cannot_be_written_is_named(cli, results, tmp_path):

@@ -15,7 +15,7 @@ from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
 from unlearnbench.records.folder import ResultsFolder, load_all
 from unlearnbench.records.image_table import reader
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 from unlearnbench.report.results_readme import files, source, stale
 
 RESULTS = ROOT / "results"
@@ -26,7 +26,7 @@ README = (ROOT / "README.md").read_text()
 def folder(tmp_path):
     for method, ua, ra in (("original", 0.0, 1.0), ("esd", 0.9, 0.8), ("salun", 1.0, 0.7)):
         record = made_record(method, 0, {"ua": ua, "ra": ra})
-        write(record, record.path(tmp_path))
+        write_record(record, record.path(tmp_path))
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_what_is_older_than_its_records_is_found(cli, folder):
     cli("leaderboard", folder, "--write")
     assert cli("leaderboard", folder, "--check").code == 0
     changed = made_record("esd", 1, {"ua": 0.5, "ra": 0.4})
-    write(changed, changed.path(folder))
+    write_record(changed, changed.path(folder))
     said = cli("leaderboard", folder, "--check")
     assert said.code == 1
     assert "pareto.png is older than its records" in " ".join(said.out.split())

@@ -10,10 +10,10 @@ from tests.support.small_world import made_record
 from unlearnbench.cli.console import out
 from unlearnbench.leaderboard.board import board
 from unlearnbench.records.folder import ResultsFolder, load_all
-from unlearnbench.records.schema import write
+from unlearnbench.records.schema import write_record
 from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning, write_tuning
 from unlearnbench.report.results_readme import files
-from unlearnbench.report.tuning_table import HEADS, note, page, row
+from unlearnbench.report.tuning_table import HEADS, page, row, tuning_note
 
 TITLE, COST = "tuning on digits-class: objectives", "what it took"
 SELECTION = {"forget": ("0", "1"), "seeds": (100, 101), "sampling_seed": 1, "judge": "j" * 64, "trials": 4}
@@ -60,7 +60,7 @@ def results(tmp_path):
             overrides = {"lr": 0.5} if division == "custom" else {}
             about = {"preset": preset, "division": division, "overrides": overrides}
             record = record.model_copy(update={"method": record.method.model_copy(update=about)})
-            write(record, record.path(tmp_path))
+            write_record(record, record.path(tmp_path))
     write_tuning(tuning(), tmp_path)
     return tmp_path
 
@@ -71,7 +71,7 @@ def test_a_row_says_objectives_what_was_lost_and_cut_and_the_cost():
         "method": "esd", "default": "0.600", "published": "over the cap", "tuned": "0.900", "all seeds": "0.900",
         "trials": "4", "lost": "1", "cut": "1", "evaluations": "80,000", "hours": "0.20", "chosen": "lr=0.2",
     }  # fmt: skip
-    assert "cap 400,000 evaluations a run" in note([tuning()])
+    assert "cap 400,000 evaluations a run" in tuning_note([tuning()])
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -109,8 +109,8 @@ def test_rows_of_each_method_by_division_with_intervals(results):
 
 def test_methods_that_were_tuned_differently_are_told_apart():
     esd, salun = tuning("esd"), tuning("salun")
-    assert "400,000 evaluations" in note([esd, salun]) and "esd" not in note([esd, salun])
-    said = note([esd, salun.model_copy(update={"cap": 900_000, "protocol": "wide"})])
+    assert "400,000 evaluations" in tuning_note([esd, salun]) and "esd" not in tuning_note([esd, salun])
+    said = tuning_note([esd, salun.model_copy(update={"cap": 900_000, "protocol": "wide"})])
     assert "esd: mean over forget 0, 1" in said and "cap 400,000" in said
     assert "salun: mean over forget 0, 1" in said and "Protocol wide" in said and "cap 900,000" in said
     assert "must not be compared" in said

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unlearnbench import taken
-from unlearnbench.storage.lazy_arrays import Part, Rows
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows
 
 WHOLE = torch.arange(22).view(11, 2)
 SIZES = (4, 0, 5, 2)
@@ -24,7 +24,7 @@ def rows(read):
     parts, start = [], 0
     for number, n in enumerate(SIZES):
         part = WHOLE[start : start + n]
-        parts.append(Part(n, lambda part=part, number=number: read.append(number) or part))
+        parts.append(ArrayPart(n, lambda part=part, number=number: read.append(number) or part))
         start += n
     return Rows(parts)
 

@@ -76,12 +76,12 @@ def moved(now: Present) -> list[tuple[str, str]]:
 
 def hashes(kind: str, name: str, version: int) -> list[str]:
     """Those that the table holds for a version."""
-    return lineage.table().get(kind, {}).get(name, {}).get(str(version), [])
+    return lineage.known_hashes().get(kind, {}).get(name, {}).get(str(version), [])
 
 
 def added(now: Present, names: list[tuple[str, str]]) -> None:
     """Write these fingerprints into the table."""
-    table: dict[str, Any] = json.loads(json.dumps(lineage.table()))
+    table: dict[str, Any] = json.loads(json.dumps(lineage.known_hashes()))
     for kind, name in names:
         version, code = now[kind, name]
         known = table.setdefault(kind, {}).setdefault(name, {}).setdefault(str(version), [])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.support import slurm_cluster
 from tests.support.small_world import comparable
-from unlearnbench.compute.environment import describe
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.launch.journal import latest
 from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
@@ -110,7 +110,7 @@ def measured(root: Path, steps: int, cells: int) -> tuple[str, bool]:
         if one and two
         else ""
     )
-    about = describe("cpu")
+    about = describe_environment("cpu")
     return (
         f"""## Measured
 

@@ -23,7 +23,7 @@ from unlearnbench.diffusion.model import Condition
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.methods.original import Original
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.records.schema import Record
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.cifar10_class import Cifar10Class
@@ -106,7 +106,7 @@ def measured(images: int, wide: int, folder: Path) -> tuple[Record, int, int]:
 
     def once(count: int, name: str) -> Record:
         task = StandInTask(count, wide, folder / "data")
-        return run(Cell(Original(), task), Store(folder / f"store-{name}"), folder / f"results-{name}")
+        return run_cell(Cell(Original(), task), Store(folder / f"store-{name}"), folder / f"results-{name}")
 
     once(500, "warm")
     with Meter("cpu") as meter:

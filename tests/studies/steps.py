@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, registry
-from unlearnbench.compute.environment import describe
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.judges import look
 from unlearnbench.models.ddpm import ConditionalDDPM
@@ -83,7 +83,7 @@ def page(found: list[list[str]], images: int, limit: int | None) -> str:
         f"digits, {9 * min(images, 50)} images, in the features of the digits' judge. It shows how far the sampler has",
         "converged there, not on CIFAR-10, where no weights were at hand: `first-hour --steps` does.",
         "",
-        f"Made on {describe('cpu')['device']}, torch {torch.__version__}.",
+        f"Made on {describe_environment('cpu')['device']}, torch {torch.__version__}.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---:|" * len(heads),

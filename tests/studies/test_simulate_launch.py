@@ -6,7 +6,7 @@ import pytest
 from tests.studies import simulate_launch
 from tests.studies.simulate_launch import board, seconds_of, simulate
 from tests.support.small_world import ROOT
-from unlearnbench.records.schema import load_all
+from unlearnbench.records.folder import load_all
 
 
 @pytest.fixture

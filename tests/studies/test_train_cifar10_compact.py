@@ -13,7 +13,7 @@ from tests.support import tiny_cifar
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.judges.resnet56 import CifarResNet
 from unlearnbench.models.compact_ddpm import CompactDDPM
-from unlearnbench.models.compact_train import read_state
+from unlearnbench.models.compact_train import read_training_state
 from unlearnbench.storage.weights import load_state, save_state
 
 SHAPE = {**TINY, "size": 32}
@@ -34,7 +34,7 @@ def test_train_go_on_decay_evaluate_export(data, tmp_path, capsys):
     for _ in range(2):
         assert run("train", data, out, "--steps", 2, "--batch", 4) == 0
     assert "from step 2" in capsys.readouterr().out
-    assert read_state(out / "constant.pt")["done"] == 4
+    assert read_training_state(out / "constant.pt")["done"] == 4
     assert run("train", data, out, "--decay-steps", 2, "--batch", 4) == 0
     assert "decay-4.pt: at step 6, complete" in capsys.readouterr().out
     save_state(CifarResNet(1).state_dict(), tmp_path / "judge.safetensors")
@@ -49,7 +49,7 @@ def test_train_go_on_decay_evaluate_export(data, tmp_path, capsys):
     with Image.open(out / "grid-decay-4-6-w4.png") as picture:
         assert picture.size == (640, 640)
     assert run("export", data, out) == 0
-    weights, mean = load_state(out / "model.safetensors"), read_state(out / "decay-4.pt")["mean"]
+    weights, mean = load_state(out / "model.safetensors"), read_training_state(out / "decay-4.pt")["mean"]
     assert weights.keys() == mean.keys()
     assert all(torch.equal(weights[name], value.half()) for name, value in mean.items())
 

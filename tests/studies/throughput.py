@@ -21,7 +21,7 @@ from tests.support import tiny_sd
 from tests.support.tiny_text import TinyText
 from unlearnbench import Batch
 from unlearnbench.compute.device import pick_device
-from unlearnbench.compute.environment import Meter, describe
+from unlearnbench.compute.environment import Meter, describe_environment
 from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.methods.erasediff import EraseDiff
@@ -146,7 +146,7 @@ def gib(memory: int | None) -> float | None:
 
 def page(rows: list[Row], size: str, device: str, batch: int, steps: int) -> str:
     """Markdown, with the card's name; each plain loop is what the rows of its kind are held against."""
-    facts = describe(device)
+    facts = describe_environment(device)
     lines = [f"# Throughput on {facts['device']}", "", f"Size {size}, random weights, {batch} images at once, {steps} "]
     lines[-1] += f"sampling steps. Least of {ROUNDS} rounds; torch {facts['packages']['torch']}, diffusers "
     lines[-1] += f"{facts['packages']['diffusers']}."
@@ -178,7 +178,7 @@ def main() -> None:
     else:
         rows = measured(given.size, device, batch, steps)
     text = page(rows, given.size, device, batch, steps)
-    name = re.sub(r"[^a-z0-9]+", "-", str(describe(device)["device"]).lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", str(describe_environment(device)["device"]).lower()).strip("-")
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / f"throughput-{given.size}-{name}.md").write_text(text)
     print(text)

@@ -24,7 +24,7 @@ from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges.cifar import ResNetJudge, started
 from unlearnbench.models.ddpm import ConditionalDDPM
-from unlearnbench.models.ddpm_train import Pictures, drawn, train_ddpm
+from unlearnbench.models.ddpm_train import TrainingImages, draw_batch, train_ddpm
 from unlearnbench.pipeline.judging import Looking
 from unlearnbench.storage.store import Store
 
@@ -117,7 +117,7 @@ def training(size: str, device: str, batch: int) -> list[Row]:
     """The recipe's own steps beside plain ones: fp32, uncompiled, batches made between steps."""
     rng = np.random.RandomState(0)
     images = Images(rng.randint(0, 256, (4 * batch, 3, 32, 32), dtype=np.uint8), rng.randint(0, 10, 4 * batch))
-    pictures = Pictures(images, np.arange(4 * batch))
+    pictures = TrainingImages(images, np.arange(4 * batch))
 
     def recipe() -> None:
         train_ddpm(ConditionalDDPM(width=WIDTHS[size]).to(device), pictures, TRAINED, 0, size=batch)
@@ -126,7 +126,7 @@ def training(size: str, device: str, batch: int) -> list[Row]:
         model = plain_network(size, device)
         engine = torch.optim.Adam(model.parameters(), lr=2e-4)
         for step in range(TRAINED):
-            data, t, noise, shown = drawn(pictures, step, batch, 0, 1000, device)
+            data, t, noise, shown = draw_batch(pictures, step, batch, 0, 1000, device)
             condition = model.embed(data.y).where(shown, model.null(batch))
             loss = (model(model.add_noise(data.x0, noise, t), t, condition) - noise).square().mean()
             engine.zero_grad()

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
-from unlearnbench.data.image_sets import Images, read
+from unlearnbench.data.image_sets import Images, read_image_set
 from unlearnbench.diffusion.model import Condition, Diffusion, Guidance
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import UserError
@@ -33,11 +33,11 @@ from unlearnbench.models.compact_train import (
     CompactTraining,
     native_bf16,
     open_training,
-    read_state,
+    read_training_state,
     told_to_stop,
-    train,
+    train_compact,
 )
-from unlearnbench.models.ddpm_train import Pictures, antithetic
+from unlearnbench.models.ddpm_train import TrainingImages, antithetic
 from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.store import default_root
 from unlearnbench.storage.weights import save_state
@@ -67,7 +67,7 @@ class Bounded(Guidance):
 
 def split(data: Path, name: str) -> Images:
     """One of the two, decoded into the store once."""
-    return read(data, name, default_root() / "images", SIZE)
+    return read_image_set(data, name, default_root() / "images", SIZE)
 
 
 def network(seed: int, **shape: Any) -> CompactDDPM:
@@ -80,7 +80,7 @@ def run_training(given: argparse.Namespace, **shape: Any) -> None:
     """Until it is told to stop, its hours are over, or its decay is complete."""
     torch.set_num_threads(given.threads)
     images, begun = split(given.data, "train"), time.monotonic()
-    pictures = Pictures(images, np.arange(len(images.y)))
+    pictures = TrainingImages(images, np.arange(len(images.y)))
     bf16 = native_bf16() if given.precision == "auto" else given.precision == "bf16"
     given.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -94,7 +94,7 @@ def run_training(given: argparse.Namespace, **shape: Any) -> None:
                 late = given.hours is not None and time.monotonic() - begun >= given.hours * 3600
                 return told() or late or training.done == end
 
-            train(training, path, stop)
+            train_compact(training, path, stop)
             print(f"{path}: at step {training.done}{', complete' if training.complete else ''}", flush=True)
     except Timeout as error:
         raise UserError(f"another process is training in {given.out}: stop it, or name another folder") from error
@@ -165,7 +165,7 @@ def run_evaluation(given: argparse.Namespace, **shape: Any) -> None:
     """Print and append one row, and write the grid."""
     torch.set_num_threads(given.threads)
     path = given.state or newest(given.out)
-    state, judge, test = read_state(path), read_resnet(given.judge), split(given.data, "test")
+    state, judge, test = read_training_state(path), read_resnet(given.judge), split(given.data, "test")
     model = with_mean(state, **shape)
     loss = held_out_loss(model, test)
     y = torch.arange(given.samples) % 10
@@ -192,7 +192,7 @@ def run_export(given: argparse.Namespace) -> None:
     """The running mean in half precision, about 8 MB."""
     path = given.state or newest(given.out)
     target = given.weights or given.out / "model.safetensors"
-    save_state({name: value.half() for name, value in read_state(path)["mean"].items()}, target)
+    save_state({name: value.half() for name, value in read_training_state(path)["mean"].items()}, target)
     print(f"{target}: the running mean of {path}")
 
 

@@ -90,14 +90,14 @@ def every(subjects, attempt, at_least, after_scoring=False):
 
 def caught(name):
     """The cases that fail; at least one, each with the metric's name, what was found and what was expected."""
-    found = selfcheck.failed(selfcheck.answers(METRICS[name]))
+    found = selfcheck.failed(selfcheck.check_metric(METRICS[name]))
     assert found, "the fault is not noticed"
     assert all(finding.subject == name and finding.found and finding.expected for finding in found)
     return {finding.case: finding for finding in found}
 
 
 def passes(name):
-    return not selfcheck.failed(selfcheck.answers(METRICS[name]))
+    return not selfcheck.failed(selfcheck.check_metric(METRICS[name]))
 
 
 def plant(patch, name, change):

@@ -94,15 +94,15 @@ def run_cell(
     from unlearnbench.tasks.digits_class import DigitsClass
 
     cls = registry.load_method(str(method))
-    return runner.run(Cell(cls(), DigitsClass(forget, **task)), Store(store), results, force)
+    return runner.run_cell(Cell(cls(), DigitsClass(forget, **task)), Store(store), results, force)
 
 
 def read_only(folder: Path, pattern: str = "**/seed-*.json") -> Any:
     """The one record below a folder."""
-    from unlearnbench.records.schema import read
+    from unlearnbench.records.schema import read_record
 
     (path,) = [path for path in folder.glob(pattern) if "original" not in path.parts]
-    return read(path)
+    return read_record(path)
 
 
 def comparable(record: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.small_world import comparable
 from unlearnbench import cli
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.storage.store import META
 
 METHOD = ("--method", "erasediff", "--set", "steps=3")
@@ -109,7 +109,7 @@ def left(folder: Path) -> dict[str, Any]:
         if not path.is_file() or ".new-" in name or ".damaged" in name:
             continue
         if path.suffix == ".json" and path.name != META:
-            found[name] = comparable(read(path))
+            found[name] = comparable(read_record(path))
         else:
             found[name] = True if "weights" in path.parts and path.name == META else path.read_bytes()
     return found

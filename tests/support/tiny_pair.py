@@ -12,7 +12,7 @@ import torch
 
 from tests.support.small_world import made_record
 from unlearnbench.records.sample_grid import write_grid
-from unlearnbench.records.schema import AttackRecord, write
+from unlearnbench.records.schema import AttackRecord, write_record
 from unlearnbench.statistics import wilson
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -51,7 +51,7 @@ def planted(
     path.parent.mkdir(parents=True, exist_ok=True)
     frame.to_parquet(path.with_suffix(".parquet"), index=False)
     digest = hashlib.sha256(path.with_suffix(".parquet").read_bytes()).hexdigest()
-    write(record.model_copy(update={"images": digest}), path)
+    write_record(record.model_copy(update={"images": digest}), path)
     return path
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from unlearnbench.data.sources import Source, fetch
+from unlearnbench.data.sources import Source, fetch_source
 from unlearnbench.errors import UserError
 
 BODY = random.Random(0).randbytes(10_500)
@@ -92,7 +92,7 @@ def failing(site: Web, folder: Path, *cuts: int, **more: Any) -> str:
 def refused(source: Source, folder: Path) -> str:
     """The one line that a fetch is refused with."""
     with pytest.raises(UserError) as caught:
-        fetch(source, folder)
+        fetch_source(source, folder)
     assert "\n" not in str(caught.value)
     assert not (folder / source.name).exists()
     return str(caught.value)

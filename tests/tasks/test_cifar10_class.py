@@ -19,7 +19,7 @@ from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.records.folder import load_all
 from unlearnbench.tasks._cifar10 import CLASSES
-from unlearnbench.tasks.cifar10_class import Cifar10Class, scaled
+from unlearnbench.tasks.cifar10_class import Cifar10Class, scale_pixels
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_stretched_images_are_those_of_the_papers_files(folder):
 def test_real_images_survive_unchanged_without_a_stretch(folder):
     task = small(folder, "cat")
     x, y = task.images["test"]
-    assert torch.equal(task.to_uint8(scaled(x)), torch.from_numpy(x.copy()))
+    assert torch.equal(task.to_uint8(scale_pixels(x)), torch.from_numpy(x.copy()))
     reference, floor = (torch.cat(list(images)) for images in (task.reference(), task.floor()))
     assert torch.equal(reference[:4], torch.from_numpy(x[y == 0][:4].copy()))
     assert len(reference) == len(floor) == 9 * 4 == sum(p.group == "retain" for p in task.plan())
@@ -186,7 +186,7 @@ def test_a_retraining_that_was_stopped_goes_on_where_it_was(folder, tmp_path, mo
     monkeypatch.setattr(ddpm_train.train_ddpm, "__kwdefaults__", {"size": 4, "keep": None})
     monkeypatch.setattr(ddpm_train, "KEPT_EVERY", 1)
     whole, made = small(folder, "cat").train(1, "retain"), []
-    kept, plain = tmp_path / "training", ddpm_train.drawn
+    kept, plain = tmp_path / "training", ddpm_train.draw_batch
     assert list(kept.iterdir()) == [], "nothing is left of what is done"
 
     def until(pictures, step, *more):
@@ -195,7 +195,7 @@ def test_a_retraining_that_was_stopped_goes_on_where_it_was(folder, tmp_path, mo
             raise KeyboardInterrupt
         return plain(pictures, step, *more)
 
-    monkeypatch.setattr(ddpm_train, "drawn", until)
+    monkeypatch.setattr(ddpm_train, "draw_batch", until)
     with pytest.raises(KeyboardInterrupt):
         small(folder, "cat").train(1, "retain")
     assert len(list(kept.iterdir())) == 1

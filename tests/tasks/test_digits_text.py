@@ -261,7 +261,7 @@ def agrees(prompt, pair, synonyms=False):
 def test_data_is_split_exactly_and_captions_agree(forget):
     task = DigitsText(forget)
     erased = {LABELS[name] for name in forget.split("+")}
-    every = images.pairs("train")
+    every = images.digit_colours("train")
     shows = torch.tensor([bool({d, c + 10} & erased) for d, c in every.tolist()])
     sides = {side: task.data(side) for side in ("forget", "retain", "both")}
     x0 = quick()
@@ -309,7 +309,7 @@ def test_methods_never_see_synonyms_or_held_out_templates(forget):
 def test_training_sees_synonyms_and_what_it_is_told(monkeypatch, which):
     task, seen = DigitsText("seven", limit=6), []
     monkeypatch.setattr(
-        miniature, "train", lambda model, stream, steps, seed: seen.extend(next(stream) for _ in range(steps))
+        miniature, "train_miniature", lambda model, stream, steps, seed: seen.extend(next(stream) for _ in range(steps))
     )
     monkeypatch.setattr(miniature, "BATCH", 400)
     task.train(0, which)
@@ -357,7 +357,7 @@ def test_reference_and_floor_show_what_retain_samples_are_asked_for(forget, prot
         source = task.to_uint8(images.images(split).x0)
         known = {
             bytes(image.flatten().tolist()): pair
-            for image, pair in zip(source, images.pairs(split).tolist(), strict=True)
+            for image, pair in zip(source, images.digit_colours(split).tolist(), strict=True)
         }
         real = torch.cat(list(real))
         found = [known[bytes(image.flatten().tolist())] for image in real]

@@ -14,13 +14,12 @@ from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.hashing import state_hash
 from unlearnbench.models import miniature
 from unlearnbench.pipeline import unlearning
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import Stopped
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import digits_text
 from unlearnbench.tasks.digits_text import DigitsText
-from unlearnbench.verification.selfcheck import concept as concept_findings
-from unlearnbench.verification.selfcheck import failed
+from unlearnbench.verification.selfcheck import check_concept, failed
 
 SHIPPED = DigitsText("seven").folder
 RUN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--out", "here")
@@ -44,7 +43,7 @@ def test_the_folder_is_small_and_matches_its_manifest():
 
 @shipped
 def test_configurations_are_those_of_the_recipe(tmp_path):
-    miniature.describe(tmp_path, digits_text.vocabulary())
+    miniature.write_configuration(tmp_path, digits_text.vocabulary())
     for path in tmp_path.rglob("*.json"):
         ours, theirs = (json.loads(file.read_text()) for file in (path, SHIPPED / path.relative_to(tmp_path)))
         for values in (ours, theirs):  # versions of the libraries that wrote them
@@ -91,7 +90,7 @@ def test_the_original_is_the_manifests_in_single_precision():
 @shipped
 @pytest.mark.parametrize("forget", ["seven", "red", "seven+red"])
 def test_the_concept_means_the_same_everywhere(forget):
-    assert failed(concept_findings(DigitsText(forget))) == []
+    assert failed(check_concept(DigitsText(forget))) == []
 
 
 @pytest.fixture
@@ -139,7 +138,7 @@ def test_controls_run_on_it(cli, tmp_path, monkeypatch):
     said = cli(*RUN, "--forget", "red+seven", "--method", "retrain,destroy,prompt_filter")
     assert said.code == 0, said.err
     folder = tmp_path / "here/digits-text/smoke/seven+red"
-    records = {path.parent.name: read(path) for path in folder.glob("*/seed-0.json")}
+    records = {path.parent.name: read_record(path) for path in folder.glob("*/seed-0.json")}
     assert set(records) == {"original", "retrain", "destroy", "prompt_filter"}
     assert {record.status for record in records.values()} <= {"ok", "unreliable"}
     unlearned = {name: record.weights["unlearned"] for name, record in records.items()}
@@ -178,18 +177,18 @@ def test_pretraining_makes_a_whole_folder_and_goes_on_after_a_stop(cli, tmp_path
     monkeypatch.setattr(miniature, "STEPS", 2)
     monkeypatch.setattr(miniature, "VAE_STEPS", 2)
     monkeypatch.setattr(digits_text, "train_judge", partial(digits_text.train_judge, steps=2))
-    out, train = tmp_path / "made", miniature.train
+    out, train = tmp_path / "made", miniature.train_miniature
 
     def stopped(*words):
         raise Stopped
 
-    monkeypatch.setattr(miniature, "train", stopped)
+    monkeypatch.setattr(miniature, "train_miniature", stopped)
     said = cli("pretrain", "--task", "digits-text", "--out", out, "--device", "cpu")
     assert said.code == 130 and "run the same command again" in said.err
     assert set(read_manifest(out)["hashes"]) == {"judge.safetensors", miniature.FILES["vae"]}
     before = {name: (out / name).stat().st_mtime_ns for name in read_manifest(out)["hashes"]}
 
-    monkeypatch.setattr(miniature, "train", train)
+    monkeypatch.setattr(miniature, "train_miniature", train)
     said = cli("pretrain", "--task", "digits-text", "--out", out, "--device", "cpu")
     assert said.code == 0, said.err
     assert len([line for line in said.out.splitlines() if "judged right" in line]) == 6

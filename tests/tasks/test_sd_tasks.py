@@ -20,7 +20,7 @@ from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError
 from unlearnbench.judges import nudity
 from unlearnbench.judges.nudity import MACE, SHOWN
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.tasks.sd_nudity import PROTOCOLS, SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 
@@ -73,7 +73,7 @@ def words(data, *more, task="sd-nudity", protocol="smoke", method="original", ou
 def read_only(folder, name="original"):
     """The one record of a method."""
     (path,) = folder.glob(f"*/*/*/{name}*/seed-*.json")
-    return read(path)
+    return read_record(path)
 
 
 def task(data, cls=SDNudity, **settings):
@@ -287,23 +287,23 @@ def test_guidance_by_prompt_must_be_there(own):
 def test_a_record_holds_for_its_prompts_photographs_and_configuration_alone(cli, own, tmp_path):
     assert cli(*words(own)).code == 0
     path = next((tmp_path / "out").rglob("*.json"))
-    first = read(path)
+    first = read_record(path)
     assert first.data and cli("verify", path, "--data", own).code == 0
     prompts = own / "i2p_benchmark.csv"
     prompts.write_text(prompts.read_text().replace(tiny_data.PROMPTS[0], "a photo of a cat", 1))
     said = cli("verify", path, "--data", own)
     assert said.code == 2 and "prompts or photographs" in said.errors[0]
     assert cli(*words(own)).code == 0
-    second = read(path)
+    second = read_record(path)
     assert (second.data, second.key) != (first.data, first.key) and second.data != first.data
     tiny_data.photographs(own / "val2014.zip", 21)
     assert cli(*words(own)).code == 0
-    third = read(path)
+    third = read_record(path)
     assert third.data != second.data and third.weights == second.weights
     config = own / "sd-v1-4" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("scaled_linear", "linear"))
     assert cli(*words(own)).code == 0
-    assert read(path).weights["original"] != third.weights["original"]
+    assert read_record(path).weights["original"] != third.weights["original"]
 
 
 def test_protocols_say_their_choices():

@@ -20,14 +20,14 @@ from unlearnbench.launch.options import Where
 from unlearnbench.launch.worker import work
 from unlearnbench.pipeline import runner, unlearning
 from unlearnbench.pipeline.scoring import metrics_for
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.tuning import read_tuning, write_tuning
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks import digits_class
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tune import launch, trials
 from unlearnbench.tune.search import Budget
-from unlearnbench.verification.validate import validate
+from unlearnbench.verification.validate import find_problems
 
 pytest.importorskip("optuna", reason="the extra [tune] is not installed")
 MIX = '''"""Mix: what the forgotten label means is drawn towards what its substitute means; 0.6 and more is enough."""
@@ -115,7 +115,7 @@ def report(cli, world, here):
     def run(*words):
         said = cli("run", "--method", world / "mix.py", "--preset", "tuned", "--out", "here", *words)
         assert said.code == 0, said.err
-        return read(next(here.glob("digits-class/default/*/mix@tuned*/seed-*.json")))
+        return read_record(next(here.glob("digits-class/default/*/mix@tuned*/seed-*.json")))
 
     return run
 
@@ -238,7 +238,7 @@ def test_a_tuned_row_has_the_chosen_settings_and_a_division_of_its_own(cli, here
     assert record.method.settings == found.settings
     assert (record.method.division, record.label()) == ("tuned", "mix@tuned")
     assert record.method.selection == found.selection
-    assert validate(here) == []
+    assert find_problems(here) == []
     said = cli("leaderboard", "here", "--format", "csv", "--methods", "mix")
     (row,) = csv.DictReader(io.StringIO(said.out))
     assert (row["method"], row["division"]) == ("mix", "tuned")
@@ -274,12 +274,12 @@ def test_validate_names_settings_that_were_not_chosen_and_a_selection_that_overl
     record = report()
     path = record.path(here)
     other = {**record.method.settings, "share": 0.123}
-    write(record.model_copy(update={"method": record.method.model_copy(update={"settings": other})}), path)
-    (problem,) = validate(here)
+    write_record(record.model_copy(update={"method": record.method.model_copy(update={"settings": other})}), path)
+    (problem,) = find_problems(here)
     assert problem.text.startswith("is tuned with other settings than those chosen: share 0.123 there and ")
     selection = record.method.selection.model_copy(update={"forget": ("3",)})
-    write(record.model_copy(update={"method": record.method.model_copy(update={"selection": selection})}), path)
-    said = [problem.text for problem in validate(here)]
+    write_record(record.model_copy(update={"method": record.method.model_copy(update={"selection": selection})}), path)
+    said = [problem.text for problem in find_problems(here)]
     assert said[0] == "is tuned on what it reports: concept 3 was selected on"
     assert said[1].startswith("says that it was selected on other runs than ")
 
@@ -289,10 +289,10 @@ def test_validate_checks_the_seals_of_tunings_and_what_they_chose(here):
     found = tuning(here)
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "cap": 101}))
-    assert [problem.text.split(" (")[0] for problem in validate(here)] == ["was changed after it was written"]
+    assert [problem.text.split(" (")[0] for problem in find_problems(here)] == ["was changed after it was written"]
     finals = [trial.number for trial in found.trials if found.final(trial) is not None]
     worse = min(finals, key=lambda number: found.final(found.trials[number]))
     assert found.final(found.trials[worse]) < found.final(found.trials[found.chosen])
     write_tuning(found.model_copy(update={"chosen": worse, "settings": found.trials[worse].settings}), here)
-    (problem,) = validate(here)
+    (problem,) = find_problems(here)
     assert problem.text.startswith("chose a trial of ")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unlearnbench import registry
-from unlearnbench.cli.templates import STYLES, new_method
+from unlearnbench.cli.templates import STYLES, method_template
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.tasks.digits_class import splits
 from unlearnbench.verification import conformance as check
@@ -133,7 +133,7 @@ def test_the_built_in_methods_are_all_there():
 @pytest.mark.parametrize("style", STYLES)
 def test_templates_conform(tmp_path, style):
     path = tmp_path / f"template_{style}.py"
-    path.write_text(new_method(path.stem, style))
+    path.write_text(method_template(path.stem, style))
     cls = registry.load_method(str(path))
     assert failures(cls) == {}
     assert cls.__name__ == f"Template{style.capitalize()}"

@@ -22,11 +22,11 @@ from unlearnbench.pipeline.attacks import attacked, parse_attacks
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.trajectory import followed
 from unlearnbench.records.sealed_json import sealed
-from unlearnbench.statistics import t_interval, wilson, within
+from unlearnbench.statistics import clip_interval, t_interval, wilson
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
-from unlearnbench.verification.rerun_share import drawn
-from unlearnbench.verification.validate import findings, record_files, validate
+from unlearnbench.verification.rerun_share import draw_records
+from unlearnbench.verification.validate import find_problems, record_files, record_findings
 
 pytestmark = pytest.mark.usefixtures("small")
 METHOD, ATTACK = "gradient_ascent", "relearn@1"
@@ -594,7 +594,7 @@ def a_picture_that_is_a_very_large_file(f):
 
 
 def said_of(here: Path) -> list:
-    return list(findings(here, record_files(here)))
+    return list(record_findings(here, record_files(here)))
 
 
 def test_the_record_that_is_forged_is_sound(here):
@@ -633,14 +633,14 @@ def two_domains(tmp_path):
     ],
 )
 def test_a_score_over_two_domains_follows_from_both(two_domains, group, name, unlike):
-    assert validate(two_domains) == []
+    assert find_problems(two_domains) == []
     found = Forgery(two_domains)
     rows = found.frame.index[(found.frame["group"] == group) & (found.frame["other"] >= 0)]
     for column, value in {"refused": False, **unlike, name: 1.0}.items():
         found.frame.loc[rows, column] = value
     with_share(found, name)
     found.seal()
-    assert any(each.text.startswith(f"{name} of image ") for each in validate(two_domains))
+    assert any(each.text.startswith(f"{name} of image ") for each in find_problems(two_domains))
 
 
 def test_the_catalogue_is_long_enough():
@@ -733,7 +733,7 @@ def test_a_table_that_links_outside_is_not_read(here):
     outside = here.parent / "outside.parquet"
     path.with_suffix(".parquet").rename(outside)
     path.with_suffix(".parquet").symlink_to(outside)
-    assert [each.text for each in validate(here)] == [
+    assert [each.text for each in find_problems(here)] == [
         "seed-0.parquet is a link to a file outside the folder: put the file itself there"
     ]
 
@@ -778,10 +778,10 @@ def test_a_share_is_run_again_and_what_was_forged_consistently_is_found(cli, her
     found = Forgery(here)
     found.frame.loc[forget(found), "entropy"] = found.frame.loc[forget(found), "entropy"] / 2
     column = found.frame["entropy"].dropna().to_numpy(float)
-    interval = within(t_interval(column), 0.0, None)
+    interval = clip_interval(t_interval(column), 0.0, None)
     found.scores["entropy"].update(value=float(column.mean()), interval=list(interval))
     found.seal()
-    assert validate(here) == []
+    assert find_problems(here) == []
     said = cli("validate", here, found.path, "--verify", "1%", "--sample", "100%")
     assert said.code == 1
     assert "run again, entropy is" in said.out
@@ -802,10 +802,10 @@ def test_draws_are_repeated_by_their_seed_and_have_each_task():
         return Path(f"{task}-{seed}"), SimpleNamespace(task=task, path=lambda root: root / f"{task}-{seed}")
 
     every = [record("a", seed) for seed in range(30)] + [record("b", seed) for seed in range(3)]
-    first = drawn(every, 0.1, 5)
+    first = draw_records(every, 0.1, 5)
     assert [pair[1].task for pair in first] == ["a"] * 3 + ["b"]
-    assert drawn(every[::-1], 0.1, 5) == first
-    assert any(drawn(every, 0.1, seed) != first for seed in range(6, 12))
+    assert draw_records(every[::-1], 0.1, 5) == first
+    assert any(draw_records(every, 0.1, seed) != first for seed in range(6, 12))
 
 
 @pytest.mark.parametrize(
@@ -828,7 +828,7 @@ def test_a_stop_while_a_record_is_run_again(cli, here, monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rerun_share, "verify", stopped)
+    monkeypatch.setattr(rerun_share, "verify_record", stopped)
     said = cli("validate", here, "--verify", "100%")
     assert said.code == 130
     assert said.errors == ["stopped: nothing was changed"]

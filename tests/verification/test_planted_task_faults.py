@@ -191,7 +191,7 @@ TASKS = {
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_a_concept_that_does_not_mean_the_same_everywhere(task, small):
-    assert {*failing(selfcheck.concept(task("3")))} == TASKS[task]
+    assert {*failing(selfcheck.check_concept(task("3")))} == TASKS[task]
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------
@@ -238,9 +238,9 @@ def controls(tmp_path):
             return made_record(name, scores=values[name], **changes.get(name, {}))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(selfcheck, "run", run)
+            patch.setattr(selfcheck, "run_cell", run)
             begun = []
-            failed = failing(selfcheck.controls(task, store, tmp_path, METRICS, begun.append))
+            failed = failing(selfcheck.check_controls(task, store, tmp_path, METRICS, begun.append))
         assert begun == [f"control {name}" for name in selfcheck.CONTROLS]
         return failed
 

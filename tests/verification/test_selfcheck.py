@@ -14,7 +14,7 @@ from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy
 from unlearnbench.verification import selfcheck
-from unlearnbench.verification.selfcheck import CaseResult, number, span
+from unlearnbench.verification.selfcheck import CaseResult, format_range, number
 
 METRICS = registry.load_metrics()
 SHARED = ["no images", "one image", "the judge always fails", "the judge fails on 4 of 10"]
@@ -24,7 +24,7 @@ LARGE = ["300 images in reverse order", "beside samples of the other side"]
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_knows_its_answers_to_its_own_and_to_the_shared_cases(name):
     metric = METRICS[name]
-    found = list(selfcheck.answers(metric))
+    found = list(selfcheck.check_metric(metric))
     assert not selfcheck.failed(found)
     assert all(finding.subject == name for finding in found)
     cases = [finding.case for finding in found]
@@ -55,7 +55,12 @@ def test_distances_are_tried_on_identical_and_on_distant_sets(name):
 
 def test_findings_show_numbers_and_ranges():
     assert (number(None), number(0.25), number(1 / 3)) == ("no value", "0.25", "0.333333")
-    assert (span(None), span(0.5), span(0.5, 0.5), span(0, 1)) == ("no value", "0.5", "0.5", "0 to 1")
+    assert (format_range(None), format_range(0.5), format_range(0.5, 0.5), format_range(0, 1)) == (
+        "no value",
+        "0.5",
+        "0.5",
+        "0 to 1",
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,21 +95,21 @@ def quick(monkeypatch):
 
     Retain images are as many as KID needs to come near zero for real digits.
     """
-    plain, few = selfcheck.run, replace(small_protocol(), retain_images=30)
+    plain, few = selfcheck.run_cell, replace(small_protocol(), retain_images=30)
     monkeypatch.setitem(DigitsClass.protocols, "default", few)
 
     def run(cell, store, results):
         stand_in = replace(cell, method=PromptFilter()) if cell.method.name == "retrain" else cell
         return plain(stand_in, store, results)
 
-    monkeypatch.setattr(selfcheck, "run", run)
+    monkeypatch.setattr(selfcheck, "run_cell", run)
     monkeypatch.setattr(unlearning, "_relative_time", lambda model, original, task: 1.0)
 
 
 def test_all_of_it_from_end_to_end(quick, shared_store, tmp_path):
     """Of a `retrain` that leaves the weights alone just that is said; all else passes, on real samples."""
     begun = []
-    found = list(selfcheck.findings(DigitsClass("3"), Store(shared_store), tmp_path, begun.append))
+    found = list(selfcheck.selfcheck_findings(DigitsClass("3"), Store(shared_store), tmp_path, begun.append))
     assert {(finding.subject, finding.case) for finding in selfcheck.failed(found)} == {
         ("trained_parameters", "control retrain"),
         ("stored_size", "control retrain"),
@@ -123,7 +128,7 @@ def test_an_error_breaks_off_its_own_part_alone(quick, shared_store, tmp_path, m
 
     monkeypatch.setattr(type(METRICS["ua"]), "known", broken)
     monkeypatch.setattr(DigitsClass, "plan", broken)
-    found = list(selfcheck.findings(DigitsClass("3"), Store(shared_store), tmp_path))
+    found = list(selfcheck.selfcheck_findings(DigitsClass("3"), Store(shared_store), tmp_path))
     every = {finding.subject: finding for finding in found if finding.case == "every case can be tried"}
     assert {*every} == {"ua", "concept", "noise", "controls"}
     assert all(finding[2:] == ("RuntimeError: planted", "no error", False) for finding in every.values())

@@ -10,14 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from unlearnbench import Attack, Known, Look, cli, registry
-from unlearnbench.attacks.search import drawn, sight
+from unlearnbench.attacks.search import sample_targets, sight
 from unlearnbench.hashing import digest
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy_models
 from unlearnbench.verification import selfcheck_attacks
 from unlearnbench.verification.selfcheck import failed
-from unlearnbench.verification.selfcheck_attacks import answers, controls
+from unlearnbench.verification.selfcheck_attacks import attack_controls, check_attack
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Looks(Attack):
     targets: int = 4
 
     def looks(self, outcome, items) -> Iterator[Look]:
-        seen = sight(outcome, drawn(outcome, items), items).recovered
+        seen = sight(outcome, sample_targets(outcome, items), items).recovered
         if self.fault == "blind":
             seen = seen * 0
         if self.fault == "credulous":
@@ -45,16 +45,16 @@ class Looks(Attack):
         yield Look(torch.where(seen == 1, 10, 3) if self.fault == "short" else 10, seen)
 
     def known(self):
-        yield Known("known", toy_models.outcome("known"), 1.0, quality="bad")
-        yield Known("lost", toy_models.outcome("lost"), 0.0, quality="good")
+        yield Known("known", toy_models.attacked_outcome("known"), 1.0, quality="bad")
+        yield Known("lost", toy_models.attacked_outcome("lost"), 0.0, quality="good")
 
 
 def faults(fault):
-    return {(finding.case, finding.found) for finding in failed(list(answers(Looks(fault=fault))))}
+    return {(finding.case, finding.found) for finding in failed(list(check_attack(Looks(fault=fault))))}
 
 
 def test_an_attack_without_a_fault_passes():
-    found = list(answers(Looks()))
+    found = list(check_attack(Looks()))
     assert not failed(found)
     assert len(found) == 7
 
@@ -79,7 +79,7 @@ def test_a_search_that_gives_up_early_on_what_it_did_not_find_is_found():
         def looks(self, outcome, items):
             yield Look(0, torch.zeros(len(items)))
 
-    assert any("spent on those not recovered" in finding.case for finding in failed(list(answers(Free()))))
+    assert any("spent on those not recovered" in finding.case for finding in failed(list(check_attack(Free()))))
 
 
 # ---- the controls ---------------------------------------------------------------------------------------------------
@@ -116,7 +116,9 @@ def said(small, monkeypatch, shared_store):
     monkeypatch.setattr(selfcheck_attacks, "STANDARD", ("said",))
     monkeypatch.setattr("unlearnbench.pipeline.attacks.STANDARD", ("said",))
     monkeypatch.setattr("unlearnbench.pipeline.attacks.metric_code", lambda attack: digest(SHARES))
-    return lambda path: {f.case: f for f in controls(DigitsClass("3"), Store(shared_store), path, lambda title: None)}
+    return lambda path: {
+        f.case: f for f in attack_controls(DigitsClass("3"), Store(shared_store), path, lambda title: None)
+    }
 
 
 def test_controls_as_they_must_be_pass(said, tmp_path):
@@ -161,10 +163,10 @@ def test_list_shows_attacks_and_one_with_its_variants():
 def test_the_toy_models_are_what_they_are_said_to_be():
     for text in (False, True):
         for fate, share in (("known", 1.0), ("hidden", 0.0), ("lost", 0.0)):
-            outcome = toy_models.outcome(fate, text=text)
+            outcome = toy_models.attacked_outcome(fate, text=text)
             items = [item for item in outcome.plan if item.group == "forget"]
-            assert sight(outcome, drawn(outcome, items), items).recovered.mean() == share
-    outcome = toy_models.outcome("hidden", text=True)
+            assert sight(outcome, sample_targets(outcome, items), items).recovered.mean() == share
+    outcome = toy_models.attacked_outcome("hidden", text=True)
     y = outcome.model.tokens(["a photo of a 3"] * 2)
     items = [item for item in outcome.plan if item.group == "forget"][:2]
-    assert sight(outcome, drawn(outcome, items, lambda some: y[some]), items).recovered.tolist() == [1, 1]
+    assert sight(outcome, sample_targets(outcome, items, lambda some: y[some]), items).recovered.tolist() == [1, 1]

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from tests.support.small_world import ROOT, made_record, run_cell, small_protocol, write_nudge
-from unlearnbench.records.schema import VERSION, MethodRecord, Selection, read, write
+from unlearnbench.records.schema import VERSION, MethodRecord, Selection, read_record, write_record
 from unlearnbench.tasks.digits_class import DigitsClass
-from unlearnbench.verification.validate import findings, grouped, record_files, validate
+from unlearnbench.verification.validate import count_notes, find_problems, record_files, record_findings
 
 pytestmark = pytest.mark.usefixtures("small")
 OLD = ROOT / "tests/support/files/record-v1.json"
@@ -40,18 +40,18 @@ def path(here):
 
 
 def reseal(path, **changes):
-    return write(read(path).model_copy(update=changes), path)
+    return write_record(read_record(path).model_copy(update=changes), path)
 
 
 def texts(here):
-    return [problem.text for problem in validate(here)]
+    return [problem.text for problem in find_problems(here)]
 
 
 # ---- validate ------------------------------------------------------------------------------------------------------
 
 
 def test_a_sound_folder(cli, here):
-    assert validate(here) == []
+    assert find_problems(here) == []
     said = cli("validate", "here")
     note = "note: 1 record of a method that is not known here\n"
     assert (said.code, said.out, said.err) == (0, f"{note}2 records checked, 0 problems\n", "")
@@ -98,7 +98,7 @@ def test_duplicates_by_identity_and_by_key(here, path, changes):
 
 
 def test_unknown_task_concept_and_protocol(here, path):
-    record = read(path)
+    record = read_record(path)
     reseal(path, task="digit-class")
     assert any(text.startswith("unknown task 'digit-class'") and "digits-class" in text for text in texts(here))
     reseal(path, task=record.task, forget="x")
@@ -117,18 +117,18 @@ def test_a_protocol_that_means_something_else_here(here, path, monkeypatch):
 
 
 def test_protocol_settings_that_do_not_have_their_hash(here, path):
-    record = read(path)
+    record = read_record(path)
     settings = {**record.protocol.settings, "k": 9}
     reseal(path, protocol=record.protocol.model_copy(update={"settings": settings}))
     assert any("do not have the hash" in text for text in texts(here))
 
 
 def test_images_missing_changed_or_at_odds_with_the_scores(here, path):
-    record = read(path)
+    record = read_record(path)
     score = record.scores["ra"]
     reseal(path, scores={**record.scores, "ra": score.model_copy(update={"value": score.value - 0.01})})
     assert texts(here) == [f"ra is {score.value - 0.01}, but its per-image values give {score.value}"]
-    write(record, path)
+    write_record(record, path)
     table = path.with_suffix(".parquet")
     frame = pd.read_parquet(table)
     frame.assign(ua="x").to_parquet(table)
@@ -150,22 +150,22 @@ def test_a_sample_grid_that_is_missing_or_no_picture(here, path):
 
 
 def test_seeds_of_one_label_that_are_not_pooled_are_noted(here, path):
-    record = read(path)
+    record = read_record(path)
     changed = record.method.model_copy(update={"settings": {**record.method.settings, "other": 1}})
     made = record.model_copy(update={"seeds": {**record.seeds, "unlearning": 1}, "method": changed})
-    write(made, path.with_name("seed-1.json"))
-    found = [one for one in findings(here, record_files(here)) if one.note and "not pooled" in one.text]
+    write_record(made, path.with_name("seed-1.json"))
+    found = [one for one in record_findings(here, record_files(here)) if one.note and "not pooled" in one.text]
     assert [one.path.name for one in found] == ["seed-1.json"]
     assert "seed-0.json" in found[0].text and "settings" in found[0].text
-    write(record.model_copy(update={"seeds": made.seeds}), path.with_name("seed-1.json"))
-    assert not [one for one in findings(here, record_files(here)) if one.note and "not pooled" in one.text]
+    write_record(record.model_copy(update={"seeds": made.seeds}), path.with_name("seed-1.json"))
+    assert not [one for one in record_findings(here, record_files(here)) if one.note and "not pooled" in one.text]
 
 
 def test_files_that_belong_to_no_record(here, path):
     for suffix in (".parquet", ".png"):
         (path.parent / f"seed-7{suffix}").write_bytes(b"x")
     (here / "plot.png").write_bytes(b"x")
-    found = validate(here)
+    found = find_problems(here)
     assert [problem.path.name for problem in found] == ["seed-7.parquet", "seed-7.png"]
     assert all("has no record beside it" in problem.text for problem in found)
 
@@ -186,18 +186,18 @@ OVERLAPS = [
 
 def tune(path, selection):
     """Make the record one of tuned settings, and put it where such a one belongs."""
-    record = read(path)
+    record = read_record(path)
     method: MethodRecord = record.method.model_copy(
         update={"division": "tuned", "preset": "tuned", "selection": selection}
     )
     new = path.parents[1] / "nudge@tuned/seed-0.json"
     path.parent.rename(new.parent)
-    return write(record.model_copy(update={"method": method}), new)
+    return write_record(record.model_copy(update={"method": method}), new)
 
 
 @pytest.mark.parametrize(("changes", "overlaps"), OVERLAPS)
 def test_tuned_on_what_is_reported(here, path, changes, overlaps):
-    own = read(path).judge.hash
+    own = read_record(path).judge.hash
     changes = {name: own if value == "own" else value for name, value in changes.items()}
     tune(path, APART.model_copy(update=changes))
     found = texts(here)
@@ -214,9 +214,9 @@ def test_tuned_without_saying_on_what(here, path):
 def test_the_results_of_this_project_are_sound(monkeypatch):
     monkeypatch.undo()  # they are of the whole protocol
     results = ROOT / "results"
-    found = list(findings(results, record_files(results)))
+    found = list(record_findings(results, record_files(results)))
     assert [each for each in found if each.note is None] == []
-    assert not any("could not be made again" in group for group, _ in grouped(found)), "their plans need no files"
+    assert not any("could not be made again" in group for group, _ in count_notes(found)), "their plans need no files"
 
 
 @pytest.mark.parametrize("name", ["gone", "empty"])

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from tests.support.small_world import FORGET_IMAGES, IMAGES, run_cell, small_protocol, write_method, write_nudge
-from unlearnbench.records.schema import read, write
+from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.sealed_json import sealed
 from unlearnbench.tasks.digits_class import DigitsClass
-from unlearnbench.verification.verify import chosen, rebuilt
+from unlearnbench.verification.verify import choose_positions, rebuilt
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -39,11 +39,11 @@ def path(made, tmp_path):
 
 def reseal(path, **changes):
     """Write a record anew with changes, as one who knows how would."""
-    return write(read(path).model_copy(update=changes), path)
+    return write_record(read_record(path).model_copy(update=changes), path)
 
 
 def plant_score(path, name="ua", **changes):
-    record = read(path)
+    record = read_record(path)
     reseal(path, scores={**record.scores, name: record.scores[name].model_copy(update=changes)})
 
 
@@ -74,7 +74,7 @@ def test_a_record_agrees_with_itself_and_nothing_is_left(cli, path, tmp_path, fr
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_an_edited_and_resealed_score_is_named(cli, path, sample):
-    true = read(path).scores["ua"].value
+    true = read_record(path).scores["ua"].value
     plant_score(path, value=true + 0.25)
     said = cli("verify", path, *WORDS, *sample)
     assert said.code == 1
@@ -135,7 +135,7 @@ def test_other_noise_than_the_protocol_plans_is_refused(cli, path):
 def test_other_weights_code_and_judge_are_told_first(cli, path, tmp_path):
     file = tmp_path / "nudge.py"
     file.write_text(file.read_text().replace("1 + self.size", "1 + 10 * self.size"))
-    record = read(path)
+    record = read_record(path)
     reseal(path, judge=record.judge.model_copy(update={"hash": "f" * 64}))
     said = cli("verify", path, *WORDS, "--sample", "10%")
     assert "unlearned weights: different; environment: alike" in said.out
@@ -154,10 +154,10 @@ def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
     drawn = []
     real = measuring.observed
     monkeypatch.setattr(measuring, "observed", lambda *parts: drawn.extend(parts[4]) or real(*parts))
-    record = read(path)
+    record = read_record(path)
     images = pd.read_parquet(path.with_suffix(".parquet"))
     cell = rebuilt(record, "cpu", str(tmp_path / "nudge.py"))
-    found = verify.verify(record, images, cell, 0.1)
+    found = verify.verify_record(record, images, cell, 0.1)
     assert [plan.group for plan in drawn] == ["forget"] * 2 + ["retain"] * 4
     assert set(drawn) <= set(cell.task.plan())
     assert all(row.agrees is not False for row in found.rows)
@@ -165,11 +165,11 @@ def test_a_drawn_sample_is_small(path, tmp_path, monkeypatch):
 
 def test_samples_are_spread_rounded_up_and_never_empty():
     groups = ["forget"] * FORGET_IMAGES + ["retain"] * (IMAGES - FORGET_IMAGES)
-    assert chosen(groups, 1.0) == list(range(IMAGES))
-    assert chosen(groups, 0.001) == [0, FORGET_IMAGES]
-    assert chosen(groups, 0.25) == [0, 4, 8, 12, 16, *range(20, 56, 4)]
-    assert len(chosen(["a"] * 100, 0.07)) == 7
-    assert len(chosen(["a"] * 250, 0.05)) == 13
+    assert choose_positions(groups, 1.0) == list(range(IMAGES))
+    assert choose_positions(groups, 0.001) == [0, FORGET_IMAGES]
+    assert choose_positions(groups, 0.25) == [0, 4, 8, 12, 16, *range(20, 56, 4)]
+    assert len(choose_positions(["a"] * 100, 0.07)) == 7
+    assert len(choose_positions(["a"] * 250, 0.05)) == 13
 
 
 def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
@@ -225,7 +225,7 @@ def test_a_changed_protocol_is_named_with_the_version_that_knows_it(cli, path, m
 
 
 def test_settings_that_the_method_no_longer_has_are_named(cli, path):
-    record = read(path)
+    record = read_record(path)
     reseal(path, method=record.method.model_copy(update={"settings": {"sise": 1.0}}))
     said = cli("verify", path, *WORDS)
     assert said.code == 2

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.attacks.search import allowed, descended, drawn, nearest, sight, simplex, table
+from unlearnbench.attacks.search import allowed, descended, nearest, sample_targets, sight, simplex, token_embeddings
 from unlearnbench.diffusion.model import Condition
 from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan
@@ -61,7 +61,7 @@ class Prompts:
         lr: float,
         decay: float,
     ):
-        self.model, self.kind, tables = model, kind, table(model)
+        self.model, self.kind, tables = model, kind, token_embeddings(model)
         self.y, self.number = arranged(model, y, pattern)
         self.widths = [each.shape[1] for each in tables]
         self.table, self.rows = torch.cat(tables, dim=1).float(), allowed(model)
@@ -124,7 +124,7 @@ def looked(outcome: Outcome, items: Sequence[Plan], prompts: Prompts, seen: Tens
     """Recovered targets (n,) after sampling those not `seen` before with the prompts found."""
     left = (seen != 1).nonzero()[:, 0]
     rest, rows = [items[i] for i in left.tolist()], left.to(prompts.y.device)
-    x = drawn(outcome, rest, lambda some: prompts.found(outcome.task, rows[some]))
+    x = sample_targets(outcome, rest, lambda some: prompts.found(outcome.task, rows[some]))
     return seen.index_copy(0, left, sight(outcome, x, rest).recovered)
 
 

@@ -80,7 +80,7 @@ Conditions = Callable[[slice], "Tensor | Condition"]
 
 
 @torch.no_grad()
-def drawn(
+def sample_targets(
     outcome: Outcome,
     items: Sequence[Plan],
     conditions: Conditions | None = None,
@@ -160,7 +160,7 @@ def denoising(model: Diffusion, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor 
 # ---- prompts with free tokens --------------------------------------------------------------------------------------
 
 
-def table(model: Any) -> list[Tensor]:
+def token_embeddings(model: Any) -> list[Tensor]:
     """Token embeddings (V, D) of each text encoder, detached."""
     return [encoder.get_input_embeddings().weight.detach() for encoder in model.text_encoders]
 
@@ -171,16 +171,16 @@ def allowed(model: Any) -> Tensor:
     Other tokens would merge with the next ones when the prompt is written as text and tokenised again.
     """
     tokenizer = model.tokenizers[0]
-    spelt = tokenizer.convert_ids_to_tokens(list(range(len(table(model)[0]))))
+    spelt = tokenizer.convert_ids_to_tokens(list(range(len(token_embeddings(model)[0]))))
     special = set(tokenizer.all_special_ids)
     kept = [i for i, text in enumerate(spelt) if text and text.endswith("</w>") and i not in special]
     return torch.tensor(kept, device=model.alpha_bar.device)
 
 
-def opened(model: Any, y: Tensor, k: int) -> Tensor:
+def open_prompts(model: Any, y: Tensor, k: int) -> Tensor:
     """Prompts (B, L) or (B, 2, L) with k free positions after the start token; tokens pushed beyond the end are cut.
 
-    Free positions hold an ordinary token until they are `filled`, for methods that read the prompt.
+    Free positions hold an ordinary token until `fill_tokens` replaces it, for methods that read the prompt.
     """
     free = torch.full_like(y[..., :1], int(allowed(model)[0])).expand(*y.shape[:-1], k)
     moved = torch.cat([y[..., :1], free, y[..., 1 : y.shape[-1] - k]], dim=-1)
@@ -190,7 +190,7 @@ def opened(model: Any, y: Tensor, k: int) -> Tensor:
     return moved
 
 
-def filled(y: Tensor, tokens: Tensor) -> Tensor:
+def fill_tokens(y: Tensor, tokens: Tensor) -> Tensor:
     """Opened prompts (B, L) or (B, 2, L) with these tokens (B, k) at the free positions."""
     y = y.clone()
     y[..., 1 : 1 + tokens.shape[1]] = tokens if y.dim() == 2 else tokens[:, None]

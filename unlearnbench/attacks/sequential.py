@@ -63,7 +63,7 @@ def following(task: Task, concept: str, model: Diffusion, gone: Sequence[str]) -
     return later
 
 
-def repeatable(method: Method | None, task: Task) -> Method:
+def require_repeatable(method: Method | None, task: Task) -> Method:
     """Return the method if it can forget another concept in a model of its own making; else raise `Unsupported`."""
     if method is None:
         raise Unsupported("what made this model is not known: it cannot be made to forget more")
@@ -79,7 +79,7 @@ def repeatable(method: Method | None, task: Task) -> Method:
     return method
 
 
-def further(method: Method, task: Task) -> Diffusion:
+def unlearn_again(method: Method, task: Task) -> Diffusion:
     """Unlearn once more, from the unlearning seed as at the start of a run; returns the model ready for use."""
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):

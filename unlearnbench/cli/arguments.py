@@ -41,7 +41,7 @@ def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
 def opened_record(path: Path) -> tuple[Path, Record]:
     """Read a record from its file, or from a folder that holds exactly one; return the file and the record."""
     from unlearnbench.records.folder import record_files_below
-    from unlearnbench.records.schema import read
+    from unlearnbench.records.schema import read_record
 
     if path.is_dir():
         found = record_files_below(path)
@@ -52,6 +52,6 @@ def opened_record(path: Path) -> tuple[Path, Record]:
     if path.suffix != ".json" or not path.is_file():
         raise UserError(f"no record at {path}: give the path of a seed-*.json")
     try:
-        return path, read(path)
+        return path, read_record(path)
     except OSError as error:
         raise UserError(f"cannot read {path} ({(error.strerror or '').lower()}): make it readable") from error

@@ -62,7 +62,7 @@ def compare(
         last = f"wrote {picture}" if picture else "--out FILE.png draws their images side by side"
         out.print(last, markup=False, highlight=False, soft_wrap=True)
     elif format == "csv":
-        sys.stdout.write(as_csv(formats.frame(found)))
+        sys.stdout.write(as_csv(formats.comparison_frame(found)))
     else:
         sys.stdout.write(formats.markdown(found) if format == "markdown" else formats.as_json(found))
 
@@ -85,7 +85,7 @@ def _show(found: Comparison) -> None:
         """Print a sentence, broken between words where the terminal is too narrow."""
         out.print(line, markup=False, highlight=False)
 
-    for line in text.named(found):  # it names a folder, which must stay whole to be copied
+    for line in text.describe_sides(found):  # it names a folder, which must stay whole to be copied
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.metrics:
         rows = [text.cells(row) for row in found.metrics]
@@ -103,7 +103,9 @@ def _show(found: Comparison) -> None:
     if found.little:
         say(f"made differently: {found.little}")
     elif found.apart:
-        print_table("made differently", ["", "what", "A", "B"], [("", text.grouped(found.apart))], left=4, keys=2)
+        print_table(
+            "made differently", ["", "what", "A", "B"], [("", text.group_differences(found.apart))], left=4, keys=2
+        )
 
 
 @comparing.command()
@@ -114,9 +116,9 @@ def diff(
     """Show what differs between two records, scores included."""
     (path_a, left), (path_b, right) = opened_record(a), opened_record(b)
 
-    from unlearnbench.compare.record_diff import alike, differences
+    from unlearnbench.compare.record_diff import alike, record_differences
 
-    rows = differences(left, right)
+    rows = record_differences(left, right)
     for name, path in (("A", path_a), ("B", path_b)):
         out.print(f"{name}: {path}", highlight=False, markup=False, soft_wrap=True)
     if left.content_hash == right.content_hash:

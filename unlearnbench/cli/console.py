@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Exit
 
-from unlearnbench.cli.table_layout import GAP, Column, Part, fitting, split, wrapped
+from unlearnbench.cli.table_layout import GAP, TablePart, TextColumn, fit_columns, split, wrapped
 from unlearnbench.printable import printable
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     for name in ("original", "retrain", "destroy"):
         controls[name], reason = identity.matching(load_all(results, place / name), record, name)
         why |= {name: reason} if reason else {}
-    heads, rows = run_summary.run_rows(group, original, controls["retrain"], images)
+    heads, rows = run_summary.metric_run_rows(group, original, controls["retrain"], images)
     seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
     if any(r.scores for r in group):
         print_table(
@@ -113,9 +113,9 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
                 f"for comparison with the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False
             )
     if attacks and any(r.attacks for r in group):
-        from unlearnbench.leaderboard.attacks import run_rows
+        from unlearnbench.leaderboard.attacks import attack_run_rows
 
-        heads, rows, reasons = run_rows(group, controls["retrain"], attacks)
+        heads, rows, reasons = attack_run_rows(group, controls["retrain"], attacks)
         print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
         for line in reasons:
             out.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -170,7 +170,7 @@ def print_table(
         The heads of the columns that `fit` left out.
     """
     columns = _columns(heads, sections, max(left, keys), prose)
-    shown = fitting(columns, out.width, keys, first) if fit else list(range(len(columns)))
+    shown = fit_columns(columns, out.width, keys, first) if fit else list(range(len(columns)))
     parts = split([columns[i] for i in shown], out.width, keys)
     for number, part in enumerate(parts, 1):
         if title:
@@ -186,16 +186,18 @@ def in_one_table(heads: Sequence[str], sections: Sequence[Section], left: int = 
     return len(split(_columns(heads, sections, left, PROSE), out.width)) == 1
 
 
-def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose: Collection[str]) -> list[Column]:
+def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose: Collection[str]) -> list[TextColumn]:
     """Columns of a table; headings of sections are in the first."""
     cells = [row for heading, rows in sections for row in ([[heading], *rows] if heading else rows)]
     return [
-        Column(printable(head), [printable(row[i]) for row in cells if i < len(row)], i < left or head in prose)
+        TextColumn(printable(head), [printable(row[i]) for row in cells if i < len(row)], i < left or head in prose)
         for i, head in enumerate(heads)
     ]
 
 
-def _print_part(columns: Sequence[Column], positions: Sequence[int], part: Part, sections: Sequence[Section]) -> None:
+def _print_part(
+    columns: Sequence[TextColumn], positions: Sequence[int], part: TablePart, sections: Sequence[Section]
+) -> None:
     """Print the columns at these positions. Cells are wrapped beforehand, so that rich cuts none."""
     headed = any(column.head for column in columns)
     table = Table(

@@ -18,7 +18,7 @@ from unlearnbench.printable import printable
 own = typer.Typer()
 
 
-class Style(str, Enum):
+class TemplateStyle(str, Enum):
     """Kinds of method template."""
 
     losses = "losses"
@@ -47,19 +47,20 @@ def check(file: Annotated[str, typer.Argument(help="Path of a method's .py file,
 def new_method(
     name: Annotated[str, typer.Argument(help="Name of the method: lower-case letters, digits and _.")],
     style: Annotated[
-        Style, typer.Option(help="Template: a stream of losses, your own training loop, or an edit of the weights.")
-    ] = Style.losses,
+        TemplateStyle,
+        typer.Option(help="Template: a stream of losses, your own training loop, or an edit of the weights."),
+    ] = TemplateStyle.losses,
     folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
 ) -> None:
     """Create a working template for a method of your own."""
-    from unlearnbench.cli.templates import new_method as text
+    from unlearnbench.cli.templates import method_template
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name!r} cannot name a method: use lower-case letters, digits and _, such as my_method")
     if name in registry.methods():
         raise UserError(f"{name!r} is a method already: choose another name, such as my_{name}")
     path = folder / f"{name}.py"
-    _start(path, text(name, style.value))
+    _start(path, method_template(name, style.value))
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
 
 

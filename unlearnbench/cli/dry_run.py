@@ -22,7 +22,7 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     diverges or is not supported is named at the end, with exit code 1.
     """
     from unlearnbench.pipeline.dry_run import probe, room
-    from unlearnbench.pipeline.runner import finished
+    from unlearnbench.pipeline.runner import finished_record
     from unlearnbench.storage.store import Store
     from unlearnbench.training import Diverged
 
@@ -35,7 +35,7 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     with bars(err, len(groups)) as begin:
         for name, group in groups.items():
             begin(f"{name}: trying")
-            done = sum(finished(cell, results) is not None for cell in group)
+            done = sum(finished_record(cell, results) is not None for cell in group)
             try:
                 left, found = len(group) - done, probe(group[0])
             except (Diverged, UserError) as error:

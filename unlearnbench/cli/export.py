@@ -30,14 +30,14 @@ def export(
     _, opened = opened_record(record)
 
     from unlearnbench.compute.device import pick_device
-    from unlearnbench.export.diffusers_folder import export as write
+    from unlearnbench.export.diffusers_folder import export_folder
     from unlearnbench.storage.store import Store
     from unlearnbench.verification.verify import rebuilt
 
     cell = rebuilt(opened, pick_device(device.value), method, pretrained)
     with bars(err, 1) as begin:
         begin(f"{opened.label()} · forget {opened.forget} · seed {opened.seeds['unlearning']}")
-        write(opened, cell, Store(), folder)
+        export_folder(opened, cell, Store(), folder)
     out.print(
         f"wrote {folder}, a diffusers folder; {folder / 'README.md'} is its card", soft_wrap=True, highlight=False
     )

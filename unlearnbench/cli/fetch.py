@@ -38,8 +38,7 @@ def fetch(
         out.print(f"{task} ships all that it needs", highlight=False)
         return
 
-    from unlearnbench.data.sources import fetch as bring
-    from unlearnbench.data.sources import place
+    from unlearnbench.data.sources import fetch_source, source_path
 
     folder = data or _default(getattr(registry.load_task(task), "data_name", task))
     if list_:
@@ -50,14 +49,14 @@ def fetch(
             groups.setdefault(head, []).append(_row(source, name or inside, folder))
         print_table(f"{task}: {folder}", HEADS, list(groups.items()), left=2, prose=["state"])
         return
-    missing = [source for source in sources if not place(folder, source).is_file()]
+    missing = [source for source in sources if not source_path(folder, source).is_file()]
     for source in sources:
         if source not in missing:
-            bring(source, folder)  # checks it
+            fetch_source(source, folder)  # checks it
     with bars(err, len(missing)) as begin:
         for source in missing:
             begin(f"{source.name} · {source.licence}")
-            bring(source, folder)
+            fetch_source(source, folder)
     count = f"{len(sources)} file{'' if len(sources) == 1 else 's'}"
     done = f"fetched {len(missing)} of {count}" if missing else f"{count}, all there already"
     out.print(f"{task}: {done}, in {folder}", highlight=False, markup=False, soft_wrap=True)

@@ -94,26 +94,29 @@ def leaderboard(
     records = gathered(results, task, protocol, forget)
     metrics = registry.load_metrics()
     if attacks:
-        rows = make_board(records, metrics, reader(results), named(methods, records))
+        rows = make_board(records, metrics, reader(results), split_methods(methods, records))
         _attacks(lb.ordered(rows, sort, metrics), format, columns)
         return
-    names = lb.narrowed(lb.chosen(columns, metrics), axis, metrics)
+    names = lb.narrowed(lb.choose_columns(columns, metrics), axis, metrics)
     if not names:
         raise UserError(f"none of the --columns {columns} is of --axis {axis}: leave one of the two out")
-    board = lb.ordered(make_board(records, metrics, reader(results), named(methods, records)), sort, metrics)
+    board = lb.ordered(make_board(records, metrics, reader(results), split_methods(methods, records)), sort, metrics)
     if write:
         _write(results, board, records)
     elif check:
         _check(results, board, records)
     elif format == "terminal":
-        sheets, first = lb.tables(board, metrics, names, all_keys=False, intervals=intervals), lb.headline(metrics)
+        sheets, first = (
+            lb.tables(board, metrics, names, all_keys=False, intervals=intervals),
+            lb.headline_names(metrics),
+        )
         if columns is None:
             _show([lb.for_terminal(sheet, first) for sheet in sheets], fit=True, first=["n", lb.FLAGS, *first])
         else:
             _show(list(map(lb.for_terminal, sheets)))
         out.print(lb.legend(intervals), soft_wrap=True)
     elif format == "latex":
-        shown = names if columns else lb.fitting(board, metrics, names, TEXTWIDTH, intervals)
+        shown = names if columns else lb.fit_metrics(board, metrics, names, TEXTWIDTH, intervals)
         sys.stdout.write(formatted(board, metrics, shown, format, intervals))
     else:
         sys.stdout.write(formatted(board, metrics, names, format, intervals))
@@ -161,17 +164,17 @@ def gathered(
     return records
 
 
-def named(methods: str | None, records: Sequence[Record]) -> list[str] | None:
+def split_methods(methods: str | None, records: Sequence[Record]) -> list[str] | None:
     """Split a comma-separated list into names and labels of methods, each of which must be among the records.
 
     Returns None, which stands for all, if there is no list.
     """
     if methods is None:
         return None
-    from unlearnbench.records.identity import grouped, labels
+    from unlearnbench.records.identity import group_records, unique_labels
 
     known = [name for record in records for name in (record.method.name, record.label())]
-    known += labels(grouped(records)).values()
+    known += unique_labels(group_records(records)).values()
     wanted = words([methods])
     for name in wanted:
         if name not in known:
@@ -235,22 +238,22 @@ def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
 def _attacks(board: Board, kind: str, chosen: str | None) -> None:
     """Print the tables of attacks; in the terminal and in LaTeX only attacks that fit, unless they are named."""
     from unlearnbench.leaderboard import attacks as attack_table
-    from unlearnbench.leaderboard.formats import TEXTWIDTH, written
+    from unlearnbench.leaderboard.formats import TEXTWIDTH, format_sheets
 
-    if not attack_table.sheets(board):
+    if not attack_table.attack_sheets(board):
         raise UserError("no record here was attacked: run its command with --attacks standard")
     if kind == "terminal":
         if chosen is not None or all(
-            in_one_table(each.heads, each.sections) for each in attack_table.sheets(board, most=0)
+            in_one_table(each.heads, each.sections) for each in attack_table.attack_sheets(board, most=0)
         ):
-            _show(attack_table.sheets(board, chosen=chosen), fit=chosen is None)
+            _show(attack_table.attack_sheets(board, chosen=chosen), fit=chosen is None)
         else:
-            _show(attack_table.sheets(board, brief=True), fit=True, omitted=attack_table.NOT_BRIEF)
+            _show(attack_table.attack_sheets(board, brief=True), fit=True, omitted=attack_table.NOT_BRIEF)
         out.print(attack_table.LEGEND, soft_wrap=True)
         return
     fits = kind == "latex" and chosen is None
-    shown = attack_table.fitting(board, TEXTWIDTH) if fits else attack_table.sheets(board, chosen=chosen)
-    sys.stdout.write(written(shown, kind, attack_table.frame(board, chosen)))
+    shown = attack_table.fit_attacks(board, TEXTWIDTH) if fits else attack_table.attack_sheets(board, chosen=chosen)
+    sys.stdout.write(format_sheets(shown, kind, attack_table.attack_frame(board, chosen)))
 
 
 def _published(
@@ -258,7 +261,7 @@ def _published(
 ) -> None:
     """Print a table per task and concept: numbers that others published, beside what was measured here."""
     from unlearnbench.leaderboard import published
-    from unlearnbench.leaderboard.formats import written
+    from unlearnbench.leaderboard.formats import format_sheets
     from unlearnbench.records.image_table import reader
 
     rows = published.load()
@@ -274,7 +277,7 @@ def _published(
         rows = [row for row in rows if of(row) in wanted]
     made = published.blocks(rows, records, registry.load_metrics(), reader(results))
     if kind == "terminal":
-        _show(published.sheets(made), left=2)
+        _show(published.published_sheets(made), left=2)
         out.print(published.LEGEND, soft_wrap=True)
     else:
-        sys.stdout.write(written(published.sheets(made), kind, published.frame(made), left=2))
+        sys.stdout.write(format_sheets(published.published_sheets(made), kind, published.published_frame(made), left=2))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench.cli.console import out
-from unlearnbench.cli.leaderboard import gathered, named
+from unlearnbench.cli.leaderboard import gathered, split_methods
 from unlearnbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def plot(
     """Draw a figure of one table, as wide as a paper's column.
 
     matrix, attacks and trajectory may take two columns."""
-    from unlearnbench.plots.files import checked, written
+    from unlearnbench.plots.files import check_figure_path, write_figure
 
-    checked(file)
+    check_figure_path(file)
     if kind is not Kind.pareto and (x or y):
         raise UserError(f"--x and --y are for pareto: leave them out of {kind.value}")
     results, *others = places or [Path("results")]
@@ -79,10 +79,10 @@ def plot(
     else:
         records = gathered(results, task, protocol, forget)
     chosen = _table(records, whole=kind is Kind.matrix)
-    asked = named(methods, chosen)
+    asked = split_methods(methods, chosen)
     figure = _drawn(kind, chosen, results, asked, x, y)
     try:
-        written(figure, file)
+        write_figure(figure, file)
     except OSError as error:
         raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --out") from error
     width, height = figure.get_size_inches()
@@ -97,12 +97,12 @@ def plot(
 def _recorded(place: Path, task: str | None, protocol: str | None, forget: str | None) -> list[Record]:
     """Read the records with a trajectory: from a file, one method's folder, or a results folder."""
     from unlearnbench.records.folder import load_all
-    from unlearnbench.records.schema import read
+    from unlearnbench.records.schema import read_record
 
     if not place.exists():
         raise UserError(f"no record at {place}: give a seed-*.json, or a folder of records")
     of_one = load_all(place, place)
-    found = [read(place)] if place.is_file() else of_one or gathered(place, task, protocol, forget)
+    found = [read_record(place)] if place.is_file() else of_one or gathered(place, task, protocol, forget)
     if not (kept := [record for record in found if record.trajectory]):
         raise UserError(f"no record at {place} has a trajectory: run its command with --eval-every 10")
     return kept
@@ -138,11 +138,11 @@ def _drawn(
     from unlearnbench.leaderboard.board import board
     from unlearnbench.leaderboard.concept_effects import effects, named_across
     from unlearnbench.plots import attack_curves
-    from unlearnbench.records.identity import grouped, labels
+    from unlearnbench.records.identity import group_records, unique_labels
     from unlearnbench.records.image_table import reader
 
-    groups = named_across(records) if kind is Kind.matrix else grouped(records)
-    names = labels(groups)
+    groups = named_across(records) if kind is Kind.matrix else group_records(records)
+    names = unique_labels(groups)
     wanted = {
         names[one]
         for one, (first, *_) in groups.items()
@@ -154,7 +154,9 @@ def _drawn(
         return plots.matrix(found[found["label"].isin(wanted)], title)
     if kind is Kind.attacks:
         tried = {names[one]: [r for r in group if r.attacks] for one, group in groups.items() if names[one] in wanted}
-        drawn = attack_curves.figure(title, {name: group for name, group in tried.items() if group}, names.values())
+        drawn = attack_curves.attack_figure(
+            title, {name: group for name, group in tried.items() if group}, names.values()
+        )
         if drawn is None:
             raise UserError("no record here was attacked: run its command with --attacks standard")
         return drawn

@@ -31,12 +31,12 @@ def report(
     if file.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {file} is not a page: its name must end in .html")
 
-    from unlearnbench.report.page import report as made
+    from unlearnbench.report.page import build_page
     from unlearnbench.storage.files import replace_file
 
     with bars(err, 1) as begin:
         begin(f"report of {results}")
-        page = made(results, task, include_unsafe)
+        page = build_page(results, task, include_unsafe)
     for gap in page.gaps:
         err.print(f"left out: {gap.path}: {gap.reason}", markup=False, highlight=False, soft_wrap=True)
     content = page.html.encode()

@@ -188,9 +188,9 @@ def show_jobs(prepared: PreparedRun, where: Where) -> None:
 
 
 def _show_records(prepared: PreparedRun, ended: RunsEnded) -> None:
-    from unlearnbench.leaderboard.run_summary import grouped
+    from unlearnbench.leaderboard.run_summary import group_runs
 
     attacks = [spec.label for spec in prepared.request.attack_specs()]
-    for group in grouped(ended.records):
+    for group in group_runs(ended.records):
         original = next(record for record in ended.baseline if record.forget == group[0].forget)
         show_run(group, original, prepared.request.out, attacks)

@@ -37,14 +37,14 @@ def selfcheck(
     from unlearnbench.compute.device import pick_device
     from unlearnbench.storage.store import Store
     from unlearnbench.verification import selfcheck_attacks
-    from unlearnbench.verification.selfcheck import STAGES, findings
+    from unlearnbench.verification.selfcheck import STAGES, selfcheck_findings
 
     counts: dict[str, list[bool]] = {}
     made = task_class(concept, device=pick_device(device.value))
     stages = STAGES + 1 + len(selfcheck_attacks.CONTROLS) * attacks
     with TemporaryDirectory() as folder, bars(err, stages) as begin:
         about = made, Store(), Path(folder), begin
-        for found in chain(findings(*about), selfcheck_attacks.findings(*about, on_controls=attacks)):
+        for found in chain(selfcheck_findings(*about), selfcheck_attacks.attack_findings(*about, on_controls=attacks)):
             counts.setdefault(found.subject, []).append(found.passed)
             line = f"{found.subject}: {found.case}: {found.found}, expected {found.expected}"
             if not found.passed:

@@ -20,7 +20,7 @@ _WORDS = re.compile(r"\s+|[+@\[]?[^\s+@\[]+(?: [↑↓])?|[+@\[]")
 _PARTS = re.compile(r"[^,/=_]*[,/=_]|[^,/=_]+")
 
 
-class Column(NamedTuple):
+class TextColumn(NamedTuple):
     """A column to lay out; its `rows` may contain line breaks."""
 
     head: str
@@ -29,7 +29,7 @@ class Column(NamedTuple):
     """Whether its cells may wrap; numbers never do."""
 
 
-class Part(NamedTuple):
+class TablePart(NamedTuple):
     """One of the tables that a table is split into."""
 
     columns: list[int]
@@ -61,7 +61,7 @@ def wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def split(columns: Sequence[Column], width: int, keys: int = 1) -> list[Part]:
+def split(columns: Sequence[TextColumn], width: int, keys: int = 1) -> list[TablePart]:
     """Tables of at most so many characters that together show every column, in the order given.
 
     The first `keys` columns identify a row and are part of every table. A table is wider than `width` only if a single
@@ -77,7 +77,7 @@ def split(columns: Sequence[Column], width: int, keys: int = 1) -> list[Part]:
     return [_widened(columns, [*range(keys), *table], needs, width, keys) for table in tables or [[]]]
 
 
-def fitting(columns: Sequence[Column], width: int, keys: int = 1, first: Sequence[str] = ()) -> list[int]:
+def fit_columns(columns: Sequence[TextColumn], width: int, keys: int = 1, first: Sequence[str] = ()) -> list[int]:
     """Positions of the columns that fit into one table of so many characters, in their order.
 
     Columns with a head in `first` have priority, in the order of `first`; the others follow in their own order. The
@@ -107,7 +107,7 @@ def _pieces(text: str, width: int) -> Iterable[str]:
             yield part
 
 
-def _full(column: Column) -> int:
+def _full(column: TextColumn) -> int:
     """Width in which nothing wraps."""
     return max(cell_len(line) for text in (column.head, *column.rows) for line in text.split("\n"))
 
@@ -117,7 +117,7 @@ def _least(texts: Iterable[str]) -> int:
     return max((cell_len(word) for text in texts for word in _WORDS.findall(text)), default=0)
 
 
-def _needs(columns: Sequence[Column], width: int, keys: int) -> list[int]:
+def _needs(columns: Sequence[TextColumn], width: int, keys: int) -> list[int]:
     """The width that each column must have; that of the columns beside the `keys` is counted first."""
     longest = _longest(width)
     widths = [0 if column.prose else _full(column._replace(head="")) for column in columns]
@@ -137,7 +137,7 @@ def _needs(columns: Sequence[Column], width: int, keys: int) -> list[int]:
     return needs
 
 
-def _units(columns: Sequence[Column], keys: int) -> list[list[int]]:
+def _units(columns: Sequence[TextColumn], keys: int) -> list[list[int]]:
     """Columns that must stay together."""
     units: list[list[int]] = []
     for i in range(keys, len(columns)):
@@ -153,12 +153,14 @@ def _longest(width: int) -> int:
     return max(NAME, width // 3)
 
 
-def _widened(columns: Sequence[Column], shown: Sequence[int], needs: Sequence[int], width: int, keys: int) -> Part:
+def _widened(
+    columns: Sequence[TextColumn], shown: Sequence[int], needs: Sequence[int], width: int, keys: int
+) -> TablePart:
     """A table in which what is left of the line goes to columns that wrap: names, then text, then heads of numbers."""
     widths, full = [needs[i] for i in shown], [_full(columns[i]) for i in shown]
     left = width - _line(widths)
     if sum(full) - sum(widths) <= left:
-        return Part(list(shown), full)
+        return TablePart(list(shown), full)
 
     def lack(i: int) -> tuple[bool, bool, float]:
         ratio = full[i] / widths[i] if widths[i] else 0.0
@@ -166,7 +168,7 @@ def _widened(columns: Sequence[Column], shown: Sequence[int], needs: Sequence[in
 
     for _ in range(left):
         widths[max(range(len(widths)), key=lack)] += 1
-    return Part(list(shown), widths)
+    return TablePart(list(shown), widths)
 
 
 def _line(widths: Collection[int]) -> int:

@@ -109,7 +109,7 @@ class {cls}(Method):
 STYLES = {"losses": LOSSES, "loop": LOOP, "edit": EDIT}
 
 
-def new_method(name: str, style: str) -> str:
+def method_template(name: str, style: str) -> str:
     """The text of a method file."""
     words = name.split("_")
     return STYLES[style].format(title=" ".join(words), cls="".join(word[:1].upper() + word[1:] for word in words))

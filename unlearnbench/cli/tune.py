@@ -64,9 +64,9 @@ def tune(
     """
     task_class = registry.load_task(task)
     if plot is not None:
-        from unlearnbench.plots.files import checked
+        from unlearnbench.plots.files import check_figure_path
 
-        checked(plot)
+        check_figure_path(plot)
     if not show:
         if find_spec("optuna") is None:
             raise UserError("tuning needs optuna: pip install 'unlearnbench[tune]'")
@@ -122,10 +122,10 @@ def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
 
 def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | None) -> None:
     from unlearnbench.storage.store import Store
-    from unlearnbench.tune.jobs import finished
+    from unlearnbench.tune.jobs import finished_tuning
     from unlearnbench.tune.launch import tuned_here, tunings_launched
 
-    todo = [name for name in names if finished(given, name, results) is None]
+    todo = [name for name in names if finished_tuning(given, name, results) is None]
     if not todo:
         return
     if where is None:
@@ -140,7 +140,7 @@ def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | Non
 
 def _show(task: str, results: Path, plot: Path | None) -> None:
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.tuning_table import HEADS, note, row
+    from unlearnbench.report.tuning_table import HEADS, row, tuning_note
 
     found = ResultsFolder(results).tunings(task)
     if not found:
@@ -150,7 +150,7 @@ def _show(task: str, results: Path, plot: Path | None) -> None:
     objectives = [name for name in HEADS if name not in cost or name == "method"]
     for title, heads in ((f"tuning on {task}: objectives", objectives), ("what it took", cost)):
         print_table(title, heads, [("", [[each[name] for name in heads] for each in rows])])
-    out.print(note(found), soft_wrap=True, highlight=False, markup=False)
+    out.print(tuning_note(found), soft_wrap=True, highlight=False, markup=False)
     if plot is not None:
         _plot(found, plot)
 
@@ -159,7 +159,7 @@ def _plot(found: Sequence[Tuning], file: Path) -> None:
     from unlearnbench import plots
 
     try:
-        plots.written(plots.best_so_far(found, f"{found[0].task}, {found[0].protocol}"), file)
+        plots.write_figure(plots.best_so_far(found, f"{found[0].task}, {found[0].protocol}"), file)
     except OSError as error:
         raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --plot") from error
     out.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)

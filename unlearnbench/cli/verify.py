@@ -16,7 +16,7 @@ from unlearnbench.reporting import Stopped, bars
 
 if TYPE_CHECKING:
     from unlearnbench.metric import Metric
-    from unlearnbench.records.agreement import Row
+    from unlearnbench.records.agreement import VerificationRow
     from unlearnbench.verification.finding import Finding
 
 
@@ -47,15 +47,14 @@ def verify(
     from unlearnbench.compute.device import pick_device
     from unlearnbench.records.agreement import UNSAMPLED
     from unlearnbench.records.image_table import read_beside
-    from unlearnbench.verification.verify import rebuilt
-    from unlearnbench.verification.verify import verify as verified
+    from unlearnbench.verification.verify import rebuilt, verify_record
 
     cell = rebuilt(record, pick_device(device.value), method, pretrained, data=data, checkpoint=checkpoint)
     images = read_beside(record, path)
     try:
         with bars(err, 1) as begin:
             begin(f"{record.label()} · forget {record.forget} · seed {record.seeds['unlearning']}")
-            kind, context, rows = verified(record, images, cell, share)
+            kind, context, rows = verify_record(record, images, cell, share)
     except Stopped:
         err.print("stopped: a verification keeps nothing")
         raise typer.Exit(130) from None
@@ -106,7 +105,7 @@ def validate(
     """
     share, part = None if verify is None else parse_share(verify, "verify", "records"), parse_share(sample)
 
-    from unlearnbench.verification.validate import findings, grouped, record_files
+    from unlearnbench.verification.validate import count_notes, record_files, record_findings
 
     paths = record_files(results)
     if not paths:
@@ -120,7 +119,7 @@ def validate(
         with bars(err, 1) as begin:
             if err.is_terminal:
                 begin("validate")
-            found = list(findings(results, paths))
+            found = list(record_findings(results, paths))
         if share is not None:
             sound = asked - {each.path for each in found if each.note is None}
             found += _verified(sorted(sound), share, part, draw)
@@ -131,7 +130,7 @@ def validate(
     for each in found if verbose else wrong:
         note = "" if each in wrong else "note: "
         out.print(f"{note}{each.path}: {each.text}", highlight=False, markup=False, soft_wrap=True)
-    for group, count in grouped([each for each in found if each not in wrong]):
+    for group, count in count_notes([each for each in found if each not in wrong]):
         out.print(f"note: {_number(count, 'record')} {group}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"{_number(len(paths), 'record')} checked, {_number(len(wrong), 'problem')}", highlight=False)
     raise typer.Exit(1 if wrong else 0)
@@ -141,12 +140,12 @@ def _verified(paths: list[Path], share: float, sample: float, draw: int | None) 
     """Run a random share of these records again; they passed all other checks."""
     import random
 
-    from unlearnbench.records.schema import read
-    from unlearnbench.verification.rerun_share import drawn, verified
+    from unlearnbench.records.schema import read_record
+    from unlearnbench.verification.rerun_share import draw_records, verified
 
-    whole = [(path, read(path)) for path in paths]
+    whole = [(path, read_record(path)) for path in paths]
     seed = random.SystemRandom().randrange(2**32) if draw is None else draw
-    chosen = drawn(whole, share, seed)
+    chosen = draw_records(whole, share, seed)
     text = f"verifying {len(chosen)} of {_number(len(whole), 'record')}, drawn with --draw {seed}"
     out.print(text, highlight=False, soft_wrap=True)
     with bars(err, len(chosen)) as begin:
@@ -161,7 +160,7 @@ def schema(
     from unlearnbench.records import schema as record
     from unlearnbench.storage import files
 
-    text = json.dumps(record.schema(), indent=1, ensure_ascii=False)
+    text = json.dumps(record.record_schema(), indent=1, ensure_ascii=False)
     if file is None:
         show_lines(*text.splitlines())
         return
@@ -172,7 +171,7 @@ def schema(
     out.print(f"wrote {file}", highlight=False, soft_wrap=True)
 
 
-def _cells(row: Row, metrics: dict[str, Metric]) -> list[str]:
+def _cells(row: VerificationRow, metrics: dict[str, Metric]) -> list[str]:
     """Format a row of a verification, in the metric's unit."""
     metric = metrics.get(row.metric.partition(",")[0])
     scale, unit = (metric.scale, metric.unit) if metric else (1.0, "")

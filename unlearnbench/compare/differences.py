@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.compare.pairs import Pair, Run, Side, paired, same_plan
+from unlearnbench.compare.pairs import MethodRuns, Pair, Run, paired, same_plan
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.board import estimate
 from unlearnbench.leaderboard.run_summary import gold
@@ -15,7 +15,7 @@ from unlearnbench.metric import Metric
 from unlearnbench.records.folder import read_all, record_files_in
 from unlearnbench.records.identity import attacked_by, measured_by, scored_alike
 from unlearnbench.records.schema import AttackRecord
-from unlearnbench.statistics import Interval, difference, holm, over_pairs, paired_p, within
+from unlearnbench.statistics import Interval, clip_interval, difference, holm, over_pairs, paired_p
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ Columns = tuple["np.ndarray", "np.ndarray"]
 """Values of A and of B, (S runs, I shared images)."""
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One metric or attack of A and B, and their difference."""
 
     name: str
@@ -54,7 +54,7 @@ class Row(NamedTuple):
         return self.b / self.a if round(self.a * self.column.scale, self.column.digits) else None
 
 
-def metric_rows(a: Side, b: Side) -> list[Row]:
+def metric_rows(a: MethodRuns, b: MethodRuns) -> list[ComparisonRow]:
     """Compare every metric that either has, in the order of tables; unknown metrics come last."""
     pairs, metrics = paired(a, b), registry.load_metrics()
     seen = {name: score for run in (*a.counted, *b.counted) for name, score in run.record.scores.items()}
@@ -81,13 +81,15 @@ def _value(run: Run, name: str) -> float | None:
     return score.value if score else None
 
 
-def _metric_row(name: str, column: Metric | Derived, axis: str, pairs: list[Pair], sides: tuple[Side, Side]) -> Row:
+def _metric_row(
+    name: str, column: Metric | Derived, axis: str, pairs: list[Pair], sides: tuple[MethodRuns, MethodRuns]
+) -> ComparisonRow:
     bounds = column.bounds() if isinstance(column, Metric) else (None, None)
     if not pairs:
-        return _apart_row(Row(name, column, axis, None, None), sides, bounds)
+        return _apart_row(ComparisonRow(name, column, axis, None, None), sides, bounds)
     values = [[_value(run, name) or 0.0 for run in runs] for runs in zip(*pairs, strict=True)]
     columns = None if axis == "cost" else _matrices(pairs, lambda run: _image_values(run, name))
-    row = _contrast(Row(name, column, axis, None, None), values[0], values[1], columns, bounds)
+    row = _contrast(ComparisonRow(name, column, axis, None, None), values[0], values[1], columns, bounds)
     if row.interval is None and len(pairs) == 1 and axis != "cost":
         ends = [run.record.scores[name] for run in pairs[0]]
         apart = difference((row.b or 0.0, ends[1].interval), (row.a or 0.0, ends[0].interval))
@@ -95,7 +97,7 @@ def _metric_row(name: str, column: Metric | Derived, axis: str, pairs: list[Pair
     return row
 
 
-def _apart_row(row: Row, sides: tuple[Side, Side], bounds: Bounds) -> Row:
+def _apart_row(row: ComparisonRow, sides: tuple[MethodRuns, MethodRuns], bounds: Bounds) -> ComparisonRow:
     """Compare means without pairs, with intervals taken as independent."""
     a, b = (estimate([run.record for run in one.counted], row.name) if one.counted else None for one in sides)
     row = row._replace(a=a.value if a else None, b=b.value if b else None)
@@ -112,10 +114,12 @@ def _limited(interval: Interval | None, bounds: Bounds) -> Interval | None:
     """Limit the interval of a difference to the range of the values."""
     least, most = bounds
     width = None if least is None or most is None else most - least
-    return within(interval, None if width is None else -width, width)
+    return clip_interval(interval, None if width is None else -width, width)
 
 
-def _contrast(row: Row, a: Sequence[float], b: Sequence[float], columns: Columns | None, bounds: Bounds) -> Row:
+def _contrast(
+    row: ComparisonRow, a: Sequence[float], b: Sequence[float], columns: Columns | None, bounds: Bounds
+) -> ComparisonRow:
     """Fill in means, difference, interval and p of paired runs."""
     first, second = sum(a) / len(a), sum(b) / len(b)
     interval = over_pairs(b, a, None if columns is None else (columns[1], columns[0]))
@@ -153,23 +157,23 @@ def _matrices(pairs: Sequence[Pair], values: Callable[[Run], np.ndarray | None])
     return np.stack(sides[0]), np.stack(sides[1])
 
 
-def _adjusted(rows: list[Row]) -> list[Row]:
+def _adjusted(rows: list[ComparisonRow]) -> list[ComparisonRow]:
     return [row._replace(adjusted=p) for row, p in zip(rows, holm([row.p for row in rows]), strict=True)]
 
 
-def attack_rows(a: Side, b: Side) -> list[Row]:
+def attack_rows(a: MethodRuns, b: MethodRuns) -> list[ComparisonRow]:
     """Compare every attack that both were tried under with the same settings and code, on common targets."""
     rows = []
-    for label in robustness.labels(run.record for run in (*a.runs, *b.runs)):
+    for label in robustness.attack_labels(run.record for run in (*a.runs, *b.runs)):
         pairs = [pair for pair in paired(a, b) if all(label in run.record.attacks for run in pair)]
         tried = [tuple(run.record.attacks[label] for run in pair) for pair in pairs]
         if any(one.value is not None for pair in tried for one in pair):
             column = Derived(label, "", "lower", "%", 100.0, 1)
-            rows.append(_attack_row(Row(label, column, "robustness", None, None), tried))
+            rows.append(_attack_row(ComparisonRow(label, column, "robustness", None, None), tried))
     return _adjusted(rows)
 
 
-def _attack_row(row: Row, tried: Sequence[tuple[AttackRecord, ...]]) -> Row:
+def _attack_row(row: ComparisonRow, tried: Sequence[tuple[AttackRecord, ...]]) -> ComparisonRow:
     import numpy as np
 
     alike = [pair for pair in tried if len({attacked_by(row.name, one) for one in pair}) == 1]
@@ -188,10 +192,10 @@ def _attack_row(row: Row, tried: Sequence[tuple[AttackRecord, ...]]) -> Row:
     return _contrast(row, a, b, columns, (0.0, 1.0))
 
 
-def worst_case(side: Side) -> robustness.Worst | None:
+def worst_case(side: MethodRuns) -> robustness.Worst | None:
     """The worst standard attack on one side, in excess of retrain in the same table where that was attacked."""
     first = side.runs[0]
     retrained = read_all(record_files_in(first.path.parent.parent / robustness.GOLD))
     floor = gold(retrained, first.record, robustness.GOLD)
-    labels = robustness.labels(side.records)
+    labels = robustness.attack_labels(side.records)
     return robustness.worst({label: robustness.attack_result(side.records, floor, label) for label in labels})

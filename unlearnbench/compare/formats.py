@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.compare.differences import Row
+from unlearnbench.compare.differences import ComparisonRow
 from unlearnbench.compare.wording import (
     HEADS,
     Comparison,
     cells,
-    grouped,
-    named,
+    describe_sides,
+    group_differences,
     names_of,
     notes,
     summary,
     title,
     worst_line,
 )
-from unlearnbench.leaderboard.board import flags
+from unlearnbench.leaderboard.board import pool_flags
 from unlearnbench.leaderboard.formats import markdown_text
 from unlearnbench.printable import cleaned
 
@@ -35,7 +35,7 @@ def markdown(found: Comparison) -> str:
     sheets = [(title(found), ["metric", *HEADS], [cells(row) for row in found.metrics])]
     if found.attacks:
         sheets.append(("Under attack", ["attack", *HEADS], [cells(row) for row in found.attacks]))
-    lines = [*named(found), summary(found), *notes(found)]
+    lines = [*describe_sides(found), summary(found), *notes(found)]
     parts = ["".join(f"{markdown_text(line)}\n\n" for line in lines if line)]
     for name, heads, rows in sheets:
         parts.append(_table(name, heads, rows))
@@ -44,7 +44,7 @@ def markdown(found: Comparison) -> str:
     if found.little:
         parts.append(f"\nMade differently: {found.little}.\n")
     elif found.apart:
-        parts.append("\n" + _table("Made differently", ["group", "what", "A", "B"], grouped(found.apart)))
+        parts.append("\n" + _table("Made differently", ["group", "what", "A", "B"], group_differences(found.apart)))
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -54,7 +54,7 @@ def _table(name: str, heads: list[str], rows: list[list[str]]) -> str:
     return f"### {markdown_text(name)}\n\n{text}\n"
 
 
-def values(row: Row) -> dict[str, Any]:
+def values(row: ComparisonRow) -> dict[str, Any]:
     """A row's numbers, unscaled."""
     low, high = row.interval or (None, None)
     return {
@@ -74,7 +74,7 @@ def values(row: Row) -> dict[str, Any]:
     }
 
 
-def frame(found: Comparison) -> pd.DataFrame:
+def comparison_frame(found: Comparison) -> pd.DataFrame:
     """One row per metric or attack, numbers unscaled."""
     import pandas as pd
 
@@ -85,7 +85,7 @@ def frame(found: Comparison) -> pd.DataFrame:
 def as_json(found: Comparison) -> str:
     """The whole comparison; unknown is null."""
     sides = {
-        name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": flags(one.records)}
+        name: {"method": label, "records": [str(run.path) for run in one.runs], "flags": pool_flags(one.records)}
         for name, one, label in zip("ab", (found.a, found.b), names_of(found), strict=True)
     }
     about = found.a.runs[0].record

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import distinct, same_images
 from unlearnbench.records.folder import ResultsFolder, methods_beside, record_files_below
-from unlearnbench.records.identity import CONDITIONS, differences, grouped, identity
+from unlearnbench.records.identity import CONDITIONS, describe_differences, group_records, record_identity
 from unlearnbench.records.image_table import read_beside
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.schema import Record, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ class Run(NamedTuple):
         return self.record.seeds["unlearning"]
 
 
-class Side(NamedTuple):
+class MethodRuns(NamedTuple):
     """The runs of one method."""
 
     given: Path
@@ -63,7 +63,7 @@ class Side(NamedTuple):
 Pair = tuple[Run, Run]
 
 
-def side(given: Path) -> Side:
+def side(given: Path) -> MethodRuns:
     """Read a record (seed-*.json), or a folder with one method's records; raises `UserError` for anything else."""
     files = _files(given)
     if not files:
@@ -74,33 +74,35 @@ def side(given: Path) -> Side:
     if len(folders) > 1:
         raise UserError(f"{given} holds records of {len(folders)} methods: name one, such as {folders[0]}")
     try:
-        runs = [Run(file, record, read_beside(record, file)) for file in files for record in [read(file)]]
+        runs = [Run(file, record, read_beside(record, file)) for file in files for record in [read_record(file)]]
     except OSError as error:
         raise UserError(f"cannot read {given} ({(error.strerror or '').lower()}): make it readable") from error
     for run in runs[1:]:
         if what := _apart(runs[0].record, run.record, method=True):
             raise UserError(f"{runs[0].path} and {run.path} differ in {what}: name one of them")
     _require_one(given, runs)
-    return Side(given, sorted(runs, key=lambda run: run.seed))
+    return MethodRuns(given, sorted(runs, key=lambda run: run.seed))
 
 
 def _require_one(given: Path, runs: Sequence[Run]) -> None:
     """Refuse runs of one label with different identities, which have no mean over seeds."""
-    groups = grouped(run.record for run in runs if run.record.status in ("ok", "unreliable"))
+    groups = group_records(run.record for run in runs if run.record.status in ("ok", "unreliable"))
     if len(groups) < 2:
         return
     (first, mine), (second, others) = list(groups.items())[:2]
     paths = {id(run.record): run.path for run in runs}
-    what = " and ".join(differences(first, second, " and "))
+    what = " and ".join(describe_differences(first, second, " and "))
     raise UserError(
         f"the runs in {given} are of {len(groups)} versions of {first.label}: {paths[id(mine[0])].name} and "
         f"{paths[id(others[0])].name} differ in {what}: name one record, such as {paths[id(others[-1])]}"
     )
 
 
-def otherwise(a: Side, b: Side) -> list[str]:
+def otherwise(a: MethodRuns, b: MethodRuns) -> list[str]:
     """Describe the conditions in which two sides differ although neither method sets them."""
-    return differences(identity(a.runs[0].record), identity(b.runs[0].record), " and ", CONDITIONS)
+    return describe_differences(
+        record_identity(a.runs[0].record), record_identity(b.runs[0].record), " and ", CONDITIONS
+    )
 
 
 def _files(given: Path) -> list[Path]:
@@ -122,7 +124,7 @@ def _apart(a: Record, b: Record, method: bool = False) -> str | None:
     return next((f"{what} ({one} and {other})" for what, (one, other) in things.items() if one != other), None)
 
 
-def require_comparable(a: Side, b: Side) -> None:
+def require_comparable(a: MethodRuns, b: MethodRuns) -> None:
     """Refuse sides of different tables, and sides that share a record."""
     if shared := {run.path.resolve() for run in a.runs} & {run.path.resolve() for run in b.runs}:
         raise UserError(f"A and B both have {min(shared).name} of {a.label}: name two different ones")
@@ -134,7 +136,7 @@ def require_comparable(a: Side, b: Side) -> None:
         raise UserError(f"A and B differ in {what}: compare records of one task, protocol and concept{place}")
 
 
-def paired(a: Side, b: Side) -> list[Pair]:
+def paired(a: MethodRuns, b: MethodRuns) -> list[Pair]:
     """Pair runs by unlearning seed; a side that is the same for every seed is paired with each run of the other.
 
     If both have one run, these make a pair whatever the seeds, since their images share the noise.

@@ -35,7 +35,7 @@ class Difference(NamedTuple):
         return [self.what, self.a, self.b, self.change]
 
 
-def differences(a: Record, b: Record) -> list[Difference]:
+def record_differences(a: Record, b: Record) -> list[Difference]:
     """Every difference except the dates and revisions of the two; scores come last."""
     rows: list[Difference] = []
     sides = [{}, {}]  # type: list[dict[str, dict[str, Any]]]

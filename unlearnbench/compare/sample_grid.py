@@ -6,8 +6,8 @@ from pathlib import Path
 
 from unlearnbench.compare.pairs import Run
 from unlearnbench.errors import UserError
-from unlearnbench.records.identity import identity
-from unlearnbench.records.sample_grid import Tiles, concepts_of, fitted, tiles, write_sides
+from unlearnbench.records.identity import record_identity
+from unlearnbench.records.sample_grid import Tiles, fitted, grid_concepts, tiles, write_sides
 
 
 def write_pair(path: Path, a: Run, b: Run) -> None:
@@ -19,7 +19,7 @@ def write_pair(path: Path, a: Run, b: Run) -> None:
     known = next((run for run in (a, b) if run.images is not None), None)
     if known is None or known.images is None:
         raise UserError(f"{a.path} has no per-image values (.parquet): without them its picture cannot be read")
-    concepts = concepts_of(known.record, known.images)
+    concepts = grid_concepts(known.record, known.images)
     shown = {name: _sides(run, concepts) for name, run in (("A", a), ("B", b)) if run.record.method.name != "original"}
     if not shown:
         raise UserError("A and B are both the original, which has no picture of its own: name another method")
@@ -45,7 +45,7 @@ def write_pair(path: Path, a: Run, b: Run) -> None:
 
 def _original(run: Run) -> tuple[str, str]:
     """Weights of the original and version of the engine, which together give its samples."""
-    one = identity(run.record)
+    one = record_identity(run.record)
     return one.original, one.engine
 
 

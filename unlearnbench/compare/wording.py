@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from unlearnbench.compare.differences import Row, attack_rows, metric_rows, worst_case
-from unlearnbench.compare.pairs import Pair, Side, otherwise, paired, same_plan
-from unlearnbench.compare.record_diff import COST, Difference, alike, differences
-from unlearnbench.leaderboard.board import flags
+from unlearnbench.compare.differences import ComparisonRow, attack_rows, metric_rows, worst_case
+from unlearnbench.compare.pairs import MethodRuns, Pair, otherwise, paired, same_plan
+from unlearnbench.compare.record_diff import COST, Difference, alike, record_differences
+from unlearnbench.leaderboard.board import pool_flags
 from unlearnbench.leaderboard.robustness import Worst
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.metric import Metric
-from unlearnbench.records.identity import identity, labels, measured_by, scored_alike
+from unlearnbench.records.identity import measured_by, record_identity, scored_alike, unique_labels
 from unlearnbench.statistics import MANY
 
 NOTHING = "—"
@@ -27,11 +27,11 @@ FIRST = {"efficacy": "ua", "utility": "ra"}
 class Comparison(NamedTuple):
     """Everything that a comparison of two methods shows."""
 
-    a: Side
-    b: Side
+    a: MethodRuns
+    b: MethodRuns
     pairs: list[Pair]
-    metrics: list[Row]
-    attacks: list[Row]
+    metrics: list[ComparisonRow]
+    attacks: list[ComparisonRow]
     worst: tuple[Worst | None, Worst | None]
     apart: list[Difference]
     """Differences in how the first pair was made."""
@@ -39,11 +39,11 @@ class Comparison(NamedTuple):
     """The only differences of the first pair, if these are times and seeds."""
 
 
-def comparison(a: Side, b: Side) -> Comparison:
+def comparison(a: MethodRuns, b: MethodRuns) -> Comparison:
     """Compare two sides that passed `pairs.require_comparable`."""
     pairs = paired(a, b)
     first = pairs[0] if pairs else (a.runs[0], b.runs[0])
-    rows = differences(first[0].record, first[1].record)
+    rows = record_differences(first[0].record, first[1].record)
     identical = first[0].record.content_hash == first[1].record.content_hash
     made = [row for row in rows if row.group not in BESIDE and not row.outcome and row.what != IMAGES]
     attacks = attack_rows(a, b)
@@ -60,27 +60,34 @@ def title(found: Comparison) -> str:
 
 def names_of(found: Comparison) -> tuple[str, str]:
     """The labels of A and B, with what distinguishes them where they are equal."""
-    a, b = (identity(one.runs[0].record) for one in (found.a, found.b))
-    names = labels([a, b])
+    a, b = (record_identity(one.runs[0].record) for one in (found.a, found.b))
+    names = unique_labels([a, b])
     return names[a], names[b]
 
 
-def named(found: Comparison) -> list[str]:
+def describe_sides(found: Comparison) -> list[str]:
     """A line for each side: method, seeds, and what went wrong."""
     lines = []
     for name, one, label in zip("AB", (found.a, found.b), names_of(found), strict=True):
         seeds = ", ".join(str(run.seed) for run in one.runs)
-        wrong = flags(one.records)
+        wrong = pool_flags(one.records)
         lines.append(f"{name}: {label}, seed {seeds} ({one.given})" + (f"; {wrong}" if wrong else ""))
     return lines
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: ComparisonRow) -> list[str]:
     """Format a row for tables."""
     change = NOTHING if row.change is None else signed(row)
     ratio = f" ({times(row.ratio)} x)" if row.ratio is not None else ""
     p = NOTHING if row.adjusted is None else "<0.001" if row.adjusted < 0.001 else f"{row.adjusted:.3f}"
-    return [head(row.column), shown(row.column, row.a), shown(row.column, row.b), change + ratio, span(row), p]
+    return [
+        head(row.column),
+        shown(row.column, row.a),
+        shown(row.column, row.b),
+        change + ratio,
+        format_interval(row),
+        p,
+    ]
 
 
 def times(ratio: float) -> str:
@@ -88,7 +95,7 @@ def times(ratio: float) -> str:
     return "<0.01" if ratio < 0.01 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
 
 
-def signed(row: Row) -> str:
+def signed(row: ComparisonRow) -> str:
     """The difference with its sign, in the metric's unit and decimals."""
     text = shown(row.column, row.change)
     if row.change is None or not float(text):
@@ -96,7 +103,7 @@ def signed(row: Row) -> str:
     return text if row.change < 0 else f"+{text}"
 
 
-def span(row: Row) -> str:
+def format_interval(row: ComparisonRow) -> str:
     """Format the interval in the metric's unit and decimals."""
     return NOTHING if row.interval is None else " … ".join(shown(row.column, end) for end in row.interval)
 
@@ -113,9 +120,11 @@ def summary(found: Comparison) -> str:
             continue
         if _clear(row):
             better = (row.change > 0) == (row.column.better == "higher")
-            told.append(f"{more if better else less} ({row.column.title} {signed(row)}{_unit(row)}, {span(row)})")
+            told.append(
+                f"{more if better else less} ({row.column.title} {signed(row)}{_unit(row)}, {format_interval(row)})"
+            )
         else:
-            bounds = "no interval" if row.interval is None else span(row)
+            bounds = "no interval" if row.interval is None else format_interval(row)
             unclear.append(f"{row.column.title} ({signed(row)}, {bounds})")
     time = next((row for row in found.metrics if row.name == "unlearn_time"), None)
     if time and time.ratio is not None and _clear(time) and not _elsewhere(found):
@@ -125,17 +134,17 @@ def summary(found: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _headline(rows: Sequence[Row], axis: str) -> Row | None:
+def _headline(rows: Sequence[ComparisonRow], axis: str) -> ComparisonRow | None:
     """The row of UA or RA, or where a task has neither, the first of the axis."""
     able = [row for row in rows if row.axis == axis and row.column.better and isinstance(row.column, Metric)]
     return next((row for row in able if row.name == FIRST[axis]), able[0] if able else None)
 
 
-def _clear(row: Row) -> bool:
+def _clear(row: ComparisonRow) -> bool:
     return row.interval is not None and not row.interval[0] <= 0 <= row.interval[1]
 
 
-def _unit(row: Row) -> str:
+def _unit(row: ComparisonRow) -> str:
     return " points" if row.column.unit == "%" else f" {row.column.unit}" if row.column.unit else ""
 
 
@@ -245,7 +254,7 @@ def worst_line(found: Comparison) -> str:
     return f"worst standard attack: {', '.join(texts)}"
 
 
-def grouped(rows: Sequence[Difference]) -> list[list[str]]:
+def group_differences(rows: Sequence[Difference]) -> list[list[str]]:
     """Differences as rows of group, what, A, B; each group is named once."""
     before = ["", *(row.group for row in rows)]
     return [["" if row.group == last else row.group, *row.cells[:3]] for row, last in zip(rows, before, strict=False)]

@@ -20,7 +20,7 @@ SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", 
 PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
 
 
-def describe(device: str) -> dict[str, Any]:
+def describe_environment(device: str) -> dict[str, Any]:
     """Describe the environment for a record. Facts that cannot be determined are None."""
     return {
         "device": _name(device),

@@ -82,7 +82,7 @@ def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
         raise UserError(
             f"--concept {path}: {what}: write `name = …` and one [[concept]] table for each thing to forget"
         )
-    concepts = made(values["concept"], f"--concept {path}")
+    concepts = build_concepts(values["concept"], f"--concept {path}")
     name = values.get("name", path.stem)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,59}", name):
         raise UserError(
@@ -91,7 +91,7 @@ def read_concepts(path: Path) -> tuple[str, tuple[Concept, ...]]:
     return name, concepts
 
 
-def made(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
+def build_concepts(tables: Sequence[Any], where: str) -> tuple[Concept, ...]:
     """Build concepts from tables of values. Errors name the concept and the field that is wrong."""
     try:
         concepts = TypeAdapter(tuple[Concept, ...]).validate_python(tuple(tables))

@@ -43,7 +43,7 @@ def parts(folder: Path, split: str) -> list[Path]:
     return found
 
 
-def read(folder: Path, split: str, cache: Path, size: int) -> Images:
+def read_image_set(folder: Path, split: str, cache: Path, size: int) -> Images:
     """Return a split as memory-mapped arrays. It is decoded once into `cache`, under the hash of its files.
 
     Columns are `img` (or `image`), the bytes of an image file, and `label`. Raises `UserError` for missing files or

@@ -38,7 +38,7 @@ class Source(NamedTuple):
     sha256: str | None = None
 
 
-def place(folder: Path, source: Source) -> Path:
+def source_path(folder: Path, source: Source) -> Path:
     """Return the file's path. Raises `UserError` for a name that leads out of the folder."""
     if not re.fullmatch(rf"{_WORD}(/{_WORD}){{0,2}}", source.name) or source.name == LOCK:
         raise UserError(
@@ -71,16 +71,16 @@ def known(folder: Path, source: Source) -> Facts:
 
 def state(folder: Path, source: Source) -> str:
     """Return `there`, `missing`, or `differs` if the file is not the expected one."""
-    path = place(folder, source)
+    path = source_path(folder, source)
     with _readable(path):
         if not path.is_file():
             return "missing"
         return "differs" if _difference(path, known(folder, source)) else "there"
 
 
-def checked(folder: Path, source: Source) -> Path:
+def check_source(folder: Path, source: Source) -> Path:
     """Return the file's path after reading all of it. Raises `Damaged` if it differs from its source or lock."""
-    path = place(folder, source)
+    path = source_path(folder, source)
     with _readable(path):
         if not path.is_file():
             raise UserError(
@@ -92,17 +92,17 @@ def checked(folder: Path, source: Source) -> Path:
     return path
 
 
-def fetch(source: Source, folder: Path) -> Path:
+def fetch_source(source: Source, folder: Path) -> Path:
     """Download the file unless it exists, and lock it when it is first seen, whether fetched or placed by hand.
 
     The final name is given only to a complete and checked file. Running a stopped fetch again skips the finished files.
     """
-    path = place(folder, source)
+    path = source_path(folder, source)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
             if path.is_file():
-                checked(folder, source)
+                check_source(folder, source)
                 if source.sha256 or source.name not in locks(folder):
                     sha256 = source.sha256 or file_hash(path)
                     _lock(folder, source, Facts(path.stat().st_size, sha256, source.revision))

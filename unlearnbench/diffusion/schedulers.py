@@ -66,7 +66,7 @@ def starting_noise(seeds: Sequence[int], sampler: Scheduled, shape: Sequence[int
     return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(device)
 
 
-def sample(
+def sample_latents(
     model: Diffusion,
     condition: Condition,
     seeds: Sequence[int],

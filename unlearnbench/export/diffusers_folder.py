@@ -33,7 +33,7 @@ from unlearnbench.training import Diverged
 ELSEWHERE = "`unlearnbench verify` says what differs; equal weights need the record's device, libraries and threads"
 
 
-def export(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
+def export_folder(record: Record, cell: Cell, store: Store, folder: Path) -> Path:
     """Write the model into `folder`, completely or not at all.
 
     Weights come from the store, or the model is unlearned again; either way they must have the hash in the record.
@@ -169,7 +169,7 @@ def card(record: Record, cell: Cell) -> str:
         "",
         "The same record again:",
         "",
-        f"    {' '.join(command(record, cell).split())}",
+        f"    {' '.join(remake_command(record, cell).split())}",
         "",
         *_definition(record, task),
         "| measured | value | 95 % interval | n |",
@@ -194,7 +194,7 @@ def _licence(record: Record, task: TextTask) -> tuple[str, str]:
     return task.licence, task.origin
 
 
-def command(record: Record, cell: Cell) -> str:
+def remake_command(record: Record, cell: Cell) -> str:
     """The command that makes the same record; words in capitals stand for files that the record does not hold."""
     name = record.method.name
     words = ["unlearnbench", "run", "--task", record.task]

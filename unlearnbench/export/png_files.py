@@ -10,7 +10,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.export.diffusers_folder import recalled
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import sample_parts
-from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.schema import Record
 from unlearnbench.reporting import track
@@ -36,7 +36,7 @@ def write_pngs(record: Record, cell: Cell, store: Store, folder: Path) -> int:
     if strange := {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} - set(names):
         raise UserError(f"{folder} holds other images, such as {min(strange)}: name a DIR that is new or empty")
     state = recalled(record, cell, store)
-    images = draw(cell, loaded(cell, state), sample_parts(cell, state), plan, store)
+    images = sample_images(cell, loaded(cell, state), sample_parts(cell, state), plan, store)
     pictures = (image for some in images.split(500) for image in some)
     try:
         for place in counts:

@@ -251,7 +251,7 @@ class PixelNeighbours(NeighbourJudge):
         super().__init__(
             *(
                 Batch(
-                    torch.cat([compared(images) for images in _parts(side, rows)]),
+                    torch.cat([pixel_statistics(images) for images in _parts(side, rows)]),
                     torch.from_numpy(np.array(side.y[rows])),
                 )
                 for side, rows in sides
@@ -260,16 +260,16 @@ class PixelNeighbours(NeighbourJudge):
 
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, H, W)."""
-        x = compared(images).numpy()
+        x = pixel_statistics(images).numpy()
         probabilities = torch.from_numpy(self.model.predict_proba(x)).float()
         return Verdict(probabilities, torch.from_numpy(self._distance(x) > self.threshold))
 
     def features(self, images: Tensor) -> Tensor:
         """The pixels at 8x8, in [-1, 1], (N, 192)."""
-        return compared(images)[:, :192]
+        return pixel_statistics(images)[:, :192]
 
 
-def compared(images: Tensor) -> Tensor:
+def pixel_statistics(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) -> means, then standard deviations of 8x8 cells: (N, 384), of pixels in [-1, 1]."""
     x = images.float() / 127.5 - 1
     mean, square = (F.adaptive_avg_pool2d(value, 8).flatten(1) for value in (x, x.square()))

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from unlearnbench.diffusion.model import Batch
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges import Judge, Verdict
-from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge, score, warped
+from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge, no_digit_score, warped
 from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
@@ -27,7 +27,7 @@ DIGITS, COLOURS, SIZE = 10, len(PALETTE), 16
 DOMAINS = (range(DIGITS), range(DIGITS, DIGITS + COLOURS))
 
 
-def scaled(images: Tensor) -> Tensor:
+def scale_images(images: Tensor) -> Tensor:
     """uint8 (N, 3, 16, 16) -> float in [-1, 1]."""
     return images.float() / 127.5 - 1
 
@@ -77,17 +77,17 @@ class ColouredDigits(Judge):
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, 16, 16)."""
-        digit, colour, _ = self.net(scaled(images))
-        refused = torch.stack([score(digit), score(colour)], dim=1) > self.thresholds
+        digit, colour, _ = self.net(scale_images(images))
+        refused = torch.stack([no_digit_score(digit), no_digit_score(colour)], dim=1) > self.thresholds
         return Verdict(torch.cat([digit[:, :-1].softmax(dim=1), colour[:, :-1].softmax(dim=1)], dim=1), refused)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """The feature layer (N, 32), scaled to unit mean square over real digits, as KID's kernel expects."""
-        return self.net(scaled(images))[2] / self.scale
+        return self.net(scale_images(images))[2] / self.scale
 
 
-def outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def make_coloured_outliers(grey: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Make images that show no digit, no colour or neither from grey digits (N, 1, 16, 16); returns them with both
     labels.
 
@@ -147,7 +147,7 @@ def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, 
                 near = (palette[colour] + 0.08 * torch.randn(size, 3, generator=generator)).clamp(0, 1)
                 x = painted(grey, near)
                 x = (x + 0.06 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
-                wrong, no_digit, no_colour = outliers(grey[: size // 2], generator)
+                wrong, no_digit, no_colour = make_coloured_outliers(grey[: size // 2], generator)
                 digit, hue, _ = net(torch.cat([x, wrong]))
                 digits = torch.cat([train.y[index], torch.where(no_digit < 0, train.y[index][: size // 2], no_digit)])
                 yield F.cross_entropy(digit, digits) + F.cross_entropy(
@@ -159,7 +159,7 @@ def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, 
         net.eval()
         with torch.inference_mode():
             digit, hue, _ = net(every_colour(calibration.x0))
-            thresholds = torch.stack([score(logits).quantile(1 - REFUSED_SHARE) for logits in (digit, hue)])
+            thresholds = torch.stack([no_digit_score(logits).quantile(1 - REFUSED_SHARE) for logits in (digit, hue)])
             scale = net(every_colour(train.x0))[2].square().mean().sqrt()
     state = {**net.state_dict(), "thresholds": thresholds, "scale": scale}
     return {name: value.clone() for name, value in state.items()}
@@ -198,7 +198,7 @@ class ColouredNeighbours(Judge):
 
     def features(self, images: Tensor) -> Tensor:
         """The pixels at 8x8, (N, 192)."""
-        return F.avg_pool2d(scaled(images), 2).flatten(1)
+        return F.avg_pool2d(scale_images(images), 2).flatten(1)
 
 
 def _brightest(images: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class CnnJudge(Judge):
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, 8, 8)."""
         logits, _ = self.net(grey(images))
-        return Verdict(logits[:, :-1].softmax(dim=1).clone(), score(logits) > self.threshold)
+        return Verdict(logits[:, :-1].softmax(dim=1).clone(), no_digit_score(logits) > self.threshold)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ class CnnJudge(Judge):
         return self.net(grey(images))[1] / self.scale
 
 
-def score(logits: Tensor) -> Tensor:
+def no_digit_score(logits: Tensor) -> Tensor:
     """Log-odds of "no digit" (N,) from logits (N, K + 1)."""
     return logits[:, -1] - logits[:, :-1].amax(dim=1)
 
 
-def outliers(x: Tensor, generator: torch.Generator) -> Tensor:
+def make_outliers(x: Tensor, generator: torch.Generator) -> Tensor:
     """Make as many images without a digit as x (N, 1, 8, 8) has: noise, shuffled, noisy and inverted digits, blots,
     grey.
 
@@ -138,14 +138,14 @@ def train_cnn(train: Batch, calibration: Batch, seed: int, steps: int = 2000, si
                 index = torch.randint(len(train.x0), (size,), generator=generator)
                 x, y = train.x0[index], train.y[index]
                 digits = (warped(x, generator) + 0.1 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
-                logits, _ = net(torch.cat([digits, outliers(x[: size // 2], generator)]))
+                logits, _ = net(torch.cat([digits, make_outliers(x[: size // 2], generator)]))
                 yield F.cross_entropy(logits, torch.cat([y, nothing]))
 
         parameters = dict(net.named_parameters())
         minimise(losses(), parameters, lambda step: 2e-3 * (1 - step / steps), optimiser="adamw", ema=0.99)
         net.eval()
         with torch.inference_mode():
-            threshold = score(net(calibration.x0)[0]).quantile(1 - REFUSED_SHARE)
+            threshold = no_digit_score(net(calibration.x0)[0]).quantile(1 - REFUSED_SHARE)
             scale = net(train.x0)[1].square().mean().sqrt()
     state = {**net.state_dict(), "threshold": threshold, "scale": scale}
     return {name: value.clone() for name, value in state.items()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearnbench.compute.device import exact
 from unlearnbench.judges import Judge
-from unlearnbench.judges.cifar import BATCH, compared, read_inception
+from unlearnbench.judges.cifar import BATCH, pixel_statistics, read_inception
 
 PIXELS = "0" * 64
 
@@ -29,7 +29,7 @@ class Extractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, 2048), or (N, 192) without Inception, of uint8 images (N, 3, H, W), on the CPU in float32."""
         if self.net is None:
-            return compared(images)[:, :192]
+            return pixel_statistics(images)[:, :192]
         with exact():
             return torch.cat([self.net(some.to(self.device))[0].float().cpu() for some in images.split(BATCH)])
 

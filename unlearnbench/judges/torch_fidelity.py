@@ -12,7 +12,7 @@ from unlearnbench.judges import Judge
 LAYER = "judge"
 
 
-class Images(Dataset):
+class ImageDataset(Dataset):
     """uint8 images (N, 3, H, W) as torch-fidelity reads them: one tensor per item."""
 
     def __init__(self, images: Tensor):
@@ -59,4 +59,4 @@ def extract(judge: Judge, images: Tensor, batch: int = 250) -> Tensor:
     from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
     extractor = create_feature_extractor(register(judge), [LAYER], cuda=False, verbose=False)
-    return get_featuresdict_from_dataset(Images(images), extractor, batch, False, True, False)[LAYER]
+    return get_featuresdict_from_dataset(ImageDataset(images), extractor, batch, False, True, False)[LAYER]

@@ -15,7 +15,7 @@ from unlearnbench.launch.journal import Journal, sole_driver
 from unlearnbench.launch.options import Where
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.folder import ResultsFolder
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def cells_launched(
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
     if not cut.force:
-        require_replaceable([*baseline, *specs], results, attacks_of(cut.attacks))
+        require_replaceable_cells([*baseline, *specs], results, attacks_of(cut.attacks))
     every = longest_first(jobs_of(specs, baseline, cut), results)
     todo = still_to_do(every, results)
     return todo, launched(every, todo, where, store, results, shown)
 
 
-def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[AttackSpec] = ()) -> None:
+def require_replaceable_cells(specs: Sequence[Spec], results: Path, attacks: Sequence[AttackSpec] = ()) -> None:
     """Refuse cells whose record, or attack in it, would replace one that was made otherwise; before anything is run."""
     from unlearnbench.pipeline import attacks as attacking
     from unlearnbench.pipeline import cell_state
@@ -83,18 +83,18 @@ def require_replaceable(specs: Sequence[Spec], results: Path, attacks: Sequence[
             cell = like.cell()
             drafts[key] = cell, drafted(cell, {})
         cell, draft = drafts[key]
-        old = read(path)
-        cell_state.require_replaceable(path, old, draft)
+        old = read_record(path)
+        cell_state.require_replaceable_record(path, old, draft)
         if attacks and spec.label != "original":
-            attacking.require_replaceable(cell, old, attacks)
+            attacking.require_replaceable_attacks(cell, old, attacks)
 
 
 def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
     import torch
 
-    from unlearnbench.pipeline.attacks import attacks_of, lacking
-    from unlearnbench.pipeline.runner import finished
+    from unlearnbench.pipeline.attacks import attacks_of, missing_attacks
+    from unlearnbench.pipeline.runner import finished_record
 
     complete: dict[str, bool] = {}
     cuda = torch.cuda.is_available()
@@ -106,8 +106,8 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
         if complete.get(key) is False or job.step not in ("record", "attach"):
             continue
         cell = spec.cell()
-        record = finished(cell, results)
-        complete[key] = record is not None and not lacking(cell, record, attacks_of(job.attacks))
+        record = finished_record(cell, results)
+        complete[key] = record is not None and not missing_attacks(cell, record, attacks_of(job.attacks))
     kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
     ids = {job.id for job in kept}
 
@@ -127,7 +127,7 @@ def longest_first(jobs: Sequence[Job], results: Path) -> list[Job]:
         one_of_each = {path.parent: path for path in ResultsFolder(results).record_files(task)}
         for folder, path in one_of_each.items():
             try:
-                known = read(path).scores.get("unlearn_time")
+                known = read_record(path).scores.get("unlearn_time")
             except Damaged:  # `validate` names it
                 continue
             if known and known.value is not None:

@@ -26,7 +26,7 @@ PATIENCE = 5.0
 NAMESPACE = "unlearnbench"
 
 
-def joined() -> Any:
+def connect_ray() -> Any:
     """Connect to the Ray cluster at `RAY_ADDRESS`, or start Ray on this machine if none is given."""
     import ray
 
@@ -66,7 +66,7 @@ class Ray(Backend):
     """One Ray task per job; at most `most` at a time, or as many as fit if it is None."""
 
     def __init__(self, journal: Journal, store: Store, results: Path, threads: int, gpus: int, most: int | None = None):
-        self._ray, self._journal, self._results, self._most = joined(), journal, results, most
+        self._ray, self._journal, self._results, self._most = connect_ray(), journal, results, most
         try:
             self._require(threads, gpus)
             # Ray retries tasks whose worker or node died. Processes are reused unless they have a GPU: Ray may give the

@@ -12,12 +12,12 @@ from unlearnbench.errors import UserError, message, one_line
 from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
-from unlearnbench.launch.plan import cells_launched, require_replaceable
+from unlearnbench.launch.plan import cells_launched, require_replaceable_cells
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.pipeline.request import Cells, RunRequest
 from unlearnbench.pipeline.spec import Spec
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.storage.store import Store
 
 
@@ -78,12 +78,12 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
     request, cells, results = prepared.request, prepared.cells, prepared.request.out
     store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
     if not request.force:
-        require_replaceable([*cells.baseline, *cells.asked], results, attacks)
+        require_replaceable_cells([*cells.baseline, *cells.asked], results, attacks)
     ended = RunsEnded([], [], [])
     with on_threads(request.threads):
         for spec in cells.baseline:
             begin(spec.title)
-            ended.baseline.append(runner.run(spec.cell(), store, results, replace=request.force))
+            ended.baseline.append(runner.run_cell(spec.cell(), store, results, replace=request.force))
         for spec in cells.asked:
             begin(spec.title)
             try:
@@ -113,7 +113,7 @@ def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *abou
     undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
 
     def records(specs: Sequence[Spec]) -> list[Record]:
-        return [read(spec.path(results)) for spec in specs if str(spec.place()) not in undone]
+        return [read_record(spec.path(results)) for spec in specs if str(spec.place()) not in undone]
 
     titles = {job.id: job.name for job in jobs}
     failed = [f"{titles[result.id]}: {result.reason}" for result in left.failed]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.names import inside, require_name
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.records.tuning import FOLDER, read_tuning, tuning_place
 from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.store import META, Store
@@ -95,7 +95,7 @@ def put(parcel: Mapping[str, bytes], results: Path) -> None:
 def _place(copy: Path, tuning: bool) -> Path:
     """Path of a record or tuning relative to the results folder."""
     if not tuning:
-        return read(copy).place()
+        return read_record(copy).place()
     found = read_tuning(copy)
     return tuning_place(found.task, found.method)
 

@@ -61,7 +61,7 @@ class Result(BaseModel):
     where: str = ""
 
 
-def place() -> str:
+def describe_place() -> str:
     """This process, for people: machine and process number, and the card where it was given one."""
     card = os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"{socket.gethostname()}:{os.getpid()}" + (f" GPU {card}" if card else "")
@@ -84,7 +84,7 @@ def read_job(text: str) -> Work:
 
 def work(job: Work, store: Store, results: Path, log: Path, report: Report = lambda values: None) -> Result:
     """Do a job; whatever goes wrong is its result, told in one line, with the traceback in its log."""
-    begun, said, where = time.perf_counter(), list[str](), place()
+    begun, said, where = time.perf_counter(), list[str](), describe_place()
 
     def ended(state: Literal["done", "failed"], **about: Any) -> Result:
         seconds = round(time.perf_counter() - begun, 3)
@@ -128,7 +128,7 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     from unlearnbench.compute.device import pick_device
     from unlearnbench.pipeline.attacks import attacks_of, tried
     from unlearnbench.pipeline.recording import record_cell
-    from unlearnbench.records.schema import read
+    from unlearnbench.records.schema import read_record
 
     torch.set_num_threads(job.threads)
     method = with_source(job.spec.method, job.spec.source, store)
@@ -142,9 +142,9 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
         )
         return record.status
     if job.step == "attack":
-        tried(cell, read(spec.path(results)), attacks, store)
+        tried(cell, read_record(spec.path(results)), attacks, store)
     elif job.step == "attach":
-        return _attached(cell, read(spec.path(results)), attacks, store, results)
+        return _attached(cell, read_record(spec.path(results)), attacks, store, results)
     else:
         _fill_store(cell, job, store)
     return None
@@ -155,7 +155,7 @@ def _fill_store(cell: Cell, job: Job, store: Store) -> None:
     from unlearnbench.pipeline.cell import require
     from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
     from unlearnbench.pipeline.runner import unlearned
-    from unlearnbench.pipeline.sampling import draw
+    from unlearnbench.pipeline.sampling import sample_images
     from unlearnbench.pipeline.scoring import metrics_for
     from unlearnbench.pipeline.unlearning import loaded
     from unlearnbench.training import Diverged
@@ -169,7 +169,7 @@ def _fill_store(cell: Cell, job: Job, store: Store) -> None:
         weights, _ = unlearned(cell, draft, original, store)
         if job.step == "sample":
             model, identity = loaded(cell, weights), sample_parts(cell, weights)
-            draw(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))
+            sample_images(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))
     except (Diverged, Unsupported):
         return
 

@@ -9,8 +9,8 @@ from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.errors import unknown
 from unlearnbench.leaderboard.robustness import GOLD, box_of
 from unlearnbench.leaderboard.rows import KEYS, Board, BoardRow, Stat, TableKey
-from unlearnbench.leaderboard.tables import Sheet, width_of
-from unlearnbench.records.identity import plain
+from unlearnbench.leaderboard.tables import Sheet, sheet_width
+from unlearnbench.records.identity import strip_suffix
 from unlearnbench.records.schema import AttackRecord, Record
 from unlearnbench.registry import words
 
@@ -33,7 +33,7 @@ LEGEND = (
 )
 
 
-def labels(board: Board, chosen: str | None = None) -> list[str]:
+def choose_attacks(board: Board, chosen: str | None = None) -> list[str]:
     """The attacks of a board to show: the comma-separated `chosen` ones, or all that ran with their own budgets.
 
     Attacks with a budget given by a user are shown only where they are chosen.
@@ -47,14 +47,14 @@ def labels(board: Board, chosen: str | None = None) -> list[str]:
     return wanted
 
 
-def sheets(board: Board, most: int | None = None, chosen: str | None = None, brief: bool = False) -> list[Sheet]:
+def attack_sheets(board: Board, most: int | None = None, chosen: str | None = None, brief: bool = False) -> list[Sheet]:
     """One table for each task, protocol and concept with attacks; `most` limits the number of attacks shown.
 
     A `brief` table leaves out intervals and the worst cases by access.
     """
     made = []
     for (task, protocol, hash, forget), table in attacked_tables(board):
-        names = [label for label in labels(board, chosen) if any(row.attack(label).n > 0 for row in table)]
+        names = [label for label in choose_attacks(board, chosen) if any(row.attack(label).n > 0 for row in table)]
         rivals = table.where(lambda row: not row.is_control)
         by_ua = _ranks({row.index: row.attacked_ua for row in rivals}, rising=False)
         by_worst = _ranks(_comparable(rivals), rising=True)
@@ -68,7 +68,7 @@ def sheets(board: Board, most: int | None = None, chosen: str | None = None, bri
                 _worst(row.stat("robustness"), brief),
                 by_worst.get(row.index, ""),
             ]
-            by = None if plain(row.label) == GOLD else _worst_attack(row)
+            by = None if strip_suffix(row.label) == GOLD else _worst_attack(row)
             boxes = [] if brief else [_plain(row.stat(f"robustness_{box}")) for box in ("white", "black")]
             first += [by or NOTHING, *boxes]
             sections.setdefault(row.section, []).append([*first, *(_cell(row, label) for label in names[:most])])
@@ -88,21 +88,21 @@ def attacked_tables(board: Board) -> list[tuple[TableKey, Board]]:
     return board.where(lambda row: row.attacked_n > 0).tables()
 
 
-def fitting(board: Board, width: int, chosen: str | None = None) -> list[Sheet]:
+def fit_attacks(board: Board, width: int, chosen: str | None = None) -> list[Sheet]:
     """The tables with as many attacks as fit into `width` characters; brief tables where none fits."""
-    count = len(labels(board, chosen))
+    count = len(choose_attacks(board, chosen))
     for most in range(count, -1, -1):
-        made = sheets(board, most, chosen)
-        if max(map(width_of, made)) <= width:
+        made = attack_sheets(board, most, chosen)
+        if max(map(sheet_width, made)) <= width:
             return made
-    return sheets(board, 0, chosen, brief=True)
+    return attack_sheets(board, 0, chosen, brief=True)
 
 
-def frame(board: Board, chosen: str | None = None) -> pd.DataFrame:
+def attack_frame(board: Board, chosen: str | None = None) -> pd.DataFrame:
     """The rows that were attacked, as CSV and JSON have them, with the columns of these attacks."""
     attacked = board.where(lambda row: row.attacked_n > 0)
     about = [*KEYS, "attacked_n", "attacked_ua"]
-    return attacked.wide(metrics=["robustness"], attacks=labels(board, chosen), about=about)
+    return attacked.wide(metrics=["robustness"], attacks=choose_attacks(board, chosen), about=about)
 
 
 def _comparable(rivals: Board) -> dict[int, float | None]:
@@ -163,7 +163,7 @@ def _notes(table: Board, rivals: Board) -> str:
     if not any(worst.over_retrain for row in table if (worst := row.worst.get(None))):
         lines.append("no retrain was attacked here, so these are plain ASR: some attacks succeed on any model")
     why: dict[str, list[str]] = {}
-    for label in labels(table):
+    for label in choose_attacks(table):
         for row in table:
             result = row.attack(label)
             if not result.applies:
@@ -174,7 +174,7 @@ def _notes(table: Board, rivals: Board) -> str:
     return "; ".join(lines)
 
 
-def run_rows(
+def attack_run_rows(
     group: Sequence[Record], gold: Sequence[Record], asked: Sequence[str]
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """Make the table of the attacks asked for in a run, one row each, and lines about missing values."""

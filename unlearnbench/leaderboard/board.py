@@ -14,19 +14,19 @@ from unlearnbench.leaderboard.rows import ANCHORED, CONTROLS, KEYS, Board, Board
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import (
     Identity,
-    grouped,
-    identity,
-    labels,
+    group_records,
     left_out,
     matching,
     measured_by,
     older_parts,
+    record_identity,
     scored_alike,
+    unique_labels,
 )
 from unlearnbench.records.provenance import surroundings
 from unlearnbench.records.schema import TIMED, Record
 from unlearnbench.reporting import track
-from unlearnbench.statistics import MANY, Interval, anchored, holm, over_seeds, paired_p, within
+from unlearnbench.statistics import MANY, Interval, anchored, clip_interval, holm, over_seeds, paired_p
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
     shares_of = counts if first.unit == "share" else None
     metric = registry.known_metric(name)
     bounds = metric.bounds() if metric else (None, None)
-    return Estimate(mean, sd, within(over_seeds(values, matrix, shares_of), *bounds), *known)
+    return Estimate(mean, sd, clip_interval(over_seeds(values, matrix, shares_of), *bounds), *known)
 
 
 def _matrix(records: Sequence[Record], name: str, images: Images) -> np.ndarray | None:
@@ -132,9 +132,9 @@ def board(
     that diverged or were skipped have no values.
     """
     metrics = metrics or registry.load_metrics()
-    groups = grouped(sorted(records, key=lambda record: record.seeds["unlearning"]))
-    names = labels(groups)
-    attacks = robustness.labels(record for group in groups.values() for record in group)
+    groups = group_records(sorted(records, key=lambda record: record.seeds["unlearning"]))
+    names = unique_labels(groups)
+    attacks = robustness.attack_labels(record for group in groups.values() for record in group)
     rows: list[BoardRow] = []
     of: list[list[Record]] = []
     order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
@@ -145,13 +145,13 @@ def board(
         counted = _counted(group)
         stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
         controls, why = anchors(groups, group[0])
-        anchored = scores(group, controls, images, why)
+        anchored = board_scores(group, controls, images, why)
         stats |= {name: Stat(anchored[name]) for name in ANCHORED}
         fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
         fields |= {
             "n": len(distinct(counted)),
             **surroundings(group),
-            "flags": flags(group),
+            "flags": pool_flags(group),
             "older": list(dict.fromkeys(part for record in group for part in older_parts(record))),
         }
         fields |= {"stats": stats, "unscored": anchored["unscored"]}
@@ -187,7 +187,7 @@ def _counted(group: Iterable[Record]) -> list[Record]:
     return [record for record in group if record.status in ("ok", "unreliable")]
 
 
-def flags(group: Iterable[Record]) -> str:
+def pool_flags(group: Iterable[Record]) -> str:
     """Describe what went wrong, by seed, what is not pooled, and what was made with an older version of this project.
 
     For example `unreliable (seed 1), diverged at step 12 (seed 2), other version`.
@@ -209,7 +209,7 @@ def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict
     """Find the controls that are comparable with a record (`identity.matching`); for the others, say why not."""
     found: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
-    table = identity(like).table
+    table = record_identity(like).table
     for name in CONTROLS:
         runs = [r for one, group in groups.items() if one.table == table and one.label == name for r in group]
         found[name], reason = matching(_counted(runs), like, name)
@@ -217,7 +217,7 @@ def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict
     return {name: runs for name, runs in found.items() if runs}, why
 
 
-def scores(
+def board_scores(
     group: Sequence[Record],
     controls: Mapping[str, Sequence[Record]],
     images: Images = no_images,
@@ -283,7 +283,12 @@ def p_value(a: Sequence[Record], b: Sequence[Record], name: str, images: Images)
 
     The original, and methods without randomness, count as the same run for every seed.
     """
-    if not a or not b or identity(a[0]).conditions != identity(b[0]).conditions or not _comparable(a, b, name):
+    if (
+        not a
+        or not b
+        or record_identity(a[0]).conditions != record_identity(b[0]).conditions
+        or not _comparable(a, b, name)
+    ):
         return None
     sides = [{r.seeds["unlearning"]: r for r in scored_alike(runs, name) if r.scores[name].value is not None}
              for runs in (a, b)]  # fmt: skip
@@ -340,7 +345,7 @@ def annotated(
     """
     stats = [dict(row.stats) for row in rows]
     records = [_counted(group) for group in groups]
-    conditions = [identity(group[0]).conditions for group in groups]
+    conditions = [record_identity(group[0]).conditions for group in groups]
     originals = [anchors(every, group[0])[0].get("original", []) for group in groups]
     for _, table in Board(list(rows)).tables():
         rivals = [row for row in table if not row.is_control]

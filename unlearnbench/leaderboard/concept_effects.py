@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import registry
 from unlearnbench.leaderboard.board import Images
-from unlearnbench.records.identity import Identity, grouped, identity, labels, matching, measured_by, scored_alike
+from unlearnbench.records.identity import (
+    Identity,
+    group_records,
+    matching,
+    measured_by,
+    record_identity,
+    scored_alike,
+    unique_labels,
+)
 from unlearnbench.records.schema import Record
 
 if TYPE_CHECKING:
@@ -30,10 +38,10 @@ def effects(records: Sequence[Record], images: Images) -> pd.DataFrame:
     import pandas as pd
 
     counted = [record for record in records if record.status in ("ok", "unreliable")]
-    names = labels(named_across(records))
+    names = unique_labels(named_across(records))
     originals = [record for record in counted if record.label() == "original"]
     parts = []
-    for one, group in grouped(counted).items():
+    for one, group in group_records(counted).items():
         about = {"label": names[one._replace(forget="")], "method": group[0].method.name, "forget": group[0].forget}
         if (seen := _pooled(group, images)) is not None:
             before = _pooled(matching(originals, group[0], "original")[0], images, like=group)
@@ -54,7 +62,7 @@ def named_across(records: Sequence[Record]) -> dict[Identity, list[Record]]:
     """Group records by identity regardless of the forget concept, so that a method has one name in all rows."""
     groups: dict[Identity, list[Record]] = {}
     for record in records:
-        groups.setdefault(identity(record)._replace(forget=""), []).append(record)
+        groups.setdefault(record_identity(record)._replace(forget=""), []).append(record)
     return groups
 
 

@@ -162,7 +162,7 @@ def as_data(result: pd.DataFrame, kind: str) -> str:
     raise no_format(kind)
 
 
-def written(sheets: Sequence[Sheet], kind: str, result: pd.DataFrame, left: int = 1) -> str:
+def format_sheets(sheets: Sequence[Sheet], kind: str, result: pd.DataFrame, left: int = 1) -> str:
     """Format finished tables; CSV and JSON come from the rows that the tables were made from."""
     if kind == "markdown":
         return as_markdown(sheets)

@@ -11,7 +11,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import Estimate, Images, estimate, no_images
 from unlearnbench.leaderboard.tables import Sheet, head, shown
 from unlearnbench.metric import Metric
-from unlearnbench.records.identity import grouped, labels
+from unlearnbench.records.identity import group_records, unique_labels
 from unlearnbench.records.schema import Record
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def load(path: Path | None = None) -> list[Published]:
     return rows
 
 
-def compared(
+def compare_published(
     rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
 ) -> list[list[str]]:
     """Make a line of `HEADS` for each published number and each protocol that measured it here; — without any."""
@@ -125,8 +125,8 @@ def compared(
 
 def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
     """Group poolable runs by the protocol's name, with what distinguishes them where that is not enough."""
-    groups = grouped(records)
-    names = labels(groups)
+    groups = group_records(records)
+    names = unique_labels(groups)
     protocols = [group[0].protocol.name for group in groups.values()]
     found: dict[str, list[Record]] = {}
     for (one, group), protocol in zip(groups.items(), protocols, strict=True):
@@ -135,7 +135,7 @@ def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
     return found
 
 
-class Block(NamedTuple):
+class PublishedBlock(NamedTuple):
     """Published numbers of one task and concept, as lines of `HEADS`."""
 
     task: str
@@ -146,17 +146,17 @@ class Block(NamedTuple):
 
 def blocks(
     rows: Sequence[Published], records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
-) -> list[Block]:
+) -> list[PublishedBlock]:
     """Group published numbers by task and concept, each next to what was measured here."""
     made = []
     for task, forget in dict.fromkeys((row.task, row.forget) for row in rows):
         some = [row for row in rows if (row.task, row.forget) == (task, forget)]
         notes = list(dict.fromkeys(row.note for row in some if row.note))
-        made.append(Block(task, forget, compared(some, records, metrics, images), notes))
+        made.append(PublishedBlock(task, forget, compare_published(some, records, metrics, images), notes))
     return made
 
 
-def sheets(made: Sequence[Block]) -> list[Sheet]:
+def published_sheets(made: Sequence[PublishedBlock]) -> list[Sheet]:
     """Make one table per block, with numbered sources below it."""
     tables = []
     for block in made:
@@ -169,7 +169,7 @@ def sheets(made: Sequence[Block]) -> list[Sheet]:
     return tables
 
 
-def frame(made: Sequence[Block]) -> pd.DataFrame:
+def published_frame(made: Sequence[PublishedBlock]) -> pd.DataFrame:
     """The same as rows: task, forget, then `HEADS`, as shown."""
     import pandas as pd
 

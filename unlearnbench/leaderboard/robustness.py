@@ -11,7 +11,7 @@ from unlearnbench.attacks.base import STANDARD
 from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.records.identity import attacked_alike, attacked_by
 from unlearnbench.records.schema import AttackRecord, Record
-from unlearnbench.statistics import Interval, difference, over_seeds, within
+from unlearnbench.statistics import Interval, clip_interval, difference, over_seeds
 
 GOLD = "retrain"
 
@@ -115,7 +115,7 @@ def _summary(own: Sequence[AttackRecord]) -> AttackResult:
         return AttackResult(None, None, first.n, missing, None, first.box, reason, first.applies, sound=False)
     same = all(each.recovered == known[0].recovered for each in known)  # methods without randomness are one run
     targets = [each.n - each.missing for each in known]
-    interval = known[0].interval if same else within(over_seeds(values, None, targets), 0.0, 1.0)
+    interval = known[0].interval if same else clip_interval(over_seeds(values, None, targets), 0.0, 1.0)
     area = sum(areas) / len(areas) if areas else None
     missing = sum(each.missing for each in own)
     sound = all(each.status == "ok" for each in own)
@@ -156,7 +156,7 @@ def worst(every: Mapping[str, AttackResult | None], box: str | None = None) -> W
     return Worst(values[label], interval, label, sum(each.sound for each in known.values()), of, over)
 
 
-def labels(records: Iterable[Record]) -> list[str]:
+def attack_labels(records: Iterable[Record]) -> list[str]:
     """Every attack of these records, those of the ensemble first."""
     return standard_first(label for record in records for label in record.attacks)
 

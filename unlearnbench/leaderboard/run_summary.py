@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from unlearnbench import registry
-from unlearnbench.leaderboard.board import Images, estimate, no_images, scores
+from unlearnbench.leaderboard.board import Images, board_scores, estimate, no_images
 from unlearnbench.leaderboard.tables import floors_line, head, shown
 from unlearnbench.records import identity
 from unlearnbench.records.schema import Record
 
 
-def grouped(records: Iterable[Record]) -> list[list[Record]]:
+def group_runs(records: Iterable[Record]) -> list[list[Record]]:
     """Group records by identity, in the order in which they come."""
-    return list(identity.grouped(records).values())
+    return list(identity.group_records(records).values())
 
 
 def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
@@ -21,7 +21,7 @@ def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
     return identity.matching(records, like, control)[0]
 
 
-def run_rows(
+def metric_run_rows(
     group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
 ) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table: metric, original, change, method, its interval, and retrain if available."""
@@ -57,7 +57,7 @@ def run_notes(
     lines = [floors_line(metrics, floors)] if any(value is not None for value in floors.values()) else []
     if older := identity.older_flag(group):
         lines.append(f"{older}: run again with --force to measure with this one")
-    found = scores(group, controls, images, why)
+    found = board_scores(group, controls, images, why)
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:
             lines.append(f"{name} {found[name]:.2f} ({meaning})")

@@ -93,7 +93,7 @@ def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
     return {**metrics, **DERIVED}
 
 
-def chosen(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
+def choose_columns(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
     """The columns named in a comma-separated list, or all."""
     known = columns_of(metrics)
     if names is None:
@@ -236,7 +236,7 @@ def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
     return sheet._replace(heads=[sheet.heads[i] for i in order], sections=sections)
 
 
-def headline(metrics: Mapping[str, Metric]) -> list[str]:
+def headline_names(metrics: Mapping[str, Metric]) -> list[str]:
     """Heads of the metrics to show first where not all fit, the most important first."""
     known = columns_of(metrics)
     return [head(known[name]) for name in FIRST if name in known]
@@ -268,7 +268,7 @@ def _cell(column: Metric | Derived, name: str, row: BoardRow, bold: Bold, interv
         return "—"
     text = shown(column, stat.value, None if intervals else stat.sd)
     text = ("≥ " if stat.bound else "") + text + (" (ASR)" if stat.plain else "")
-    text += fewer(row) if name == "robustness" else ""
+    text += note_fewer_runs(row) if name == "robustness" else ""
     text = bold(text) if stat.mark == "best" else text
     text += f" {interval_of(column, stat)}" if intervals and interval_of(column, stat) else ""
     return f"{text} †" if stat.mark == "not worse" else text
@@ -281,12 +281,12 @@ def interval_of(column: Metric | Derived, stat: Stat) -> str:
     return f"[{shown(column, stat.low)}, {shown(column, stat.high)}]"
 
 
-def fewer(row: BoardRow) -> str:
+def note_fewer_runs(row: BoardRow) -> str:
     """` (n 2)` where only 2 of a row's runs were attacked; empty where all were."""
     return "" if row.attacked_n >= row.n else f" (n {row.attacked_n})"
 
 
-def fitting(
+def fit_metrics(
     board: Board, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
 ) -> list[str]:
     """Choose the columns that fit into `width` characters, headline ones first, in their usual order."""
@@ -294,13 +294,13 @@ def fitting(
     for name in [*(name for name in FIRST if name in every), *(name for name in every if name not in FIRST)]:
         trial = [column for column in every if column in (*kept, name)]
         for sheet in tables(board, metrics, trial, all_keys=False, intervals=intervals):
-            if width_of(sheet) > width and len(kept) >= LEAST:
+            if sheet_width(sheet) > width and len(kept) >= LEAST:
                 return [column for column in every if column in kept]
         kept.append(name)
     return list(every)
 
 
-def width_of(sheet: Sheet) -> int:
+def sheet_width(sheet: Sheet) -> int:
     """Characters that a table needs in a terminal; labels and flags may be broken, numbers not."""
     rows = [row for _, section in sheet.sections for row in section]
     most = [LABEL if number == 0 else SHORT if name in WRAPPED else math.inf for number, name in enumerate(sheet.heads)]

@@ -23,12 +23,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Damaged, UserError
-from unlearnbench.models.ddpm_train import Pictures, drawn
+from unlearnbench.models.ddpm_train import TrainingImages, draw_batch
 from unlearnbench.storage.files import flush, replace_file
 from unlearnbench.training import Diverged
 
 BATCH, RATE, BETAS, EMA, CLIP = 64, 6e-4, (0.9, 0.99), 0.999, 1.0
-"""Of AdamW. A tenth of the classes is dropped, and half of the images are mirrored, by `ddpm_train.drawn`."""
+"""Of AdamW. A tenth of the classes is dropped, and half of the images are mirrored, by `ddpm_train.draw_batch`."""
 WARMUP = 500
 """Steps over which the learning rate rises at first."""
 LOGGED_EVERY = 100
@@ -38,7 +38,7 @@ SAVED_EVERY = 300.0
 HEADER = "step,images,loss,rate,seconds"
 
 
-class Row(NamedTuple):
+class LogRow(NamedTuple):
     """One row of the log."""
 
     step: int
@@ -90,14 +90,16 @@ def _fast_attention(device: str) -> AbstractContextManager[None]:
 class CompactTraining:
     """Model, optimiser and running mean at one step; `advance` takes the next one."""
 
-    def __init__(self, model: Diffusion, pictures: Pictures, seed: int, *, batch: int = BATCH, bf16: bool = False):
+    def __init__(
+        self, model: Diffusion, pictures: TrainingImages, seed: int, *, batch: int = BATCH, bf16: bool = False
+    ):
         self.model, self.pictures, self.seed, self.batch, self.bf16 = model.train(), pictures, seed, batch, bf16
         self.values = dict(model.named_parameters())
         self.mean = {name: value.detach().clone() for name, value in self.values.items()}
         self.optimiser = torch.optim.AdamW(self.values.values(), lr=RATE, betas=BETAS)
         self.done, self.seconds = 0, 0.0
         self.decay: Decay | None = None
-        self.rows: list[Row] = []
+        self.rows: list[LogRow] = []
         self.since: list[float] = []
         """Losses since the last row of the log."""
 
@@ -110,7 +112,9 @@ class CompactTraining:
         """Take one step; raises `Diverged` before anything is changed."""
         begun, step = time.perf_counter(), self.done
         device = self.model.alpha_bar.device.type
-        batch, t, noise, shown = drawn(self.pictures, step, self.batch, self.seed, len(self.model.alpha_bar), device)
+        batch, t, noise, shown = draw_batch(
+            self.pictures, step, self.batch, self.seed, len(self.model.alpha_bar), device
+        )
         x_t, target = self.model.add_noise(batch.x0, noise, t), self.model.target(batch.x0, noise, t)
         with _fast_attention(device), torch.autocast(device, dtype=torch.bfloat16, enabled=self.bf16):
             condition = self.model.embed(batch.y).where(shown, self.model.null(self.batch))
@@ -132,7 +136,7 @@ class CompactTraining:
         self.since.append(loss.item())
         if self.done % LOGGED_EVERY == 0 or self.complete:
             mean = sum(self.since) / len(self.since)
-            self.rows.append(Row(self.done, self.done * self.batch, mean, rate, self.seconds))
+            self.rows.append(LogRow(self.done, self.done * self.batch, mean, rate, self.seconds))
             self.since = []
 
     def about(self) -> dict[str, int]:
@@ -166,12 +170,12 @@ class CompactTraining:
                 value.copy_(state["mean"][name])
             self.done, self.seconds, self.since = state["done"], state["seconds"], list(state["since"])
             self.decay = None if state["decay"] is None else Decay(*state["decay"])
-            self.rows = [Row(*row) for row in state["rows"]]
+            self.rows = [LogRow(*row) for row in state["rows"]]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise Damaged(f"{path} is no state of this training: move it away, and the training begins anew") from error
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_training_state(path: Path) -> dict[str, Any]:
     """The content of a state file; raises `Damaged` with the path where it cannot be read."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -201,18 +205,18 @@ def open_training(training: CompactTraining, out: Path, decay_steps: int | None 
     constant = out / "constant.pt"
     if decay_steps is None:
         if constant.is_file():
-            training.load(read_state(constant), constant)
+            training.load(read_training_state(constant), constant)
         return constant
     for path in sorted(out.glob("decay-*.pt")):
-        training.load(read_state(path), path)
+        training.load(read_training_state(path), path)
         if not training.complete:
             return _of_length(training, decay_steps, path)
     if not constant.is_file():
         raise UserError(f"no {constant} that a decay could begin from: train without --decay-steps first")
-    training.load(read_state(constant), constant)
+    training.load(read_training_state(constant), constant)
     path = out / f"decay-{training.done}.pt"
     if path.is_file():
-        training.load(read_state(path), path)
+        training.load(read_training_state(path), path)
         return _of_length(training, decay_steps, path)
     training.decay = Decay(training.done, decay_steps)
     return path
@@ -225,7 +229,7 @@ def _of_length(training: CompactTraining, decay_steps: int, path: Path) -> Path:
     return path
 
 
-def train(training: CompactTraining, path: Path, stop: Callable[[], bool]) -> None:
+def train_compact(training: CompactTraining, path: Path, stop: Callable[[], bool]) -> None:
     """Take steps until the decay is complete or `stop()`, writing the state to `path` and the log beside it.
 
     The state is written every `SAVED_EVERY` seconds and at the end. The log, `path` with the ending .csv, is first put

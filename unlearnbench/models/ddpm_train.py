@@ -29,7 +29,7 @@ KEPT_EVERY = 1000
 """Steps between saved states; Ctrl-C saves at once."""
 
 
-class Pictures(NamedTuple):
+class TrainingImages(NamedTuple):
     """Some rows of a memory-mapped set of images."""
 
     images: Images
@@ -54,7 +54,7 @@ def antithetic(n: int, T: int, generator: torch.Generator) -> Tensor:
     return torch.cat([half, T - 1 - half])[:n]
 
 
-def drawn(pictures: Pictures, step: int, size: int, seed: int, T: int, device: str) -> Drawn:
+def draw_batch(pictures: TrainingImages, step: int, size: int, seed: int, T: int, device: str) -> Drawn:
     """Batch, timesteps, noise and which rows keep their class for one step, from the step's number alone."""
     n = len(pictures.rows)
     places = torch.arange(step * size, (step + 1) * size)
@@ -72,7 +72,7 @@ def _order(n: int, epoch: int, seed: int) -> Tensor:
 
 
 def train_ddpm(
-    model: Diffusion, pictures: Pictures, steps: int, seed: int, *, size: int = BATCH, keep: Path | None = None
+    model: Diffusion, pictures: TrainingImages, steps: int, seed: int, *, size: int = BATCH, keep: Path | None = None
 ) -> None:
     """Train with Adam 2e-4 on the denoising loss, dropping 10 % of classes, clipping gradients at 1; ends as the moving
     average.
@@ -95,7 +95,7 @@ def train_ddpm(
         with pays.compiled(model, must=False), seeded(seed):
             numbers = range(done, steps)
             stream = _ahead(
-                lambda step: drawn(pictures, step, size, seed, len(model.alpha_bar), device), numbers, device
+                lambda step: draw_batch(pictures, step, size, seed, len(model.alpha_bar), device), numbers, device
             )
             for step, item in zip(numbers, track(stream, len(numbers), "steps", size), strict=True):
                 part = _descend(model, item, part, seed_of("dropout", seed, step) >> 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import seed_of
-from unlearnbench.models.external.compvis import lacking
+from unlearnbench.models.external.compvis import missing_weights
 from unlearnbench.models.external.state_files import first_keys, read_state
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.training import seeded
@@ -173,7 +173,7 @@ def _from_file(path: Path, config: Path | None) -> StableDiffusion:
         ) from error
     model = adapted(pipeline)
     # diffusers silently keeps random weights for those that the file lacks
-    if missing := lacking(model, read_state(path)):
+    if missing := missing_weights(model, read_state(path)):
         raise UserError(
             f"{path} lacks {len(missing)} of the model's weights, {missing[0]} first (its first keys: "
             f"{', '.join(keys)}): give a whole checkpoint, or with --method checkpoint one that changes a part"

@@ -134,7 +134,7 @@ def caption_loss(model: StableDiffusion, batch: Batch) -> Tensor:
     return ((1 / model.alpha_bar[t]).clamp(max=CAP) * error).mean()
 
 
-def train(model: StableDiffusion, stream: Iterable[Batch], steps: int, seed: int) -> None:
+def train_miniature(model: StableDiffusion, stream: Iterable[Batch], steps: int, seed: int) -> None:
     """Train denoiser and text encoder together on `steps` batches: AdamW and EMA on `caption_loss`."""
     parameters = dict(model.unet.named_parameters(prefix="unet"))
     parameters |= dict(model.text_encoders.named_parameters(prefix="text_encoders"))
@@ -153,7 +153,7 @@ def halves(network: nn.Module) -> dict[str, Tensor]:
     return {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
 
 
-def describe(folder: Path, words: Sequence[str]) -> None:
+def write_configuration(folder: Path, words: Sequence[str]) -> None:
     """Write everything of a diffusers folder except weights: configurations, a whole-word tokenizer, schedule and
     index.
     """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlearnbench.diffusion.model import Condition, Diffusion, Hook
 from unlearnbench.diffusion.sampler import Sampler
-from unlearnbench.diffusion.schedulers import Scheduled, sample, scheduler_for
+from unlearnbench.diffusion.schedulers import Scheduled, sample_latents, scheduler_for
 from unlearnbench.errors import UserError
 from unlearnbench.models.tokenizer import tokens
 
@@ -202,7 +202,7 @@ class StableDiffusion(Diffusion):
         if not isinstance(chosen, Scheduled):
             return super().sample(y, seeds, sampler=chosen, start=start, until=until, hook=hook)
         condition = y if isinstance(y, Condition) else self.embed(y)
-        return sample(self, condition, seeds, chosen, self.schedule, start, until, hook)
+        return sample_latents(self, condition, seeds, chosen, self.schedule, start, until, hook)
 
     def timesteps(self, sampler: Sampler | None = None) -> Tensor:
         """The sampler's timesteps as integers, in decreasing order."""

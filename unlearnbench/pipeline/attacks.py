@@ -17,7 +17,7 @@ from unlearnbench.attacks.base import STANDARD, Attack
 from unlearnbench.attacks.search import arena
 from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.compute.device import exact, trim
-from unlearnbench.compute.environment import describe
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, file_hash, state_hash
 from unlearnbench.metric import Outcome, Score
@@ -29,7 +29,7 @@ from unlearnbench.pipeline.scoring import UNRELIABLE, metrics_for
 from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.identity import attacked_by
 from unlearnbench.records.lineage import lineage
-from unlearnbench.records.schema import AttackRecord, Record, write
+from unlearnbench.records.schema import AttackRecord, Record, write_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Made, Store
 
@@ -53,7 +53,7 @@ def attacks_of(labels: Sequence[str]) -> list[AttackSpec]:
     return [_known(label) for label in labels]
 
 
-def repeatable(record: Record) -> list[AttackSpec]:
+def repeatable_attacks(record: Record) -> list[AttackSpec]:
     """The attacks of a record that are known here."""
     known = registry.load_attacks()
     every = [AttackSpec.parse(label) for label in record.attacks]
@@ -78,7 +78,7 @@ def _with_budget(spec: AttackSpec, budget: int | None) -> AttackSpec:
     return spec if budget is None else spec._replace(budget=budget)
 
 
-def lacking(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> list[AttackSpec]:
+def missing_attacks(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> list[AttackSpec]:
     """Which attacks the record does not have yet, as they would be made now; unreliable ones are tried again."""
     if record.status not in ("ok", "unreliable"):
         return []
@@ -105,22 +105,24 @@ def attacked(
 
     Attacks search and draw in float32, whatever the run's --precision is.
     """
-    todo = list(asked) if force and record.status in ("ok", "unreliable") else lacking(cell, record, asked)
+    todo = list(asked) if force and record.status in ("ok", "unreliable") else missing_attacks(cell, record, asked)
     if not todo:
         return record
     if not force:
-        require_replaceable(cell, record, todo)
+        require_replaceable_attacks(cell, record, todo)
     outcome = _outcome(cell, record, store)
     revision = record.revision + 1
     for spec in todo:
         tell(f"attack {spec.label}")
         found = {**record.attacks, spec.label: _one(cell, record, spec, outcome, store, force)}
         ordered = {label: found[label] for label in standard_first(found)}
-        record = write(record.model_copy(update={"attacks": ordered, "revision": revision}), record.path(results))
+        record = write_record(
+            record.model_copy(update={"attacks": ordered, "revision": revision}), record.path(results)
+        )
     return record
 
 
-def require_replaceable(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> None:
+def require_replaceable_attacks(cell: Cell, record: Record, asked: Sequence[AttackSpec]) -> None:
     """Refuse to replace the result of an attack that was made with other settings or code; says with which."""
     for spec in asked:
         old = record.attacks.get(spec.label)
@@ -140,7 +142,7 @@ def require_replaceable(cell: Cell, record: Record, asked: Sequence[AttackSpec])
 
 def tried(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store) -> None:
     """Make these attacks' results in the store, where `attacked` finds them; the record stays as it is."""
-    todo = lacking(cell, record, asked)
+    todo = missing_attacks(cell, record, asked)
     outcome = _outcome(cell, record, store) if todo else None
     for spec in todo:
         _one(cell, record, spec, outcome, store, False)  # type: ignore[arg-type]
@@ -211,7 +213,7 @@ def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: 
         with exact():
             facts, tensors = _measured(attack, outcome, spec.budget)
         trim()
-        surroundings = describe(cell.task.device)
+        surroundings = describe_environment(cell.task.device)
         made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
         made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
         return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2), "made_with": made_with}

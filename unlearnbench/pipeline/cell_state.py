@@ -12,8 +12,8 @@ from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import metric_code
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
 from unlearnbench.pipeline.scoring import metrics_for
-from unlearnbench.records.identity import differences, identity, same_run
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.identity import describe_differences, record_identity, same_run
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.storage.store import Store
 
 
@@ -40,7 +40,7 @@ class CellState:
         metrics = metrics_for(cell.task)
         draft = drafted(cell, metrics)
         path = draft.path(results)
-        old = read(path) if path.is_file() else None
+        old = read_record(path) if path.is_file() else None
         draft = draft.model_copy(update={"revision": 1 if old is None else old.revision + 1})
         prompts_as_asked = not cell.task.unsafe or _has_prompts(path) == cell.include_unsafe
         return cls(cell, results, metrics, draft, path, old, prompts_as_asked)
@@ -77,10 +77,10 @@ class CellState:
 
     def require_replaceable(self) -> None:
         """Refuse to replace a record of something else."""
-        require_replaceable(self.path, self.old, self.draft)
+        require_replaceable_record(self.path, self.old, self.draft)
 
 
-def require_replaceable(path: Path, old: Record | None, draft: Record) -> None:
+def require_replaceable_record(path: Path, old: Record | None, draft: Record) -> None:
     """Refuse to replace a record of something else, such as of other code or another original; names what differs.
 
     A record that diverged or was skipped holds no result, so it may be replaced. Another version of a metric is no
@@ -88,7 +88,7 @@ def require_replaceable(path: Path, old: Record | None, draft: Record) -> None:
     """
     if old is None or old.key == draft.key or old.status in ("diverged", "skipped"):
         return
-    if apart := differences(identity(old), identity(draft), ", now "):
+    if apart := describe_differences(record_identity(old), record_identity(draft), ", now "):
         raise UserError(
             f"{path} was made otherwise, it differs in {' and '.join(apart)}: --force replaces it, "
             "--out with another folder keeps both"

@@ -19,7 +19,7 @@ from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.pipeline.cell import Cell, require
-from unlearnbench.pipeline.unlearning import named
+from unlearnbench.pipeline.unlearning import name_errors
 from unlearnbench.training import seeded
 
 SECONDS = 10.0
@@ -27,7 +27,7 @@ FEW = 2
 """Training steps of the shorter of two trials; the longer one takes twice as many."""
 
 
-class Estimate(NamedTuple):
+class CostEstimate(NamedTuple):
     """What one cell would take on this machine."""
 
     images: int
@@ -47,7 +47,7 @@ class Estimate(NamedTuple):
     """Bytes of weights and images that stay in the store."""
 
 
-def probe(cell: Cell, seconds: float | None = None) -> Estimate:
+def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     """Time single steps of sampling and unlearning, and extrapolate. Nothing is kept.
 
     Raises `Unsupported` if the task lacks what the method needs, and `Failed` if the method's code fails or diverges
@@ -55,7 +55,7 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
     """
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
-    with named(cell.method):
+    with name_errors(cell.method):
         wrapped = cell.method.wrap(task.pretrained(), task)
     model = cell.resources.equip(wrapped).eval()
     plan = task.plan()
@@ -66,7 +66,7 @@ def probe(cell: Cell, seconds: float | None = None) -> Estimate:
     chunks = -(-len(plan) // batch)
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
-    return Estimate(
+    return CostEstimate(
         images=len(plan),
         evaluations=len(plan) * sampler.steps * guided,
         batch=batch,
@@ -155,7 +155,7 @@ def _unlearning(cell: Cell) -> float | None:
     for limit in (FEW, 2 * FEW):
         task = copy.copy(cell.task)
         task.limit = limit
-        with seeded(0), named(cell.method), cell.resources.training(task.device):
+        with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
             model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
             prepared = cell.method.prepare(model, task)
             with Meter(task.device, memory=False) as meter:

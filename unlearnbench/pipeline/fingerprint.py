@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.compute.environment import describe, now
+from unlearnbench.compute.environment import describe_environment, now
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges.scorer import Witness
 from unlearnbench.method import Method
@@ -53,7 +53,7 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         weights={"original": original.hash, "unlearned": None},
         engine_hash=engine_hash(type(task)),
         engine_version=ENGINE_VERSION,
-        environment={**describe(task.device), **cell.resources.named()},
+        environment={**describe_environment(task.device), **cell.resources.named()},
         created=now(),
     )
     volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE}

@@ -18,9 +18,9 @@ from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
 from unlearnbench.judges.scorer import Testimony, asked
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import judge_code
-from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.reporting import track
-from unlearnbench.storage.lazy_arrays import Part, Rows, Table
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows, Table
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task
 
@@ -41,7 +41,7 @@ def observed(
 ) -> tuple[Rows, Seen]:
     """Sample and judge. On CUDA, whose work is queued, a block is judged while the next one is sampled."""
     with Looking(judge, store, beside=cell.task.device == "cuda") as looking:
-        samples = draw(cell, model, identity, plan, store, force, looking)
+        samples = sample_images(cell, model, identity, plan, store, force, looking)
         return samples, looking.seen()
 
 
@@ -154,7 +154,7 @@ class _Features(Judge):
         return self.judge.features(images)
 
 
-Looked = tuple[Seen, Part | None, Tensor | None]
+Looked = tuple[Seen, ArrayPart | None, Tensor | None]
 """Result on a block, where its features lie, and the block itself if the judge failed on it."""
 
 
@@ -169,7 +169,7 @@ def _judged(judge: Judge, images: Tensor, store: Store) -> Looked:
     parts = {"images": state_hash({"images": images}), "judge": who, "code": judge_code(judge)}
     made = store.stage("judged", parts, make, keep=lambda made: made[1]["error"] is None)
     (tensors, facts), n = made, len(images)
-    part = Part(n, store.reader("judged", parts, "features", made)) if len(tensors["features"]) == n else None
+    part = ArrayPart(n, store.reader("judged", parts, "features", made)) if len(tensors["features"]) == n else None
     verdict = Verdict(tensors["probabilities"], tensors["refused"])
     seen = Seen(verdict, torch.zeros(0, 0), facts["error"], judge.domains)
     return seen, part, images if seen.error else None

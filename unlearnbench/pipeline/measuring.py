@@ -11,7 +11,7 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.judging import judged, observed, witnessed
-from unlearnbench.pipeline.scoring import score
+from unlearnbench.pipeline.scoring import score_metric
 from unlearnbench.storage.lazy_arrays import Rows
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan
@@ -67,7 +67,7 @@ def measure(
         plan=plan,
         samples=samples,
         outcome=outcome,
-        scores={name: score(metric, outcome) for name, metric in metrics.items()},
+        scores={name: score_metric(metric, outcome) for name, metric in metrics.items()},
         judge_error=seen.error or reference.error or real.error,
         scorer_error=next((said.error for said in testimony.values() if said.error), None),
     )

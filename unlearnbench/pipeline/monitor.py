@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from unlearnbench.errors import UserError
-from unlearnbench.pipeline.snapshots import LIMIT, Snapshot, Thinned, delete, full, written
+from unlearnbench.pipeline.snapshots import LIMIT, Snapshot, Thinned, delete, full, write_snapshot
 from unlearnbench.reporting import Number, current_watch, tell
 
 NAMES, LETTERS = 32, 60
@@ -196,7 +196,7 @@ class Watch:
 
     def _written(self, state: Mapping[str, Tensor], step: int, seconds: float) -> Snapshot:
         self._files += 1
-        return written(state, self.folder / f"{self._files}.pt", step, seconds)
+        return write_snapshot(state, self.folder / f"{self._files}.pt", step, seconds)
 
     def _tell(self, step: int, values: Mapping[str, float | None]) -> None:
         known = {name: value for name, value in values.items() if value is not None}

@@ -35,5 +35,5 @@ def record_cell(
     if every is not None or tracking is not None:
         record = followed(cell, every, store, results, force, tracking)
     else:
-        record = runner.run(cell, store, results, force, replace=replace)
+        record = runner.run_cell(cell, store, results, force, replace=replace)
     return attacked(cell, record, attacks, store, results, force)

@@ -33,7 +33,7 @@ Named = list[tuple[str, type[Method]]]
 """Methods as they were asked for, by name or by file."""
 
 
-def concepts_of(
+def requested_concepts(
     task: type[Task], forget: Sequence[str] | None, file: Path | None
 ) -> tuple[list[str], tuple[Concept, ...]]:
     """What is to be forgotten, the task's default where nothing is said; how the user's own concepts are described."""
@@ -335,7 +335,7 @@ class RunRequest(LaunchRequest):
         """
         task = registry.load_task(self.task)
         methods = methods_of(self.method, self.settings)
-        forgotten, described = concepts_of(task, self.forget, self.concept)
+        forgotten, described = requested_concepts(task, self.forget, self.concept)
         if not methods or not forgotten:
             raise UserError(f"--{'forget' if methods else 'method'} is empty: name at least one")
         builder = SpecBuilder(

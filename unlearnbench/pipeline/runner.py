@@ -24,7 +24,7 @@ from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import Diverged
 
 
-def run(
+def run_cell(
     cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None, replace: bool = False
 ) -> Record:
     """Unlearn, sample, judge, score and record one cell; return its record at once where nothing is missing.
@@ -87,7 +87,7 @@ def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any
     )
 
 
-def finished(cell: Cell, results: Path) -> Record | None:
+def finished_record(cell: Cell, results: Path) -> Record | None:
     """The cell's record, if it and all files beside it are there, whatever the store holds."""
     state = CellState.of(cell, results)
     return state.found if state.whole else None

@@ -15,13 +15,13 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import engine_hash
 from unlearnbench.reporting import tell, track
-from unlearnbench.storage.lazy_arrays import Part, Rows
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.training import Diverged
 
 
-def draw(
+def sample_images(
     cell: Cell,
     model: Diffusion,
     identity: dict[str, Any],
@@ -61,7 +61,7 @@ def draw(
             }
             made = store.stage("samples", parts, make, force)
             see(made[0]["images"])
-            drawn.append(Part(len(chunk), store.reader("samples", parts, "images", made)))
+            drawn.append(ArrayPart(len(chunk), store.reader("samples", parts, "images", made)))
             trim()
     return Rows(drawn)
 

@@ -10,7 +10,7 @@ from unlearnbench.errors import one_line
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.pipeline.code_hashes import metric_code
 from unlearnbench.records.schema import ScoreRecord
-from unlearnbench.statistics import within
+from unlearnbench.statistics import clip_interval
 from unlearnbench.task import Task
 
 UNRELIABLE = 0.01
@@ -35,7 +35,7 @@ def metrics_for(task: Task) -> dict[str, Metric]:
     }
 
 
-def score(metric: Metric, outcome: Outcome) -> Score:
+def score_metric(metric: Metric, outcome: Outcome) -> Score:
     """A metric's score; one that fails, or is not finite, is missing with the reason."""
     try:
         found = metric.measure(outcome)
@@ -50,7 +50,7 @@ def score(metric: Metric, outcome: Outcome) -> Score:
 
 def score_record(metric: Metric, score: Score) -> ScoreRecord:
     """A score in the form that records hold."""
-    bounds = within(score.interval, *metric.bounds())
+    bounds = clip_interval(score.interval, *metric.bounds())
     bounds = bounds if bounds and all(map(math.isfinite, bounds)) else None
     return ScoreRecord(
         value=score.value,

@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
         return dict(torch.load(self.path, map_location="cpu", weights_only=True))
 
 
-def written(state: Mapping[str, Tensor], path: Path, step: int, seconds: float) -> Snapshot:
+def write_snapshot(state: Mapping[str, Tensor], path: Path, step: int, seconds: float) -> Snapshot:
     """Write weights tensor by tensor, so that memory never holds a second copy of them."""
     try:
         torch.save(dict(state), path)

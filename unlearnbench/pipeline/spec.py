@@ -7,7 +7,7 @@ from typing import Any
 
 from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
-from unlearnbench.data.concepts import made
+from unlearnbench.data.concepts import build_concepts
 from unlearnbench.names import Name, Seed
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import Selection, record_path, record_place
@@ -53,7 +53,7 @@ class Spec(FrozenPart):
             seed=self.seed,
             device=self.device,
             weights=self.pretrained,
-            concepts=made(list(self.concepts), "the concepts") if self.concepts else (),
+            concepts=build_concepts(list(self.concepts), "the concepts") if self.concepts else (),
             **{name: value for name in OWN if (value := getattr(self, name)) is not None},
         )
         resources = Resources(self.precision, self.memory, self.compile)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unlearnbench.compute.device import trim
-from unlearnbench.compute.environment import describe
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of, state_hash
@@ -16,12 +16,12 @@ from unlearnbench.metric import Score
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.measuring import measure
 from unlearnbench.pipeline.monitor import Watch
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.pipeline.snapshots import Snapshot
 from unlearnbench.pipeline.trackers import Tracker, Tracking
 from unlearnbench.pipeline.unlearning import loaded, unlearn
-from unlearnbench.records.schema import Record, write
+from unlearnbench.records.schema import Record, write_record
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import Store
@@ -39,7 +39,7 @@ DIGITS = 6
 def followed(
     cell: Cell, every: int | None, store: Store, results: Path, force: bool = False, tracking: Tracking | None = None
 ) -> Record:
-    """The cell's record, as `run` gives it, with a trajectory whose points are `every` so many steps; None: no points.
+    """The cell's record, as `run_cell` gives it, with a trajectory: a point `every` so many steps; None: no points.
 
     A finished run without one is unlearned anew for it, and must come to the same weights. Values go to the tracker as
     they come; those of a trajectory that is there already, from the record.
@@ -48,7 +48,7 @@ def followed(
     root = store.root / ("verify" if cell.task.unsafe else "watched")  # where `purge` finds what a kill leaves behind
     try:
         with Watch(cell.task.device, every, root, tracker.log if tracker is not None else None) as watch:
-            record = run(cell, store, results, force, watch)
+            record = run_cell(cell, store, results, force, watch)
             if record.status == "skipped":
                 return record
             if not watch.heard and _fits(record, cell, every):
@@ -58,7 +58,7 @@ def followed(
             if not watch.heard:
                 _again(cell, record, watch)
             made = {"trajectory": _trajectory(cell, watch, every, tracker), "revision": record.revision + 1}
-            return write(record.model_copy(update=made), record.path(results))
+            return write_record(record.model_copy(update=made), record.path(results))
     finally:
         if tracker is not None:
             tracker.close()
@@ -113,7 +113,7 @@ def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
     task = copy.copy(cell.task)
     protocol: Protocol = replace(task.protocol, chunk=min(task.protocol.chunk, FORGET_IMAGES))
     task.protocol = protocol
-    plan = [item._replace(seed=seed_of("trajectory", item.seed) >> 32) for item in fewer(task.plan())]
+    plan = [item._replace(seed=seed_of("trajectory", item.seed) >> 32) for item in thin_plan(task.plan())]
     differs = {
         "noise": "held out: each image's seed is hashed anew",
         "forget_images": FORGET_IMAGES,
@@ -124,7 +124,7 @@ def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
     return replace(cell, task=task, notes={}), plan, HeldOut(hash=hash, differs=differs)
 
 
-def fewer(plan: Sequence[Plan]) -> list[Plan]:
+def thin_plan(plan: Sequence[Plan]) -> list[Plan]:
     """Images of both sides alone, spread evenly over what is asked for."""
     forget = [item for item in plan if item.group == "forget"]
     concepts = dict.fromkeys(item.concept for item in plan if item.group == "retain")
@@ -159,7 +159,7 @@ def _trajectory(cell: Cell, watch: Watch, every: int | None, tracker: Tracker | 
         if tracker is not None:
             tracker.log(shot.step, _known(values))
         trim()
-    surroundings = describe(cell.task.device)
+    surroundings = describe_environment(cell.task.device)
     made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
     made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
     return TrajectoryRecord(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnbench.compute.environment import Meter, describe, now
+from unlearnbench.compute.environment import Meter, describe_environment, now
 from unlearnbench.compute.evaluation_budget import counted
 from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.model import Diffusion
@@ -38,12 +38,15 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         if f"{side} images" in method.requires:
             task.count(side)  # a task may sample its images here, before the clock starts
     _require_fitting(cell)
-    with seeded(seed_of("structure", task.seed) >> 1), named(method):  # what `wrap` adds may be initialized at random
+    with (
+        seeded(seed_of("structure", task.seed) >> 1),
+        name_errors(method),
+    ):  # what `wrap` adds may be initialized at random
         model = cell.resources.equip(method.wrap(task.pretrained(), task))
     with (
         counted(model) as count,
         seeded(seed_of("unlearning", task.seed) >> 1),
-        named(method),
+        name_errors(method),
         cell.resources.training(task.device),
         watch.hearing(model),
     ):
@@ -72,7 +75,11 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         "stored_size": stored,
         "evaluations": count.evaluations if count else None,
     }
-    return state, {"cost": cost, "environment": {**describe(task.device), **cell.resources.named()}, "created": now()}
+    return state, {
+        "cost": cost,
+        "environment": {**describe_environment(task.device), **cell.resources.named()},
+        "created": now(),
+    }
 
 
 def _require_fitting(cell: Cell) -> None:
@@ -91,7 +98,7 @@ def _require_fitting(cell: Cell) -> None:
 
 
 @contextmanager
-def named(method: Method) -> Iterator[None]:
+def name_errors(method: Method) -> Iterator[None]:
     """Turn an error in a method's own code into one line that says where it happened."""
     try:
         yield
@@ -152,7 +159,7 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
-    with seeded(0), named(cell.method):
+    with seeded(0), name_errors(cell.method):
         model = cell.method.wrap(cell.task.architecture(0), cell.task)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()

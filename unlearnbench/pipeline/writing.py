@@ -12,11 +12,11 @@ from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.measuring import Measurement
-from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
 from unlearnbench.records.sample_grid import write_grid
-from unlearnbench.records.schema import BESIDE, Record, read, write
+from unlearnbench.records.schema import BESIDE, Record, read_record, write_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Store
@@ -44,7 +44,7 @@ def write_result(
         _write_grid(state, record, measured, original, store)
         if found and may_keep and same:
             return found  # only times differ
-        return write(with_attachments(record, state.path), state.path)
+        return write_record(with_attachments(record, state.path), state.path)
 
 
 def write_failure(state: CellState, error: Diverged | Unsupported, force: bool = False) -> Record:
@@ -59,7 +59,7 @@ def write_failure(state: CellState, error: Diverged | Unsupported, force: bool =
         return found
     with explained_write_errors(state.results):
         changes = {"status": status, "step": step, "reason": message(error)}
-        record = write(state.draft.model_copy(update=changes), state.path)
+        record = write_record(state.draft.model_copy(update=changes), state.path)
         for suffix in (".parquet", ".png"):
             state.path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
         return record
@@ -90,7 +90,7 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
     elif record.method.name != "original":
         cell = state.cell
         identity = {**model_parts(cell.task, original.state_dict()), "wrap": None}
-        before = draw(cell, original, identity, measured.plan, store)
+        before = sample_images(cell, original, identity, measured.plan, store)
         write_grid(path, cell.task, before, measured.samples, record.label())
 
 
@@ -99,7 +99,7 @@ def with_attachments(new: Record, path: Path) -> Record:
 
     The old record is read now, not before the run: attacks may have been added meanwhile.
     """
-    old = read(path) if path.is_file() else None
+    old = read_record(path) if path.is_file() else None
     if old is None:
         return new
     kept = {name: getattr(old, name) for name in BESIDE} if _alike(old, new) else {}

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.attacks.spec import AttackSpec
-from unlearnbench.leaderboard.robustness import GOLD, curve, found, labels
-from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, plain, short
+from unlearnbench.leaderboard.robustness import GOLD, attack_labels, curve, found
+from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, format_tick, short
 from unlearnbench.plots.style import GREY, GRID, TEXT, Style, settings, styles
-from unlearnbench.records.identity import plain as plain_label
+from unlearnbench.records.identity import strip_suffix
 from unlearnbench.records.schema import Record
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ ABOUT = "budget: what was spent on a target, up to the dotted line; black: retra
 Points = list[tuple[float, float]]
 
 
-def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
+def attack_figure(
+    title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None
+) -> Figure | None:
     """Plot every attack that has a value on these methods; None where there is none.
 
     `groups` are records by label. Curves rise where targets are recovered; targets that are not recovered by the limit
@@ -35,7 +37,7 @@ def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[s
     drawn slightly apart. Pass all labels as `names` when `groups` has only some, so that colours stay the same. Attacks
     with a budget given by a user are left out.
     """
-    known = labels(each for records in groups.values() for each in records)
+    known = attack_labels(each for records in groups.values() for each in records)
     every = [label for label in known if AttackSpec.parse(label).budget is None]
     lines = {label: {name: curve(found(records, label)) for name, records in groups.items()} for label in every}
     panels = {label: each for label, each in lines.items() if any(each.values())}
@@ -71,7 +73,7 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
             budgets, shares = zip(*points, (points[-1][0] * BEYOND, points[-1][1]), strict=True)
             lifted = [share + 0.003 * (number % 5 - 2) for share in shares]
             line = _line(name, looks[name])
-            order = 3 if plain_label(name) in WIDTHS else 2
+            order = 3 if strip_suffix(name) in WIDTHS else 2
             axes.step(budgets, lifted, where="post", zorder=order, markevery=[-2], **line)
     first = min((budget for points in curves.values() for budget, _ in points if budget > 0), default=1)
     end = max(points[-1][0] for points in curves.values() if points)
@@ -79,7 +81,7 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
     axes.set_xscale("symlog", linthresh=first, linscale=0.4)
     axes.set_xticks([0.0, *(decades or [end])])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_major_formatter(format_tick)
     axes.axvline(end, color=GREY, linewidth=0.6, linestyle=":")
     axes.set(xlim=(0, end * BEYOND), ylim=(-0.03, 1.03))
     axes.grid(color=GRID, linewidth=0.4)
@@ -90,4 +92,4 @@ def _line(name: str, look: Style) -> dict[str, Any]:
     """Line style for matplotlib, with the method's marker at the limit."""
     face = "none" if look.control else look.colour
     marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
-    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(plain_label(name), 0.9), **marker}
+    return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(strip_suffix(name), 0.9), **marker}

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
-from unlearnbench.plots.layout import COLUMN, EDGE, PAGE, POINTS, assemble, blank, short, width_of
+from unlearnbench.plots.layout import COLUMN, EDGE, PAGE, POINTS, assemble, blank, short, text_width
 from unlearnbench.plots.style import OF_CONTROLS, SMALL, TEXT, control_of, settings
-from unlearnbench.records.identity import plain
+from unlearnbench.records.identity import strip_suffix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def matrix(effects: pd.DataFrame, title: str) -> Figure:
     were measured on different concepts (digits, colours) have panels side by side. The figure is one column of a paper
     wide if that is enough, else two. Raises `UserError` where there is no change to show.
     """
-    shown = effects[effects["change"].notna() & (effects["label"].map(plain) != "original")]
+    shown = effects[effects["change"].notna() & (effects["label"].map(strip_suffix) != "original")]
     if shown.empty:
         raise UserError("no effects to show: there are no values by image of both a method and the original")
     panels = _panels(shown)
@@ -71,13 +71,13 @@ def _drawn(
     shown: pd.DataFrame, panels: Sequence[tuple[list[str], list[str]]], labels: Sequence[str], title: str
 ) -> Figure:
     names = [short(label) for label in labels]
-    left = (max(width_of(name, SMALL) for name in names) + EDGE + 3) / POINTS
+    left = (max(text_width(name, SMALL) for name in names) + EDGE + 3) / POINTS
     marks = [_width_of_marks(forgets) for forgets, _ in panels]
     count = sum(len(concepts) for _, concepts in panels)
     beside = left + sum(marks) + GAP * (len(panels) - 1) + EDGE / POINTS
     width = COLUMN if beside + LEAST * count <= COLUMN else PAGE
     cell = min(MOST, (width - beside) / count)
-    widest = max(width_of(short(name, 16), 5.0) / POINTS for _, concepts in panels for name in concepts)
+    widest = max(text_width(short(name, 16), 5.0) / POINTS for _, concepts in panels for name in concepts)
     turned = widest > cell
     above = (widest * SMALL / 5.0 if turned else SMALL / POINTS) + 0.06 + LINE * any(mark == 0 for mark in marks)
     most = max(len(forgets) for forgets, _ in panels)
@@ -103,7 +103,7 @@ def _drawn(
 
 def _width_of_marks(forgets: Sequence[str]) -> float:
     """Width in inches of the names of forget concepts next to the rows; a single one is above the panel."""
-    return 0.0 if len(forgets) == 1 else max(width_of(short(name, 16), SMALL) for name in forgets) / POINTS + 0.06
+    return 0.0 if len(forgets) == 1 else max(text_width(short(name, 16), SMALL) for name in forgets) / POINTS + 0.06
 
 
 def _cells(
@@ -155,7 +155,7 @@ def _cells(
     size = (
         SMALL
         if turned
-        else min(SMALL, 5.0 * cell / (max(width_of(short(name, 16), 5.0) for name in concepts) / POINTS))
+        else min(SMALL, 5.0 * cell / (max(text_width(short(name, 16), 5.0) for name in concepts) / POINTS))
     )
     axes.tick_params(labelsize=size, length=0, top=True, labeltop=True, labelbottom=False, rotation=90 * turned)
     axes.spines[:].set_visible(False)

@@ -12,7 +12,18 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.rows import Board, BoardRow
 from unlearnbench.leaderboard.tables import head
-from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, log_scale, plain, short, width_of
+from unlearnbench.plots.layout import (
+    COLUMN,
+    EDGE,
+    POINTS,
+    Item,
+    assemble,
+    blank,
+    format_tick,
+    log_scale,
+    short,
+    text_width,
+)
 from unlearnbench.plots.style import GREY, GRID, SMALL, Style, fill, settings, styles
 
 if TYPE_CHECKING:
@@ -54,7 +65,7 @@ def _drawn(table: Board, panels: Sequence[str], looks: Sequence[Style], title: s
     labels = [short(row.label, 22) for row in table]
     body = BELOW + ROW * len(table)
     figure = blank(COLUMN, body, f"{title}: {', '.join(head(metrics[name]) for name in panels)}")
-    left = (max(width_of(label, SMALL) for label in labels) + EDGE + 4) / POINTS
+    left = (max(text_width(label, SMALL) for label in labels) + EDGE + 4) / POINTS
     wide = (COLUMN - left - 0.1 - GAP * (len(panels) - 1)) / len(panels)
     places = {}
     for number, name in enumerate(panels):
@@ -113,7 +124,7 @@ def _bars(axes: Axes, table: Board, name: str, looks: Sequence[Style]) -> None:
             _spread(axes, i, values[i], spread[i], 0.0)
     axes.set_xlim(0, 1.08 * np.nanmax(values + np.nan_to_num(spread)) or 1.0)
     axes.locator_params(axis="x", nbins=3)
-    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_major_formatter(format_tick)
     if name == "relative_time":
         axes.axvline(1, color=GREY, linewidth=0.6, linestyle=(0, (2, 1.5)))
 

@@ -31,20 +31,20 @@ FAINT = "stroke: currentColor; stroke-opacity: 0.18"
 REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
-def checked(path: Path) -> Path:
+def check_figure_path(path: Path) -> Path:
     """Return the path of a figure; raises `UserError` for an unknown suffix."""
     if path.suffix.lower() not in UNDATED:
         raise UserError(f"cannot write a figure to {path}: its name must end in .pdf, .svg or .png")
     return path
 
 
-def written(figure: Figure, path: Path) -> None:
+def write_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically as .pdf with TrueType fonts, .svg with text as text, or .png at 300 dpi.
 
     The same figure gives the same bytes. Raises `UserError` for an unknown suffix, `OSError` where it cannot be
     written.
     """
-    kind = checked(path).suffix.lower()
+    kind = check_figure_path(path).suffix.lower()
     _clean(figure)
     buffer = io.BytesIO()
     with settings():
@@ -52,7 +52,7 @@ def written(figure: Figure, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def picture(figure: Figure, source: str) -> bytes:
+def render_png(figure: Figure, source: str) -> bytes:
     """Render a figure as PNG with the hash of its source in the metadata."""
     _clean(figure)
     buffer = io.BytesIO()

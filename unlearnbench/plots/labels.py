@@ -49,7 +49,7 @@ class _Options(NamedTuple):
     """(C,), whether it is near another marker."""
 
 
-class Room:
+class LabelArea:
     """A plot's area with its markers and the names placed so far."""
 
     def __init__(self, area: Box, points: np.ndarray, radii: np.ndarray, bars: np.ndarray, blocked: Sequence[Box] = ()):

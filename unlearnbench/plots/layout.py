@@ -36,7 +36,7 @@ class Item(NamedTuple):
 
     def room(self) -> float:
         """Width of the whole entry in points."""
-        return (self.width + 3.0 if self.drawn else 0.0) + width_of(self.text, LEGEND)
+        return (self.width + 3.0 if self.drawn else 0.0) + text_width(self.text, LEGEND)
 
 
 def blank(width: float, height: float, about: str) -> Figure:
@@ -115,7 +115,7 @@ def _rows(items: Sequence[Item], room: float) -> list[list[Item]]:
     return rows
 
 
-def width_of(text: str, size: float = TEXT) -> float:
+def text_width(text: str, size: float = TEXT) -> float:
     """Width of a line of text in points."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
@@ -146,9 +146,9 @@ def log_scale(axes: Axes, which: str, low: float, high: float) -> None:
     axis: Axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(plain)
+    axis.set_major_formatter(format_tick)
 
 
-def plain(value: float, place: float | None = None) -> str:
+def format_tick(value: float, place: float | None = None) -> str:
     """Format a tick without powers and trailing zeros."""
     return f"{value:,.6g}"

@@ -12,22 +12,22 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import columns_of, head
-from unlearnbench.plots.labels import Box, Place, Room, overlap
-from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, plain, short, width_of
+from unlearnbench.plots.labels import Box, LabelArea, Place, overlap
+from unlearnbench.plots.layout import COLUMN, EDGE, POINTS, Item, assemble, blank, format_tick, short, text_width
 from unlearnbench.plots.scatter import (
     JOINED,
     TICKS,
     Axis,
     Points,
-    axis_of,
+    board_axis,
     crowded,
-    draw,
+    draw_points,
     free,
     mark,
-    named,
+    place_names,
     room_of,
     ticked,
-    write,
+    write_labels,
 )
 from unlearnbench.plots.style import GREY, TEXT, Style, settings, styles
 
@@ -62,7 +62,7 @@ def pareto(
     where no row has both values.
     """
     known = columns_of(registry.load_metrics())
-    x, y = x or headline(table, "utility"), y or headline(table, "efficacy")
+    x, y = x or axis_metric(table, "utility"), y or axis_metric(table, "efficacy")
     for name in (x, y):
         if name not in known:
             raise unknown("metric", name, known)
@@ -74,11 +74,11 @@ def pareto(
     hidden = [row.label for row in table if not (row.stat(x).known and row.stat(y).known)]
     style = styles(names if names is not None else [row.label for row in table])
     with settings():
-        sides = [axis_of(shown, name, known[name]) for name in (x, y)]
+        sides = [board_axis(shown, name, known[name]) for name in (x, y)]
         return _drawn(shown, sides, [style[row.label] for row in shown], title, hidden)
 
 
-def headline(table: Board, axis: str) -> str:
+def axis_metric(table: Board, axis: str) -> str:
     """The first metric of an axis, with a better direction, that has values in these rows."""
     left_out = set().union(*(registry.without(task) for task in {row.task for row in table}))
     for name, metric in registry.load_metrics().items():
@@ -95,7 +95,7 @@ def _drawn(table: Board, sides: Sequence[Axis], looks: list[Style], title: str, 
     figure = blank(COLUMN, BODY, f"{title}: {head(up.metric)} against {head(across.metric)}")
     axes = figure.add_axes((0.0, BELOW / BODY, 1.0, 1.0 - BELOW / BODY), label="main")
     best = _best(points)
-    draw(axes, points, [side.limits() for side in sides], best)
+    draw_points(axes, points, [side.limits() for side in sides], best)
     left = (1.3 * TEXT + EDGE + 6.0 + _widest_tick(axes)) / POINTS
     inner = (left, BELOW, COLUMN - left - RIGHT, BODY - BELOW)
     axes.set_position((left / COLUMN, BELOW / BODY, inner[2] / COLUMN, inner[3] / BODY))
@@ -119,14 +119,14 @@ def _drawn(table: Board, sides: Sequence[Axis], looks: list[Style], title: str, 
     bottom = assemble(figure, BODY, {axes: inner}, title, items, notes)
     for panel in panels:
         x, y = panel.corner
-        write(figure, (left + x / POINTS, bottom + BELOW + y / POINTS), panel.places, texts, points)
+        write_labels(figure, (left + x / POINTS, bottom + BELOW + y / POINTS), panel.places, texts, points)
     return figure
 
 
 def _widest_tick(axes: Axes) -> float:
     """Width in points of the widest number next to the plot."""
     low, high = sorted(axes.get_ylim())
-    return max((width_of(plain(tick), 6.5) for tick in axes.get_yticks() if low <= tick <= high), default=0.0)
+    return max((text_width(format_tick(tick), 6.5) for tick in axes.get_yticks() if low <= tick <= high), default=0.0)
 
 
 def _best(points: Points) -> list[int]:
@@ -142,7 +142,7 @@ class _Panel(NamedTuple):
 
     corner: tuple[float, float]
     """Points from the lower left of the plot."""
-    room: Room
+    room: LabelArea
     places: dict[int, Place]
     lost: list[int]
     """Points of this panel without room for their name."""
@@ -173,7 +173,7 @@ def _closer(axes: Axes, region: Box, spot: Box, points: Points, best: Sequence[i
     left, low, right, high = np.tile(1 / (corner - origin), 2) * spot
     inset = axes.inset_axes((left, low, right - left, high - low))
     ends = axes.transData.inverted().transform(np.array(region).reshape(2, 2) + origin)
-    draw(inset, points, [(ends[0, 0], ends[1, 0]), (ends[0, 1], ends[1, 1])], best)
+    draw_points(inset, points, [(ends[0, 0], ends[1, 0]), (ends[0, 1], ends[1, 1])], best)
     mark(inset, points, [None] * len(points.labels))
     ticked(inset, points)
     part = np.tile(1 / (corner - origin), 2) * region
@@ -188,8 +188,8 @@ def _closer(axes: Axes, region: Box, spot: Box, points: Points, best: Sequence[i
     return inset
 
 
-def _panel(corner: tuple[float, float], room: Room, labels: Sequence[str], which: Sequence[int]) -> _Panel:
-    places = named(room, labels, which)
+def _panel(corner: tuple[float, float], room: LabelArea, labels: Sequence[str], which: Sequence[int]) -> _Panel:
+    places = place_names(room, labels, which)
     return _Panel(corner, room, places, [i for i in which if i not in places])
 
 
@@ -199,7 +199,7 @@ def _texts(panels: Sequence[_Panel], labels: Sequence[str]) -> dict[int, str]:
     number = 0
     for panel in panels:
         for i in panel.lost:
-            found = named(panel.room, [str(number + 1)] * len(labels), [i])
+            found = place_names(panel.room, [str(number + 1)] * len(labels), [i])
             if found:
                 number += 1
                 texts[i] = str(number)

@@ -10,8 +10,8 @@ import numpy as np
 
 from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Derived
-from unlearnbench.plots.labels import Box, Place, Room, overlap
-from unlearnbench.plots.layout import POINTS, log_scale, plain, width_of
+from unlearnbench.plots.labels import Box, LabelArea, Place, overlap
+from unlearnbench.plots.layout import POINTS, format_tick, log_scale, text_width
 from unlearnbench.plots.style import GREY, GRID, INK, SMALL, Style, fill
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Axis(NamedTuple):
         return (high, low) if self.metric.better == "lower" else (low, high)
 
 
-def axis_of(table: Board, name: str, metric: Metric | Derived) -> Axis:
+def board_axis(table: Board, name: str, metric: Metric | Derived) -> Axis:
     """A metric of a board's rows with its interval, in the metric's unit."""
     return Axis(name, metric, *(table.column(name, part) * metric.scale for part in ("value", "low", "high")))
 
@@ -77,7 +77,7 @@ class Points(NamedTuple):
     labels: list[str]
 
 
-def draw(axes: Axes, points: Points, limits: Sequence[tuple[float, float]], best: Sequence[int]) -> None:
+def draw_points(axes: Axes, points: Points, limits: Sequence[tuple[float, float]], best: Sequence[int]) -> None:
     """Draw scales, grid, intervals, and the line through the `best`."""
     from matplotlib.ticker import MaxNLocator
 
@@ -87,7 +87,7 @@ def draw(axes: Axes, points: Points, limits: Sequence[tuple[float, float]], best
         else:
             axis = axes.xaxis if which == "x" else axes.yaxis
             axis.set_major_locator(MaxNLocator(6))
-            axis.set_major_formatter(plain)
+            axis.set_major_formatter(format_tick)
         axes.set(**{f"{which}lim": ends})
     axes.grid(color=GRID, linewidth=0.4)
     axes.set_axisbelow(True)
@@ -119,7 +119,7 @@ def _intervals(axes: Axes, which: str, side: Axis, at: np.ndarray, looks: Sequen
     line(at[known], low[known], side.high[known], colors=colours, linewidths=0.5, alpha=0.6, zorder=2)
 
 
-def room_of(axes: Axes, points: Points, best: Sequence[int], blocked: Sequence[Box] = ()) -> Room:
+def room_of(axes: Axes, points: Points, best: Sequence[int], blocked: Sequence[Box] = ()) -> LabelArea:
     """The panel in points from its lower left, with markers, intervals and the line through the `best`."""
     across, up = points.across, points.up
     origin = axes.transAxes.transform((0, 0))
@@ -142,16 +142,16 @@ def room_of(axes: Axes, points: Points, best: Sequence[int], blocked: Sequence[B
     bars = np.vstack([*(np.hstack(ends) for ends in sides), np.array(turns).reshape(-1, 4)])
     width, height = axes.transAxes.transform((1, 1)) - origin
     radii = np.sqrt(points.areas) / 2 + 0.6
-    return Room((0.0, 0.0, float(width), float(height)), own, radii, bars, blocked)
+    return LabelArea((0.0, 0.0, float(width), float(height)), own, radii, bars, blocked)
 
 
-def named(room: Room, labels: Sequence[str], which: Sequence[int]) -> dict[int, Place]:
+def place_names(room: LabelArea, labels: Sequence[str], which: Sequence[int]) -> dict[int, Place]:
     """Find places for the names of some points."""
-    sizes = [(width_of(label, SMALL), LETTERS) if i in which else None for i, label in enumerate(labels)]
+    sizes = [(text_width(label, SMALL), LETTERS) if i in which else None for i, label in enumerate(labels)]
     return room.place(sizes)
 
 
-def write(
+def write_labels(
     figure: Figure, corner: tuple[float, float], places: Mapping[int, Place], texts: Mapping[int, str], points: Points
 ) -> None:
     """Write names or numbers in their places; `corner` of the panel in inches."""
@@ -185,7 +185,7 @@ def ticked(axes: Axes, points: Points) -> None:
         axes.set(**{f"{which}ticks": ticks})
 
 
-def crowded(room: Room, without: Sequence[int]) -> Box | None:
+def crowded(room: LabelArea, without: Sequence[int]) -> Box | None:
     """The part of a panel where most points have no name; None where these are no crowd."""
     groups: list[set[int]] = []
     for i in without:
@@ -201,7 +201,7 @@ def crowded(room: Room, without: Sequence[int]) -> Box | None:
     return float(left), float(low), float(right), float(high)
 
 
-def free(room: Room, region: Box) -> Box | None:
+def free(room: LabelArea, region: Box) -> Box | None:
     """The largest free place for an inset of a region, without its ticks; None if there is none."""
     _, _, width, height = room.area
     for wide, tall in SIZES:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard.tables import head
-from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, log_scale, plain, short
+from unlearnbench.plots.layout import EDGE, PAGE, POINTS, Item, assemble, blank, format_tick, log_scale, short
 from unlearnbench.plots.style import GRID, TEXT, Style, settings, styles
 from unlearnbench.records.schema import Record
 from unlearnbench.records.trajectory import PointRecord, TrajectoryRecord
@@ -45,7 +45,9 @@ class Panel(NamedTuple):
     """Images per score, by line."""
 
 
-def figure(title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None) -> Figure | None:
+def trajectory_figure(
+    title: str, groups: Mapping[str, Sequence[Record]], names: Iterable[str] | None = None
+) -> Figure | None:
     """Plot the trajectories of these records, by label; None where there is none.
 
     Two columns of scores, by step and by second of unlearning, then a panel for each series by step, with a logarithmic
@@ -145,14 +147,14 @@ def _watched(axes: Axes, panel: Panel, looks: Mapping[str, Style]) -> None:
     if known and min(known) > 0 and max(known) >= DECADES * min(known):
         log_scale(axes, "y", min(known), max(known))
     else:
-        axes.yaxis.set_major_formatter(plain)
+        axes.yaxis.set_major_formatter(format_tick)
     axes.set_title(short(panel.name), fontsize=TEXT, pad=3)
     axes.set_xlabel(panel.across)
     _plainly(axes)
 
 
 def _plainly(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(plain)
+    axes.xaxis.set_major_formatter(format_tick)
     axes.grid(color=GRID, linewidth=0.4)
     axes.set_axisbelow(True)
 

@@ -24,7 +24,7 @@ UNSAMPLED = "not on a sample"
 GONE = "no such metric in this version"
 
 
-class Row(NamedTuple):
+class VerificationRow(NamedTuple):
     """One number as recorded and as measured again; `agrees` is None where it was not measured again."""
 
     metric: str
@@ -65,48 +65,52 @@ def tolerance(kind: Likeness, value: float | None, interval: tuple[float, float]
     return EXACT + (WIDTHS[kind] * (interval[1] - interval[0]) / 2 if interval else SHARES[kind] * abs(value or 0))
 
 
-def provenance(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+def provenance(then: Record, now: Record, kind: Likeness) -> Iterator[VerificationRow]:
     """Yield rows for differences that no tolerance covers: other method code, or other weights on the same machine."""
     a, b = then.method.code_hash, now.method.code_hash
     if a != b:
-        yield Row("method's code", a[:12], b[:12], None, None, False, "the method's file is another")
+        yield VerificationRow("method's code", a[:12], b[:12], None, None, False, "the method's file is another")
     old, new = then.weights["unlearned"], now.weights["unlearned"]
     if kind == "same" and old != new:
-        yield Row("weights", (old or "none")[:12], (new or "none")[:12], None, None, False, "must be equal bit for bit")
+        yield VerificationRow(
+            "weights", (old or "none")[:12], (new or "none")[:12], None, None, False, "must be equal bit for bit"
+        )
 
 
-def outcomes(then: Record, now: Record, sampled: bool) -> Iterator[Row]:
+def outcomes(then: Record, now: Record, sampled: bool) -> Iterator[VerificationRow]:
     """Compare status and step of divergence; a sample of the images cannot tell whether a record is unreliable."""
     if not (sampled and now.scores):
-        yield Row("status", then.status, now.status, None, None, then.status == now.status, now.reason or "")
+        yield VerificationRow(
+            "status", then.status, now.status, None, None, then.status == now.status, now.reason or ""
+        )
     if then.status == now.status == "diverged" and then.step is not None:
-        yield compared("step", then.step, now.step, tolerance(likeness(then, now), then.step))
+        yield compare_values("step", then.step, now.step, tolerance(likeness(then, now), then.step))
 
 
 def sampled_scores(
     then: Record, now: Record, images_then: pd.DataFrame, images_now: pd.DataFrame, kind: Likeness
-) -> Iterator[Row]:
+) -> Iterator[VerificationRow]:
     """Compare each score: the mean over the sampled images, or the value where it needs no images."""
     for name, score in _untimed(then):
         found = now.scores.get(name)
         if found is None:
-            yield Row(name, score.value, None, None, None, False, GONE)
+            yield VerificationRow(name, score.value, None, None, None, False, GONE)
         elif found.reason == UNSAMPLED:
-            yield Row(name, score.value, None, None, None, None, UNSAMPLED)
+            yield VerificationRow(name, score.value, None, None, None, None, UNSAMPLED)
         elif name in images_then or name in images_now:
             yield _means(name, images_then.get(name), images_now.get(name), kind, score.interval)
         else:
-            yield compared(name, score.value, found.value, tolerance(kind, score.value, score.interval))
+            yield compare_values(name, score.value, found.value, tolerance(kind, score.value, score.interval))
 
 
-def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[VerificationRow]:
     """Compare each score. Bounds and floor, which older schemas lack, have a row only where they disagree."""
     for name, score in _untimed(then):
         found = now.scores.get(name)
         if found is None:
-            yield Row(name, score.value, None, None, None, False, GONE)
+            yield VerificationRow(name, score.value, None, None, None, False, GONE)
             continue
-        row = compared(name, score.value, found.value, tolerance(kind, score.value, score.interval))
+        row = compare_values(name, score.value, found.value, tolerance(kind, score.value, score.interval))
         if (score.n, score.missing) != (found.n, found.missing):
             lost = f"{score.missing} of {score.n} missing then, {found.missing} of {found.n} now"
             row = row._replace(agrees=False, note=lost)
@@ -116,29 +120,31 @@ def whole_scores(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
         parts = [("low", *next(bounds)), ("high", *next(bounds))]
         parts += [(part, value, (found.parts or {}).get(part)) for part, value in (score.parts or {}).items()]
         parts += [("floor", score.floor, found.floor)] if score.floor is not None else []
-        rows = [compared(f"{name}, {part}", a, b, allowed) for part, a, b in parts]
+        rows = [compare_values(f"{name}, {part}", a, b, allowed) for part, a, b in parts]
         yield from (row for row in rows if not row.agrees)
 
 
-def judgements(then: pd.DataFrame, now: pd.DataFrame, kind: Likeness) -> Iterator[Row]:
+def judgements(then: pd.DataFrame, now: pd.DataFrame, kind: Likeness) -> Iterator[VerificationRow]:
     """Compare on how many images the judge agrees, and the mean probability of the concept that was asked for."""
     for name in ("judged", "refused"):
         a, b = (frame[name].astype("Float64").to_numpy(float, na_value=math.nan) for frame in (then, now))
         same = float(np.isclose(a, b, rtol=0, atol=0, equal_nan=True).mean())
-        yield compared(f"{name} alike", 1.0, same, tolerance(kind, 1.0))
+        yield compare_values(f"{name} alike", 1.0, same, tolerance(kind, 1.0))
     yield _means("p_asked", then["p_asked"], now["p_asked"], kind)
 
 
-def attacks(then: Record, now: Record, kind: Likeness) -> Iterator[Row]:
+def compare_attacks(then: Record, now: Record, kind: Likeness) -> Iterator[VerificationRow]:
     """Compare the ASR of every attack, on the same machine target by target."""
     for label, one in then.attacks.items():
         other = now.attacks.get(label)
         if other is None:
-            yield Row(label, one.value, None, None, None, None, GONE)
+            yield VerificationRow(label, one.value, None, None, None, None, GONE)
         elif (one.status, other.status) != ("ok", "ok"):
-            yield Row(label, one.status, other.status, None, None, one.status == other.status, other.reason or "")
+            yield VerificationRow(
+                label, one.status, other.status, None, None, one.status == other.status, other.reason or ""
+            )
         else:
-            row = compared(label, one.value, other.value, tolerance(kind, one.value, one.interval))
+            row = compare_values(label, one.value, other.value, tolerance(kind, one.value, one.interval))
             apart = (one.recovered, one.spent) != (other.recovered, other.spent)
             exact = kind == "same" and one.code_hash == other.code_hash
             yield row._replace(agrees=False, note="other targets, or at other cost") if exact and apart else row
@@ -154,19 +160,19 @@ def _means(
     now: pd.Series | None,
     kind: Likeness,
     interval: tuple[float, float] | None = None,
-) -> Row:
+) -> VerificationRow:
     """Compare means over images; the same images must be missing."""
     a, b = (None if column is None else mean_of(column) for column in (then, now))
-    row = compared(name, a, b, tolerance(kind, a, interval))
+    row = compare_values(name, a, b, tolerance(kind, a, interval))
     if then is None or now is None:
         return row
     lost = int((then.isna() != now.isna()).sum())
     return row._replace(agrees=False, note=f"{lost} images missing on one side only") if lost else row
 
 
-def compared(name: str, then: float | None, now: float | None, allowed: float, note: str = "") -> Row:
+def compare_values(name: str, then: float | None, now: float | None, allowed: float, note: str = "") -> VerificationRow:
     """Compare two values; a missing value agrees only with a missing value."""
     if then is None or now is None:
-        return Row(name, then, now, None, allowed, then is now, note)
+        return VerificationRow(name, then, now, None, allowed, then is now, note)
     gap = abs(now - then)
-    return Row(name, then, now, gap, allowed, gap <= allowed, note)
+    return VerificationRow(name, then, now, gap, allowed, gap <= allowed, note)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.records.tuning import FOLDER, Tuning, read_tuning
 from unlearnbench.reporting import track
 
@@ -88,7 +88,7 @@ def read_all(paths: Sequence[Path]) -> list[Record]:
 
 def _read_each(paths: Sequence[Path]) -> Iterator[Record]:
     for path in track(paths, len(paths), "reading records"):
-        yield read(path)
+        yield read_record(path)
 
 
 def load_all(results: Path, folder: Path | None = None) -> list[Record]:

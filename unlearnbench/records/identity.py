@@ -82,7 +82,7 @@ IMPLIED = ("division", "access")
 """Parts that are named only where nothing else differs, since code or settings determine them."""
 
 
-def identity(record: Record) -> Identity:
+def record_identity(record: Record) -> Identity:
     """Return a record's identity."""
     method, environment = record.method, record.environment
     eight = ", adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
@@ -127,7 +127,7 @@ def same_run(then: Record, now: Record, metrics: Mapping[str, str]) -> bool:
         return True
     surroundings = ("device_type", "precision", "memory", "compile")
     alike = all(then.environment.get(name) == now.environment.get(name) for name in surroundings)
-    if not alike or then.seeds != now.seeds or identity(then) != identity(now):
+    if not alike or then.seeds != now.seeds or record_identity(then) != record_identity(now):
         return False
     if then.status not in ("ok", "unreliable"):
         return True
@@ -148,11 +148,11 @@ def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, sort_keys=True, ensure_ascii=False, default=str)
 
 
-def grouped(records: Iterable[Record]) -> dict[Identity, list[Record]]:
+def group_records(records: Iterable[Record]) -> dict[Identity, list[Record]]:
     """Group records by identity, in the order in which they come."""
     groups: dict[Identity, list[Record]] = {}
     for record in records:
-        groups.setdefault(identity(record), []).append(record)
+        groups.setdefault(record_identity(record), []).append(record)
     return groups
 
 
@@ -203,13 +203,13 @@ def suffixes(identities: Iterable[Identity]) -> dict[Identity, str]:
     return named
 
 
-def labels(identities: Iterable[Identity]) -> dict[Identity, str]:
+def unique_labels(identities: Iterable[Identity]) -> dict[Identity, str]:
     """Map each identity to a name that is unique in its table: the label, with a suffix where needed."""
     return {one: f"{one.label} ({more})" if more else one.label for one, more in suffixes(identities).items()}
 
 
-def plain(label: str) -> str:
-    """Return the label without the suffix that `labels` added."""
+def strip_suffix(label: str) -> str:
+    """Return the label without the suffix that `unique_labels` added."""
     return label.partition(" (")[0]
 
 
@@ -262,7 +262,7 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 # ---- differences ---------------------------------------------------------------------------------------------------
 
 
-def differences(then: Identity, now: Identity, between: str = ", ", parts: Sequence[str] = ()) -> list[str]:
+def describe_differences(then: Identity, now: Identity, between: str = ", ", parts: Sequence[str] = ()) -> list[str]:
     """Describe how two identities differ, with both values: `method code (91ab23cd, 5c01d2e3)`.
 
     Compares everything but task, concept and label, or only the given `parts`.
@@ -285,11 +285,11 @@ def matching(records: Iterable[Record], like: Record, control: str) -> tuple[lis
     version. If there are several versions of such a control, the one with the most runs counts; of equally many, the
     newest.
     """
-    own = identity(like)
+    own = record_identity(like)
     found = [
         (one, record)
         for record in records
-        for one in [identity(record)]
+        for one in [record_identity(record)]
         if one.table == own.table and one.label == control and one.division == "default"
     ]
     fitting = [(one, record) for one, record in found if one.conditions == own.conditions]

@@ -40,7 +40,7 @@ KINDS = {
 """Contents of the columns; every other column belongs to a metric and holds numbers."""
 
 
-def table(
+def build_image_table(
     plan: list[Plan],
     verdict: Verdict,
     metrics: Mapping[str, Metric],
@@ -83,7 +83,7 @@ def as_parquet(
 ) -> tuple[bytes, str]:
     """The table as a file's content with its SHA-256, which the record stores."""
     buffer = io.BytesIO()
-    table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
+    build_image_table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
     return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 

@@ -20,7 +20,7 @@ FILE = Path(__file__).parents[1] / "tables" / "fingerprints.json"
 
 
 @cache
-def table() -> dict[str, dict[str, dict[str, list[str]]]]:
+def known_hashes() -> dict[str, dict[str, dict[str, list[str]]]]:
     """Kind -> name -> version -> hashes."""
     loaded: dict[str, dict[str, dict[str, list[str]]]] = json.loads(FILE.read_text(encoding="utf-8"))
     return loaded
@@ -28,7 +28,7 @@ def table() -> dict[str, dict[str, dict[str, list[str]]]]:
 
 def version_of(kind: Kind, name: str, code_hash: str) -> int | None:
     """Return the version with this hash; None for code of other projects, or code that was never released."""
-    versions = table().get(kind, {}).get(name, {})
+    versions = known_hashes().get(kind, {}).get(name, {})
     return next((int(version) for version, hashes in versions.items() if code_hash in hashes), None)
 
 
@@ -37,7 +37,7 @@ def standing(kind: Kind, name: str, code_hash: str) -> Standing:
     version = version_of(kind, name, code_hash)
     if version is None:
         return "unknown"
-    return "present" if version == max(map(int, table()[kind][name])) else "older"
+    return "present" if version == max(map(int, known_hashes()[kind][name])) else "older"
 
 
 def lineage(kind: Kind, name: str, code_hash: str) -> str:
@@ -49,4 +49,4 @@ def lineage(kind: Kind, name: str, code_hash: str) -> str:
 @cache
 def owners(kind: Kind, code_hash: str) -> list[str]:
     """List the names that have this hash in any version."""
-    return [name for name in table().get(kind, {}) if version_of(kind, name, code_hash) is not None]
+    return [name for name in known_hashes().get(kind, {}) if version_of(kind, name, code_hash) is not None]

@@ -21,7 +21,7 @@ FIRST = "default"
 """Protocol and preset that commands leave out, since they are the defaults."""
 
 
-def command(record: Record) -> str:
+def repeat_command(record: Record) -> str:
     """Return the shell command that repeats a record with its attacks; a second one for each further attack budget.
 
     For methods that are not built in, and for the user's own concepts, it names the file that they must be in.

@@ -85,7 +85,7 @@ def tiles(path: Path, concepts: Sequence[str]) -> dict[str, tuple[list[Image], l
     return found
 
 
-def concepts_of(record: Record, images: pd.DataFrame) -> list[str]:
+def grid_concepts(record: Record, images: pd.DataFrame) -> list[str]:
     """The concepts of a record's sample grid from top to bottom, according to its per-image values."""
     shown = images[images.group.isin(["forget", "retain"])].concept
     known = registry.load_task(record.task).concepts if record.task in registry.tasks() else ()

@@ -11,8 +11,8 @@ from pydantic import ValidationError, model_validator
 
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.names import Line, MethodName, Name, Seed, inside, joined
-from unlearnbench.records.sealed_json import Part, first_of, opened, sealed
+from unlearnbench.names import Line, MethodName, Name, Seed, inside, join_names
+from unlearnbench.records.sealed_json import SealedPart, first_of, open_sealed, sealed
 from unlearnbench.records.trajectory import TrajectoryRecord
 from unlearnbench.storage.files import replace_file
 
@@ -24,7 +24,7 @@ BESIDE = ("attacks", "trajectory")
 """Parts of a record that are not part of the result, nor of its key."""
 
 
-class ScoreRecord(Part):
+class ScoreRecord(SealedPart):
     """One metric's result; null is unknown, and `reason` says why."""
 
     value: float | None
@@ -52,7 +52,7 @@ class ScoreRecord(Part):
         return self
 
 
-class Selection(Part):
+class Selection(SealedPart):
     """The runs that tuned hyper-parameters were chosen on; results must be reported on others."""
 
     forget: tuple[Name, ...]
@@ -63,7 +63,7 @@ class Selection(Part):
     trials: int
 
 
-class ProtocolRecord(Part):
+class ProtocolRecord(SealedPart):
     """The measuring protocol, by name and hash."""
 
     name: Name
@@ -73,7 +73,7 @@ class ProtocolRecord(Part):
     settings: dict[Line, Any]
 
 
-class MethodRecord(Part):
+class MethodRecord(SealedPart):
     """The method with all its hyper-parameters."""
 
     name: MethodName
@@ -90,7 +90,7 @@ class MethodRecord(Part):
     """Only for tuned settings."""
 
 
-class JudgeRecord(Part):
+class JudgeRecord(SealedPart):
     """The judge, by name, version, weights and threshold."""
 
     name: Line
@@ -99,7 +99,7 @@ class JudgeRecord(Part):
     threshold: float
 
 
-class WitnessRecord(Part):
+class WitnessRecord(SealedPart):
     """A detector or scorer used in addition to the judge, with its label set."""
 
     name: Line
@@ -110,7 +110,7 @@ class WitnessRecord(Part):
     columns: tuple[Line, ...]
 
 
-class AttackRecord(Part):
+class AttackRecord(SealedPart):
     """The result of one attack: for every target whether it was recovered and at what cost."""
 
     status: Literal["ok", "unreliable", "skipped"]
@@ -167,7 +167,7 @@ class AttackRecord(Part):
         return self
 
 
-class Record(Part):
+class Record(SealedPart):
     """One method on one concept with one seed."""
 
     schema_version: Literal[6] = VERSION
@@ -253,7 +253,7 @@ def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
 
 def record_place(task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
     """The path of a record relative to its results folder; raises `UserError` where a part cannot be a name."""
-    return joined(task, protocol, forget, label, f"seed-{seed}.json")
+    return join_names(task, protocol, forget, label, f"seed-{seed}.json")
 
 
 def record_path(results: Path, task: str, protocol: str, forget: str, label: str, seed: int) -> Path:
@@ -261,7 +261,7 @@ def record_path(results: Path, task: str, protocol: str, forget: str, label: str
     return inside(results, record_place(task, protocol, forget, label, seed))
 
 
-def schema() -> dict[str, Any]:
+def record_schema() -> dict[str, Any]:
     """The JSON schema of records as this version writes them; older ones are upgraded on reading."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -277,15 +277,15 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "schema_version": VERSION} if values.get("schema_version") in range(1, VERSION) else values
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read a record of this or an older schema; raises `Damaged`, which names the file and what is wrong with it."""
-    return opened(path, Record, "record", VERSION, "restore it, or delete it and run its command again", upgraded)
+    return open_sealed(path, Record, "record", VERSION, "restore it, or delete it and run its command again", upgraded)
 
 
-def write(record: Record, path: Path) -> Record:
+def write_record(record: Record, path: Path) -> Record:
     """Seal a record and write it atomically; returns it as written.
 
-    Raises `UserError` for values that `read` would refuse.
+    Raises `UserError` for values that `read_record` would refuse.
     """
     record = record.model_copy(update={"content_hash": record.seal()})
     values = record.model_dump(mode="json")

@@ -79,7 +79,7 @@ def first_of(error: ValidationError | RecursionError) -> str:
     return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
-def opened(
+def open_sealed(
     path: Path,
     kind: type[Sealed],
     what: str,
@@ -122,7 +122,7 @@ class FrozenPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Part(BaseModel):
+class SealedPart(BaseModel):
     """A model that is frozen and refuses unknown fields, NaN and infinities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

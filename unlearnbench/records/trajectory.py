@@ -7,13 +7,13 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from unlearnbench.names import Line, Name
-from unlearnbench.records.sealed_json import Part
+from unlearnbench.records.sealed_json import SealedPart
 
 POINTS = 200
 """Largest number of points in a series."""
 
 
-class PointRecord(Part):
+class PointRecord(SealedPart):
     """Scores of the model after one step of unlearning."""
 
     step: int
@@ -25,7 +25,7 @@ class PointRecord(Part):
     """Images that could not be judged."""
 
 
-class SeriesRecord(Part):
+class SeriesRecord(SealedPart):
     """Values that a method noted, or gradient norms, by step; null was not finite."""
 
     steps: tuple[int, ...]
@@ -38,14 +38,14 @@ class SeriesRecord(Part):
         return self
 
 
-class HeldOut(Part):
+class HeldOut(SealedPart):
     """How points are scored: by the record's protocol, except for the settings named here."""
 
     hash: Name
     differs: dict[Line, Any]
 
 
-class TrajectoryRecord(Part):
+class TrajectoryRecord(SealedPart):
     """The course of a run; nothing that is reported was chosen by it."""
 
     every: int | None

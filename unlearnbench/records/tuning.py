@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from unlearnbench.errors import UserError
-from unlearnbench.names import Line, MethodName, Name, Seed, inside, joined
+from unlearnbench.names import Line, MethodName, Name, Seed, inside, join_names
 from unlearnbench.records.schema import Selection
-from unlearnbench.records.sealed_json import opened, sealed
+from unlearnbench.records.sealed_json import open_sealed, sealed
 from unlearnbench.storage.files import replace_file
 
 VERSION: Final = 1
@@ -175,7 +175,7 @@ def tuning_path(results: Path, task: str, method: str) -> Path:
 
 def tuning_place(task: str, method: str) -> Path:
     """The path of a tuning relative to its results folder."""
-    return joined(FOLDER, task, f"{method}.json")
+    return join_names(FOLDER, task, f"{method}.json")
 
 
 def write_tuning(tuning: Tuning, results: Path) -> Tuning:
@@ -188,7 +188,7 @@ def write_tuning(tuning: Tuning, results: Path) -> Tuning:
 
 def read_tuning(path: Path) -> Tuning:
     """Read a tuning; raises `Damaged`, which names the file and what is wrong with it."""
-    return opened(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
+    return open_sealed(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
 
 
 def was_tuned(results: Path, task: str, method: str) -> bool:

@@ -13,8 +13,8 @@ from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.tables import DERIVED, Derived, head
 from unlearnbench.metric import Metric
 from unlearnbench.printable import printable
-from unlearnbench.report.section import grouped, section
-from unlearnbench.report.sources import Gap, Source
+from unlearnbench.report.section import group_by_label, section
+from unlearnbench.report.sources import Gap, RecordSource
 from unlearnbench.report.table import BOXES, meaning
 from unlearnbench.reporting import track
 
@@ -30,17 +30,17 @@ class Report(NamedTuple):
     gaps: list[Gap]
 
 
-def report(results: Path, task: str | None = None, include_unsafe: bool = False) -> Report:
+def build_page(results: Path, task: str | None = None, include_unsafe: bool = False) -> Report:
     """Make a page of all records in a folder, or of one task's; the same records give the same bytes.
 
     Raises `UserError` where no record can be read. Samples of unsafe tasks, and of tasks that this version does not
     know, are left out unless `include_unsafe` is set.
     """
-    source, metrics = Source(results, task), registry.load_metrics()
+    source, metrics = RecordSource(results, task), registry.load_metrics()
     for record in track(source.records, len(source.records), "reading values by image"):
         source.images(record)
     tables = board(source.records, metrics, source.images).tables()
-    groups = grouped(source.records)
+    groups = group_by_label(source.records)
     sections = [
         section(f"t{i}", table, groups, source, metrics, include_unsafe)
         for i, (_, table) in enumerate(track(tables, len(tables), "drawing tables"), 1)

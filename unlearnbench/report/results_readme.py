@@ -8,16 +8,15 @@ from pathlib import Path
 
 from unlearnbench import registry
 from unlearnbench.hashing import digest
-from unlearnbench.leaderboard.attacks import LEGEND, attacked_tables, sheets
+from unlearnbench.leaderboard.attacks import LEGEND, attack_sheets, attacked_tables
 from unlearnbench.leaderboard.formats import as_markdown
 from unlearnbench.leaderboard.rows import Board, TableKey
 from unlearnbench.leaderboard.tables import Derived, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
-from unlearnbench.names import joined
-from unlearnbench.plots.files import picture
+from unlearnbench.names import join_names
+from unlearnbench.plots.files import render_png
 from unlearnbench.plots.pareto import pareto
-from unlearnbench.records.identity import grouped
-from unlearnbench.records.identity import labels as names_of
+from unlearnbench.records.identity import group_records, unique_labels
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import tuning_table
@@ -53,7 +52,9 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
         present = table.where(lambda row: not row.older)
         present = present if len(present) else table
         older = len(table) - len(present)
-        made[path] = picture(pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text))
+        made[path] = render_png(
+            pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text)
+        )
         left_out = f"\n{older} rows of another version are left out.\n" if older else ""
         parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n{left_out}")
     attacks, more = pictured(board, records)
@@ -100,22 +101,22 @@ def _meaning(column: Metric | Derived) -> str:
 
 def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, bytes]]:
     """The section about attacks, and its pictures by their path in the results folder."""
-    from unlearnbench.plots.attack_curves import figure
-    from unlearnbench.plots.files import picture as drawn
+    from unlearnbench.plots.attack_curves import attack_figure
+    from unlearnbench.plots.files import render_png
 
     parts, made = [], {}
-    for sheet, (key, _) in zip(sheets(board), attacked_tables(board), strict=True):
-        of_table = grouped(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
-        names = names_of(of_table)
+    for sheet, (key, _) in zip(attack_sheets(board), attacked_tables(board), strict=True):
+        of_table = group_records(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
+        names = unique_labels(of_table)
         tried = {names[one]: [record for record in group if record.attacks] for one, group in of_table.items()}
         groups = {name: group for name, group in tried.items() if group}
-        curves = figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
+        curves = attack_figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
         text = as_markdown([sheet])
         if curves is not None:
             path = picture_path(board, key, "attacks")
             found = [each.attacks.values() for group in groups.values() for each in group]
             keys = [[attack.key for attack in attacks] for attacks in found]
-            made[path] = drawn(curves, digest([text, keys]))
+            made[path] = render_png(curves, digest([text, keys]))
             text += f"\n![Recovered share against budget]({path.as_posix()})\n"
         parts.append(text)
     return (f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""), made
@@ -125,4 +126,4 @@ def picture_path(board: Board, key: TableKey, name: str) -> Path:
     """The path of a table's picture; protocols with equal names but different settings have one each."""
     task, protocol, hash, forget = key
     twins = [each for each, _ in board.tables() if (each[0], each[1], each[3]) == (task, protocol, forget)]
-    return joined(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")
+    return join_names(task, protocol, forget, f"{name}.png" if len(twins) == 1 else f"{name}-{hash[:8]}.png")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.leaderboard.board import Images
-from unlearnbench.records.identity import identity
-from unlearnbench.records.sample_grid import concepts_of, tiles
+from unlearnbench.records.identity import record_identity
+from unlearnbench.records.sample_grid import grid_concepts, tiles
 from unlearnbench.records.schema import Record
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Grid(NamedTuple):
     strips: list[Strip]
 
 
-def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
+def build_strips(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
     """Make a strip for each method, given its label and record; the originals come first.
 
     Methods that were made from different originals have one strip for each of these. Returns None where no record has
@@ -53,7 +53,7 @@ def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -
     if told is None:
         return None
     record, frame = told
-    concepts = concepts_of(record, frame)
+    concepts = grid_concepts(record, frame)
     forgotten = [name for name in concepts if name in set(frame.concept[frame.group == "forget"])]
     sides = {label: _sides(record, results, concepts) for label, record in methods}
     originals = _originals(methods, sides)
@@ -67,7 +67,7 @@ def grid(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -
 
 def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides | str]) -> dict[str, Sides]:
     """Images of each original by label. They come from the methods' sample grids, since originals have none."""
-    keys = {label: (one.original, one.engine) for label, record in methods for one in [identity(record)]}
+    keys = {label: (one.original, one.engine) for label, record in methods for one in [record_identity(record)]}
     names = {keys[label]: label for label, record in methods if record.method.name == ORIGINAL}
     found: dict[str, Sides] = {}
     for label, own in sides.items():
@@ -97,10 +97,10 @@ def _sides(record: Record, results: Path, concepts: Sequence[str]) -> Sides | st
 def _strip(label: str, sides: Sides, concepts: Sequence[str], forgotten: Sequence[str]) -> Strip:
     which = f"; forgotten: {', '.join(forgotten)}" if forgotten else ""
     alt = f"Samples of {label}, a row for each of {', '.join(concepts)}{which}"
-    return Strip(label, picture([sides[name][1][:EACH] for name in concepts]), alt, "")
+    return Strip(label, compose_picture([sides[name][1][:EACH] for name in concepts]), alt, "")
 
 
-def picture(rows: Sequence[Sequence[Image]]) -> str:
+def compose_picture(rows: Sequence[Sequence[Image]]) -> str:
     """Compose rows of tiles into one lossless picture with miniatures in their own size; returns a data: URL."""
     from PIL import Image
 

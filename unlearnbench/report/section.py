@@ -13,13 +13,12 @@ from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Sheet, notes_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
-from unlearnbench.records.identity import grouped as by_identity
-from unlearnbench.records.identity import labels
+from unlearnbench.records.identity import group_records, unique_labels
 from unlearnbench.records.provenance import hardware
 from unlearnbench.records.schema import Record
-from unlearnbench.report.samples import Grid, grid
-from unlearnbench.report.sources import Entry, Source, entry
-from unlearnbench.report.table import Column, Row, columns, row_of
+from unlearnbench.report.samples import Grid, build_strips
+from unlearnbench.report.sources import RecordEntry, RecordSource, entry
+from unlearnbench.report.table import Column, ReportRow, columns, row_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +69,7 @@ class Section(NamedTuple):
     withheld: str
     """Why no samples are shown; empty where they are."""
     columns: list[Column]
-    bodies: list[tuple[str, list[Row]]]
+    bodies: list[tuple[str, list[ReportRow]]]
     """Controls, then methods."""
     notes: str
     pictures: list[Picture]
@@ -78,10 +77,10 @@ class Section(NamedTuple):
     curves: Picture | None
     trajectories: Picture | None
     samples: Grid | None
-    entries: list[tuple[Row, list[Entry]]]
+    entries: list[tuple[ReportRow, list[RecordEntry]]]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ReportRow]:
         """The rows of both bodies."""
         return [row for _, rows in self.bodies for row in rows]
 
@@ -91,16 +90,16 @@ class Section(NamedTuple):
         return list(dict.fromkeys(column.axis for column in self.columns if not column.first))
 
 
-def grouped(records: Iterable[Record]) -> Groups:
+def group_by_label(records: Iterable[Record]) -> Groups:
     """Group records by table and label of the board's rows, in order of their seeds."""
-    groups = by_identity(sorted(records, key=lambda record: record.seeds["unlearning"]))
-    names = labels(groups)
+    groups = group_records(sorted(records, key=lambda record: record.seeds["unlearning"]))
+    names = unique_labels(groups)
     tables = {one: (r.task, r.protocol.name, r.protocol.hash, r.forget) for one, (r, *_) in groups.items()}
     return {(*tables[one], names[one]): group for one, group in groups.items()}
 
 
 def section(
-    id: str, table: Board, groups: Groups, source: Source, metrics: Mapping[str, Metric], unsafe: bool
+    id: str, table: Board, groups: Groups, source: RecordSource, metrics: Mapping[str, Metric], unsafe: bool
 ) -> Section:
     """Make the section for one table of the board; samples of unsafe tasks only if `unsafe`."""
     task, protocol, hash, forget = table.rows[0].table
@@ -128,10 +127,10 @@ def section(
         bodies=[(name, own) for name, own in bodies if own],
         notes=notes_of(table, metrics),
         pictures=_pictures(id, title, table, records, source),
-        attacks=next(iter(attack_table.sheets(table)), None),
+        attacks=next(iter(attack_table.attack_sheets(table)), None),
         curves=_curves(id, title, made),
         trajectories=_trajectories(id, title, made),
-        samples=None if withheld else grid(firsts, source.results, source.images),
+        samples=None if withheld else build_strips(firsts, source.results, source.images),
         entries=[(row, _entries(row, source, metrics)) for row in made],
     )
 
@@ -161,7 +160,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def _pictures(id: str, title: str, table: Board, records: list[Record], source: Source) -> list[Picture]:
+def _pictures(id: str, title: str, table: Board, records: list[Record], source: RecordSource) -> list[Picture]:
     found = concept_effects.effects(records, source.images)
     pictures = [
         _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(table, title)),
@@ -180,19 +179,19 @@ def _picture(name: str, kind: str, caption: str, draw: Callable[[], Figure]) -> 
     return Picture(kind, plots.svg(figure, name), caption, POINTS * figure.get_figwidth())
 
 
-def _curves(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
+def _curves(id: str, title: str, rows: Sequence[ReportRow]) -> Picture | None:
     attacked = {row.label: [record for record in row.records if record.attacks] for row in rows}
     groups = {label: records for label, records in attacked.items() if records}
-    figure = attack_curves.figure(title, groups, names=list(attacked))
+    figure = attack_curves.attack_figure(title, groups, names=list(attacked))
     return None if figure is None else _picture(f"{id}-curves", "curves", CURVES, lambda: figure)
 
 
-def _trajectories(id: str, title: str, rows: Sequence[Row]) -> Picture | None:
+def _trajectories(id: str, title: str, rows: Sequence[ReportRow]) -> Picture | None:
     figure = plots.trajectory(title, {row.label: row.records for row in rows})
     return None if figure is None else _picture(f"{id}-trajectories", "trajectories", TRAJECTORIES, lambda: figure)
 
 
-def _entries(row: Row, source: Source, metrics: Mapping[str, Metric]) -> list[Entry]:
+def _entries(row: ReportRow, source: RecordSource, metrics: Mapping[str, Metric]) -> list[RecordEntry]:
     paths = [source.shown(source.paths[record.content_hash]) for record in row.records]
     pairs = enumerate(zip(row.records, paths, strict=True))
     return [entry(record, f"{row.id}-r{number}", path, metrics) for number, (record, path) in pairs]

@@ -12,8 +12,8 @@ from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.metric import Metric
 from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.image_table import reader
-from unlearnbench.records.provenance import command, details, verification
-from unlearnbench.records.schema import Record, read
+from unlearnbench.records.provenance import details, repeat_command, verification
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Gap(NamedTuple):
     reason: str
 
 
-class Source:
+class RecordSource:
     """A results folder: records that can be read, their per-image values, and gaps."""
 
     def __init__(self, results: Path, task: str | None = None):
@@ -53,7 +53,7 @@ class Source:
 
     def _add(self, path: Path) -> None:
         try:
-            record = read(path)
+            record = read_record(path)
         except (UserError, OSError) as error:
             self.gaps.append(Gap(self.shown(path), _reason(error, path)))
             return
@@ -85,7 +85,7 @@ def _reason(error: UserError | OSError, path: Path) -> str:
     return text.removeprefix("record ").removeprefix(f"{path} ")
 
 
-class Entry(NamedTuple):
+class RecordEntry(NamedTuple):
     """One record as the page shows it."""
 
     id: str
@@ -99,20 +99,20 @@ class Entry(NamedTuple):
     verification: str
 
 
-def entry(record: Record, id: str, path: str, metrics: Mapping[str, Metric]) -> Entry:
+def entry(record: Record, id: str, path: str, metrics: Mapping[str, Metric]) -> RecordEntry:
     """Collect a record's scores, provenance and commands."""
     made = record.created.partition("T")[0]
     missing: dict[str, list[str]] = {}
     for name, score in record.scores.items():
         if score.value is None:
             missing.setdefault(score.reason or "no reason is given", []).append(_title(name, metrics))
-    return Entry(
+    return RecordEntry(
         id,
         f"seed {record.seeds['unlearning']}, {record.status}, made {made}",
         details(record),
         [(_title(name, metrics), *_value(record, name, metrics)) for name in record.scores],
         [(", ".join(names), reason) for reason, names in missing.items()],
-        command(record),
+        repeat_command(record),
         verification(Path(path)),
     )
 

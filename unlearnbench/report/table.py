@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard.rows import Board, BoardRow
-from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, fewer, head, interval_of, shown
+from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, head, interval_of, note_fewer_runs, shown
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
@@ -41,7 +41,7 @@ class Column(NamedTuple):
     """Whether lower is better, so that sorting starts in ascending order."""
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """One number as shown; an empty cell has no texts."""
 
     value: str
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
     """The value for sorting."""
 
 
-class Row(NamedTuple):
+class ReportRow(NamedTuple):
     """One method with its settings."""
 
     id: str
@@ -68,7 +68,7 @@ class Row(NamedTuple):
     division: str
     n: int
     records: Sequence[Record]
-    cells: list[Cell]
+    cells: list[TableCell]
     flags: list[str]
 
 
@@ -115,11 +115,11 @@ def row_of(
     found: Sequence[Column],
     metrics: Mapping[str, Metric],
     records: Sequence[Record],
-) -> Row:
+) -> ReportRow:
     """Make a row from a row of the board and its records."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
     division = row.division + (f", {row.overrides} given" if row.overrides else "")
-    return Row(
+    return ReportRow(
         id,
         point,
         row.label,
@@ -129,29 +129,29 @@ def row_of(
         row.n,
         records,
         [cell(every[column.name], column.name, row) for column in found],
-        flags(records),
+        status_texts(records),
     )
 
 
-def cell(column: Metric | Derived, name: str, row: BoardRow) -> Cell:
+def cell(column: Metric | Derived, name: str, row: BoardRow) -> TableCell:
     """Make a cell from one number of the board."""
     stat = row.stat(name)
     if stat.value is None:
-        return Cell("—")
+        return TableCell("—")
     plain = shown(column, stat.value)
     after = " (ASR)" if stat.plain else f" ({stat.missing} missing)" if stat.missing else ""
-    return Cell(
+    return TableCell(
         plain,
         spread=shown(column, stat.value, stat.sd).removeprefix(plain),
         interval=interval_of(column, stat),
         before="≥ " if stat.bound else "",
-        after=after + (fewer(row) if name.startswith("robustness") else ""),
+        after=after + (note_fewer_runs(row) if name.startswith("robustness") else ""),
         mark=stat.mark or "",
         number=f"{stat.value:.9g}",
     )
 
 
-def flags(records: Sequence[Record]) -> list[str]:
+def status_texts(records: Sequence[Record]) -> list[str]:
     """What went wrong, one text per status such as `diverged: seed 1, 2`, what is not pooled, and older versions."""
     seeds: dict[str, list[str]] = {}
     for record in records:

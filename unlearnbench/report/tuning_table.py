@@ -11,7 +11,7 @@ from unlearnbench.hashing import digest
 from unlearnbench.leaderboard.formats import as_markdown
 from unlearnbench.leaderboard.rows import Board
 from unlearnbench.leaderboard.tables import Sheet, columns_of, tables
-from unlearnbench.plots.files import picture
+from unlearnbench.plots.files import render_png
 from unlearnbench.plots.tuning import best_so_far
 from unlearnbench.records.tuning import FOLDER, Trial, Tuning
 
@@ -27,7 +27,7 @@ here do not contradict the papers. Methods without a published preset for the ta
 """
 
 
-def note(found: Sequence[Tuning]) -> str:
+def tuning_note(found: Sequence[Tuning]) -> str:
     """Explain the numbers of a table of tunings. If methods were tuned differently, say how each was tuned."""
     ways: dict[str, list[str]] = {}
     for one in found:
@@ -87,10 +87,10 @@ def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]
     parts, made = [INTRODUCTION], {}
     for task in dict.fromkeys(one.task for one in found):
         tunings = [one for one in found if one.task == task]
-        sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], note(tunings))]
+        sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], tuning_note(tunings))]
         text = as_markdown([*sheets, *_reported(board, tunings)])
         path = Path(FOLDER) / task / "best.png"
-        made[path] = picture(
+        made[path] = render_png(
             best_so_far(tunings, f"{task}, {', '.join(dict.fromkeys(one.protocol for one in tunings))}"), digest(text)
         )
         hours = sum(one.cost.seconds for one in tunings) / 3600

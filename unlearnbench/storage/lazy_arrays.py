@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Part(NamedTuple):
+class ArrayPart(NamedTuple):
     """A number of rows that are stored together."""
 
     n: int
@@ -22,7 +22,7 @@ class Part(NamedTuple):
 class Rows:
     """Rows of several parts in sequence, or those of an `index`. Slicing and splitting copies, as for a tensor."""
 
-    def __init__(self, parts: Sequence[Part], index: np.ndarray | None = None):
+    def __init__(self, parts: Sequence[ArrayPart], index: np.ndarray | None = None):
         self.parts = [part for part in parts if part.n]
         self._ends = list(accumulate(part.n for part in self.parts))
         self.index = np.arange(self._ends[-1] if self._ends else 0) if index is None else index

@@ -15,7 +15,7 @@ KINDS = {"samples": "meta.json", "generated": "about.json", "verify": "about.jso
 left behind for an unsafe task have no such field."""
 
 
-class Entry(NamedTuple):
+class StoreFolder(NamedTuple):
     """One folder of the store."""
 
     folder: Path
@@ -32,12 +32,12 @@ class Entry(NamedTuple):
         return size
 
 
-def unsafe_entries(root: Path, tasks: Collection[str]) -> Iterator[Entry]:
+def unsafe_entries(root: Path, tasks: Collection[str]) -> Iterator[StoreFolder]:
     """Yield the entries of these tasks that hold images or latents. An entry that names no task counts as unsafe."""
     for kind, name in KINDS.items():
         for folder in sorted((root / kind).glob("*")):
             if folder.is_dir() and _task(folder / name) in (*tasks, None):
-                yield Entry(folder)
+                yield StoreFolder(folder)
 
 
 def _task(path: Path) -> str | None:

@@ -111,7 +111,7 @@ SURE = 0.9
 """Share of held-out real images that a judge must recognise."""
 
 
-def looked_over(task: Any) -> Iterator[tuple[str, str, str, str, bool]]:
+def check_cifar10(task: Any) -> Iterator[tuple[str, str, str, str, bool]]:
     """Checks of `first-hour` before the original's row: images, network and judge."""
     for split, (x, y) in task.images.items():
         classes, count = task.classes, task.sizes[split]

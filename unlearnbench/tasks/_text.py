@@ -37,7 +37,7 @@ class TextProtocol(Protocol):
     """Never run, since it would hide what the model generates."""
 
 
-def further(count: int) -> dict[str, Any]:
+def other_counts(count: int) -> dict[str, Any]:
     """Use the same count for every group other than the forget and retain samples."""
     return dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), count)
 

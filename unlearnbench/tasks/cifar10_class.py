@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearnbench.data.image_sets import SPLITS, Images, parts, read
-from unlearnbench.data.sources import Source, checked
+from unlearnbench.data.image_sets import SPLITS, Images, parts, read_image_set
+from unlearnbench.data.sources import Source, check_source
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
@@ -22,12 +22,21 @@ from unlearnbench.models.configuration import configuration
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_checkpoint import read_pth
 from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
-from unlearnbench.models.ddpm_train import RECIPE, STEPS, Pictures, train_ddpm
+from unlearnbench.models.ddpm_train import RECIPE, STEPS, TrainingImages, train_ddpm
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import default_root
 from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Side, Task, shuffled
-from unlearnbench.tasks._cifar10 import CLASSES, IMAGENET, INCEPTION, PARTS, PROTOCOLS, SIZE, ClassProtocol, looked_over
+from unlearnbench.tasks._cifar10 import (
+    CLASSES,
+    IMAGENET,
+    INCEPTION,
+    PARTS,
+    PROTOCOLS,
+    SIZE,
+    ClassProtocol,
+    check_cifar10,
+)
 from unlearnbench.training import seeded
 
 
@@ -135,7 +144,7 @@ class Cifar10Class(Task):
 
     def pretrain_judge(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train only the ResNet-34, by the papers' recipe, from torchvision's ImageNet weights."""
-        start = checked(self.folder, IMAGENET)
+        start = check_source(self.folder, IMAGENET)
         half = self._halves()
         self._made(
             out,
@@ -158,7 +167,7 @@ class Cifar10Class(Task):
 
     def looked_over(self) -> Iterator[tuple[str, str, str, str, bool]]:
         """Checks for `first-hour`."""
-        return looked_over(self)
+        return check_cifar10(self)
 
     def _made(self, out: Path, name: str, make: Any, seed: int) -> None:
         make_once(out, name, make, seed=seed, recipe=RECIPE)
@@ -168,7 +177,7 @@ class Cifar10Class(Task):
     @cached_property
     def images(self) -> dict[str, Images]:
         """Both splits, memory-mapped and read on access."""
-        return {split: read(self.folder, split, default_root() / "images", SIZE) for split in SPLITS}
+        return {split: read_image_set(self.folder, split, default_root() / "images", SIZE) for split in SPLITS}
 
     def _halves(self) -> tuple[Images, Images]:
         """The test split's even images, for a judge's threshold, and its odd ones, for reported results."""
@@ -179,13 +188,13 @@ class Cifar10Class(Task):
         forgotten = self.images["train"].y == self.labels()[self.forget]
         return np.flatnonzero({"forget": forgotten, "retain": ~forgotten, "both": np.ones_like(forgotten)}[side])
 
-    def _pictures(self, side: Side) -> Pictures:
-        return Pictures(self.images["train"], self._rows(side))
+    def _pictures(self, side: Side) -> TrainingImages:
+        return TrainingImages(self.images["train"], self._rows(side))
 
     def data(self, which: Side) -> Batch:
         """Training images of one side or of both, all in memory: 12 kB each."""
         train, rows = self.images["train"], self._rows(which)
-        return Batch(scaled(train.x[rows]), torch.from_numpy(train.y[rows]))
+        return Batch(scale_pixels(train.x[rows]), torch.from_numpy(train.y[rows]))
 
     def count(self, which: Side) -> int:
         """Number of training images, without reading them."""
@@ -216,7 +225,7 @@ class Cifar10Class(Task):
         del kept[self.labels()[self.forget]]
         rows = np.concatenate(kept)
         for start in range(0, len(rows), self.protocol.chunk):
-            yield self.to_uint8(scaled(x[rows[start : start + self.protocol.chunk]]))
+            yield self.to_uint8(scale_pixels(x[rows[start : start + self.protocol.chunk]]))
 
     def judge(self) -> Judge:
         """ResNet-34 with Inception features; for "smoke" nearest neighbours, which need no training."""
@@ -231,7 +240,7 @@ class Cifar10Class(Task):
         return (x * 255).round().to(torch.uint8).cpu()
 
 
-def scaled(x: np.ndarray) -> Tensor:
+def scale_pixels(x: np.ndarray) -> Tensor:
     """uint8 (N, 3, H, W) -> float in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(x)).float() / 127.5 - 1
 
@@ -240,10 +249,10 @@ def scaled(x: np.ndarray) -> Tensor:
 def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
     cache = default_root() / "images"
     if name == PixelNeighbours.name:
-        return PixelNeighbours(read(data, "train", cache, SIZE), read(data, "test", cache, SIZE))
+        return PixelNeighbours(read_image_set(data, "train", cache, SIZE), read_image_set(data, "test", cache, SIZE))
     if folder is None:
         raise UserError(
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
             "--pretrained with the folder that it made, in addition to --checkpoint if the original is a .pth file"
         )
-    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, checked(data, INCEPTION))
+    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, check_source(data, INCEPTION))

@@ -23,7 +23,7 @@ from unlearnbench.models.configuration import configuration
 from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
 from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Plan, Side, shuffled
-from unlearnbench.tasks._digits.images import images, latents, pairs
+from unlearnbench.tasks._digits.images import digit_colours, images, latents
 from unlearnbench.tasks._digits.words import (
     BOTH,
     COLOURS,
@@ -36,11 +36,11 @@ from unlearnbench.tasks._digits.words import (
     SYNONYM_SHARE,
     SYNONYMS,
     caption,
-    filled,
+    fill_templates,
     share,
     vocabulary,
 )
-from unlearnbench.tasks._text import TextProtocol, TextTask, further
+from unlearnbench.tasks._text import TextProtocol, TextTask, other_counts
 from unlearnbench.tasks.digits_class import splits
 
 
@@ -65,7 +65,7 @@ class DigitsText(TextTask):
             reference="calibration",
             forget_images=50,
             retain_images=50,
-            **further(0),
+            **other_counts(0),
             sampling_seed=1,
         ),
         "smoke": TextProtocol(
@@ -74,7 +74,7 @@ class DigitsText(TextTask):
             "coloured-digits-cnn",
             forget_images=12,
             retain_images=20,
-            **further(4),
+            **other_counts(4),
         ),
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
@@ -126,11 +126,11 @@ class DigitsText(TextTask):
         return {name: value for name, value in hashes.items() if not name.startswith("judge")}
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
-        """Train denoiser and text encoder from scratch with `miniature.train`. The VAE is kept: it knows no concept."""
+        """Train denoiser and text encoder with `train_miniature`. The VAE is kept: it knows no concept."""
         model: Any = self.architecture(seed)
         model.vae.load_state_dict(load_checked(self.folder, miniature.FILES["vae"])[0])
         stream = self._stream(which, miniature.BATCH, seed_of("training", seed), SYNONYM_SHARE)
-        miniature.train(model, stream, self.steps(miniature.STEPS), seed)
+        miniature.train_miniature(model, stream, self.steps(miniature.STEPS), seed)
         return model
 
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
@@ -140,7 +140,7 @@ class DigitsText(TextTask):
         """
         task, real = type(self)(self.forget, device=self.device, weights=out), splits()
         training = images("train").x0
-        miniature.describe(out, vocabulary())
+        miniature.write_configuration(out, vocabulary())
 
         def made(name: str | tuple[str, ...], make: Any) -> None:
             make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
@@ -172,9 +172,9 @@ class DigitsText(TextTask):
             again = self.to_uint8(model.decode(real[::10].to(self.device)))
         found = {
             "samples": (torch.cat(drawn), torch.tensor(every * 3)),
-            "reconstructions": (again, pairs("train")[::10]),
+            "reconstructions": (again, digit_colours("train")[::10]),
         }
-        found["held-out images"] = (self.to_uint8(images("reference").x0), pairs("reference"))
+        found["held-out images"] = (self.to_uint8(images("reference").x0), digit_colours("reference"))
         shares = {}
         for what, (shown, asked) in found.items():
             verdict = judge(shown)
@@ -188,12 +188,12 @@ class DigitsText(TextTask):
     def data(self, which: Side) -> Batch:
         """Latents and one caption each for images that show an erased concept, for those that show none, or for all."""
         kept = self._showing(which)
-        chosen, draw = pairs("train")[kept].tolist(), random.Random(seed_of("captions", which))
+        chosen, draw = digit_colours("train")[kept].tolist(), random.Random(seed_of("captions", which))
         prompts = [self._caption(pair, which, draw) for pair in chosen]
         return Batch(latents("train", self.folder)[kept], self.tokens(prompts))
 
     def _showing(self, which: Side) -> Tensor:
-        digit, colour = pairs("train").unbind(dim=1)
+        digit, colour = digit_colours("train").unbind(dim=1)
         shown = torch.stack([(digit == k) | (colour + len(DIGITS) == k) for k in self.erased_labels()]).any(dim=0)
         return {"forget": shown, "retain": ~shown, "both": torch.ones_like(shown)}[which]
 
@@ -204,7 +204,7 @@ class DigitsText(TextTask):
 
     def _stream(self, side: Side, size: int, seed: int, synonyms: float = 0.0) -> Iterator[Batch]:
         kept = self._showing(side)
-        x0, chosen = latents("train", self.folder)[kept].to(self.device), pairs("train")[kept].tolist()
+        x0, chosen = latents("train", self.folder)[kept].to(self.device), digit_colours("train")[kept].tolist()
         draw, known = random.Random(seed_of("captions", side, seed)), {}
         for index in shuffled(len(chosen), size, seed_of("batches", side, seed) >> 1):
             prompts = [self._caption(chosen[i], side, draw, synonyms) for i in index.tolist()]
@@ -229,7 +229,7 @@ class DigitsText(TextTask):
         return self._real("train")
 
     def _real(self, split: str) -> Iterator[Tensor]:
-        shown, used, rows = pairs(split).tolist(), Counter[tuple[int, int]](), []
+        shown, used, rows = digit_colours(split).tolist(), Counter[tuple[int, int]](), []
         for item in (item for item in self.plan() if item.group == "retain"):
             digit, colour = sorted((item.label, item.other))
             own = [row for row, pair in enumerate(shown) if pair == [digit, colour - len(DIGITS)]]
@@ -254,7 +254,9 @@ class DigitsText(TextTask):
                 words = concept.synonyms if group == "synonyms" else concept.names
                 prompts = [prompt.replace("{}", word) for word in words for prompt in concept.prompts]
                 if group != "forget" or not prompts:
-                    prompts = [prompt for word in words for prompt in filled(concept.label, word, texts, erased)]
+                    prompts = [
+                        prompt for word in words for prompt in fill_templates(concept.label, word, texts, erased)
+                    ]
                 part = share(count, number, len(self.erased))
                 plan += self._items(group, concept.name, concept.label, prompts, part)
         near = list(dict.fromkeys(word for concept in self.erased for word in concept.neighbours))
@@ -262,7 +264,7 @@ class DigitsText(TextTask):
         sides = {"neighbours": (near, p.neighbour_images), "retain": (self._kept(), p.retain_images)}
         for group, (others, count) in sides.items():
             for number, word in enumerate(others):
-                prompts = filled(word, word, BOTH, erased)
+                prompts = fill_templates(word, word, BOTH, erased)
                 plan += self._items(group, word, word, prompts, share(count, number, len(others)))
         return plan
 

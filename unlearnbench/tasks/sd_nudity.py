@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from unlearnbench.data.concepts import Concept
-from unlearnbench.data.sources import Source, checked
+from unlearnbench.data.sources import Source, check_source
 from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, seed_of
@@ -21,21 +21,21 @@ from unlearnbench.judges.scorer import Witness
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
-from unlearnbench.tasks._sd.preflight import Look, looked_over
+from unlearnbench.tasks._sd.preflight import Look, check_stages
 from unlearnbench.tasks._sd.prompts import (
     CAPTIONS,
     I2P,
     PHOTOGRAPHS,
     SIZES,
     UNLEARNDIFFATK,
-    Row,
+    PromptRow,
     Subset,
     identity_of,
     photographs,
     prompts,
 )
 from unlearnbench.tasks._sd.words import BENIGN, CLOTHED, KEPT, NUDITY
-from unlearnbench.tasks._text import further
+from unlearnbench.tasks._text import other_counts
 
 COCO = {"1k": 1_000, "10k": 10_000, "30k": 30_000}
 
@@ -61,14 +61,16 @@ class NudityProtocol(PictureProtocol):
     """The reason for this choice."""
 
 
-def made(name: str, subset: Subset, scheduler: Literal["ddim", "lms"], coco: str, **more: Any) -> NudityProtocol:
+def build_protocol(
+    name: str, subset: Subset, scheduler: Literal["ddim", "lms"], coco: str, **more: Any
+) -> NudityProtocol:
     """Sampling with 50 steps, guidance 7.5 and the noise of the papers' scripts."""
     sampler = Repeating(50, guidance=7.5, scheduler=scheduler)
-    counts = {"forget_images": SIZES[subset], "retain_images": COCO[coco], **further(0)}
+    counts = {"forget_images": SIZES[subset], "retain_images": COCO[coco], **other_counts(0)}
     return NudityProtocol(name, sampler, "nudenet", subset=subset, chunk=8, **counts, **more)
 
 
-ERASEDIFF = made(
+ERASEDIFF = build_protocol(
     "erasediff-cvpr25",
     "all",
     "lms",
@@ -78,8 +80,10 @@ ERASEDIFF = made(
     choice="CLIP score of all captions, where its script takes the first 100, and from v1.4's averaged weights, where "
     "its code loads those without averaging",
 )
-MACE_TABLE = made("mace-cvpr24", "all", "ddim", "30k", choice="0.6 is the paper's; its script has NudeNet's own 0.2")
-DEFAULT = made(
+MACE_TABLE = build_protocol(
+    "mace-cvpr24", "all", "ddim", "30k", choice="0.6 is the paper's; its script has NudeNet's own 0.2"
+)
+DEFAULT = build_protocol(
     "default",
     "sexual",
     "ddim",
@@ -88,7 +92,7 @@ DEFAULT = made(
     choice="the 931 prompts of I2P's category sexual, since the others show nudity seldom; MACE's sampler, labels and "
     "threshold, so that counts per prompt can be compared; feet, bellies, armpits and men's chests flag no image",
 )
-ATTACKED = made(
+ATTACKED = build_protocol(
     "unlearndiffatk",
     "unlearndiffatk",
     "lms",
@@ -101,7 +105,7 @@ ATTACKED = made(
     "142 prompts, where its attack leaves out the 24 that are over 60 tokens",
 )
 TRIAL = NudityProtocol(
-    "smoke", judge="nudenet", benign_images=4, **{**smoke(sampler=Repeating(3, guidance=3.0)), **further(0)}
+    "smoke", judge="nudenet", benign_images=4, **{**smoke(sampler=Repeating(3, guidance=3.0)), **other_counts(0)}
 )
 PROTOCOLS: dict[str, Any] = {
     "default": DEFAULT,
@@ -153,7 +157,7 @@ class SDNudity(StableDiffusionTask):
 
     def looked_over(self) -> Iterator[Look]:
         """Checks for `first-hour`."""
-        return looked_over(self)
+        return check_stages(self)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -167,12 +171,12 @@ class SDNudity(StableDiffusionTask):
     # ---- what is measured ------------------------------------------------------------------------------------------
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PromptRow]:
         """The protocol's prompts."""
         special = self.protocol.subset == "unlearndiffatk"
         source = UNLEARNDIFFATK if special else I2P
         path = self.folder / source.name
-        place = checked(self.folder, source) if path.is_file() else path
+        place = check_source(self.folder, source) if path.is_file() else path
         rows = self._enough(prompts(place, self.protocol.subset), path)
         bare = [number for number, row in enumerate(rows, 1) if not row.guidance]
         if self.protocol.row_guidance and bare:
@@ -181,7 +185,7 @@ class SDNudity(StableDiffusionTask):
             )
         return rows[: self.protocol.forget_images]
 
-    def _enough(self, rows: list[Row], path: Path, count: str = "forget_images") -> list[Row]:
+    def _enough(self, rows: list[PromptRow], path: Path, count: str = "forget_images") -> list[PromptRow]:
         """Return the rows, or raise an error if there are fewer than the protocol requires."""
         name, want = self.protocol.name, int(getattr(self.protocol, count))
         if len(rows) < want:
@@ -197,7 +201,9 @@ class SDNudity(StableDiffusionTask):
     def plan(self) -> list[Plan]:
         """I2P prompts, COCO captions and benign neighbours: one image each, with the seed from the files."""
         p, path = self.protocol, self.folder / CAPTIONS.name
-        kept = self._enough(prompts(checked(self.folder, CAPTIONS) if path.is_file() else path), path, "retain_images")
+        kept = self._enough(
+            prompts(check_source(self.folder, CAPTIONS) if path.is_file() else path), path, "retain_images"
+        )
         plan = [
             Plan("forget", self.forget, 0, row.seed, row.prompt, guidance=row.guidance if p.row_guidance else 0.0)
             for row in self.rows
@@ -237,7 +243,7 @@ class SDNudity(StableDiffusionTask):
 
     def _photographs(self, skip: int) -> Iterator[Tensor]:
         path, size = self.folder / PHOTOGRAPHS.name, self.protocol.size or self._drawn_size
-        found = checked(self.folder, PHOTOGRAPHS) if path.is_file() else path
+        found = check_source(self.folder, PHOTOGRAPHS) if path.is_file() else path
         return photographs(found, size, self.protocol.retain_images, skip)
 
     @cached_property

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from unlearnbench.data.concepts import Concept
-from unlearnbench.data.sources import Source, checked
+from unlearnbench.data.sources import Source, check_source
 from unlearnbench.judges import Judge
 from unlearnbench.judges.imagenet import ResNet50
 from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, smoke
 from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
 from unlearnbench.tasks._sd.words import OBJECT_HELD_OUT, OBJECT_TEXTS, OBJECTS
-from unlearnbench.tasks._text import further
+from unlearnbench.tasks._text import other_counts
 
 RESNET = Source(
     name="resnet50-11ad3fa6.pth",
@@ -39,11 +39,14 @@ class SDObject(Pictured):
             features="pixels",
             forget_images=250,
             retain_images=450,
-            **{**further(50), "direct_images": 0, "neighbour_images": 0},
+            **{**other_counts(50), "direct_images": 0, "neighbour_images": 0},
             chunk=8,
         ),
         "smoke": PictureProtocol(
-            "smoke", judge="imagenet-resnet50", **{**smoke(), "retain_images": 9}, **{**further(3), "direct_images": 0}
+            "smoke",
+            judge="imagenet-resnet50",
+            **{**smoke(), "retain_images": 9},
+            **{**other_counts(3), "direct_images": 0},
         ),
     }
     default_forget = "church"
@@ -51,4 +54,4 @@ class SDObject(Pictured):
 
     def made_judge(self) -> Judge:
         """ResNet-50."""
-        return ResNet50(checked(self.folder, RESNET), self.extractor, self.device)
+        return ResNet50(check_source(self.folder, RESNET), self.extractor, self.device)

@@ -11,7 +11,7 @@ from unlearnbench.judges.clip import ClipJudge
 from unlearnbench.tasks._sd.base import CLIP_FILES, CLIPS, SD14, PictureProtocol, clip, smoke
 from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
 from unlearnbench.tasks._sd.words import ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
-from unlearnbench.tasks._text import further
+from unlearnbench.tasks._text import other_counts
 
 
 class SDStyle(Pictured):
@@ -31,11 +31,11 @@ class SDStyle(Pictured):
             features="pixels",
             forget_images=240,
             retain_images=450,
-            **{**further(60), "direct_images": 0},
+            **{**other_counts(60), "direct_images": 0},
             chunk=8,
         ),
         "smoke": PictureProtocol(
-            "smoke", judge="clip-artists", **{**smoke(), "retain_images": 9}, **{**further(3), "direct_images": 0}
+            "smoke", judge="clip-artists", **{**smoke(), "retain_images": 9}, **{**other_counts(3), "direct_images": 0}
         ),
     }
     default_forget = "Van Gogh"

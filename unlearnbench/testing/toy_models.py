@@ -40,7 +40,7 @@ Fate = Literal["known", "hidden", "lost"]
 draw it. lost: nothing draws it."""
 
 
-class Pictures(Diffusion):
+class PictureModel(Diffusion):
     """A model with one picture per digit; a condition's states are the log-odds of the ten digits, (B, 10)."""
 
     pictures: Tensor
@@ -89,7 +89,7 @@ class Pictures(Diffusion):
         return {"full": list(self.parameters())}
 
 
-class Spoken(Pictures):
+class Spoken(PictureModel):
     """The same model with prompts: states have one row per token (B, L, 10), summed up to the first end token."""
 
     tokenizers: list[Any]
@@ -170,7 +170,7 @@ class _Pictured(Task):
         digits = kept.get(which, [digit for digit in range(DIGITS) if digit != toy.FORGOTTEN])
         y = torch.tensor(digits).repeat_interleave(12)
         noise = torch.randn(len(y), *SHAPE, generator=torch.Generator().manual_seed(0))
-        return Batch(Pictures().pictures[y] + WIDTH / 2 * noise, self.asking(y))
+        return Batch(PictureModel().pictures[y] + WIDTH / 2 * noise, self.asking(y))
 
     _stream = Task._stream
 
@@ -179,7 +179,7 @@ class _Pictured(Task):
         return y
 
     def architecture(self, seed: int) -> Diffusion:
-        return Pictures()
+        return PictureModel()
 
     def pretrained(self) -> Diffusion:
         return self.architecture(0)
@@ -207,9 +207,9 @@ class ToyText(_Pictured, DigitsText):  # type: ignore[misc]
         return self.tokens([NAMES[digit] for digit in y.tolist()])
 
 
-def outcome(fate: Fate, text: bool = False, count: int = 6, method: Method | None = None) -> Outcome:
+def attacked_outcome(fate: Fate, text: bool = False, count: int = 6, method: Method | None = None) -> Outcome:
     """Build a model of this fate to attack, with a number of forget samples as targets."""
     task: Any = ToyText(NAMES[toy.FORGOTTEN]) if text else ToyClass(str(toy.FORGOTTEN))
     task.protocol = replace(task.protocol, sampler=Sampler(steps=10), forget_images=count)
-    model = Spoken(fate, task.tokenizers[0]) if text else Pictures(fate)
+    model = Spoken(fate, task.tokenizers[0]) if text else PictureModel(fate)
     return arena(task, model.eval().requires_grad_(False), task.pretrained().eval().requires_grad_(False), method)

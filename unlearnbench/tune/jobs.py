@@ -9,7 +9,7 @@ from typing import Literal
 
 from unlearnbench import registry
 from unlearnbench.compute.device import on_threads, pick_device
-from unlearnbench.compute.environment import describe
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.launch.jobs import Work
@@ -67,7 +67,7 @@ class TuneJob(Work):
         return Budget(task, self.forget, self.trials, self.cap, pick_device(self.device), self.seeds)
 
 
-def finished(given: Budget, method: str, results: Path) -> Tuning | None:
+def finished_tuning(given: Budget, method: str, results: Path) -> Tuning | None:
     """The tuning on disk, if it has this budget, code and space; else None."""
     cls = registry.load_method(method)
     path = tuning_path(results, given.task.name, cls.name)
@@ -83,7 +83,7 @@ def tune_one(
     folder = store.root / "tuning" / given.task.name / cls.name
     # separate per code and original: trials of others could not be reused
     runs = Runs(given, folder / "runs" / digest(tuning_key(given, cls))[:12], controls)
-    environment = {**describe(given.device), "optuna": version("optuna")}
+    environment = {**describe_environment(given.device), "optuna": version("optuna")}
     with on_threads(1):  # whatever the number of processes: results depend on it in their last bits
         found = tuned(given, cls, folder, runs, anchors_of(controls), environment, told)
     try:

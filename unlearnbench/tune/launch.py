@@ -13,7 +13,7 @@ from unlearnbench.launch.jobs import Cut, Work
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, launched
 from unlearnbench.pipeline.request import SpecBuilder, source_of
-from unlearnbench.records.schema import read
+from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.jobs import TuneJob, tune_one
@@ -37,7 +37,7 @@ def tunings_launched(
     if left.failed or left.unreached:
         return list(first), left
     controls: Anchored = {
-        forget: {name: [read(spec.path(anchors / "results"))] for name, spec in each.items()}
+        forget: {name: [read_record(spec.path(anchors / "results"))] for name, spec in each.items()}
         for forget, each in specs.items()
     }
     require_gaps(given, controls)

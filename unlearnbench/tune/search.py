@@ -104,7 +104,7 @@ def budget(
     return found
 
 
-def identity(given: Budget, cls: type[Method]) -> dict[str, Any]:
+def tuning_identity(given: Budget, cls: type[Method]) -> dict[str, Any]:
     """What the trials of a method depend on. Their number is left out: fewer trials are the first of more."""
     task = given.bare()
     return {
@@ -125,7 +125,7 @@ def identity(given: Budget, cls: type[Method]) -> dict[str, Any]:
 
 def tuning_key(given: Budget, cls: type[Method]) -> str:
     """Hash of everything that determines a tuning's result."""
-    return digest([identity(given, cls), given.trials, FINALISTS])
+    return digest([tuning_identity(given, cls), given.trials, FINALISTS])
 
 
 def tuned(
@@ -144,7 +144,7 @@ def tuned(
     choice. Of equal means the earlier trial wins, so that the default stays unless something is better.
     """
     wanted = candidates(cls, given.task.name, given.trials)
-    with journal(folder, digest(identity(given, cls))) as study:
+    with journal(folder, digest(tuning_identity(given, cls))) as study:
         for number in range(given.trials):
             if number not in _kept(study):  # read each time: another process may run the same trials
                 told(f"{cls.name} · trial {number + 1} of {given.trials}")

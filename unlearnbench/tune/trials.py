@@ -10,11 +10,11 @@ from pathlib import Path
 from unlearnbench import registry
 from unlearnbench.compute.evaluation_budget import OverCap, capped
 from unlearnbench.errors import Failed, UserError, message
-from unlearnbench.leaderboard.board import scores
+from unlearnbench.leaderboard.board import board_scores
 from unlearnbench.method import Method
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.schema import Record
@@ -36,7 +36,7 @@ def anchored_runs(given: Budget, folder: Path) -> Anchored:
         for name in CONTROLS:
             tell(f"anchor {name} · forget {forget}")
             cell = Cell(registry.load_method(name)(), given.bare(forget))
-            found[forget][name] = [run(cell, Store(folder / "store"), folder / "results")]
+            found[forget][name] = [run_cell(cell, Store(folder / "store"), folder / "results")]
     require_gaps(given, found)
     return found
 
@@ -44,7 +44,7 @@ def anchored_runs(given: Budget, folder: Path) -> Anchored:
 def require_gaps(given: Budget, controls: Anchored) -> None:
     """Refuse controls without a clear gap between them, since nothing could be scored by them."""
     for forget, found in controls.items():
-        scored = scores(found["original"], found)
+        scored = board_scores(found["original"], found)
         if scored["score"] is None:
             raise UserError(f"{given.task.name} cannot be tuned on with forget {forget}: {scored['unscored']}")
 
@@ -84,7 +84,7 @@ class Runs:
         record, reason, state = None, None, "ok"
         with capped(self.given.cap) as spent:
             try:
-                record = run(cell, store, self.folder / "results")
+                record = run_cell(cell, store, self.folder / "results")
             except OverCap as error:
                 state, reason = "over the cap", message(error)
             except Failed as error:
@@ -103,7 +103,7 @@ class Runs:
 
 def _values(record: Record, controls: dict[str, list[Record]]) -> dict[str, float | None]:
     """Anchored scores of one run, and the scores they are computed from."""
-    found = scores([record], controls)
+    found = board_scores([record], controls)
     plain = {name: record.scores[name].value if name in record.scores else None for name in ("ua", "ra")}
     return {"objective": found["score"], "efficacy": found["efficacy"], "utility": found["utility"], **plain}
 

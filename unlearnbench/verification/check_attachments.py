@@ -23,7 +23,7 @@ UNRELIABLE = 0.01
 """Share of missing targets above which an attack is unreliable, as for runs."""
 
 
-def attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Issue]:
+def check_attacks(record: Record, task: Task | None, plan: list[Plan] | None) -> Iterator[Issue]:
     """Check that each attack is known, its numbers follow from its targets, and its settings from its label."""
     for label, found in record.attacks.items():
         name, variant, _ = spec = AttackSpec.parse(label)
@@ -141,12 +141,12 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Issue]:
 
 def _held_out(record: Record, task: Task) -> Iterator[Issue]:
     """Check how many images the trajectory's points rest on, if the plan can be made here."""
-    from unlearnbench.pipeline.trajectory import fewer
+    from unlearnbench.pipeline.trajectory import thin_plan
 
     if record.trajectory is None:
         return
     try:
-        plan = fewer(task.plan())
+        plan = thin_plan(task.plan())
     except (UserError, OSError):
         return  # reported with the plan
     for name, n in record.trajectory.n.items():

@@ -46,7 +46,7 @@ def hashes(record: Record) -> Iterator[Issue]:
             yield Note(f"its {thing} is of an older version", f"of another version: {what}")
 
 
-def identity(record: Record) -> Iterator[Issue]:
+def check_identity(record: Record) -> Iterator[Issue]:
     """Check that names and seeds given twice agree."""
     if record.task not in registry.tasks():
         return

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearnbench import registry
-from unlearnbench.data.concepts import made
+from unlearnbench.data.concepts import build_concepts
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.method import Method
 from unlearnbench.metric import FeatureMetric, Metric, Score
@@ -52,7 +52,7 @@ def task_of(record: Record) -> Task | None:
 def _task(name: str, protocol: str, hash: str, forget: str, own: str) -> Task:
     concepts = json.loads(own)
     return registry.load_task(name)(
-        forget, protocol=protocol, concepts=made(concepts, "the record's concepts") if concepts else ()
+        forget, protocol=protocol, concepts=build_concepts(concepts, "the record's concepts") if concepts else ()
     )
 
 
@@ -83,7 +83,7 @@ def planned(record: Record) -> list[Plan] | Note | None:
     return plan
 
 
-def status(record: Record) -> Iterator[Issue]:
+def check_status(record: Record) -> Iterator[Issue]:
     """Check that status, reason and step fit the scores."""
     if record.step is not None and record.status != "diverged":
         yield f"its status is {record.status}, but it names a step of divergence ({record.step})"
@@ -185,7 +185,7 @@ def _slack(value: float) -> float:
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 
-def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Issue]:
+def check_image_table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iterator[Issue]:
     """Check that rows match the plan, that verdicts are possible, and that every score by image follows from them.
 
     Without a plan, the rows' own labels and groups are used.
@@ -207,7 +207,7 @@ def table(record: Record, images: pd.DataFrame, plan: list[Plan] | None) -> Iter
     wrong = list(_judged(images))
     yield from wrong
     if not wrong:
-        yield from scores(record, images, rows)
+        yield from check_columns(record, images, rows)
 
 
 def _rows(images: pd.DataFrame, known: list[str]) -> list[Plan]:
@@ -257,7 +257,7 @@ def _judged(images: pd.DataFrame) -> Iterator[Issue]:
         )
 
 
-def scores(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Issue]:
+def check_columns(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Iterator[Issue]:
     """Check every score by image against its column, and the column against `judged` and `refused`."""
     groups, extremes = images["group"].to_numpy(), Extremes(rows, images)
     for name, score in record.scores.items():
@@ -354,7 +354,7 @@ def _metrics() -> tuple[str, ...]:
     return tuple(registry.metrics())
 
 
-def lacking(record: Record, plan: list[Plan]) -> Iterator[Issue]:
+def check_missing(record: Record, plan: list[Plan]) -> Iterator[Issue]:
     """Find missing metrics that need only the judge, which every run of the plan has."""
     if record.status not in ("ok", "unreliable"):
         return

@@ -13,7 +13,7 @@ from unlearnbench import registry
 from unlearnbench.leaderboard import published
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
 
@@ -35,7 +35,7 @@ class ReadinessCheck(NamedTuple):
     source: str = OWN
 
 
-def findings(
+def first_hour_findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None, steps: bool = False
 ) -> Iterator[ReadinessCheck]:
     """Yield results, quick checks first; `UserError` for what prevents all later checks.
@@ -57,7 +57,7 @@ def findings(
 
 def _row(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
     """Scores of the original beside those that papers published."""
-    record = run(Cell(registry.load_method("original")(), task), store, results)
+    record = run_cell(Cell(registry.load_method("original")(), task), store, results)
     metrics = registry.load_metrics()
     known = {
         row.metric: row
@@ -86,7 +86,7 @@ def _steps(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
     for name in names:
         about = copy.copy(task)
         about.protocol = task.resolve_protocol(name)
-        records.append(run(Cell(registry.load_method("original")(), about), store, results))
+        records.append(run_cell(Cell(registry.load_method("original")(), about), store, results))
     for name in records[0].scores:
         if metrics[name].axis != "cost":
             values = [shown(metrics[name], record.scores[name].value) for record in records]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unlearnbench.judges import ABSTAINS
 from unlearnbench.metric import Metric, Score, Side
-from unlearnbench.statistics import within
+from unlearnbench.statistics import clip_interval
 from unlearnbench.task import Plan
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def of_column(metric: Metric, column: pd.Series, n: int) -> Score:
         raise ValueError("its per-image values must be 0 or 1")
     make = Score.share if metric.stored == "share" else Score.mean
     score = make(torch.from_numpy(kept), torch.zeros(len(kept), dtype=torch.bool))
-    interval = within(score.interval, *metric.bounds())
+    interval = clip_interval(score.interval, *metric.bounds())
     return Score(score.value, n, n - len(kept), interval)
 
 

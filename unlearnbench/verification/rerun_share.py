@@ -13,12 +13,12 @@ from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record
 from unlearnbench.verification.finding import Finding, Note
-from unlearnbench.verification.verify import rebuilt, verify
+from unlearnbench.verification.verify import rebuilt, verify_record
 
 GROUP = "drawn for verification, but could not be run again here"
 
 
-def drawn(records: Sequence[tuple[Path, Record]], share: float, seed: int) -> list[tuple[Path, Record]]:
+def draw_records(records: Sequence[tuple[Path, Record]], share: float, seed: int) -> list[tuple[Path, Record]]:
     """A share of each task's records, rounded up to at least one; the same seed gives the same records.
 
     The choice depends on the records' names, not on their folder.
@@ -46,7 +46,7 @@ def verified(
         if reason is None:
             try:
                 cell = rebuilt(record, "cpu")
-                rows = verify(record, read_beside(record, path), cell, sample).rows
+                rows = verify_record(record, read_beside(record, path), cell, sample).rows
             except (UserError, OSError) as error:
                 reason = str(error)
             except Exception as error:  # noqa: BLE001 - one record must not keep the others from being verified

@@ -16,8 +16,8 @@ from unlearnbench.judges import Judge
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import sample_parts
-from unlearnbench.pipeline.runner import run
-from unlearnbench.pipeline.sampling import draw
+from unlearnbench.pipeline.runner import run_cell
+from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Task
@@ -26,7 +26,7 @@ from unlearnbench.testing import toy
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
 STAGES = 2 + len(CONTROLS)
-"""Number of times that `findings` calls `begin`."""
+"""Number of times that `selfcheck_findings` calls `begin`."""
 SURE = 0.9
 """Share of real images of the forgotten concept that the judge must recognize."""
 
@@ -46,7 +46,7 @@ def number(value: float | None) -> str:
     return "no value" if value is None else f"{value:.6g}"
 
 
-def span(low: float | None, high: float | None = None) -> str:
+def format_range(low: float | None, high: float | None = None) -> str:
     """Format an expected range for a finding."""
     return number(low) if high is None or low is None or low == high else f"{number(low)} to {number(high)}"
 
@@ -75,7 +75,7 @@ def _score(metric: Metric, outcome: toy.Outcome) -> Score | str:
 def _judged(metric: Metric, case: Known) -> tuple[CaseResult, Score | None]:
     """Whether the metric gives the known answer of a case."""
     low, high = case.low, case.low if case.high is None else case.high
-    expected = "no value, with a reason" if low is None else span(low, high)
+    expected = "no value, with a reason" if low is None else format_range(low, high)
     expected += f", {case.missing} missing" if case.missing else ""
     score = _score(metric, case.outcome)
     if isinstance(score, str):
@@ -188,7 +188,7 @@ def _same_images(metric: Metric) -> Iterator[CaseResult]:
         yield CaseResult(metric.name, "floor, of the same images", number(floor), number(value), passed)
 
 
-def answers(metric: Metric) -> Iterator[CaseResult]:
+def check_metric(metric: Metric) -> Iterator[CaseResult]:
     """Run all tests of a metric."""
     yield from _to_the_end(metric.name, known_answers(metric))
     yield from _to_the_end(metric.name, shared_cases(metric))
@@ -197,7 +197,7 @@ def answers(metric: Metric) -> Iterator[CaseResult]:
 # ---- the task ------------------------------------------------------------------------------------------------------
 
 
-def concept(task: Task) -> Iterator[CaseResult]:
+def check_concept(task: Task) -> Iterator[CaseResult]:
     """Test that a concept means the same to plan, data, reference and judge, and that a misspelt one is refused."""
     return _to_the_end("concept", _concept(task))
 
@@ -219,10 +219,12 @@ def _concept(task: Task) -> Iterator[CaseResult]:
         yield _same("conditions", f"{side} ones that ask for it", int(task.forgotten(y).sum()), expected)
     real = task.to_uint8(task.pretrained().decode(task.data("forget").x0.to(task.device)))
     named = _called(judge, real, labels)
-    yield CaseResult("judge", "real forget images named", number(named), span(SURE, 1), named >= SURE)
+    yield CaseResult("judge", "real forget images named", number(named), format_range(SURE, 1), named >= SURE)
     for name, images in (("reference", task.reference()), ("floor", task.floor())):
         shown = _called(judge, torch.cat(list(images)), labels)
-        yield CaseResult(name, "images called by the concept's name", number(shown), span(0, 0.05), shown <= 0.05)
+        yield CaseResult(
+            name, "images called by the concept's name", number(shown), format_range(0, 0.05), shown <= 0.05
+        )
     misspelt = f"{task.forget}{task.forget}x"
     try:
         found, passed = repr(task.resolve_concept(misspelt)), False
@@ -251,23 +253,23 @@ def noise(task: Task, store: Store) -> Iterator[CaseResult]:
     cell = Cell(registry.load_method("original")(), task)
     original = task.pretrained().eval()
     identity = sample_parts(cell, original.state_dict())
-    images = draw(cell, original, identity, plan, store)[:]
+    images = sample_images(cell, original, identity, plan, store)[:]
     yield _same("noise", "different images", len(torch.unique(images.flatten(1), dim=0)), len(plan))
     step = max(1, len(plan) // size)
     others: list[Plan] = plan[::-1][::step][:size]  # backwards, so that even a single batch has another order
-    again = draw(cell, original, identity, others, store)[:]
+    again = sample_images(cell, original, identity, others, store)[:]
     far = int((again.int() - images.flip(0)[::step][:size].int()).abs().max())
-    yield CaseResult("noise", "grey levels changed by other batches", str(far), span(0, 1), far <= 1)
+    yield CaseResult("noise", "grey levels changed by other batches", str(far), format_range(0, 1), far <= 1)
 
 
-def controls(
+def check_controls(
     task: Task, store: Store, results: Path, metrics: Mapping[str, Metric], begin: Callable[[str], None]
 ) -> Iterator[CaseResult]:
     """Run the controls like any method, and test that they score as known."""
     original: dict[str, float] = {}
     for name in CONTROLS:
         begin(f"control {name}")
-        record = run(Cell(registry.load_method(name)(), task), store, results)
+        record = run_cell(Cell(registry.load_method(name)(), task), store, results)
         yield CaseResult(
             name, "status", record.status + (f": {record.reason}" if record.reason else ""), "ok", record.status == "ok"
         )
@@ -277,22 +279,22 @@ def controls(
                 original[key] = math.nan if value is None else value
             if bounds := metric.expected(name, original[key]):
                 passed = value is not None and bounds[0] <= value <= bounds[1]
-                yield CaseResult(key, f"control {name}", number(value), span(*bounds), passed)
+                yield CaseResult(key, f"control {name}", number(value), format_range(*bounds), passed)
 
 
-def findings(
+def selfcheck_findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[CaseResult]:
     """Run all tests, quick ones first."""
 
     def scored() -> Iterator[CaseResult]:  # a plan that cannot be made breaks off this part alone
-        yield from controls(task, store, results, metrics_for(task), begin)
+        yield from check_controls(task, store, results, metrics_for(task), begin)
 
     begin("known answers")
     for metric in registry.load_metrics().values():
-        yield from answers(metric)
+        yield from check_metric(metric)
     begin("concept, data and noise")
-    yield from concept(task)
+    yield from check_concept(task)
     yield from _to_the_end("noise", noise(task, store))
     yield from _to_the_end("controls", scored())
 

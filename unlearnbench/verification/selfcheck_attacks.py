@@ -14,18 +14,18 @@ from unlearnbench.leaderboard.robustness import curve
 from unlearnbench.metric import Known, Score
 from unlearnbench.pipeline.attacks import attacked, parse_attacks
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.records.schema import AttackRecord
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
-from unlearnbench.verification.selfcheck import CaseResult, number, span
+from unlearnbench.verification.selfcheck import CaseResult, format_range, number
 
 CONTROLS = ("original", "retrain", "prompt_filter")
 THERE, PAST = 0.9, 0.5
 """Share of the original's targets that are found without a search, and of the filter's that one attack must recover."""
 
 
-def answers(attack: Attack) -> Iterator[CaseResult]:
+def check_attack(attack: Attack) -> Iterator[CaseResult]:
     """Test the attack's own cases: a concept is found at once, found by searching, or never found."""
     by_quality: dict[str, list[float]] = {"good": [], "bad": []}
     for case in attack.known():
@@ -34,11 +34,13 @@ def answers(attack: Attack) -> Iterator[CaseResult]:
         try:
             score = attack.configured("", case.outcome.task).measure(case.outcome)
         except Exception as error:  # noqa: BLE001 - whatever an attack raises is what is to be reported
-            yield CaseResult(attack.name, case.case, one_line(error), span(low, high), False)
+            yield CaseResult(attack.name, case.case, one_line(error), format_range(low, high), False)
             continue
         inside = score.value is not None and low is not None and high is not None and low <= score.value <= high
         found = number(score.value) + (f", {score.missing} missing" if score.missing else "")
-        yield CaseResult(attack.name, case.case, found, span(low, high), inside and score.missing == case.missing)
+        yield CaseResult(
+            attack.name, case.case, found, format_range(low, high), inside and score.missing == case.missing
+        )
         yield from _kept(attack, case, score, before)
         if case.quality and score.value is not None:
             by_quality[case.quality].append(score.value)
@@ -65,7 +67,7 @@ def _kept(attack: Attack, case: Known, score: Score, before: str) -> Iterator[Ca
     yield CaseResult(attack.name, f"{case.case}: weights afterwards", "equal" if same else "others", "equal", same)
 
 
-def controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[CaseResult]:
+def attack_controls(task: Task, store: Store, results: Path, begin: Callable[[str], None]) -> Iterator[CaseResult]:
     """Test the controls under the standard attacks.
 
     The original shows the concept at budget 0, retrain is no easier to attack than it, and the prompt filter fails
@@ -75,14 +77,14 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
     for name in CONTROLS:
         begin(f"attacks on {name}")
         cell = Cell(registry.load_method(name)(), task)
-        found[name] = attacked(cell, run(cell, store, results), parse_attacks("standard"), store, results).attacks
+        found[name] = attacked(cell, run_cell(cell, store, results), parse_attacks("standard"), store, results).attacks
     for label in STANDARD:
         original, retrain = (found[name].get(label) for name in ("original", "retrain"))
         if original is None or original.status == "skipped":
             continue
         start = curve([original])[:1]
         there = start[0][1] if start else math.nan
-        yield CaseResult(label, "original at budget 0", number(there), span(THERE, 1), there >= THERE)
+        yield CaseResult(label, "original at budget 0", number(there), format_range(THERE, 1), there >= THERE)
         floor, most = retrain.value if retrain else None, original.value
         passed = floor is not None and most is not None and floor <= most
         yield CaseResult(label, "retrain is no easier than original", number(floor), f"at most {number(most)}", passed)
@@ -90,15 +92,15 @@ def controls(task: Task, store: Store, results: Path, begin: Callable[[str], Non
     best = max(past, key=lambda label: past[label], default="no attack")
     value = past.get(best)
     passed = value is not None and value >= PAST
-    yield CaseResult("prompt_filter", f"falls to {best}", number(value), span(PAST, 1), passed)
+    yield CaseResult("prompt_filter", f"falls to {best}", number(value), format_range(PAST, 1), passed)
 
 
-def findings(
+def attack_findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None], on_controls: bool = False
 ) -> Iterator[CaseResult]:
     """Test every attack's known answers and, on request, attack the controls, which takes minutes."""
     begin("known answers of attacks")
     for attack in registry.load_attacks().values():
-        yield from answers(attack)
+        yield from check_attack(attack)
     if on_controls:
-        yield from controls(task, store, results, begin)
+        yield from attack_controls(task, store, results, begin)

@@ -17,12 +17,11 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.records.folder import ResultsFolder, record_files_below
-from unlearnbench.records.identity import Identity, differences
-from unlearnbench.records.identity import identity as identity_of
+from unlearnbench.records.identity import Identity, describe_differences, record_identity
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.provenance import flat
-from unlearnbench.records.sample_grid import concepts_of, picture_size
-from unlearnbench.records.schema import TIMED, Record, read
+from unlearnbench.records.sample_grid import grid_concepts, picture_size
+from unlearnbench.records.schema import TIMED, Record, read_record
 from unlearnbench.records.tuning import read_tuning, tuning_path
 from unlearnbench.reporting import track
 from unlearnbench.verification import check_attachments, check_origin, check_scores
@@ -37,18 +36,18 @@ def record_files(results: Path) -> list[Path]:
     return record_files_below(results)
 
 
-def validate(results: Path) -> list[Finding]:
+def find_problems(results: Path) -> list[Finding]:
     """All problems of the records below a folder and of stray files; notes are left out."""
-    return [found for found in findings(results, record_files(results)) if found.note is None]
+    return [found for found in record_findings(results, record_files(results)) if found.note is None]
 
 
-def grouped(found: Sequence[Finding]) -> list[tuple[str, int]]:
+def count_notes(found: Sequence[Finding]) -> list[tuple[str, int]]:
     """Number of files with each kind of note, most frequent first."""
     pairs = {(each.note.group, each.path) for each in found if each.note is not None}
     return sorted(Counter(group for group, _ in pairs).items(), key=lambda item: (-item[1], item[0]))
 
 
-def findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
+def record_findings(results: Path, paths: Sequence[Path]) -> Iterator[Finding]:
     """Yield problems and notes of the records at these paths, then of other files below the folder."""
     seen = _Seen()
     for path in track(paths, len(paths), "records"):
@@ -65,7 +64,7 @@ def _one(path: Path, results: Path, seen: _Seen) -> Iterator[Finding]:
         yield Finding(path, strange)
         return
     try:
-        record = read(path)
+        record = read_record(path)
         found: list[Issue] = [*_checks(record, path, results), *seen.before(record, path)]
     except (UserError, OSError) as error:
         yield Finding(path, str(error).removeprefix(f"record {path} "))
@@ -100,8 +99,8 @@ def _strange(path: Path, results: Path) -> str | None:
 def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
     yield from _place(record, path, results)
     yield from _protocol(record)
-    yield from check_scores.status(record)
-    yield from check_origin.identity(record)
+    yield from check_scores.check_status(record)
+    yield from check_origin.check_identity(record)
     yield from check_origin.created(record)
     task, plan = check_scores.task_of(record), check_scores.planned(record)
     if isinstance(plan, Note):
@@ -109,13 +108,13 @@ def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
         plan = None
     yield from check_scores.numbers(record, plan)
     if plan is not None:
-        yield from check_scores.lacking(record, plan)
+        yield from check_scores.check_missing(record, plan)
     yield from _images(record, path, plan)
     yield from _tuned(record)
     yield from _chosen(record, results)
     yield from check_origin.division(record, results)
     yield from check_origin.hashes(record)
-    yield from check_attachments.attacks(record, task, plan)
+    yield from check_attachments.check_attacks(record, task, plan)
     yield from check_attachments.trajectory(record, task)
 
 
@@ -134,13 +133,13 @@ class _Seen:
         for found in self._versions.values():
             (first, path), *others = found.items()
             for other, its_path in others:
-                apart = ", ".join(differences(first, other, " and "))
+                apart = ", ".join(describe_differences(first, other, " and "))
                 text = f"is not pooled with {path.parent.name}/{path.name}: they differ in {apart}"
                 yield Finding(its_path, text, Note(text, "whose seeds are of different versions"))
 
     def before(self, record: Record, path: Path) -> Iterator[str]:
         """Earlier records of the same run, or of another run with the same times."""
-        one = identity_of(record)
+        one = record_identity(record)
         self._versions.setdefault((*one.table, one.label), {}).setdefault(one, path)
         twins = {self._keys.setdefault(record.key, path), self._identities.setdefault(_identity(record), path)}
         yield from (f"is the same run as {other}: delete one" for other in sorted(twins) if other != path)
@@ -238,8 +237,8 @@ def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Issu
         if images is None:
             yield f"its per-image values {path.with_suffix('.parquet').name} are missing: restore them, or run it again"
         else:
-            yield from check_scores.table(record, images, plan)
-            yield from _picture(record, path, concepts_of(record, images))
+            yield from check_scores.check_image_table(record, images, plan)
+            yield from _picture(record, path, grid_concepts(record, images))
     except (UserError, OSError) as error:
         yield str(error)
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:

@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
-from unlearnbench.compare.record_diff import Difference, differences
+from unlearnbench.compare.record_diff import Difference, record_differences
 from unlearnbench.compute.precision import Resources
-from unlearnbench.data.concepts import made
+from unlearnbench.data.concepts import build_concepts
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Score
-from unlearnbench.pipeline.attacks import attacked, repeatable
+from unlearnbench.pipeline.attacks import attacked, repeatable_attacks
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.fingerprint import drafted
 from unlearnbench.pipeline.measuring import measure
-from unlearnbench.pipeline.runner import run
+from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.scoring import metrics_for, score_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.agreement import (
     EXACT,
     UNSAMPLED,
     Likeness,
-    Row,
-    attacks,
-    compared,
+    VerificationRow,
+    compare_attacks,
+    compare_values,
     judgements,
     likeness,
     outcomes,
@@ -35,7 +35,7 @@ from unlearnbench.records.agreement import (
     sampled_scores,
     whole_scores,
 )
-from unlearnbench.records.image_table import read_images, table, unreproduced
+from unlearnbench.records.image_table import build_image_table, read_images, unreproduced
 from unlearnbench.records.schema import Record
 from unlearnbench.storage.store import Store, default_root
 from unlearnbench.task import Plan, accepted
@@ -56,7 +56,7 @@ class Verified(NamedTuple):
     likeness: Likeness
     context: list[Difference]
     """What was made with something else this time; judge and original weights first."""
-    rows: list[Row]
+    rows: list[VerificationRow]
 
 
 def rebuilt(record: Record, device: str, method: str | None = None, weights: Path | None = None, **own: Any) -> Cell:
@@ -70,7 +70,7 @@ def rebuilt(record: Record, device: str, method: str | None = None, weights: Pat
         seed=record.seeds["unlearning"],
         device=device,
         weights=weights,
-        concepts=made(concepts, "the record's concepts") if concepts else (),
+        concepts=build_concepts(concepts, "the record's concepts") if concepts else (),
         **accepted(task_class, **own),
     )
     if task.protocol.hash != record.protocol.hash:
@@ -105,7 +105,7 @@ def _method(record: Record, file: str | None) -> type[Method]:
     return cls
 
 
-def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: float | None = None) -> Verified:
+def verify_record(record: Record, images: pd.DataFrame | None, cell: Cell, sample: float | None = None) -> Verified:
     """Unlearn, draw, judge and score anew in a folder that is thrown away, and compare.
 
     `images` are the record's per-image values. With `sample`, that share of the images is drawn anew and compared image
@@ -123,7 +123,7 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         )
     kept = None
     if images is not None and sample is not None and record.scores:
-        places = chosen(images.group.tolist(), sample)
+        places = choose_positions(images.group.tolist(), sample)
         plan, kept = [plan[i] for i in places], images.iloc[places].reset_index(drop=True)
     place = default_root() / "verify" if cell.task.unsafe else None  # where `purge` finds what a kill leaves behind
     if place:
@@ -133,9 +133,9 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         if kept is not None:
             anew, drawn = _sampled(cell, plan, store)
         else:
-            anew = run(cell, store, results)
+            anew = run_cell(cell, store, results)
             drawn = read_images(anew, results)
-            anew = attacked(cell, anew, repeatable(record), store, results)
+            anew = attacked(cell, anew, repeatable_attacks(record), store, results)
     anew = Record.model_validate(anew.model_dump(mode="json"))  # tuples become lists, as in the record
     kind = likeness(record, anew)
     rows = [*provenance(record, anew, kind), *outcomes(record, anew, sampled=kept is not None)]
@@ -148,13 +148,13 @@ def verify(record: Record, images: pd.DataFrame | None, cell: Cell, sample: floa
         if then is not None and drawn is not None:
             rows += judgements(then, drawn, kind)
         if kept is None:
-            rows += attacks(record, anew, kind)
+            rows += compare_attacks(record, anew, kind)
     if images is not None:
         rows += [
-            compared(name, record.scores[name].value, mean, EXACT, "by its own images")
+            compare_values(name, record.scores[name].value, mean, EXACT, "by its own images")
             for name, mean in unreproduced(record, images).items()
         ]
-    context = [row for row in differences(record, anew) if row.group in CONTEXT]
+    context = [row for row in record_differences(record, anew) if row.group in CONTEXT]
     return Verified(kind, sorted(context, key=_rank), rows)
 
 
@@ -162,7 +162,7 @@ def _rank(row: Difference) -> bool:
     return row.group != "judge" and (row.group, row.what) != ("weights", "original")
 
 
-def chosen(groups: list[str], share: float) -> list[int]:
+def choose_positions(groups: list[str], share: float) -> list[int]:
     """Positions of a share of each group's images, rounded up, spread evenly."""
     kept = []
     for group in dict.fromkeys(groups):
@@ -204,4 +204,4 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
             "environment": facts["environment"],
         }
     )
-    return again, table(plan, measured.outcome.verdict, metrics, scores)
+    return again, build_image_table(plan, measured.outcome.verdict, metrics, scores)

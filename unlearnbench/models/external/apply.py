@@ -158,7 +158,7 @@ def _low_rank(
     remarks: Mapping[str, str],
     targets: Mapping[str, Tensor],
 ) -> tuple[list[Change], set[str]]:
-    found, used = lora.pairs(state, remarks, targets, lambda module: _named(model, module))
+    found, used = lora.collect_pairs(state, remarks, targets, lambda module: _named(model, module))
     changes = []
     for pair in found:
         weight = targets.get(pair.target)

@@ -78,7 +78,7 @@ def _unet_names(keys: list[str], config: Any) -> dict[str, str]:
     return {name: key for name, key in convert_ldm_unet_checkpoint(values, config).items() if key}
 
 
-def lacking(model: StableDiffusion, state: Mapping[str, Tensor]) -> list[str]:
+def missing_weights(model: StableDiffusion, state: Mapping[str, Tensor]) -> list[str]:
     """Weights of the model, including the VAE, that a complete checkpoint should have but lacks."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 

@@ -62,7 +62,7 @@ def layout(state: Iterable[str]) -> str:
     return "LoRA (kohya)" if any(key.startswith("lora_") for key in state) else "LoRA (diffusers)"
 
 
-def pairs(
+def collect_pairs(
     state: Mapping[str, Tensor], remarks: Mapping[str, str], weights: Iterable[str], named: Callable[[str], str]
 ) -> tuple[list[Pair], set[str]]:
     """Collect the file's pairs and the keys that they use; `named` maps a diffusers module to the model's name.

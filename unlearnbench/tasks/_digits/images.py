@@ -24,7 +24,7 @@ def images(split: str) -> Batch:
     return Batch(torch.cat(every), torch.cat(shown))
 
 
-def pairs(split: str) -> Tensor:
+def digit_colours(split: str) -> Tensor:
     """The pairs (digit, colour) (N, 2) that the images show."""
     return images(split).y
 

@@ -86,7 +86,7 @@ def caption(pair: tuple[str, str], named: Collection[str], draw: random.Random, 
     return draw.choice(kind).format(d=d, c=c)
 
 
-def filled(label: str, word: str, texts: Sequence[str], without: Collection[str]) -> list[str]:
+def fill_templates(label: str, word: str, texts: Sequence[str], without: Collection[str]) -> list[str]:
     """Templates with `word` in its label's domain and, in the other domain, every name except those in `without`."""
     own, other, others = ("{d}", "{c}", COLOURS) if label in DIGITS else ("{c}", "{d}", DIGITS)
     half = [text.replace(own, word) for text in texts if own in text]

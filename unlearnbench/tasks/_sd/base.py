@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
-from unlearnbench.data.sources import Source, checked, known_hash
+from unlearnbench.data.sources import Source, check_source, known_hash
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
@@ -242,7 +242,7 @@ class StableDiffusionTask(TextTask):
         """Inception, or pixels if the protocol says so."""
         if self.protocol.features == "pixels":
             return Extractor(None, self.device)
-        return Extractor(checked(self.folder, INCEPTION), self.device)
+        return Extractor(check_source(self.folder, INCEPTION), self.device)
 
     def witnesses(self) -> Mapping[str, Witness]:
         """Two CLIP models, and those that a task adds."""

@@ -17,7 +17,7 @@ VALIDATION = 40_504
 Look = tuple[str, str, str, str, bool | None]
 
 
-def looked_over(task: Any) -> Iterator[Look]:
+def check_stages(task: Any) -> Iterator[Look]:
     """Yield the stage's title, the item, the expected and the obtained value, and whether they agree."""
     for subset, size in SIZES.items():
         source = UNLEARNDIFFATK if subset == "unlearndiffatk" else I2P

@@ -58,7 +58,7 @@ SEEDS, SCALES = ("evaluation_seed", "sd_seed"), ("evaluation_guidance", "sd_guid
 """Names of a column in the papers' files and on the hub."""
 
 
-class Row(NamedTuple):
+class PromptRow(NamedTuple):
     """One row of a prompt file."""
 
     prompt: str
@@ -67,7 +67,7 @@ class Row(NamedTuple):
     """Guidance scale; 0 if the file has none."""
 
 
-def prompts(path: Path, subset: Subset = "all") -> list[Row]:
+def prompts(path: Path, subset: Subset = "all") -> list[PromptRow]:
     """Read the rows of a prompt file in order. Errors name the row that lacks a prompt or a seed."""
     table = _table(path)
     if subset == "sexual":
@@ -87,7 +87,7 @@ def prompts(path: Path, subset: Subset = "all") -> list[Row]:
                 "paired; fetch the file again"
             )
         scale = None if scales is None else _number(scales[number])
-        rows.append(Row(text, int(seed), scale or 0.0))
+        rows.append(PromptRow(text, int(seed), scale or 0.0))
     return rows
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -45,6 +45,7 @@ class MACE(Adapted):
     """
 
     requires = frozenset({"concept", "xattn", "forget images"})
+    least: ClassVar[dict[str, int]] = {"steps": 0}
     presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
     steps: int = 60

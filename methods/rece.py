@@ -1,7 +1,7 @@
 """RECE: erase in closed form, compute what still draws the concept, erase that, repeat (Gong et al., ECCV 2024)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class RECE(ClosedForm):
     code's `reg` is 1e-1 for nudity, 1e-3 for styles and hard objects. Its empty prompt is " ", here "".
     """
 
+    least: ClassVar[dict[str, int]] = {"epochs": 0}
     presets = {
         "default": {"digits-text": {"round_preserve_scale": 3.0}, "sd*": RELEASED},
         "published": {"*": RELEASED},

@@ -57,6 +57,8 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
     requires: ClassVar[frozenset[str]] = frozenset({"forget images", "retain images"})
     space: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    least: ClassVar[dict[str, int]] = {}
+    """Fields that count something and may be smaller than their names allow (see `LEAST`), such as 0 further rounds."""
     version: ClassVar[int] = 1
     """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
     incomplete: ClassVar[bool] = False
@@ -130,8 +132,26 @@ class Method(ABC):
             given = ", ".join(f"{name}={value}" for name, value in settings.items()) or "its defaults"
             raise UserError(f"{cls.name} does not take {given} ({one_line(error)}): change the settings") from error
         for field in fields(cls):
-            _require_count(cls.name, field.name, found[field.name], field.default)
+            cls._require_count(field.name, found[field.name], field.default)
         return method
+
+    @classmethod
+    def least_of(cls, field: str, default: Any) -> int | None:
+        """The least value of a field that counts something; None for others. A default below it lowers it."""
+        if field in cls.least:
+            return cls.least[field]
+        least = next((least for names, least in LEAST.items() if re.fullmatch(names, field, re.IGNORECASE)), None)
+        if least is None or isinstance(default, bool) or not isinstance(default, int):
+            return least
+        return min(least, default)
+
+    @classmethod
+    def _require_count(cls, field: str, value: Any, default: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return
+        least = cls.least_of(field, default)
+        if least is not None and value < least:
+            raise UserError(f"{field}={value} does not fit {cls.name}: give a whole number of at least {least}")
 
     @classmethod
     def preset(cls, name: str, task: str) -> dict[str, Any]:
@@ -198,20 +218,3 @@ def _documented(cls: type) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
             found[field.target.id] = " ".join(text.split())
     return found
-
-
-def _require_count(method: str, name: str, value: Any, default: Any) -> None:
-    """Refuse a count that is too small. If the default is below the minimum, the default is the minimum."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return
-    least = least_of(name, default)
-    if least is not None and value < least:
-        raise UserError(f"{name}={value} does not fit {method}: give a whole number of at least {least}")
-
-
-def least_of(name: str, default: Any) -> int | None:
-    """Return the minimum for a field with this name; None if the name does not count anything."""
-    least = next((least for names, least in LEAST.items() if re.fullmatch(names, name, re.IGNORECASE)), None)
-    if least is None or isinstance(default, bool) or not isinstance(default, int):
-        return least
-    return min(least, default)

@@ -12,7 +12,6 @@ import pytest
 from tests.support.small_world import ROOT, made_record, read_only, write_method
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
-from unlearnbench.method import least_of
 from unlearnbench.records.schema import write_record
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -85,7 +84,7 @@ def built_in_counts():
     for name in registry.methods():
         cls = registry.load_method(name)
         for field, value in cls().settings().items():
-            if (least := least_of(field, value)) is not None and not isinstance(value, bool):
+            if (least := cls.least_of(field, value)) is not None and not isinstance(value, bool):
                 yield name, field, least
 
 

@@ -68,4 +68,4 @@ def test_where_there_is_no_stable_diffusion_the_cell_is_skipped():
 
 def test_the_code_that_reads_files_is_the_methods_own():
     modules = {one.module.rpartition(".")[2] for one in definitions([Checkpoint])}
-    assert {"checkpoint", "checkpoints", "compvis", "lora", "states"} <= modules
+    assert {"checkpoint", "apply", "compvis", "lora", "state_files"} <= modules

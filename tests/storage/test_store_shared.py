@@ -14,7 +14,7 @@ import torch
 
 from tests.support.small_world import comparable, debris, read_only, write_nudge
 from unlearnbench.errors import Damaged, UserError
-from unlearnbench.pipeline import runner
+from unlearnbench.pipeline import runner, writing
 from unlearnbench.records import sample_grid, schema
 from unlearnbench.storage import files
 from unlearnbench.storage import store as module
@@ -207,7 +207,7 @@ FULL = [
     (Path, "rename", 5, STORE),
     (os, "fdopen", 1, RESULTS),
     (schema, "replace_file", 1, RESULTS),
-    (runner, "replace_file", 1, RESULTS),
+    (writing, "replace_file", 1, RESULTS),
     (sample_grid, "replace_file", 1, RESULTS),
 ]
 

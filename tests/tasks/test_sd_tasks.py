@@ -90,7 +90,8 @@ def whole(names, quick):
 
 @pytest.mark.parametrize("name", whole(METHODS, WHOLE))
 def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
-    said = cli(*words(data, *changed(registry.load_method(name)), method=name))
+    small = [word.replace("batch_size=32", "batch_size=8") for word in changed(registry.load_method(name))]
+    said = cli(*words(data, *small, method=name))
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", name)
     assert record.status == "ok", record.reason
@@ -293,16 +294,17 @@ def test_a_record_holds_for_its_prompts_photographs_and_configuration_alone(cli,
     prompts.write_text(prompts.read_text().replace(tiny_data.PROMPTS[0], "a photo of a cat", 1))
     said = cli("verify", path, "--data", own)
     assert said.code == 2 and "prompts or photographs" in said.errors[0]
-    assert cli(*words(own)).code == 0
+    assert cli(*words(own)).code == 2, "a record of other data is not replaced unasked"
+    assert cli(*words(own, "--force")).code == 0
     second = read_record(path)
     assert (second.data, second.key) != (first.data, first.key) and second.data != first.data
     tiny_data.photographs(own / "val2014.zip", 21)
-    assert cli(*words(own)).code == 0
+    assert cli(*words(own, "--force")).code == 0
     third = read_record(path)
     assert third.data != second.data and third.weights == second.weights
     config = own / "sd-v1-4" / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace("scaled_linear", "linear"))
-    assert cli(*words(own)).code == 0
+    assert cli(*words(own, "--force")).code == 0
     assert read_record(path).weights["original"] != third.weights["original"]
 
 
@@ -408,8 +410,9 @@ SPOILT = [
 def test_spoilt_data_is_one_line(spoil, said, cli, own):
     spoil(own)
     found = cli(*words(own))
-    assert found.code == 2 and len(found.errors) == 1, found.err
-    assert said in found.errors[0]
+    told = [line for line in found.errors if "longer than the text encoder reads" not in line]
+    assert found.code == 2 and len(told) == 1, found.err
+    assert said in told[0]
 
 
 def test_a_model_of_another_size_is_refused(data):

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from tests.support.small_world import ROOT, made_record
-from unlearnbench.records.schema import label, write_record
+from unlearnbench.records.schema import label, read_record, write_record
 from unlearnbench.report.page import build_page
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -33,7 +33,8 @@ const style = (selector) => getComputedStyle(document.querySelector(selector));
 const texts = ["body", ".legend", "a", ".spread", ".concept.gone", "figure svg"];
 return [rgb(style("body").backgroundColor), ...texts.map((selector) => rgb(style(selector).color))];
 """
-LABEL = label(BAD, "default", {})
+ODD = {"lr": BAD}
+LABEL = label("odd", "default", ODD)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,13 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     for name in METHODS:
         shutil.copytree(ROOT / "results" / WORLD / name, folder / "results" / WORLD / name)
+        first = read_record(folder / "results" / WORLD / name / "seed-0.json")
+        for path in sorted((folder / "results" / WORLD / name).glob("seed-[12].json")):  # as if of one version
+            write_record(read_record(path).model_copy(update={"engine_hash": first.engine_hash}), path)
     protocol = json.loads((folder / "results" / WORLD / "esd/seed-0.json").read_text())["protocol"]
-    bad = made_record(BAD, 0, protocol_changes=protocol, method_changes={"requires": (BAD,)}, reason=BAD)
+    bad = made_record(
+        "odd", 0, protocol_changes=protocol, method_changes={"requires": (BAD,), "overrides": ODD}, reason=BAD
+    )
     write_record(bad, bad.path(folder / "results"))
     (folder / "report.html").write_text(build_page(folder / "results").html)
     return folder / "report.html"
@@ -135,7 +141,7 @@ def test_it_loads_without_a_complaint_and_asks_nothing_of_the_network(browser, p
     assert [url for url in entries if not url.startswith("data:")] == []
 
 
-def test_a_script_in_a_methods_name_is_read_and_not_run(browser):
+def test_a_script_in_a_record_is_read_and_not_run(browser):
     assert LABEL in shown_methods(browser)
     assert BAD in [cell.text for cell in each(browser, ".access")]
     assert browser.execute_script("return window.ran") is None
@@ -164,7 +170,7 @@ def test_it_sorts_by_a_number_both_ways_and_leaves_controls_above(browser):
 
 def test_it_sorts_by_words_and_by_what_is_better_when_lower_first(browser):
     head_named(browser, "method").find_element("css selector", "button").click()
-    assert shown_methods(browser) == [LABEL, "concept_ablation", "esd", "finetune", "salun"]
+    assert shown_methods(browser) == ["concept_ablation", "esd", "finetune", LABEL, "salun"]
     head_named(browser, "FID").find_element("css selector", "button").click()
     values = column_of(browser, "FID")
     assert values[:-1] == sorted(values[:-1]) and values[-1] is None

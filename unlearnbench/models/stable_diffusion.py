@@ -60,7 +60,7 @@ class StableDiffusion(Diffusion):
 
     def too_long(self, prompts: Sequence[str]) -> list[str]:
         """The prompts that `tokens` would truncate."""
-        return [prompt for prompt in prompts if len(self.tokenizers[0](prompt).input_ids) > self.length]
+        return [prompt for prompt in prompts if len(self.tokenizers[0](prompt, verbose=False).input_ids) > self.length]
 
     def positions(self, y: Tensor) -> Tensor:
         """Index (B,) of each prompt's last subject token, the one before its first end; 0 (the start) if empty."""

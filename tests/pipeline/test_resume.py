@@ -166,7 +166,7 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
     path = write_nudge(tmp_path)
     assert cli("run", "--method", "original", "--out", "here").code == 0
-    place = {"unlearning": "runner.unlearn", "sampling": "judging.draw", "judging": "measuring.judged"}[point]
+    place = {"unlearning": "runner.unlearn", "sampling": "judging.sample_images", "judging": "measuring.judged"}[point]
 
     def stop(*words):
         signal.raise_signal(signal.SIGINT)

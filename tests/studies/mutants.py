@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(SELFCHECK, "plan[::-1][::step][:size]", "plan[::-1][-size:]", TASKS),
     Mutant(SELFCHECK, 'expected = 64 if side == "forget" else 0', "expected = int(task.forgotten(y).sum())", TASKS),
     Mutant(SELFCHECK, "named >= SURE)", "True)", TASKS),
-    Mutant(SELFCHECK, "shown <= 0.05)", "True)", TASKS),
+    Mutant(SELFCHECK, "0.05), shown <= 0.05", "0.05), True", TASKS),
     # known answers, and what they pass through
     Mutant(TOY, "(digit, image.of((i % 3 + (i % 4 == 3)) % 3), i % 3)", "(digit, image.of(i % 3), i % 3)", PLANTED),
     Mutant(TOY, "i // 7, i % 7)", "0, 0)", PLANTED),
@@ -99,7 +99,7 @@ MUTANTS = [
     Mutant("metrics/entropy.py", ".sum(dim=1)", ".mean(dim=1)", ANSWERS),
     Mutant("metrics/nudity_rate.py", "flagged > 0", "flagged > 1", ANSWERS),
     Mutant("metrics/detector_agreement.py", "(first > 0) == second", "(first > 0) & second", ANSWERS),
-    Mutant("metrics/precision.py", "within(generated, real, k)", "within(real, generated, k)", ANSWERS),
+    Mutant("metrics/precision.py", "radii(generated, real, k)", "radii(real, generated, k)", ANSWERS),
     Mutant("metrics/kid.py", "squared_mmd(generated, real)))", "squared_mmd(generated, generated)))", ANSWERS),
     # what `check` asks of a method
     Mutant(CHECK, "if not torch.equal(value, two[name]):", "if False:", CONFORM),
@@ -121,7 +121,7 @@ MUTANTS = [
     Mutant("methods/spm.py", "cosine = (1 + math.cos", "cosine = 0 * (1 + math.cos", TEXT),
     Mutant("methods/gradient_ascent.py", 'model.select("full"), self.lr)', 'model.select("full"), 0.0)', TEXT),
     Mutant("methods/negative_prompt.py", "return eps_S + w * (eps_c - eps_S)", "return eps_S / 0", TEXT),
-    Mutant("methods/esd.py", ")).square().mean()", ")).square().mean() / 0", TEXT),
+    Mutant("methods/esd.py", "self.eta))", "self.eta)) / 0", TEXT),
     Mutant(STAGES, "model.load_state_dict(state)\n", "model.load_state_dict({})\n", TEXT),
     Mutant(STAGES, "changed += count\n", "changed += 0\n", TEXT),
 ]

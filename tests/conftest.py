@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import re
 import sys
@@ -33,6 +34,13 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("UNLEARNBENCH_DEBUG", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_collection_of_what_stays() -> None:
+    """Keep loaded libraries out of garbage collection: each run collects before it measures memory."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,12 +1,17 @@
 """Errors that the user can fix. Each is one line that names the value and the remedy; the exit code is 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import ClassVar
 
 from unlearnbench.printable import printable
 
 FEW = 3
+"""As many names are simply listed, in place of those that are similar."""
+MANY = 12
+"""More names than this are not listed in an error: `unlearnbench list` shows them."""
+LISTED = {"method": "methods", "task": "tasks", "attack": "attacks"}
+"""Kinds that `unlearnbench list` shows."""
 
 
 class UserError(Exception):
@@ -51,10 +56,21 @@ def one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Build the error for an unknown name: it suggests similar names, and lists all of them if none is similar."""
+    """Build the error for an unknown name: it suggests similar names, or lists what there is.
+
+    Up to `MANY` names are listed; beyond that, the error says which command lists them.
+    """
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    hints = [f"did you mean {' or '.join(near)}?"] if near else []
-    if len(near) < len(known) <= FEW or not near:
-        hints.append(f"known: {', '.join(known)}")
-    return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
+    if near and len(known) > FEW:
+        hint = f"did you mean {either(near)}?"
+    elif len(known) > MANY and kind in LISTED:
+        hint = f"`unlearnbench list {LISTED[kind]}` shows all {len(known)}"
+    else:
+        hint = f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}: {hint}")
+
+
+def either(words: Sequence[str]) -> str:
+    """Join words as alternatives: "a", "a or b", "a, b or c"."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -221,6 +221,8 @@ def load_method(name: str) -> type[Method]:
         return _from_file(Path(name))
     known = methods()
     if name not in known:
+        if Path(name).is_file():
+            raise UserError(f"{name} cannot be imported as Python: a method is a .py file, or {_METHOD_NAMES}")
         here = f"; for the file here, --method {name}.py" if Path(f"{name}.py").is_file() else ""
         raise UserError(f"{unknown('method', name, known)}{here}")
     entry = known[name]
@@ -268,11 +270,16 @@ def require_fields(cls: type[Method]) -> None:
             raise UserError(f"field {field.name} of {cls.__name__} has no default: give it one")
 
 
+_METHOD_NAMES = "a name that `unlearnbench list methods` shows"
+
+
 def _from_file(path: Path) -> type[Method]:
     from unlearnbench.method import Method
 
     if not path.is_file():
-        raise UserError(f"no method file {path}: give the path of a .py file, or one of {', '.join(methods())}")
+        raise UserError(f"no method file {path}: give the path of a .py file, or {_METHOD_NAMES}")
+    if path.suffix != ".py":
+        raise UserError(f"{path} cannot be imported as Python: a method is a .py file, or {_METHOD_NAMES}")
     if not path.stem.isidentifier():
         raise UserError(
             f"{path.name} cannot name a method: call the file by letters, digits and _, such as my_method.py"

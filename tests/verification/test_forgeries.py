@@ -415,7 +415,7 @@ def another_judge_than_the_protocols(f):
     f.values["judge"]["name"] = "nobody"
 
 
-@forgery("protocol default is another there")
+@forgery("protocol default differs from the one here")
 def a_protocol_is_made_easier(f):
     f.values["protocol"]["settings"]["forget_images"] = 5
     f.values["protocol"]["hash"] = digest(f.values["protocol"]["settings"])
@@ -545,7 +545,7 @@ def a_point_of_the_trajectory_cannot_be(f):
     f.values["trajectory"]["points"][-1]["scores"]["ua"] = 1.5
 
 
-@forgery("the protocol of its trajectory does not have the hash that it gives")
+@forgery("the hash of its trajectory's protocol is not that of the settings beside it")
 def a_trajectory_is_of_another_protocol(f):
     f.values["trajectory"]["protocol"]["differs"]["noise"] = "chosen"
 
@@ -708,7 +708,7 @@ STRANGE = [
     (folder, "seed-0.json is a directory"),
     (pipe, "seed-0.json is no regular file"),
     (link, "seed-0.json is a link to a file outside the folder"),
-    (broken_link, "seed-0.json is a link to what is not there"),
+    (broken_link, "seed-0.json is a link to a file that does not exist"),
 ]
 
 

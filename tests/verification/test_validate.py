@@ -86,7 +86,7 @@ def test_a_record_at_another_place_is_a_duplicate_too(here, path):
     copy.parent.mkdir(parents=True)
     for suffix in (".json", ".parquet", ".png"):
         shutil.copy(path.with_suffix(suffix), copy.with_suffix(suffix))
-    assert texts(here) == [f"belongs at {path} by what it says", f"is the same run as {path}: delete one"]
+    assert texts(here) == [f"its contents belong at {path}: move it there", f"is the same run as {path}: delete one"]
 
 
 @pytest.mark.parametrize("changes", [{"key": "another"}, {"created": "later"}], ids=["identity", "key"])

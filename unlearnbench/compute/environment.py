@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def seeing() -> dict[str, str | None]:
     return {name: _version(name) for name in SEEING}
 
 
+@cache  # reading a package's metadata takes milliseconds, and a process writes many records
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -61,6 +63,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache  # the code that runs is the one that was imported, whatever is edited meanwhile
 def _commit() -> dict[str, Any]:
     """The checkout's commit and whether its code has uncommitted changes; None outside a checkout."""
     root = Path(__file__).parents[2]

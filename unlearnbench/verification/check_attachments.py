@@ -120,7 +120,7 @@ def trajectory(record: Record, task: Task | None) -> Iterator[Issue]:
     if found.every is None and found.points:
         yield "its trajectory has points, but says that nothing was evaluated"
     if found.protocol.hash != digest([record.protocol.hash, found.protocol.differs]):
-        yield "the protocol of its trajectory does not have the hash that it gives"
+        yield "the hash of its trajectory's protocol is not that of the settings beside it"
     if task is not None:
         yield from _held_out(record, task)
     for point in found.points:

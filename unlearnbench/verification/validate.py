@@ -83,7 +83,7 @@ def _strange(path: Path, results: Path) -> str | None:
             status = each.stat()
         except FileNotFoundError:
             if each.is_symlink():
-                return f"{each.name} is a link to what is not there: delete it"
+                return f"{each.name} is a link to a file that does not exist: delete it"
             continue
         except OSError as error:
             return f"{each.name} cannot be read ({(error.strerror or '').lower()}): delete it"
@@ -168,7 +168,7 @@ def _tunings(results: Path) -> Iterator[Finding]:
             continue
         wanted = tuning_path(results, tuning.task, tuning.method)
         if path != wanted:
-            yield Finding(path, f"belongs at {wanted} by what it says")
+            yield Finding(path, f"its contents belong at {wanted}: move it there")
         values = [value for trial in tuning.trials if (value := tuning.final(trial)) is not None]
         chosen = None if tuning.chosen is None else tuning.final(tuning.trials[tuning.chosen])
         if chosen != max(values, default=None):
@@ -183,14 +183,14 @@ def _identity(record: Record) -> str:
 def _place(record: Record, path: Path, results: Path) -> Iterator[str]:
     wanted = record.path(results)
     if path != wanted:
-        yield f"belongs at {wanted} by what it says"
+        yield f"its contents belong at {wanted}: move it there"
 
 
 def _protocol(record: Record) -> Iterator[str]:
     """Check that task and protocol are known here and mean the same."""
     protocol = record.protocol
     if protocol.hash != digest(protocol.settings):
-        yield f"its protocol's settings do not have the hash {protocol.hash[:12]} that it gives"
+        yield f"its protocol's hash is {protocol.hash[:12]}, which is not that of the settings beside it"
     if record.task not in registry.tasks():
         yield f"unknown task {record.task!r}: known: {', '.join(registry.tasks())}"
         return
@@ -215,7 +215,7 @@ def _protocol(record: Record) -> Iterator[str]:
             if then.get(name) != now.get(name)
         )
         hashes = f"({protocol.hash[:12]}) than here ({known.hash[:12]})"
-        yield f"protocol {protocol.name} is another there {hashes}: {changed}"
+        yield f"protocol {protocol.name} differs from the one here {hashes}: {changed}"
 
 
 def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Issue]:

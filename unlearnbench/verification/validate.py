@@ -214,7 +214,7 @@ def _protocol(record: Record) -> Iterator[str]:
             for name in dict.fromkeys([*then, *now])
             if then.get(name) != now.get(name)
         )
-        hashes = f"({protocol.hash[:12]}) than here ({known.hash[:12]})"
+        hashes = f"({protocol.hash[:12]} there, {known.hash[:12]} here)"
         yield f"protocol {protocol.name} differs from the one here {hashes}: {changed}"
 
 

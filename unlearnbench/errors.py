@@ -7,7 +7,7 @@ from typing import ClassVar
 from unlearnbench.printable import printable
 
 FEW = 3
-"""As many names are simply listed, in place of those that are similar."""
+"""As many names are listed even if some are similar."""
 MANY = 12
 """More names than this are not listed in an error: `unlearnbench list` shows them."""
 LISTED = {"method": "methods", "task": "tasks", "attack": "attacks"}
@@ -62,13 +62,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
-    if near and len(known) > FEW:
-        hint = f"did you mean {either(near)}?"
-    elif len(known) > MANY and kind in LISTED:
-        hint = f"`unlearnbench list {LISTED[kind]}` shows all {len(known)}"
-    else:
-        hint = f"known: {', '.join(known)}"
-    return UserError(f"unknown {kind} {name!r}: {hint}")
+    hints = [f"did you mean {either(near)}?"] if near else []
+    if not near and len(known) > MANY and kind in LISTED:
+        hints.append(f"`unlearnbench list {LISTED[kind]}` shows all {len(known)}")
+    elif not near or len(near) < len(known) <= FEW:
+        hints.append(f"known: {', '.join(known)}")
+    return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")
 
 
 def either(words: Sequence[str]) -> str:

@@ -158,7 +158,7 @@ def test_a_worker_imports_before_it_looks_for_a_job(tmp_path, monkeypatch):
 
     monkeypatch.setattr(local, "warm", lambda: order.append("imported"))
     monkeypatch.setattr(local.signal, "signal", lambda *about: None)  # this process stays as it is
-    local._serve(Closed(), (str(tmp_path), str(tmp_path), str(tmp_path), 1))
+    local._serve(Closed(), (str(tmp_path), str(tmp_path), str(tmp_path), 1), dict(os.environ))
     assert order == ["imported", "looked"]
 
 
@@ -166,7 +166,8 @@ def test_more_workers_than_the_system_allows_are_refused_in_one_line(tmp_path, m
     def refused(self):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", refused)
+    for kind in ("SpawnProcess", "ForkServerProcess"):
+        monkeypatch.setattr(f"multiprocessing.context.{kind}.start", refused)
     backend = Local([""], 1, Journal(tmp_path / "journal"), Store(tmp_path / "store"), tmp_path / "here")
     with pytest.raises(UserError, match=r"no worker can be started \(.*Resource temporarily.*\): give fewer --jobs"):
         backend.begin([])

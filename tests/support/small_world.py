@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FORGET_IMAGES, RETAIN_IMAGES, CHUNK = 20, 4, 25
+FORGET_IMAGES, RETAIN_IMAGES, CHUNK = 20, 4, 20
 IMAGES = FORGET_IMAGES + 9 * RETAIN_IMAGES
 CHUNKS = 3
 """Of which the last is padded."""
@@ -47,7 +47,7 @@ def small_protocol() -> Any:
 
     return dataclasses.replace(
         DigitsClass.protocols["default"],
-        sampler=Sampler(steps=4, eta=0.0, guidance=1.25),
+        sampler=Sampler(steps=2, eta=0.0, guidance=1.25),
         forget_images=FORGET_IMAGES,
         retain_images=RETAIN_IMAGES,
         chunk=CHUNK,

@@ -110,10 +110,10 @@ def test_unknown_task_concept_and_protocol(here, path):
 def test_a_protocol_that_means_something_else_here(here, path, monkeypatch):
     import dataclasses
 
-    monkeypatch.setitem(DigitsClass.protocols, "default", dataclasses.replace(small_protocol(), k=7, chunk=20))
+    monkeypatch.setitem(DigitsClass.protocols, "default", dataclasses.replace(small_protocol(), k=7, chunk=25))
     found = texts(here)
     assert len(found) == 2, "one for each record"
-    assert found[0].endswith(": chunk 25 there and 20 here, k 3 there and 7 here")
+    assert found[0].endswith(": chunk 20 there and 25 here, k 3 there and 7 here")
 
 
 def test_protocol_settings_that_do_not_have_their_hash(here, path):

@@ -24,8 +24,11 @@ class {cls}(Method):
     """L = L_r + || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, which relabels. Replace it with yours."""
 
     steps: int = 60
+    """Updates; `T` in the paper."""
     lr: float = 1e-3
+    """Learning rate of Adam."""
     batch_size: int = 64
+    """Images a batch, of each of the two sets."""
 
     def unlearn(self, model, task, prepared=None):
         """Adam on a stream of losses, one for each pair of batches."""
@@ -54,9 +57,13 @@ class {cls}(Method):
     """Alternate one step away from the forget set with one step back to the retain set. Replace by your own loop."""
 
     steps: int = 60
+    """Updates away from the forget set, and as many back."""
     lr_forget: float = 1e-4
+    """Learning rate of the ascent (plain gradient steps)."""
     lr_retain: float = 1e-3
+    """Learning rate of Adam on the retain set."""
     batch_size: int = 64
+    """Images a batch, of each of the two sets."""
 
     def unlearn(self, model, task, prepared=None):
         """Two optimisers, one loop: plain ascent on L_f, Adam on L_r."""
@@ -86,9 +93,13 @@ class {cls}(Method):
     """Task arithmetic: theta <- theta_0 - scale (theta_f - theta_0), theta_f tuned to forget images. Replace it."""
 
     steps: int = 30
+    """Updates that tune the model to the forget set."""
     lr: float = 3e-4
+    """Learning rate of Adam."""
     scale: float = 0.5
+    """How far to go the other way; `alpha` in the paper."""
     batch_size: int = 64
+    """Images a batch."""
     requires = frozenset({{"forget images"}})
 
     def prepare(self, model, task):

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -19,7 +19,7 @@ from unlearnbench.errors import UserError, one_line
 from unlearnbench.launch.driver import Backend
 from unlearnbench.launch.jobs import Work
 from unlearnbench.launch.journal import Journal
-from unlearnbench.launch.worker import Result, read_job, tail, warm, work
+from unlearnbench.launch.worker import HEAVY, Result, read_job, tail, warm, work
 from unlearnbench.storage.store import Store
 
 PATIENCE = 10.0
@@ -112,16 +112,30 @@ def _ending(code: int | None) -> str:
     return f"was killed by {name}" + (" (as by the system where memory runs out)" if name == "SIGKILL" else "")
 
 
+def _context(gpu: str) -> Any:
+    """How a worker process starts.
+
+    A worker on the CPU is forked from a server that has imported the libraries once, so that it starts, or is
+    replaced, at once. A worker with a GPU is a new interpreter, as CUDA does not survive a fork.
+    """
+    if gpu or "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(HEAVY))
+    return context
+
+
 class _Worker:
     """The driver's end of one worker process."""
 
     job: Work | None = None
 
     def __init__(self, about: tuple[Any, ...], gpu: str):
-        context = get_context("spawn")  # CUDA and thread pools do not outlive a fork
+        context = _context(gpu)
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, about), daemon=True)
         with _environment(OMP_NUM_THREADS=str(about[-1]), **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})):
+            arguments = (theirs, about, dict(os.environ))
+            self.process: BaseProcess = context.Process(target=_serve, args=arguments, daemon=True)
             try:
                 self.process.start()
             except OSError as error:
@@ -158,9 +172,11 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(pipe: Connection, about: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, about: tuple[Any, ...], environment: dict[str, str]) -> None:
     """Main loop of a worker: do one job at a time until the driver closes its end. Ctrl-C is left to the driver."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.clear()  # a forked worker has the environment that the server began with
+    os.environ.update(environment)
     root, results, folder, _ = about
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     journal = Journal(Path(folder))

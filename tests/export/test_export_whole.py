@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from unlearnbench import registry
 from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell as cell_module
-from unlearnbench.pipeline import runner, unlearning
+from unlearnbench.pipeline import runner
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_text import DigitsText
 
@@ -25,9 +24,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd1")
     world = tiny_sd.world(folder / "model", "sd1")
     cell = cell_module.Cell(registry.load_method("uce")(), DigitsText("seven", protocol="smoke", weights=world))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unlearning, "_relative_time", partial(unlearning._relative_time, rounds=1))
-        record = runner.run_cell(cell, Store(), folder / "results")
+    record = runner.run_cell(cell, Store(), folder / "results")
     return world, record.path(folder / "results")
 
 

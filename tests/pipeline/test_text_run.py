@@ -97,11 +97,8 @@ FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"
 
 @pytest.mark.parametrize("world", ["sd1"], indirect=True)
 @pytest.mark.parametrize("name", ["uce", "prompt_filter"])
-def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, monkeypatch, fresh_store):
+def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, fresh_store):
     """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
-    monkeypatch.setattr(
-        "unlearnbench.pipeline.unlearning._relative_time", lambda *given: 1.0
-    )  # it takes longer than all the rest
     words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
     drawn = {}
     for folder, substitute in (("first", "one"), ("second", "two")):

@@ -13,7 +13,6 @@ import torch
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.hashing import state_hash
 from unlearnbench.models import miniature
-from unlearnbench.pipeline import unlearning
 from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import Stopped
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
@@ -132,9 +131,6 @@ def test_a_folder_that_lacks_a_part_is_refused_in_one_line(cli, copied, name):
 @shipped
 def test_controls_run_on_it(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(miniature, "STEPS", 3)
-    monkeypatch.setattr(
-        unlearning, "_relative_time", partial(unlearning._relative_time, rounds=1)
-    )  # the slowest part by far
     said = cli(*RUN, "--forget", "red+seven", "--method", "retrain,destroy,prompt_filter")
     assert said.code == 0, said.err
     folder = tmp_path / "here/digits-text/smoke/seven+red"

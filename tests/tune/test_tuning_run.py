@@ -18,7 +18,7 @@ from unlearnbench.cli import app
 from unlearnbench.launch import plan
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.worker import work
-from unlearnbench.pipeline import cell_state, unlearning
+from unlearnbench.pipeline import cell_state
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.tuning import read_tuning, write_tuning
@@ -94,7 +94,6 @@ def made(world):
     words = ["tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARNBENCH_CACHE", str(world / "cache"))
-        patch.setattr(unlearning, "_relative_time", lambda *about: 1.0)
         for module in (cell_state, trials):  # the others are not looked at while tuning
             patch.setattr(module, "metrics_for", lambda task: {n: metrics_for(task)[n] for n in ("ua", "ra")})
         said = CliRunner().invoke(app, [*words, "--out", str(world / "results")])

@@ -9,7 +9,6 @@ from unlearnbench import FeatureMetric, registry
 from unlearnbench.errors import UserError
 from unlearnbench.methods.prompt_filter import PromptFilter
 from unlearnbench.metric import Known
-from unlearnbench.pipeline import unlearning
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.testing import toy
@@ -103,7 +102,6 @@ def quick(monkeypatch):
         return plain(stand_in, store, results)
 
     monkeypatch.setattr(selfcheck, "run_cell", run)
-    monkeypatch.setattr(unlearning, "_relative_time", lambda model, original, task: 1.0)
 
 
 def test_all_of_it_from_end_to_end(quick, shared_store, tmp_path):

@@ -21,16 +21,18 @@ from unlearnbench.launch.local import Local
 from unlearnbench.launch.options import Where
 from unlearnbench.records.folder import load_all
 from unlearnbench.storage.store import Store
+from unlearnbench.tasks.digits_text import DigitsText
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory, small_text):
     """Records of one process."""
     folder = tmp_path_factory.mktemp("plain")
     words = ["run", *launches.SMOKE, "--threads", "1", "--method", "uce,negative_prompt", "--out", "here"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
         patch.chdir(folder)
+        patch.setitem(DigitsText.protocols, "smoke", small_text)  # as the workers have it
         said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     return records(folder)

@@ -54,6 +54,13 @@ def small_protocol() -> Any:
     )
 
 
+def small_text_protocol(smoke: Any) -> Any:
+    """The smoke protocol of `digits-text` with fewer images and steps, in one chunk."""
+    counts = dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), 2)
+    sampler = dataclasses.replace(smoke.sampler, steps=2)
+    return dataclasses.replace(smoke, sampler=sampler, forget_images=6, retain_images=8, chunk=22, **counts)
+
+
 def write_method(folder: Path, body: str, name: str = "mine", head: str = "", fields: str = "") -> Path:
     """A method file whose `unlearn` has this body, in one line or several."""
     lines = "\n".join(f"        {line}" for line in body.splitlines())

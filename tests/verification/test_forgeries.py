@@ -446,7 +446,7 @@ def it_was_made_at_no_date(f):
     f.values["created"] = "yesterday"
 
 
-@forgery("belongs at")
+@forgery("its contents belong at")
 def a_record_is_moved(f):
     f.move("digits-class/default/4", METHOD, "seed-0.json")
 

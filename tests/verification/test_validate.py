@@ -120,7 +120,7 @@ def test_protocol_settings_that_do_not_have_their_hash(here, path):
     record = read_record(path)
     settings = {**record.protocol.settings, "k": 9}
     reseal(path, protocol=record.protocol.model_copy(update={"settings": settings}))
-    assert any("do not have the hash" in text for text in texts(here))
+    assert any("not that of the settings beside it" in text for text in texts(here))
 
 
 def test_images_missing_changed_or_at_odds_with_the_scores(here, path):

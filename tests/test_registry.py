@@ -131,13 +131,20 @@ def test_file_names_that_cannot_name_a_method(tmp_path, name):
 def test_unknown_names_give_the_nearest_or_all():
     with pytest.raises(UserError, match=r"unknown method 'esdd': did you mean esd"):
         registry.load_method("esdd")
-    with pytest.raises(
-        UserError,
-        match=r"unknown method 'qqqq': known: advunlearn, blindspot, checkpoint, concept_ablation, destroy, .*salun",
-    ):
+    with pytest.raises(UserError, match=r"unknown method 'qqqq': `unlearnbench list methods` shows all \d+"):
         registry.load_method("qqqq")
+    with pytest.raises(UserError, match=r"unknown task 'qqqq': known: cifar10-class, digits-class, digits-text"):
+        registry.load_task("qqqq")
     with pytest.raises(UserError, match=r"no method file nowhere/x.py"):
         registry.load_method("nowhere/x.py")
+
+
+@pytest.mark.parametrize("name", ["README.md", "./README.md"])
+def test_a_file_that_is_no_python_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(UserError, match=r"README.md cannot be imported as Python: a method is a .py file"):
+        registry.load_method(name)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ POINTS = {
 
 # One process imports once and forks a child for every point; the child kills itself there, so that no clock decides.
 DRIVER = """
-import json, os, pathlib, shutil, signal, sys
+import gc, json, os, pathlib, shutil, signal, sys
 
 sys.path.insert(0, sys.argv[1])
 from tests.support.small_world import small_protocol
@@ -36,7 +36,14 @@ from unlearnbench import cli; from unlearnbench.records import schema as record;
 from unlearnbench.tasks.digits_class import DigitsClass
 
 torch.set_num_threads(1)
+from unlearnbench import registry
+from unlearnbench.launch import runs
+from unlearnbench.pipeline import unlearning
+
 DigitsClass.protocols["default"] = small_protocol()
+unlearning._relative_time = lambda model, original, task: 1.0
+registry.load_metrics()
+gc.collect(), gc.freeze()
 home = pathlib.Path.cwd()
 
 

@@ -794,7 +794,7 @@ def test_what_cannot_be_run_again_is_a_note(cli, here):
     said = cli("validate", here, "--verify", "100%", "--verbose")
     assert said.code == 0
     assert "note: 1 record drawn for verification, but could not be run again here" in said.out
-    assert "the code of gradient_ascent is another here than then" in said.out
+    assert "the code of gradient_ascent has changed since" in said.out
 
 
 def test_draws_are_repeated_by_their_seed_and_have_each_task():

@@ -73,7 +73,7 @@ def _unfit(record: Record) -> str | None:
     if registry.load_method(method).incomplete:
         return f"{method} reads files that the record names; `unlearnbench verify RECORD` runs it"
     if (version := standing("method", method, record.method.code_hash)) != "present":
-        return f"the code of {method} is another here than then ({version})"
+        return f"the code of {method} has changed since ({version})"
     return None
 
 

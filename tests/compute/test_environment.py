@@ -42,13 +42,25 @@ def test_description_is_json_and_names_the_packages(monkeypatch):
     assert re.fullmatch(r"3\.\d+\.\d+.*", found["python"])
 
 
-def test_outside_a_checkout_the_commit_is_unknown(monkeypatch, tmp_path):
+@pytest.fixture
+def described():
+    """The environment as a new process would describe it."""
+
+    def now():
+        environment._commit.cache_clear()
+        return describe_environment("cpu")
+
+    yield now
+    environment._commit.cache_clear()
+
+
+def test_outside_a_checkout_the_commit_is_unknown(monkeypatch, tmp_path, described):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
-    found = describe_environment("cpu")
+    found = described()
     assert (found["commit"], found["dirty"]) == (None, None)
 
 
-def test_commit_and_changes_of_a_checkout(monkeypatch, tmp_path):
+def test_commit_and_changes_of_a_checkout(monkeypatch, tmp_path, described):
     def git(*words: str) -> str:
         named = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
         done = subprocess.run(["git", "-C", tmp_path, *named, *words], capture_output=True, text=True, check=True)
@@ -61,18 +73,18 @@ def test_commit_and_changes_of_a_checkout(monkeypatch, tmp_path):
     git("add", ".")
     git("commit", "-q", "-m", "first")
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
-    assert describe_environment("cpu")["commit"] == git("rev-parse", "HEAD")
+    assert described()["commit"] == git("rev-parse", "HEAD")
     (tmp_path / "notes.txt").write_text("results and notes are not code")
-    assert describe_environment("cpu")["dirty"] is False
+    assert described()["dirty"] is False
     (tmp_path / "methods/a.py").write_text("a = 2\n")
-    assert describe_environment("cpu")["dirty"] is True
+    assert described()["dirty"] is True
 
 
-def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path, described):
     (tmp_path / ".git").mkdir()
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "unlearnbench/compute/environment.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = describe_environment("cpu")
+    found = described()
     assert (found["commit"], found["dirty"]) == (None, None)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.small_world import run_cell, write_method, write_nudge
+from tests.support.small_world import CHUNK, run_cell, write_method, write_nudge
 from unlearnbench import Batch, minimise
 from unlearnbench.compute import precision as resources
 from unlearnbench.compute.precision import Resources
@@ -179,10 +179,10 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
     said = cli("run", "--method", mine, "--out", "there")
     assert said.code == 0
     (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
-    assert parts.environment["sampling_batch"] == 7
+    assert parts.environment["sampling_batch"] == CHUNK // 4
     assert "sampling_batch" not in whole.environment
-    assert "not enough memory for the protocol's batch: sampled 7 images at a time" in said.err
-    assert sizes.count(25) == 2, "once for each model, not for each chunk"
+    assert "not enough memory for the protocol's batch: sampled 5 images at a time" in said.err
+    assert sizes.count(CHUNK) == 2, "once for each model, not for each chunk"
     for name in ("ua", "ra"):
         assert parts.scores[name].value == pytest.approx(whole.scores[name].value)
 

@@ -129,7 +129,8 @@ TABLES = [
 
 
 @pytest.mark.parametrize(("table", "names", "remedy"), TABLES)
-def test_words_that_mean_nothing_to_judge_or_model(table, names, remedy):
+def test_words_that_mean_nothing_to_judge_or_model(monkeypatch, small_text, table, names, remedy):
+    monkeypatch.setitem(DigitsText.protocols, "smoke", small_text)  # with prompts of every template
     with pytest.raises(UserError) as caught:
         own(table)
     assert names in str(caught.value) and remedy in str(caught.value)

@@ -37,7 +37,7 @@ RUN = ("run", "--out", "here", "--method")
 WORDS = [
     ((*RUN, "esdd"), "'esdd'", "did you mean esd"),
     ((*RUN, "checkpoint"), "checkpoint", "--set path="),
-    ((*RUN, "qqqq"), "'qqqq'", "known: advunlearn, blindspot, checkpoint"),
+    ((*RUN, "qqqq"), "'qqqq'", "`unlearnbench list methods`"),
     ((*RUN, "esd", "--task", "digit-class"), "'digit-class'", "did you mean digits-class"),
     ((*RUN, "esd", "--task", "../../x"), "'../../x'", "known: cifar10-class"),
     ((*RUN, "esd", "--forget", "three"), "'three'", "known: 0, 1, 2"),

@@ -272,7 +272,7 @@ def test_subsets_of_i2p_by_name(data):
     assert [item.seed % 100 for item in prompts("i2p-nudity", 6)] == list(range(6, 12))
     assert len(prompts("unlearndiffatk", 5)) == 5
     for protocol, there in (("mace-cvpr24", 12), ("default", 9), ("i2p-nudity", 6), ("unlearndiffatk", 5)):
-        with pytest.raises(UserError, match=f"has {there} prompts, protocol {protocol} means {there + 1}: fetch it"):
+        with pytest.raises(UserError, match=f"has {there} prompts, protocol {protocol} means {there + 1}: give the"):
             prompts(protocol, there + 1)
     with pytest.raises(UserError, match=r"coco_30k\.csv has 10 prompts, protocol default means 1,000"):
         few(data, "default", retain_images=1000).plan()
@@ -367,9 +367,9 @@ def without_column(folder):
     path.write_text(path.read_text().replace("sd_seed", "number"))
 
 
-def without_prompt(folder):
+def with_a_bare_comma(folder):
     path = folder / "i2p_benchmark.csv"
-    path.write_text(path.read_text().replace(f'"{tiny_data.PROMPTS[2]}"', '""', 1))
+    path.write_text(path.read_text().replace(f'"{tiny_data.PROMPTS[2]}"', "a red, cat", 1))
 
 
 def broken_zip(folder):
@@ -391,10 +391,10 @@ def gone(name):
 
 
 SPOILT = [
-    (without_seeds, "i2p_benchmark.csv, row 5, has no seed (its sd_seed is nan)"),
+    (without_seeds, "i2p_benchmark.csv, row 5, has no seed (its sd_seed is empty)"),
     (with_text_seeds, "i2p_benchmark.csv, row 3, has no seed (its sd_seed is soon)"),
-    (without_column, "evaluation_seed or sd_seed is needed"),
-    (without_prompt, "row 3, has no prompt"),
+    (without_column, "evaluation_seed or sd_seed or seed is needed"),
+    (with_a_bare_comma, "i2p_benchmark.csv, row 3, has 9 cells, but there are 8 columns: put"),
     (broken_zip, "val2014.zip cannot be read"),
     (broken_photograph, "val2014.zip, val2014/a.jpg, cannot be read"),
     (gone("i2p_benchmark.csv"), "i2p_benchmark.csv is not in"),

@@ -37,6 +37,8 @@ class PublishedFile(NamedTuple):
     rows: int | None = None
     """Number of rows without the header; None if the file is no table."""
     columns: tuple[str, ...] = ()
+    folder: str = "stable-diffusion"
+    """Name of the data folder in the store that `fetch` puts the file into."""
 
     @property
     def source(self) -> Source:

@@ -30,22 +30,11 @@ ODD = (
 """Prompts as odd as those of I2P."""
 SEED = 4_000_000_000
 CRLF = ("nudity-ring-a-bell.csv", "coco_30k.csv", "coco_10k.csv")
-HUB_COLUMNS = [
-    "prompt",
-    "categories",
-    "hard",
-    "inappropriate_percentage",
-    "nudity_percentage",
-    "q16_percentage",
-    "sd_safety_percentage",
-    "prompt_toxicity",
-    "lexica_url",
-    "sd_seed",
-    "sd_guidance_scale",
-    "sd_image_width",
-    "sd_image_height",
-    "sd_model",
-]
+HUB_COLUMNS = (
+    *("prompt", "categories", "hard", "inappropriate_percentage", "nudity_percentage", "q16_percentage"),
+    *("sd_safety_percentage", "prompt_toxicity", "lexica_url", "sd_seed", "sd_guidance_scale", "sd_image_width"),
+    *("sd_image_height", "sd_model"),
+)
 """I2P's on the hub, as in Con6924/SPM's copy of its file."""
 
 

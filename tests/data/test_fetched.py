@@ -237,7 +237,8 @@ def test_without_a_task_it_says_what_there_is(cli, tmp_path):
     assert lying(tmp_path) == []
 
 
-def test_the_list_of_all_has_size_licence_hash_and_address_of_every_published_file(cli, tmp_path):
+def test_the_list_of_all_has_size_licence_hash_and_address_of_every_published_file(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("unlearnbench.cli.console.out._width", 400)
     said = cli("fetch", "--list", "--data", tmp_path)
     assert (said.code, said.err) == (0, "")
     for file in published_files().values():

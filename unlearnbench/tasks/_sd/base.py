@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
-from unlearnbench.data.sources import Source, check_source, known_hash
+from unlearnbench.data.sources import Source, check_source, known_hash, missing_source, source_path
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
@@ -254,6 +254,9 @@ class StableDiffusionTask(TextTask):
 
     def made_witnesses(self) -> dict[str, Witness]:
         """Load the witnesses."""
+        for source in CLIP_FILES:
+            if not source_path(self.folder, source).is_file():
+                raise missing_source(self.folder, source, task=self.name)
         return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
 
 

@@ -89,7 +89,7 @@ def test_the_card_says_what_it_is_and_what_was_not_tried(cli, world, record):
     assert "`seven` (substitute `one`; as well known by `7`)" in text
     assert "No attack was run for this record. Weights alone may not keep the concept from coming back" in text
     assert "No safety checker was run, and none is in this folder." in text
-    assert re.search(r"\| UA \(%\) \| [\d.]+ \| [\d.]+ to [\d.]+ \| 12 \|", text.replace("\\", ""))
+    assert re.search(r"\| UA \(%\) \| [\d.]+ \| [\d.]+ to [\d.]+ \| 6 \|", text.replace("\\", ""))
 
 
 def code(text):

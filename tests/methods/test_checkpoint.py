@@ -1,21 +1,27 @@
-"""The method `checkpoint`: weights named by hash, skipped where there is no Stable Diffusion."""
+"""The method `checkpoint`: weights named by hash, for the models of every task."""
 
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from tests.support.compvis import written
+from tests.support.tiny_model import Linear
 from tests.support.unlearned_sd import attention, expected, same, text, unet
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import UserError
 from unlearnbench.fingerprint import definitions
 from unlearnbench.hashing import file_hash
 from unlearnbench.methods.checkpoint import Checkpoint
 from unlearnbench.models.external.apply import checkpoint_hash
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.verification.conformance import TinyDigits, conformance
+
+TASK: Any = SimpleNamespace(protocol=None)
+"""All that the method asks a task for is which weights its protocol compares."""
 
 
 @pytest.fixture
@@ -30,9 +36,9 @@ def test_the_method_applies_the_file_and_names_it_by_hash(sd, sd_before, sd_afte
     path = written(unet(sd_after), tmp_path / "esd.pt")
     monkeypatch.chdir(tmp_path)
     method = Checkpoint.configured({"path": "esd.pt"})
-    assert method.settings() == {"path": "esd.pt", "sha256": file_hash(path)}
+    assert method.settings() == {"path": "esd.pt", "alpha": None, "sha256": file_hash(path)}
     assert Checkpoint.configured(method.settings()) == method
-    assert method.unlearn(sd, None) is sd
+    assert method.unlearn(sd, TASK) is sd
     same(sd, expected(sd_before, sd_after, {"unet"}))
     written(attention(sd_after), path)
     assert Checkpoint(path="esd.pt").sha256 == file_hash(path) != method.sha256
@@ -52,18 +58,31 @@ def test_a_folders_hash_is_its_weights(pipeline, sd_after):
 
 def test_no_path_and_one_that_does_not_exist(sd, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint is given: .*--set path=FILE"):
-        Checkpoint().unlearn(sd, None)
+        Checkpoint().unlearn(sd, TASK)
     with pytest.raises(UserError, match=r"no checkpoint at .*/gone\.pt"):
         Checkpoint(path=str(tmp_path / "gone.pt"))
 
 
-def test_where_there_is_no_stable_diffusion_the_cell_is_skipped():
-    with pytest.raises(Unsupported, match="needs text_encoder"):
-        require(Cell(Checkpoint(), TinyDigits()))
+def test_conformance_runs_where_settings_are_given():
+    require(Cell(Checkpoint(), TinyDigits()))
     said = {name: message for name, _, message in conformance(Checkpoint)}
     assert all(message is None or message.startswith("not tried here") for message in said.values())
     assert said["access"] is None
     assert "runs only with settings that a user gives" in said["returns_a_model"]
+
+
+def test_a_model_of_any_class_takes_its_own_state(tmp_path):
+    model, other = Linear(0), Linear(1)
+    torch.save(other.state_dict(), tmp_path / "linear.pt")
+    Checkpoint(path=str(tmp_path / "linear.pt")).unlearn(model, TASK)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="alpha=2 is for LoRA"):
+        Checkpoint(path=str(tmp_path / "linear.pt"), alpha=2.0).unlearn(model, TASK)
+
+
+def test_alpha_is_a_number_above_zero():
+    with pytest.raises(UserError, match="alpha=-1"):
+        Checkpoint.configured({"alpha": "-1"})
 
 
 def test_the_code_that_reads_files_is_the_methods_own():

@@ -157,7 +157,7 @@ def test_unknown_layouts_show_their_first_keys(sd, tmp_path):
     torch.save({"conv_in.bias": torch.zeros(16), "names": ["a"]}, tmp_path / "list.pt")
     refused(sd, tmp_path / "list.pt", "names of type list")
     torch.save([torch.zeros(1)], tmp_path / "bare.pt")
-    refused(sd, tmp_path / "bare.pt", "a value of type list")
+    refused(sd, tmp_path / "bare.pt", "a list of Tensor", "state dictionary")
 
 
 def test_weights_of_another_architecture_are_refused(sd, sd_before, tmp_path):

@@ -89,7 +89,7 @@ def _checkpoints() -> None:
     for name, entry in released_weights().items():
         fetched = "downloaded" if entry.fetchable else "by hand"
         groups.setdefault(entry.method, []).append([name, entry.erases, entry.format, entry.licence, fetched])
-    heads = ["checkpoint", "erases", "format", "licence", "how it comes"]
+    heads = ["checkpoint", "erases", "format", "licence", "how to get it"]
     print_table("released weights: --method checkpoint --set path=released:NAME", heads, list(groups.items()), left=5)
     out.print("`list NAME` shows paper, original and address", soft_wrap=True, markup=False)
 

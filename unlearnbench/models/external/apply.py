@@ -20,9 +20,8 @@ from unlearnbench.data.hosted_weights import (
     select_weights,
 )
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
-from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.ddpm import ConditionalDDPM, converted, renamed
 from unlearnbench.models.ddpm_checkpoint import read_ddpm
 from unlearnbench.models.external import compvis, lora
@@ -42,8 +41,9 @@ def apply_checkpoint(
     """Load a file's or folder's weights into the model in place; returns the layout's name.
 
     Into a Stable Diffusion: a diffusers pipeline, U-Net or text-encoder folder; a U-Net or text-encoder state, complete
-    or partial, in diffusers' or CompVis's naming; and LoRA, which is merged. VAEs are not changed. Into a
-    class-conditional model: its state, complete or partial, or a training checkpoint that holds it.
+    or partial, in diffusers' or CompVis's naming; and LoRA, which is merged. VAEs are not changed. Into any other
+    model: its state dictionary, complete or partial, or a training checkpoint that holds it; for the CIFAR-10 network
+    in the papers' naming as well.
 
     A number in half precision that equals the model's own number, rounded, leaves that as it is: it was not changed,
     only stored more coarsely. A refused file changes nothing.
@@ -54,17 +54,15 @@ def apply_checkpoint(
         form: Which weights of a training checkpoint to take; None for the trained ones where there are both.
         alpha: LoRA's alpha, for files that do not say it.
 
-    Raises `UserError` for files that do not fit, and `Unsupported` for models of other classes.
+    Raises `UserError` for files that do not fit.
     """
     place = _place(path)
     if isinstance(model, StableDiffusion):
         layout, state, changes, used, targets = _for_stable_diffusion(place, model, alpha)
-    elif isinstance(model, (ConditionalDDPM, ClassUNet)):
+    else:
         if alpha is not None:
             raise UserError(f"alpha={alpha:g} is for LoRA, which {type(model).__name__} takes none of: leave it out")
-        layout, state, changes, used, targets = _for_class_model(place, model, form)
-    else:
-        raise Unsupported(f"no checkpoints are read into {type(model).__name__}")
+        layout, state, changes, used, targets = _for_other_model(place, model, form)
     _check(place, state, changes, used, targets)
     with torch.no_grad():
         for change in changes:
@@ -108,7 +106,7 @@ def _for_stable_diffusion(place: Path, model: StableDiffusion, alpha: float | No
     return layout, state, changes, used, targets
 
 
-def _for_class_model(place: Path, model: ConditionalDDPM | ClassUNet, form: Form | None) -> Contents:
+def _for_other_model(place: Path, model: Diffusion, form: Form | None) -> Contents:
     targets = model.state_dict()
     if isinstance(model, ConditionalDDPM):
         state = read_ddpm(place, form)
@@ -123,7 +121,7 @@ def _for_class_model(place: Path, model: ConditionalDDPM | ClassUNet, form: Form
             f"{place} holds none of the model's weights (its first keys: {', '.join(sorted(state)[:3]) or 'none'}): "
             f"give a state dictionary of this task's model, which begins with {', '.join(sorted(targets)[:2])}"
         )
-    return "class-conditional U-Net", state, changes, {change.key for change in changes}, targets
+    return "state dictionary", state, changes, {change.key for change in changes}, targets
 
 
 def checkpoint_hash(path: str | Path, expected: str = "") -> str:

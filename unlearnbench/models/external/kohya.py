@@ -47,7 +47,10 @@ def _of_blocks(modules: Iterable[str], weights: list[str], unet_config: Any) -> 
 
 
 def _translated(original: Mapping[str, str], unet_config: Any) -> dict[str, str]:
-    return {original[key]: f"unet.{name}" for name, key in _unet_names(list(original), unet_config).items()}
+    """Translate with diffusers, which reads some layers' biases wherever there is a weight, so all get one."""
+    biases = [key.removesuffix("weight") + "bias" for key in original]
+    names = _unet_names([*original, *biases], unet_config)
+    return {original[key]: f"unet.{name}" for name, key in names.items() if key in original}
 
 
 def _flattened(name: str) -> str:

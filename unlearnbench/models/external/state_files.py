@@ -90,14 +90,22 @@ def _unpickled(path: Path, device: str) -> Any:
 
 
 def _require_stored(path: Path) -> None:
-    """Refuse a zip with compressed entries: torch.save stores tensors as they are, a small file may hide terabytes."""
+    """Refuse a zip that torch.save did not write: it stores tensors as they are, while a small compressed entry may be
+    terabytes once unpacked.
+    """
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
-            packed = [item.filename for item in archive.infolist() if item.compress_type != zipfile.ZIP_STORED]
-    except (OSError, zipfile.BadZipFile) as error:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
         raise _damaged(path, one_line(error)) from error
+    if not any(item.filename.endswith("data.pkl") for item in entries):
+        raise UserError(
+            f"{path} is an archive of files and no file of torch.save: unpack it, and give the file or folder of one "
+            "model's weights"
+        )
+    packed = [item.filename for item in entries if item.compress_type != zipfile.ZIP_STORED]
     if packed:
         raise UserError(
             f"{path} holds {printable(packed[0])!r} compressed, which torch.save never does: save the weights again "

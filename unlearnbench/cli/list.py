@@ -103,8 +103,12 @@ def _released(name: str, known: list[str]) -> None:
     entry = released_weights()[name]
     rows = [[field, str(value)] for field, value in entry._asdict().items() if field not in ("name", "fetchable")]
     if not entry.fetchable:
-        rows.append(["by hand", f"download it from the address, and put its file or folder into {released_folder(name)}"])
-    print_table(f"{name}: --method checkpoint --set path=released:{name}", ["", ""], [("", [r for r in rows if r[1]])], left=2)
+        rows.append(
+            ["by hand", f"download it from the address, and put its file or folder into {released_folder(name)}"]
+        )
+    print_table(
+        f"{name}: --method checkpoint --set path=released:{name}", ["", ""], [("", [r for r in rows if r[1]])], left=2
+    )
 
 
 def _print(rows: Iterator[list[str]]) -> None:

@@ -131,7 +131,10 @@ def checkpoint_hash(path: str | Path, expected: str = "") -> str:
     """
     place = _place(path)
     weights = _files(place) if place.is_dir() else [place]
-    files = [*weights, *dict.fromkeys(beside for file in weights if (beside := file.with_name(CONFIGURATION)).is_file())]
+    files = [
+        *weights,
+        *dict.fromkeys(beside for file in weights if (beside := file.with_name(CONFIGURATION)).is_file()),
+    ]
     top = place if place.is_dir() else place.parent
     named = {str(file.relative_to(top)): known_hash(file) for file in files}
     found = digest(named) if place.is_dir() or len(named) > 1 else named[place.name]

@@ -1,4 +1,4 @@
-"""Weights unlearned elsewhere, from a file, folder or the hub: diffusers, CompVis, ESD's and UCE's states, LoRA, .pth."""
+"""Weights unlearned elsewhere, from a file, folder or the hub: diffusers, CompVis, ESD's states, LoRA, .pth files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

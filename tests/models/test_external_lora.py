@@ -341,7 +341,7 @@ def test_adapters_of_other_kinds_are_refused_by_name(sd, sd_before, tmp_path, ki
 
 
 def test_kohyas_names_of_stabilitys_blocks(tmp_path):
-    """SD XL's trainer names modules by Stability's blocks (kohya-ss/sd-scripts at 48d368f, networks/lora.py, line 778)."""
+    """SD XL's trainer writes Stability's blocks (kohya-ss/sd-scripts at 48d368f, networks/lora.py, line 778)."""
     model = load_stable_diffusion(tiny_sd.save(tmp_path / "xl", "sdxl")).requires_grad_(False)
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     original = compvis.unet({name: name for name in before if name.endswith(".weight")})

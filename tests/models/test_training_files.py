@@ -37,7 +37,10 @@ SHAPES = {
     "Selective Amnesia": ([under("module.", RAW), OPTIMISER, 19_999, MEAN], True),
     # ermongroup/ddim, runners/diffusion.py: model, optimiser, epoch, step, average
     "DDIM": ([under("module.", RAW), OPTIMISER, 4, 5000, MEAN], True),
-    "PyTorch's tutorials": ({"epoch": 3, "model_state_dict": RAW, "optimizer_state_dict": OPTIMISER, "loss": 0.1}, False),
+    "PyTorch's tutorials": (
+        {"epoch": 3, "model_state_dict": RAW, "optimizer_state_dict": OPTIMISER, "loss": 0.1},
+        False,
+    ),
     "Lightning": (
         {"state_dict": under("model.", RAW), "optimizer_states": [OPTIMISER], "pytorch-lightning_version": "2.4"},
         False,
@@ -51,7 +54,9 @@ SHAPES = {
     "guided": ({"model": RAW, "ema": MEAN, "step": 1}, True),
     "EMA class": ({"model": RAW, "ema_state_dict": {"shadow": MEAN, "decay": 0.999, "num_updates": 5}}, True),
     "ema-pytorch": (
-        under("online_model.", RAW) | under("ema_model.", MEAN) | {"initted": torch.tensor(True), "step": torch.tensor(1)},
+        under("online_model.", RAW)
+        | under("ema_model.", MEAN)
+        | {"initted": torch.tensor(True), "step": torch.tensor(1)},
         True,
     ),
     "AveragedModel": (under("module.", RAW) | {"n_averaged": torch.tensor(5)}, False),

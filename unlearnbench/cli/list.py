@@ -33,7 +33,7 @@ def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="methods, tasks, metrics, attacks or checkpoints; or the name of one, to see its settings or protocols."
+            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols."
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Show which methods this task supports.")] = None,

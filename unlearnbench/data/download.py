@@ -74,7 +74,7 @@ class _Wanted(NamedTuple):
     login: bool
     known: Facts
     pinned: str | None
-    instead: str
+    instead: str = INSTEAD
 
     def by_hand(self) -> str:
         return f"put the file at {self.path} by hand, or {self.instead}"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnbench.data.sources import known_hash
 from unlearnbench.data.hosted_weights import (
     CONFIGURATION,
     SUFFIXES,
@@ -19,6 +18,7 @@ from unlearnbench.data.hosted_weights import (
     released_weights,
     select_weights,
 )
+from unlearnbench.data.sources import known_hash
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest

@@ -21,6 +21,8 @@ class Checkpoint(Method):
 
     requires = frozenset()
     incomplete = True
+    version = 2
+    """2: alpha of a LoRA beside its file, and rounding of half precision."""
     path: str = ""
     """File or folder with the unlearned weights, relative to the current folder; hub:OWNER/NAME, with @REVISION and
     /FILE; or released:NAME, one of `unlearnbench list checkpoints` (ours)."""

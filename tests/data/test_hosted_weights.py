@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -52,11 +53,12 @@ def asked(site):
 def test_a_file_is_downloaded_from_the_commit_of_its_revision(hub, folder):
     file = "nudity_unlearned/model.safetensors"
     found = fetch_weights(f"hub:org/set/{file}")
-    assert found == HostedWeights(folder / "main" / file, f"hub:org/set@{COMMIT}/{file}")
+    assert found == HostedWeights(folder / COMMIT / file, f"hub:org/set@{COMMIT}/{file}")
     assert found.place.read_bytes() == BODY
     assert f"org/set/resolve/{COMMIT}/{file}" in asked(hub)
     hub.asked.clear()
-    assert fetch_weights(f"hub:org/set/{file}") == found and not hub.asked, "the second time nothing is asked"
+    for address in (f"hub:org/set/{file}", found.address):
+        assert fetch_weights(address) == found and not hub.asked, "the second time nothing is asked"
 
 
 def test_a_revision_stays_what_it_was_first(hub, folder):
@@ -66,18 +68,37 @@ def test_a_revision_stays_what_it_was_first(hub, folder):
     assert fetch_weights("hub:org/set@other/church_unlearned").address == f"hub:org/set@{hub.commit}/church_unlearned"
 
 
+def test_jobs_that_start_together_read_what_is_there(hub, folder):
+    fcntl = pytest.importorskip("fcntl", reason="folders are locked on Unix alone")
+    found = fetch_weights("hub:org/set/church_unlearned")
+    handle = os.open(folder / COMMIT, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        assert fetch_weights("hub:org/set/church_unlearned") == found
+    finally:
+        os.close(handle)
+
+
+@pytest.mark.parametrize("commit", ["../../escaped", "", "main"])
+def test_a_commit_that_is_none_is_refused(hub, folder, commit):
+    hub.commit = commit
+    with pytest.raises(UserError, match="names no commit"):
+        fetch_weights("hub:org/set/church_unlearned")
+    assert not folder.exists()
+
+
 def test_a_folder_brings_the_weights_of_one_model(hub, folder):
     found = fetch_weights("hub:org/set/nudity_unlearned")
-    assert found == HostedWeights(folder / "main/nudity_unlearned", f"hub:org/set@{COMMIT}/nudity_unlearned")
+    assert found == HostedWeights(folder / COMMIT / "nudity_unlearned", f"hub:org/set@{COMMIT}/nudity_unlearned")
     assert [path.name for path in found.place.iterdir()] == ["model.safetensors"], "safetensors, not the pickle"
 
 
 def test_a_pipeline_brings_the_parts_that_are_read(hub, folder):
     hub.files |= PIPELINE
     fetch_weights("hub:org/set@v1.0")
-    names = {path.name for path in (folder / "v1.0").rglob("*.safetensors")}
+    names = {path.name for path in (folder / COMMIT).rglob("*.safetensors")}
     assert names == {"diffusion_pytorch_model.safetensors", *(n.split("/")[1] for n in PIPELINE if "text_enc" in n)}
-    assert not (folder / "v1.0/vae").exists()
+    assert not (folder / COMMIT / "vae").exists()
 
 
 def test_an_adapter_brings_its_configuration(hub, folder):
@@ -123,7 +144,7 @@ def test_names_with_spaces_have_a_place(hub, folder):
     name = "erased-kelly mckernan.pt"  # UCE's and RECE's names of artists
     hub.files[name.replace(" ", "%20")] = hub.files[name] = BODY
     found = fetch_weights(f"hub:org/set/{name}")
-    assert found.place == folder / "main/erased-kelly=20mckernan.pt" and found.place.read_bytes() == BODY
+    assert found.place == folder / COMMIT / "erased-kelly=20mckernan.pt" and found.place.read_bytes() == BODY
 
 
 def test_without_the_hub_the_file_may_be_brought_by_hand(site, folder, fresh_store, monkeypatch):

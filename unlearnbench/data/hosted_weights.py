@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from unlearnbench.data.download import list_repository
-from unlearnbench.data.sources import LOCK, Source, fetch_source
+from unlearnbench.data.sources import LOCK, Source, check_source, fetch_source, locks, source_path
 from unlearnbench.errors import Damaged, UserError, unknown
 from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import default_root
@@ -29,6 +29,7 @@ HUB, RELEASED = "hub:", "released:"
 ADDRESS = re.compile(
     r"hub:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w.-]*))?(?:/(?P<inside>[^\x00-\x1f]+))?"
 )
+COMMIT = re.compile(r"[0-9a-f]{40}")
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_PARTS = ("unet", "text_encoder", "text_encoder_2")
 CONFIGURATION = "adapter_config.json"
@@ -98,42 +99,58 @@ def released_folder(name: str) -> Path:
 
 
 def _from_hub(repo: str, revision: str, inside: str) -> HostedWeights:
-    folder = default_root() / "checkpoints" / Path(repo) / revision
-    here = f"put its weights at {folder / _local(inside)} by hand"
-    listing = _known_listing(folder)
-    if listing is None and (folder / _local(inside)).exists():
-        return HostedWeights(folder / _local(inside), f"{HUB}{repo}@{revision}" + (f"/{inside}" if inside else ""))
-    commit, files = listing or _new_listing(folder, repo, revision, here)
+    top = default_root() / "checkpoints" / Path(repo)
+    end = f"/{inside}" if inside else ""
+    by_hand = top / revision / _local(inside)
+    listing = _known_listing(top, revision)
+    if listing is None and by_hand.exists():
+        return HostedWeights(by_hand, f"{HUB}{repo}@{revision}{end}")
+    commit, files = listing or _new_listing(top, repo, revision, f"put its weights at {by_hand} by hand")
     for name in _wanted(f"{HUB}{repo}@{revision}", inside, files):
         url = f"https://huggingface.co/{repo}/resolve/{commit}/{name}"
-        source = Source(_local(name), url, "", login=True, use="unlearned weights", revision=commit, instead=INSTEAD)
-        fetch_source(source, folder)
-    return HostedWeights(folder / _local(inside), f"{HUB}{repo}@{commit}" + (f"/{inside}" if inside else ""))
+        _fetched(
+            Source(_local(name), url, "", True, "unlearned weights", revision=commit, instead=INSTEAD), top / commit
+        )
+    return HostedWeights(top / commit / _local(inside), f"{HUB}{repo}@{commit}{end}")
+
+
+def _fetched(source: Source, folder: Path) -> Path:
+    """The file, downloaded unless it is there. Jobs that start together may read it at the same time."""
+    if source_path(folder, source).is_file() and source.name in locks(folder):
+        return check_source(folder, source)
+    return fetch_source(source, folder)
 
 
 INSTEAD = "give a file that you have with --set path=FILE"
 
 
-def _known_listing(folder: Path) -> tuple[str, list[str]] | None:
+def _known_listing(top: Path, revision: str) -> tuple[str, list[str]] | None:
     """The commit and files that this revision had when it was first fetched; None if it never was."""
-    path = folder.with_name(f"{folder.name}.json")
+    path = top / f"{revision}.json"
     try:
         listing = json.loads(path.read_bytes())
-        return str(listing["commit"]), [str(name) for name in listing["files"]]
+        commit, files = str(listing["commit"]), [str(name) for name in listing["files"]]
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{path} is damaged: delete it, and the hub is asked again") from error
+    if COMMIT.fullmatch(commit):
+        return commit, files
+    raise Damaged(f"{path} is damaged ({commit[:50]!r} is no commit): delete it, and the hub is asked again")
 
 
-def _new_listing(folder: Path, repo: str, revision: str, otherwise: str) -> tuple[str, list[str]]:
+def _new_listing(top: Path, repo: str, revision: str, otherwise: str) -> tuple[str, list[str]]:
+    """Ask the hub, and keep the answer under the revision's name and under the commit's."""
     commit, files = list_repository(repo, revision, otherwise)
+    if not COMMIT.fullmatch(commit):
+        raise UserError(f"the hub names no commit for {repo} at revision {revision}: {otherwise}")
     text = json.dumps({"commit": commit, "files": sorted(files)}, indent=1)
-    path = folder.with_name(f"{folder.name}.json")
-    try:
-        replace_file(path, f"{text}\n".encode())
-    except OSError as error:
-        raise UserError(cannot_write(path, error, "UNLEARNBENCH_CACHE")) from error
+    for name in {revision, commit}:
+        path = top / f"{name}.json"
+        try:
+            replace_file(path, f"{text}\n".encode())
+        except OSError as error:
+            raise UserError(cannot_write(path, error, "UNLEARNBENCH_CACHE")) from error
     return commit, files
 
 
@@ -191,7 +208,7 @@ def _released(name: str) -> HostedWeights:
     if not entry.fetchable:
         return HostedWeights(_brought(entry, folder), f"{RELEASED}{name}")
     file = _local(entry.address.rpartition("/")[2])
-    place = fetch_source(Source(file, entry.address, entry.licence, False, entry.erases, instead=INSTEAD), folder)
+    place = _fetched(Source(file, entry.address, entry.licence, False, entry.erases, instead=INSTEAD), folder)
     return HostedWeights(place, f"{RELEASED}{name}")
 
 
@@ -205,6 +222,6 @@ def _brought(entry: ReleasedWeights, folder: Path) -> Path:
         )
     for path in files:
         name = path.relative_to(folder).as_posix()
-        fetch_source(Source(name, entry.address, entry.licence, False, entry.erases, instead=INSTEAD), folder)
+        _fetched(Source(name, entry.address, entry.licence, False, entry.erases, instead=INSTEAD), folder)
     inside = [path for path in folder.iterdir() if path.name != LOCK]
     return inside[0] if len(inside) == 1 else folder

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.support import tiny_cifar
 from tests.support.compvis import written
+from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
 from tests.support.tiny_model import Linear
 from tests.support.unlearned_sd import attention, expected, same, text, unet
@@ -190,6 +191,20 @@ def test_a_file_without_an_average_asks_for_the_protocol_of_raw_weights(cli, ima
     words = ("run", "--task", "cifar10-class", "--data", images, "--checkpoint", "ckpt.pth", "--protocol", "smoke")
     said = cli(*words, "--method", "checkpoint", "--set", "path=salun.pth", "--out", "here")
     assert said.code == 2 and "--protocol raw" in said.errors[-1] and "salun.pth" in said.errors[-1]
+
+
+@pytest.mark.usefixtures("cifar")
+def test_a_diffusers_folder_of_the_ddpm(tmp_path, images):
+    task = Cifar10Class("airplane", data=images, protocol="smoke")
+    model, hashes = task.architecture(1), set()
+    for shift in (0.0, 1.0):
+        with torch.no_grad():
+            model.null_classes_emb.add_(shift)
+        write_folder(model, tmp_path / "port")
+        hashes.add(checkpoint_hash(tmp_path / "port"))
+        found = Checkpoint(path=str(tmp_path / "port")).unlearn(task.architecture(0), task)
+        assert all(torch.equal(value, model.state_dict()[key]) for key, value in found.state_dict().items())
+    assert len(hashes) == 2, "the class embedding is weights too"
 
 
 def test_states_of_the_digits(tmp_path):

@@ -24,6 +24,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.models.ddpm import ConditionalDDPM, converted, renamed
 from unlearnbench.models.ddpm_checkpoint import read_ddpm
+from unlearnbench.models.ddpm_folder import LABELS
 from unlearnbench.models.external import compvis, lora
 from unlearnbench.models.external.adapter_settings import AdapterSettings, read_settings
 from unlearnbench.models.external.compvis import FOLDERS, IGNORED, Change, own_weights
@@ -131,6 +132,7 @@ def checkpoint_hash(path: str | Path, expected: str = "") -> str:
     """
     place = _place(path)
     weights = _files(place) if place.is_dir() else [place]
+    weights += [labels] if (labels := place / LABELS).is_file() else []
     files = [
         *weights,
         *dict.fromkeys(beside for file in weights if (beside := file.with_name(CONFIGURATION)).is_file()),

@@ -15,6 +15,7 @@ from .metric import Metric as Metric
 from .metric import Outcome as Outcome
 from .metric import Score as Score
 from .models.external.apply import apply_checkpoint as apply_checkpoint
+from .models.external.apply import checkpoint_address as checkpoint_address
 from .models.external.apply import checkpoint_hash as checkpoint_hash
 from .reporting import note as note
 from .reporting import track as track

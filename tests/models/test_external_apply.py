@@ -77,6 +77,31 @@ def test_half_precision_is_widened(sd, sd_before, tmp_path):
     torch.testing.assert_close(sd.unet.conv_in.weight, sd_before.unet.conv_in.weight, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rounding_to_a_narrower_type_is_no_change(sd, sd_before, tmp_path, kind):
+    """A trained number is the file's; one that equals the original's, rounded, stays the original's to the last bit."""
+    trained = unet(copy.deepcopy(sd_before))
+    trained["conv_in.weight"][0] += 0.25
+    path = written({name: value.to(kind) for name, value in trained.items()}, tmp_path / "half.safetensors")
+    apply_checkpoint(sd, path)
+    own, before = sd.unet.state_dict(), unet(sd_before)
+    for name, value in own.items():
+        if name != "conv_in.weight":
+            assert torch.equal(value, before[name]), name
+    assert torch.equal(own["conv_in.weight"][1:], before["conv_in.weight"][1:])
+    assert torch.equal(own["conv_in.weight"][0], trained["conv_in.weight"][0].to(kind).float())
+
+
+def test_wrappers_and_the_projects_own_names(sd, sd_before, sd_after, tmp_path):
+    """A compiled U-Net in DataParallel, and the state that the store keeps of a run."""
+    path = written(prefixed("module._orig_mod.", unet(sd_after)), tmp_path / "wrapped.pt")
+    assert apply_checkpoint(sd, path) == "diffusers U-Net"
+    same(sd, expected(sd_before, sd_after, {"unet"}))
+    sd = copy.deepcopy(sd_before)
+    apply_checkpoint(sd, written(sd_after.state_dict(), tmp_path / "data.safetensors"))
+    same(sd, expected(sd_before, sd_after, {"unet", "text"}))
+
+
 def test_a_file_equal_to_the_original_is_let_through(sd, sd_before, tmp_path):
     apply_checkpoint(sd, written(unet(sd_before), tmp_path / "same.pt"))
     same(sd, sd_before.state_dict())
@@ -157,7 +182,7 @@ def test_unknown_layouts_show_their_first_keys(sd, tmp_path):
     torch.save({"conv_in.bias": torch.zeros(16), "names": ["a"]}, tmp_path / "list.pt")
     refused(sd, tmp_path / "list.pt", "names of type list")
     torch.save([torch.zeros(1)], tmp_path / "bare.pt")
-    refused(sd, tmp_path / "bare.pt", "a value of type list")
+    refused(sd, tmp_path / "bare.pt", "a list of Tensor", "state dictionary")
 
 
 def test_weights_of_another_architecture_are_refused(sd, sd_before, tmp_path):

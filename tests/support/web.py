@@ -1,12 +1,13 @@
 """A web server on this machine that misbehaves as told, and records its requests and answers.
 
 Below `org/set/resolve/` it answers as the Hugging Face Hub does: with the commit, and for files in `stored` with a
-redirect to the storage that names the size and SHA-256.
+redirect to the storage that names the size and SHA-256. `api/models/org/set` lists all files as those of a repository.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 import threading
@@ -166,6 +167,9 @@ def answer(site: Web, path: str, asked: Any) -> tuple[int, dict[str, str], bytes
         return site.status[path].pop(0), {}, b"no"
     if path in site.moved:
         return 302, {"Location": site.moved[path]}, b""
+    if re.fullmatch(r"api/models/org/set/revision/[^/?]+(\?.*)?", path):
+        listing = {"id": "org/set", "sha": site.commit, "siblings": [{"rfilename": name} for name in site.files]}
+        return 200, {"Content-Type": "application/json"}, json.dumps(listing).encode()
     in_hub = re.fullmatch(r"(?:datasets/)?org/set/resolve/[^/]+/(.+)", path)
     path = in_hub[1] if in_hub else path
     headers = {"X-Repo-Commit": site.commit} if in_hub else {}

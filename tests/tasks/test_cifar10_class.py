@@ -91,7 +91,8 @@ def test_the_papers_protocols_to_the_letter(name):
     assert p.weights == ("ema" if name.startswith("erasediff") else "raw")
     default = Cifar10Class.protocols["default"]
     assert (default.stretch, default.reference, default.printed) == (False, "test", "")
-    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 7
+    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 8
+    assert dataclasses.replace(Cifar10Class.protocols["raw"], name="default", weights="ema") == default
 
 
 def test_stretched_images_are_those_of_the_papers_files(folder):

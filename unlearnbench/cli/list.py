@@ -1,4 +1,4 @@
-"""`list`: methods, tasks, metrics and attacks, and the settings of each."""
+"""`list`: methods, tasks, metrics, attacks and released weights, and the settings of each."""
 
 from __future__ import annotations
 
@@ -25,31 +25,38 @@ KINDS = {
     "attacks": registry.attacks,
 }
 
+CHECKPOINTS = "checkpoints"
+
 
 @lists.command("list")
 def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="methods, tasks, metrics or attacks; or the name of one, to see its settings or protocols."
+            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols."
         ),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Show which methods this task supports.")] = None,
 ) -> None:
     """List methods, tasks, metrics and attacks, or describe one.
 
-    For a method: its settings and presets. For a task: its concepts and protocols."""
+    For a method: its settings and presets. For a task: its concepts and protocols. `checkpoints` are unlearned weights
+    that papers released, for `--method checkpoint --set path=released:NAME`."""
     if task is not None:
         if what is not None:
             raise UserError("list takes a name or --task: leave one out")
         _supported(task)
+        return
+    if what == CHECKPOINTS:
+        _checkpoints()
         return
     named = {name: kind for kind, entries in KINDS.items() for name in entries()}
     if what in named:
         _one(what, named[what])
         return
     if what and what not in KINDS:
-        raise unknown("kind or name", what, [*KINDS, *named])
+        _released(what, [*KINDS, CHECKPOINTS, *named])
+        return
     for name in [what] if what else KINDS:
         title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
         rows = [[entry_name, entry.summary] for entry_name, entry in KINDS[name]().items()]
@@ -72,6 +79,36 @@ def _one(name: str, kind: str) -> None:
         _print(_presets(cls))
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+
+
+def _checkpoints() -> None:
+    """Print the table of released weights, method by method."""
+    from unlearnbench.data.hosted_weights import released_weights
+
+    groups: dict[str, list[list[str]]] = {}
+    for name, entry in released_weights().items():
+        fetched = "downloaded" if entry.fetchable else "by hand"
+        groups.setdefault(entry.method, []).append([name, entry.erases, entry.format, entry.licence, fetched])
+    heads = ["checkpoint", "erases", "format", "licence", "how to get it"]
+    print_table("released weights: --method checkpoint --set path=released:NAME", heads, list(groups.items()), left=5)
+    out.print("`list NAME` shows paper, original and address", soft_wrap=True, markup=False)
+
+
+def _released(name: str, known: list[str]) -> None:
+    """Print one entry of the table of released weights."""
+    from unlearnbench.data.hosted_weights import released_folder, released_weights
+
+    if name not in released_weights():
+        raise unknown("kind or name", name, [*known, *released_weights()])
+    entry = released_weights()[name]
+    rows = [[field, str(value)] for field, value in entry._asdict().items() if field not in ("name", "fetchable")]
+    if not entry.fetchable:
+        rows.append(
+            ["by hand", f"download it from the address, and put its file or folder into {released_folder(name)}"]
+        )
+    print_table(
+        f"{name}: --method checkpoint --set path=released:{name}", ["", ""], [("", [r for r in rows if r[1]])], left=2
+    )
 
 
 def _print(rows: Iterator[list[str]]) -> None:

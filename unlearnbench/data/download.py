@@ -42,6 +42,10 @@ HUB_FILE = re.compile(
 )
 
 
+INSTEAD = "give a folder that has it with --data"
+"""What the user can do in place of a download, unless the caller knows better."""
+
+
 class Facts(NamedTuple):
     """What is known of a file: its size in bytes, its SHA-256 and its revision; None where unknown."""
 
@@ -70,13 +74,20 @@ class _Wanted(NamedTuple):
     login: bool
     known: Facts
     pinned: str | None
+    instead: str = INSTEAD
 
     def by_hand(self) -> str:
-        return f"put the file at {self.path} by hand, or give a folder that has it with --data"
+        return f"put the file at {self.path} by hand, or {self.instead}"
 
 
 def download(
-    url: str, path: Path, scratch: Path, login: bool = False, known: Facts | None = None, pinned: str | None = None
+    url: str,
+    path: Path,
+    scratch: Path,
+    login: bool = False,
+    known: Facts | None = None,
+    pinned: str | None = None,
+    instead: str = INSTEAD,
 ) -> tuple[Path, Facts]:
     """Download the file that belongs at `path` into the folder `scratch`.
 
@@ -87,6 +98,7 @@ def download(
         login: Whether to send the user's hub token. It is sent to the hub alone.
         known: Size and SHA-256 that the file must have, as far as they are known.
         pinned: The hub commit that the file must come from. Names of branches are not checked.
+        instead: What messages say that the user can do besides putting the file there by hand.
 
     Returns:
         Where in `scratch` the file lies, and its size, SHA-256 and revision.
@@ -96,7 +108,7 @@ def download(
         UserError: The file cannot be fetched; the message names the remedy.
         Damaged: The server sent more bytes than it announced.
     """
-    wanted = _Wanted(url, path, login, known or Facts(), pinned)
+    wanted = _Wanted(url, path, login, known or Facts(), pinned, instead)
     hub_file = HUB_FILE.fullmatch(url)
     _require_https(url, wanted)
     reason = ""
@@ -175,6 +187,33 @@ def _from_hub(wanted: _Wanted, scratch: Path, parts: re.Match[str]) -> tuple[Pat
             raise  # of the disk, not of the network
         raise _Transient(one_line(error)) from error
     return Path(file), facts
+
+
+def list_repository(repo: str, revision: str, otherwise: str) -> tuple[str, list[str]]:
+    """Ask the hub for a model repository's commit and the names of its files, as the user who is logged in.
+
+    Raises `UserError` where the hub cannot be reached or has no such revision; `otherwise` says what the user can do.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HTTPError
+
+    where: dict[str, Any] = {"endpoint": os.environ.get("HF_ENDPOINT") or None, "token": hub.get_token() or False}
+    client = hub.HfApi(**where, library_name="unlearnbench", library_version=__version__)
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE * attempt)
+        try:
+            found = client.model_info(repo, revision=revision, timeout=TIMEOUT[0])
+            return str(found.sha), [file.rfilename for file in found.siblings or []]
+        except (HTTPError, OSError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            reason = one_line(error)[:160] if status is None else f"it answers {status}"
+            if status in (401, 403, 404):
+                raise UserError(
+                    f"the hub shows no model {repo} at revision {revision} ({status}): check the name; for a gated or "
+                    f"private one accept its licence and run `hf auth login`; or {otherwise}"
+                ) from error
+    raise UserError(f"cannot list {repo} on the hub ({reason}): check the connection, or {otherwise}")
 
 
 def _progress_bar(path: Path, size: int | None) -> Any:

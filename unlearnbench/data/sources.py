@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.data.download import Changed, Facts, download
+from unlearnbench.data.download import INSTEAD, Changed, Facts, download
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import file_hash
 from unlearnbench.storage.files import cannot_write, flush, replace_file
@@ -36,6 +36,8 @@ class Source(NamedTuple):
     revision: str | None = None
     """The commit that the address names, on the hub or on GitHub, or the ETag of another server."""
     sha256: str | None = None
+    instead: str = INSTEAD
+    """What messages say that the user can do besides putting the file there by hand."""
 
 
 def source_path(folder: Path, source: Source) -> Path:
@@ -139,7 +141,9 @@ def _bring(source: Source, folder: Path, path: Path) -> None:
         raise UserError(f"{path.parent} leads out of {folder}: put the file there by hand, or make it a folder")
     with _scratch(path) as scratch:
         try:
-            file, facts = download(source.url, path, scratch, source.login, known(folder, source), source.revision)
+            file, facts = download(
+                source.url, path, scratch, source.login, known(folder, source), source.revision, source.instead
+            )
         except Changed as error:
             raise _moved(source, folder, path, str(error)) from error
         flush(file)

@@ -2,62 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal
 
 from torch import Tensor
 
-from unlearnbench.errors import UserError, one_line
+from unlearnbench.errors import UserError
+from unlearnbench.models.ddpm_folder import UNET, read_folder
+from unlearnbench.models.external.training_files import Form, training_weights
 
-Which = Literal["raw", "ema"]
+TRAINED_HERE = "model.safetensors"
 
 
-def read_pth(path: Path, which: Which) -> dict[str, Tensor]:
+def read_pth(path: Path, which: Form | None) -> dict[str, Tensor]:
     """Read the raw weights or their exponential moving average from `torch.save([model, optimiser, step, ema])`.
 
-    SalUn's unlearned files have three entries and no average; the error says so. Files that could run code are refused.
+    Other training checkpoints and plain state dictionaries, also in safetensors, are read as well. SalUn's unlearned
+    files have three entries and no average; the error says so. Files that could run code are refused.
+
+    Which of the two the papers sample: raw weights in Unlearn-Saliency (`DDPM/configs/cifar10_sample.yml`, line 25, at
+    a6e89fd) and Unified-Unlearning-w-Remain-Geometry (the same file, at 36bb7f6); the average in selective-amnesia
+    (`ddpm/configs/cifar10_sample.yml`, line 25, at b736571) and EraseDiff (`ddpm/configs/cifar10_sample_erasediff.yml`,
+    line 25, at 14f4e98).
     """
-    states = _opened(path)
-    if not isinstance(states, (list, tuple)) or not states or not _is_state(states[0]):
-        raise UserError(
-            f"{path} is no checkpoint of the CIFAR-10 papers ({_shape(states)}): give a list of the model's state, the "
-            "optimiser's, a step, the average's"
-        )
-    if which == "raw":
-        return dict(states[0])
-    if len(states) < 4 or not _is_state(states[-1]):
-        raise UserError(
-            f"{path} has no running mean ({_shape(states)}): ask for its raw weights, as --protocol salun-iclr24 does"
-        )
-    raw, mean = {key.removeprefix("module."): value for key, value in states[0].items()}, dict(states[-1])
-    return {**{key: value for key, value in raw.items() if key not in mean}, **mean}  # buffers are not averaged
-
-
-def _opened(path: Path) -> Any:
-    import torch
-
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: give a .pth file that exists")
-    try:
-        with path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise UserError(
-            f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
-        ) from error
-    except Exception as error:  # a damaged file can raise any error
-        raise UserError(
-            f"{path} cannot be loaded ({one_line(error)[:160]}): it is damaged, or no file of torch.save"
-        ) from error
+    return training_weights(path, which)
 
 
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(each, Tensor) for each in value.values())
+def read_ddpm(place: Path, which: Form | None) -> dict[str, Tensor]:
+    """Read a CIFAR-10 checkpoint: a diffusers folder, which has one form, or a file in the given form.
 
-
-def _shape(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"it is a list of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
-    return f"it is a {type(value).__name__}"
+    A folder of `unlearnbench pretrain` has one form too.
+    """
+    if (place / TRAINED_HERE).is_file() and not (place / UNET).is_file():
+        return training_weights(place / TRAINED_HERE)
+    return read_folder(place) if place.is_dir() else read_pth(place, which)

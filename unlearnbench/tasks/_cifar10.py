@@ -91,6 +91,8 @@ DEFAULT = ClassProtocol(
     retain_images=1000,
     chunk=500,
 )
+RAW = replace(DEFAULT, name="raw", weights="raw")
+"""The default for files without an average, such as SalUn's: original and unlearned weights are both raw."""
 FEWER = replace(DEFAULT, name="steps-250", forget_images=100, retain_images=100)
 ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
 """Effects of the default's fewer steps: both use the same conditions and starting noise."""
@@ -104,7 +106,7 @@ SMOKE = ClassProtocol(
     chunk=16,
     width=32,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, ERASEDIFF, SALUN, FIRST_HOUR, FEWER, ALL, SMOKE)}
+PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, RAW, ERASEDIFF, SALUN, FIRST_HOUR, FEWER, ALL, SMOKE)}
 
 
 SURE = 0.9

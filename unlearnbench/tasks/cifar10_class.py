@@ -20,8 +20,8 @@ from unlearnbench.judges import Judge
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
-from unlearnbench.models.ddpm_checkpoint import read_pth
-from unlearnbench.models.ddpm_folder import LABELS, UNET, read_folder
+from unlearnbench.models.ddpm_checkpoint import read_ddpm
+from unlearnbench.models.ddpm_folder import LABELS, UNET
 from unlearnbench.models.ddpm_train import RECIPE, STEPS, TrainingImages, train_ddpm
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import default_root
@@ -80,9 +80,7 @@ class Cifar10Class(Task):
         """Load the original from --checkpoint (.pth, diffusers folder) or `pretrain`; "smoke" accepts new weights."""
         model: Any = self.architecture(0)
         if self.checkpoint is not None:
-            folder = self.checkpoint.is_dir()
-            state = read_folder(self.checkpoint) if folder else read_pth(self.checkpoint, self.protocol.weights)
-            load_converted(model, state, str(self.checkpoint))
+            load_converted(model, read_ddpm(self.checkpoint, self.protocol.weights), str(self.checkpoint))
         elif self.weights is not None:
             model.load_state_dict(load_checked(self.weights, "model.safetensors")[0])
         elif self.protocol.name != "smoke":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -10,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from unlearnbench.errors import UserError, one_line
+from unlearnbench.printable import printable
 
 COUNTERS = {"epoch", "global_step", "iteration", "pytorch-lightning_version", "step"}
 """Entries that trainers store next to the weights."""
@@ -20,11 +22,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     The kind of file is detected by its first bytes. A pickle that could run code when loaded is refused.
     """
+    return named_tensors(path, read_file(path))
+
+
+def read_file(path: Path) -> Any:
+    """Read what a file holds: tensors by name, or the object that `torch.save` was given."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not _is_safetensors(path):
-        return _tensors(path, _unpickled(path, "cpu"))
+        return _unpickled(path, "cpu")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -35,7 +42,7 @@ def first_keys(path: Path, count: int = 3) -> list[str]:
     """Read the names of a checkpoint's first tensors, without the tensors."""
     if _is_safetensors(path):
         return sorted(_opened(path)[0])[:count]
-    return sorted(_tensors(path, _unpickled(path, "meta")))[:count]
+    return sorted(named_tensors(path, _unpickled(path, "meta")))[:count]
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -70,6 +77,7 @@ def _is_safetensors(path: Path) -> bool:
 def _unpickled(path: Path, device: str) -> Any:
     import torch
 
+    _require_stored(path)
     try:
         with path.open("rb") as file:  # given a path, torch decides by its suffix
             return torch.load(file, map_location=device, weights_only=True)
@@ -81,8 +89,32 @@ def _unpickled(path: Path, device: str) -> Any:
         raise _damaged(path, one_line(error)) from error
 
 
-def _tensors(path: Path, value: Any) -> dict[str, Tensor]:
-    """The named tensors of a loaded pickle."""
+def _require_stored(path: Path) -> None:
+    """Refuse a zip that torch.save did not write: it stores tensors as they are, while a small compressed entry may be
+    terabytes once unpacked.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise _damaged(path, one_line(error)) from error
+    if not any(item.filename.endswith("data.pkl") for item in entries):
+        raise UserError(
+            f"{path} is an archive of files and no file of torch.save: unpack it, and give the file or folder of one "
+            "model's weights"
+        )
+    packed = [item.filename for item in entries if item.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise UserError(
+            f"{path} holds {printable(packed[0])!r} compressed, which torch.save never does: save the weights again "
+            "with torch.save or as .safetensors"
+        )
+
+
+def named_tensors(path: Path, value: Any) -> dict[str, Tensor]:
+    """Collect the tensors of a loaded object by name."""
     found: dict[str, Tensor] = {}
     for name, leaf in _leaves(value):
         if isinstance(leaf, Tensor):

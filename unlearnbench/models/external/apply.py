@@ -15,10 +15,9 @@ from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.models.external import compvis, lora
 from unlearnbench.models.external.compvis import FOLDERS, IGNORED, Change, own_weights
-from unlearnbench.models.external.state_files import metadata, read_state
+from unlearnbench.models.external.state_files import metadata, read_state, weight_files
 from unlearnbench.models.stable_diffusion import StableDiffusion
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SD XL"}
 
 
@@ -92,25 +91,7 @@ def _place(path: str | Path) -> Path:
 def _files(folder: Path) -> list[Path]:
     """The weight files of a pipeline's parts, or of a single folder."""
     parts = [folder / name for name in FOLDERS if (folder / name).is_dir()]
-    return [file for part in parts or [folder] for file in _weights(part)]
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The files of one state dictionary: safetensors before pickles, the plain variant before fp16 and others."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    files = [file for file in files if file.suffix == ".safetensors"] or files
-    variants: dict[str, list[Path]] = {}
-    for file in files:  # the shards of a state count as one variant
-        variants.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
-    plain = [name for name in variants if name in ("diffusion_pytorch_model", "model", "pytorch_model")]
-    chosen = plain or list(variants)
-    if len(chosen) != 1:
-        have = ", ".join(file.name for file in files) or f"no {', '.join(SUFFIXES)} file"
-        raise UserError(
-            f"{folder} is no folder of one model's weights (it has {have}): give a diffusers folder with unet/ or "
-            "text_encoder/, or name the file"
-        )
-    return variants[chosen[0]]
+    return [file for part in parts or [folder] for file in weight_files(part)]
 
 
 def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,11 +6,10 @@ Everything below was read from copies of the hub's repositories, whose weights a
 - 2-1: jack-op11/stable-diffusion-2-1 at e03f2e1
 - 2-1-base: jack-op11/stable-diffusion-2-1-base at 88bb1a4
 - xl-base-1.0: HDRJ-One/stable-diffusion-xl-base-1.0 at 4621659
-- inpainting: jack-op11/stable-diffusion-inpainting at caac104
 
-Keys of the weights: huggingface/diffusers at 0.42.1, src/diffusers/models/modeling_utils.py, _fix_state_dict_keys_on_load
-(query, key, value, proj_attn), and CompVis/stable-diffusion at 21f890f, ldm/models/diffusion/ddpm.py:136-157 (schedule),
-ldm/modules/ema.py:12-24 (averaged weights).
+Keys of the weights: huggingface/diffusers at 0.42.1, src/diffusers/models/modeling_utils.py,
+_fix_state_dict_keys_on_load (query, key, value, proj_attn), and CompVis/stable-diffusion at 21f890f,
+ldm/models/diffusion/ddpm.py:136-157 (schedule), ldm/modules/ema.py:12-24 (averaged weights).
 """
 
 from __future__ import annotations

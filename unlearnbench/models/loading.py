@@ -135,8 +135,10 @@ def _network(place: Path, name: str) -> Any:
     if (written := config.get("_class_name", name)) != name:
         raise UserError(f"{path} is that of {written!r}, where model_index.json names {name}: copy the part's own file")
     if place.name.startswith("text_encoder"):
+        text = config.get("text_config", config)  # a whole CLIP's has the text model's inside
+        text = {key: value for key, value in text.items() if key not in ("dtype", "torch_dtype")}  # it is float32 here
         cls = _class("transformers", name)
-        return _constructed(path, lambda: cls(cls.config_class.from_pretrained(place, local_files_only=True)))
+        return _constructed(path, lambda: cls(cls.config_class.from_dict(text)))
     return _constructed(path, lambda: _class("diffusers", name).from_config(config))
 
 

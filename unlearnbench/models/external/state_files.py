@@ -15,10 +15,10 @@ from unlearnbench.errors import UserError, one_line
 
 COUNTERS = {"epoch", "global_step", "iteration", "pytorch-lightning_version", "step"}
 """Entries that trainers store next to the weights."""
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-WHOLE = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Names, without suffix, of a network's weights in diffusers and transformers. Variants have a word after it, such as
-fp16 and non_ema."""
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WHOLE = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
+"""Names, without suffix, under which diffusers, transformers and PEFT save weights. Variants have a word after it, such
+as fp16 and non_ema."""
 POINTER = b"version https://git-lfs"
 TRAINERS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -54,15 +54,15 @@ def weight_files(folder: Path) -> list[Path]:
     `UserError` if there are no weights, several that could be meant, or too few shards.
     """
     states: dict[str, list[Path]] = {}
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
     for file in files:
         states.setdefault(re.sub(r"-\d+-of-\d+", "", file.name), []).append(file)
     for index in sorted(folder.glob("*.index*.json")):
         states.setdefault(re.sub(r"(\.\w+)\.index(\.\w+)?\.json$", r"\2\1", index.name), [])
-    plain = [name + suffix for suffix in SUFFIXES for name in WHOLE if name + suffix in states]
+    plain = [name + suffix for suffix in WEIGHT_SUFFIXES for name in WHOLE if name + suffix in states]
     others = [name for name in states if name.endswith(".safetensors")] or list(states)
     if not plain and len(others) != 1:
-        have = ", ".join(file.name for file in files) or f"no {', '.join(SUFFIXES)} file"
+        have = ", ".join(file.name for file in files) or f"no {', '.join(WEIGHT_SUFFIXES)} file"
         raise UserError(
             f"{folder} is no folder of one model's weights (it has {have}): give a diffusers folder with unet/ or "
             "text_encoder/, or name the file"

@@ -18,6 +18,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.external.apply import apply_checkpoint
 from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained, weight_paths
+from unlearnbench.reporting import told_by
 
 PROMPTS, SEEDS = ["a photo of a cat", "red seven!"], [3, 4_000_000_001]
 
@@ -124,6 +125,15 @@ def test_a_single_file_is_the_same_model(hub, name, form, tmp_path):
         assert torch.equal(found[key], value.half().float() if form == "half" else value), key
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_file_with_averaged_weights_too_says_which_are_used(v14, averaged, tmp_path):
+    path = hub_sd.write_checkpoint(tmp_path / "model.ckpt", hub_sd.released("v1-4", averaged=averaged))
+    told = []
+    with told_by(told.append):
+        load_stable_diffusion(path, config=v14)
+    assert len(told) == averaged and all(str(path) in line and "averaged" in line for line in told)
+
+
 @pytest.mark.parametrize("name", ["v1-4", "2-1", "xl-base-1.0"])
 def test_files_and_folders_of_the_hub_applied_as_unlearned_weights(hub, name, tmp_path):
     folder = hub(name)
@@ -163,6 +173,12 @@ def test_the_hubs_variants(original, form, tmp_path):
     for key, value in original.state_dict().items():
         assert torch.equal(found[key], value.half().float() if half else value), key
     assert all(file.is_file() for file in weight_paths(folder)) and len(weight_paths(folder)) == 3
+
+
+def test_an_index_as_diffusers_writes_it_today(original, copy):
+    none = {key: [None, None] for key in ("feature_extractor", "image_encoder", "safety_checker")}
+    edit(copy / "model_index.json", **none, _name_or_path="a/b", requires_safety_checker=False)
+    same(load_stable_diffusion(copy), original.state_dict())
 
 
 def test_shards_are_one_state_and_a_missing_one_is_named(v14, original, copy):

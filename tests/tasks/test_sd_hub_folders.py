@@ -83,6 +83,14 @@ def test_a_single_file_is_described_by_what_was_fetched(fetched, tmp_path):
     assert single.model_identity().configuration == folder.model_identity().configuration
 
 
+def test_a_single_file_needs_a_folder_that_describes_it(data, tmp_path):
+    path = hub_sd.write_checkpoint(tmp_path / "model.ckpt", {"a": torch.zeros(1)})
+    with pytest.raises(
+        UserError, match=r"model\.ckpt contains no configuration: `unlearnbench fetch --task sd-nudity`"
+    ):
+        SDNudity("nudity", protocol="smoke", data=data, checkpoint=path).pretrained()
+
+
 @pytest.mark.parametrize(("cls", "model"), [(SDNudity, "xl-base-1.0"), (SDXLNudity, "v1-4")])
 def test_the_pixels_of_the_default_protocol_are_asked_for(cls, model, data, models):
     with pytest.raises(UserError, match=r"draws 64x64 pixels, protocol default means"):

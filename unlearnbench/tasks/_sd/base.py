@@ -119,8 +119,9 @@ class StableDiffusionTask(TextTask):
         given = self.checkpoint is not None and self.checkpoint.is_dir()
         folder: Any = self.checkpoint if given else self.folder / self.model_folder
         if not folder.is_dir():
+            single = f", and {self.checkpoint} contains no configuration" if self.checkpoint is not None else ""
             raise UserError(
-                f"{self.name} ships no weights, and there are none in {folder}: `unlearnbench fetch --task "
+                f"{self.name} ships no weights, and there are none in {folder}{single}: `unlearnbench fetch --task "
                 f"{self.name}`, or give a diffusers folder with --checkpoint"
             )
         require_folder(folder)

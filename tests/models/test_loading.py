@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import socket
 
@@ -59,11 +58,11 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name(copy, part):
     refused(copy, part, "no diffusers folder")
 
 
-def test_weights_as_a_pickle_are_refused(copy):
+def test_a_pickle_with_code_in_a_folder_is_refused(copy):
     weights = copy / "unet/diffusion_pytorch_model.safetensors"
     weights.unlink()
-    (copy / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
-    refused(copy, "cannot be loaded")
+    torch.save({"conv_in.bias": torch.zeros(16), "hook": print}, weights.with_suffix(".bin"))
+    refused(copy, "diffusion_pytorch_model.bin", "could run code")
 
 
 def test_a_damaged_configuration_is_one_line(copy):
@@ -77,7 +76,7 @@ def test_the_hub_out_of_reach_says_what_would_serve(monkeypatch):
     def gone(*words, **named):
         raise OSError("We couldn't connect to the hub")
 
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", gone)
+    monkeypatch.setattr(DiffusionPipeline, "download", gone)
     refused("someone/some-model", "couldn't connect", "model_index.json", "hf auth login")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from tests.support import tiny_data, tiny_sd
 from tests.support.ddpm_folder import write_folder
+from unlearnbench.errors import UserError
 from unlearnbench.models.configuration import LEFT_OUT, configuration
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.pipeline.cell import Cell
@@ -77,7 +78,10 @@ def test_every_field_of_every_configuration_file_is_in_it(original):
     before, count, left = task.model_identity().hash, 0, set()
     for file, place in mutants(folder):
         count += 1
-        moved = task.model_identity().hash != before
+        try:
+            moved = task.model_identity().hash != before
+        except UserError as error:  # the index of another kind of model, which is not used at all
+            moved = file == "model_index.json" and place[0] in str(error)
         if place and place[-1] in LEFT_OUT:
             left.add(place[-1])
             assert not moved, f"{file}: {place} is said to be left out"

@@ -41,7 +41,10 @@ def pipeline(folder):
 def theirs(pipeline, scheduler, steps, guidance, **more):
     import diffusers
 
-    pipeline.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(pipeline.scheduler.config)
+    # a protocol's timesteps: those that v1.4's configuration, which has no spacing, gives each scheduler
+    spacing = "leading" if scheduler == "ddim" else "linspace"
+    cls = getattr(diffusers, SCHEDULERS[scheduler])
+    pipeline.scheduler = cls.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     latents = gaussian_noise(SEEDS, START, (4, 8, 8))
     with torch.no_grad():
         return pipeline(

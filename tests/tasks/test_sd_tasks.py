@@ -237,7 +237,9 @@ def test_images_are_those_of_diffusers_own_pipeline_with_the_papers_generator(da
     with torch.inference_mode():
         ours = model.sample(about.tokens(prompts), seeds, sampler=sampler)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(data / "sd-v1-4", safety_checker=None)
-    pipeline.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(pipeline.scheduler.config)
+    spacing = "leading" if scheduler == "ddim" else "linspace"  # as v1.4's configuration, which has no spacing
+    cls = getattr(diffusers, SCHEDULERS[scheduler])
+    pipeline.scheduler = cls.from_config(pipeline.scheduler.config, timestep_spacing=spacing)
     pipeline.set_progress_bar_config(disable=True)
     for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         theirs = pipeline(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from unlearnbench.data.download import list_repository
 from unlearnbench.data.sources import LOCK, Source, check_source, fetch_source, locks, source_path
+from unlearnbench.data.weight_names import WEIGHT_SUFFIXES, choose_weights
 from unlearnbench.errors import Damaged, UserError, unknown
 from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import default_root
@@ -30,11 +31,8 @@ ADDRESS = re.compile(
     r"hub:(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>\w[\w.-]*))?(?:/(?P<inside>[^\x00-\x1f]+))?"
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_PARTS = ("unet", "text_encoder", "text_encoder_2")
 CONFIGURATION = "adapter_config.json"
-PLAIN = ("diffusion_pytorch_model", "model", "pytorch_model", "adapter_model", "pytorch_lora_weights")
-"""Names of the files of one model, without variants such as fp16: diffusers', transformers', PEFT's."""
 
 
 class ReleasedWeights(NamedTuple):
@@ -161,9 +159,9 @@ def _wanted(address: str, inside: str, files: Sequence[str]) -> list[str]:
     else:
         start = f"{inside}/" if inside else ""
         parts = [f"{start}{part}/" for part in WEIGHT_PARTS if any(f.startswith(f"{start}{part}/") for f in files)]
-        chosen = [name for part in parts or [start] for name in select_weights(_directly_in(part, files))]
+        chosen = [name for part in parts or [start] for name in choose_weights(_directly_in(part, files))]
     if not chosen:
-        have = [name for name in files if name.endswith(SUFFIXES)]
+        have = [name for name in files if name.endswith(WEIGHT_SUFFIXES)]
         raise UserError(
             f"{address} has no weights at {inside or 'its top'}: add one of its files to the address, such as "
             f"{', '.join(f'{address}/{name}' for name in have[:3]) or 'none: it holds no weights'}"
@@ -175,20 +173,6 @@ def _wanted(address: str, inside: str, files: Sequence[str]) -> list[str]:
 
 def _directly_in(start: str, files: Sequence[str]) -> list[str]:
     return [name for name in files if name.startswith(start) and "/" not in name[len(start) :]]
-
-
-def select_weights(names: Sequence[str]) -> list[str]:
-    """Choose the files of one state dictionary: safetensors before pickles, the plain variant before fp16 and others.
-
-    Nothing is chosen where several files could be meant.
-    """
-    files = sorted(name for name in names if name.endswith(SUFFIXES))
-    files = [name for name in files if name.endswith(".safetensors")] or files
-    variants: dict[str, list[str]] = {}
-    for name in files:  # the shards of a state count as one variant
-        variants.setdefault(re.sub(r"-\d+-of-\d+$", "", PurePosixPath(name).stem), []).append(name)
-    chosen = [name for name in variants if name in PLAIN] or list(variants)
-    return variants[chosen[0]] if len(chosen) == 1 else []
 
 
 def _local(name: str) -> str:

@@ -24,9 +24,26 @@ SCHEDULERS = {
 }
 
 
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+"""Keys of a scheduler's configuration that say what noise the model was trained with."""
+SAMPLING: dict[str, dict[str, Any]] = {
+    "ddim": {
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        "thresholding": False,
+    },
+    "lms": {"timestep_spacing": "linspace"},
+    "dpm++": {"timestep_spacing": "linspace"},
+}
+"""How each scheduler samples, whoever saved the model: what v1.4's own configuration makes of it (diffusers' defaults
+where that has no key), as in the papers' scripts. A model's own keys for this would change what a protocol means."""
+
+
 @dataclass(frozen=True)
 class Scheduled(Sampler):
-    """A `Sampler` that uses a diffusers scheduler; the model's configuration sets the spacing of timesteps."""
+    """A `Sampler` that uses a diffusers scheduler with the timesteps of `SAMPLING` and the model's noise schedule."""
 
     steps: int = 50
     guidance: float = 7.5
@@ -46,7 +63,8 @@ def scheduler_for(config: Mapping[str, Any], sampler: Scheduled) -> Any:
     import diffusers
 
     cls = getattr(diffusers, SCHEDULERS[sampler.scheduler])
-    scheduler = cls.from_config({**config, "prediction_type": "epsilon"})
+    noise = {key: config[key] for key in NOISE if key in config}
+    scheduler = cls.from_config({**noise, **SAMPLING[sampler.scheduler], "prediction_type": "epsilon"})
     scheduler.set_timesteps(sampler.steps)
     return scheduler
 

@@ -20,7 +20,7 @@ from unlearnbench.judges import Judge
 from unlearnbench.judges.coloured_digits import ColouredDigits, ColouredNeighbours, train_judge
 from unlearnbench.models import miniature
 from unlearnbench.models.configuration import configuration
-from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
+from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained
 from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Plan, Side, shuffled
 from unlearnbench.tasks._digits.images import digit_colours, images, latents
@@ -91,12 +91,8 @@ class DigitsText(TextTask):
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
         """The folder's tokenizers; the shipped one has whole words as tokens."""
-        from transformers import CLIPTokenizer
-
         read_manifest(self.folder)  # raises an error with the remedy if there is no such folder
-        require_folder(self.folder)
-        places = [self.folder / name for name in ("tokenizer", "tokenizer_2")]
-        return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
+        return load_tokenizers(self.folder)
 
     @property
     def words(self) -> tuple[str, ...]:

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from unlearnbench.data.hosted_weights import (
     CONFIGURATION,
-    SUFFIXES,
     fetch_weights,
     is_address,
     released_weights,
-    select_weights,
 )
 from unlearnbench.data.sources import known_hash
 from unlearnbench.diffusion.model import Diffusion
@@ -29,7 +27,7 @@ from unlearnbench.models.external import compvis, lora
 from unlearnbench.models.external.adapter_settings import AdapterSettings, read_settings
 from unlearnbench.models.external.compvis import FOLDERS, IGNORED, Change, own_weights
 from unlearnbench.models.external.kohya import flat_names
-from unlearnbench.models.external.state_files import metadata
+from unlearnbench.models.external.state_files import metadata, weight_files
 from unlearnbench.models.external.training_files import Form, training_weights
 from unlearnbench.models.stable_diffusion import StableDiffusion
 
@@ -114,7 +112,7 @@ def _for_other_model(place: Path, model: Diffusion, form: Form | None) -> Conten
         names, values = {renamed(key): key for key in state}, converted(state)
         changes = [Change(names[name], name, value) for name, value in values.items()]
     else:
-        files = _weights(place) if place.is_dir() else [place]
+        files = weight_files(place) if place.is_dir() else [place]
         state = {name: value for file in files for name, value in training_weights(file, form).items()}
         changes = [Change(key, key, value) for key, value in state.items()]
     if not any(change.name in targets for change in changes):
@@ -170,20 +168,7 @@ def _place(path: str | Path) -> Path:
 def _files(folder: Path) -> list[Path]:
     """The weight files of a pipeline's parts, or of a single folder."""
     parts = [folder / name for name in FOLDERS if (folder / name).is_dir()]
-    return [file for part in parts or [folder] for file in _weights(part)]
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The weight files of one state dictionary."""
-    names = sorted(file.name for file in folder.iterdir() if file.suffix in SUFFIXES)
-    chosen = select_weights(names)
-    if not chosen:
-        have = ", ".join(names) or f"no {', '.join(SUFFIXES)} file"
-        raise UserError(
-            f"{folder} is no folder of one model's weights (it has {have}): give a diffusers folder with unet/ or "
-            "text_encoder/, or name the file"
-        )
-    return [folder / name for name in chosen]
+    return [file for part in parts or [folder] for file in weight_files(part)]
 
 
 def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:

@@ -12,6 +12,7 @@ from unlearnbench.models.stable_diffusion import StableDiffusion
 
 FOLDERS = ("unet", "text_encoder", "text_encoder_2")
 UNET = "model.diffusion_model."
+AUTOENCODER = "first_stage_model."
 BARE_UNET = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.0.", "out.2.")
 CLIP = {"cond_stage_model.transformer.": "text_encoder.", "conditioner.embedders.0.transformer.": "text_encoder."}
 OPEN_CLIP = {"cond_stage_model.model.": "text_encoder.", "conditioner.embedders.1.model.": "text_encoder_2."}
@@ -78,11 +79,10 @@ def _unet_names(keys: list[str], config: Any) -> dict[str, str]:
     return {name: key for name, key in convert_ldm_unet_checkpoint(values, config).items() if key}
 
 
-def missing_weights(model: StableDiffusion, state: Mapping[str, Tensor]) -> list[str]:
-    """Weights of the model, including the VAE, that a complete checkpoint should have but lacks."""
+def translated_autoencoder(model: StableDiffusion, state: Mapping[str, Tensor]) -> list[Change]:
+    """Translate the autoencoder of an LDM checkpoint with diffusers; its 1x1 convolutions become matrices."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    given = {change.name for change in translated(model, state)[0]}
-    given |= {f"vae.{name}" for name in convert_ldm_vae_checkpoint(dict(state), model.vae.config)}
-    needed = own_weights(model).keys() | {f"vae.{name}" for name, _ in model.vae.named_parameters()}
-    return sorted(name for name in needed - given if not IGNORED.match(name) or name.startswith("vae."))
+    given = {key: value for key, value in state.items() if key.startswith(AUTOENCODER)}
+    made = convert_ldm_vae_checkpoint(dict(given), model.vae.config)
+    return [Change(AUTOENCODER, f"vae.{name}", value) for name, value in made.items()]

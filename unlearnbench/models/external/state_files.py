@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.data.weight_names import WEIGHT_SUFFIXES, choose_weights
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.printable import printable
 
 COUNTERS = {"epoch", "global_step", "iteration", "pytorch-lightning_version", "step"}
 """Entries that trainers store next to the weights."""
+SHARD = re.compile(r"-(\d+)-of-(\d+)")
+POINTER = b"version https://git-lfs"
+TRAINERS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "_codecs.encode",
+)
+"""What the trainer's entries of Stable Diffusion's .ckpt files name beside tensors, as read from the list of
+AUTOMATIC1111/stable-diffusion-webui at 0593384, modules/safe.py."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -38,11 +52,37 @@ def read_file(path: Path) -> Any:
         raise _damaged(path, one_line(error)) from error
 
 
-def first_keys(path: Path, count: int = 3) -> list[str]:
-    """Read the names of a checkpoint's first tensors, without the tensors."""
-    if _is_safetensors(path):
-        return sorted(_opened(path)[0])[:count]
-    return sorted(named_tensors(path, _unpickled(path, "meta")))[:count]
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of one network's weights in its folder: one file, or all shards.
+
+    As in diffusers, the plain weights come before variants such as fp16, and safetensors before pickles. Raises
+    `UserError` if there are no weights, several that could be meant, or too few shards.
+    """
+    files = sorted(file.name for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES)
+    indexes = sorted(folder.glob("*.index*.json"))
+    if indexes and not any(SHARD.search(name) for name in files) and not choose_weights(files):
+        raise UserError(f"{folder} has {indexes[0].name}, but none of its shards: copy them there too")
+    chosen = choose_weights(files)
+    if not chosen:
+        have = ", ".join(files) or f"no {', '.join(WEIGHT_SUFFIXES)} file"
+        raise UserError(
+            f"{folder} is no folder of one model's weights (it has {have}): give a diffusers folder with unet/ or "
+            "text_encoder/, or name the file"
+        )
+    _require_shards(folder, chosen)
+    return [folder / name for name in chosen]
+
+
+def _require_shards(folder: Path, names: list[str]) -> None:
+    """Name the first shard that is missing."""
+    found = SHARD.search(names[0])
+    if found is None:
+        return
+    digits, count = len(found[1]), int(found[2])
+    for number in range(1, count + 1):
+        wanted = names[0][: found.start(1)] + f"{number:0{digits}}" + names[0][found.end(1) :]
+        if wanted not in names:
+            raise UserError(f"{folder} lacks {wanted}, one of {count} shards: copy it there too")
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -69,6 +109,8 @@ def _is_safetensors(path: Path) -> bool:
         raise _damaged(path, one_line(error)) from error
     if head[8:] == b"{":
         return True
+    if head == POINTER[: len(head)] and head:
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights: get them with `git lfs pull`")
     if head[:2] != b"PK" and head[:1] != b"\x80":
         raise _damaged(path, "it begins as neither safetensors nor a file of torch.save")
     return False
@@ -78,8 +120,9 @@ def _unpickled(path: Path, device: str) -> Any:
     import torch
 
     _require_stored(path)
+    allowing = getattr(torch.serialization, "safe_globals", nullcontext)  # torch 2.4 refuses such files
     try:
-        with path.open("rb") as file:  # given a path, torch decides by its suffix
+        with path.open("rb") as file, allowing(_stand_ins()):  # given a path, torch decides by its suffix
             return torch.load(file, map_location=device, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
@@ -113,6 +156,20 @@ def _require_stored(path: Path) -> None:
         )
 
 
+def _stand_ins() -> list[type]:
+    """Empty classes under the names in `TRAINERS`: whatever a file does with them, nothing of the libraries runs."""
+
+    def ignore(self: Any, *args: Any) -> None:
+        pass
+
+    made = []
+    for full in TRAINERS:
+        module, _, name = full.rpartition(".")
+        about = {"__module__": module, "__qualname__": name, "__init__": ignore, "__setstate__": ignore}
+        made.append(type(name, (), about))
+    return made
+
+
 def named_tensors(path: Path, value: Any) -> dict[str, Tensor]:
     """Collect the tensors of a loaded object by name."""
     found: dict[str, Tensor] = {}
@@ -138,4 +195,6 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _damaged(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} cannot be loaded ({reason[:160]}): it is damaged, or no checkpoint")
+    return UserError(
+        f"{path} cannot be loaded ({reason[:160]}): it is damaged, incomplete or no checkpoint: get the file again"
+    )

@@ -24,8 +24,9 @@ from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.inception import Extractor
 from unlearnbench.judges.scorer import Witness
-from unlearnbench.models.configuration import FOLDERS, configuration
-from unlearnbench.models.loading import load_stable_diffusion, require_folder, untrained
+from unlearnbench.models.configuration import configuration
+from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained, weight_paths
+from unlearnbench.models.model_index import require_folder
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import default_root
@@ -118,8 +119,9 @@ class StableDiffusionTask(TextTask):
         given = self.checkpoint is not None and self.checkpoint.is_dir()
         folder: Any = self.checkpoint if given else self.folder / self.model_folder
         if not folder.is_dir():
+            single = f", and {self.checkpoint} contains no configuration" if self.checkpoint is not None else ""
             raise UserError(
-                f"{self.name} ships no weights, and there are none in {folder}: `unlearnbench fetch --task "
+                f"{self.name} ships no weights, and there are none in {folder}{single}: `unlearnbench fetch --task "
                 f"{self.name}`, or give a diffusers folder with --checkpoint"
             )
         require_folder(folder)
@@ -128,10 +130,7 @@ class StableDiffusionTask(TextTask):
     @cached_property
     def tokenizers(self) -> Sequence[Any]:
         """The model's tokenizers, one or two."""
-        from transformers import CLIPTokenizer
-
-        places = [self.layout / name for name in ("tokenizer", "tokenizer_2")]
-        return [CLIPTokenizer.from_pretrained(place) for place in places if place.is_dir()]
+        return load_tokenizers(self.layout)
 
     def architecture(self, seed: int) -> Diffusion:
         """The networks that the folder describes."""
@@ -155,11 +154,10 @@ class StableDiffusionTask(TextTask):
         return model.to(self.device)
 
     def model_identity(self) -> ModelIdentity:
-        """Hash of all weight and configuration files of the model."""
+        """Hash of the model's weight files that are loaded, and of its configuration files."""
         if self.checkpoint is not None and self.checkpoint.is_file():
             return ModelIdentity(known_hash(self.checkpoint), configuration(self.layout))
-        parts = [path for part in FOLDERS for path in (self.layout / part).glob("*.safetensors")]
-        files = sorted(path for path in parts if ".fp16" not in path.name and ".non_ema" not in path.name)
+        files = sorted(weight_paths(self.layout))
         weights = digest([[path.relative_to(self.layout).as_posix(), known_hash(path)] for path in files])
         return ModelIdentity(weights, configuration(self.layout))
 

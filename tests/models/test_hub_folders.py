@@ -199,7 +199,7 @@ def test_shards_are_one_state_and_a_missing_one_is_named(v14, original, copy):
     with pytest.raises(UserError, match="lacks"):
         apply_checkpoint(load_stable_diffusion(v14), place)
     (place / shards[0]).unlink()
-    refused(copy, str(place), "index of diffusion_pytorch_model.safetensors", "none of its shards")
+    refused(copy, str(place), "diffusion_pytorch_model.safetensors.index.json", "none of its shards")
 
 
 def test_what_is_loaded_decides_the_identity_of_the_weights(v14, copy, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from unlearnbench.compute.precision import DEFAULT, Resources
+from unlearnbench.data.prompt_sets import PromptFile
 from unlearnbench.errors import Unsupported
 from unlearnbench.method import Method
 from unlearnbench.records.schema import Selection
@@ -27,6 +28,8 @@ class Cell:
     """Precision and memory savings."""
     include_unsafe: bool = False
     """Whether results may contain images and prompts of an unsafe task."""
+    prompts: tuple[PromptFile, ...] = ()
+    """Files of the user's own prompts, scored beside the protocol's."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
 

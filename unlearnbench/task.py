@@ -173,6 +173,10 @@ class Task(ABC):
         """Number of these training images."""
         return len(self.data(which).x0)
 
+    def undrawn(self, side: Literal["forget", "retain"]) -> int:
+        """Number of training images that the original has yet to draw; 0 where a data set has them."""
+        return 0
+
     @abstractmethod
     def reference(self) -> Iterator[Tensor]:
         """Real retain images of the protocol's reference split, uint8 (n, 3, H, W), in batches."""
@@ -274,6 +278,10 @@ class Task(ABC):
             for group, concept, count in order
             for i in range(count)
         ]
+
+    def image_count(self) -> int:
+        """Number of images in the plan, which need no data to be counted."""
+        return len(self.plan())
 
     def inputs(self, items: Sequence[Plan]) -> Tensor:
         """Conditions y for planned images, on the task's device."""

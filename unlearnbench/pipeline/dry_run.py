@@ -19,6 +19,7 @@ from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.planning import training_sides
 from unlearnbench.pipeline.unlearning import name_errors
 from unlearnbench.training import seeded
 
@@ -45,6 +46,10 @@ class CostEstimate(NamedTuple):
     """Unlearning steps; None if the method has no number of them."""
     stored: int
     """Bytes of weights and images that stay in the store."""
+    training_images: int
+    """Images that the original has yet to draw for training; other methods use them too."""
+    drawing: float
+    """Seconds of drawing them."""
 
 
 def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
@@ -64,6 +69,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     with Meter(task.device) as training:
         unlearning = _unlearning(cell)
     chunks = -(-len(plan) // batch)
+    undrawn = sum(task.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
@@ -75,6 +81,8 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         memory=max(known) if known else None,
         steps=_steps(cell),
         stored=_stored(model, len(plan)),
+        training_images=undrawn,
+        drawing=-(-undrawn // batch) * sampler.steps * step,
     )
 
 

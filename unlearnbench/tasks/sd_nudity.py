@@ -216,6 +216,10 @@ class SDNudity(StableDiffusionTask):
             plan.append(Plan("benign", kind, -1, seed, BENIGN[kind][number % len(BENIGN[kind])]))
         return plan
 
+    def image_count(self) -> int:
+        """Number of prompts that the protocol means."""
+        return self.protocol.forget_images + self.protocol.retain_images + self.protocol.benign_images
+
     def judge(self) -> Judge:
         """NudeNet, with the labels that flag an image."""
         return self._judge

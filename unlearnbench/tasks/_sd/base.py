@@ -194,18 +194,34 @@ class StableDiffusionTask(TextTask):
         """Folder of the training images that the original generated, as latents."""
         return default_root() / "generated"
 
+    def undrawn(self, side: Literal["forget", "retain"]) -> int:
+        """Number of training images that are not in `kept` yet."""
+        count, size = self.protocol.training_images, self.protocol.chunk
+        return sum(min(size, count - start) for start in self._missing(self._captions_kept_in(side)[1]))
+
+    def _missing(self, folder: Path) -> list[int]:
+        """Where the parts begin that the folder lacks."""
+        starts = range(0, self.protocol.training_images, self.protocol.chunk)
+        return [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
+
+    def _captions_kept_in(self, side: Literal["forget", "retain"]) -> tuple[list[str], Path]:
+        """Captions of a side's training images, and the folder of what was drawn for them."""
+        prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        captions = [prompts[i % len(prompts)] for i in range(count)]
+        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
+        about.append(fingerprint([Scheduled, StableDiffusion]))
+        folder = self.kept / digest(about)[:32]
+        return captions, folder
+
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
         prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
         if self.limit is not None:  # a trial: noise is enough, and nothing is kept
             shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
             return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
-        captions = [prompts[i % len(prompts)] for i in range(count)]
-        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
-        about.append(fingerprint([Scheduled, StableDiffusion]))
-        folder = self.kept / digest(about)[:32]
+        captions, folder = self._captions_kept_in(side)
         starts = range(0, count, size)
-        missing = [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
+        missing = self._missing(folder)
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ABOUT).write_text(json.dumps({"task": self.name, "side": side}), encoding="utf-8")

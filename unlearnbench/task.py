@@ -114,6 +114,8 @@ class Task(ABC):
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
     """Whether the methods' built-in settings were chosen for this task; other tasks need presets."""
+    pixels: ClassVar[int] = 0
+    """Pixels per side of its images; 0 if any size will do."""
     without: ClassVar[frozenset[str]] = frozenset()
     """Metrics that make no sense here, such as closed-set accuracy of a detector; records leave them out."""
 

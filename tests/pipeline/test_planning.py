@@ -18,7 +18,7 @@ from unlearnbench.tasks.sd_nudity import SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 
 COUNTED = {
-    # Peaks in GiB counted with fake tensors of the real sizes, over every allocation of an update; batch as in the preset.
+    # Peaks in GiB, counted with fake tensors of the real sizes over every allocation of an update.
     ("uce", SDNudity): 10.2,
     ("esd", SDNudity): 16,
     ("advunlearn", SDNudity): 23,

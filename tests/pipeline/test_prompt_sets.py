@@ -131,7 +131,7 @@ def test_another_content_of_a_file_replaces_nothing_without_being_told(world):
     folder, _, _, scored, _ = world
     (folder / "other").mkdir()
     (folder / "other/asks.csv").write_text("prompt\nseven\n")
-    with pytest.raises(UserError, match="another content of asks.csv"):
+    with pytest.raises(UserError, match=r"another content of asks\.csv"):
         unlearnbench.run("uce", out=folder / "results", prompts={"forget": folder / "other/asks.csv"}, **OPTIONS)
     assert read_record(scored.path(folder / "results")) == scored
 

@@ -152,10 +152,15 @@ def central_square(image: Image, size: int) -> np.ndarray:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a path names an image, by its ending; never for what macOS adds (`__MACOSX/`, `._name`)."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    hidden = any(part == "__MACOSX" or (part[0] == "." and part not in (".", "..")) for part in path.parts)
-    return path.name.lower().endswith(SUFFIXES) and not hidden
+    """Whether a path names an image, by its ending; never for litter."""
+    return name.lower().endswith(SUFFIXES) and not is_litter(name)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a path is hidden, or something that macOS or Windows adds: `__MACOSX/`, `._name`, `Thumbs.db`."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    hidden = any(part[0] == "." and part not in (".", "..") for part in parts)
+    return hidden or "__MACOSX" in parts or parts[-1:] in (("Thumbs.db",), ("desktop.ini",))
 
 
 @contextmanager

@@ -46,8 +46,8 @@ def parts(folder: Path, split: str) -> list[Path]:
 def read_image_set(folder: Path, split: str, cache: Path, size: int) -> Images:
     """Return a split as memory-mapped arrays. It is decoded once into `cache`, under the hash of its files.
 
-    Columns are `img` (or `image`), the bytes of an image file (see `decode_image`), and `label`. Raises `UserError` for missing files or
-    columns, and `Damaged` for what cannot be read, with the file and row.
+    Columns are `img` (or `image`), the bytes of an image file (see `decode_image`), and `label`. Raises `UserError` for
+    missing files or columns, and `Damaged` for what cannot be read, with the file and row.
     """
     files = parts(folder, split)
     place = cache / digest([[path.name, file_hash(path)] for path in files] + [size, DECODER])[:32]

@@ -27,9 +27,9 @@ def record_cell(
     force: bool = False,
     replace: bool = False,
 ) -> Record:
-    """Run a cell, score the user's own prompts, then try the attacks; return its record, with those parts made that were missing.
+    """Run a cell, score the user's own prompts, then try the attacks; return its record.
 
-    With `every` (steps from one scored point to the next) or `tracking` the run is followed (see `trajectory`).
+    Only parts that were missing are made. With `every` (steps from one scored point to the next) or `tracking` the run is followed (see `trajectory`).
     `force` makes every part again. `replace` allows to replace a record of something else, and makes again only what
     is missing.
     """

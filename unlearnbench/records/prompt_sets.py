@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from unlearnbench.names import Line, Name
-from unlearnbench.records.sealed_json import SealedPart
 from unlearnbench.records.scores import ScoreRecord
+from unlearnbench.records.sealed_json import SealedPart
 
 
 class PairedScore(SealedPart):

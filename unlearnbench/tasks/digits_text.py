@@ -79,6 +79,7 @@ class DigitsText(TextTask):
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
     default_forget, gold_once = "seven", True
+    pixels = 16
     licence, origin = "mit", "trained by unlearnbench on the UCI digits (CC BY 4.0)"
 
     # ---- the model -------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ class DigitsText(TextTask):
         return items
 
     def asked_in(self, prompt: str, side: Literal["forget", "retain"], concept: str = "") -> Asked:
-        """The concept, and what the prompt says in the other domain; of two kept ones, that in the forgotten's domain."""
+        """The concept, and what is named in the other domain; of two kept ones, that of the forgotten's domain."""
         if side == "retain" and not concept:
             own = DIGITS if self.erased[0].label in DIGITS else COLOURS
             said = mentions(own).search(prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -228,14 +228,14 @@ class SDNudity(StableDiffusionTask):
     def _judge(self) -> Judge:
         return NudeNet(self.protocol.flagging, self.protocol.threshold, self.extractor)
 
-    def made_witnesses(self) -> dict[str, Witness]:
+    def witness_makers(self) -> dict[str, Callable[[], Witness]]:
         """Two detectors in addition to CLIP."""
         p = self.protocol
-        found: dict[str, Witness] = {
-            "detector": Detections(p.labels, p.flagging, p.threshold),
-            "second_detector": OpenNsfw(p.second_threshold),
+        found: dict[str, Callable[[], Witness]] = {
+            "detector": lambda: Detections(p.labels, p.flagging, p.threshold),
+            "second_detector": lambda: OpenNsfw(p.second_threshold),
         }
-        return {**found, **super().made_witnesses()}
+        return {**found, **super().witness_makers()}
 
     def reference(self) -> Iterator[Tensor]:
         """As many photographs of COCO's validation images as there are captions."""

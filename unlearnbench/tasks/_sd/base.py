@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.fingerprint import fingerprint
 from unlearnbench.hashing import digest, seed_of
+from unlearnbench.judges import Judge
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.inception import Extractor
 from unlearnbench.judges.scorer import Witness
@@ -96,6 +97,7 @@ class StableDiffusionTask(TextTask):
     protocol: PictureProtocol
     provides = frozenset({"forget images", "retain images", "concept"})
     model_folder: ClassVar[str] = "sd-v1-4"
+    pixels = 512
     sources: ClassVar[tuple[Source, ...]]
     data_name: ClassVar[str] = "stable-diffusion"
     """Download folder that these tasks share, since they use the same gigabytes of files."""
@@ -266,11 +268,19 @@ class StableDiffusionTask(TextTask):
 
     @cached_property
     def _witnesses(self) -> dict[str, Witness]:
-        return self.made_witnesses()
+        return {role: make() for role, make in self.witness_makers().items()}
 
-    def made_witnesses(self) -> dict[str, Witness]:
-        """Load the witnesses."""
-        return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
+    def witness_makers(self) -> dict[str, Callable[[], Witness]]:
+        """What loads each witness, by its role."""
+        return {
+            role: partial(lambda name: ClipScore(clip(self.folder / name, self.device), name), name)
+            for role, name in CLIPS.items()
+        }
+
+    def judge_without_features(self) -> Judge:
+        """The judge without Inception, where its file is missing and no features are needed."""
+        self.__dict__["extractor"] = Extractor(None, self.device)
+        return self.judge()
 
 
 def _keep(x0: Tensor, path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import shutil
 import zipfile
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,8 +44,7 @@ def drawn(tmp_path_factory):
 def scored(cli, *words, task="digits-class"):
     said = cli("score", "--task", task, *words)
     assert said.code == 0, said.err
-    with open("scores.json", encoding="utf-8") as file:
-        return said, json.load(file)
+    return said, json.loads(Path("scores.json").read_text(encoding="utf-8"))
 
 
 def judged_by_hand(folder, digit):
@@ -135,8 +135,6 @@ def test_photographs_of_any_shape_are_cropped_and_counted(drawn, cli, tmp_path):
 
 
 def images(*names, group="retain"):
-    from pathlib import Path
-
     return [GivenImage(Path("set"), name, group) for name in names]
 
 

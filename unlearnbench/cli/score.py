@@ -73,8 +73,8 @@ def score(
     cls = registry.load_task(task)
     cls.resolve_protocol(protocol)
     concept = cls.resolve_concept(forget or cls.default_forget)
-    where = {"device": pick_device(device.value), "weights": pretrained}
-    made = cls(concept, protocol=protocol, **where, **accepted(cls, data=data))
+    on, own = pick_device(device.value), accepted(cls, data=data)
+    made = cls(concept, protocol=protocol, device=on, weights=pretrained, **own)
     listed, others = list_images(image_sources(images))
     given = described(prompts_of_names(listed) if names else listed, prompts or [])
     _require_ours(file)

@@ -112,7 +112,7 @@ def _on_white(image: Image) -> tuple[Image, bool]:
     from PIL import Image
 
     layered = image.convert("RGBA")
-    if layered.getextrema()[3] == (255, 255):
+    if layered.getchannel("A").getextrema() == (255, 255):
         return image.convert("RGB"), False
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layered).convert("RGB"), True

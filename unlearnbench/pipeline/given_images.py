@@ -104,7 +104,7 @@ class GivenScores(NamedTuple):
     witnesses: dict[str, Witness]
 
 
-# ---- which images ------------------------------------------------------------------------------------------------------
+# ---- which images ----------------------------------------------------------------------------------------------------
 
 
 def image_sources(words: Sequence[str]) -> list[ImageSource]:
@@ -255,7 +255,7 @@ def prompts_of_names(images: Sequence[GivenImage]) -> list[GivenImage]:
     return named
 
 
-# ---- what they were asked to show --------------------------------------------------------------------------------------
+# ---- what they were asked to show ------------------------------------------------------------------------------------
 
 
 def plan_for(task: Task, images: Sequence[GivenImage]) -> list[Plan]:
@@ -281,7 +281,7 @@ def _planned(task: Any, image: GivenImage, number: int) -> Plan:
     return Plan(image.group, concept or "other", labels[concept] if concept else -1, number, image.prompt)
 
 
-# ---- scoring -----------------------------------------------------------------------------------------------------------
+# ---- scoring ---------------------------------------------------------------------------------------------------------
 
 
 def score_images(task: Task, images: Sequence[GivenImage], store: Store) -> GivenScores:

@@ -115,10 +115,11 @@ def _memory(cell: Cell, more: Sequence[str] = ()) -> int | None:
         return None
     each = model["activations"].get("checkpointing" if "checkpointing" in savings else part)
     counts = [settings.get(name) for name in method.get("images", ())]
-    if each is None or not all(isinstance(count, int) for count in counts):
+    whole = [count for count in counts if isinstance(count, int)]
+    if each is None or len(whole) < len(counts):
         return None
     resident = BYTES * ((2 + method.get("models", 0)) * _whole(model) + model["judges"])
-    activations = each * GIB * sum(counts) * (0.5 if cell.resources.precision == "bf16" else 1)
+    activations = each * GIB * sum(whole) * (0.5 if cell.resources.precision == "bf16" else 1)
     moments = 1.5 if "adam8bit" in savings else 0.0  # two moments of 1 byte in place of 4
     mean = 1 if settings.get("ema") is not None else 0
     copies = BYTES * model["parts"][part]
@@ -173,7 +174,8 @@ def seconds_of_evaluation(cell: Cell, device: str, repeats: int = 3) -> float | 
     shape = model["network"]
     try:
         with seeded(0), torch.device(device):
-            network: Any = UNet2DConditionModel(**shape).eval()
+            network: Any = UNet2DConditionModel(**shape)
+            network.eval()
             size, count = shape["sample_size"], 2 * cell.task.protocol.chunk
             x, t = torch.randn(count, network.config.in_channels, size, size), torch.zeros(count, dtype=torch.long)
             given: dict[str, Any] = {"encoder_hidden_states": torch.randn(count, 77, shape["cross_attention_dim"])}

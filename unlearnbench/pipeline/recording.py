@@ -29,9 +29,9 @@ def record_cell(
 ) -> Record:
     """Run a cell, score the user's own prompts, then try the attacks; return its record.
 
-    Only parts that were missing are made. With `every` (steps from one scored point to the next) or `tracking` the run is followed (see `trajectory`).
-    `force` makes every part again. `replace` allows to replace a record of something else, and makes again only what
-    is missing.
+    Only parts that were missing are made. With `every` (steps from one scored point to the next) or `tracking` the run
+    is followed (see `trajectory`). `force` makes every part again. `replace` allows to replace a record of something
+    else, and makes again only what is missing.
     """
     if every is not None or tracking is not None:
         record = followed(cell, every, store, results, force, tracking)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 
 import pytest
 
 from tests.support.web import BODY, COMMIT, HASH, NAME, OTHER, failing, lying, source
 from unlearnbench import registry
 from unlearnbench.data import download
-from unlearnbench.data.sources import LOCK, check_source, fetch_source, known, locks, state
+from unlearnbench.data.published_files import PublishedFile, published_files
+from unlearnbench.data.sources import (
+    LOCK,
+    check_given,
+    check_source,
+    fetch_source,
+    is_published,
+    known,
+    locks,
+    source_path,
+    state,
+)
 from unlearnbench.errors import Damaged, UserError
 
 
@@ -148,13 +161,15 @@ def test_the_list_says_what_is_there_and_asks_nobody(cli, site, folder, task):
     said = cli("fetch", "--task", "fake", "--list", "--data", folder)
     assert (said.code, said.err) == (0, "")
     assert f"fake: {folder}" in said.out
-    for head in ("file", "use", "login", "size", "revision", "state", "files · MIT"):
+    for head in ("file", "use", "login", "size", "revision", "SHA-256", "state", "address", "files · MIT"):
         assert head in said.out
-    assert row(said, "fresh").split()[1:] == [*ABOUT, "no", "not", "known", "—", "missing"]
-    assert row(said, "known").split()[1:] == [*ABOUT, "no", "3.0", "MiB", COMMIT[:12], "missing"]
-    assert row(said, "gated").split()[1:] == [*ABOUT, "yes", "not", "known", "—", "missing"]
-    assert row(said, "whole").split()[-5:] == ["no", "0.0", "MiB", hashlib.md5(BODY).hexdigest()[:12], "there"]
-    assert row(said, "spoilt").rstrip().endswith("differs")
+    at = {name: site.at(name) for name in names}
+    assert row(said, "fresh").split()[1:] == [*ABOUT, "no", "not", "known", "—", "—", "missing", at["fresh"]]
+    assert row(said, "known").split()[1:] == [*ABOUT, "no", "3.0", "MiB", COMMIT[:12], "—", "missing", at["known"]]
+    assert row(said, "gated").split()[1:] == [*ABOUT, "yes", "not", "known", "—", "—", "missing", at["gated"]]
+    etag = hashlib.md5(BODY).hexdigest()[:12]
+    assert row(said, "whole").split()[3:] == ["no", "10.3", "KiB", etag, HASH, "there", at["whole"]]
+    assert row(said, "spoilt").split()[-2:] == ["differs", at["spoilt"]]
     assert (len(site.asked), lying(folder)) == (asked, before)
 
 
@@ -207,6 +222,100 @@ def test_stopped_in_the_middle_it_keeps_what_is_finished(cli, site, folder, task
     assert lying(folder) == ["b", LOCK]
     assert cli("fetch", "--task", "fake", "--data", folder).code == 0
     assert [ask.path for ask in site.asked] == ["b", "a", "a"]
+
+
+def test_without_a_task_it_says_what_there_is(cli, tmp_path):
+    said = cli("fetch", "--data", tmp_path)
+    assert (said.code, said.err) == (0, "")
+    for line in (
+        f"sd-nudity: {len(registry.load_task('sd-nudity').sources)} files",
+        "by name",
+        "--task TASK",
+        "--list",
+    ):
+        assert line in said.out
+    assert lying(tmp_path) == []
+
+
+def test_the_list_of_all_has_size_licence_hash_and_address_of_every_published_file(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("unlearnbench.cli.console.out._width", 400)
+    said = cli("fetch", "--list", "--data", tmp_path)
+    assert (said.code, said.err) == (0, "")
+    for file in published_files().values():
+        size = f"{file.size / 2**10:.1f} KiB" if file.size < 2**20 else f"{file.size / 2**20:.1f} MiB"
+        for fact in (file.name, size, file.sha256, file.source.url, f"files · {file.licence}"):
+            assert fact in said.out
+
+
+@pytest.fixture
+def published(monkeypatch, site):
+    """Two published files that the site has, in place of the real ones."""
+    site.files |= {"org/repo/c/x/a.csv": BODY, "org/repo/c/x/b.csv": OTHER}
+    files = {
+        name: PublishedFile(
+            name, "org/repo", "c", f"x/{name}", len(body), hashlib.sha256(body).hexdigest(), "mit", "use"
+        )
+        for name, body in (("a.csv", BODY), ("b.csv", OTHER))
+    }
+    monkeypatch.setattr("unlearnbench.data.published_files.RAW", site.url)
+    monkeypatch.setattr("unlearnbench.data.published_files.published_files", lambda: files)
+    return files
+
+
+def test_files_are_fetched_by_name(cli, site, folder, published):
+    site.headers["ETag"] = f'"{COMMIT}"'  # it looks like a commit, but it is the server's name for the content
+    said = cli("fetch", "b.csv", "--data", folder)
+    assert (said.code, said.out) == (0, f"files: fetched 1 of 1 file, in {folder}\n"), said.err
+    assert lying(folder) == ["b.csv", LOCK]
+    assert cli("fetch", "b.csv", "a.csv", "--data", folder).code == 0
+    assert [ask.path for ask in site.asked] == ["org/repo/c/x/b.csv", "org/repo/c/x/a.csv"]
+    said = cli("fetch", "c.csv", "--data", folder)
+    assert said.code == 2 and "unknown file 'c.csv': did you mean b.csv or a.csv" in said.errors[0]
+
+
+def test_files_of_a_task_are_fetched_by_name(cli, site, folder, task):
+    task(source(site), source(site, name="b", path="a"))
+    assert cli("fetch", "b", "--task", "fake", "--data", folder).code == 0
+    assert lying(folder) == ["b", LOCK]
+
+
+def test_a_published_file_that_is_another_now_is_not_kept(cli, site, folder, published):
+    site.files["org/repo/c/x/a.csv"] = OTHER
+    said = cli("fetch", "a.csv", "--data", folder)
+    assert said.code == 2 and published["a.csv"].source.url in said.errors[0] and "SHA-256" in said.errors[0]
+    assert lying(folder) == []
+
+
+def test_without_network_the_line_names_file_address_and_folder_and_what_else_to_bring(cli, site, folder, task):
+    site.status |= {"a": [503] * 3}
+    task(source(site), source(site, name="b", path="b"), source(site, name="c", path="c"))
+    said = cli("fetch", "--task", "fake", "--data", folder)
+    assert said.code == 2
+    (line,) = [line for line in said.errors if line.startswith("unlearnbench: ")]
+    for word in (site.at("a"), str(folder / NAME), "2 more to bring: `unlearnbench fetch --task fake --list`"):
+        assert word in line
+
+
+def test_a_file_of_your_own_is_taken_and_a_fetched_one_must_stay(site, folder):
+    told = source(site, size=len(BODY), sha256=HASH)
+    (folder / NAME).parent.mkdir(parents=True)
+    (folder / NAME).write_bytes(OTHER)
+    assert check_given(folder, told) == folder / NAME
+    assert (is_published(folder / NAME, told), is_published(folder / NAME, source(site))) == (False, None)
+    (folder / NAME).unlink()
+    assert is_published(fetch_source(told, folder), told)
+    (folder / NAME).write_bytes(OTHER)
+    with pytest.raises(Damaged, match="delete it and fetch again"):
+        check_given(folder, told)
+
+
+def test_the_table_of_published_files_is_sound():
+    files = published_files()
+    assert len({file.source.url for file in files.values()}) == len(files) == 27
+    for file in files.values():
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256) and re.fullmatch(r"[0-9a-f]{40}", file.commit)
+        assert file.size > 0 and file.licence and file.use and (file.rows is None) == (file.columns == ())
+        assert source_path(Path("x"), file.source).name == file.name
 
 
 @pytest.mark.parametrize("below", ["", "/x"])

@@ -13,14 +13,17 @@ import torch
 
 from tests.judges.test_detectors import Fake
 from tests.pipeline.test_text_run import changed, short
-from tests.support import tiny_data
+from tests.support import prompt_files, tiny_data
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError
+from unlearnbench.hashing import file_hash
 from unlearnbench.judges import nudity
 from unlearnbench.judges.nudity import MACE, SHOWN
 from unlearnbench.records.schema import read_record
+from unlearnbench.reporting import told_by
+from unlearnbench.tasks._sd.prompts import CAPTIONS, UNLEARNDIFFATK
 from unlearnbench.tasks.sd_nudity import PROTOCOLS, SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 
@@ -272,7 +275,7 @@ def test_subsets_of_i2p_by_name(data):
     assert [item.seed % 100 for item in prompts("i2p-nudity", 6)] == list(range(6, 12))
     assert len(prompts("unlearndiffatk", 5)) == 5
     for protocol, there in (("mace-cvpr24", 12), ("default", 9), ("i2p-nudity", 6), ("unlearndiffatk", 5)):
-        with pytest.raises(UserError, match=f"has {there} prompts, protocol {protocol} means {there + 1}: fetch it"):
+        with pytest.raises(UserError, match=f"has {there} prompts, protocol {protocol} means {there + 1}: give the"):
             prompts(protocol, there + 1)
     with pytest.raises(UserError, match=r"coco_30k\.csv has 10 prompts, protocol default means 1,000"):
         few(data, "default", retain_images=1000).plan()
@@ -351,6 +354,93 @@ def test_training_images_are_drawn_once_and_go_on_where_they_stopped(data, fresh
     assert len(both.x0) == 8 and torch.equal(both.x0[:4], batch.x0)
 
 
+# ---- prompt files as authors made them -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def authors(data, tmp_path_factory):
+    """A data folder with prompt files in the shapes of the published ones, empty rows and line breaks among them."""
+    folder = shutil.copytree(data, tmp_path_factory.mktemp("authors") / "data")
+    (folder / "i2p_benchmark.csv").unlink()
+    for name in ("unsafe-prompts4703.csv", "nudity.csv", "coco_30k.csv", "small_imagenet_prompts.csv", "church.csv"):
+        prompt_files.write(folder / name)
+    return folder
+
+
+def forget_prompts(folder, protocol="smoke"):
+    return [item.prompt for item in task(folder, protocol=protocol).plan() if item.group == "forget"]
+
+
+def test_files_in_their_authors_shapes_run_whole_and_the_record_counts_their_prompts(cli, authors, tmp_path):
+    said = cli(*words(authors, "--include-unsafe"))
+    assert said.code == 0, said.err
+    record = read_only(tmp_path / "out")
+    asked = [*prompt_files.ODD[:2], "nan", *prompt_files.ODD[3:6]]
+    images = pd.read_parquet(next((tmp_path / "out").rglob("*.parquet")))
+    for group in ("forget", "retain"):
+        assert images[images.group == group].prompt.tolist() == asked
+        assert images[images.group == group].seed.tolist() == [prompt_files.SEED + i for i in range(6)]
+    about = record.prompts
+    tokenizer = task(authors).tokenizers[0]
+    longer = [prompt for prompt in set(images.prompt) if len(tokenizer(prompt).input_ids) > 16]
+    assert (about.n, about.cut, about.length) == (images.prompt.nunique(), len(longer), 16) and longer
+    assert (about.empty, about.empty_drawn_as) == (2, "nan")  # one in each of the two files
+    hashes = {name: file_hash(authors / name) for name in ("unsafe-prompts4703.csv", "coco_30k.csv")}
+    assert about.files == hashes and set(about.unpublished) == set(hashes)
+    assert cli("verify", next((tmp_path / "out").rglob("*.json")), "--data", authors).code == 0
+    validated = cli("validate", tmp_path / "out")
+    assert "unknown protocol" not in validated.out + validated.err
+
+
+def test_objects_run_beside_prompt_files_which_they_do_not_read(cli, authors, tmp_path):
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    torch.save(resnet50().state_dict(), authors / "resnet50-11ad3fa6.pth")
+    said = cli(*words(authors, "--forget", "church", task="sd-object"))
+    assert said.code == 0, said.err
+    about = read_only(tmp_path / "out").prompts
+    assert (about.empty, about.empty_drawn_as, about.files) == (0, None, {}) and about.n > 9
+
+
+def test_empty_prompts_are_drawn_or_left_out_as_the_protocol_says(authors):
+    odd = list(prompt_files.ODD[:6])
+    assert forget_prompts(authors) == [prompt or "nan" for prompt in odd]
+    assert forget_prompts(authors, "smoke-keep-empty") == odd
+    assert forget_prompts(authors, "smoke-skip-empty") == [prompt for prompt in odd if prompt]
+    about = SDNudity.resolve_protocol("mace-cvpr24-skip-empty-coco1k")
+    assert (about.forget_images, about.retain_images, about.empty_prompts) == (4703, 1000, "left out")
+    assert len({SDNudity.resolve_protocol(f"smoke{end}").hash for end in ("", "-keep-empty", "-skip-empty")}) == 3
+    with pytest.raises(UserError, match="unknown protocol"):
+        SDNudity.resolve_protocol("smoke-coco1k-skip-empty")
+
+
+def test_the_hubs_copy_of_i2p_is_read_where_it_is(authors, tmp_path):
+    folder = shutil.copytree(authors, tmp_path / "hub")
+    prompt_files.write(folder / "i2p_benchmark.csv", prompt_files.HUB_COLUMNS, ["Null", *prompt_files.ODD[1:]])
+    assert forget_prompts(folder)[:3] == ["Null", "NuLL", "nan"]
+
+
+def test_a_published_protocol_says_where_a_file_is_another(authors):
+    told = []
+    with told_by(told.append):
+        few(authors, "unlearndiffatk").plan()
+        task(authors).plan()  # a trial may use any file
+    assert [line.partition(" is not the published file")[0] for line in told] == [
+        str(authors / name) for name in ("nudity.csv", "coco_30k.csv")
+    ]
+
+
+def test_missing_files_are_named_with_address_and_folder(own):
+    for source in (UNLEARNDIFFATK, CAPTIONS):
+        (own / source.name).unlink()
+        with pytest.raises(UserError) as caught:
+            few(own, "unlearndiffatk").plan()
+        for word in (source.name, source.url, str(own), "unlearnbench fetch --task sd-nudity"):
+            assert word in str(caught.value)
+        shutil.copy(own / "i2p_benchmark.csv", own / source.name)
+
+
 # ---- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -367,9 +457,9 @@ def without_column(folder):
     path.write_text(path.read_text().replace("sd_seed", "number"))
 
 
-def without_prompt(folder):
+def with_a_bare_comma(folder):
     path = folder / "i2p_benchmark.csv"
-    path.write_text(path.read_text().replace(f'"{tiny_data.PROMPTS[2]}"', '""', 1))
+    path.write_text(path.read_text().replace(f'"{tiny_data.PROMPTS[2]}"', "a red, cat", 1))
 
 
 def broken_zip(folder):
@@ -391,10 +481,10 @@ def gone(name):
 
 
 SPOILT = [
-    (without_seeds, "i2p_benchmark.csv, row 5, has no seed (its sd_seed is nan)"),
+    (without_seeds, "i2p_benchmark.csv, row 5, has no seed (its sd_seed is empty)"),
     (with_text_seeds, "i2p_benchmark.csv, row 3, has no seed (its sd_seed is soon)"),
-    (without_column, "evaluation_seed or sd_seed is needed"),
-    (without_prompt, "row 3, has no prompt"),
+    (without_column, "evaluation_seed or sd_seed or seed is needed"),
+    (with_a_bare_comma, "i2p_benchmark.csv, row 3, has 9 cells, but there are 8 columns: put"),
     (broken_zip, "val2014.zip cannot be read"),
     (broken_photograph, "val2014.zip, val2014/a.jpg, cannot be read"),
     (gone("i2p_benchmark.csv"), "i2p_benchmark.csv is not in"),

@@ -221,7 +221,9 @@ def _from_web(wanted: _Wanted, scratch: Path) -> tuple[Path, Facts]:
                     raise _refusal(wanted, response.status_code)
                 etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
                 facts = Facts(_announced_size(response, wanted), revision=etag or None)
-                _require_known(facts, wanted)
+                _require_known(
+                    facts._replace(revision=None), wanted
+                )  # an ETag is no commit, though it may look like one
                 blocks = response.raw.stream(BLOCK, decode_content=False)  # some servers call .gz files an encoding
                 _write(file, blocks, facts.size or wanted.known.size)
     except requests.TooManyRedirects as error:

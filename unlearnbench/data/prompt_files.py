@@ -104,7 +104,7 @@ def as_number(cell: str) -> float | None:
 def _seed(path: Path, number: int, column: str, cell: str) -> int:
     whole = re.fullmatch(r"(\d{1,25})(\.0*)?", cell.strip())
     if whole is None or int(whole[1]) >= (EXACT if whole[2] else HIGHEST_SEED):
-        what = f"{printable(cell.strip())[:30]!r}" if cell.strip() else "empty"
+        what = printable(cell.strip())[:30] or "empty"
         raise UserError(
             f"{path}, row {number}, has no seed (its {column} is {what}): images could not be paired; write a whole "
             "number from 0 to 2**63 - 1, in digits"
@@ -132,11 +132,10 @@ def _first_of(path: Path, columns: Sequence[str], names: Sequence[str]) -> str |
 
 
 def _lacks(path: Path, columns: Sequence[str], names: Sequence[str]) -> UserError:
-    listed = [repr(printable(name)[:30]) for name in columns[:SHOWN]]
+    listed = [printable(name)[:30] for name in columns[:SHOWN] if name]
     more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
-    needed = " or ".join(repr(name) if " " in name else name for name in names)
     return UserError(
-        f"{path} has the columns {', '.join(listed)}{more}: {needed} is needed, so name a column that in its first row"
+        f"{path} has the columns {', '.join(listed)}{more}: {' or '.join(names)} is needed; the first row must name it"
     )
 
 

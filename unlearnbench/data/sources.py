@@ -34,7 +34,7 @@ class Source(NamedTuple):
     size: int | None = None
     """Size in bytes."""
     revision: str | None = None
-    """The hub's commit, or the ETag of another server."""
+    """The commit that the address names, on the hub or on GitHub, or the ETag of another server."""
     sha256: str | None = None
 
 
@@ -83,13 +83,33 @@ def check_source(folder: Path, source: Source) -> Path:
     path = source_path(folder, source)
     with _readable(path):
         if not path.is_file():
-            raise UserError(
-                f"{source.name} is not in {folder}: fetch it with `unlearnbench fetch`, or give a folder that has it "
-                "with --data"
-            )
+            raise missing_source(folder, source)
         if reason := _difference(path, known(folder, source)):
             raise Damaged(f"{path} is not what it was when it was fetched ({reason}): delete it and fetch again")
     return path
+
+
+def check_given(folder: Path, source: Source) -> Path:
+    """As `check_source`, but take any file that was put into the folder by hand, such as prompts of your own.
+
+    A file that was fetched must still be what it was. Whether another is the published one: `is_published`.
+    """
+    return check_source(folder, source if source.name in locks(folder) else source._replace(size=None, sha256=None))
+
+
+def is_published(path: Path, source: Source) -> bool | None:
+    """Whether a file is the one that the source is known to be; None if that is not known."""
+    return None if source.sha256 is None else not _difference(path, Facts(source.size, source.sha256))
+
+
+def missing_source(folder: Path, source: Source, *others: Source, task: str = "") -> UserError:
+    """Build the error for a folder that has neither this file nor another copy of it."""
+    names = " or ".join(each.name for each in (source, *others))
+    command = f"unlearnbench fetch --task {task}" if task else "unlearnbench fetch"
+    return UserError(
+        f"{names} is not in {folder}: fetch it with `{command}`, or bring {source.url} into that folder, or give a "
+        "folder that has it with --data"
+    )
 
 
 def fetch_source(source: Source, folder: Path) -> Path:

@@ -16,7 +16,15 @@ from unlearnbench.method import Method
 from unlearnbench.metric import Metric
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import ENGINE_VERSION, engine_hash, method_code, metric_code
-from unlearnbench.records.schema import BESIDE, JudgeRecord, MethodRecord, ProtocolRecord, Record, WitnessRecord
+from unlearnbench.records.schema import (
+    BESIDE,
+    DESCRIBED,
+    JudgeRecord,
+    MethodRecord,
+    ProtocolRecord,
+    Record,
+    WitnessRecord,
+)
 from unlearnbench.task import Protocol, Task
 
 KEYED = 6
@@ -56,7 +64,7 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         environment={**describe_environment(task.device), **cell.resources.named()},
         created=now(),
     )
-    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE}
+    volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE, *DESCRIBED}
     codes = {name: metric_code(metric) for name, metric in metrics.items()}
     savings = [cell.resources.named()] if cell.resources.named() else []
     about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}

@@ -16,6 +16,7 @@ from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import sample_parts, weight_parts, wraps
 from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
@@ -81,6 +82,7 @@ def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any
             "judge_error": measured.judge_error,
             "witness_error": measured.scorer_error,
             "weights": {**draft.weights, "unlearned": state_hash(weights)},
+            "prompts": count_prompts(cell.task, measured.plan),
             "environment": {**facts["environment"], **libraries, **cell.notes},
             "created": facts["created"],
         }

@@ -152,6 +152,7 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "made", f"{record.created}, revision {record.revision}, schema {record.schema_version}"
     yield "code", f"method {_short(method.code_hash)}, engine {_short(record.engine_hash)}"
     yield "data", _short(record.data)
+    yield "prompts", _prompts(record)
     yield "per-image values", _short(record.images)
     yield "seal", _short(record.content_hash)
     yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
@@ -162,6 +163,18 @@ def _protocol(record: Record) -> dict[str, Any]:
     kept = {name: value for name, value in record.protocol.settings.items() if name not in ("name", "concepts")}
     own = record.protocol.settings.get("concepts") or ()
     return {**kept, "own concepts": len(own)} if own else kept
+
+
+def _prompts(record: Record) -> str:
+    about = record.prompts
+    if about is None:
+        return ""
+    parts = [f"{about.n:,} different", f"{about.cut:,} cut at {about.length} tokens"]
+    if about.empty:
+        parts.append(f"{about.empty:,} empty in the file ({about.empty_drawn_as})")
+    parts += [f"{name} {_short(sha256)}" for name, sha256 in about.files.items()]
+    parts += [f"{name} is not the published file" for name in about.unpublished]
+    return ", ".join(parts)
 
 
 def _trajectory(record: Record) -> str:

@@ -24,6 +24,8 @@ TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that vary between runs of the same thing."""
 BESIDE = ("attacks", "trajectory", "prompt_sets")
 """Parts of a record that are not part of the result, nor of its key."""
+DESCRIBED = ("prompts",)
+"""Parts that describe what the run was given and that older records lack: neither part of the result nor of its key."""
 
 
 class Selection(SealedPart):
@@ -82,6 +84,31 @@ class WitnessRecord(SealedPart):
     threshold: float | None
     """Null where nothing is counted."""
     columns: tuple[Line, ...]
+
+
+class PromptsRecord(SealedPart):
+    """How many prompts were drawn and what became of them; the prompts themselves stay out of unsafe tasks' records."""
+
+    n: int
+    """Number of distinct prompts."""
+    cut: int
+    """How many of them are longer than the text encoder reads: it gets their beginnings."""
+    length: int
+    """How many tokens the text encoder reads, with start and end."""
+    empty: int = 0
+    """Number of rows without a prompt in the prompt files."""
+    empty_drawn_as: Line | None = None
+    """What was drawn for them: "nan" (that text, as published code does), "kept" (an empty prompt), or "left out"."""
+    files: dict[Line, Name] = {}
+    """SHA-256 of each prompt file by its name."""
+    unpublished: tuple[Line, ...] = ()
+    """Files among them that have the name of a published file, but other content."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> PromptsRecord:
+        if not 0 <= self.cut <= self.n or self.length < 0 or self.empty < 0:
+            raise ValueError(f"{self.cut} of {self.n} prompts cannot be cut at {self.length} tokens")
+        return self
 
 
 class AttackRecord(SealedPart):
@@ -173,6 +200,9 @@ class Record(SealedPart):
     weights: dict[Literal["original", "unlearned"], Name | None]
     images: Name | None = None
     """SHA-256 of the Parquet file beside the record."""
+    prompts: PromptsRecord | None = None
+    """The prompts that were drawn, counted; null for tasks without prompts, and in records made before this was
+    counted."""
     engine_hash: Name
     """Fingerprint of the code that the task's results pass through; before schema 6 a hash of its files."""
     engine_version: int | None = None
@@ -209,7 +239,7 @@ class Record(SealedPart):
 
     def result(self) -> dict[str, Any]:
         """The part that another run of the same thing must reproduce, without times, revision and environment."""
-        beside = {"revision", "environment", "created", "content_hash", "schema_version", *BESIDE}
+        beside = {"revision", "environment", "created", "content_hash", "schema_version", *BESIDE, *DESCRIBED}
         values = self.model_dump(mode="json", exclude=beside)
         return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,13 +12,15 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from unlearnbench.data.concepts import Concept
-from unlearnbench.data.sources import Source, check_source
+from unlearnbench.data.prompt_files import PromptRow
+from unlearnbench.data.sources import Source, check_source, is_published
 from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.nudity import INTIMATE, MACE, SHOWN, Detections, NudeNet, OpenNsfw
 from unlearnbench.judges.scorer import Witness
+from unlearnbench.reporting import tell
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
@@ -25,13 +28,16 @@ from unlearnbench.tasks._sd.preflight import Look, check_stages
 from unlearnbench.tasks._sd.prompts import (
     CAPTIONS,
     I2P,
+    I2P_HUB,
     PHOTOGRAPHS,
     SIZES,
     UNLEARNDIFFATK,
-    PromptRow,
+    EmptyPrompts,
     Subset,
+    drawn,
     identity_of,
     photographs,
+    prompt_file,
     prompts,
 )
 from unlearnbench.tasks._sd.words import BENIGN, CLOTHED, KEPT, NUDITY
@@ -59,6 +65,30 @@ class NudityProtocol(PictureProtocol):
     benign_images: int = 96
     choice: str = ""
     """The reason for this choice."""
+
+    @property
+    def empty_prompts(self) -> EmptyPrompts:
+        """What is drawn for rows without a prompt; the published behaviour unless the protocol says otherwise."""
+        return "nan"
+
+
+@dataclass(frozen=True)
+class NudityProtocolWithEmpty(NudityProtocol):
+    """A protocol that says what is drawn for rows without a prompt.
+
+    A class of its own, so that the hashes of the other protocols stay what they are.
+    """
+
+    empty: EmptyPrompts = "kept"
+
+    @property
+    def empty_prompts(self) -> EmptyPrompts:
+        """The protocol's choice."""
+        return self.empty
+
+
+EMPTY: dict[str, EmptyPrompts] = {"-keep-empty": "kept", "-skip-empty": "left out"}
+"""Endings of a protocol's name, and what they do with rows without a prompt."""
 
 
 def build_protocol(
@@ -118,6 +148,9 @@ PROTOCOLS: dict[str, Any] = {
 }
 
 
+_ENDINGS = re.compile(rf"(.*?)({'|'.join(EMPTY)})?(?:-coco({'|'.join(COCO)}))?", re.DOTALL)
+
+
 class SDNudity(StableDiffusionTask):
     """The second standard task. `--coco 1k|10k|30k` sets the number of captions for FID and CLIP score."""
 
@@ -149,11 +182,19 @@ class SDNudity(StableDiffusionTask):
 
     @classmethod
     def resolve_protocol(cls, name: str) -> Protocol:
-        """Resolve a protocol by name; a suffix such as `-coco10k` sets the number of captions."""
-        plain, _, coco = name.rpartition("-coco")
-        if plain and coco in COCO:
-            return replace(super().resolve_protocol(plain), name=name, retain_images=COCO[coco])
-        return super().resolve_protocol(name)
+        """Resolve a protocol by name.
+
+        The ending `-keep-empty` draws empty prompts as they are, `-skip-empty` leaves them out; a last ending such as
+        `-coco10k` sets the number of captions.
+        """
+        plain, empty, coco = _ENDINGS.fullmatch(name).groups()  # type: ignore[union-attr]
+        protocol: Any = super().resolve_protocol(plain)
+        if empty:
+            given = {field.name: getattr(protocol, field.name) for field in fields(protocol)}
+            protocol = NudityProtocolWithEmpty(**given, empty=EMPTY[empty])
+        if empty or coco:
+            protocol = replace(protocol, name=name, **({"retain_images": COCO[coco]} if coco else {}))
+        return protocol
 
     def looked_over(self) -> Iterator[Look]:
         """Checks for `first-hour`."""
@@ -171,26 +212,54 @@ class SDNudity(StableDiffusionTask):
     # ---- what is measured ------------------------------------------------------------------------------------------
 
     @cached_property
+    def prompt_files(self) -> dict[str, Path]:
+        """The prompt file and the file of captions, by role."""
+        sources = (UNLEARNDIFFATK,) if self.protocol.subset == "unlearndiffatk" else (I2P, I2P_HUB)
+        return {
+            "prompts": self._prompt_file(*sources),
+            "captions": self._prompt_file(CAPTIONS),
+        }
+
+    def _prompt_file(self, source: Source, *others: Source) -> Path:
+        path = prompt_file(self.folder, self.name, source, *others)
+        if self.protocol.size and path.name == source.name and not is_published(path, source):
+            tell(
+                f"{path} is not the published file: protocol {self.protocol.name} means that of {source.url}, and "
+                "records tell the two apart by their data hash"
+            )
+        return path
+
+    def _rows(self, path: Path, subset: Subset, count: str) -> list[PromptRow]:
+        """The first rows of a file, as many as the protocol means, with empty prompts as in the file."""
+        rows, want = prompts(path, subset), int(getattr(self.protocol, count))
+        if len(rows) < want:
+            raise UserError(
+                f"{path} has {len(rows):,} prompts, protocol {self.protocol.name} means {want:,}: give the whole file, "
+                f"which `unlearnbench fetch --task {self.name}` brings"
+            )
+        return rows[:want]
+
+    @cached_property
     def rows(self) -> list[PromptRow]:
-        """The protocol's prompts."""
-        special = self.protocol.subset == "unlearndiffatk"
-        source = UNLEARNDIFFATK if special else I2P
-        path = self.folder / source.name
-        place = check_source(self.folder, source) if path.is_file() else path
-        rows = self._enough(prompts(place, self.protocol.subset), path)
-        bare = [number for number, row in enumerate(rows, 1) if not row.guidance]
+        """The protocol's prompts, as they are in the file."""
+        path = self.prompt_files["prompts"]
+        rows = self._rows(path, self.protocol.subset, "forget_images")
+        bare = [row.number for row in rows if not row.guidance]
         if self.protocol.row_guidance and bare:
             raise UserError(
                 f"{path}, row {bare[0]}, has no guidance: protocol {self.protocol.name} takes it from there"
             )
-        return rows[: self.protocol.forget_images]
-
-    def _enough(self, rows: list[PromptRow], path: Path, count: str = "forget_images") -> list[PromptRow]:
-        """Return the rows, or raise an error if there are fewer than the protocol requires."""
-        name, want = self.protocol.name, int(getattr(self.protocol, count))
-        if len(rows) < want:
-            raise UserError(f"{path} has {len(rows):,} prompts, protocol {name} means {want:,}: fetch it again")
         return rows
+
+    @cached_property
+    def caption_rows(self) -> list[PromptRow]:
+        """The protocol's captions, as they are in the file."""
+        return self._rows(self.prompt_files["captions"], "all", "retain_images")
+
+    @property
+    def empty_rows(self) -> int:
+        """Number of rows without a prompt among those that the protocol means."""
+        return sum(row.is_empty for row in (*self.rows, *self.caption_rows))
 
     def data_identity(self) -> str:
         """Hash of every prompt, seed and guidance scale in the plan, and of the zip of photographs."""
@@ -200,15 +269,13 @@ class SDNudity(StableDiffusionTask):
 
     def plan(self) -> list[Plan]:
         """I2P prompts, COCO captions and benign neighbours: one image each, with the seed from the files."""
-        p, path = self.protocol, self.folder / CAPTIONS.name
-        kept = self._enough(
-            prompts(check_source(self.folder, CAPTIONS) if path.is_file() else path), path, "retain_images"
-        )
+        p = self.protocol
         plan = [
             Plan("forget", self.forget, 0, row.seed, row.prompt, guidance=row.guidance if p.row_guidance else 0.0)
-            for row in self.rows
+            for row in drawn(self.rows, p.empty_prompts)
         ]
-        plan += [Plan("retain", "coco", -1, row.seed, row.prompt) for row in kept[: p.retain_images]]
+        captions = drawn(self.caption_rows, p.empty_prompts)
+        plan += [Plan("retain", "coco", -1, row.seed, row.prompt) for row in captions]
         kinds = list(BENIGN)
         for i in range(p.benign_images):
             kind, number = kinds[i % len(kinds)], i // len(kinds)

@@ -201,10 +201,11 @@ def _protocol(record: Record) -> Iterator[str]:
             task.resolve_concept(record.forget)
     except UserError:
         yield f"unknown concept {record.forget!r} of {record.task}: known: {', '.join(task.concepts)}"
-    if protocol.name not in task.protocols:
+    try:
+        known = task.resolve_protocol(protocol.name)
+    except UserError:
         yield f"unknown protocol {protocol.name!r} of {record.task}: known: {', '.join(task.protocols)}"
         return
-    known = task.protocols[protocol.name]
     if own and protocol.hash == digest({**asdict(known), "concepts": own}):
         return
     if protocol.hash != known.hash:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
-from unlearnbench.data.sources import Source, check_source, known_hash
+from unlearnbench.data.sources import Source, check_source, known_hash, missing_source, source_path
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
@@ -271,11 +271,15 @@ class StableDiffusionTask(TextTask):
         return {role: make() for role, make in self.witness_makers().items()}
 
     def witness_makers(self) -> dict[str, Callable[[], Witness]]:
-        """What loads each witness, by its role."""
-        return {
-            role: partial(lambda name: ClipScore(clip(self.folder / name, self.device), name), name)
-            for role, name in CLIPS.items()
-        }
+        """What loads each witness, by its role. It raises `UserError` if a file is missing."""
+
+        def clip_score(name: str) -> ClipScore:
+            for source in CLIP_FILES:
+                if source.name.startswith(f"{name}/") and not source_path(self.folder, source).is_file():
+                    raise missing_source(self.folder, source, task=self.name)
+            return ClipScore(clip(self.folder / name, self.device), name)
+
+        return {role: partial(clip_score, name) for role, name in CLIPS.items()}
 
     def judge_without_features(self) -> Judge:
         """The judge without Inception, where its file is missing and no features are needed."""

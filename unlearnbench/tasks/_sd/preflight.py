@@ -7,7 +7,18 @@ from typing import Any
 
 import torch
 
-from unlearnbench.tasks._sd.prompts import CAPTIONS, I2P, PHOTOGRAPHS, SIZES, UNLEARNDIFFATK, count_photographs, prompts
+from unlearnbench.data.sources import known_hash
+from unlearnbench.tasks._sd.prompts import (
+    CAPTIONS,
+    I2P,
+    I2P_HUB,
+    PHOTOGRAPHS,
+    SIZES,
+    UNLEARNDIFFATK,
+    count_photographs,
+    prompt_file,
+    prompts,
+)
 
 DETECTOR = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
 """SHA-256 of the weights 320n.onnx in nudenet 3.4.2."""
@@ -19,12 +30,18 @@ Look = tuple[str, str, str, str, bool | None]
 
 def check_stages(task: Any) -> Iterator[Look]:
     """Yield the stage's title, the item, the expected and the obtained value, and whether they agree."""
+    i2p, attacked, captions = (
+        prompt_file(task.folder, task.name, *sources) for sources in ((I2P, I2P_HUB), (UNLEARNDIFFATK,), (CAPTIONS,))
+    )
     for subset, size in SIZES.items():
-        source = UNLEARNDIFFATK if subset == "unlearndiffatk" else I2P
-        found = len(prompts(task.folder / source.name, subset))  # type: ignore[arg-type]
+        found = len(prompts(attacked if subset == "unlearndiffatk" else i2p, subset))  # type: ignore[arg-type]
         yield "data", f"prompts of I2P, {subset}", f"{size:,}", f"{found:,}", found == size
-    found = len(prompts(task.folder / CAPTIONS.name))
+    found = len(prompts(captions))
     yield "data", "captions of COCO", "30,000", f"{found:,}", found == COUNTS[CAPTIONS]
+    for path, source in ((i2p, I2P), (attacked, UNLEARNDIFFATK), (captions, CAPTIONS)):
+        if path.name == source.name:
+            wanted, sha256 = str(source.sha256), known_hash(path)
+            yield "data", f"SHA-256 of {path.name}", wanted[:12], sha256[:12], sha256 == wanted
     found = count_photographs(task.folder / PHOTOGRAPHS.name)
     yield "data", "photographs of COCO", f"{VALIDATION:,}", f"{found:,}", found == VALIDATION
     model: Any = task.pretrained().eval()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,32 +21,23 @@ from unlearnbench.data.image_files import (
     opened_zip,
     read_from_zip,
 )
-from unlearnbench.data.sources import Source
-from unlearnbench.errors import Damaged, UserError, one_line
+from unlearnbench.data.prompt_files import PromptRow, as_number, read_prompts, require_column
+from unlearnbench.data.published_files import published_file
+from unlearnbench.data.sources import Source, check_given, missing_source, source_path
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest, seed_of
 
-GITHUB = "https://raw.githubusercontent.com/"
-I2P = Source(
+I2P = published_file("unsafe-prompts4703.csv").source
+UNLEARNDIFFATK = published_file("nudity.csv").source
+CAPTIONS = published_file("coco_30k.csv").source
+I2P_HUB = Source(
     name="i2p_benchmark.csv",
     url="https://huggingface.co/datasets/AIML-TUDA/i2p/resolve/main/i2p_benchmark.csv",
     licence="mit",
     login=False,
     use="prompts, I2P",
 )
-UNLEARNDIFFATK = Source(
-    name="nudity.csv",
-    url=f"{GITHUB}OPTML-Group/Diffusion-MU-Attack/0eea64d54c96b9c7a7cdf21682eac5bb32d9467b/prompts/nudity.csv",
-    licence="mit",
-    login=False,
-    use="142 prompts of I2P",
-)
-CAPTIONS = Source(
-    name="coco_30k.csv",
-    url=f"{GITHUB}rohitgandikota/erasing/3d10dd1b2df4ec4e74edcadac4200c7401585138/data/coco_30k.csv",
-    licence="cc-by-4.0 (COCO)",
-    login=False,
-    use="retain prompts, COCO",
-)
+"""I2P as the hub has it, with other names of columns. A data folder that has this file needs no other copy."""
 PHOTOGRAPHS = Source(
     name="val2014.zip",
     url="http://images.cocodataset.org/zips/val2014.zip",
@@ -58,67 +48,48 @@ PHOTOGRAPHS = Source(
 Subset = Literal["all", "sexual", "nudity", "unlearndiffatk"]
 SIZES: dict[str, int] = {"all": 4703, "sexual": 931, "nudity": 95, "unlearndiffatk": 142}
 """Rows of I2P's subsets: all; the category sexual; nudity_percentage over 50 (Ring-A-Bell's); UnlearnDiffAtk's."""
-SEEDS, SCALES = ("evaluation_seed", "sd_seed"), ("evaluation_guidance", "sd_guidance_scale")
-"""Names of a column in the papers' files and on the hub."""
+EmptyPrompts = Literal["nan", "kept", "left out"]
+"""What is drawn for a row without a prompt: the text "nan", as the published code does; an empty prompt; nothing.
 
-
-class PromptRow(NamedTuple):
-    """One row of a prompt file."""
-
-    prompt: str
-    seed: int
-    guidance: float
-    """Guidance scale; 0 if the file has none."""
+I2P has such a row, 2261 of 4,703, in erasing's copy. The published scripts read it with pandas, which makes it NaN, and
+draw `str(row.prompt)`: rohitgandikota/erasing@25613d2, evalscripts/generate-images.py:64,70;
+OPTML-Group/Diffusion-MU-Attack@5a3e5d3, src/execs/generate_dataset.py:66,73; Shilin-LU/MACE@057e7a6,
+src/sample_images_from_csv.py:16,46. On the hub the row's prompt is a word, which is drawn as it is.
+"""
 
 
 def prompts(path: Path, subset: Subset = "all") -> list[PromptRow]:
-    """Read the rows of a prompt file in order. Errors name the row that lacks a prompt or a seed."""
-    table = _table(path)
+    """Read the rows of a prompt file, or of a subset of I2P, in order; see `read_prompts`."""
+    rows = read_prompts(path)
     if subset == "sexual":
-        table = table[_column(path, table, ("categories",)).astype(str).str.contains("sexual")]
-    elif subset == "nudity":
-        table = table[_column(path, table, ("nudity_percentage",)).map(_number).fillna(0.0) > 50]
-    texts, seeds = _column(path, table, ("prompt",)), _column(path, table, SEEDS)
-    scales = next((table[name] for name in SCALES if name in table), None)
-    rows = []
-    for number in table.index:
-        text, seed = texts[number], _number(seeds[number])
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}, row {number + 1}, has no prompt: fetch the file again")
-        if seed is None or seed != int(seed) or not 0 <= seed < 2**63:
-            raise UserError(
-                f"{path}, row {number + 1}, has no seed (its {seeds.name} is {seeds[number]}): images could not be "
-                "paired; fetch the file again"
-            )
-        scale = None if scales is None else _number(scales[number])
-        rows.append(PromptRow(text, int(seed), scale or 0.0))
+        require_column(path, rows, "categories")
+        return [row for row in rows if "sexual" in row.cells["categories"]]
+    if subset == "nudity":
+        require_column(path, rows, "nudity_percentage")
+        return [row for row in rows if (as_number(row.cells["nudity_percentage"]) or 0.0) > 50]
     return rows
 
 
-def _table(path: Path) -> Any:
-    import pandas as pd
-
-    if not path.is_file():
-        raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
-    try:
-        return pd.read_csv(path)
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path} is no table of prompts ({one_line(error)[:120]}): fetch it again") from error
+def drawn(rows: Sequence[PromptRow], empty: EmptyPrompts) -> list[PromptRow]:
+    """The rows to draw, with empty prompts as asked for. Only a cell without any character becomes "nan"."""
+    if empty == "left out":
+        return [row for row in rows if not row.is_empty]
+    return [row._replace(prompt="nan") if empty == "nan" and not row.prompt else row for row in rows]
 
 
-def _column(path: Path, table: Any, names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in table:
-            return table[name]
-    raise UserError(f"{path} has the columns {', '.join(map(str, table.columns))}: {' or '.join(names)} is needed")
+def prompt_file(folder: Path, task: str, source: Source, *others: Source) -> Path:
+    """Return the path of a prompt file in a data folder; see `check_given`.
 
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
+    Args:
+        folder: The data folder.
+        task: The task's name, for the command that fetches the file.
+        source: The file that `fetch` brings.
+        others: Other copies of it. One that is in the folder is read instead.
+    """
+    for copy in (*others, source):
+        if source_path(folder, copy).is_file():
+            return check_given(folder, copy)
+    raise missing_source(folder, source, *others, task=task)
 
 
 def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 50) -> Iterator[Tensor]:
@@ -164,5 +135,7 @@ def _square(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     try:
         picture = decode_image(read_from_zip(archive, name)).image
     except Undecodable as error:
-        raise Damaged(f"{archive.filename}, {name}, cannot be read ({error}): fetch it again") from error
+        raise Damaged(
+            f"{archive.filename}, {name}, cannot be read ({error}): fetch the zip again, or replace that photograph"
+        ) from error
     return central_square(picture, size)

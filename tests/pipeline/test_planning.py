@@ -12,7 +12,7 @@ from unlearnbench.errors import Unsupported
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.pipeline import planning
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.planning import cost_table, planned, seconds_of_evaluation, smallest_card
+from unlearnbench.pipeline.planning import cost_table, planned_costs, seconds_of_evaluation, smallest_card
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tasks.sd_nudity import SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
@@ -41,20 +41,20 @@ def cell(name, task=SDNudity, resources=None, **settings):
 
 @pytest.mark.parametrize(("name", "task"), COUNTED)
 def test_the_formula_gives_the_peaks_that_were_counted_tensor_by_tensor(name, task):
-    assert planned(cell(name, task)).memory / 2**30 == pytest.approx(COUNTED[name, task], rel=0.06)
+    assert planned_costs(cell(name, task)).memory / 2**30 == pytest.approx(COUNTED[name, task], rel=0.06)
 
 
 @pytest.mark.parametrize(("task", "counted"), [(SDNudity, 28), (SDXLNudity, 76)])
 def test_checkpointing_saves_what_was_counted(task, counted):
-    whole = planned(cell("erasediff", task))
-    saving = planned(cell("erasediff", task, Resources(memory=("checkpointing",))))
+    whole = planned_costs(cell("erasediff", task))
+    saving = planned_costs(cell("erasediff", task, Resources(memory=("checkpointing",))))
     assert saving.memory == whole.checkpointed and saving.checkpointed is None
     assert saving.memory / 2**30 == pytest.approx(counted, rel=0.06)
 
 
 def test_each_saving_saves_and_a_mean_costs():
     def peak(*memory, precision="fp32", **settings):
-        return planned(cell("selective_amnesia", resources=Resources(precision, memory), **settings)).memory
+        return planned_costs(cell("selective_amnesia", resources=Resources(precision, memory), **settings)).memory
 
     assert peak(precision="bf16") < peak()
     assert peak("adam8bit") < peak()
@@ -101,16 +101,16 @@ def test_every_entry_is_a_method_and_names_settings_that_it_has():
 
 
 def test_images_steps_and_training_images_are_counted_without_data():
-    found = planned(cell("erasediff"))
+    found = planned_costs(cell("erasediff"))
     protocol = SDNudity.protocols["default"]
     assert found.images == protocol.forget_images + protocol.retain_images + protocol.benign_images
     assert found.evaluations == found.images * 50 * 2
     assert (found.training_images, found.training_evaluations) == (2000, 2000 * 50 * 2)
     assert found.steps == 160
-    assert planned(cell("esd")).training_images == 0
-    assert planned(cell("esd", Cifar10Class)).images == 500 + 9 * 1000
+    assert planned_costs(cell("esd")).training_images == 0
+    assert planned_costs(cell("esd", Cifar10Class)).images == 500 + 9 * 1000
     with pytest.raises(Unsupported, match="training recipe"):
-        planned(cell("retrain"))
+        planned_costs(cell("retrain"))
 
 
 def test_cards():

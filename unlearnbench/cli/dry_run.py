@@ -108,7 +108,7 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str) -> None:
     plans, failed = {}, []
     for name, group in groups.items():
         try:
-            plans[name] = planning.planned(group[0])
+            plans[name] = planning.planned_costs(group[0])
         except UserError as error:
             failed.append(f"{name}: {message(error)}")
     if not plans:

@@ -61,11 +61,11 @@ def score(
     BMP, TIFF or GIF; what cannot be read is left out and counted. The result is no record: no leaderboard has it."""
     from unlearnbench.compute.device import pick_device
     from unlearnbench.pipeline.given_images import (
-        described,
         image_sources,
         list_images,
         prompts_of_names,
         score_images,
+        with_descriptions,
     )
     from unlearnbench.storage.store import Store
     from unlearnbench.task import accepted
@@ -76,7 +76,7 @@ def score(
     on, own = pick_device(device.value), accepted(cls, data=data)
     made = cls(concept, protocol=protocol, device=on, weights=pretrained, **own)
     listed, others = list_images(image_sources(images))
-    given = described(prompts_of_names(listed) if names else listed, prompts or [])
+    given = with_descriptions(prompts_of_names(listed) if names else listed, prompts or [])
     _require_ours(file)
     with bars(err, 1) as begin:
         begin(f"scoring {len(given):,} images by {task}")

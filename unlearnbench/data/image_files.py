@@ -166,9 +166,15 @@ def is_litter(name: str) -> bool:
 @contextmanager
 def opened_zip(path: Path, remedy: str) -> Iterator[zipfile.ZipFile]:
     """Open a zip for reading. Errors on opening or while reading become `Damaged`, with a remedy."""
+    with broken_zips_told(path, remedy), zipfile.ZipFile(path) as archive:
+        yield archive
+
+
+@contextmanager
+def broken_zips_told(path: Path, remedy: str) -> Iterator[None]:
+    """Turn errors of a zip that is damaged, encrypted or of an unknown kind into one line, within this block."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
+        yield
     except BROKEN as error:
         raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): {remedy}") from error
 

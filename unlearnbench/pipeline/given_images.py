@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from unlearnbench.data.image_files import (
     LARGEST_FILE,
     Decoded,
     Undecodable,
+    broken_zips_told,
     central_square,
     decode_image,
     images_in_zip,
@@ -82,8 +85,15 @@ class GivenImage(NamedTuple):
                 return path.read_bytes()
             except OSError as error:
                 raise Undecodable((error.strerror or str(error)).lower()) from error
-        with opened_zip(self.source, "pack it again") as archive:
-            return read_from_zip(archive, self.name)
+        about = self.source.stat()
+        return read_from_zip(_archive(self.source, about.st_size, about.st_mtime_ns), self.name)
+
+
+@lru_cache(maxsize=8)
+def _archive(path: Path, size: int, changed: int) -> zipfile.ZipFile:
+    """A zip, opened once: reading the list of its files takes longer than reading one of them."""
+    with broken_zips_told(path, "pack it again"):
+        return zipfile.ZipFile(path)
 
 
 class GivenScores(NamedTuple):
@@ -135,11 +145,12 @@ def list_images(sources: Sequence[ImageSource]) -> tuple[list[GivenImage], dict[
         left_out |= {str(source.path / name): "its name is not an image's" for name in others}
         firsts = {PurePosixPath(name).parts[0] for name in names if len(PurePosixPath(name).parts) > 1}
         flat = any(len(PurePosixPath(name).parts) == 1 for name in names)
-        around = 1 if not source.group and len(firsts) == 1 and not flat and not firsts & set(GROUPS) else 0
+        named = {first.lower() for first in firsts} & set(GROUPS)
+        around = 1 if not source.group and len(firsts) == 1 and not flat and not named else 0
         for name in names:
             parts = PurePosixPath(name).parts[around:]
             folders = parts[:-1] if source.group else parts[1:-1]
-            group = source.group or (parts[0] if len(parts) > 1 else "")
+            group = source.group or (parts[0].lower() if len(parts) > 1 else "")
             if group and group not in GROUPS:
                 raise unknown(f"group of images in {source.path}:", group, GROUPS)
             images.append(GivenImage(source.path, name, group, folders[0] if folders else ""))
@@ -167,7 +178,7 @@ def _is_note(name: str) -> bool:
     return name.lower().endswith((".csv", ".txt", ".json", ".jsonl", ".tsv", ".md", ".parquet"))
 
 
-def described(images: Sequence[GivenImage], files: Sequence[str]) -> list[GivenImage]:
+def with_descriptions(images: Sequence[GivenImage], files: Sequence[str]) -> list[GivenImage]:
     """The images with prompt, concept and group of the rows that name them.
 
     A row names an image by its column `image`, a path or a file's name, or by `case_number`, with which the papers'

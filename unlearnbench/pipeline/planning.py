@@ -55,12 +55,12 @@ class CostPlan(NamedTuple):
     """Bytes of weights and images that stay in the store."""
 
 
-def planned(cell: Cell) -> CostPlan:
+def planned_costs(cell: Cell) -> CostPlan:
     """Count what a cell would take. Raises `Unsupported` if the task lacks what the method needs."""
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
     guided = 1 if sampler.guidance == 1 else 2
-    images, drawn = task.image_count(), _training_images(cell)
+    images, drawn = task.image_count() + own_images(cell), _training_images(cell)
     steps = cell.method.settings().get("steps")
     memory, saving = _memory(cell), None
     if "checkpointing" not in cell.resources.memory:
@@ -78,6 +78,11 @@ def planned(cell: Cell) -> CostPlan:
         checkpointed=saving if saving and memory and saving < memory else None,
         stored=weights + images * 3 * pixels**2,
     )
+
+
+def own_images(cell: Cell) -> int:
+    """How many images of the user's own prompts are drawn from the method's model; the original draws as many once."""
+    return sum(len(file.rows()) for file in cell.prompts)
 
 
 def training_sides(cell: Cell) -> list[Literal["forget", "retain"]]:
@@ -197,7 +202,10 @@ def seconds_of_evaluation(cell: Cell, device: str, repeats: int = 3) -> float | 
 
 
 def lacking_files(cell: Cell, results: Path) -> str | None:
-    """Why the cell cannot be tried here: the first file that is missing; None if it can."""
+    """Why the cell cannot be tried here: the first file that is missing of those that `fetch` brings; None if it can.
+
+    Raises `UserError` where nothing is to be fetched.
+    """
     from unlearnbench.errors import Damaged
     from unlearnbench.pipeline.cell_state import CellState
 
@@ -206,5 +214,7 @@ def lacking_files(cell: Cell, results: Path) -> str | None:
     except Damaged:
         raise
     except UserError as error:
+        if not getattr(cell.task, "sources", ()):
+            raise
         return str(error)
     return None

@@ -1,5 +1,6 @@
 """`run --dry-run` before anything was fetched: counts from shapes, in seconds, and a clean exit."""
 
+import dataclasses
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
+from unlearnbench.data.prompt_sets import prompt_files
 from unlearnbench.errors import Unsupported
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.pipeline import planning
@@ -161,3 +163,26 @@ def test_random_weights_are_timed_in_the_tables_shape(monkeypatch):
     found = seconds_of_evaluation(cell("esd"), "cpu", repeats=1)
     assert 0 < found < 5
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_card_is_planned_for_where_there_is_none(cli, fresh_store):
+    """A laptop may ask for bf16, which it could not run itself; where everything is there to try, it may not."""
+    words = ("run", "--method", "erasediff", "--precision", "bf16", "--dry-run", "--device", "cpu")
+    said = cli(*words, "--task", "sd-nudity")
+    assert said.code == 0 and "bf16" in said.out
+    gib = float(re.search(r"^ erasediff .* ([\d.]+) GiB", said.out, re.M)[1])
+    assert gib < planned_costs(cell("erasediff")).memory / 2**30
+    tried = cli(*words, "--task", "digits-class")
+    assert tried.code == 2 and "bf16 is for CUDA" in tried.err
+
+
+def test_own_prompts_count(tmp_path):
+    (tmp_path / "mine.csv").write_text("prompt\na\nb\nc\n")
+    files = prompt_files([f"forget={tmp_path}/mine.csv"], takes_prompts=True, task="sd-nudity")
+    without = cell("esd")
+    assert planned_costs(dataclasses.replace(without, prompts=files)).images == planned_costs(without).images + 3
+
+
+def test_a_missing_folder_of_a_task_that_fetches_nothing_is_an_error(cli, fresh_store):
+    said = cli("run", "--task", "digits-text", "--method", "uce", "--pretrained", "nowhere", "--dry-run")
+    assert said.code == 2 and "nowhere" in said.err

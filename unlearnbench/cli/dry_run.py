@@ -23,6 +23,7 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     Cells that already have a record count as done and are left out of times and disk. A method whose trial fails,
     diverges or is not supported is named at the end, with exit code 1.
     """
+    from unlearnbench.compute.precision import Resources
     from unlearnbench.pipeline.dry_run import probe, room
     from unlearnbench.pipeline.planning import lacking_files
     from unlearnbench.pipeline.runner import finished_record
@@ -35,6 +36,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     if lacking := lacking_files(cells[0], results):
         show_plan(groups, lacking)
         return
+    asked = cells[0].resources
+    Resources.checked(asked.precision, asked.memory, cells[0].task.device, asked.compile)  # it is tried on this device
     here = room(cells[0].task.device, Store().root)
     rows, total, once, stored, unknown, notes = [], 0.0, 0.0, 0, False, []
     failed: list[str] = []

@@ -148,7 +148,7 @@ def run(
         time=time,
         slurm=parse_settings(slurm or [], "slurm", "account=mine"),
     )
-    prepared = PreparedRun.of(request, show_left_out)
+    prepared = PreparedRun.of(request, show_left_out, for_card=dry_run)
     if dry_run:
         show_dry_run(prepared)
     elif prepared.where is None:

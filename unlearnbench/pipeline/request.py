@@ -348,8 +348,10 @@ class RunRequest(LaunchRequest):
         """What shows losses and scores as they come."""
         return None if self.tracker is None else tracking(self.tracker)
 
-    def cells(self, device: str, told: Callable[[str], None] = lambda line: None) -> Cells:
+    def cells(self, device: str, told: Callable[[str], None] = lambda line: None, for_card: bool = False) -> Cells:
         """The cells on a device, `cpu` or `cuda`; `told` hears what `method="all"` leaves out.
+
+        With `for_card` precision and memory options may be those of a card that this machine lacks, for planning.
 
         Raises `UserError` where a method, concept, preset or setting does not exist, or the device cannot do it.
         """
@@ -366,7 +368,7 @@ class RunRequest(LaunchRequest):
             preset=self.preset,
             overrides=self.settings,
             described=described,
-            resources=Resources.checked(self.precision, self.memory, device, self.compile),
+            resources=Resources.checked(self.precision, self.memory, "cuda" if for_card else device, self.compile),
             include_unsafe=self.include_unsafe,
             pretrained=self.pretrained,
             more=self.own_settings(task),

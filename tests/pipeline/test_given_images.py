@@ -142,7 +142,7 @@ def test_rows_find_their_images_by_path_by_name_and_by_case_number(tmp_path):
     (tmp_path / "a.csv").write_text('image,prompt\nretain/b.png,"a cat, asleep"\na.png,a dog\n')
     found = with_descriptions(images("retain/a.png", "retain/b.png"), [str(tmp_path / "a.csv")])
     assert [image.prompt for image in found] == ["a dog", "a cat, asleep"]
-    # rohitgandikota/erasing, evalscripts/generate-images.py: f"{folder_path}/{case_number}_{num}.png"
+    # As rohitgandikota/erasing@3b67288, eval-scripts/generate-images.py, names its images: case_number, _, count.
     (tmp_path / "c.csv").write_text("case_number,prompt,evaluation_seed\n17,a dog,1\n4,a cat,2\n99,not drawn,3\n")
     found = with_descriptions(images("retain/4_0.png", "retain/17_0.png", "retain/17_1.png"), [str(tmp_path / "c.csv")])
     assert [image.prompt for image in found] == ["a cat", "a dog", "a dog"]

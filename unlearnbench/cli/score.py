@@ -11,7 +11,6 @@ import typer
 from unlearnbench import __version__, registry
 from unlearnbench.cli.arguments import Device
 from unlearnbench.cli.console import err, out, print_table
-from unlearnbench.cli.pretrain import Data
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
@@ -48,7 +47,10 @@ def score(
     names: Annotated[
         bool, typer.Option("--names-are-prompts", help="Take prompts from file names: a_red_car_0007.png is a red car.")
     ] = False,
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the task's judges and reference images, instead of what `fetch` brought."),
+    ] = None,
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, with the judge of cifar10-class.")
     ] = None,

@@ -50,7 +50,8 @@ GROUPS = (*FORGET_GROUPS, "retain", "neighbours", "benign")
 BLOCK = 50
 """Images that are decoded together."""
 NUMBERED = re.compile(r"(\d+)(_\d+)?")
-"""File names of the papers' scripts: a row's case_number, and which of its images it is."""
+"""File names of the papers' scripts: a row's case_number, and which of its images it is. As in
+rohitgandikota/erasing@3b67288, eval-scripts/generate-images.py."""
 NO_PROMPT = "{} of {} {} images have no prompt: give --prompts FILE.csv with the columns image and prompt"
 NO_CONCEPT = "{} of {} {} images have no known concept: sort them into folders of its name, or give a column concept"
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.web import BODY, COMMIT, HASH, NAME, OTHER, failing, lying, source
 from unlearnbench import registry
+from unlearnbench.cli.console import PIPE
 from unlearnbench.data import download
 from unlearnbench.data.published_files import PublishedFile, published_files
 from unlearnbench.data.sources import (
@@ -238,7 +239,7 @@ def test_without_a_task_it_says_what_there_is(cli, tmp_path):
 
 
 def test_the_list_of_all_has_size_licence_hash_and_address_of_every_published_file(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("unlearnbench.cli.console.out._width", 400)
+    monkeypatch.setattr("unlearnbench.cli.console.out._width", PIPE)
     said = cli("fetch", "--list", "--data", tmp_path)
     assert (said.code, said.err) == (0, "")
     for file in published_files().values():

@@ -23,7 +23,8 @@ from unlearnbench.judges import nudity
 from unlearnbench.judges.nudity import MACE, SHOWN
 from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import told_by
-from unlearnbench.tasks._sd.prompts import CAPTIONS, UNLEARNDIFFATK
+from unlearnbench.tasks._sd.preflight import check_stages
+from unlearnbench.tasks._sd.prompts import CAPTIONS, I2P, UNLEARNDIFFATK
 from unlearnbench.tasks.sd_nudity import PROTOCOLS, SDNudity
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 
@@ -429,6 +430,19 @@ def test_a_published_protocol_says_where_a_file_is_another(authors):
     assert [line.partition(" is not the published file")[0] for line in told] == [
         str(authors / name) for name in ("nudity.csv", "coco_30k.csv")
     ]
+
+
+def test_first_hour_looks_at_the_files_that_are_read(authors):
+    seen = {}
+    for stage, what, expected, found, agrees in check_stages(task(authors)):
+        if stage != "data":
+            break
+        seen[what] = (expected, found, agrees)
+    assert seen["prompts of I2P, all"] == ("4,703", "8", False)
+    assert seen["captions of COCO"] == ("30,000", "8", False)
+    for source in (I2P, UNLEARNDIFFATK, CAPTIONS):
+        found = file_hash(authors / source.name)[:12]
+        assert seen[f"SHA-256 of {source.name}"] == (source.sha256[:12], found, False)
 
 
 def test_missing_files_are_named_with_address_and_folder(own):

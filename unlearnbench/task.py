@@ -114,6 +114,8 @@ class Task(ABC):
     """Parts of the model that methods may train, by the papers' names (see `Diffusion.parts`)."""
     defaults: ClassVar[bool] = False
     """Whether the methods' built-in settings were chosen for this task; other tasks need presets."""
+    pixels: ClassVar[int] = 0
+    """Pixels per side of its images; 0 if any size will do."""
     without: ClassVar[frozenset[str]] = frozenset()
     """Metrics that make no sense here, such as closed-set accuracy of a detector; records leave them out."""
 
@@ -172,6 +174,10 @@ class Task(ABC):
     def count(self, which: Literal["forget", "retain", "both"]) -> int:
         """Number of these training images."""
         return len(self.data(which).x0)
+
+    def undrawn(self, side: Literal["forget", "retain"]) -> int:
+        """Number of training images that the original has yet to draw; 0 where a data set has them."""
+        return 0
 
     @abstractmethod
     def reference(self) -> Iterator[Tensor]:
@@ -274,6 +280,10 @@ class Task(ABC):
             for group, concept, count in order
             for i in range(count)
         ]
+
+    def image_count(self) -> int:
+        """Number of images in the plan, which need no data to be counted."""
+        return len(self.plan())
 
     def inputs(self, items: Sequence[Plan]) -> Tensor:
         """Conditions y for planned images, on the task's device."""

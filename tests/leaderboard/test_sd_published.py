@@ -9,7 +9,8 @@ from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.judges.nudity import MACE, NUDENET
 from unlearnbench.leaderboard import published
-from unlearnbench.records.schema import ScoreRecord, WitnessRecord
+from unlearnbench.records.schema import WitnessRecord
+from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.tasks.sd_nudity import PROTOCOLS
 
 

@@ -131,7 +131,8 @@ def made_record(
 ) -> Any:
     """A valid record by hand; `scores` are values by metric."""
     from unlearnbench import registry
-    from unlearnbench.records.schema import JudgeRecord, MethodRecord, ProtocolRecord, Record, ScoreRecord
+    from unlearnbench.records.schema import JudgeRecord, MethodRecord, ProtocolRecord, Record
+    from unlearnbench.records.scores import ScoreRecord
 
     metrics = registry.load_metrics()
     known = {

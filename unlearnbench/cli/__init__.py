@@ -26,6 +26,7 @@ from unlearnbench.cli.plot import plotting
 from unlearnbench.cli.pretrain import prepare
 from unlearnbench.cli.report import reporting
 from unlearnbench.cli.run import running
+from unlearnbench.cli.score import scoring
 from unlearnbench.cli.selfcheck import selfchecking
 from unlearnbench.cli.status import launching
 from unlearnbench.cli.tune import tuning
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 for commands in (
     running,
+    scoring,
     lists,
     boards,
     reporting,

@@ -126,6 +126,7 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
             elif registry.trainable(record.task):
                 floor = "run --method retrain with the same options"
             out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
+    show_prompt_sets(group)
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"
@@ -141,6 +142,17 @@ def show_run(group: list[Record], original: Record, results: Path, attacks: Sequ
     more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
     made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
     out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
+
+
+def show_prompt_sets(group: Sequence[Record]) -> None:
+    """Print scores on the user's own prompts, a section for each file and group of prompts, and what was left out."""
+    from unlearnbench.leaderboard.run_summary import prompt_set_rows
+
+    heads, sections, reasons = prompt_set_rows(group)
+    if sections:
+        print_table("your own prompts, beside the protocol's numbers", heads, sections)
+    for line in reasons:
+        out.print(line, soft_wrap=True, highlight=False)
 
 
 def print_table(

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     """Print what a run of these cells would take, from a trial of a few seconds for each method.
 
+    Where the task's files are not there, it is counted from a table instead (see `show_plan`).
+
     Cells that already have a record count as done and are left out of times and disk. A method whose trial fails,
     diverges or is not supported is named at the end, with exit code 1.
     """
+    from unlearnbench.compute.precision import Resources
     from unlearnbench.pipeline.dry_run import probe, room
+    from unlearnbench.pipeline.planning import lacking_files
     from unlearnbench.pipeline.runner import finished_record
     from unlearnbench.storage.store import Store
     from unlearnbench.training import Diverged
@@ -29,8 +33,13 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.method.name, []).append(cell)
+    if lacking := lacking_files(cells[0], results):
+        show_plan(groups, lacking)
+        return
+    asked = cells[0].resources
+    Resources.checked(asked.precision, asked.memory, cells[0].task.device, asked.compile)  # it is tried on this device
     here = room(cells[0].task.device, Store().root)
-    rows, total, stored, unknown, notes = [], 0.0, 0, False, []
+    rows, total, once, stored, unknown, notes = [], 0.0, 0.0, 0, False, []
     failed: list[str] = []
     with bars(err, len(groups)) as begin:
         for name, group in groups.items():
@@ -47,6 +56,12 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
             fits = (
                 "" if found.batch == group[0].task.protocol.chunk else f", {found.batch} at a time, for lack of memory"
             )
+            if found.training_images:
+                once = max(once, found.drawing)
+                notes.append(
+                    f"{name}: the original draws {found.training_images:,} training images once before, "
+                    f"in {_span(found.drawing)}"
+                )
             notes.append(
                 f"{name}: {found.evaluations:,} network evaluations per run to sample {found.images:,} images{fits}"
             )
@@ -58,6 +73,7 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
                 notes.append(
                     f"{name}: {_bytes(found.memory)} is more than this machine has: see --memory and --precision"
                 )
+    total += once
     if not rows:
         raise Failed("; ".join(failed))
     heads = ["method", "runs", "done", "images", "steps", "sampling", "unlearning", "memory", "still to run"]
@@ -79,6 +95,87 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
         err.print(line, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def show_plan(groups: dict[str, list[Cell]], lacking: str) -> None:
+    """Print what a run would take that cannot be tried here, one line for each method, from the table of shapes.
+
+    A method that the task cannot host is named at the end, with exit code 1.
+    """
+    from unlearnbench.compute.device import pick_device
+    from unlearnbench.pipeline import planning
+    from unlearnbench.pipeline.dry_run import room
+    from unlearnbench.storage.store import Store
+
+    first = next(iter(groups.values()))[0]
+    plans, failed = {}, []
+    for name, group in groups.items():
+        try:
+            plans[name] = planning.planned_costs(group[0])
+        except UserError as error:
+            failed.append(f"{name}: {message(error)}")
+    if not plans:
+        raise Failed("; ".join(failed))
+    savings = ", ".join([first.resources.precision, *first.resources.memory])
+    heads = ["method", "runs", "images", "steps", "evaluations", "GPU memory", "card"]
+    rows = []
+    for name, found in plans.items():
+        card = None if found.memory is None else planning.smallest_card(found.memory)
+        fits = "—" if found.memory is None else "none fits" if card is None else f"≥ {card} GB"
+        steps = "—" if found.steps is None else f"{found.steps:,}"
+        counts = [name, str(len(groups[name])), f"{found.images:,}", steps, _short(found.evaluations)]
+        rows.append([*counts, _bytes(found.memory), fits])
+    print_table(
+        f"{first.task.name}, protocol {first.task.protocol.name}, {savings}: counted, not tried", heads, [("", rows)]
+    )
+    sizes = ", ".join(map(str, planning.CARDS))
+    lines = [f"card: the smallest of {sizes} GB that holds unlearning, with the original and the judges beside it"]
+    lines.append(f"not tried: {lacking}")
+    drawn = max(found.training_images for found in plans.values())
+    if drawn:
+        takers = ", ".join(name for name, found in plans.items() if found.training_images)
+        count = max(found.training_evaluations for found in plans.values())
+        lines.append(
+            f"{takers}: the original draws {drawn:,} training images once before ({_short(count)} evaluations)"
+        )
+    saving = [f"{name} {_bytes(found.checkpointed)}" for name, found in plans.items() if found.checkpointed]
+    if saving:
+        lines.append(f"with --memory checkpointing: {', '.join(saving)}")
+    unknown = [name for name, found in plans.items() if found.memory is None]
+    if unknown:
+        lines.append(f"— means not counted: {', '.join(unknown)}")
+    total = sum(found.evaluations * len(groups[name]) for name, found in plans.items())
+    total += max(found.training_evaluations for found in plans.values())
+    device = pick_device("auto")
+    each = planning.seconds_of_evaluation(first, device) if device == "cuda" else None
+    timed = f": about {_span(each * total)} on one {room(device, Store().root).kind}" if each is not None else ""
+    lines.append(f"{_short(total)} evaluations of the network in all to draw images{timed}")
+    disk, stored = (
+        room("cpu", Store().root).disk,
+        sum(found.stored * len(groups[name]) for name, found in plans.items()),
+    )
+    download = planning.download_of(first.task)
+    if download is not None and download.files:
+        more = f", {download.small} of them small ones of unknown size" if download.small else ""
+        lines.append(f"download: {_bytes(download.size)} in {download.files} files{more}, to {download.folder}")
+    lines.append(
+        f"disk: {_bytes(stored)} of weights and images beside the download; {_bytes(disk)} free at {Store().root}"
+    )
+    for line in lines:
+        out.print(line, highlight=False, soft_wrap=True)
+    if stored + (download.size if download else 0) > disk:
+        err.print("not enough disk space: free some, or choose another folder with UNLEARNBENCH_CACHE", soft_wrap=True)
+    for line in failed:
+        err.print(line, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _short(count: int) -> str:
+    """A count of network evaluations: in full below 10,000, then in thousands or millions."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count / 1e3:,.0f} k"
 
 
 def _bytes(count: int | None) -> str:

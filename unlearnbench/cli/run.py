@@ -65,6 +65,14 @@ def run(
     data: Data = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Original model from a file of the papers' authors.")] = None,
     coco: Annotated[str | None, typer.Option(help="COCO captions for FID and CLIP score: 1k, 10k or 30k.")] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET=FILE",
+            help="Also draw and score your own prompts, apart from the protocol's: forget=FILE.csv, retain=FILE.csv or "
+            "attack=FILE.csv, with a column prompt and, if you like, seed, guidance, group and concept. Repeatable.",
+        ),
+    ] = None,
     include_unsafe: Annotated[
         bool, typer.Option("--include-unsafe", help="Also write images and prompts of unsafe tasks into results.")
     ] = False,
@@ -124,6 +132,7 @@ def run(
         data=data,
         checkpoint=checkpoint,
         coco=coco,
+        prompts=prompts,
         include_unsafe=include_unsafe,
         force=force,
         attacks=attacks,
@@ -139,7 +148,7 @@ def run(
         time=time,
         slurm=parse_settings(slurm or [], "slurm", "account=mine"),
     )
-    prepared = PreparedRun.of(request, show_left_out)
+    prepared = PreparedRun.of(request, show_left_out, for_card=dry_run)
     if dry_run:
         show_dry_run(prepared)
     elif prepared.where is None:

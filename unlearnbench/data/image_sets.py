@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unlearnbench.data.image_files import DECODER, Undecodable, decode_image
 from unlearnbench.errors import Damaged, UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.reporting import track
@@ -46,11 +46,11 @@ def parts(folder: Path, split: str) -> list[Path]:
 def read_image_set(folder: Path, split: str, cache: Path, size: int) -> Images:
     """Return a split as memory-mapped arrays. It is decoded once into `cache`, under the hash of its files.
 
-    Columns are `img` (or `image`), the bytes of an image file, and `label`. Raises `UserError` for missing files or
-    columns, and `Damaged` for what cannot be read, with the file and row.
+    Columns are `img` (or `image`), the bytes of an image file (see `decode_image`), and `label`. Raises `UserError` for
+    missing files or columns, and `Damaged` for what cannot be read, with the file and row.
     """
     files = parts(folder, split)
-    place = cache / digest([[path.name, file_hash(path)] for path in files] + [size])[:32]
+    place = cache / digest([[path.name, file_hash(path)] for path in files] + [size, DECODER])[:32]
     if not (place / "y.npy").is_file():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-") as temporary:
@@ -89,7 +89,6 @@ def _rows(path: Path) -> int:
 def _pictures(files: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, int]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image, UnidentifiedImageError
 
     for path in files:
         file, row = pq.ParquetFile(path), 0
@@ -100,12 +99,13 @@ def _pictures(files: Sequence[Path], size: int) -> Iterator[tuple[np.ndarray, in
         try:
             for batch in file.iter_batches(1000, columns=[column, "label"]):
                 for picture, label in zip(batch[column].to_pylist(), batch["label"].to_pylist(), strict=True):
-                    with Image.open(io.BytesIO(picture["bytes"])) as opened:
-                        image = np.asarray(opened.convert("RGB"))
+                    if picture["bytes"] is None:
+                        raise UserError(f"{path}, row {row}, has no image, only a path: write the files' bytes into it")
+                    image = np.asarray(decode_image(picture["bytes"]).image)
                     if image.shape != (size, size, 3):
                         found = f"{image.shape[1]}x{image.shape[0]}"
                         raise UserError(f"{path}, row {row}: an image of {found} pixels, not {size}x{size}")
                     yield image.transpose(2, 0, 1), int(label)
                     row += 1
-        except (pa.ArrowException, UnidentifiedImageError, OSError, KeyError, TypeError) as error:
+        except (pa.ArrowException, Undecodable, OSError, KeyError, TypeError) as error:
             raise Damaged(f"{path}, row {row}, cannot be read ({one_line(error)[:120]}): fetch it again") from error

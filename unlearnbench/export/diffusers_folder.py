@@ -23,7 +23,8 @@ from unlearnbench.pipeline.fingerprint import drafted, weight_parts, wraps
 from unlearnbench.pipeline.scoring import metrics_for
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.printable import printable
-from unlearnbench.records.schema import Record, ScoreRecord
+from unlearnbench.records.schema import Record
+from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.storage.files import cannot_write, flush
 from unlearnbench.storage.store import Store
 from unlearnbench.storage.weights import full_disk

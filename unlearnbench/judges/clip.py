@@ -68,6 +68,7 @@ class ClipScore(Witness):
 
     columns, threshold = ("score",), float("nan")
     groups = frozenset({"retain", "benign"})
+    needs_prompts = True
 
     def __init__(self, clip: Clip, name: str):
         self.clip, self.name, self.version, self.hash = clip, name, clip.version, clip.hash

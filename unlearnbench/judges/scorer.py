@@ -29,6 +29,8 @@ class Witness(ABC):
     """Other settings that its numbers depend on."""
     groups: ClassVar[frozenset[str]]
     """The groups of samples that it scores."""
+    needs_prompts: ClassVar[bool] = False
+    """Whether its numbers compare an image with its prompt."""
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -94,6 +94,7 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     import torch
 
     from unlearnbench.pipeline.attacks import attacks_of, missing_attacks
+    from unlearnbench.pipeline.prompt_sets import missing_prompt_sets
     from unlearnbench.pipeline.runner import finished_record
 
     complete: dict[str, bool] = {}
@@ -107,7 +108,11 @@ def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
             continue
         cell = spec.cell()
         record = finished_record(cell, results)
-        complete[key] = record is not None and not missing_attacks(cell, record, attacks_of(job.attacks))
+        complete[key] = (
+            record is not None
+            and not missing_prompt_sets(cell, record)
+            and not missing_attacks(cell, record, attacks_of(job.attacks))
+        )
     kept = [job for job in jobs if not complete[job.spec.model_dump_json()]]
     ids = {job.id for job in kept}
 

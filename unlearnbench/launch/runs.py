@@ -34,7 +34,9 @@ class PreparedRun:
     cut: Cut
 
     @classmethod
-    def of(cls, request: RunRequest, told: Callable[[str], None] = lambda line: None) -> PreparedRun:
+    def of(
+        cls, request: RunRequest, told: Callable[[str], None] = lambda line: None, for_card: bool = False
+    ) -> PreparedRun:
         """Check launcher, device, methods, concepts and settings; `told` hears what `method="all"` leaves out.
 
         Raises `UserError` at the first value that does not fit.
@@ -42,7 +44,7 @@ class PreparedRun:
         where = Where.of(request)
         device = where.device if where and where.device else pick_device(request.device)
         cut = Cut.of(request, where is not None)
-        return cls(request, where, device, request.cells(device, told), cut)
+        return cls(request, where, device, request.cells(device, told, for_card), cut)
 
 
 class RunsEnded(NamedTuple):

@@ -71,3 +71,42 @@ def run_notes(
             f"unlearnbench run {words}{' --force' if told else ''}"
         )
     return lines
+
+
+def prompt_set_rows(group: Sequence[Record]) -> tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]:
+    """Heads, sections and notes of the table of the user's own prompts: one section for each seed, file and group."""
+    metrics, sections, notes = registry.load_metrics(), list[tuple[str, list[list[str]]]](), dict[str, None]()
+    for record in group:
+        seed = f" · seed {record.seeds['unlearning']}" if len(group) > 1 else ""
+        for found in record.prompt_sets.values():
+            for name, part in found.groups.items():
+                rows = []
+                for metric_name, paired in part.scores.items():
+                    if (metric := metrics.get(metric_name)) is None:  # of a plug-in that is not installed here
+                        continue
+                    score = paired.score
+                    spans = [
+                        "—" if bounds is None else " … ".join(shown(metric, value) for value in bounds)
+                        for bounds in (score.interval, paired.interval)
+                    ]
+                    moved = ("+" if (paired.difference or 0) > 0 else "") + shown(metric, paired.difference)
+                    counted = f"{score.n - score.missing:,}"
+                    cells = [
+                        head(metric),
+                        counted,
+                        shown(metric, paired.original),
+                        shown(metric, score.value),
+                        spans[0],
+                    ]
+                    rows.append([*cells, moved, spans[1]])
+                count = f"{part.prompts:,} prompt{'' if part.prompts == 1 else 's'}"
+                sections.append((f"{found.side} · {name} ({found.file}), {count}{seed}", rows))
+            for why in dict.fromkeys(found.not_scored.values()):
+                left = [
+                    metrics[name].title
+                    for name, reason in found.not_scored.items()
+                    if reason == why and name in metrics
+                ]
+                notes[f"not scored on {found.file}: {', '.join(left)} ({why})"] = None
+    heads = ["metric", "n", "original", group[0].label(), "95 % interval", "paired change", "its interval"]
+    return heads, sections, list(notes)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from unlearnbench.compute.precision import DEFAULT, Resources
+from unlearnbench.data.prompt_sets import PromptFile
 from unlearnbench.errors import Unsupported
-from unlearnbench.method import Method
+from unlearnbench.method import ACCESS, Method
 from unlearnbench.records.schema import Selection
 from unlearnbench.task import Task
 
@@ -27,6 +28,8 @@ class Cell:
     """Precision and memory savings."""
     include_unsafe: bool = False
     """Whether results may contain images and prompts of an unsafe task."""
+    prompts: tuple[PromptFile, ...] = ()
+    """Files of the user's own prompts, scored beside the protocol's."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
 
@@ -39,8 +42,13 @@ class Cell:
 
 
 def require(cell: Cell) -> None:
-    """Raise `Unsupported` if the task or model lacks what the method needs."""
-    lacking = cell.method.requires - cell.task.provides - set(cell.task.architecture(0).parts())
+    """Raise `Unsupported` if the task or model lacks what the method needs.
+
+    The model is built only where a part is asked for that models of this task need not have.
+    """
+    lacking = cell.method.requires - cell.task.provides - cell.task.model_parts
+    if lacking and not lacking & set(ACCESS):
+        lacking -= set(cell.task.architecture(0).parts())
     if lacking:
         raise Unsupported(
             f"{cell.method.name} needs {', '.join(sorted(lacking))}, which {cell.task.name} does not have"

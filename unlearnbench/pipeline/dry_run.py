@@ -19,6 +19,7 @@ from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.planning import own_images, training_sides
 from unlearnbench.pipeline.unlearning import name_errors
 from unlearnbench.training import seeded
 
@@ -45,6 +46,10 @@ class CostEstimate(NamedTuple):
     """Unlearning steps; None if the method has no number of them."""
     stored: int
     """Bytes of weights and images that stay in the store."""
+    training_images: int
+    """Images that the original has yet to draw for training; other methods use them too."""
+    drawing: float
+    """Seconds of drawing them."""
 
 
 def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
@@ -63,18 +68,22 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
     with Meter(task.device) as training:
         unlearning = _unlearning(cell)
-    chunks = -(-len(plan) // batch)
+    images = len(plan) + own_images(cell)
+    chunks = -(-images // batch)
+    undrawn = sum(task.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
-        images=len(plan),
-        evaluations=len(plan) * sampler.steps * guided,
+        images=images,
+        evaluations=images * sampler.steps * guided,
         batch=batch,
         sampling=chunks * sampler.steps * step + (first if cell.resources.compile else 0.0),
         unlearning=unlearning,
         memory=max(known) if known else None,
         steps=_steps(cell),
-        stored=_stored(model, len(plan)),
+        stored=_stored(model, images),
+        training_images=undrawn,
+        drawing=-(-undrawn // batch) * sampler.steps * step,
     )
 
 

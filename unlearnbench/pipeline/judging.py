@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +15,7 @@ from unlearnbench.compute.device import exact, trim
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
-from unlearnbench.judges.scorer import Testimony, asked
+from unlearnbench.judges.scorer import Testimony, Witness, asked
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import judge_code
 from unlearnbench.pipeline.sampling import sample_images
@@ -104,8 +104,15 @@ class Looking:
 
 def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dict[str, Testimony]:
     """Results of each of the task's scorers on the samples of its groups, kept block by block."""
+    return testimonies(task.witnesses(), samples, plan, store)
+
+
+def testimonies(
+    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store
+) -> dict[str, Testimony]:
+    """Results of each of these scorers on the samples of its groups, kept block by block."""
     found = {}
-    for role, witness in task.witnesses().items():
+    for role, witness in witnesses.items():
         index = [i for i, item in enumerate(plan) if item.group in witness.groups]
         values = torch.full((len(plan), len(witness.columns)), torch.nan)
         error: str | None = None

@@ -9,6 +9,7 @@ from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.attacks import attacked
 from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.prompt_sets import with_prompt_sets
 from unlearnbench.pipeline.trackers import Tracking
 from unlearnbench.pipeline.trajectory import followed
 from unlearnbench.records.schema import Record
@@ -26,14 +27,15 @@ def record_cell(
     force: bool = False,
     replace: bool = False,
 ) -> Record:
-    """Run a cell, then try the attacks; return its record, with those parts made that were missing.
+    """Run a cell, score the user's own prompts, then try the attacks; return its record.
 
-    With `every` (steps from one scored point to the next) or `tracking` the run is followed (see `trajectory`).
-    `force` makes every part again. `replace` allows to replace a record of something else, and makes again only what
-    is missing.
+    Only parts that were missing are made. With `every` (steps from one scored point to the next) or `tracking` the run
+    is followed (see `trajectory`). `force` makes every part again. `replace` allows to replace a record of something
+    else, and makes again only what is missing.
     """
     if every is not None or tracking is not None:
         record = followed(cell, every, store, results, force, tracking)
     else:
         record = runner.run_cell(cell, store, results, force, replace=replace)
+    record = with_prompt_sets(cell, record, store, results, force)
     return attacked(cell, record, attacks, store, results, force)

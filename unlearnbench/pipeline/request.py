@@ -16,11 +16,13 @@ from unlearnbench import registry
 from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.compute.precision import DEFAULT, Resources
 from unlearnbench.data.concepts import Concept, read_concepts
+from unlearnbench.data.prompt_sets import PromptFile, prompt_files
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
 from unlearnbench.pipeline.attacks import parse_attacks
 from unlearnbench.pipeline.cell import require
+from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.trackers import Tracking, tracking
 from unlearnbench.records.tuning import require_apart, tuned_settings, was_tuned
@@ -108,6 +110,8 @@ class SpecBuilder:
     pretrained: Path | None = None
     more: dict[str, Any] = field(default_factory=dict)
     """The task's own settings."""
+    prompts: tuple[PromptFile, ...] = ()
+    """Files of the user's own prompts; the original is paired with every method, so its own cell takes none."""
 
     def spec(self, name: str, cls: type[Method], forget: str, seed: int, plain: bool = False) -> Spec:
         """One cell; `plain`: with the default settings, as the original's beside others is."""
@@ -142,6 +146,7 @@ class SpecBuilder:
             compile=self.resources.compile,
             include_unsafe=self.include_unsafe,
             pretrained=self.pretrained,
+            prompts=() if plain else self.prompts,
             **self.more,
         )
 
@@ -257,6 +262,8 @@ class RunRequest(LaunchRequest):
     data: Path | None = None
     checkpoint: Path | None = None
     coco: str | None = None
+    prompts: tuple[str, ...] = ()
+    """Files of the user's own prompts, each as SET=FILE, where SET is forget, retain or attack."""
     include_unsafe: bool = False
     force: bool = False
     attacks: tuple[str, ...] = ()
@@ -286,6 +293,14 @@ class RunRequest(LaunchRequest):
             parse_attacks("")
         return found
 
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _files(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # from Python: {"forget": "mine.csv"}
+            pairs = [(side, file) for side, files in value.items() for file in _every(files)]
+            return tuple(f"{side}={_text('prompts', file)}" for side, file in pairs)
+        return () if value is None else tuple(_text("prompts", one) for one in _every(value))
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _numbered(cls, value: Any) -> Any:
@@ -310,6 +325,7 @@ class RunRequest(LaunchRequest):
         task = registry.load_task(self.task)
         task.resolve_protocol(self.protocol)
         self.own_settings(task)
+        self.prompt_files(task)
         if self.eval_every is not None and self.eval_every < 1:
             raise UserError(
                 f"--eval-every {self.eval_every} is below 1: give the steps from one evaluation to the next, such as 10"
@@ -320,6 +336,10 @@ class RunRequest(LaunchRequest):
         """Those of the task's own settings that were given; refuses what the task does not take."""
         return accepted(task, data=self.data, checkpoint=self.checkpoint, coco=self.coco)
 
+    def prompt_files(self, task: type[Task]) -> tuple[PromptFile, ...]:
+        """The files of the user's own prompts, read and checked; refuses what the task cannot draw."""
+        return prompt_files(self.prompts, takes_prompts=hasattr(task, "asked_in"), task=task.name)
+
     def attack_specs(self) -> list[AttackSpec]:
         """The attacks to try."""
         return parse_attacks(",".join(self.attacks), self.budget) if self.attacks else []
@@ -328,8 +348,10 @@ class RunRequest(LaunchRequest):
         """What shows losses and scores as they come."""
         return None if self.tracker is None else tracking(self.tracker)
 
-    def cells(self, device: str, told: Callable[[str], None] = lambda line: None) -> Cells:
+    def cells(self, device: str, told: Callable[[str], None] = lambda line: None, for_card: bool = False) -> Cells:
         """The cells on a device, `cpu` or `cuda`; `told` hears what `method="all"` leaves out.
+
+        With `for_card` precision and memory options may be those of a card that this machine lacks, for planning.
 
         Raises `UserError` where a method, concept, preset or setting does not exist, or the device cannot do it.
         """
@@ -346,12 +368,16 @@ class RunRequest(LaunchRequest):
             preset=self.preset,
             overrides=self.settings,
             described=described,
-            resources=Resources.checked(self.precision, self.memory, device, self.compile),
+            resources=Resources.checked(self.precision, self.memory, "cuda" if for_card else device, self.compile),
             include_unsafe=self.include_unsafe,
             pretrained=self.pretrained,
             more=self.own_settings(task),
+            prompts=self.prompt_files(task),
         )
-        return builder.cells(methods, self.method, forgotten, self.seeds, told)
+        cells = builder.cells(methods, self.method, forgotten, self.seeds, told)
+        for spec in {spec.forget: spec for spec in cells.asked if spec.prompts}.values():
+            require_drawable(spec.model_copy(update={"device": "cpu"}).cell())  # before hours of work
+        return cells
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -372,6 +398,10 @@ def parse_seeds(text: str) -> list[int]:
 
 def _is_method(value: Any) -> bool:
     return isclass(value) and issubclass(value, Method)
+
+
+def _every(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _text(option: str, value: Any) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from unlearnbench import registry
 from unlearnbench.compute.device import trim
 from unlearnbench.errors import one_line
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.pipeline.code_hashes import metric_code
-from unlearnbench.records.schema import ScoreRecord
+from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.statistics import clip_interval
-from unlearnbench.task import Task
+from unlearnbench.task import Plan, Task
 
 UNRELIABLE = 0.01
 """Share of missing images above which a cell is marked."""
 
 
-def metrics_for(task: Task) -> dict[str, Metric]:
-    """The metrics that the task's plan, judge and scorers allow, in the order of the axes."""
-    plan = task.plan()
+def metrics_for(task: Task, plan: Sequence[Plan] | None = None) -> dict[str, Metric]:
+    """The metrics that a plan (the task's by default), judge and scorers allow, in the order of the axes."""
+    plan = task.plan() if plan is None else plan
 
     def offered(need: str | None) -> bool:  # most metrics need no judge, which may take long to load
         return need is None or bool(getattr(task.judge(), need, False))

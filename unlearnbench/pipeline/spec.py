@@ -8,6 +8,7 @@ from typing import Any
 from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
 from unlearnbench.data.concepts import build_concepts
+from unlearnbench.data.prompt_sets import PromptFile
 from unlearnbench.names import Name, Seed
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import Selection, record_path, record_place
@@ -43,6 +44,7 @@ class Spec(FrozenPart):
     data: Path | None = None
     checkpoint: Path | None = None
     coco: str | None = None
+    prompts: tuple[PromptFile, ...] = ()
 
     def cell(self) -> Cell:
         """Build the cell. The method's file and those of the original and the data must exist."""
@@ -58,12 +60,15 @@ class Spec(FrozenPart):
         )
         resources = Resources(self.precision, self.memory, self.compile)  # type: ignore[arg-type]
         given = method.given(self.overrides)
-        return Cell(method, task, self.preset, given, self.selection, resources, self.include_unsafe)
+        about = (self.preset, given, self.selection, resources, self.include_unsafe)
+        return Cell(method, task, *about, prompts=self.prompts)
 
     def anywhere(self) -> Spec:
         """The same with absolute paths, for a process with another working folder."""
         paths = {name: getattr(self, name) for name in ("pretrained", "data", "checkpoint")}
-        return self.model_copy(update={name: path.absolute() for name, path in paths.items() if path is not None})
+        absolute: dict[str, Any] = {name: path.absolute() for name, path in paths.items() if path is not None}
+        absolute["prompts"] = tuple(file._replace(path=file.path.absolute()) for file in self.prompts)
+        return self.model_copy(update=absolute)
 
     @property
     def label(self) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from unlearnbench.records.image_table import mean_of
-from unlearnbench.records.schema import TIMED, Record, ScoreRecord
+from unlearnbench.records.schema import TIMED, Record
+from unlearnbench.records.scores import ScoreRecord
 
 if TYPE_CHECKING:
     import pandas as pd

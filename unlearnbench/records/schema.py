@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.names import Line, MethodName, Name, Seed, inside, join_names
+from unlearnbench.records.prompt_sets import PromptSetRecord
+from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.records.sealed_json import SealedPart, first_of, open_sealed, sealed
 from unlearnbench.records.trajectory import TrajectoryRecord
 from unlearnbench.storage.files import replace_file
@@ -20,38 +22,10 @@ VERSION: Final = 6
 """Version of the schema that records are written in; older ones can be read."""
 TIMED = ("unlearn_time", "prepare_time", "relative_time", "peak_memory")
 """Scores that vary between runs of the same thing."""
-BESIDE = ("attacks", "trajectory")
+BESIDE = ("attacks", "trajectory", "prompt_sets")
 """Parts of a record that are not part of the result, nor of its key."""
 DESCRIBED = ("prompts",)
 """Parts that describe what the run was given and that older records lack: neither part of the result nor of its key."""
-
-
-class ScoreRecord(SealedPart):
-    """One metric's result; null is unknown, and `reason` says why."""
-
-    value: float | None
-    n: int
-    missing: int = 0
-    interval: tuple[float, float] | None = None
-    reason: str | None = None
-    axis: Literal["efficacy", "utility", "robustness", "cost"]
-    better: Literal["higher", "lower"] | None
-    unit: Line
-    code_hash: Name
-    version: int | None = None
-    """Of the metric; null before schema 6."""
-    floor: float | None = None
-    """Score of real images from another split in place of the samples."""
-    parts: dict[Line, float] | None = None
-    """The summands of the value by name."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> ScoreRecord:
-        if not 0 <= self.missing <= self.n:
-            raise ValueError(f"{self.missing} of {self.n} images cannot be missing")
-        if self.interval is not None and self.interval[0] > self.interval[1]:
-            raise ValueError(f"the interval is reversed ({self.interval[0]:g} to {self.interval[1]:g})")
-        return self
 
 
 class Selection(SealedPart):
@@ -221,6 +195,8 @@ class Record(SealedPart):
     attacks: dict[Name, AttackRecord] = {}
     """By label: name, variant and budget, where they were given."""
     trajectory: TrajectoryRecord | None = None
+    prompt_sets: dict[Name, PromptSetRecord] = {}
+    """Scores on the user's own prompts, by side and file; left out where there are none."""
     weights: dict[Literal["original", "unlearned"], Name | None]
     images: Name | None = None
     """SHA-256 of the Parquet file beside the record."""
@@ -248,6 +224,14 @@ class Record(SealedPart):
         if self.step is not None and self.step < 0:
             raise ValueError(f"it diverged at step {self.step}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty_sets(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record without prompts of the user's own reads as it did before there were any."""
+        values: dict[str, Any] = whole(self)
+        if not values.get("prompt_sets"):
+            values.pop("prompt_sets", None)
+        return values
 
     def seal(self) -> str:
         """Hash of everything but the seal itself, as it would be written."""

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ class TextProtocol(Protocol):
 def other_counts(count: int) -> dict[str, Any]:
     """Use the same count for every group other than the forget and retain samples."""
     return dict.fromkeys(("direct_images", "synonym_images", "held_out_images", "neighbour_images"), count)
+
+
+class Asked(NamedTuple):
+    """What an image for a prompt should show."""
+
+    concept: str
+    label: int
+    """The judge's label; -1 if it knows none."""
+    other: int = -1
+    """The label in a second domain; -1: none."""
 
 
 class TextTask(Task):
@@ -176,6 +186,29 @@ class TextTask(Task):
             word = concept.substitute.replace("\\", "\\\\")  # a word, not a template of re
             prompt = mentions((*concept.names, *concept.synonyms)).sub(word, prompt)
         return prompt
+
+    def asked_in(self, prompt: str, side: Literal["forget", "retain"], concept: str = "") -> Asked:
+        """What a prompt of the user's own asks for: the concept that is named, else the one that the prompt mentions.
+
+        On the forget side it is an erased concept, which need not be mentioned if there is only one. Raises `UserError`
+        for a concept that the task does not know, or one of the other side.
+        """
+        erased, known = [each.label for each in self.erased], self.labels()
+        if concept and concept not in known:
+            raise unknown(f"concept of {self.name}", concept, known)
+        if concept and (concept in erased) != (side == "forget"):
+            fate, other = ("forgotten", "forget") if concept in erased else ("kept", "retain")
+            raise UserError(f"{concept} is {fate}: move the row to a file for {other}")
+        if side == "forget":
+            said = [each.label for each in self.erased if mentions((*each.names, *each.synonyms)).search(prompt)]
+            if not concept and len(erased) > 1 and len(said) != 1:
+                raise UserError(f"it does not name one of {', '.join(erased)}: add a column `concept`")
+            concept = concept or (erased[0] if len(erased) == 1 else said[0])
+        elif not concept:
+            others = [word for word in known if word not in erased]
+            found = mentions(others).search(prompt) if others else None
+            concept = next((word for word in others if found and word.lower() == found[0].lower()), "")
+        return Asked(concept, known[concept]) if concept else Asked("other", -1)
 
     def erased_labels(self) -> list[int]:
         """The judge's labels of all erased concepts."""

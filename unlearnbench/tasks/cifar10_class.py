@@ -49,6 +49,7 @@ class Cifar10Class(Task):
     protocol: ClassProtocol
     provides = frozenset({"forget images", "retain images", "concept", "training recipe"})
     default_forget, gold_once = "airplane", True
+    pixels = SIZE
     sources: ClassVar[tuple[Source, ...]] = (*PARTS, IMAGENET, INCEPTION)
     classes, parameters = len(CLASSES), 38_632_323
     fewer_steps: ClassVar[tuple[str, str]] = ("steps-250", "steps-1000")

@@ -81,6 +81,7 @@ class DigitsClass(Task):
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe"})
     default_forget = "3"
+    pixels = 8
 
     def architecture(self, seed: int) -> Diffusion:
         """The network, with 0.63 M parameters."""

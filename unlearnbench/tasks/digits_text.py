@@ -40,7 +40,7 @@ from unlearnbench.tasks._digits.words import (
     share,
     vocabulary,
 )
-from unlearnbench.tasks._text import TextProtocol, TextTask, other_counts
+from unlearnbench.tasks._text import Asked, TextProtocol, TextTask, other_counts
 from unlearnbench.tasks.digits_class import splits
 
 
@@ -79,6 +79,7 @@ class DigitsText(TextTask):
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
     default_forget, gold_once = "seven", True
+    pixels = 16
     licence, origin = "mit", "trained by unlearnbench on the UCI digits (CC BY 4.0)"
 
     # ---- the model -------------------------------------------------------------------------------------------------
@@ -281,6 +282,19 @@ class DigitsText(TextTask):
             noise = seed_of("sampling", self.protocol.sampling_seed, group, concept, i)
             items.append(Plan(group, concept, known[label], noise, prompt, other))
         return items
+
+    def asked_in(self, prompt: str, side: Literal["forget", "retain"], concept: str = "") -> Asked:
+        """The concept, and what is named in the other domain; of two kept ones, that of the forgotten's domain."""
+        if side == "retain" and not concept:
+            own = DIGITS if self.erased[0].label in DIGITS else COLOURS
+            said = mentions(own).search(prompt)
+            erased = {each.label for each in self.erased}
+            concept = said[0].lower() if said and said[0].lower() not in erased else ""
+        asked = super().asked_in(prompt, side, concept)
+        if asked.label < 0:
+            return asked
+        besides = mentions(COLOURS if asked.concept in DIGITS else DIGITS).search(prompt)
+        return asked._replace(other=self.labels()[besides[0].lower()] if besides else -1)
 
     def judge(self) -> Judge:
         """coloured-digits-cnn, or coloured-digits-neighbours in the selection protocol."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -283,6 +283,10 @@ class SDNudity(StableDiffusionTask):
             plan.append(Plan("benign", kind, -1, seed, BENIGN[kind][number % len(BENIGN[kind])]))
         return plan
 
+    def image_count(self) -> int:
+        """Number of prompts that the protocol means."""
+        return self.protocol.forget_images + self.protocol.retain_images + self.protocol.benign_images
+
     def judge(self) -> Judge:
         """NudeNet, with the labels that flag an image."""
         return self._judge
@@ -291,14 +295,14 @@ class SDNudity(StableDiffusionTask):
     def _judge(self) -> Judge:
         return NudeNet(self.protocol.flagging, self.protocol.threshold, self.extractor)
 
-    def made_witnesses(self) -> dict[str, Witness]:
+    def witness_makers(self) -> dict[str, Callable[[], Witness]]:
         """Two detectors in addition to CLIP."""
         p = self.protocol
-        found: dict[str, Witness] = {
-            "detector": Detections(p.labels, p.flagging, p.threshold),
-            "second_detector": OpenNsfw(p.second_threshold),
+        found: dict[str, Callable[[], Witness]] = {
+            "detector": lambda: Detections(p.labels, p.flagging, p.threshold),
+            "second_detector": lambda: OpenNsfw(p.second_threshold),
         }
-        return {**found, **super().made_witnesses()}
+        return {**found, **super().witness_makers()}
 
     def reference(self) -> Iterator[Tensor]:
         """As many photographs of COCO's validation images as there are captions."""

@@ -19,6 +19,7 @@ class SDXLNudity(SDNudity):
     name = "sdxl-nudity"
     model_folder, licence, origin = "sdxl-base-1.0", "openrail++", HUB
     parameters = 2_567_463_684
+    pixels = 1024
     protocols: ClassVar = {
         name: replace(PROTOCOLS[name], size=1024 if PROTOCOLS[name].size else 0, chunk=2)
         for name in ("default", "i2p-nudity", "first-hour", "smoke")

@@ -17,7 +17,8 @@ from unlearnbench.method import Method
 from unlearnbench.metric import FeatureMetric, Metric, Score
 from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
-from unlearnbench.records.schema import Record, ScoreRecord
+from unlearnbench.records.schema import Record
+from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.task import Plan, Task
 from unlearnbench.verification.finding import Issue, Note
 from unlearnbench.verification.recompute import JUDGED, Extremes, of_column

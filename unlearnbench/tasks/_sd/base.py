@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.fingerprint import fingerprint
 from unlearnbench.hashing import digest, seed_of
+from unlearnbench.judges import Judge
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.inception import Extractor
 from unlearnbench.judges.scorer import Witness
@@ -97,6 +98,7 @@ class StableDiffusionTask(TextTask):
     protocol: PictureProtocol
     provides = frozenset({"forget images", "retain images", "concept"})
     model_folder: ClassVar[str] = "sd-v1-4"
+    pixels = 512
     sources: ClassVar[tuple[Source, ...]]
     data_name: ClassVar[str] = "stable-diffusion"
     """Download folder that these tasks share, since they use the same gigabytes of files."""
@@ -192,18 +194,34 @@ class StableDiffusionTask(TextTask):
         """Folder of the training images that the original generated, as latents."""
         return default_root() / "generated"
 
+    def undrawn(self, side: Literal["forget", "retain"]) -> int:
+        """Number of training images that are not in `kept` yet."""
+        count, size = self.protocol.training_images, self.protocol.chunk
+        return sum(min(size, count - start) for start in self._missing(self._captions_kept_in(side)[1]))
+
+    def _missing(self, folder: Path) -> list[int]:
+        """Where the parts begin that the folder lacks."""
+        starts = range(0, self.protocol.training_images, self.protocol.chunk)
+        return [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
+
+    def _captions_kept_in(self, side: Literal["forget", "retain"]) -> tuple[list[str], Path]:
+        """Captions of a side's training images, and the folder of what was drawn for them."""
+        prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        captions = [prompts[i % len(prompts)] for i in range(count)]
+        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
+        about.append(fingerprint([Scheduled, StableDiffusion]))
+        folder = self.kept / digest(about)[:32]
+        return captions, folder
+
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
         prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
         if self.limit is not None:  # a trial: noise is enough, and nothing is kept
             shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
             return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
-        captions = [prompts[i % len(prompts)] for i in range(count)]
-        about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
-        about.append(fingerprint([Scheduled, StableDiffusion]))
-        folder = self.kept / digest(about)[:32]
+        captions, folder = self._captions_kept_in(side)
         starts = range(0, count, size)
-        missing = [start for start in starts if not (folder / f"{start}.safetensors").is_file()]
+        missing = self._missing(folder)
         if missing:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ABOUT).write_text(json.dumps({"task": self.name, "side": side}), encoding="utf-8")
@@ -248,14 +266,23 @@ class StableDiffusionTask(TextTask):
 
     @cached_property
     def _witnesses(self) -> dict[str, Witness]:
-        return self.made_witnesses()
+        return {role: make() for role, make in self.witness_makers().items()}
 
-    def made_witnesses(self) -> dict[str, Witness]:
-        """Load the witnesses."""
-        for source in CLIP_FILES:
-            if not source_path(self.folder, source).is_file():
-                raise missing_source(self.folder, source, task=self.name)
-        return {role: ClipScore(clip(self.folder / name, self.device), name) for role, name in CLIPS.items()}
+    def witness_makers(self) -> dict[str, Callable[[], Witness]]:
+        """What loads each witness, by its role. It raises `UserError` if a file is missing."""
+
+        def clip_score(name: str) -> ClipScore:
+            for source in CLIP_FILES:
+                if source.name.startswith(f"{name}/") and not source_path(self.folder, source).is_file():
+                    raise missing_source(self.folder, source, task=self.name)
+            return ClipScore(clip(self.folder / name, self.device), name)
+
+        return {role: partial(clip_score, name) for role, name in CLIPS.items()}
+
+    def judge_without_features(self) -> Judge:
+        """The judge without Inception, where its file is missing and no features are needed."""
+        self.__dict__["extractor"] = Extractor(None, self.device)
+        return self.judge()
 
 
 def _keep(x0: Tensor, path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,10 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.data.image_files import (
+    Undecodable,
+    central_square,
+    decode_image,
+    images_in_zip,
+    opened_zip,
+    read_from_zip,
+)
 from unlearnbench.data.prompt_files import PromptRow, as_number, read_prompts, require_column
 from unlearnbench.data.published_files import published_file
 from unlearnbench.data.sources import Source, check_given, missing_source, source_path
-from unlearnbench.errors import Damaged, UserError, one_line
+from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest, seed_of
 
 I2P = published_file("unsafe-prompts4703.csv").source
@@ -42,8 +48,6 @@ PHOTOGRAPHS = Source(
 Subset = Literal["all", "sexual", "nudity", "unlearndiffatk"]
 SIZES: dict[str, int] = {"all": 4703, "sexual": 931, "nudity": 95, "unlearndiffatk": 142}
 """Rows of I2P's subsets: all; the category sexual; nudity_percentage over 50 (Ring-A-Bell's); UnlearnDiffAtk's."""
-BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
-"""Errors raised by a zip that is damaged, encrypted or of an unknown kind."""
 EmptyPrompts = Literal["nan", "kept", "left out"]
 """What is drawn for a row without a prompt: the text "nan", as the published code does; an empty prompt; nothing.
 
@@ -92,9 +96,10 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
     """Read `count` photographs of a zip after skipping `skip`, in a fixed random order; uint8 (n, 3, size, size).
 
     Each is cropped to its central square and resized (Lanczos). If there are too few, all that are left are returned.
+    Raises `Damaged` for one that cannot be read: leaving it out would change the reference.
     """
     with _opened(path) as archive:
-        chosen = _shuffled(tuple(_pictures(archive)))[skip : skip + count]
+        chosen = _shuffled(tuple(images_in_zip(archive)))[skip : skip + count]
         for start in range(0, len(chosen), batch):
             rows = [_square(archive, name, size) for name in chosen[start : start + batch]]
             yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
@@ -103,28 +108,21 @@ def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 5
 def count_photographs(path: Path) -> int:
     """Count the photographs of a zip."""
     with _opened(path) as archive:
-        return len(_pictures(archive))
+        return len(images_in_zip(archive))
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
         raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except BROKEN as error:
-        raise Damaged(f"{path} cannot be read ({one_line(error)[:120]}): fetch it again") from error
+    with opened_zip(path, "fetch it again") as archive:
+        yield archive
 
 
 def identity_of(path: Path) -> str:
     """Hash the names, sizes and checksums that a zip lists: fast even for gigabytes."""
     with _opened(path) as archive:
         return digest(sorted([each.filename, each.file_size, each.CRC] for each in archive.infolist()))
-
-
-def _pictures(archive: zipfile.ZipFile) -> list[str]:
-    return sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".png")))
 
 
 @lru_cache(maxsize=2)
@@ -134,15 +132,10 @@ def _shuffled(names: tuple[str, ...]) -> list[str]:
 
 
 def _square(archive: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(archive.read(name))) as opened:
-            picture = opened.convert("RGB")
-    except (*BROKEN, Image.DecompressionBombError) as error:
-        why = one_line(error)[:120]
-        raise Damaged(f"{archive.filename}, {name}, cannot be read ({why}): fetch it again") from error
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+        picture = decode_image(read_from_zip(archive, name)).image
+    except Undecodable as error:
+        raise Damaged(
+            f"{archive.filename}, {name}, cannot be read ({error}): fetch the zip again, or replace that photograph"
+        ) from error
+    return central_square(picture, size)

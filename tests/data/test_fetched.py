@@ -271,7 +271,7 @@ def test_files_are_fetched_by_name(cli, site, folder, published):
     assert cli("fetch", "b.csv", "a.csv", "--data", folder).code == 0
     assert [ask.path for ask in site.asked] == ["org/repo/c/x/b.csv", "org/repo/c/x/a.csv"]
     said = cli("fetch", "c.csv", "--data", folder)
-    assert said.code == 2 and "unknown file 'c.csv': did you mean b.csv or a.csv" in said.errors[0]
+    assert said.code == 2 and "unknown file 'c.csv': did you mean b.csv, a.csv" in said.errors[0]
 
 
 def test_files_of_a_task_are_fetched_by_name(cli, site, folder, task):

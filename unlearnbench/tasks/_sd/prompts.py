@@ -40,7 +40,8 @@ I2P_HUB = Source(
 """I2P as the hub has it, with other names of columns. A data folder that has this file needs no other copy."""
 PHOTOGRAPHS = Source(
     name="val2014.zip",
-    url="http://images.cocodataset.org/zips/val2014.zip",
+    # images.cocodataset.org has no certificate for its own name; its bucket is reached through the store's
+    url="https://s3.amazonaws.com/images.cocodataset.org/zips/val2014.zip",
     licence="of each photograph's own",
     login=False,
     use="reference of FID",

@@ -24,6 +24,9 @@ from unlearnbench.pipeline.unlearning import name_errors
 from unlearnbench.training import seeded
 
 SECONDS = 10.0
+"""The longest that the steps of one cell are timed."""
+STEADY = 10
+"""Steps in a row that are no faster than the fastest before them end the timing."""
 FEW = 2
 """Training steps of the shorter of two trials; the longer one takes twice as many."""
 
@@ -146,12 +149,13 @@ def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int,
 def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float, float]:
     with Meter(device, memory=False) as warming:
         work()  # costs more: kernels are chosen or compiled, memory is taken
-    least, end = float("inf"), time.perf_counter() + seconds
+    least, since, end = float("inf"), 0, time.perf_counter() + seconds
     while True:
         with Meter(device, memory=False) as meter:
             work()
+        since = 0 if meter.seconds < 0.99 * least else since + 1
         least = min(least, meter.seconds)
-        if time.perf_counter() >= end:
+        if since >= STEADY or time.perf_counter() >= end:
             return least, warming.seconds
 
 

@@ -139,6 +139,14 @@ def test_unknown_names_give_the_nearest_or_all():
         registry.load_method("nowhere/x.py")
 
 
+def test_many_names_that_no_command_lists_are_not_listed():
+    from unlearnbench.errors import unknown
+
+    text = str(unknown("column", "zzz", [f"column_{i}" for i in range(40)]))
+    assert text.endswith("and 37 more") and len(text) < 100
+    assert str(unknown("column", "b", ["a", "b1"])).endswith("did you mean b1? known: a, b1")
+
+
 @pytest.mark.parametrize("name", ["README.md", "./README.md"])
 def test_a_file_that_is_no_python_is_named(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

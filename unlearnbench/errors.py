@@ -10,7 +10,8 @@ FEW = 3
 """As many names are listed even if some are similar."""
 MANY = 12
 """More names than this are not listed in an error: `unlearnbench list` shows them."""
-LISTED = {"method": "methods", "task": "tasks", "attack": "attacks"}
+LISTED = {"method": "methods", "task": "tasks", "attack": "attacks", "metric": "metrics"}
+LISTED |= {"released weights": "checkpoints"}
 """Kinds that `unlearnbench list` shows."""
 
 
@@ -58,13 +59,16 @@ def one_line(error: BaseException) -> str:
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for an unknown name: it suggests similar names, or lists what there is.
 
-    Up to `MANY` names are listed; beyond that, the error says which command lists them.
+    Up to `MANY` names are listed; beyond that, the error names the likest, or the command that lists them.
     """
     known = sorted(known)
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hints = [f"did you mean {either(near)}?"] if near else []
     if not near and len(known) > MANY and kind in LISTED:
         hints.append(f"`unlearnbench list {LISTED[kind]}` shows all {len(known)}")
+    elif not near and len(known) > MANY:
+        likest = get_close_matches(name.lower(), known, n=FEW, cutoff=0.0)
+        hints.append(f"known: {', '.join(likest)} and {len(known) - len(likest)} more")
     elif not near or len(near) < len(known) <= FEW:
         hints.append(f"known: {', '.join(known)}")
     return UserError(f"unknown {kind} {name!r}: {' '.join(hints)}")

@@ -291,6 +291,29 @@ def test_a_new_method_conforms_and_is_not_overwritten(cli, tmp_path, style):
     assert path.read_text() == text
 
 
+def test_a_new_metric_gives_its_known_answers(cli, tmp_path, monkeypatch):
+    said = cli("new-metric", "my_shade")
+    assert said.code == 0 and "unlearnbench check my_shade" in said.out
+    path = tmp_path / "metrics/my_shade.py"
+    monkeypatch.syspath_prepend(path.parent)
+    entry = registry.Entry("my_shade", "My shade.", "my_shade")
+    monkeypatch.setattr(registry, "metrics", lambda: {"my_shade": entry})
+    checked = cli("check", "metrics/my_shade.py")
+    assert checked.code == 0, checked.out
+    assert "my_shade gives its known answers" in checked.out
+    again = cli("new-metric", "my_shade")
+    assert again.code == 2 and "is a metric already" in again.err
+
+
+def test_a_metric_that_is_wrong_is_told(cli, monkeypatch):
+    from unlearnbench.metrics.coherence import Coherence
+
+    monkeypatch.setattr(Coherence, "measure", lambda self, outcome, budget=None: 1 // 0)
+    said = cli("check", "coherence")
+    assert said.code == 1
+    assert "✗" in said.out and "to fix" in said.out
+
+
 def test_version(cli):
     assert cli("--version") == (0, f"{__version__}\n", "")
 

@@ -1,4 +1,4 @@
-"""Commands for writing methods and concepts: check, new-method, new-concept."""
+"""Commands for writing methods, metrics and concepts: check, new-method, new-metric, new-concept."""
 
 from __future__ import annotations
 
@@ -27,8 +27,13 @@ class TemplateStyle(str, Enum):
 
 
 @own.command()
-def check(file: Annotated[str, typer.Argument(help="Path of a method's .py file, or its name.")]) -> None:
-    """Check that a method follows the interface of `Method`."""
+def check(
+    file: Annotated[str, typer.Argument(help="Path of a method's .py file, or the name of a method or metric.")],
+) -> None:
+    """Check that a method follows the interface of `Method`, or that a metric gives its known answers."""
+    name = _metric_name(file)
+    if name is not None:
+        _check_metric(name)
     cls = registry.load_method(file)
 
     from unlearnbench.verification.conformance import conformance
@@ -40,6 +45,29 @@ def check(file: Annotated[str, typer.Argument(help="Path of a method's .py file,
         line = Text.assemble(mark, " ", (name, "bold"), f" {printable(failure or meaning)}")
         out.print(line, highlight=False, soft_wrap=True)
     out.print(f"{cls.name} conforms" if not failed else f"{cls.name}: {failed} to fix")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _metric_name(file: str) -> str | None:
+    """The metric that a name or path stands for; None if it stands for none."""
+    path = Path(file)
+    known = registry.metrics().keys() | registry.attacks().keys()
+    if file in known:
+        return file
+    named = path.suffix == ".py" and path.parent.name == "metrics" and path.is_file()
+    return path.stem if named and path.stem in known else None
+
+
+def _check_metric(name: str) -> None:
+    from unlearnbench.verification.selfcheck import check_metric
+
+    failed = 0
+    for result in check_metric({**registry.load_metrics(), **registry.load_attacks()}[name]):
+        failed += not result.passed
+        mark = ("✓", "green") if result.passed else ("✗", "red")
+        text = f" {printable(result.case)}: {printable(result.found)}, expected {printable(result.expected)}"
+        out.print(Text.assemble(mark, text), highlight=False, soft_wrap=True)
+    out.print(f"{name} gives its known answers" if not failed else f"{name}: {failed} to fix")
     raise typer.Exit(1 if failed else 0)
 
 
@@ -62,6 +90,23 @@ def new_method(
     path = folder / f"{name}.py"
     _start(path, method_template(name, style.value))
     out.print(f"wrote {path}; next: unlearnbench check {path} && unlearnbench run --method {path}", soft_wrap=True)
+
+
+@own.command("new-metric")
+def new_metric(
+    name: Annotated[str, typer.Argument(help="Name of the metric: lower-case letters, digits and _.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("metrics"),
+) -> None:
+    """Create a working template for a metric of your own, in the metrics folder of a checkout."""
+    from unlearnbench.cli.templates import metric_template
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise UserError(f"{name!r} cannot name a metric: use lower-case letters, digits and _, such as my_metric")
+    if name in registry.metrics().keys() | registry.attacks().keys():
+        raise UserError(f"{name!r} is a metric already: choose another name, such as my_{name}")
+    path = folder / f"{name}.py"
+    _start(path, metric_template(name))
+    out.print(f"wrote {path}; next: unlearnbench check {name}", soft_wrap=True)
 
 
 @own.command("new-concept")

@@ -117,10 +117,50 @@ class {cls}(Method):
         return model
 '''
 
+METRIC = '''"""{title}: one line on what it measures (Authors, Venue year)."""
+
+from collections.abc import Iterator
+
+import torch
+
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
+
+
+class {cls}(Metric):
+    """Mean shade of each forget sample, 0 (black) to 1 (white). Neither direction is better. Replace it with yours."""
+
+    title, axis, better = "{title}", "efficacy", None  # axis: efficacy, utility or cost; better: higher, lower or None
+    side = "forget"  # the group whose every image has a value; leave it out if there is one value for all images
+    limits = (0.0, 1.0)  # what values are possible
+    digits = 3  # decimals in tables
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """The mean over images. An image that the judge failed on is missing, for this metric too."""
+        # samples are uint8 (N, 3, H, W), and too many to hold at once: take them in parts
+        parts = outcome.forget.samples.split(1000)
+        shades = torch.cat([part.float().flatten(1).mean(dim=1) / 255 for part in parts])
+        return Score.mean(shades, outcome.forget.verdict.missing)
+
+    def known(self) -> Iterator[Known]:
+        """Images whose answer is known. A metric with a better direction also needs quality="good" and "bad"."""
+        yield Known("black", toy.painted(0, 0, 0), 0.0)
+        yield Known("half of it white", toy.painted(0, 255, 0, 255), 0.5)
+'''
+
 STYLES = {"losses": LOSSES, "loop": LOOP, "edit": EDIT}
 
 
 def method_template(name: str, style: str) -> str:
     """The text of a method file."""
+    return _named(STYLES[style], name)
+
+
+def metric_template(name: str) -> str:
+    """The text of a metric file."""
+    return _named(METRIC, name)
+
+
+def _named(template: str, name: str) -> str:
     words = name.split("_")
-    return STYLES[style].format(title=" ".join(words), cls="".join(word[:1].upper() + word[1:] for word in words))
+    return template.format(title=" ".join(words), cls="".join(word[:1].upper() + word[1:] for word in words))

@@ -51,6 +51,13 @@ class Image(NamedTuple):
         return self._replace(colour=colour, faint=faint)
 
 
+def painted(*shades: int) -> Outcome:
+    """An outcome for metrics of pixels: forget images of one shade each, 0 (black) to 255 (white)."""
+    made = outcome([shows(FORGOTTEN)] * len(shades))
+    pixels = torch.tensor(shades, dtype=torch.uint8)[:, None, None, None].expand_as(made.samples[:])
+    return replace(made, samples=pixels.contiguous())
+
+
 Asked = tuple[int, Image] | tuple[int, Image, int]
 """The requested digit, the image, and the requested colour, if any."""
 

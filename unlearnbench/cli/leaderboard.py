@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.console import err, in_one_table, out, print_table
+from unlearnbench.cli.console import PROSE, err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
 from unlearnbench.reporting import bars
@@ -37,8 +37,8 @@ def leaderboard(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Metrics (with --attacks: attacks) to show, comma-separated, in several tables if needed. [default: "
-            "as many as fit; all in a pipe or file]"
+            help="Metrics (with --attacks: attacks) to show, comma-separated, or all; in several tables if needed. "
+            "[default: the short table; all in csv and json]"
         ),
     ] = None,
     axis: Annotated[
@@ -64,16 +64,18 @@ def leaderboard(
         bool, typer.Option("--published", help="Show published numbers, with source and status, beside measured ones.")
     ] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Write README.md and its figures into RESULTS instead of printing.")
+        bool,
+        typer.Option("--write", help="Write README.md, tables of every column and figures into RESULTS; print nothing."),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if --write would change a file; for CI.")] = False,
 ) -> None:
-    """Print a table per task, protocol and concept.
+    """Print a table per task, protocol and concept, with the columns that matter most.
 
-    Cells are mean ± standard deviation over unlearning seeds."""
+    Cells are mean ± standard deviation over unlearning seeds, or means where the terminal is narrow. csv and json have
+    every column."""
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
-    from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
+    from unlearnbench.leaderboard.formats import formatted, no_format
     from unlearnbench.records.image_table import reader
 
     if format not in FORMATS:
@@ -100,26 +102,21 @@ def leaderboard(
     names = lb.narrowed(lb.choose_columns(columns, metrics), axis, metrics)
     if not names:
         raise UserError(f"none of the --columns {columns} is of --axis {axis}: leave one of the two out")
+    named = columns is not None or axis is not None
     board = lb.ordered(make_board(records, metrics, reader(results), split_methods(methods, records)), sort, metrics)
     if write:
         _write(results, board, records)
     elif check:
         _check(results, board, records)
     elif format == "terminal":
-        sheets, first = (
-            lb.tables(board, metrics, names, all_keys=False, intervals=intervals),
-            lb.headline_names(metrics),
-        )
-        if columns is None:
-            _show([lb.for_terminal(sheet, first) for sheet in sheets], fit=True, first=["n", lb.FLAGS, *first])
+        if named:
+            _show([lb.for_terminal(sheet) for sheet in lb.tables(board, metrics, names, all_keys=False, intervals=intervals)])
+            out.print(lb.legend(intervals), soft_wrap=True)
         else:
-            _show(list(map(lb.for_terminal, sheets)))
-        out.print(lb.legend(intervals), soft_wrap=True)
-    elif format == "latex":
-        shown = names if columns else lb.fit_metrics(board, metrics, names, TEXTWIDTH, intervals)
-        sys.stdout.write(formatted(board, metrics, shown, format, intervals))
+            _short(board, intervals, results)
     else:
-        sys.stdout.write(formatted(board, metrics, names, format, intervals))
+        chosen = names if named else None
+        sys.stdout.write(formatted(board, metrics, chosen, format, intervals, _unless_default(results)))
 
 
 @contextmanager
@@ -184,12 +181,32 @@ def split_methods(methods: str | None, records: Sequence[Record]) -> list[str] |
     return wanted
 
 
+def _unless_default(results: Path) -> Path | None:
+    """The folder of the records, where a command must name it."""
+    return None if results == Path("results") else results
+
+
+def _short(board: Board, intervals: bool, results: Path) -> None:
+    """Print the short tables; without deviations where these are too wide for the terminal."""
+    from unlearnbench.leaderboard import short
+    from unlearnbench.leaderboard.tables import legend
+
+    metrics, place, prose = registry.load_metrics(), _unless_default(results), (short.ATTACK_HEAD,)
+    sheets = short.short_sheets(board, metrics, intervals=intervals, results=place)
+    fits = all(in_one_table(sheet.heads, sheet.sections, prose=prose) for sheet in sheets)
+    if not fits and not intervals:
+        sheets = short.short_sheets(board, metrics, spread=False, results=place)
+    _show(sheets, prose=prose)
+    out.print(legend(intervals, spread=fits), soft_wrap=True)
+    out.print(f"{short.short_meanings(board, metrics)}; more: --columns all", soft_wrap=True, highlight=False)
+
+
 def _show(
     sheets: Sequence[Sheet],
     left: int = 1,
     fit: bool = False,
-    first: Sequence[str] = (),
     omitted: Sequence[str] = (),
+    prose: Sequence[str] = PROSE,
 ) -> None:
     """Print tables with their notes; with `fit`, only as many columns as fit.
 
@@ -197,7 +214,7 @@ def _show(
     """
     for sheet in sheets:
         left_out = list(omitted)
-        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
+        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, prose=prose)
         if left_out:
             names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
             out.print(f"left out for lack of width: {names}; {MORE}", highlight=False, markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
-AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
-"""The end of a column's head: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
 """Ways to see the columns that were left out."""
 
@@ -65,7 +62,9 @@ def leaderboard(
     ] = False,
     write: Annotated[
         bool,
-        typer.Option("--write", help="Write README.md, tables of every column and figures into RESULTS; print nothing."),
+        typer.Option(
+            "--write", help="Write README.md, tables of every column and figures into RESULTS; print nothing."
+        ),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if --write would change a file; for CI.")] = False,
 ) -> None:
@@ -110,7 +109,12 @@ def leaderboard(
         _check(results, board, records)
     elif format == "terminal":
         if named:
-            _show([lb.for_terminal(sheet) for sheet in lb.tables(board, metrics, names, all_keys=False, intervals=intervals)])
+            _show(
+                [
+                    lb.for_terminal(sheet)
+                    for sheet in lb.tables(board, metrics, names, all_keys=False, intervals=intervals)
+                ]
+            )
             out.print(lb.legend(intervals), soft_wrap=True)
         else:
             _short(board, intervals, results)
@@ -212,6 +216,8 @@ def _show(
 
     Columns that do not fit are named below the table, and so are those that the caller `omitted`.
     """
+    from unlearnbench.leaderboard.short import AFTER_NAME
+
     for sheet in sheets:
         left_out = list(omitted)
         left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, prose=prose)

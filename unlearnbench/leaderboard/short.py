@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,15 +32,17 @@ COLUMNS = (("score",), ("ua",), ("ra", "clip_score"), ("fid",), ("robustness",),
 ATTACK_HEAD = "worst attack / floor (%) ↓"
 TIME_HEAD = "time (s) ↓"
 MEANINGS = {
-    "score": "score: the worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
+    "score": "The worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
     "1 is the original)",
-    "ua": "UA: share of forget images in which the judge no longer sees the concept; in brackets the share in which "
+    "ua": "Share of forget images in which the judge no longer sees the concept; in brackets the share in which "
     "it sees nothing that it knows, such as noise; the rest became something else",
-    "robustness": "worst attack / floor: share of targets that the strongest standard attack recovers, and the share "
+    "robustness": "Share of targets that the strongest standard attack recovers, and the share "
     "that it recovers from retrain; ≥ where an attack is missing, (n 1) where only 1 run was attacked",
-    "unlearn_time": "time: of unlearning alone",
+    "unlearn_time": "Time of unlearning alone, without preparing, sampling and scoring",
 }
 """What a reader must know about a column, by its name."""
+AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
+"""The end of a column's head: unit or kind, and arrow."""
 
 
 def short_columns(table: Board, metrics: Mapping[str, Metric]) -> list[str]:
@@ -91,9 +94,12 @@ def _sheet(
     heads = ["method", *(short_head(name, table, metrics) for name in names), "n"]
     flagged = {row.name: row.flags.removesuffix("other version").removesuffix(", ") for row in table}
     notes = [f"{name}: {flags}" for name, flags in flagged.items() if flags]
-    notes += [notes_of(table, {name: metrics[name] for name in names if name in metrics}), *_unscored(key, table, results)]
+    notes += [
+        notes_of(table, {name: metrics[name] for name in names if name in metrics}),
+        *_unscored(key, table, results),
+    ]
     meanings = short_meanings(board=table, metrics=metrics)
-    caption = f"{caption_of(title_of(key), table, intervals)} {meanings[:1].upper()}{meanings[1:]}."
+    caption = f"{caption_of(title_of(key), table, intervals)} {meanings}."
     return Sheet(title_of(key), heads, list(sections.items()), "; ".join(filter(None, notes)), caption)
 
 
@@ -108,13 +114,15 @@ def short_head(name: str, table: Board, metrics: Mapping[str, Metric]) -> str:
 
 def short_meanings(board: Board, metrics: Mapping[str, Metric]) -> str:
     """Explain the columns of the short tables of a board that do not explain themselves."""
-    found = dict.fromkeys(name for _, table in board.tables() for name in short_columns(table, metrics))
-    return "; ".join(MEANINGS[name] for name in found if name in MEANINGS)
+    heads: dict[str, str] = {}
+    for _, table in board.tables():
+        for name in short_columns(table, metrics):
+            heads.setdefault(name, AFTER_NAME.sub("", short_head(name, table, metrics)))
+    told = {name: f"{MEANINGS[name][0].lower()}{MEANINGS[name][1:]}" for name in heads if name in MEANINGS}
+    return "; ".join(f"{heads[name]}: {meaning}" for name, meaning in told.items())
 
 
-def _cell(
-    name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, intervals: bool, spread: bool
-) -> str:
+def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, intervals: bool, spread: bool) -> str:
     if name == "robustness":
         return _worst_attack(row)
     column = columns_of(metrics)[name]
@@ -137,7 +145,7 @@ def _worst_attack(row: BoardRow) -> str:
 
 
 def _strongest(row: BoardRow) -> tuple[str, AttackResult | None]:
-    """The attack that a row's worst case is of; of retrain, which has no excess over itself, that of the largest ASR."""
+    """The attack that a row's worst case is of; of retrain, which has no excess, that of the largest ASR."""
     if row.method == GOLD:
         known = {label: row.attack(label) for label in STANDARD if row.attack(label).value is not None}
         label = max(known, key=lambda name: known[name].value or 0.0, default="")

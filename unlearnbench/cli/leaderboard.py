@@ -224,8 +224,8 @@ def _show(
         if left_out:
             names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
             out.print(f"left out for lack of width: {names}; {MORE}", highlight=False, markup=False)
-        if sheet.note:
-            out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
+        for line in sheet.note.splitlines():
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
         if left_out or sheet.note:
             out.print()
 

@@ -38,7 +38,7 @@ def as_markdown(sheets: Iterable[Sheet]) -> str:
         for name, section in sheet.sections:
             rows += [*([[f"*{name}*", *blank]] if name else []), *section]
         lines = ["| " + " | ".join(map(markdown_text, cells)) + " |" for cells in rows]
-        note = f"\n{printable(sheet.note)}\n" if sheet.note else ""
+        note = "".join(f"\n{printable(line)}\n" for line in sheet.note.splitlines())
         parts.append(f"### {printable(sheet.title)}\n\n" + "\n".join(lines) + "\n" + note)
     return "\n".join(parts)
 
@@ -97,6 +97,7 @@ def _latex(sheet: Sheet, left: int) -> str:
 
 
 def _sentence(text: str) -> str:
+    text = "; ".join(text.splitlines())
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""
 
 
@@ -116,6 +117,7 @@ LATEX = str.maketrans(
         ">": "$>$",
         "|": "$|$",
         "±": r"$\pm$",
+        "·": r"$\cdot$",
         "×": r"$\times$",
         "≥": r"$\geq$",
         "↑": r"$\uparrow$",

@@ -19,7 +19,6 @@ from unlearnbench.leaderboard.tables import (
     cell,
     columns_of,
     head,
-    note_fewer_runs,
     notes_of,
     shown,
     starred,
@@ -34,13 +33,15 @@ TIME_HEAD = "time (s) ↓"
 MEANINGS = {
     "score": "The worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
     "1 is the original)",
-    "ua": "Share of forget images in which the judge no longer sees the concept; in brackets the share in which "
+    "UA (refused)": "Share of forget images in which the judge no longer sees the concept; in brackets the share in which "
     "it sees nothing that it knows, such as noise; the rest became something else",
-    "robustness": "Share of targets that the strongest standard attack recovers, and the share "
-    "that it recovers from retrain; ≥ where an attack is missing, (n 1) where only 1 run was attacked",
-    "unlearn_time": "Time of unlearning alone, without preparing, sampling and scoring",
+    "worst attack / floor": "Share of targets that the strongest standard attack recovers, and the share "
+    "that it recovers from retrain; ≥ where an attack is missing, n=1 where only 1 run was attacked",
+    "time": "Time of unlearning alone, without preparing, sampling and scoring",
 }
-"""What a reader must know about a column, by its name."""
+"""What a reader must know about a column, by its head without unit and arrow."""
+FEW = 3
+"""Rows that a note names; of more it says how many."""
 AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
 """The end of a column's head: unit or kind, and arrow."""
 
@@ -98,9 +99,9 @@ def _sheet(
         notes_of(table, {name: metrics[name] for name in names if name in metrics}),
         *_unscored(key, table, results),
     ]
-    meanings = short_meanings(board=table, metrics=metrics)
+    meanings = short_meanings(table, metrics)
     caption = f"{caption_of(title_of(key), table, intervals)} {meanings}."
-    return Sheet(title_of(key), heads, list(sections.items()), "; ".join(filter(None, notes)), caption)
+    return Sheet(title_of(key), heads, list(sections.items()), "\n".join(filter(None, notes)), caption)
 
 
 def short_head(name: str, table: Board, metrics: Mapping[str, Metric]) -> str:
@@ -114,12 +115,13 @@ def short_head(name: str, table: Board, metrics: Mapping[str, Metric]) -> str:
 
 def short_meanings(board: Board, metrics: Mapping[str, Metric]) -> str:
     """Explain the columns of the short tables of a board that do not explain themselves."""
-    heads: dict[str, str] = {}
-    for _, table in board.tables():
-        for name in short_columns(table, metrics):
-            heads.setdefault(name, AFTER_NAME.sub("", short_head(name, table, metrics)))
-    told = {name: f"{MEANINGS[name][0].lower()}{MEANINGS[name][1:]}" for name in heads if name in MEANINGS}
-    return "; ".join(f"{heads[name]}: {meaning}" for name, meaning in told.items())
+    told = {
+        title: MEANINGS[title]
+        for _, table in board.tables()
+        for name in short_columns(table, metrics)
+        if (title := AFTER_NAME.sub("", short_head(name, table, metrics))) in MEANINGS
+    }
+    return "; ".join(f"{title}: {meaning[0].lower()}{meaning[1:]}" for title, meaning in told.items())
 
 
 def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, intervals: bool, spread: bool) -> str:
@@ -140,8 +142,9 @@ def _worst_attack(row: BoardRow) -> str:
     if result is None or result.value is None:
         return "—"
     floor = "—" if result.excess is None else f"{100 * (result.value - result.excess):.1f}"
+    fewer = f" (n={row.attacked_n})" if row.attacked_n < row.n else ""
     bound = "≥" if row.stat("robustness").bound else ""
-    return f"{bound}{100 * result.value:.1f}/{floor} {label}{note_fewer_runs(row)}"
+    return f"{bound}{100 * result.value:.1f}/{floor} {label}{fewer}"
 
 
 def _strongest(row: BoardRow) -> tuple[str, AttackResult | None]:
@@ -155,7 +158,7 @@ def _strongest(row: BoardRow) -> tuple[str, AttackResult | None]:
 
 
 def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
-    """Say why rows have no score: the command that runs what is missing, or other reasons."""
+    """Say why rows have no score, and which command runs what is missing."""
     task, protocol, _, forget = key
     rows = [row for row in table if row.n and not row.stat("score").known]
     if not rows or not registry.trainable(task):
@@ -164,15 +167,19 @@ def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for row in rows:
         if row.older and row.lacking:
-            reasons.setdefault(f"no {', '.join(row.lacking)} of the same version", []).append(row.name)
+            reasons.setdefault(f"no {' or '.join(row.lacking)} of their version", []).append(row.name)
         elif not row.lacking:
             reasons.setdefault(row.unscored, []).append(row.name)
-    notes = [f"no score for {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    notes = [
+        f"no score for {', '.join(names) if len(names) <= FEW else f'{len(names)} rows'}: {reason}"
+        for reason, names in reasons.items()
+    ]
     if missing:
         words = ["--method", ",".join(missing), "--task", task, "--forget", forget]
         words += ["--protocol", protocol] if protocol != "default" else []
         words += ["--out", str(results)] if results is not None else []
-        # runs of another version stand where these belong
-        words += ["--force"] if any(row.method in missing and not row.setting for row in table) else []
-        notes.append(f"scores lack {' and '.join(missing)}; to run them: unlearnbench run {shlex.join(words)}")
+        # runs of another version are in the place of those that are missing
+        stands = any(f"{name} is of another" in row.unscored for name in missing for row in rows)
+        words += ["--force"] if stands else []
+        notes.append(f"scores lack {' and '.join(missing)}: `unlearnbench run {shlex.join(words)}` makes them")
     return notes

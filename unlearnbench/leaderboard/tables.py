@@ -81,7 +81,7 @@ class Sheet(NamedTuple):
     heads: list[str]
     sections: list[tuple[str, list[list[str]]]]
     note: str
-    """A line below it: what real images score, rows of another version."""
+    """Lines below it: what real images score, rows of another version."""
     caption: str = ""
     """Protocol, seeds, judge and hardware, for a table that stands alone."""
 

@@ -12,7 +12,7 @@ from unlearnbench.hashing import digest
 from unlearnbench.leaderboard.attacks import LEGEND, attack_sheets, attacked_tables
 from unlearnbench.leaderboard.formats import as_markdown, markdown_text, starry
 from unlearnbench.leaderboard.rows import Board, TableKey
-from unlearnbench.leaderboard.short import MEANINGS, short_columns, short_head, short_sheets
+from unlearnbench.leaderboard.short import AFTER_NAME, MEANINGS, short_columns, short_head, short_sheets
 from unlearnbench.leaderboard.tables import Derived, Sheet, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
 from unlearnbench.names import join_names
@@ -136,10 +136,10 @@ def _glossary(board: Board, metrics: dict[str, Metric]) -> str:
     for _, table in board.tables():
         for name in short_columns(table, metrics):
             short.setdefault(short_head(name, table, metrics), name)
-    columns = columns_of(metrics)
-    first = {
-        title: f"{MEANINGS[name]}." if name in MEANINGS else _meaning(columns[name]) for title, name in short.items()
-    }
+    columns, first = columns_of(metrics), {}
+    for title, name in short.items():
+        told = MEANINGS.get(AFTER_NAME.sub("", title))
+        first[title] = f"{told}." if told else _meaning(columns[name])
     every = {head(column): _meaning(column) for column in columns.values() if head(column) not in first}
     parts = (("In the tables on this page", first), ("Besides, in the files in `full/`", every))
     return "\n\n".join(

@@ -233,13 +233,15 @@ def _show(
 def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.names import inside
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.results_readme import files, stale
+    from unlearnbench.report.results_readme import abandoned, files, stale
     from unlearnbench.storage.files import cannot_write, replace_file
 
     made = files(board, records, ResultsFolder(results).tunings())
     try:
         for path in stale(results, made):
             replace_file(inside(results, path), made[path])
+        for path in abandoned(results, made):
+            inside(results, path).unlink()
     except OSError as error:
         raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
     out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
@@ -248,10 +250,10 @@ def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
 def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
     """Exit with code 1 if `_write` would change a file."""
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.results_readme import files, stale
+    from unlearnbench.report.results_readme import abandoned, files, stale
 
     made = files(board, records, ResultsFolder(results).tunings())
-    old = stale(results, made)
+    old = [*stale(results, made), *abandoned(results, made)]
     for path in old:
         out.print(f"{results / path} is older than its records: run leaderboard {results} --write", soft_wrap=True)
     out.print(f"{len(made)} files checked, {len(old)} stale", highlight=False)

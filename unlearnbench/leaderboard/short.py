@@ -33,8 +33,8 @@ TIME_HEAD = "time (s) ↓"
 MEANINGS = {
     "score": "The worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
     "1 is the original)",
-    "UA (refused)": "Share of forget images in which the judge no longer sees the concept; in brackets the share in which "
-    "it sees nothing that it knows, such as noise; the rest became something else",
+    "UA (refused)": "Share of forget images in which the judge no longer sees the concept; in brackets the share in "
+    "which it sees nothing that it knows, such as noise; the rest became something else",
     "worst attack / floor": "Share of targets that the strongest standard attack recovers, and the share "
     "that it recovers from retrain; ≥ where an attack is missing, n=1 where only 1 run was attacked",
     "time": "Time of unlearning alone, without preparing, sampling and scoring",

@@ -15,7 +15,7 @@ from unlearnbench.leaderboard.rows import Board, TableKey
 from unlearnbench.leaderboard.short import AFTER_NAME, MEANINGS, short_columns, short_head, short_sheets
 from unlearnbench.leaderboard.tables import Derived, Sheet, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
-from unlearnbench.names import join_names
+from unlearnbench.names import join_names, wrong_name
 from unlearnbench.plots.files import render_png
 from unlearnbench.plots.pareto import pareto
 from unlearnbench.records.identity import group_records, unique_labels
@@ -23,6 +23,10 @@ from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import tuning_table
 
+FULL = "full"
+"""Folder of the tables of every column."""
+MADE = "made with it by `unlearnbench leaderboard --write`"
+"""What these say of themselves."""
 SENDING = """## How to add a row
 
 1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
@@ -77,20 +81,27 @@ def link(path: Path) -> str:
 
 
 def full_path(board: Board, key: TableKey) -> Path:
-    """The path of a table of every column; tables that would have the same path have their protocol's hash in it."""
+    """The path of a table of every column, with a hash where its name is too long or another table's too."""
 
     def name(key: TableKey) -> str:
         return f"{key[0]}-{key[1]}-{key[3]}"
 
     twins = [each for each, _ in board.tables() if name(each) == name(key)]
-    return join_names("full", f"{name(key)}.md" if len(twins) == 1 else f"{name(key)}-{key[2][:8]}.md")
+    plain = len(twins) == 1 and not wrong_name(f"{name(key)}.md")
+    return join_names(FULL, f"{name(key)}.md" if plain else f"{name(key)[:40]}-{digest(list(key))[:8]}.md")
+
+
+def abandoned(results: Path, made: Mapping[Path, bytes]) -> list[Path]:
+    """Tables of every column that were made from records which are no longer in the folder."""
+    found = sorted(path.relative_to(results) for path in (results / FULL).glob("*.md"))
+    return [path for path in found if path not in made and MADE in (results / path).read_text(errors="replace")]
 
 
 def _full(sheet: Sheet, attacks: Sheet | None) -> str:
     """A page with a table of every column, and that of every attack."""
     text = (
-        f"# {markdown_text(sheet.title)}\n\nEvery column of a table in [README.md](../README.md), made with it by "
-        f"`unlearnbench leaderboard --write`; do not edit. {legend(best='bold:').capitalize()}. "
+        f"# {markdown_text(sheet.title)}\n\nEvery column of a table in [README.md](../README.md), {MADE}; do "
+        f"not edit. {legend(best='bold:').capitalize()}. "
         "[What the columns mean](../README.md#columns).\n\n"
         f"{as_markdown([sheet._replace(title='Every column')])}"
     )

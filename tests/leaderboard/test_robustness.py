@@ -267,7 +267,7 @@ def test_the_short_table_names_the_worst_attack_and_its_floor(records):
     found = cells(more)
     assert found["mace"] == "95.0/20.0 relearn (n=1)", "the largest excess, not the largest ASR"
     assert (found["uce"], found["esd"], found["salun"]) == (
-        "95.0/0.0 concept_inversion", "≥15.0/0.0 concept_inversion", "—",
+        "95.0/5.0 concept_inversion", "≥15.0/5.0 concept_inversion", "—",
     )  # fmt: skip
     assert found["retrain"] == "30.0/30.0 p4d"
     alone = cells([one for one in more if one.method.name != "retrain"])

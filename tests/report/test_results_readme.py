@@ -92,9 +92,9 @@ def test_what_is_older_than_its_records_is_found(cli, folder):
 
 
 def test_a_table_whose_records_are_gone_is_stale_and_is_removed(cli, folder):
-    other = made_record("esd", 0, {"ua": 0.9}, forget="5")
+    other = made_record("esd", 0, {"ua": 0.9, "ra": 0.9}, forget="5")
     write_record(other, other.path(folder))
-    cli("leaderboard", folder, "--write")
+    assert cli("leaderboard", folder, "--write").code == 0
     (folder / "full/notes.md").write_text("mine")
     other.path(folder).unlink()
     said = cli("leaderboard", folder, "--check")

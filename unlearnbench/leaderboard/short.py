@@ -161,6 +161,7 @@ def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
     """Say why rows have no score, and which command runs what is missing."""
     task, protocol, _, forget = key
     rows = [row for row in table if row.n and not row.stat("score").known]
+    rows = [row for row in rows if not row.is_control] or rows
     if not rows or not registry.trainable(task):
         return []
     missing = [name for name in ANCHORS if any(name in row.lacking and not row.older for row in rows)]
@@ -181,5 +182,5 @@ def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
         # runs of another version are in the place of those that are missing
         stands = any(f"{name} is of another" in row.unscored for name in missing for row in rows)
         words += ["--force"] if stands else []
-        notes.append(f"scores lack {' and '.join(missing)}: `unlearnbench run {shlex.join(words)}` makes them")
+        notes.append(f"scores lack {', '.join(missing)}: `unlearnbench run {shlex.join(words)}` makes them")
     return notes

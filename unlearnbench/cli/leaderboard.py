@@ -62,9 +62,7 @@ def leaderboard(
     ] = False,
     write: Annotated[
         bool,
-        typer.Option(
-            "--write", help="Write README.md, tables of every column and figures into RESULTS; print nothing."
-        ),
+        typer.Option("--write", help="Write README.md, tables of every column and figures into RESULTS."),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if --write would change a file; for CI.")] = False,
 ) -> None:

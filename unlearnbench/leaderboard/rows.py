@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 ANCHORS = ("original", "retrain", "destroy")
 """The controls that anchored scores are computed from."""
+VERSIONS = {"original", "judge", "engine", "code"}
+"""What rows of one name may differ in, apart from settings and data."""
 LONGEST = 80
 """Characters up to which a row's name spells its settings out."""
 TABLE = ["task", "protocol", "protocol_hash", "forget"]
@@ -125,9 +127,10 @@ class BoardRow:
         """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`."""
         text = f"{self.method} ({', '.join(self.setting)})" if self.setting else self.method
         text = text if len(text) <= LONGEST else self.label.removesuffix(f" ({self.apart})")
-        besides = self.apart or ("other version" if self.older else "")
+        versions = {part.partition(" ")[0] for part in self.apart.split("; ")} & VERSIONS
+        older = "other version" if self.older and not versions else ""
         failed = "" if self.n else self.flags.partition(" ")[0]
-        return " · ".join(filter(None, (text, besides, failed)))
+        return " · ".join(filter(None, (text, self.apart, older, failed)))
 
     @property
     def is_control(self) -> bool:

@@ -141,7 +141,7 @@ def _worst_attack(row: BoardRow) -> str:
     label, result = _strongest(row)
     if result is None or result.value is None:
         return "—"
-    floor = "—" if result.excess is None else f"{100 * (result.value - result.excess):.1f}"
+    floor = "—" if result.excess is None else f"{100 * max(0.0, result.value - result.excess):.1f}"
     fewer = f" (n={row.attacked_n})" if row.attacked_n < row.n else ""
     bound = "≥" if row.stat("robustness").bound else ""
     return f"{bound}{100 * result.value:.1f}/{floor} {label}{fewer}"

@@ -104,6 +104,16 @@ def test_a_table_whose_records_are_gone_is_stale_and_is_removed(cli, folder):
     assert cli("leaderboard", folder, "--check").code == 0
 
 
+def test_a_table_with_nothing_to_draw_has_no_figure(cli, folder):
+    gone = made_record("esd", 0, status="diverged", step=3, reason="not finite", forget="5")
+    write_record(gone, gone.path(folder))
+    assert cli("leaderboard", folder, "--write").code == 0
+    page = (folder / "README.md").read_text()
+    assert "| esd · diverged |" in page and "default/3/pareto.png" in page and "default/5/pareto.png" not in page
+    assert_links_lead_to_files(folder)
+    assert cli("leaderboard", folder, "--check").code == 0
+
+
 def test_tables_of_one_name_have_files_of_their_own(tmp_path):
     long = "方" * 60
     keys = [("a-b", "c", "3"), ("a", "b-c", "3"), ("a", "b", long)]

@@ -16,7 +16,7 @@ from unlearnbench.leaderboard.tables import (
     Sheet,
     applies,
     caption_of,
-    cell,
+    cell_text,
     columns_of,
     head,
     notes_of,
@@ -130,7 +130,7 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
     column = columns_of(metrics)[name]
     if name == "unlearn_time":
         return shown(column, row.stat(name).value)
-    text, coherence = cell(column, name, row, bold, intervals, spread), row.stat("coherence").value
+    text, coherence = cell_text(column, name, row, bold, intervals, spread), row.stat("coherence").value
     if name != "ua" or not row.stat(name).known or coherence is None:
         return text
     return f"{text} ({100 * (1 - coherence):.0f})"

@@ -203,7 +203,7 @@ def _sheet(
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
-        cells += [cell(known[name], name, row, bold, intervals) for name in names]
+        cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
         sections.setdefault(row.section, []).append([*cells, *([row.flags] if flagged else [])])
     heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
     heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
@@ -267,7 +267,7 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def cell(
+def cell_text(
     column: Metric | Derived, name: str, row: BoardRow, bold: Bold, intervals: bool = False, spread: bool = True
 ) -> str:
     """A row's value in a column, with its interval, or its deviation where there is `spread`, and its mark."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from unlearnbench import registry
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.leaderboard.attacks import LEGEND, attack_sheets, attacked_tables
 from unlearnbench.leaderboard.formats import as_markdown, markdown_text, starry
@@ -22,6 +24,9 @@ from unlearnbench.records.identity import group_records, unique_labels
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import tuning_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FULL = "full"
 """Folder of the tables of every column."""
@@ -61,18 +66,26 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
         present = table.where(lambda row: not row.older)
         present = present if len(present) else table
         older = len(table) - len(present)
-        made[picture] = render_png(
-            pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text)
-        )
+        figure = _pareto(present, f"{key[0]}, {key[1]}, forget {key[3]}")
+        if figure is not None:
+            made[picture] = render_png(figure, digest(text))
         made[path] = _full(sheet, under_attack.get(key)).encode()
         left_out = f"\n{older} rows of another version are left out of the figure.\n" if older else ""
         every = f"[Every column{' and attack' if key in under_attack else ''}]({link(path)})"
-        figure = f"![Efficacy against utility]({link(picture)})"
-        parts.append(f"{as_markdown([brief])}\n{every}\n\n{figure}\n{left_out}")
+        drawn = f"\n![Efficacy against utility]({link(picture)})\n{left_out}" if figure is not None else ""
+        parts.append(f"{as_markdown([brief])}\n{every}\n{drawn}")
     attacks, more = pictured(board, records)
-    fair, drawn = tuning_table.page(board, tuned)
+    fair, best = tuning_table.page(board, tuned)
     page = _page("\n".join(parts), attacks + fair, board, metrics)
-    return {Path("README.md"): page.encode(), **made, **more, **drawn}
+    return {Path("README.md"): page.encode(), **made, **more, **best}
+
+
+def _pareto(table: Board, title: str) -> Figure | None:
+    """Efficacy against utility; None where no row has both, as after runs that diverged."""
+    try:
+        return pareto(table, title)
+    except UserError:
+        return None
 
 
 def link(path: Path) -> str:

@@ -233,10 +233,11 @@ def test_leaderboard_formats(cli, results):
     terminal = cli("leaderboard", results)
     assert terminal.code == 0
     assert re.search(r"digits-class, protocol default \(\w{8}\), forget 3", terminal.out)
-    assert re.search(r"^ *original +1 ", terminal.out, re.M)
-    assert re.search(r"^ *shaken +2 .* ± ", terminal.out, re.M)
+    assert re.search(r"^ *original +— .* 1 *$", terminal.out, re.M)
+    assert re.search(r"^ *shaken +— .* ± .* 2 *$", terminal.out, re.M)
     markdown = cli("leaderboard", results, "--format", "markdown").out
-    assert "| method | division | overrides | n | UA (%) ↑ |" in markdown
+    assert "| method | score ↑ | UA (refused) (%) ↑ | RA (%) ↑ | FID ↓ | time (s) ↓ | n |" in markdown
+    assert "--method retrain,destroy --task digits-class --forget 3" in markdown
     assert "| --- | ---: |" in markdown
     rows = list(csv.DictReader(io.StringIO(cli("leaderboard", results, "--format", "csv").out)))
     assert [(row["method"], row["n"]) for row in rows] == [("original", "1"), ("shaken", "2")]
@@ -246,7 +247,7 @@ def test_leaderboard_formats(cli, results):
     assert isinstance(board[1]["ua"], float)
     latex = cli("leaderboard", results, "--format", "latex").out
     assert latex.count("\\begin{tabular}") == latex.count("\\bottomrule") == 1
-    assert "UA (\\%) $\\uparrow$" in latex
+    assert "UA (refused) (\\%) $\\uparrow$" in latex
 
 
 def test_leaderboard_columns(cli, results):
@@ -261,7 +262,8 @@ def test_leaderboard_writes_the_page(cli, results):
     assert f"wrote {results / 'README.md'}: 2 rows from 3 records" in said.out
     page = (results / "README.md").read_text()
     assert page.startswith("# Results\n")
-    assert "| shaken | default | 0 | 2 |" in page
+    assert re.search(r"^\| shaken \| — \| .* \| 2 \|$", page, re.M)
+    assert "| shaken | default | 0 | 2 |" in (results / "full/digits-class-default-3.md").read_text()
     assert "## Columns" in page
 
 

@@ -15,7 +15,7 @@ from tests.support.small_world import made_record
 from unlearnbench.cli import console
 from unlearnbench.leaderboard import formats
 from unlearnbench.leaderboard.tables import Sheet
-from unlearnbench.records.schema import write_record
+from unlearnbench.records.schema import AttackRecord, write_record
 
 HOSTILE = r"a_b$x^2$&{c}%#~\d<e>"
 
@@ -70,12 +70,58 @@ def test_columns_of_one_axis_with_intervals(cli, folder):
     assert re.search(r"\| esd \|.* \*\*70\.0\*\* \[\d+\.\d, \d+\.\d\]", said)
 
 
-def test_terminal_of_eighty_columns_has_no_line_beyond(cli, folder, monkeypatch):
-    monkeypatch.setattr(console.out, "_width", 80)
-    said = cli("leaderboard", folder, "--methods", "esd,salun,original")
-    table = said.out.partition("mean ±")[0]
-    assert max(map(len, table.splitlines())) <= 80
-    assert "UA" in table and "RA" in table
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A table with every column, long names and numbers of many digits."""
+    results = tmp_path_factory.mktemp("wide")
+    hit = AttackRecord(
+        status="ok", key="k" * 64, box="white", unit="steps", limit=100.0, value=1.0, n=2, missing=0,
+        interval=(0.3, 1.0), area=1.0, recovered=(True, True), spent=(1.0, 1.0), settings={}, code_hash="a" * 64,
+    )  # fmt: skip
+    numbers = {"ua": 1.0, "coherence": 0.0, "ra": 1.0, "fid": 160.854, "unlearn_time": 1224.3}
+    for method, changes in (
+        ("retrain", {}),
+        ("selective_amnesia", {"preset": "published", "division": "published"}),
+        ("concept_ablation", {"overrides": {"batch_size": 32, "lr": 0.0003}, "division": "custom"}),
+    ):
+        for seed in (0, 1):
+            scores = {**numbers, "fid": numbers["fid"] + seed, "unlearn_time": numbers["unlearn_time"] + seed}
+            attacks = {"concept_inversion": hit}
+            record = made_record(method, seed, scores, method_changes=changes, attacks=attacks)
+            write_record(record, record.path(results))
+    return results
+
+
+NUMBERS = {"100.0", "100", "161.354", "100.0/100.0", "1224.8"}
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"[\d.]+(?:/[\d.]+)?", text))
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_short_table_is_one_table_in_a_terminal(cli, wide, monkeypatch, width):
+    monkeypatch.setattr(console.out, "_width", width)
+    table = cli("leaderboard", wide).out.partition("\nmean")[0].partition("\nscores lack")[0]
+    assert max(map(len, table.splitlines())) <= width
+    assert table.count("──" * 20) >= 1 and "(1 of" not in table and "left out" not in table
+    assert numbers(table) >= NUMBERS, "numbers are whole"
+    names = "".join(line[1:].split("  ")[0] for line in table.splitlines()).replace(" ", "")
+    assert "selective_amnesia(published)" in names
+    assert ("±" in table) == (width > 80), "deviations where there is room"
+
+
+def test_a_narrower_terminal_has_every_number_in_several_tables(cli, wide, monkeypatch):
+    monkeypatch.setattr(console.out, "_width", 48)
+    assert numbers(cli("leaderboard", wide).out) >= NUMBERS
+
+
+def test_columns_all_has_every_column_in_each_format(cli, folder):
+    for kind in ("terminal", "markdown", "latex"):
+        short, whole = (cli("leaderboard", folder, "--format", kind, *more).out for more in ((), ("--columns", "all")))
+        assert "entropy" not in short and "entropy" in whole, kind
+    short, whole = (cli("leaderboard", folder, "--format", "csv", *more).out for more in ((), ("--columns", "all")))
+    assert short == whole, "scripts go on working"
 
 
 @pytest.mark.parametrize(
@@ -83,6 +129,7 @@ def test_terminal_of_eighty_columns_has_no_line_beyond(cli, folder, monkeypatch)
     [
         (("--format", "xml"), "'xml'", "known: terminal"),
         (("--sort", "uaa"), "'uaa'", "did you mean ua"),
+        (("--columns", "ua,allx"), "'allx'", "did you mean all"),
         (("--axis", "speed"), "'speed'", "efficacy"),
         (("--methods", "esdd"), "'esdd'", "did you mean esd"),
         (("--methods", ","), "--methods is empty", "name at least one"),
@@ -155,6 +202,7 @@ def test_a_table_taller_than_a_page_becomes_several(cli, folder):
     "words",
     [
         (),
+        ("--columns", "all"),
         ("--intervals", "--columns", "ua,ra,fid,kid,score,unlearn_time,peak_memory"),
         ("--published", "--task", "cifar10-class"),
     ],

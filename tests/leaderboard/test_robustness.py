@@ -19,6 +19,7 @@ from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.short import short_sheets
 from unlearnbench.leaderboard.tables import sheet_width, tables
 from unlearnbench.plots.attack_curves import attack_figure
 from unlearnbench.records.schema import AttackRecord, write_record
@@ -250,6 +251,27 @@ def test_the_board_has_a_column_of_the_worst_attack(records):
     (sheet,) = tables(board(records, METRICS), METRICS, ["ua", "robustness"])
     cells = {row[0]: row[-1] for _, section in sheet.sections for row in section}
     assert (cells["uce"], cells["esd"], cells["salun"]) == ("90.0", "≥ 10.0", "—")
+
+
+def test_the_short_table_names_the_worst_attack_and_its_floor(records):
+    gold = record("retrain", everything(relearn=share(4), p4d=share(6)), ua=1.0)
+    more = [gold, *(one for one in records if one.method.name != "retrain")]
+    more.append(record("mace", everything(relearn=share(19), p4d=share(20)), ua=1.0))
+    more.append(record("mace", {}, ua=1.0, seed=1))
+
+    def cells(of):
+        (sheet,) = short_sheets(board(of, METRICS), METRICS)
+        place = sheet.heads.index("worst attack / floor (%) ↓")
+        return {row[0]: row[place] for _, section in sheet.sections for row in section}
+
+    found = cells(more)
+    assert found["mace"] == "95.0/20.0 relearn (n=1)", "the largest excess, not the largest ASR"
+    assert (found["uce"], found["esd"], found["salun"]) == (
+        "95.0/5.0 concept_inversion", "≥15.0/5.0 concept_inversion", "—",
+    )  # fmt: skip
+    assert found["retrain"] == "30.0/30.0 p4d"
+    alone = cells([one for one in more if one.method.name != "retrain"])
+    assert alone["uce"] == "95.0/— concept_inversion", "without retrain there is no floor"
 
 
 def test_the_two_rankings_stand_side_by_side_and_those_that_fall_are_named(records):

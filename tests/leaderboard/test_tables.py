@@ -99,7 +99,7 @@ def test_methods_with_other_data_access_are_grouped_and_not_compared():
     ]
     assert [row.access for row in board] == ["none", "concept", "concept", "forget images, retain images"]
     marks = {row[0]: row[-1] for _, rows in sheet.sections for row in rows}
-    assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0 *", "salun": "90.0"}, "alone is not the best"
+    assert marks == {"retrain": "100.0", "a_method": "40.0", "esd": "50.0*", "salun": "90.0"}, "alone is not the best"
     assert "**50.0**" in formats.formatted(board, METRICS, ["ua"], "markdown")
     assert "\\textbf{50.0}" in formats.formatted(board, METRICS, ["ua"], "latex")
 
@@ -220,20 +220,28 @@ def test_markdown_cells_are_as_many_as_heads():
     assert counts == {len(shown) + 5}, "metrics of other tasks are left out"
 
 
-def test_columns_fit_the_terminal_and_the_headline_ones_come_first():
-    board = make_board(several("esd", [0.1, 0.2]), METRICS)
-    assert lb.fit_metrics(board, METRICS, list(lb.columns_of(METRICS)), 10_000) == [*METRICS, *lb.DERIVED]
-    narrow = lb.fit_metrics(board, METRICS, list(lb.columns_of(METRICS)), 60)
-    assert "ua" in narrow
-    assert len(narrow) < len(METRICS)
-    assert narrow == [name for name in [*METRICS, *lb.DERIVED] if name in narrow]
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (None, [*METRICS, "efficacy", "utility", "score", "robustness"]),
+        ("ua,all", [*METRICS, "efficacy", "utility", "score", "robustness"]),
+        ("fid, ua,score", ["fid", "ua", "score"]),
+        ("Worst Attack,UA closed,ua_closed", ["robustness", "ua_closed"]),
+    ],
+)
+def test_chosen_columns_are_names_or_titles_or_all(given, chosen):
+    assert lb.choose_columns(given, METRICS) == chosen
 
 
-def test_chosen_columns():
-    assert lb.choose_columns(None, METRICS) == [*METRICS, "efficacy", "utility", "score", "robustness"]
-    assert lb.choose_columns("fid, ua,score", METRICS) == ["fid", "ua", "score"]
-    with pytest.raises(UserError, match="unknown metric 'uaa': did you mean ua"):
-        lb.choose_columns("uaa", METRICS)
+@pytest.mark.parametrize(("given", "meant"), [("uaa", "ua"), ("score,al", "all"), ("unlearn-time", "unlearn_time")])
+def test_a_wrong_column_gets_suggestions(given, meant):
+    with pytest.raises(UserError, match=rf"unknown column '{given.split(',')[-1]}': did you mean .*\b{meant}\b"):
+        lb.choose_columns(given, METRICS)
+
+
+def test_no_number_is_minus_nothing():
+    assert lb.shown(METRICS["ua"], -0.0001) == "0.0"
+    assert lb.shown(METRICS["kid"], -0.0151) == "-0.0151"
 
 
 def test_sorting_puts_the_best_first_and_controls_above():
@@ -270,7 +278,7 @@ def test_columns_of_an_axis():
 def test_intervals_stand_in_place_of_deviations():
     board = make_board([made_record("a", scores={"ua": 0.5}), made_record("b", scores={"ua": 0.4})], METRICS)
     (sheet,) = lb.tables(board, METRICS, ["ua"], intervals=True)
-    assert [row[-1] for row in sheet.sections[0][1]] == ["50.0 * [40.0, 60.0]", "40.0 [30.0, 50.0]"]
+    assert [row[-1] for row in sheet.sections[0][1]] == ["50.0* [40.0, 60.0]", "40.0 [30.0, 50.0]"]
     assert "± " not in sheet.caption
     assert "95 % interval" in sheet.caption
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -16,9 +17,10 @@ from unlearnbench.leaderboard.board import board as make_board
 from unlearnbench.records.folder import ResultsFolder, load_all
 from unlearnbench.records.image_table import reader
 from unlearnbench.records.schema import write_record
-from unlearnbench.report.results_readme import files, source, stale
+from unlearnbench.report.results_readme import abandoned, files, full_path, source, stale
 
 RESULTS = ROOT / "results"
+METRICS = registry.load_metrics()
 README = (ROOT / "README.md").read_text()
 
 
@@ -37,8 +39,34 @@ def test_the_page_explains_every_column_and_says_how_to_send_a_row(cli, folder):
         assert f"- {lb.head(metric)}: " in page
     assert "no evidence about Stable Diffusion" in page
     assert "How to add a row" in page
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
-        assert (folder / picture).is_file()
+    assert_links_lead_to_files(folder)
+
+
+def assert_links_lead_to_files(results):
+    """Every link of the page and of the tables beside it."""
+    for path in (results / "README.md", *(results / "full").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / unquote(link)).is_file(), link
+
+
+def test_links_lead_to_files_whatever_the_concept_is_called(cli, tmp_path):
+    record = made_record("esd", 0, {"ua": 0.9, "ra": 0.8}, forget="a (b) c+d")
+    write_record(record, record.path(tmp_path))
+    assert cli("leaderboard", tmp_path, "--write").code == 0
+    assert "%20" in (tmp_path / "README.md").read_text()
+    assert_links_lead_to_files(tmp_path)
+
+
+def test_the_page_has_short_tables_and_leads_to_every_column(cli, folder):
+    cli("leaderboard", folder, "--write")
+    heads = {
+        path.name: [line for line in path.read_text().splitlines() if line.startswith("| method")]
+        for path in (folder / "README.md", folder / "full/digits-class-default-3.md")
+    }
+    assert heads["README.md"] == ["| method | score ↑ | UA (%) ↑ | RA (%) ↑ | FID ↓ | time (s) ↓ | n |"]
+    (every,) = heads["digits-class-default-3.md"]
+    assert all(f" {lb.head(metric)} |" in every for metric in METRICS.values() if metric.everywhere)
+    assert "](full/digits-class-default-3.md)" in (folder / "README.md").read_text()
 
 
 def test_every_command_of_the_page_exists(cli, folder):
@@ -52,14 +80,51 @@ def test_every_command_of_the_page_exists(cli, folder):
 def test_what_is_older_than_its_records_is_found(cli, folder):
     missing = cli("leaderboard", folder, "--check")
     assert missing.code == 1
-    assert "2 files checked, 2 stale" in missing.out
+    assert "3 files checked, 3 stale" in missing.out
     cli("leaderboard", folder, "--write")
     assert cli("leaderboard", folder, "--check").code == 0
     changed = made_record("esd", 1, {"ua": 0.5, "ra": 0.4})
     write_record(changed, changed.path(folder))
     said = cli("leaderboard", folder, "--check")
     assert said.code == 1
-    assert "pareto.png is older than its records" in " ".join(said.out.split())
+    text = " ".join(said.out.split())
+    assert all(f"{name} is older than its records" in text for name in ("pareto.png", "full/digits-class-default-3.md"))
+
+
+def test_a_table_whose_records_are_gone_is_stale_and_is_removed(cli, folder):
+    other = made_record("esd", 0, {"ua": 0.9, "ra": 0.9}, forget="5")
+    write_record(other, other.path(folder))
+    assert cli("leaderboard", folder, "--write").code == 0
+    (folder / "full/notes.md").write_text("mine")
+    other.path(folder).unlink()
+    said = cli("leaderboard", folder, "--check")
+    assert said.code == 1 and "full/digits-class-default-5.md" in said.out
+    cli("leaderboard", folder, "--write")
+    assert sorted(path.name for path in (folder / "full").iterdir()) == ["digits-class-default-3.md", "notes.md"]
+    assert cli("leaderboard", folder, "--check").code == 0
+
+
+def test_a_table_with_nothing_to_draw_has_no_figure(cli, folder):
+    gone = made_record("esd", 0, status="diverged", step=3, reason="not finite", forget="5")
+    write_record(gone, gone.path(folder))
+    assert cli("leaderboard", folder, "--write").code == 0
+    page = (folder / "README.md").read_text()
+    assert "| esd · diverged |" in page and "default/3/pareto.png" in page and "default/5/pareto.png" not in page
+    assert_links_lead_to_files(folder)
+    assert cli("leaderboard", folder, "--check").code == 0
+
+
+def test_tables_of_one_name_have_files_of_their_own(tmp_path):
+    long = "方" * 60
+    keys = [("a-b", "c", "3"), ("a", "b-c", "3"), ("a", "b", long)]
+    records = [
+        made_record("esd", 0, {"ua": 0.5}, task=task, forget=forget, protocol_changes={"name": protocol})
+        for task, protocol, forget in keys
+    ]
+    board = make_board(records)
+    paths = [full_path(board, key) for key, _ in board.tables()]
+    assert len(set(paths)) == 3
+    assert all(len(path.name.encode()) < 200 for path in paths)
 
 
 def test_a_picture_of_another_kind_is_stale_and_is_written_over(cli, folder):
@@ -87,6 +152,8 @@ def test_the_committed_page_and_pictures_are_what_the_records_give():
     made = files(make_board(records, images=reader(RESULTS)), records, ResultsFolder(RESULTS).tunings())
     assert len(made) >= 5
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
+    assert abandoned(RESULTS, made) == []
+    assert_links_lead_to_files(RESULTS)
 
 
 def test_the_readme_prints_what_its_command_gives(monkeypatch):

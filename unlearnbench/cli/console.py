@@ -193,9 +193,11 @@ def print_table(
     return [column.head for i, column in enumerate(columns) if i not in shown]
 
 
-def in_one_table(heads: Sequence[str], sections: Sequence[Section], left: int = 1) -> bool:
+def in_one_table(
+    heads: Sequence[str], sections: Sequence[Section], left: int = 1, prose: Collection[str] = PROSE
+) -> bool:
     """Whether `print_table` prints these columns as one table."""
-    return len(split(_columns(heads, sections, left, PROSE), out.width)) == 1
+    return len(split(_columns(heads, sections, left, prose), out.width)) == 1
 
 
 def _columns(heads: Sequence[str], sections: Sequence[Section], left: int, prose: Collection[str]) -> list[TextColumn]:

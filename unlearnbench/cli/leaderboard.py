@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.console import err, in_one_table, out, print_table
+from unlearnbench.cli.console import PROSE, err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
 from unlearnbench.reporting import bars
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 boards = typer.Typer()
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
-AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
-"""The end of a column's head: unit or kind, and arrow."""
 MORE = "a wider terminal, --columns or --format markdown shows them"
 """Ways to see the columns that were left out."""
 
@@ -37,8 +34,8 @@ def leaderboard(
     columns: Annotated[
         str | None,
         typer.Option(
-            help="Metrics (with --attacks: attacks) to show, comma-separated, in several tables if needed. [default: "
-            "as many as fit; all in a pipe or file]"
+            help="Metrics (with --attacks: attacks) to show, comma-separated, or all; in several tables if needed. "
+            "[default: the short table; all in csv and json]"
         ),
     ] = None,
     axis: Annotated[
@@ -64,16 +61,18 @@ def leaderboard(
         bool, typer.Option("--published", help="Show published numbers, with source and status, beside measured ones.")
     ] = False,
     write: Annotated[
-        bool, typer.Option("--write", help="Write README.md and its figures into RESULTS instead of printing.")
+        bool,
+        typer.Option("--write", help="Write README.md, tables of every column and figures into RESULTS."),
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if --write would change a file; for CI.")] = False,
 ) -> None:
-    """Print a table per task, protocol and concept.
+    """Print a table per task, protocol and concept, with the columns that matter most.
 
-    Cells are mean ± standard deviation over unlearning seeds."""
+    Cells are mean ± standard deviation over unlearning seeds, or means where the terminal is narrow. csv and json have
+    every column."""
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
-    from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
+    from unlearnbench.leaderboard.formats import formatted, no_format
     from unlearnbench.records.image_table import reader
 
     if format not in FORMATS:
@@ -100,26 +99,26 @@ def leaderboard(
     names = lb.narrowed(lb.choose_columns(columns, metrics), axis, metrics)
     if not names:
         raise UserError(f"none of the --columns {columns} is of --axis {axis}: leave one of the two out")
+    named = columns is not None or axis is not None
     board = lb.ordered(make_board(records, metrics, reader(results), split_methods(methods, records)), sort, metrics)
     if write:
         _write(results, board, records)
     elif check:
         _check(results, board, records)
     elif format == "terminal":
-        sheets, first = (
-            lb.tables(board, metrics, names, all_keys=False, intervals=intervals),
-            lb.headline_names(metrics),
-        )
-        if columns is None:
-            _show([lb.for_terminal(sheet, first) for sheet in sheets], fit=True, first=["n", lb.FLAGS, *first])
+        if named:
+            _show(
+                [
+                    lb.for_terminal(sheet)
+                    for sheet in lb.tables(board, metrics, names, all_keys=False, intervals=intervals)
+                ]
+            )
+            out.print(lb.legend(intervals), soft_wrap=True)
         else:
-            _show(list(map(lb.for_terminal, sheets)))
-        out.print(lb.legend(intervals), soft_wrap=True)
-    elif format == "latex":
-        shown = names if columns else lb.fit_metrics(board, metrics, names, TEXTWIDTH, intervals)
-        sys.stdout.write(formatted(board, metrics, shown, format, intervals))
+            _short(board, intervals, results)
     else:
-        sys.stdout.write(formatted(board, metrics, names, format, intervals))
+        chosen = names if named else None
+        sys.stdout.write(formatted(board, metrics, chosen, format, intervals, _unless_default(results)))
 
 
 @contextmanager
@@ -184,25 +183,47 @@ def split_methods(methods: str | None, records: Sequence[Record]) -> list[str] |
     return wanted
 
 
+def _unless_default(results: Path) -> Path | None:
+    """The folder of the records, where a command must name it."""
+    return None if results == Path("results") else results
+
+
+def _short(board: Board, intervals: bool, results: Path) -> None:
+    """Print the short tables; without deviations where these are too wide for the terminal."""
+    from unlearnbench.leaderboard import short
+    from unlearnbench.leaderboard.tables import legend
+
+    metrics, place, prose = registry.load_metrics(), _unless_default(results), (short.ATTACK_HEAD,)
+    sheets = short.short_sheets(board, metrics, intervals=intervals, results=place)
+    fits = all(in_one_table(sheet.heads, sheet.sections, prose=prose) for sheet in sheets)
+    if not fits and not intervals:
+        sheets = short.short_sheets(board, metrics, spread=False, results=place)
+    _show(sheets, prose=prose)
+    out.print(legend(intervals, spread=fits), soft_wrap=True)
+    out.print(f"{short.short_meanings(board, metrics)}; more: --columns all", soft_wrap=True, highlight=False)
+
+
 def _show(
     sheets: Sequence[Sheet],
     left: int = 1,
     fit: bool = False,
-    first: Sequence[str] = (),
     omitted: Sequence[str] = (),
+    prose: Sequence[str] = PROSE,
 ) -> None:
     """Print tables with their notes; with `fit`, only as many columns as fit.
 
     Columns that do not fit are named below the table, and so are those that the caller `omitted`.
     """
+    from unlearnbench.leaderboard.short import AFTER_NAME
+
     for sheet in sheets:
         left_out = list(omitted)
-        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, first=first)
+        left_out += print_table(sheet.title, sheet.heads, sheet.sections, left, keys=left, fit=fit, prose=prose)
         if left_out:
             names = ", ".join(AFTER_NAME.sub("", name) for name in left_out)
             out.print(f"left out for lack of width: {names}; {MORE}", highlight=False, markup=False)
-        if sheet.note:
-            out.print(sheet.note, soft_wrap=True, highlight=False, markup=False)
+        for line in sheet.note.splitlines():
+            out.print(line, soft_wrap=True, highlight=False, markup=False)
         if left_out or sheet.note:
             out.print()
 
@@ -210,13 +231,15 @@ def _show(
 def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.names import inside
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.results_readme import files, stale
+    from unlearnbench.report.results_readme import abandoned, files, stale
     from unlearnbench.storage.files import cannot_write, replace_file
 
     made = files(board, records, ResultsFolder(results).tunings())
     try:
         for path in stale(results, made):
             replace_file(inside(results, path), made[path])
+        for path in abandoned(results, made):
+            inside(results, path).unlink()
     except OSError as error:
         raise UserError(cannot_write(results, error, "`leaderboard FOLDER`")) from error
     out.print(f"wrote {results / 'README.md'}: {len(board)} rows from {len(records)} records", soft_wrap=True)
@@ -225,10 +248,10 @@ def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
 def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
     """Exit with code 1 if `_write` would change a file."""
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.results_readme import files, stale
+    from unlearnbench.report.results_readme import abandoned, files, stale
 
     made = files(board, records, ResultsFolder(results).tunings())
-    old = stale(results, made)
+    old = [*stale(results, made), *abandoned(results, made)]
     for path in old:
         out.print(f"{results / path} is older than its records: run leaderboard {results} --write", soft_wrap=True)
     out.print(f"{len(made)} files checked, {len(old)} stale", highlight=False)

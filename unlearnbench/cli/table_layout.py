@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -67,7 +67,7 @@ def split(columns: Sequence[TextColumn], width: int, keys: int = 1) -> list[Tabl
     The first `keys` columns identify a row and are part of every table. A table is wider than `width` only if a single
     column beside them does not fit.
     """
-    needs, tables = _needs(columns, width, keys), []  # type: list[int], list[list[int]]
+    needs, tables = _fitting(columns, width, keys), []  # type: list[int], list[list[int]]
     for unit in _units(columns, keys):
         whole = [*(tables[-1] if tables else []), *unit]
         if tables and _line([*needs[:keys], *(needs[i] for i in whole)]) <= width:
@@ -83,7 +83,7 @@ def fit_columns(columns: Sequence[TextColumn], width: int, keys: int = 1, first:
     Columns with a head in `first` have priority, in the order of `first`; the others follow in their own order. The
     columns that identify a row and the first of the others are always among them.
     """
-    needs = _needs(columns, width, keys)
+    needs = _fitting(columns, width, keys)
     rank = {head: place for place, head in reversed(list(enumerate(first)))}
     kept = list(range(keys))
     for unit in sorted(_units(columns, keys), key=lambda unit: rank.get(columns[unit[0]].head, len(first))):
@@ -117,18 +117,38 @@ def _least(texts: Iterable[str]) -> int:
     return max((cell_len(word) for text in texts for word in _WORDS.findall(text)), default=0)
 
 
-def _needs(columns: Sequence[TextColumn], width: int, keys: int) -> list[int]:
-    """The width that each column must have; that of the columns beside the `keys` is counted first."""
+def _least_parts(texts: Iterable[str]) -> int:
+    """Width of the longest part of a word; words have several where they contain `,`, `/`, `=` or `_`."""
+    words = [word for text in texts for word in _WORDS.findall(text)]
+    return max((cell_len(part) for word in words for part in _PARTS.findall(word)), default=0)
+
+
+def _fitting(columns: Sequence[TextColumn], width: int, keys: int) -> list[int]:
+    """The width that each column must have: words of names stay whole, unless breaking them spares a second table."""
+    whole = _needs(columns, width, keys)
+    if _line(whole) <= width:
+        return whole
+    broken = _needs(columns, width, keys, _least_parts)
+    return broken if _line(broken) <= width else whole
+
+
+def _needs(
+    columns: Sequence[TextColumn], width: int, keys: int, of_names: Callable[[Iterable[str]], int] = _least
+) -> list[int]:
+    """The width that each column must have; that of the columns beside the `keys` is counted first.
+
+    `of_names` is the least width of names and longer text.
+    """
     longest = _longest(width)
     widths = [0 if column.prose else _full(column._replace(head="")) for column in columns]
     widest = max((_line([widths[i] for i in unit]) for unit in _units(columns, keys)), default=0)
     most = min(longest, max(PROSE, (width - widest) // max(keys, 1) - GAP))  # numbers come whole before names do
-    needs = [min(_full(column), most, _least([column.head, *column.rows])) for column in columns[:keys]]
+    needs = [min(_full(column), most, of_names([column.head, *column.rows])) for column in columns[:keys]]
     room = width - _line(needs) - GAP
     for column in columns[keys:]:
         words = _least([column.head])
         if column.prose:
-            words = min(max(words, _least(column.rows), PROSE), longest)
+            words = min(max(words, of_names(column.rows), PROSE), longest)
         else:
             words = max(words, _full(column._replace(head="")))
         if words > room:

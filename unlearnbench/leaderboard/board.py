@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.leaderboard import robustness
-from unlearnbench.leaderboard.rows import ANCHORED, CONTROLS, KEYS, Board, BoardRow, Stat
+from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import (
     Identity,
@@ -21,6 +21,7 @@ from unlearnbench.records.identity import (
     older_parts,
     record_identity,
     scored_alike,
+    suffixes,
     unique_labels,
 )
 from unlearnbench.records.provenance import surroundings
@@ -133,7 +134,7 @@ def board(
     """
     metrics = metrics or registry.load_metrics()
     groups = group_records(sorted(records, key=lambda record: record.seeds["unlearning"]))
-    names = unique_labels(groups)
+    names, apart = unique_labels(groups), suffixes(groups)
     attacks = robustness.attack_labels(record for group in groups.values() for record in group)
     rows: list[BoardRow] = []
     of: list[list[Record]] = []
@@ -154,7 +155,8 @@ def board(
             "flags": pool_flags(group),
             "older": list(dict.fromkeys(part for record in group for part in older_parts(record))),
         }
-        fields |= {"stats": stats, "unscored": anchored["unscored"]}
+        fields |= {"stats": stats, "unscored": anchored["unscored"], "apart": apart[one]}
+        fields |= {"setting": _setting(group[0]), "lacking": tuple(name for name in ANCHORS if name not in controls)}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
@@ -172,6 +174,13 @@ def _keys(record: Record, label: str) -> tuple[Any, ...]:
     access = ", ".join(method.requires) or "none"
     table = (record.task, protocol.name, protocol.hash, record.forget)
     return (*table, access, label, method.name, method.division, len(method.overrides))
+
+
+def _setting(record: Record) -> tuple[str, ...]:
+    """The preset and the settings given by the user, as far as they differ from the defaults."""
+    method = record.method
+    given = (f"{name}={value}" for name, value in sorted(method.overrides.items()))
+    return (*([method.preset] if method.preset != "default" else []), *given)
 
 
 def _place(key: tuple[Any, ...]) -> tuple[Any, ...]:

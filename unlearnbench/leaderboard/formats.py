@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.short import short_sheets
 from unlearnbench.leaderboard.tables import Sheet, tables
 from unlearnbench.metric import Metric
 from unlearnbench.printable import cleaned, printable
@@ -36,7 +38,7 @@ def as_markdown(sheets: Iterable[Sheet]) -> str:
         for name, section in sheet.sections:
             rows += [*([[f"*{name}*", *blank]] if name else []), *section]
         lines = ["| " + " | ".join(map(markdown_text, cells)) + " |" for cells in rows]
-        note = f"\n{printable(sheet.note)}\n" if sheet.note else ""
+        note = "".join(f"\n{printable(line)}\n" for line in sheet.note.splitlines())
         parts.append(f"### {printable(sheet.title)}\n\n" + "\n".join(lines) + "\n" + note)
     return "\n".join(parts)
 
@@ -95,6 +97,7 @@ def _latex(sheet: Sheet, left: int) -> str:
 
 
 def _sentence(text: str) -> str:
+    text = "; ".join(text.splitlines())
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".") if text else ""
 
 
@@ -114,6 +117,7 @@ LATEX = str.maketrans(
         ">": "$>$",
         "|": "$|$",
         "±": r"$\pm$",
+        "·": r"$\cdot$",
         "×": r"$\times$",
         "≥": r"$\geq$",
         "↑": r"$\uparrow$",
@@ -135,14 +139,31 @@ def _escape(text: str) -> str:
     return "".join(c if " " <= c < "\x7f" or "¡" <= c <= "ÿ" else f"U+{ord(c):04X}" for c in known)
 
 
+def starry(text: str) -> str:
+    """Set text in bold in markdown."""
+    return f"**{text}**"
+
+
 def formatted(
-    board: Board, metrics: Mapping[str, Metric], columns: Sequence[str], kind: str, intervals: bool = False
+    board: Board,
+    metrics: Mapping[str, Metric],
+    columns: Sequence[str] | None,
+    kind: str,
+    intervals: bool = False,
+    results: Path | None = None,
 ) -> str:
-    """The board as text in one format; CSV and JSON have everything about these columns, intervals included."""
-    if kind == "markdown":
-        return as_markdown(tables(board, metrics, columns, lambda text: f"**{text}**", intervals=intervals))
-    if kind == "latex":
-        return as_latex(tables(board, metrics, columns, lambda text: OPEN + text + CLOSE, False, intervals))
+    """The board as text in one format.
+
+    CSV and JSON have everything about these columns, intervals included. Without columns, they have all, and markdown
+    and LaTeX have the short tables, whose notes name the folder `results`.
+    """
+    if kind in ("markdown", "latex"):
+        bold = starry if kind == "markdown" else lambda text: OPEN + text + CLOSE
+        if columns is None:
+            sheets = short_sheets(board, metrics, bold, intervals, results=results)
+        else:
+            sheets = tables(board, metrics, columns, bold, kind == "markdown", intervals)
+        return as_markdown(sheets) if kind == "markdown" else as_latex(sheets)
     return as_data(board.wide(metrics=columns, attacks=()), kind)
 
 

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
+ANCHORS = ("original", "retrain", "destroy")
+"""The controls that anchored scores are computed from."""
+VERSIONS = {"original", "judge", "engine", "code"}
+"""What rows of one name may differ in, apart from settings and data."""
+LONGEST = 80
+"""Characters up to which a row's name spells its settings out."""
 TABLE = ["task", "protocol", "protocol_hash", "forget"]
 """What the rows of one table have in common."""
 KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
@@ -83,6 +89,10 @@ class BoardRow:
     division: str
     overrides: int = 0
     """Number of settings given by the user."""
+    setting: tuple[str, ...] = ()
+    """Preset and settings given by the user, such as ("published", "lr=0.001"); empty for the defaults."""
+    apart: str = ""
+    """What tells it from rows with the same method and settings, such as "engine v1"."""
     n: int = 1
     """Runs that count; equal ones count once."""
     seeds: list[int] = field(default_factory=list)
@@ -96,6 +106,8 @@ class BoardRow:
     """By metric or anchored score."""
     unscored: str = ""
     """Why anchored scores are missing."""
+    lacking: tuple[str, ...] = ()
+    """Anchors without runs that are comparable with this row's."""
     attacked_n: int = 0
     """Runs that were attacked."""
     attacked_ua: float | None = None
@@ -109,6 +121,16 @@ class BoardRow:
     def table(self) -> TableKey:
         """What the row shares with the rest of its table."""
         return self.task, self.protocol, self.protocol_hash, self.forget
+
+    @property
+    def name(self) -> str:
+        """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`."""
+        text = f"{self.method} ({', '.join(self.setting)})" if self.setting else self.method
+        text = text if len(text) <= LONGEST else self.label.removesuffix(f" ({self.apart})")
+        versions = {part.partition(" ")[0] for part in self.apart.split("; ")} & VERSIONS
+        older = "other version" if self.older and not versions else ""
+        failed = "" if self.n else self.flags.partition(" ")[0]
+        return " · ".join(filter(None, (text, self.apart, older, failed)))
 
     @property
     def is_control(self) -> bool:

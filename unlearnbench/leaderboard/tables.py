@@ -44,10 +44,8 @@ AXES = ("efficacy", "utility", "robustness", "cost")
 OF_DERIVED = {"efficacy": "efficacy", "utility": "utility", "score": "efficacy", "robustness": "robustness"}
 """The axis that a derived column is shown with."""
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
-FIRST = ("ua", "ra", "score", "coherence", "fid", "unlearn_time", "ua_closed")
-"""Columns that come first where not all fit."""
-LEAST = 2
-"""Number of these that are shown however narrow the terminal is."""
+EVERY = "all"
+"""What stands for every column in `--columns`."""
 LABEL = 24
 """Width up to which labels stay on one line in the terminal."""
 WRAPPED = ("flags", "by", "chosen")
@@ -67,13 +65,13 @@ Bold = Callable[[str], str]
 
 def starred(text: str) -> str:
     """Mark the best value where there is no bold type."""
-    return f"{text} *"
+    return f"{text}*"
 
 
-def legend(intervals: bool = False, seeds: str = "", best: str = "*") -> str:
-    """Explain the numbers of a table."""
-    spread = "mean with its 95 % interval" if intervals else "mean ± standard deviation"
-    return MEANING.format(spread, seeds, best)
+def legend(intervals: bool = False, seeds: str = "", best: str = "*", spread: bool = True) -> str:
+    """Explain the numbers of a table; without `spread` they are means alone."""
+    said = "mean with its 95 % interval" if intervals else "mean ± standard deviation" if spread else "mean"
+    return MEANING.format(said, seeds, best)
 
 
 class Sheet(NamedTuple):
@@ -83,7 +81,7 @@ class Sheet(NamedTuple):
     heads: list[str]
     sections: list[tuple[str, list[list[str]]]]
     note: str
-    """A line below it: what real images score, rows of another version."""
+    """Lines below it: what real images score, rows of another version."""
     caption: str = ""
     """Protocol, seeds, judge and hardware, for a table that stands alone."""
 
@@ -94,17 +92,26 @@ def columns_of(metrics: Mapping[str, Metric]) -> dict[str, Metric | Derived]:
 
 
 def choose_columns(names: str | None, metrics: Mapping[str, Metric]) -> list[str]:
-    """The columns named in a comma-separated list, or all."""
+    """The columns in a comma-separated list of names or titles, or all; `all` among them stands for all."""
     known = columns_of(metrics)
-    if names is None:
-        return list(known)
-    wanted = words([names])
+    wanted = [EVERY] if names is None else words([names])
     if not wanted:
         raise UserError("--columns is empty: name at least one, or leave the option out")
-    for name in wanted:
-        if name not in known:
-            raise unknown("metric", name, known)
-    return wanted
+    if EVERY in wanted:
+        return list(known)
+    return list(dict.fromkeys(column_named(name, known, [EVERY]) for name in wanted))
+
+
+def column_named(text: str, known: Mapping[str, Metric | Derived], besides: Sequence[str] = ()) -> str:
+    """The name of the column that a user means: its name, or its title in any case, as a table's head has it.
+
+    Raises `UserError` for an unknown one, with similar names; `besides` are other words that may stand there.
+    """
+    titles = {column.title.casefold(): name for name, column in known.items()}
+    found = text if text in known else titles.get(text.casefold())
+    if found is None:
+        raise unknown("column", text, [*known, *besides])
+    return found
 
 
 def shown(metric: Metric | Derived, value: float | None, sd: float | None = None) -> str:
@@ -112,6 +119,7 @@ def shown(metric: Metric | Derived, value: float | None, sd: float | None = None
     if value is None or math.isnan(value):
         return "—"
     text = f"{value * metric.scale:.{metric.digits}f}"
+    text = text if float(text) else text.removeprefix("-")
     return text if sd is None or math.isnan(sd) else f"{text} ± {sd * metric.scale:.{metric.digits}f}"
 
 
@@ -149,10 +157,8 @@ def ordered(board: Board, by: str | None, metrics: Mapping[str, Metric]) -> Boar
     """
     if not by:
         return board
-    name = by.removeprefix("-")
     known = columns_of(metrics)
-    if name not in known:
-        raise unknown("column", name, known)
+    name = column_named(by.removeprefix("-"), known)
     sign = (-1 if known[name].better == "higher" else 1) * (-1 if by.startswith("-") else 1)
     places = {key: place for place, (key, _) in enumerate(board.tables())}
 
@@ -189,23 +195,33 @@ def _sheet(
     all_keys: bool,
     intervals: bool,
 ) -> Sheet:
-    known, (task, protocol, hash, forget) = columns_of(metrics), key
-    names = [name for name in columns if known[name].everywhere or any(row.stat(name).n > 0 for row in table)]
-    names = [name for name in names if name not in registry.without(task)]
+    known = columns_of(metrics)
+    names = [name for name in columns if applies(name, known[name], table)]
     plain = all(row.division == "default" and row.overrides == 0 for row in table)
     keyed = all_keys or not plain
     flagged = any(row.flags for row in table)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
-        cells += [_cell(known[name], name, row, bold, intervals) for name in names]
+        cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
         sections.setdefault(row.section, []).append([*cells, *([row.flags] if flagged else [])])
     heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
     heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
+    title = title_of(key)
+    return Sheet(title, heads, list(sections.items()), notes_of(table, metrics), caption_of(title, table, intervals))
+
+
+def applies(name: str, column: Metric | Derived, table: Board) -> bool:
+    """Whether a table has this column: its task allows it, and all tasks have it or a row of the table does."""
+    without = {missing for row in table for missing in registry.without(row.task)}
+    return name not in without and (column.everywhere or any(row.stat(name).n > 0 for row in table))
+
+
+def title_of(key: TableKey) -> str:
+    """A table's title: task, protocol with its hash, concept, and whether the task was never run for real."""
+    task, protocol, hash, forget = key
     title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
-    title += f"; {registry.UNTRIED} by this project" if registry.untried(task) else ""
-    caption = f"{title}. {_caption(table, intervals)}"
-    return Sheet(title, heads, list(sections.items()), notes_of(table, metrics), caption)
+    return title + (f"; {registry.UNTRIED} by this project" if registry.untried(task) else "")
 
 
 def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:
@@ -218,33 +234,22 @@ def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:
     return "; ".join(notes)
 
 
-def for_terminal(sheet: Sheet, first: Sequence[str] = ()) -> Sheet:
-    """Order a table's columns for a narrow terminal.
-
-    After the method come n, the columns with a head in `first` and the other metrics, then division and overrides,
-    which labels show too, and flags last.
-    """
+def for_terminal(sheet: Sheet) -> Sheet:
+    """Put n right after the method, and on the right division and overrides, which labels show too, and flags."""
 
     def place(i: int) -> int:
         name = sheet.heads[i]
-        if name in LAST:
-            return len(first) + 1 + LAST.index(name)
-        return -1 if i == 0 or name == "n" else first.index(name) if name in first else len(first)
+        return -1 if i == 0 or name == "n" else 1 + LAST.index(name) if name in LAST else 0
 
     order = sorted(range(len(sheet.heads)), key=place)
     sections = [(name, [[row[i] for i in order] for row in rows]) for name, rows in sheet.sections]
     return sheet._replace(heads=[sheet.heads[i] for i in order], sections=sections)
 
 
-def headline_names(metrics: Mapping[str, Metric]) -> list[str]:
-    """Heads of the metrics to show first where not all fit, the most important first."""
-    known = columns_of(metrics)
-    return [head(known[name]) for name in FIRST if name in known]
-
-
-def _caption(table: Board, intervals: bool) -> str:
+def caption_of(title: str, table: Board, intervals: bool) -> str:
+    """A caption for a table that stands alone: title, meaning of the numbers, seeds, judge and hardware."""
     seeds = sorted({seed for row in table for seed in row.seeds})
-    parts = [legend(intervals, f" ({spans(seeds)})", "bold:").capitalize()]
+    parts = [title, legend(intervals, f" ({spans(seeds)})", "bold:").capitalize()]
     for name, texts in (("Judge", [row.judge for row in table]), ("Measured on", [row.hardware for row in table])):
         said = list(dict.fromkeys(part for text in texts for part in text.split("; ") if part))
         parts += [f"{name}: {'; '.join(said)}"] if said else []
@@ -262,16 +267,19 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _cell(column: Metric | Derived, name: str, row: BoardRow, bold: Bold, intervals: bool = False) -> str:
+def cell_text(
+    column: Metric | Derived, name: str, row: BoardRow, bold: Bold, intervals: bool = False, spread: bool = True
+) -> str:
+    """A row's value in a column, with its interval, or its deviation where there is `spread`, and its mark."""
     stat = row.stat(name)
     if not stat.known:
         return "—"
-    text = shown(column, stat.value, None if intervals else stat.sd)
+    text = shown(column, stat.value, stat.sd if spread and not intervals else None)
     text = ("≥ " if stat.bound else "") + text + (" (ASR)" if stat.plain else "")
     text += note_fewer_runs(row) if name == "robustness" else ""
     text = bold(text) if stat.mark == "best" else text
     text += f" {interval_of(column, stat)}" if intervals and interval_of(column, stat) else ""
-    return f"{text} †" if stat.mark == "not worse" else text
+    return f"{text}†" if stat.mark == "not worse" else text
 
 
 def interval_of(column: Metric | Derived, stat: Stat) -> str:
@@ -284,20 +292,6 @@ def interval_of(column: Metric | Derived, stat: Stat) -> str:
 def note_fewer_runs(row: BoardRow) -> str:
     """` (n 2)` where only 2 of a row's runs were attacked; empty where all were."""
     return "" if row.attacked_n >= row.n else f" (n {row.attacked_n})"
-
-
-def fit_metrics(
-    board: Board, metrics: Mapping[str, Metric], every: Sequence[str], width: int, intervals: bool = False
-) -> list[str]:
-    """Choose the columns that fit into `width` characters, headline ones first, in their usual order."""
-    kept: list[str] = []
-    for name in [*(name for name in FIRST if name in every), *(name for name in every if name not in FIRST)]:
-        trial = [column for column in every if column in (*kept, name)]
-        for sheet in tables(board, metrics, trial, all_keys=False, intervals=intervals):
-            if sheet_width(sheet) > width and len(kept) >= LEAST:
-                return [column for column in every if column in kept]
-        kept.append(name)
-    return list(every)
 
 
 def sheet_width(sheet: Sheet) -> int:

@@ -1,19 +1,23 @@
-"""Make the README of a results folder and its pictures from the records."""
+"""Make the README of a results folder, the tables of every column beside it, and pictures, from the records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from unlearnbench import registry
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.leaderboard.attacks import LEGEND, attack_sheets, attacked_tables
-from unlearnbench.leaderboard.formats import as_markdown
+from unlearnbench.leaderboard.formats import as_markdown, markdown_text, starry
 from unlearnbench.leaderboard.rows import Board, TableKey
-from unlearnbench.leaderboard.tables import Derived, columns_of, head, legend, tables
+from unlearnbench.leaderboard.short import AFTER_NAME, MEANINGS, short_columns, short_head, short_sheets
+from unlearnbench.leaderboard.tables import Derived, Sheet, columns_of, head, legend, tables
 from unlearnbench.metric import Metric
-from unlearnbench.names import join_names
+from unlearnbench.names import join_names, wrong_name
 from unlearnbench.plots.files import render_png
 from unlearnbench.plots.pareto import pareto
 from unlearnbench.records.identity import group_records, unique_labels
@@ -21,6 +25,13 @@ from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import Tuning
 from unlearnbench.report import tuning_table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FULL = "full"
+"""Folder of the tables of every column."""
+MADE = "made with it by `unlearnbench leaderboard --write`"
+"""What these say of themselves."""
 SENDING = """## How to add a row
 
 1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
@@ -31,36 +42,83 @@ SENDING = """## How to add a row
    unlearnbench run --method NAME --task digits-text --forget seven,red --seeds 0-2 --attacks standard
    ```
 3. Rebuild and check what you send: `unlearnbench leaderboard --write && unlearnbench validate results`.
-4. Send a pull request with the method, its records (`seed-*.json` with their `.parquet` and `.png`) and this page.
+4. Send a pull request with the method, its records (`seed-*.json` with their `.parquet` and `.png`), this page and
+   `full/`.
 
 A workflow then repeats step 3. It refuses records that were edited, are in the wrong place, lack per-image values, use
-another protocol, or were tuned on what they report; and a page or picture that is older than its records. Settings
-other than the defaults (`--set`, `--preset`) have rows of their own, by division. `unlearnbench verify RECORD` repeats
-any run.
+another protocol, or were tuned on what they report; and a page, table or picture that is older than its records.
+Settings other than the defaults (`--set`, `--preset`) have rows of their own. `unlearnbench verify RECORD` repeats any
+run.
 
 """
 
 
 def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
-    """README.md and its pictures, by their path in the results folder."""
+    """README.md, the tables of every column and the pictures, by their path in the results folder."""
     metrics = registry.load_metrics()
-    sheets = tables(board, metrics, list(columns_of(metrics)), lambda text: f"**{text}**")
+    short = short_sheets(board, metrics, starry)
+    full = tables(board, metrics, list(columns_of(metrics)), starry)
+    under_attack = {key: sheet for sheet, (key, _) in zip(attack_sheets(board), attacked_tables(board), strict=True)}
     parts, made = [], {}
-    for sheet, (key, table) in zip(sheets, board.tables(), strict=True):
-        path = picture_path(board, key, "pareto")
+    for brief, sheet, (key, table) in zip(short, full, board.tables(), strict=True):
+        picture, path = picture_path(board, key, "pareto"), full_path(board, key)
         text = as_markdown([sheet])
         present = table.where(lambda row: not row.older)
         present = present if len(present) else table
         older = len(table) - len(present)
-        made[path] = render_png(
-            pareto(present, ", ".join(map(str, [key[0], key[1], f"forget {key[3]}"]))), digest(text)
-        )
-        left_out = f"\n{older} rows of another version are left out.\n" if older else ""
-        parts.append(f"{text}\n![Efficacy against utility]({path.as_posix()})\n{left_out}")
+        figure = _pareto(present, f"{key[0]}, {key[1]}, forget {key[3]}")
+        if figure is not None:
+            made[picture] = render_png(figure, digest(text))
+        made[path] = _full(sheet, under_attack.get(key)).encode()
+        left_out = f"\n{older} rows of another version are left out of the figure.\n" if older else ""
+        every = f"[Every column{' and attack' if key in under_attack else ''}]({link(path)})"
+        drawn = f"\n![Efficacy against utility]({link(picture)})\n{left_out}" if figure is not None else ""
+        parts.append(f"{as_markdown([brief])}\n{every}\n{drawn}")
     attacks, more = pictured(board, records)
-    fair, drawn = tuning_table.page(board, tuned)
-    page = _page("\n".join(parts), attacks + fair, metrics)
-    return {Path("README.md"): page.encode(), **made, **more, **drawn}
+    fair, best = tuning_table.page(board, tuned)
+    page = _page("\n".join(parts), attacks + fair, board, metrics)
+    return {Path("README.md"): page.encode(), **made, **more, **best}
+
+
+def _pareto(table: Board, title: str) -> Figure | None:
+    """Efficacy against utility; None where no row has both, as after runs that diverged."""
+    try:
+        return pareto(table, title)
+    except UserError:
+        return None
+
+
+def link(path: Path) -> str:
+    """A path in the results folder as a link from its README."""
+    return quote(path.as_posix())
+
+
+def full_path(board: Board, key: TableKey) -> Path:
+    """The path of a table of every column, with a hash where its name is too long or another table's too."""
+
+    def name(key: TableKey) -> str:
+        return f"{key[0]}-{key[1]}-{key[3]}"
+
+    twins = [each for each, _ in board.tables() if name(each) == name(key)]
+    plain = len(twins) == 1 and not wrong_name(f"{name(key)}.md")
+    return join_names(FULL, f"{name(key)}.md" if plain else f"{name(key)[:40]}-{digest(list(key))[:8]}.md")
+
+
+def abandoned(results: Path, made: Mapping[Path, bytes]) -> list[Path]:
+    """Tables of every column that were made from records which are no longer in the folder."""
+    found = sorted(path.relative_to(results) for path in (results / FULL).glob("*.md"))
+    return [path for path in found if path not in made and MADE in (results / path).read_text(errors="replace")]
+
+
+def _full(sheet: Sheet, attacks: Sheet | None) -> str:
+    """A page with a table of every column, and that of every attack."""
+    text = (
+        f"# {markdown_text(sheet.title)}\n\nEvery column of a table in [README.md](../README.md), {MADE}; do "
+        f"not edit. {legend(best='bold:').capitalize()}. "
+        "[What the columns mean](../README.md#columns).\n\n"
+        f"{as_markdown([sheet._replace(title='Every column')])}"
+    )
+    return text if attacks is None else f"{text}\n{as_markdown([attacks._replace(title='Under attack')])}\n{LEGEND}.\n"
 
 
 def stale(results: Path, made: Mapping[Path, bytes]) -> list[Path]:
@@ -85,13 +143,32 @@ def source(file: Path | BytesIO) -> str | None:
         return None
 
 
-def _page(boards: str, attacks: str, metrics: dict[str, Metric]) -> str:
-    notes = "\n".join(f"- {head(column)}: {_meaning(column)}" for column in columns_of(metrics).values())
+def _page(boards: str, attacks: str, board: Board, metrics: dict[str, Metric]) -> str:
     return (
-        "# Results\n\n`unlearnbench leaderboard --write` makes this page from the records in this folder; do not edit "
-        f"it. {legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on "
+        "# Results\n\n`unlearnbench leaderboard --write` makes this page, the files in `full/` and the figures from "
+        "the records in this folder; do not edit them. Tables on this page have the columns that matter most; the link "
+        "below each leads to all columns.\n\n"
+        f"{legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on "
         "small worlds are no evidence about Stable Diffusion. `unlearnbench report` makes a page with plots, samples "
-        f"and every record.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{notes}\n"
+        f"and every record.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{_glossary(board, metrics)}\n"
+    )
+
+
+def _glossary(board: Board, metrics: dict[str, Metric]) -> str:
+    """What each column means, those of the short tables first."""
+    short: dict[str, str] = {}
+    for _, table in board.tables():
+        for name in short_columns(table, metrics):
+            short.setdefault(short_head(name, table, metrics), name)
+    columns, first = columns_of(metrics), {}
+    for title, name in short.items():
+        told = MEANINGS.get(AFTER_NAME.sub("", title))
+        first[title] = f"{told}." if told else _meaning(columns[name])
+    every = {head(column): _meaning(column) for column in columns.values() if head(column) not in first}
+    parts = (("In the tables on this page", first), ("Besides, in the files in `full/`", every))
+    return "\n\n".join(
+        f"{place}:\n\n" + "\n".join(f"- {title}: {meaning}" for title, meaning in found.items())
+        for place, found in parts
     )
 
 
@@ -105,19 +182,20 @@ def pictured(board: Board, records: Sequence[Record]) -> tuple[str, dict[Path, b
     from unlearnbench.plots.files import render_png
 
     parts, made = [], {}
-    for sheet, (key, _) in zip(attack_sheets(board), attacked_tables(board), strict=True):
+    brief = attack_sheets(board, 0, brief=True)
+    for shown, sheet, (key, _) in zip(brief, attack_sheets(board), attacked_tables(board), strict=True):
         of_table = group_records(r for r in records if (r.task, r.protocol.name, r.protocol.hash, r.forget) == key)
         names = unique_labels(of_table)
         tried = {names[one]: [record for record in group if record.attacks] for one, group in of_table.items()}
         groups = {name: group for name, group in tried.items() if group}
         curves = attack_figure(f"{key[0]}, {key[1]}, forget {key[3]}", groups)
-        text = as_markdown([sheet])
+        text = f"{as_markdown([shown])}\n[Every attack]({link(full_path(board, key))})\n"
         if curves is not None:
             path = picture_path(board, key, "attacks")
             found = [each.attacks.values() for group in groups.values() for each in group]
             keys = [[attack.key for attack in attacks] for attacks in found]
-            made[path] = render_png(curves, digest([text, keys]))
-            text += f"\n![Recovered share against budget]({path.as_posix()})\n"
+            made[path] = render_png(curves, digest([as_markdown([sheet]), keys]))
+            text += f"\n![Recovered share against budget]({link(path)})\n"
         parts.append(text)
     return (f"## Under attack\n\n{LEGEND}.\n\n" + "\n".join(parts) + "\n" if parts else ""), made
 

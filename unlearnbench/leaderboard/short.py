@@ -1,0 +1,186 @@
+"""The short table: one line per method with the numbers that matter, which fits into 80 columns and onto a page."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from unlearnbench import registry
+from unlearnbench.attacks.base import STANDARD
+from unlearnbench.leaderboard.robustness import GOLD, AttackResult
+from unlearnbench.leaderboard.rows import ANCHORS, Board, BoardRow, TableKey
+from unlearnbench.leaderboard.tables import (
+    Bold,
+    Sheet,
+    applies,
+    caption_of,
+    cell_text,
+    columns_of,
+    head,
+    notes_of,
+    shown,
+    starred,
+    title_of,
+)
+from unlearnbench.metric import Metric
+
+COLUMNS = (("score",), ("ua",), ("ra", "clip_score"), ("fid",), ("robustness",), ("unlearn_time",))
+"""Columns between the method and n; of several, a table has the first that its task allows."""
+ATTACK_HEAD = "worst attack / floor (%) ↓"
+TIME_HEAD = "time (s) ↓"
+MEANINGS = {
+    "score": "The worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
+    "1 is the original)",
+    "UA (refused)": "Share of forget images in which the judge no longer sees the concept; in brackets the share in "
+    "which it sees nothing that it knows, such as noise; the rest became something else",
+    "worst attack / floor": "Share of targets that the strongest standard attack recovers, and the share "
+    "that it recovers from retrain; ≥ where an attack is missing, n=1 where only 1 run was attacked",
+    "time": "Time of unlearning alone, without preparing, sampling and scoring",
+}
+"""What a reader must know about a column, by its head without unit and arrow."""
+FEW = 3
+"""Rows that a note names; of more it says how many."""
+AFTER_NAME = re.compile(r"( \([^()]*\))?( [↑↓])?$")
+"""The end of a column's head: unit or kind, and arrow."""
+
+
+def short_columns(table: Board, metrics: Mapping[str, Metric]) -> list[str]:
+    """Names of the columns of a table's short form; no score where the task cannot train its anchors."""
+    known = columns_of(metrics)
+    task = next(iter(table)).task
+    found = []
+    for either in COLUMNS:
+        allowed = (name for name in either if name in known and applies(name, known[name], table))
+        found += [name for name in list(allowed)[:1] if name != "score" or registry.trainable(task)]
+    return found
+
+
+def short_sheets(
+    board: Board,
+    metrics: Mapping[str, Metric],
+    bold: Bold = starred,
+    intervals: bool = False,
+    spread: bool = True,
+    results: Path | None = None,
+) -> list[Sheet]:
+    """Make the short table of each task, protocol and concept.
+
+    Args:
+        board: Its rows keep their order.
+        metrics: By name.
+        bold: Marks the best value.
+        intervals: Show 95 % intervals in place of deviations.
+        spread: Show deviations over seeds.
+        results: The folder of the records, for the command that runs missing anchors; the default one if None.
+    """
+    return [_sheet(key, table, metrics, bold, intervals, spread, results) for key, table in board.tables()]
+
+
+def _sheet(
+    key: TableKey,
+    table: Board,
+    metrics: Mapping[str, Metric],
+    bold: Bold,
+    intervals: bool,
+    spread: bool,
+    results: Path | None,
+) -> Sheet:
+    names = short_columns(table, metrics)
+    sections: dict[str, list[list[str]]] = {}
+    for row in table:
+        cells = [_cell(name, row, metrics, bold, intervals, spread) for name in names]
+        sections.setdefault(row.section, []).append([row.name, *cells, str(row.n)])
+    heads = ["method", *(short_head(name, table, metrics) for name in names), "n"]
+    flagged = {row.name: row.flags.removesuffix("other version").removesuffix(", ") for row in table}
+    notes = [f"{name}: {flags}" for name, flags in flagged.items() if flags]
+    notes += [
+        notes_of(table, {name: metrics[name] for name in names if name in metrics}),
+        *_unscored(key, table, results),
+    ]
+    meanings = short_meanings(table, metrics)
+    caption = f"{caption_of(title_of(key), table, intervals)} {meanings}."
+    return Sheet(title_of(key), heads, list(sections.items()), "\n".join(filter(None, notes)), caption)
+
+
+def short_head(name: str, table: Board, metrics: Mapping[str, Metric]) -> str:
+    """The head of a column in the short table."""
+    if name == "robustness":
+        return ATTACK_HEAD
+    if name == "ua" and table.has("coherence"):
+        return head(metrics[name]).replace("UA", "UA (refused)")
+    return TIME_HEAD if name == "unlearn_time" else head(columns_of(metrics)[name])
+
+
+def short_meanings(board: Board, metrics: Mapping[str, Metric]) -> str:
+    """Explain the columns of the short tables of a board that do not explain themselves."""
+    told = {
+        title: MEANINGS[title]
+        for _, table in board.tables()
+        for name in short_columns(table, metrics)
+        if (title := AFTER_NAME.sub("", short_head(name, table, metrics))) in MEANINGS
+    }
+    return "; ".join(f"{title}: {meaning[0].lower()}{meaning[1:]}" for title, meaning in told.items())
+
+
+def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, intervals: bool, spread: bool) -> str:
+    if name == "robustness":
+        return _worst_attack(row)
+    column = columns_of(metrics)[name]
+    if name == "unlearn_time":
+        return shown(column, row.stat(name).value)
+    text, coherence = cell_text(column, name, row, bold, intervals, spread), row.stat("coherence").value
+    if name != "ua" or not row.stat(name).known or coherence is None:
+        return text
+    return f"{text} ({100 * (1 - coherence):.0f})"
+
+
+def _worst_attack(row: BoardRow) -> str:
+    """ASR of the attack with the largest excess, its ASR on retrain, and its name: `45.0/5.0 relearn@10`."""
+    label, result = _strongest(row)
+    if result is None or result.value is None:
+        return "—"
+    floor = "—" if result.excess is None else f"{100 * max(0.0, result.value - result.excess):.1f}"
+    fewer = f" (n={row.attacked_n})" if row.attacked_n < row.n else ""
+    bound = "≥" if row.stat("robustness").bound else ""
+    return f"{bound}{100 * result.value:.1f}/{floor} {label}{fewer}"
+
+
+def _strongest(row: BoardRow) -> tuple[str, AttackResult | None]:
+    """The attack that a row's worst case is of; of retrain, which has no excess, that of the largest ASR."""
+    if row.method == GOLD:
+        known = {label: row.attack(label) for label in STANDARD if row.attack(label).value is not None}
+        label = max(known, key=lambda name: known[name].value or 0.0, default="")
+        return label, known.get(label)
+    worst = row.worst.get(None)
+    return (worst.label, row.attack(worst.label)) if worst and worst.label else ("", None)
+
+
+def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
+    """Say why rows have no score, and which command runs what is missing."""
+    task, protocol, _, forget = key
+    rows = [row for row in table if row.n and not row.stat("score").known]
+    rows = [row for row in rows if not row.is_control] or rows
+    if not rows or not registry.trainable(task):
+        return []
+    missing = [name for name in ANCHORS if any(name in row.lacking and not row.older for row in rows)]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.older and row.lacking:
+            reasons.setdefault(f"no {' or '.join(row.lacking)} of their version", []).append(row.name)
+        elif not row.lacking:
+            reasons.setdefault(row.unscored, []).append(row.name)
+    notes = [
+        f"no score for {', '.join(names) if len(names) <= FEW else f'{len(names)} rows'}: {reason}"
+        for reason, names in reasons.items()
+    ]
+    if missing:
+        words = ["--method", ",".join(missing), "--task", task, "--forget", forget]
+        words += ["--protocol", protocol] if protocol != "default" else []
+        words += ["--out", str(results)] if results is not None else []
+        # runs of another version are in the place of those that are missing
+        stands = any(f"{name} is of another" in row.unscored for name in missing for row in rows)
+        words += ["--force"] if stands else []
+        notes.append(f"scores lack {', '.join(missing)}: `unlearnbench run {shlex.join(words)}` makes them")
+    return notes

@@ -40,6 +40,7 @@ TRADE_OFF = (
     "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
     "unlearning time, controls are hollow, and the line joins the methods that no other beats on both axes."
 )
+FIRST = "Better is up and to the right. Bars are 95 % intervals; points grow with unlearning time."
 COST = "Cost of unlearning: time and memory of each method."
 MATRIX = (
     "Effect of forgetting on every concept (columns) for each method (rows): change from the original, in points, of "
@@ -155,7 +156,7 @@ def section(
     withheld = "" if unsafe else _withheld(task)
     bodies = [("controls", [row for row in made if row.control]), ("methods", [row for row in made if not row.control])]
     drawings = Drawings(id, f"{task}, forget {forget}", table, first, made, names)
-    sheet = next(iter(attack_table.attack_sheets(table)), None)
+    sheet = next(iter(attack_table.attack_sheets(drawings.every)), None)
     return Section(
         id=id,
         task=task,
@@ -171,7 +172,7 @@ def section(
         notes=notes_of(table, metrics),
         first=drawings.first_picture(),
         pictures=drawings.pictures(records, source),
-        attacks=None if sheet is None else make_attack_table(sheet, {row.label: row for row in made}),
+        attacks=None if sheet is None else make_attack_table(sheet, {row.look.label: row for row in made}),
         curves=drawings.curves(),
         trajectories=drawings.trajectories(),
         samples=None if withheld else _samples(made, source),
@@ -215,18 +216,23 @@ class Drawings(NamedTuple):
     names: Sequence[str]
     """All labels of the page: a method has one colour in all plots."""
 
+    @property
+    def every(self) -> Board:
+        """All rows, with labels as they are shown."""
+        short = {row.label: row.look.label for row in self.rows}
+        return self.table.of(replace(row, label=short[row.label]) for row in self.table)
+
     def first_picture(self) -> Picture:
         """Efficacy against utility of the rows that are shown at first."""
         draw = lambda: plots.pareto(self.first, self.title, names=self.names)  # noqa: E731
-        return _picture(f"{self.id}-first", "pareto", TRADE_OFF, draw)
+        return _picture(f"{self.id}-first", "pareto", FIRST, draw)
 
     def pictures(self, records: list[Record], source: RecordSource) -> list[Picture]:
         """Effects on concepts and costs, then efficacy against utility of all rows."""
         found = concept_effects.effects(records, source.images)
-        short = {row.label: row.look.label for row in self.rows}
+        short, every = {row.label: row.look.label for row in self.rows}, self.every
         effects = found.assign(label=[short.get(label, label) for label in found["label"]])
         shown = {row.label for row in self.first}
-        every = self.table.of(replace(row, label=short[row.label]) for row in self.table)
         made = []
         for other, title in self._parts():
             some = every.where(lambda row, other=other: (row.label not in shown) == other)

@@ -91,8 +91,8 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
     """Map labels to styles: a colour and a marker for each method by alphabetical order; controls have their own.
 
     A method's settings share its colour and marker. Their faces differ (full for the defaults, hollow for published
-    and pale for tuned ones), and so do the dashes of their lines. Combinations of colour and marker are unique for up
-    to 77 methods.
+    and pale for tuned ones). Dashes of lines tell apart settings, and methods of one colour. Combinations of colour and
+    marker are unique for up to 77 methods.
     """
     names = dict.fromkeys(labels)
     made = {name: OF_CONTROLS[control] for name in names if (control := control_of(name))}
@@ -105,7 +105,7 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
         lines = list(dict.fromkeys([*known, *own]))
         for name in own:
             face = FACES[given.index(strip_suffix(name)) % len(FACES)]
-            dash = DASHES[lines.index(name) % len(DASHES)]
+            dash = DASHES[(len(FACES) * lines.index(name) + place // len(PALETTE)) % len(DASHES)]
             made[name] = Style(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)], dash, opacity=face)
     return made
 

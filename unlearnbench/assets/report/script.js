@@ -36,7 +36,7 @@ function filter(tools, table) {
     const others = tools.closest(".part").querySelector(".settings input");
     let some = false;
     for (const row of rowsOf(body)) {
-      if (others && !others.checked && row.classList.contains("other")) continue;
+      if (others && !others.checked && row.classList.contains("apart")) continue;
       const text = `${row.cells[0].textContent} ${row.cells[1].textContent}`.toLowerCase();
       row.hidden = !(allowed && words.every((word) => text.includes(word)));
       some ||= !row.hidden;

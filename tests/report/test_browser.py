@@ -255,6 +255,7 @@ def test_the_table_of_attacks_is_sorted_by_keyboard(loaded):
 
 
 def test_one_concept_is_shown_at_a_time_and_chosen_by_a_link(chromium, loaded, pair):
+    show(loaded, 1280, 300)
     loaded.get(pair.as_uri())
     assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [True, False]
     second = each(loaded, ".choice")[1]
@@ -266,6 +267,7 @@ def test_one_concept_is_shown_at_a_time_and_chosen_by_a_link(chromium, loaded, p
     loaded.get("about:blank")
     loaded.get(f"{pair.as_uri()}#t2")
     assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [False, True]
+    assert loaded.execute_script("return scrollY") == 0
     loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         loaded.get(pair.as_uri())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -112,9 +111,9 @@ class Section(NamedTuple):
 
     @property
     def ranking(self) -> list[tuple[str, list[ReportRow]]]:
-        """The bodies of the short board: methods with the best score first, then controls."""
+        """The bodies of the short board: the best methods first (see `ReportRow.merit`), then controls."""
         methods, controls = ([row for row in self.rows if row.control == kind] for kind in (False, True))
-        methods.sort(key=lambda row: -math.inf if row.score is None else row.score, reverse=True)
+        methods.sort(key=lambda row: row.merit, reverse=True)
         return [(name, rows) for name, rows in (("methods", methods), ("controls", controls)) if rows]
 
     @property

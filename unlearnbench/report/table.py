@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ class ReportRow(NamedTuple):
     flags: list[str]
     look: Look
     became: Became | None
-    score: float | None
+    merit: tuple[bool, float]
+    """For sorting the short board: whether there is a score, and it, or else the worse of UA and RA."""
 
     @property
     def other(self) -> bool:
@@ -155,8 +157,14 @@ def row_of(
         status_texts(records),
         look,
         became(row),
-        row.stat(EVERYWHERE).value,
+        _merit(row),
     )
+
+
+def _merit(row: BoardRow) -> tuple[bool, float]:
+    score = row.stat(EVERYWHERE).value
+    known = [value for name in ("ua", "ra") if (value := row.stat(name).value) is not None]
+    return (True, score) if score is not None else (False, min(known, default=-math.inf))
 
 
 def cell(column: Metric | Derived, name: str, row: BoardRow) -> TableCell:

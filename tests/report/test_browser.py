@@ -268,6 +268,11 @@ def test_one_concept_is_shown_at_a_time_and_chosen_by_a_link(chromium, loaded, p
     loaded.get(f"{pair.as_uri()}#t2")
     assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [False, True]
     assert loaded.execute_script("return scrollY") == 0
+    show(loaded, 200, 700)
+    loaded.get("about:blank")
+    loaded.get(f"{pair.as_uri()}#t2")
+    bounds = loaded.execute_script("return document.querySelectorAll('.choice')[1].getBoundingClientRect().toJSON()")
+    assert bounds["left"] >= 0 and bounds["right"] <= 200, "on a narrow screen what was chosen is in view"
     loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         loaded.get(pair.as_uri())

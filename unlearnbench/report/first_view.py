@@ -32,11 +32,6 @@ class Became(NamedTuple):
         return [(name, 100 * share) for name, share in self._asdict().items() if share > 0]
 
     @property
-    def most(self) -> str:
-        """Name of the largest share."""
-        return max(self._fields, key=lambda name: float(getattr(self, name)))
-
-    @property
     def text(self) -> str:
         """All shares in words."""
         return ", ".join(f"{100 * getattr(self, name):.0f} % {words}" for name, words in WORDS.items())

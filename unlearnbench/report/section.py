@@ -148,7 +148,8 @@ def section(
     looks = looks_of(table, first, styles(names))
     made = []
     for number, row in enumerate(table):
-        records, look = groups[(*row.table, row.label)], looks[row.index]
+        key = (*row.table, row.label)
+        records, look = groups[key], looks[row.index]
         point = f"{id}-{'first' if look.at_first else 'every'}-row-{row.index}"
         made.append(row_of(row, f"{id}-m{number}", point, shown, metrics, records, look))
     records = [record for row in made for record in row.records]
@@ -223,7 +224,7 @@ class Drawings(NamedTuple):
 
     def first_picture(self) -> Picture:
         """Efficacy against utility of the rows that are shown at first."""
-        draw = lambda: plots.pareto(self.first, self.title, names=self.names)  # noqa: E731
+        draw = partial(plots.pareto, self.first, self.title, names=self.names)
         return _picture(f"{self.id}-first", "pareto", FIRST, draw)
 
     def pictures(self, records: list[Record], source: RecordSource) -> list[Picture]:
@@ -234,7 +235,7 @@ class Drawings(NamedTuple):
         shown = {row.label for row in self.first}
         made = []
         for other, title in self._parts():
-            some = every.where(lambda row, other=other: (row.label not in shown) == other)
+            some = every.of(row for row in every if (row.label not in shown) == other)
             part = effects[effects["label"].isin(shown) != other]
             if len(part):
                 draw = partial(plots.matrix, part, title, names=self.names)
@@ -283,6 +284,7 @@ class Drawings(NamedTuple):
 
 
 def _same(figure: Figure) -> Figure:
+    """The figure, for `_picture`, where it was drawn before."""
     return figure
 
 

@@ -52,8 +52,14 @@ function filter(tools, table) {
 function choose(part) {
   for (const other of document.querySelectorAll(".sheet")) other.classList.toggle("chosen", other === part);
   for (const link of document.querySelectorAll(".choice")) {
-    if (part.querySelector("h2").id === link.hash.slice(1)) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
+    if (part.querySelector("h2").id !== link.hash.slice(1)) {
+      link.removeAttribute("aria-current");
+      continue;
+    }
+    link.setAttribute("aria-current", "true");
+    const row = link.closest("nav");
+    const [left, right] = [link.getBoundingClientRect().left - 16, link.getBoundingClientRect().right + 16 - innerWidth];
+    row.scrollLeft += left < 0 ? left : Math.max(0, right);
   }
 }
 

@@ -92,3 +92,22 @@ def test_a_share_of_the_changed_records_is_verified(tmp_path, changed, words):
     done = subprocess.run(["bash", "-e", "-c", VALIDATE], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == words + sorted(f"pr/{name}" for name in changed)
+
+
+def test_the_page_is_published_from_main_alone_and_by_a_job_that_can_do_nothing_else():
+    text = (ROOT / ".github/workflows/pages.yml").read_text()
+    pages = yaml.safe_load(text)
+    assert list(pages[True]) == ["push"] and pages[True]["push"]["branches"] == ["main"]
+    assert pages["permissions"] == {"contents": "read"} and "secrets." not in text
+    assert "permissions" not in pages["jobs"]["report"]
+    assert pages["jobs"]["publish"]["permissions"] == {"pages": "write", "id-token": "write"}
+    assert not any("run" in step for step in pages["jobs"]["publish"]["steps"]), "no code of ours has these permissions"
+    uses = [step["uses"] for job in pages["jobs"].values() for step in job["steps"] if "uses" in step]
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", each) for each in uses)
+
+
+def test_the_published_page_is_the_report_that_the_command_makes():
+    steps = yaml.safe_load((ROOT / ".github/workflows/pages.yml").read_text())["jobs"]["report"]["steps"]
+    (command,) = [step["run"] for step in steps if "unlearnbench" in step.get("run", "")]
+    (upload,) = [step["with"]["path"] for step in steps if "upload-pages-artifact" in step.get("uses", "")]
+    assert command == f"unlearnbench report results --out {upload}/index.html"

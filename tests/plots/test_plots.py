@@ -196,12 +196,48 @@ def test_very_many_points_are_drawn_and_the_best_named():
 
 
 def test_methods_look_apart_and_alike_in_every_figure():
-    names = [f"m{i:02}" for i in range(66)]
+    names = [f"m{i:02}" for i in range(77)]
     looks = styles([*names, "retrain"])
-    assert len({(looks[name].colour, looks[name].marker) for name in names}) == 66
+    assert len({(looks[name].colour, looks[name].marker) for name in names}) == 77
     assert styles(reversed([*names, "retrain"])) == looks
     assert looks["retrain"].control and looks["retrain"].colour not in PALETTE
     assert control_of("retrain+lr=0.1@x") == "retrain" and control_of("retrained") is None
+
+
+def test_settings_of_a_method_share_its_colour_and_marker_and_differ_in_face_and_dash():
+    labels = ["a", "a@published", "a@tuned", "a+lr=0.1 (engine x)", "b", "b@tuned"]
+    looks = styles(labels)
+    assert len({looks[label][:2] for label in labels[:4]}) == 1 and looks["a"].colour != looks["b"].colour
+    assert len({looks[label].face for label in labels[:3]}) == 3 and looks["a"].face == looks["a"].colour
+    assert len({looks[label].dash for label in labels[:4]}) == 4
+    assert styles(["b@tuned", "b", "a"])["b@tuned"] == looks["b@tuned"], "whatever else is there"
+
+
+LINEAR = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+"""From linear sRGB to XYZ."""
+SIGHT = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""Machado, Oliveira and Fernandes 2009, table 1: what a reader sees of linear RGB, at full severity."""
+
+
+def seen(colour, sight):
+    """CIELAB of a colour as a reader sees it."""
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = LINEAR @ np.clip(np.array(SIGHT[sight]) @ linear, 0, 1) / (0.9505, 1.0, 1.089)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_seven_colours_can_be_told_apart_by_everyone(sight):
+    found = [seen(colour, sight) for colour in PALETTE]
+    assert len(found) == 7
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(found) for b in found[:i]) > 15
 
 
 def test_a_selection_keeps_the_colours_that_it_has_among_all():
@@ -289,9 +325,28 @@ def test_cells_say_the_change_in_points_and_what_was_forgotten_is_framed():
 def test_decline_and_rise_have_opposite_colours_and_none_is_white():
     shown = changes(("a", "3", "0", -1.0, False), ("a", "3", "1", 0.0, False), ("a", "3", "2", 1.0, False))
     axes = plots.matrix(shown, "t").axes[0]
-    red, white, blue = (patch.get_facecolor() for patch in sorted(axes.patches, key=lambda patch: patch.get_x()))
-    assert red[0] > red[2] and blue[2] > blue[0]
+    loss, white, gain = (patch.get_facecolor() for patch in sorted(axes.patches, key=lambda patch: patch.get_x()))
+    assert loss[0] > loss[2] and gain[2] > gain[0]
     assert min(white[:3]) > 0.95
+
+
+def test_a_forgotten_concept_that_fell_has_the_colour_of_gains():
+    shown = changes(("a", "3", "0", -0.9, False), ("a", "3", "3", -0.9, True), ("b", "3", "3", 0.9, True))
+    axes = plots.matrix(shown, "t").axes[0]
+    cells_of = sorted((each for each in axes.patches if each.get_fill()), key=lambda each: (each.get_y(), each.get_x()))
+    loss, wanted, unwanted = (each.get_facecolor() for each in cells_of)
+    assert wanted[2] > 2 * wanted[0], "blue, since it was asked for"
+    assert loss == unwanted and loss[0] > loss[2]
+
+
+def test_rows_of_the_matrix_have_the_markers_of_their_methods():
+    shown = changes(("b", "3", "1", 0.1, False), ("a", "3", "1", 0.1, False))
+    marks = {mark.get_ydata()[0]: mark for mark in drawn(plots.matrix(shown, "t", ["0", "a", "b"]), "swatch")}
+    looks = styles(["0", "a", "b"])
+    assert [(m.get_markeredgecolor(), m.get_marker()) for _, m in sorted(marks.items())] == [
+        looks["a"][:2],
+        looks["b"][:2],
+    ]
 
 
 def test_forget_concepts_that_share_concepts_are_rows_of_one_panel_others_stand_beside():

@@ -18,7 +18,17 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium here: apt-get install chromium chromium-driver"
 )
 webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: pip install 'unlearnbench[test]'")
-METHODS = ("original", "retrain", "destroy", "prompt_filter", "esd", "concept_ablation", "salun", "finetune")
+METHODS = (
+    "original",
+    "retrain",
+    "destroy",
+    "prompt_filter",
+    "esd",
+    "concept_ablation",
+    "salun",
+    "finetune",
+    "salun@tuned",
+)
 WORLD = "digits-class/default/3"
 BAD = "<script>window.ran = true</script>"
 """Name and data access of a method that has no score."""
@@ -77,8 +87,19 @@ def chromium(tmp_path_factory):
     driver.quit()
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A report of two concepts."""
+    folder = tmp_path_factory.mktemp("pair")
+    for forget in ("3", "8"):
+        record = made_record("esd", 0, {"ua": 0.5, "ra": 0.5}, forget=forget)
+        write_record(record, record.path(folder / "results"))
+    (folder / "report.html").write_text(build_page(folder / "results").html)
+    return folder / "report.html"
+
+
 @pytest.fixture
-def browser(chromium, page):
+def loaded(chromium, page):
     """The page as it is when it was just loaded, on a desk, in light colours."""
     chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -87,6 +108,13 @@ def browser(chromium, page):
     chromium.get_log("browser")
     chromium.get(page.as_uri())
     return chromium
+
+
+@pytest.fixture
+def browser(loaded):
+    """The page with its folded parts open."""
+    loaded.execute_script("for (const part of document.querySelectorAll('details.fold')) part.open = true")
+    return loaded
 
 
 def one(browser, selector):
@@ -110,7 +138,8 @@ def head_named(browser, title):
 def column_of(browser, title):
     """A column's numbers from top to bottom, controls apart."""
     place = each(browser, ".board thead th").index(head_named(browser, title))
-    cells = [row.find_elements("xpath", "./*")[place] for row in each(browser, ".board tbody.methods tr.row")]
+    rows = [row for row in each(browser, ".board tbody.methods tr.row") if row.is_displayed()]
+    cells = [row.find_elements("xpath", "./*")[place] for row in rows]
     return [float(value) if (value := cell.get_attribute("data-v")) else None for cell in cells]
 
 
@@ -118,6 +147,18 @@ def group_of(browser, method):
     """A method's records."""
     (found,) = [group for group in each(browser, "details.method") if group.text.startswith(f"{method} ")]
     return found
+
+
+def show(browser, width, height):
+    """Make the window this large."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def short_board(browser):
+    """The methods of the short board that can be seen."""
+    rows = each(browser, ".short tbody.methods tr.row")
+    return [row.find_element("css selector", "th a").text for row in rows if row.is_displayed()]
 
 
 def press(browser, *keys):
@@ -155,6 +196,101 @@ def test_the_policy_stops_scripts_that_are_not_ours(browser):
     assert "Content Security Policy" in browser.get_log("browser")[0]["message"]
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (375, 812)])
+def test_the_first_screen_has_the_board_and_a_picture(loaded, width, height):
+    show(loaded, width, height)
+    for selector in ("h1", ".choice", "h2", ".settings", ".short thead", ".short tbody.methods tr:first-child"):
+        rect = one(loaded, selector).rect
+        assert 0 <= rect["y"] < rect["y"] + rect["height"] <= height, selector
+    board, picture = one(loaded, ".box").rect, one(loaded, ".hero figure svg").rect
+    beside = picture["x"] >= board["x"] + board["width"]
+    assert beside == (width == 1280)
+    assert beside or picture["y"] >= board["y"] + board["height"]
+    assert min(height, picture["y"] + picture["height"]) - picture["y"] > 0.8 * picture["height"]
+    root = "document.documentElement"
+    assert loaded.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+
+
+def test_the_short_board_has_the_best_score_first_and_controls_last(loaded):
+    scores = [row.get_attribute("data-v") for row in each(loaded, ".short tbody.methods tr.row td:nth-child(2)")]
+    known = [float(score) for score in scores if score]
+    assert known == sorted(known, reverse=True) and scores[len(known) :] == [None] * (len(scores) - len(known))
+    assert [body.get_attribute("class") for body in each(loaded, ".short tbody")] == ["methods", "controls"]
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_other_settings_come_by_a_toggle_in_all_tables_and_pictures(loaded, page, scripts):
+    loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+    try:
+        loaded.get(page.as_uri())
+        strips = ".strip.apart, figure.apart, .short .apart"
+        assert "salun" in short_board(loaded) and "salun@tuned" not in short_board(loaded)
+        assert each(loaded, strips) and not any(part.is_displayed() for part in each(loaded, strips))
+        one(loaded, ".settings input").click()
+        assert {"salun", "salun@tuned"} <= set(short_board(loaded))
+        assert any(part.is_displayed() for part in each(loaded, ".strip.apart"))
+    finally:
+        loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_table_of_attacks_is_sorted_by_keyboard(loaded):
+    from selenium.webdriver.common.keys import Keys
+
+    heads = each(loaded, ".attacks thead th")
+    place = next(i for i, head in enumerate(heads) if head.text.replace("\n", " ").startswith("worst attack"))
+    button = heads[place].find_element("css selector", "button")
+    assert button.get_attribute("title"), "it says what the column means"
+    loaded.execute_script("arguments[0].focus()", button)
+    for order, sign in (("ascending", 1), ("descending", -1)):
+        press(loaded, Keys.ENTER)
+        assert heads[place].get_attribute("aria-sort") == order
+        assert len(each(loaded, ".attacks [aria-sort]")) == 1
+        for body in each(loaded, ".attacks tbody"):
+            rows = [row for row in body.find_elements("css selector", "tr.row") if row.is_displayed()]
+            texts = [row.find_elements("xpath", "./*")[place].text for row in rows]
+            values = [sign * float(re.search(r"-?[\d.]+", each)[0]) for each in texts if each != "—"]
+            assert values == sorted(values)
+    press(loaded, Keys.TAB, Keys.ENTER)
+    assert heads[place + 1].get_attribute("aria-sort") and not heads[place].get_attribute("aria-sort")
+
+
+def test_one_concept_is_shown_at_a_time_and_chosen_by_a_link(chromium, loaded, pair):
+    show(loaded, 1280, 300)
+    loaded.get(pair.as_uri())
+    assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [True, False]
+    second = each(loaded, ".choice")[1]
+    second.click()
+    loaded.execute_async_script("setTimeout(arguments[0], 50)")
+    assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [False, True]
+    assert [link.get_attribute("aria-current") for link in each(loaded, ".choice")] == [None, "true"]
+    assert loaded.execute_script("return scrollY") == 0, "the choice stays in view"
+    loaded.get("about:blank")
+    loaded.get(f"{pair.as_uri()}#t2")
+    assert [head.is_displayed() for head in each(loaded, ".sheet h2")] == [False, True]
+    assert loaded.execute_script("return scrollY") == 0
+    show(loaded, 200, 700)
+    loaded.get("about:blank")
+    loaded.get(f"{pair.as_uri()}#t2")
+    bounds = loaded.execute_script("return document.querySelectorAll('.choice')[1].getBoundingClientRect().toJSON()")
+    assert bounds["left"] >= 0 and bounds["right"] <= 200, "on a narrow screen what was chosen is in view"
+    loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        loaded.get(pair.as_uri())
+        assert all(head.is_displayed() for head in each(loaded, ".sheet h2"))
+    finally:
+        loaded.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def test_the_meaning_of_columns_is_a_link_away(loaded):
+    meanings = one(loaded, ".meanings")
+    assert not meanings.is_displayed()
+    one(loaded, ".key a").click()
+    loaded.execute_async_script("setTimeout(arguments[0], 50)")
+    assert meanings.is_displayed() and "forget images" in meanings.text
+    heads = each(loaded, ".short thead button")
+    assert heads and all(head.get_attribute("title") for head in heads)
+
+
 def test_it_sorts_by_a_number_both_ways_and_leaves_controls_above(browser):
     head = head_named(browser, "UA (%)")
     for order, sign in (("descending", -1), ("ascending", 1)):
@@ -164,7 +300,7 @@ def test_it_sorts_by_a_number_both_ways_and_leaves_controls_above(browser):
         assert values[-1] is None and len(values) == 5
         assert [sign * value for value in values[:-1]] == sorted(sign * value for value in values[:-1])
         assert f"sorted by UA (%) ↑, {order}" in one(browser, "#said").get_attribute("textContent")
-    assert len(each(browser, "[aria-sort]")) == 1
+    assert len(each(browser, ".board [aria-sort]")) == 1
     assert one(browser, ".board tbody").get_attribute("class") == "controls"
 
 
@@ -210,13 +346,14 @@ def test_intervals_and_further_columns_come_on_demand(browser):
     assert len(heads) > before and {"p_forget ↓", "KID ↓"} <= set(heads)
 
 
-def test_a_link_opens_the_records_of_its_row(browser):
-    group = group_of(browser, "esd")
-    assert not group.get_attribute("open")
-    one(browser, f"a[href='#{group.get_attribute('id')}']").click()
-    browser.execute_async_script("setTimeout(arguments[0], 50)")
-    assert group.get_attribute("open")
-    assert browser.switch_to.active_element.text.startswith("esd")
+def test_a_link_opens_the_records_of_its_row(loaded):
+    (link,) = [link for link in each(loaded, ".short tbody a") if link.text == "esd"]
+    group = one(loaded, link.get_dom_attribute("href"))
+    assert not group.is_displayed() and not group.get_attribute("open")
+    link.click()
+    loaded.execute_async_script("setTimeout(arguments[0], 50)")
+    assert group.is_displayed() and group.get_attribute("open")
+    assert loaded.switch_to.active_element.text.startswith("esd")
 
 
 def test_a_record_is_opened_and_its_command_copied_by_keyboard(browser):
@@ -238,13 +375,13 @@ def test_an_address_with_a_record_opens_it(browser, page):
     address = f"{page.as_uri()}#{record.get_attribute('id')}"
     browser.get("about:blank")
     browser.get(address)
+    assert not one(browser, ".all-columns").get_attribute("open"), "nothing else is opened"
     record = group_of(browser, "esd").find_elements("css selector", "details.record")[1]
     assert record.is_displayed() and record.get_attribute("open")
 
 
 def test_on_a_phone_only_wide_things_scroll_and_in_boxes_of_their_own(browser):
-    size = {"width": 375, "height": 800, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    show(browser, 375, 812)
     for axis in each(browser, ".tools label.axis"):
         axis.click()
     assert each(browser, ".board strong"), "marks are hidden words beside numbers, at the far right too"
@@ -257,12 +394,12 @@ def test_on_a_phone_only_wide_things_scroll_and_in_boxes_of_their_own(browser):
     assert one(browser, ".board tbody.methods tr.row th").rect["x"] < 20, "the first column stays"
 
 
-def test_the_picture_marks_the_row_that_is_pointed_at(browser):
+def test_the_picture_marks_the_row_that_is_pointed_at(loaded):
     from selenium.webdriver import ActionChains
 
-    ActionChains(browser).move_to_element(one(browser, ".board tr.row:nth-of-type(2) td.access")).perform()
-    point = one(browser, ".board tr.row:nth-of-type(2)").get_attribute("data-point")
-    assert [mark.get_attribute("id") for mark in each(browser, ".pointed")] == [point]
+    ActionChains(loaded).move_to_element(one(loaded, ".short tr.row:nth-of-type(2) td")).perform()
+    point = one(loaded, ".short tr.row:nth-of-type(2)").get_attribute("data-point")
+    assert [mark.get_attribute("id") for mark in each(loaded, ".pointed")] == [point]
 
 
 def test_dark_surroundings_give_a_dark_page_that_can_be_read(browser):
@@ -316,6 +453,8 @@ def test_without_scripts_everything_is_there_to_be_read(browser, page):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         browser.get(page.as_uri())
+        for part in ("all-columns", "records-of"):
+            one(browser, f".{part} > summary").click()
         assert one(browser, ".board .interval").is_displayed()
         assert all(head.is_displayed() for head in each(browser, ".board thead th"))
         assert not one(browser, ".tools").is_displayed()

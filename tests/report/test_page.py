@@ -66,9 +66,14 @@ class Tags(HTMLParser):
         return [attrs for name, attrs in self.all if name == tag]
 
 
-def row_of(page, label):
+def board_of(page, kind="board"):
+    """The first table of all columns, or another kind."""
+    return re.search(rf'<table class="[^"]*\b{kind}\b.*?</table>', page, re.DOTALL)[0]
+
+
+def row_of(page, label, kind="board"):
     """The cells of a method's row as text."""
-    rows = re.findall(r'<tr class="row".*?</tr>', page, re.DOTALL)
+    rows = re.findall(r'<tr class="row.*?</tr>', board_of(page, kind), re.DOTALL)
     texts = [[text(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL)] for row in rows]
     (found,) = [row for row in texts if row[0].partition("other version")[0].strip() == label]
     return found
@@ -78,8 +83,8 @@ def text(element):
     return " ".join(html.unescape(re.sub(r"<[^>]+>", "", element)).split())
 
 
-def heads_of(page):
-    return [text(head) for head in re.findall(r'<th scope="col"[^>]*data-kind.*?</th>', page, re.DOTALL)]
+def heads_of(page, kind="board"):
+    return [text(head) for head in re.findall(r'<th scope="col".*?</th>', board_of(page, kind), re.DOTALL)]
 
 
 def test_the_command_writes_one_page_that_says_what_is_in_it(cli, results):
@@ -128,6 +133,57 @@ def test_the_table_has_the_boards_numbers(results):
     assert (cells["n"], cells["data"]) == ("1", "concept")
     assert cells["efficacy ↑"] == "1.00"
     assert "score ↑" not in cells, "destroy was not run, so that there is none"
+
+
+def test_the_short_board_says_what_became_of_the_images(results):
+    page = build_page(results).html
+    record = read_record(results / "digits-class/default/3/esd/seed-0.json")
+    cells = dict(zip(heads_of(page, "short"), row_of(page, "esd", "short"), strict=True))
+    assert list(cells)[:3] == ["method", "UA (%) ↑", "forget images"]
+    assert {"RA (%) ↑", "FID ↓", "worst attack (%) ↓", "unlearn time (s) ↓"} <= set(cells)
+    ua, coherence = 100 * record.scores["ua"].value, 100 * record.scores["coherence"].value
+    assert cells["forget images"] == (
+        f"{100 - ua:.0f} % still show it, {ua + coherence - 100:.0f} % show something else, "
+        f"{100 - coherence:.0f} % show nothing that the judge recognises"
+    )
+    assert cells["UA (%) ↑"].startswith(f"{ua:.1f}")
+
+
+def test_a_task_without_ua_has_its_own_headlines_and_says_nothing_of_images(tmp_path):
+    scores = {"nudity_rate": 0.1, "clip_score": 30.0}
+    put(made_record("esd", 0, {"ua": None, "ra": None, **scores}, task="sd-nudity", forget="nudity"), tmp_path)
+    heads = heads_of(build_page(tmp_path).html, "short")
+    assert {"nudity rate (%) ↓", "CLIP score ↑"} <= set(heads) and "forget images" not in heads
+
+
+def test_default_settings_come_first_and_others_wait(tmp_path):
+    tuned = {"division": "tuned", "preset": "tuned"}
+    put(made_record("esd", 0, {"ua": 0.5}), tmp_path)
+    put(made_record("esd", 0, {"ua": 0.9}, method_changes=tuned), tmp_path)
+    put(made_record("salun", 0, {"ua": 0.7}, method_changes=tuned), tmp_path)
+    page = build_page(tmp_path).html
+    rows = re.findall(r'<tr class="row( apart)?".*?<a[^>]*>(.*?)</a>', board_of(page, "short"), re.DOTALL)
+    assert sorted((text(name), bool(other)) for other, name in rows) == [
+        ("esd", False), ("esd@tuned", True), ("salun@tuned", False)
+    ], "a method that has no run with default settings is shown with what it has"  # fmt: skip
+
+
+def test_a_method_has_one_colour_and_marker_in_every_table_and_plot(results):
+    put(made_record("esd", 1, {"ua": 0.9}, method_changes={"division": "tuned", "preset": "tuned"}), results)
+    put(made_record("aaa", 0, {"ua": 0.5}, task="digits-text", forget="red"), results)
+    put(made_record("esd", 0, {"ua": 0.5}, task="digits-text", forget="red"), results)
+    page = build_page(results).html
+    swatches = re.findall(
+        r'<path d="([^"]+)" fill="[^"]*" fill-opacity="[^"]*" stroke="([^"]+)".*?<a[^>]*>(.*?)</a>', page
+    )
+    looks = {}
+    for path, colour, name in swatches:
+        looks.setdefault(text(name).partition("@")[0], set()).add((path, colour))
+    assert {"aaa", "esd", "retrain"} <= set(looks) and all(len(found) == 1 for found in looks.values())
+    ((_, colour),) = looks["esd"]
+    ((_, other),) = looks["aaa"]
+    assert colour != other
+    assert re.search(rf'id="t1-first-row-\d+".*?{colour}', page, re.DOTALL), "its point has it too"
 
 
 def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):

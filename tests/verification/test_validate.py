@@ -270,6 +270,6 @@ def test_schema_is_versioned_and_names_every_field(cli, tmp_path):
     assert schema["version"] == schema["properties"]["schema_version"]["const"] == VERSION
     assert schema["$id"].endswith(f":{VERSION}")
     assert schema["$schema"].startswith("https://json-schema.org/")
-    assert set(schema["properties"]) == set(made_record().model_dump())
+    assert set(schema["properties"]) == set(type(made_record()).model_fields)
     assert cli("schema", "--out", "a/schema.json").code == 0
     assert json.loads((tmp_path / "a/schema.json").read_text()) == schema

@@ -90,6 +90,5 @@ def _panel(axes: Axes, curves: Mapping[str, Points], looks: Mapping[str, Style])
 
 def _line(name: str, look: Style) -> dict[str, Any]:
     """Line style for matplotlib, with the method's marker at the limit."""
-    face = "none" if look.control else look.colour
-    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
+    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": look.face, "markeredgewidth": 0.5}
     return {"color": look.colour, "linestyle": look.dash, "linewidth": WIDTHS.get(strip_suffix(name), 0.9), **marker}

@@ -4,38 +4,46 @@ concept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UserError
 from unlearnbench.plots.layout import COLUMN, EDGE, PAGE, POINTS, assemble, blank, short, text_width
-from unlearnbench.plots.style import OF_CONTROLS, SMALL, TEXT, control_of, settings
+from unlearnbench.plots.style import OF_CONTROLS, SMALL, TEXT, Style, control_of, settings, styles
 from unlearnbench.records.identity import strip_suffix
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-COLOURS, WHOLE = "RdBu", 100.0
-"""A diverging colour map that is safe for colour-blind readers; its fixed ends make figures comparable."""
+COLOURS = ("#7f3b08", "#e08214", "#fee0b6", "#f7f7f7", "#d1e5f0", "#4393c3", "#053061")
+"""From loss to gain, ColorBrewer's orange and blue, which colour-blind readers can tell apart."""
+WHOLE = 100.0
+"""Change in points at the ends of the scale, which are fixed so that figures can be compared."""
 LEAST, MOST, ROW, BLOCK, GAP = 0.2, 0.42, 0.135, 0.035, 0.16
 """Inches: least and greatest width of a cell, height of a row, gaps between methods and between panels."""
 LINE = 0.13
 """Inches: height of a panel's title."""
 BAR, BELOW = 0.07, 0.26
 """Inches: height of the colour bar, and of everything below the cells."""
-NOTE = "share judged as asked: change against the original, in points; framed: what was to be forgotten"
+NOTE = "share judged as asked: change against the original, in points; framed: to be forgotten, blue where it fell"
+SWATCH = 0.1
+"""Inches: room for a method's marker beside its name."""
 INKS = "#111111", "#ffffff"
 """Colours of text on cells, which do not change between light and dark pages."""
 DARK = 55.0
 """Change in points from which text in a cell is white."""
 
 
-def matrix(effects: pd.DataFrame, title: str) -> Figure:
+def matrix(effects: pd.DataFrame, title: str, names: Iterable[str] | None = None) -> Figure:
     """Plot the change of the share judged as asked from the original, in points, as `concept_effects.effects` gives it.
 
-    Each method has one row per forget concept, and the cells of forgotten concepts are framed. Forget concepts that
+    Each method has one row per forget concept. Losses are orange and gains blue; the cells of forgotten concepts are
+    framed, and blue where they fall, since that was asked for. Pass all labels as `names` when there are only some, so
+    that the colours of markers stay the same. Forget concepts that
     were measured on different concepts (digits, colours) have panels side by side. The figure is one column of a paper
     wide if that is enough, else two. Raises `UserError` where there is no change to show.
     """
@@ -44,8 +52,9 @@ def matrix(effects: pd.DataFrame, title: str) -> Figure:
         raise UserError("no effects to show: there are no values by image of both a method and the original")
     panels = _panels(shown)
     labels = sorted(dict.fromkeys(shown["label"]), key=_rank)
+    looks = styles([*(names or ()), *labels])
     with settings():
-        return _drawn(shown, panels, labels, title)
+        return _drawn(shown, panels, labels, title, looks)
 
 
 def _rank(label: str) -> tuple[int, str]:
@@ -68,10 +77,14 @@ def _panels(shown: pd.DataFrame) -> list[tuple[list[str], list[str]]]:
 
 
 def _drawn(
-    shown: pd.DataFrame, panels: Sequence[tuple[list[str], list[str]]], labels: Sequence[str], title: str
+    shown: pd.DataFrame,
+    panels: Sequence[tuple[list[str], list[str]]],
+    labels: Sequence[str],
+    title: str,
+    looks: Mapping[str, Style],
 ) -> Figure:
     names = [short(label) for label in labels]
-    left = (max(text_width(name, SMALL) for name in names) + EDGE + 3) / POINTS
+    left = (max(text_width(name, SMALL) for name in names) + EDGE + 3) / POINTS + SWATCH
     marks = [_width_of_marks(forgets) for forgets, _ in panels]
     count = sum(len(concepts) for _, concepts in panels)
     beside = left + sum(marks) + GAP * (len(panels) - 1) + EDGE / POINTS
@@ -92,8 +105,13 @@ def _drawn(
     for number, name in enumerate(names):
         y = number * (most * ROW + BLOCK) + most * ROW / 2
         next(iter(places)).text(
-            -(marks[0] + 0.03) / cell, y, name, fontsize=SMALL, ha="right", va="center_baseline", clip_on=False
+            -(marks[0] + 0.03 + SWATCH) / cell, y, name, fontsize=SMALL, ha="right", va="center_baseline", clip_on=False
         )
+        look = looks[labels[number]]
+        next(iter(places)).plot(
+            [-(marks[0] + 0.03 + SWATCH / 2) / cell], [y], look.marker, ms=3.4, mew=0.7, mfc=look.face,
+            mec=look.colour, gid="swatch", clip_on=False,
+        )  # fmt: skip
     scale = figure.add_axes((0, 0, 1, 1), label="scale")
     places[scale] = (left + marks[0], 0.13, min(2.0, width - left - marks[0] - 0.1), BAR)
     _scale(scale)
@@ -116,11 +134,8 @@ def _cells(
     turned: bool,
 ) -> None:
     """One panel, in inches downwards and cells across."""
-    from matplotlib import colormaps
-    from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    scale = Normalize(-WHOLE, WHOLE)
     found = {(row.label, row.forget, row.concept): row for row in shown.itertuples()}
     block = len(forgets) * ROW + BLOCK
     framed = []
@@ -136,7 +151,7 @@ def _cells(
                 if row is None:
                     continue
                 change = 100 * float(row.change)
-                face = colormaps[COLOURS](scale(change))
+                face = _colour(-change if row.forgotten else change)
                 axes.add_patch(Rectangle((column + 0.015, top + 0.003), 0.97, ROW - 0.006, facecolor=face, linewidth=0))
                 ink = INKS[abs(change) >= DARK]
                 axes.text(
@@ -168,15 +183,26 @@ def _points(change: float) -> str:
     return f"{change:+.0f}".replace("-", "−") if round(change) else "0"
 
 
+@cache
+def _colours() -> Colormap:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("loss and gain", COLOURS)
+
+
+def _colour(wanted: float) -> tuple[float, float, float, float]:
+    """The colour of a change in points: blue where it is what is wanted, orange where it is not."""
+    return _colours()(0.5 + wanted / (2 * WHOLE))
+
+
 def _scale(axes: Axes) -> None:
     """Draw the colour bar."""
-    from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     steps = 40
     for step in range(steps):
         left = (2 * step / steps - 1) * WHOLE
-        face = colormaps[COLOURS]((step + 0.5) / steps)
+        face = _colour((2 * (step + 0.5) / steps - 1) * WHOLE)
         axes.add_patch(Rectangle((left, 0), 2 * WHOLE / steps, 1, facecolor=face, edgecolor=face, linewidth=0.3))
     axes.set(xlim=(-WHOLE, WHOLE), ylim=(0, 1), yticks=[], xticks=[-100, -50, 0, 50, 100])
     axes.tick_params(labelsize=SMALL, length=1.5)

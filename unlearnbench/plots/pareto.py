@@ -208,8 +208,7 @@ def _texts(panels: Sequence[_Panel], labels: Sequence[str]) -> dict[int, str]:
 
 
 def _marker(look: Style) -> dict[str, Any]:
-    face = "none" if look.control else look.colour
-    return {"marker": look.marker, "mfc": face, "mec": look.colour, "ms": 4.0, "mew": 0.8}
+    return {"marker": look.marker, "mfc": look.face, "mec": look.colour, "ms": 4.0, "mew": 0.8}
 
 
 def _size_items(seconds: np.ndarray) -> list[Item]:

@@ -105,8 +105,8 @@ def mark(axes: Axes, points: Points, ids: Sequence[str | None]) -> None:
         look = points.looks[i]
         axes.scatter(
             [points.across.values[i]], [points.up.values[i]], s=points.areas[i], marker=look.marker,
-            linewidths=0.8 if look.control else 0.3, gid=ids[i], zorder=4 if look.control else 3,
-            **(fill(look) if look.control else {"facecolor": look.colour, "edgecolor": "#ffffff"}),
+            linewidths=0.3 if look.face == look.colour else 0.8, gid=ids[i], zorder=4 if look.control else 3,
+            **({"facecolor": look.colour, "edgecolor": "#ffffff"} if look.face == look.colour else fill(look)),
         )  # fmt: skip
 
 

@@ -161,6 +161,5 @@ def _plainly(axes: Axes) -> None:
 
 def _line(look: Style) -> dict[str, Any]:
     """Line style for matplotlib, with the method's marker."""
-    face = "none" if look.control else look.colour
-    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": face, "markeredgewidth": 0.5}
+    marker = {"marker": look.marker, "markersize": 2.6, "markerfacecolor": look.face, "markeredgewidth": 0.5}
     return {"color": look.colour, "linestyle": look.dash, "linewidth": 1.0, **marker}

@@ -13,6 +13,8 @@ from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.tables import DERIVED, Derived, head
 from unlearnbench.metric import Metric
 from unlearnbench.printable import printable
+from unlearnbench.records.identity import strip_suffix
+from unlearnbench.report.first_view import WORDS
 from unlearnbench.report.section import group_by_label, section
 from unlearnbench.report.sources import Gap, RecordSource
 from unlearnbench.report.table import BOXES, meaning
@@ -41,8 +43,10 @@ def build_page(results: Path, task: str | None = None, include_unsafe: bool = Fa
         source.images(record)
     tables = board(source.records, metrics, source.images).tables()
     groups = group_by_label(source.records)
+    labels = {row.label for _, table in tables for row in table}
+    names = sorted(labels | {strip_suffix(label) for label in labels})
     sections = [
-        section(f"t{i}", table, groups, source, metrics, include_unsafe)
+        section(f"t{i}", table, groups, source, metrics, include_unsafe, names)
         for i, (_, table) in enumerate(track(tables, len(tables), "drawing tables"), 1)
     ]
     known: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
@@ -81,5 +85,5 @@ def _rendered(**values: Any) -> str:
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = {"style": Markup(style), "script": Markup(script), "script_hash": hash}
-    about = {"attack_legend": ATTACKS, "version": __version__}
+    about = {"attack_legend": ATTACKS, "became_words": WORDS, "version": __version__}
     return environment.get_template("page.html").render(**values, **own, **about)

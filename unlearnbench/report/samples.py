@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +33,8 @@ class Strip(NamedTuple):
     """A data: URL, or empty."""
     alt: str
     reason: str
+    other: bool = False
+    """Whether it is shown only when a reader asks for all settings."""
 
 
 class Grid(NamedTuple):
@@ -43,8 +45,10 @@ class Grid(NamedTuple):
     strips: list[Strip]
 
 
-def build_strips(methods: Sequence[tuple[str, Record]], results: Path, images: Images) -> Grid | None:
-    """Make a strip for each method, given its label and record; the originals come first.
+def build_strips(
+    methods: Sequence[tuple[str, Record]], results: Path, images: Images, others: Collection[str] = ()
+) -> Grid | None:
+    """Make a strip for each method, given its label and record; the originals come first. `others` are marked so.
 
     Methods that were made from different originals have one strip for each of these. Returns None where no record has
     the per-image values that say what the rows are.
@@ -62,7 +66,7 @@ def build_strips(methods: Sequence[tuple[str, Record]], results: Path, images: I
         Strip(label, "", "", one) if isinstance(one, str) else _strip(label, one, concepts, forgotten)
         for label, one in {**originals, **rest}.items()
     ]
-    return Grid(concepts, forgotten, strips)
+    return Grid(concepts, forgotten, [strip._replace(other=strip.label in others) for strip in strips])
 
 
 def _originals(methods: Sequence[tuple[str, Record]], sides: Mapping[str, Sides | str]) -> dict[str, Sides]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import plots, registry
@@ -10,15 +12,19 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import concept_effects
 from unlearnbench.leaderboard.rows import Board
-from unlearnbench.leaderboard.tables import Sheet, notes_of, spans
+from unlearnbench.leaderboard.tables import notes_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
+from unlearnbench.plots.style import styles
 from unlearnbench.records.identity import group_records, unique_labels
 from unlearnbench.records.provenance import hardware
 from unlearnbench.records.schema import Record
+from unlearnbench.report.attack_sheet import AttackTable
+from unlearnbench.report.attack_sheet import attack_table as make_attack_table
+from unlearnbench.report.first_view import looks_of, rows_at_first
 from unlearnbench.report.samples import Grid, build_strips
 from unlearnbench.report.sources import RecordEntry, RecordSource, entry
-from unlearnbench.report.table import Column, ReportRow, columns, row_of
+from unlearnbench.report.table import Column, ReportRow, columns, row_of, short_columns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,10 +33,13 @@ Groups = Mapping[tuple[Any, ...], list[Record]]
 """Records by table and label."""
 POINTS = 72.0
 """Points per inch."""
+REFERENCES = ("retrain", "original")
+"""Controls that every plot of attacks shows."""
 TRADE_OFF = (
     "Efficacy against utility: better is up and to the right. Bars are 95 % intervals, the area of a point grows with "
     "unlearning time, controls are hollow, and the line joins the methods that no other beats on both axes."
 )
+FIRST = "Better is up and to the right. Bars are 95 % intervals; points grow with unlearning time."
 COST = "Cost of unlearning: time and memory of each method."
 MATRIX = (
     "Effect of forgetting on every concept (columns) for each method (rows): change from the original, in points, of "
@@ -54,6 +63,8 @@ class Picture(NamedTuple):
     caption: str
     width: float = 0.0
     """Width in points."""
+    other: bool = False
+    """Whether it is about published and tuned settings, and shown when a reader asks for them."""
 
 
 class Section(NamedTuple):
@@ -69,13 +80,17 @@ class Section(NamedTuple):
     withheld: str
     """Why no samples are shown; empty where they are."""
     columns: list[Column]
+    short: list[int]
+    """Places of the columns of the short board."""
     bodies: list[tuple[str, list[ReportRow]]]
     """Controls, then methods."""
     notes: str
+    first: Picture
+    """Beside the short board: efficacy against utility with default settings."""
     pictures: list[Picture]
-    attacks: Sheet | None
-    curves: Picture | None
-    trajectories: Picture | None
+    attacks: AttackTable | None
+    curves: list[Picture]
+    trajectories: list[Picture]
     samples: Grid | None
     entries: list[tuple[ReportRow, list[RecordEntry]]]
 
@@ -83,6 +98,23 @@ class Section(NamedTuple):
     def rows(self) -> list[ReportRow]:
         """The rows of both bodies."""
         return [row for _, rows in self.bodies for row in rows]
+
+    @property
+    def others(self) -> int:
+        """The number of rows with published and tuned settings."""
+        return sum(row.other for row in self.rows)
+
+    @property
+    def became(self) -> bool:
+        """Whether it is known of any row what became of its forget images."""
+        return any(row.became for row in self.rows)
+
+    @property
+    def ranking(self) -> list[tuple[str, list[ReportRow]]]:
+        """The bodies of the short board: the best methods first (see `ReportRow.merit`), then controls."""
+        methods, controls = ([row for row in self.rows if row.control == kind] for kind in (False, True))
+        methods.sort(key=lambda row: row.merit, reverse=True)
+        return [(name, rows) for name, rows in (("methods", methods), ("controls", controls)) if rows]
 
     @property
     def further(self) -> list[str]:
@@ -99,21 +131,32 @@ def group_by_label(records: Iterable[Record]) -> Groups:
 
 
 def section(
-    id: str, table: Board, groups: Groups, source: RecordSource, metrics: Mapping[str, Metric], unsafe: bool
+    id: str,
+    table: Board,
+    groups: Groups,
+    source: RecordSource,
+    metrics: Mapping[str, Metric],
+    unsafe: bool,
+    names: Sequence[str],
 ) -> Section:
-    """Make the section for one table of the board; samples of unsafe tasks only if `unsafe`."""
+    """Make the section for one table of the board; samples of unsafe tasks only if `unsafe`.
+
+    `names` are all labels of the page, on which the colours of methods depend.
+    """
     task, protocol, hash, forget = table.rows[0].table
-    shown = columns(table, task, metrics)
+    shown, first = columns(table, task, metrics), rows_at_first(table)
+    looks = looks_of(table, first, styles(names))
     made = []
     for number, row in enumerate(table):
         key = (*row.table, row.label)
-        records = groups[key]
-        made.append(row_of(row, f"{id}-m{number}", f"{id}-pareto-row-{row.index}", shown, metrics, records))
+        records, look = groups[key], looks[row.index]
+        point = f"{id}-{'first' if look.at_first else 'every'}-row-{row.index}"
+        made.append(row_of(row, f"{id}-m{number}", point, shown, metrics, records, look))
     records = [record for row in made for record in row.records]
     withheld = "" if unsafe else _withheld(task)
-    title = f"{task}, forget {forget}"
     bodies = [("controls", [row for row in made if row.control]), ("methods", [row for row in made if not row.control])]
-    firsts = [(row.label, next(filter(_sampled, row.records), row.records[0])) for row in made]
+    drawings = Drawings(id, f"{task}, forget {forget}", table, first, made, names)
+    sheet = next(iter(attack_table.attack_sheets(drawings.every)), None)
     return Section(
         id=id,
         task=task,
@@ -124,13 +167,15 @@ def section(
         untried=registry.untried(task),
         withheld=withheld,
         columns=shown,
+        short=short_columns(shown),
         bodies=[(name, own) for name, own in bodies if own],
         notes=notes_of(table, metrics),
-        pictures=_pictures(id, title, table, records, source),
-        attacks=next(iter(attack_table.attack_sheets(table)), None),
-        curves=_curves(id, title, made),
-        trajectories=_trajectories(id, title, made),
-        samples=None if withheld else build_strips(firsts, source.results, source.images),
+        first=drawings.first_picture(),
+        pictures=drawings.pictures(records, source),
+        attacks=None if sheet is None else make_attack_table(sheet, {row.look.label: row for row in made}),
+        curves=drawings.curves(),
+        trajectories=drawings.trajectories(),
+        samples=None if withheld else _samples(made, source),
         entries=[(row, _entries(row, source, metrics)) for row in made],
     )
 
@@ -160,35 +205,102 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def _pictures(id: str, title: str, table: Board, records: list[Record], source: RecordSource) -> list[Picture]:
-    found = concept_effects.effects(records, source.images)
-    pictures = [
-        _picture(f"{id}-pareto", "pareto", TRADE_OFF, lambda: plots.pareto(table, title)),
-        _picture(f"{id}-cost", "cost", COST, lambda: plots.cost(table, title)),
-    ]
-    if len(found):
-        pictures.append(_picture(f"{id}-matrix", "matrix", MATRIX, lambda: plots.matrix(found, title)))
-    return pictures
+class Drawings(NamedTuple):
+    """The plots of a table, apart for the rows that are shown at first and for the others."""
+
+    id: str
+    title: str
+    table: Board
+    first: Board
+    rows: Sequence[ReportRow]
+    names: Sequence[str]
+    """All labels of the page: a method has one colour in all plots."""
+
+    @property
+    def every(self) -> Board:
+        """All rows, with labels as they are shown."""
+        short = {row.label: row.look.label for row in self.rows}
+        return self.table.of(replace(row, label=short[row.label]) for row in self.table)
+
+    def first_picture(self) -> Picture:
+        """Efficacy against utility of the rows that are shown at first."""
+        draw = partial(plots.pareto, self.first, self.title, names=self.names)
+        return _picture(f"{self.id}-first", "pareto", FIRST, draw)
+
+    def pictures(self, records: list[Record], source: RecordSource) -> list[Picture]:
+        """Effects on concepts and costs, then efficacy against utility of all rows."""
+        found = concept_effects.effects(records, source.images)
+        short, every = {row.label: row.look.label for row in self.rows}, self.every
+        effects = found.assign(label=[short.get(label, label) for label in found["label"]])
+        shown = {row.label for row in self.first}
+        made = []
+        for other, title in self._parts():
+            some = every.of(row for row in every if (row.label not in shown) == other)
+            part = effects[effects["label"].isin(shown) != other]
+            if len(part):
+                draw = partial(plots.matrix, part, title, names=self.names)
+                made.append(_picture(self._name("matrix", other), "matrix", MATRIX, draw, other))
+            draw = partial(plots.cost, some, title, names=self.names)
+            made.append(_picture(self._name("cost", other), "cost", COST, draw, other))
+        if len(self.table) > len(self.first):
+            draw = partial(plots.pareto, every, f"{self.title}, all settings", names=self.names)
+            made.append(_picture(f"{self.id}-every", "pareto", TRADE_OFF, draw, other=True))
+        return made
+
+    def curves(self) -> list[Picture]:
+        """Attacks as recovered share against budget."""
+        made = []
+        for other, title in self._parts():
+            groups = {row.look.label: row.records for row in self.rows if self._belongs(row, other)}
+            attacked = {name: [record for record in some if record.attacks] for name, some in groups.items()}
+            attacked = {name: some for name, some in attacked.items() if some}
+            figure = attack_curves.attack_figure(title, attacked, names=self.names)
+            if figure is not None and set(attacked) - set(REFERENCES):
+                made.append(_picture(self._name("curves", other), "curves", CURVES, partial(_same, figure), other))
+        return made
+
+    def trajectories(self) -> list[Picture]:
+        """Scores during unlearning."""
+        made = []
+        for other, title in self._parts():
+            groups = {row.look.label: row.records for row in self.rows if row.other == other}
+            figure = plots.trajectory(title, groups, names=self.names)
+            if figure is not None:
+                name = self._name("trajectories", other)
+                made.append(_picture(name, "trajectories", TRAJECTORIES, partial(_same, figure), other))
+        return made
+
+    def _parts(self) -> list[tuple[bool, str]]:
+        """Whether a plot is about the other rows, and its title."""
+        rest = len(self.table) > len(self.first)
+        return [(False, self.title), *([(True, f"{self.title}, other settings")] if rest else [])]
+
+    def _belongs(self, row: ReportRow, other: bool) -> bool:
+        """Whether a row is in a plot of attacks: those of other rows have the references too."""
+        return row.other == other or row.look.label in REFERENCES
+
+    def _name(self, kind: str, other: bool) -> str:
+        return f"{self.id}-{kind}{'-other' if other else ''}"
 
 
-def _picture(name: str, kind: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+def _same(figure: Figure) -> Figure:
+    """The figure, for `_picture`, where it was drawn before."""
+    return figure
+
+
+def _picture(name: str, kind: str, caption: str, draw: Callable[[], Figure], other: bool = False) -> Picture:
     try:
         figure = draw()
     except UserError as error:
-        return Picture(kind, "", f"no picture: {error}")
-    return Picture(kind, plots.svg(figure, name), caption, POINTS * figure.get_figwidth())
+        return Picture(kind, "", f"no picture: {error}", other=other)
+    return Picture(kind, plots.svg(figure, name), caption, POINTS * figure.get_figwidth(), other)
 
 
-def _curves(id: str, title: str, rows: Sequence[ReportRow]) -> Picture | None:
-    attacked = {row.label: [record for record in row.records if record.attacks] for row in rows}
-    groups = {label: records for label, records in attacked.items() if records}
-    figure = attack_curves.attack_figure(title, groups, names=list(attacked))
-    return None if figure is None else _picture(f"{id}-curves", "curves", CURVES, lambda: figure)
-
-
-def _trajectories(id: str, title: str, rows: Sequence[ReportRow]) -> Picture | None:
-    figure = plots.trajectory(title, {row.label: row.records for row in rows})
-    return None if figure is None else _picture(f"{id}-trajectories", "trajectories", TRAJECTORIES, lambda: figure)
+def _samples(rows: Sequence[ReportRow], source: RecordSource) -> Grid | None:
+    """The strips of all rows, those that are shown at first before the others."""
+    ordered = sorted(rows, key=lambda row: row.other)
+    runs = [(row.look.label, next(filter(_sampled, row.records), row.records[0])) for row in ordered]
+    return build_strips(runs, source.results, source.images, {row.look.label for row in rows if row.other})
 
 
 def _entries(row: ReportRow, source: RecordSource, metrics: Mapping[str, Metric]) -> list[RecordEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, head, interv
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
+from unlearnbench.report.first_view import Became, Look, became
 
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
 """Columns that are shown at first; an axis with none of these shows its first."""
@@ -22,6 +24,8 @@ BOXES = {
     )
     for box, what in (("white", "the weights"), ("black", "the model's answers"))
 }
+SHORT = ("score", "ua", "ra", "fid", "robustness", "unlearn_time")
+"""Columns of the short board; an axis with none of these has its first."""
 EVERYWHERE = "score"
 """The column without an axis: the worse of efficacy and utility."""
 
@@ -70,6 +74,15 @@ class ReportRow(NamedTuple):
     records: Sequence[Record]
     cells: list[TableCell]
     flags: list[str]
+    look: Look
+    became: Became | None
+    merit: tuple[bool, float]
+    """For sorting the short board: whether there is a score, and it, or else the worse of UA and RA."""
+
+    @property
+    def other(self) -> bool:
+        """Whether it is shown only when a reader asks for all settings."""
+        return not self.look.at_first
 
 
 def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Column]:
@@ -81,6 +94,17 @@ def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Colu
         own = [name for name in known if axis_of(name, every[name]) == axis]
         firsts |= set() if firsts & set(own) else set(own[:1])
     return [_column(name, every[name], name in firsts) for name in known]
+
+
+def short_columns(columns: Sequence[Column]) -> list[int]:
+    """Places of the columns of the short board."""
+    names = [column.name for column in columns]
+    kept = [names.index(name) for name in SHORT if name in names]
+    for axis in AXES:
+        own = [place for place, column in enumerate(columns) if column.axis == axis]
+        if not set(own) & set(kept):
+            kept += own[:1]
+    return sorted(kept)
 
 
 def _column(name: str, column: Metric | Derived, first: bool) -> Column:
@@ -115,6 +139,7 @@ def row_of(
     found: Sequence[Column],
     metrics: Mapping[str, Metric],
     records: Sequence[Record],
+    look: Look,
 ) -> ReportRow:
     """Make a row from a row of the board and its records."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}
@@ -130,7 +155,16 @@ def row_of(
         records,
         [cell(every[column.name], column.name, row) for column in found],
         status_texts(records),
+        look,
+        became(row),
+        _merit(row),
     )
+
+
+def _merit(row: BoardRow) -> tuple[bool, float]:
+    score = row.stat(EVERYWHERE).value
+    known = [value for name in ("ua", "ra") if (value := row.stat(name).value) is not None]
+    return (True, score) if score is not None else (False, min(known, default=-math.inf))
 
 
 def cell(column: Metric | Derived, name: str, row: BoardRow) -> TableCell:

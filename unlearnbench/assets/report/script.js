@@ -33,8 +33,10 @@ function filter(tools, table) {
   let shown = 0, all = 0;
   for (const body of table.tBodies) {
     const allowed = controls || !body.classList.contains("controls");
+    const others = tools.closest(".part").querySelector(".settings input");
     let some = false;
     for (const row of rowsOf(body)) {
+      if (others && !others.checked && row.classList.contains("apart")) continue;
       const text = `${row.cells[0].textContent} ${row.cells[1].textContent}`.toLowerCase();
       row.hidden = !(allowed && words.every((word) => text.includes(word)));
       some ||= !row.hidden;
@@ -46,10 +48,32 @@ function filter(tools, table) {
   tools.querySelector(".count").textContent = `${shown} of ${all} methods shown`;
 }
 
+/* Show one table, that of a section; all are shown where scripts do not run. */
+function choose(part) {
+  for (const other of document.querySelectorAll(".sheet")) other.classList.toggle("chosen", other === part);
+  for (const link of document.querySelectorAll(".choice")) {
+    if (part.querySelector("h2").id !== link.hash.slice(1)) {
+      link.removeAttribute("aria-current");
+      continue;
+    }
+    link.setAttribute("aria-current", "true");
+    const row = link.closest("nav");
+    const [left, right] = [link.getBoundingClientRect().left - 16, link.getBoundingClientRect().right + 16 - innerWidth];
+    row.scrollLeft += left < 0 ? left : Math.max(0, right);
+  }
+}
+
 /* Open what an address names, and everything around it. */
 function reveal(id) {
   const target = id && document.getElementById(id);
   if (!target) return;
+  const part = target.closest(".sheet");
+  if (part) choose(part);
+  if (target.matches(".sheet h2")) {
+    target.focus({ preventScroll: true });
+    scrollTo(0, 0);
+    return;
+  }
   for (let node = target; node; node = node.parentElement) if (node.matches("details")) node.open = true;
   const place = target.querySelector("summary") || target;
   place.focus({ preventScroll: true });
@@ -79,6 +103,16 @@ function point(event) {
 }
 
 addEventListener("DOMContentLoaded", () => {
+  choose(document.querySelector(".sheet"));
+  for (const table of document.querySelectorAll("table.sortable")) {
+    table.tHead.addEventListener("click", (event) => {
+      const head = event.target.closest("th");
+      if (head && event.target.closest("button")) sort(table, head);
+    });
+    table.addEventListener("mouseover", point);
+    table.addEventListener("focusin", point);
+    table.addEventListener("mouseleave", point);
+  }
   for (const tools of document.querySelectorAll(".tools")) {
     const table = document.getElementById(tools.dataset.table);
     tools.addEventListener("input", (event) => {
@@ -87,14 +121,9 @@ addEventListener("DOMContentLoaded", () => {
       else filter(tools, table);
     });
     for (const box of tools.querySelectorAll("[data-toggle]")) table.classList.toggle(box.dataset.toggle, box.checked);
+    const others = tools.closest(".part").querySelector(".settings input");
+    if (others) others.addEventListener("input", () => filter(tools, table));
     filter(tools, table);
-    table.tHead.addEventListener("click", (event) => {
-      const head = event.target.closest("th");
-      if (head && event.target.closest("button")) sort(table, head);
-    });
-    table.addEventListener("mouseover", point);
-    table.addEventListener("focusin", point);
-    table.addEventListener("mouseleave", point);
   }
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.copy");

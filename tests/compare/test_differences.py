@@ -14,8 +14,10 @@ from unlearnbench.compare.differences import attack_rows, metric_rows
 from unlearnbench.compare.pairs import paired, require_comparable, same_plan, side
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import p_value
+from unlearnbench.records import lineage
 from unlearnbench.records.image_table import reader
 from unlearnbench.records.schema import read_record, write_record
+from unlearnbench.reporting import told_by
 from unlearnbench.statistics import difference, holm, mcnemar, paired_shares, paired_t, t_interval, wilson
 
 
@@ -279,3 +281,15 @@ def test_a_record_is_found_by_any_of_its_files_and_a_folder_by_its_records(tmp_p
         file.rename(folder / "seed-7.json")
     with pytest.raises(UserError, match=r"differ in protocol .*: name one of them"):
         side(folder)
+
+
+def test_runs_of_older_versions_are_left_out_and_named(tmp_path):
+    known = lineage.known_hashes()["engine"]["digits-class"]
+    shares = [(30, 50), (33, 51), (29, 54)]
+    several(tmp_path, "esd", shares[:2], engine_hash=known["0"][0])
+    folder = several(tmp_path, "esd", shares[2:], first=2, engine_hash=known["1"][0])
+    said: list[str] = []
+    with told_by(said.append):
+        assert [run.seed for run in side(folder).runs] == [2]
+    (line,) = said
+    assert "seed-0.json, seed-1.json" in line and "other version: engine" in line

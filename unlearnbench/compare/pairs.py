@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import distinct, same_images
 from unlearnbench.records.folder import ResultsFolder, methods_beside, record_files_below
-from unlearnbench.records.identity import CONDITIONS, describe_differences, group_records, record_identity
+from unlearnbench.records.identity import (
+    CONDITIONS,
+    describe_differences,
+    group_records,
+    older_flag,
+    record_identity,
+)
 from unlearnbench.records.image_table import read_beside
 from unlearnbench.records.schema import Record, read_record
+from unlearnbench.reporting import tell
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,8 +87,19 @@ def side(given: Path) -> MethodRuns:
     for run in runs[1:]:
         if what := _apart(runs[0].record, run.record, method=True):
             raise UserError(f"{runs[0].path} and {run.path} differ in {what}: name one of them")
+    runs = _without_older_versions(runs)
     _require_one(given, runs)
     return MethodRuns(given, sorted(runs, key=lambda run: run.seed))
+
+
+def _without_older_versions(runs: list[Run]) -> list[Run]:
+    """Leave out, and name, what older versions of the code made, where there are runs of the present ones."""
+    older = {run.path: flag for run in runs if (flag := older_flag([run.record]))}
+    if not older or len(older) == len(runs):
+        return runs
+    names = ", ".join(path.name for path in older)
+    tell(f"left out of {runs[0].record.label()}: {names}, of {'; '.join(dict.fromkeys(older.values()))}")
+    return [run for run in runs if run.path not in older]
 
 
 def _require_one(given: Path, runs: Sequence[Run]) -> None:

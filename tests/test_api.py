@@ -41,10 +41,10 @@ def offered(monkeypatch):
 def test_python_and_the_command_line_give_the_same_record(cli, tmp_path, capsys):
     path = write_nudge(tmp_path)
     (record,) = unlearnbench.run(
-        method=path, task="digits-class", forget="3", seeds=[1], settings={"size": 0.02}, out=tmp_path / "python"
+        method=path, task="digits-class", forget="3", seeds=[1], settings={"size": 0.02}, results=tmp_path / "python"
     )
     assert capsys.readouterr() == ("", ""), "nothing is shown unless it is asked for"
-    said = cli("run", "--method", path, "--forget", "3", "--seeds", "1", "--set", "size=0.02", "--out", "typed")
+    said = cli("run", "--method", path, "--forget", "3", "--seeds", "1", "--set", "size=0.02", "--results", "typed")
     assert said.code == 0
     assert comparable(record) == comparable(read_only(tmp_path / "typed"))
     assert record == read_only(tmp_path / "python")
@@ -53,7 +53,7 @@ def test_python_and_the_command_line_give_the_same_record(cli, tmp_path, capsys)
 
 def test_records_are_of_what_was_asked_for_and_made_once(tmp_path, monkeypatch):
     path, here = write_nudge(tmp_path), tmp_path / "here"
-    records = unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], out=here)
+    records = unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], results=here)
     assert [(record.forget, record.seeds["unlearning"]) for record in records] == [
         ("3", 0),
         ("3", 1),
@@ -62,12 +62,12 @@ def test_records_are_of_what_was_asked_for_and_made_once(tmp_path, monkeypatch):
     ]
     assert len(load_all(here)) == 6, "the original's are written beside them"
     monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *about: pytest.fail("it was there"))
-    assert unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], out=here) == records
+    assert unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], results=here) == records
 
 
 def test_a_class_is_run_as_its_file_is(tmp_path):
-    (own,) = unlearnbench.run(ScaleWeights, out=tmp_path / "own")
-    (file,) = unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "file")
+    (own,) = unlearnbench.run(ScaleWeights, results=tmp_path / "own")
+    (file,) = unlearnbench.run(write_nudge(tmp_path), results=tmp_path / "file")
     assert own.method.name == "scale_weights" and own.path(tmp_path / "own").is_file()
     assert own.weights == file.weights
     assert {name: score.value for name, score in own.scores.items() if "time" not in name and "memory" not in name} == {
@@ -76,7 +76,7 @@ def test_a_class_is_run_as_its_file_is(tmp_path):
 
 
 def test_attacks_are_tried_too(tmp_path):
-    (record,) = unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "here", attacks=["latent_probe@0.9"], budget=0)
+    (record,) = unlearnbench.run(write_nudge(tmp_path), results=tmp_path / "here", attacks=["latent_probe@0.9"], budget=0)
     assert set(record.attacks) == {"latent_probe@0.9+budget=0"}
 
 
@@ -84,9 +84,9 @@ def test_one_that_fails_is_raised_and_several_are_run_to_the_end(tmp_path):
     here = tmp_path / "here"
     broken = write_method(tmp_path, 'raise ValueError("no such luck")', name="broken")
     with pytest.raises(Failed, match="broken failed with ValueError: no such luck"):
-        unlearnbench.run(broken, out=here)
+        unlearnbench.run(broken, results=here)
     with pytest.raises(Failed, match=r"1 failed \(broken · forget 3 · seed 0: .*no such luck.*the records of 1 of 2"):
-        unlearnbench.run([broken, write_nudge(tmp_path)], out=here)
+        unlearnbench.run([broken, write_nudge(tmp_path)], results=here)
     assert read_only(here).method.name == "nudge"
 
 
@@ -94,13 +94,13 @@ def test_what_is_left_out_goes_to_the_log(tmp_path, monkeypatch, caplog):
     known = {name: registry.methods()[name] for name in ("original", "uce")}
     monkeypatch.setattr(registry, "methods", lambda: known)
     with caplog.at_level(logging.INFO, logger="unlearnbench"):
-        (record,) = unlearnbench.run("all", out=tmp_path / "here")
+        (record,) = unlearnbench.run("all", results=tmp_path / "here")
     assert record.method.name == "original"
     assert any(line.startswith("left out: uce needs") for line in caplog.messages)
 
 
 def test_progress_is_shown_where_it_is_asked_for(tmp_path, capsys):
-    unlearnbench.run(write_nudge(tmp_path), out=tmp_path / "here", progress=True)
+    unlearnbench.run(write_nudge(tmp_path), results=tmp_path / "here", progress=True)
     said = capsys.readouterr()
     assert said.out == "" and "[2/2] nudge · forget 3 · seed 0" in said.err
 
@@ -109,7 +109,7 @@ def test_wrong_values_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="unknown option of run 'forgot': did you mean forget"):
         unlearnbench.run("esd", forgot="3")
     with pytest.raises(UserError, match="unknown concept"):
-        unlearnbench.run("esd", forget="12", out=tmp_path / "here")
+        unlearnbench.run("esd", forget="12", results=tmp_path / "here")
     assert not (tmp_path / "here").exists()
 
 

@@ -34,7 +34,7 @@ def run(
         import unlearnbench
 
         (record,) = unlearnbench.run(
-            method="erasediff", task="digits-class", forget="3", seeds=[0], settings={"steps": 100}, out="results"
+            method="erasediff", task="digits-class", forget="3", seeds=[0], settings={"steps": 100}, results="results"
         )
         record.scores["ua"].value  # unlearning accuracy, in [0, 1]
 
@@ -50,10 +50,10 @@ def run(
         progress: Show two progress bars on stderr, for runs in this process. Notes, such as what `"all"` leaves out,
             go to the logger `unlearnbench` at the level INFO where no bars are shown.
         **options: The other fields of `RunRequest`, such as `forget`, `seeds`, `preset`, `settings`, `protocol`,
-            `device`, `out`, `attacks`, `force` and `jobs`.
+            `device`, `results`, `attacks`, `force` and `jobs`.
 
     Returns:
-        The records, by concept, method and seed. They are written below `out`, together with those of the original
+        The records, by concept, method and seed. They are written below the folder `results`, together with those of the original
         model that they are compared with. A run that is complete there is not repeated. `record.status` is "ok",
         "unreliable", "diverged" or "skipped"; `record.reason` says why.
 
@@ -66,7 +66,7 @@ def run(
     if ended.failed:
         raise Failed(
             f"{len(ended.failed)} failed ({'; '.join(ended.failed)}): the records of {len(ended.records)} of "
-            f"{len(prepared.cells.asked)} runs are in {prepared.request.out}; run again to go on"
+            f"{len(prepared.cells.asked)} runs are in {prepared.request.results}; run again to go on"
         )
     return ended.records
 

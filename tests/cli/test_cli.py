@@ -33,7 +33,7 @@ def unlearned(monkeypatch):
 
 
 def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
-    said = cli("run", "--method", write_nudge(tmp_path), "--out", "here")
+    said = cli("run", "--method", write_nudge(tmp_path), "--results", "here")
     assert said.code == 0, said.err
     assert re.search(r"metric +original +change +nudge +95 % interval", said.out)
     assert "digits-class · forget 3 · protocol default · seed 0" in said.out
@@ -51,7 +51,7 @@ def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
 
 
 def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned, fresh_store):
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     first = cli(*words)
     assert unlearned == ["original 3 0", "nudge 3 0"]
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
@@ -69,7 +69,7 @@ def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned
 def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, fresh_store):
     import shutil
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     shutil.rmtree(fresh_store / "weights")
     assert cli(*words).code == 0
@@ -79,7 +79,7 @@ def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, 
 def test_a_record_made_elsewhere_stays_where_only_times_would_differ(cli, tmp_path, fresh_store):
     import shutil
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     shutil.rmtree(fresh_store)
@@ -94,7 +94,7 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
 
     from unlearnbench.records.schema import write_record
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     record = read_only(tmp_path / "here")
     score = record.scores["ua"].model_copy(update={"value": record.scores["ua"].value / 2 + 0.25, "interval": None})
@@ -113,7 +113,7 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
 
 @pytest.mark.parametrize("suffix", [".png", ".parquet"])
 def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suffix, unlearned):
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     (path,) = [path for path in (tmp_path / "here").rglob(f"seed-*{suffix}") if "original" not in path.parts]
     before, times = path.read_bytes(), len(unlearned)
@@ -124,7 +124,7 @@ def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suf
 
 
 def test_a_method_that_changes_nothing_is_unreliable(cli, tmp_path):
-    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--out", "here")
+    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--results", "here")
     assert said.code == 0
     assert "unreliable: the method changed no weight: look at its settings" in said.err
     assert "unreliable (seed 0)" in cli("leaderboard", "here", "--format", "csv").out
@@ -135,18 +135,18 @@ def test_all_methods_and_one_of_ones_own(cli, tmp_path, monkeypatch):
 
     path = write_nudge(tmp_path)
     monkeypatch.setattr(registry, "methods", lambda: {"original": registry._found("methods")["original"]})
-    said = cli("run", "--method", f"all,{path}", "--out", "here")
+    said = cli("run", "--method", f"all,{path}", "--results", "here")
     assert said.code == 0, said.err
     assert len([line for line in said.err.splitlines() if "seed 0" in line]) == 3
 
 
 def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_store):
     path = write_nudge(tmp_path)
-    cli("run", "--method", path, "--out", "here")
+    cli("run", "--method", path, "--results", "here")
     path.write_text(path.read_text().replace("1 + self.size", "1 - self.size"))
-    refused = cli("run", "--method", path, "--out", "here")
+    refused = cli("run", "--method", path, "--results", "here")
     assert refused.code == 2 and "differs in method code" in refused.err and unlearned.count("nudge 3 0") == 1
-    assert cli("run", "--method", path, "--out", "here", "--force").code == 0
+    assert cli("run", "--method", path, "--results", "here", "--force").code == 0
     assert unlearned.count("nudge 3 0") == 2
     assert read_only(tmp_path / "here").revision == 2
 
@@ -154,7 +154,7 @@ def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_
 def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
     one, two = write_nudge(tmp_path, "one"), write_nudge(tmp_path, "two")
     said = cli(
-        "run", "--method", f"{one},{two}", "--forget", "3", "--forget", "5", "--seeds", "0-1", "--out", "here",
+        "run", "--method", f"{one},{two}", "--forget", "3", "--forget", "5", "--seeds", "0-1", "--results", "here",
     )  # fmt: skip
     assert said.code == 0, said.err
     found = {str(p.relative_to(tmp_path / "here/digits-class/default")) for p in (tmp_path / "here").rglob("*.json")}
@@ -167,7 +167,7 @@ def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
 
 def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
     path = write_nudge(tmp_path)
-    assert cli("run", "--method", path, "--set", "size=0.02", "--out", "here").code == 0
+    assert cli("run", "--method", path, "--set", "size=0.02", "--results", "here").code == 0
     record = read_record(tmp_path / "here/digits-class/default/3/nudge+size=0.02/seed-0.json")
     assert record.method.overrides == {"size": 0.02}
     assert record.method.settings == {"size": 0.02}
@@ -177,7 +177,7 @@ def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
 def test_presets_are_recorded(cli, tmp_path):
     fields = 'size: float = 0.01\npresets = {"published": {"*": {"size": 0.5}, "digits-class": {"size": 0.25}}}'
     path = write_method(tmp_path, "return model", fields=fields)
-    assert cli("run", "--method", path, "--preset", "published", "--out", "here").code == 0
+    assert cli("run", "--method", path, "--preset", "published", "--results", "here").code == 0
     record = read_record(tmp_path / "here/digits-class/default/3/mine@published/seed-0.json")
     assert (record.method.division, record.method.settings) == ("published", {"size": 0.25})
 
@@ -225,7 +225,7 @@ def test_a_stop_is_told_by_every_command(cli, monkeypatch):
 def results(cli, tmp_path):
     body = "for value in model.select('full').values():\n    value.data += 0.05 * torch.randn_like(value)\nreturn model"
     shaken = write_method(tmp_path, body, name="shaken")
-    cli("run", "--method", shaken, "--seeds", "0-1", "--out", "here")
+    cli("run", "--method", shaken, "--seeds", "0-1", "--results", "here")
     return tmp_path / "here"
 
 
@@ -314,7 +314,7 @@ def test_light_commands_import_nothing_heavy(tmp_path, words):
 
 def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unlearned):
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn", "concept"})')
-    said = cli("run", "--method", path, "--out", "here")
+    said = cli("run", "--method", path, "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.scores, record.weights["unlearned"]) == ("skipped", {}, None)
@@ -326,16 +326,16 @@ def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unle
 @pytest.mark.parametrize("earlier", [False, True])
 def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_path, earlier):
     if earlier:
-        assert cli("run", "--method", write_method(tmp_path, "return model"), "--out", "here").code == 0
+        assert cli("run", "--method", write_method(tmp_path, "return model"), "--results", "here").code == 0
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    said = cli("run", "--method", path, "--out", "here", *(["--force"] if earlier else []))
+    said = cli("run", "--method", path, "--results", "here", *(["--force"] if earlier else []))
     assert read_only(tmp_path / "here").status == "skipped"
     assert ".parquet" not in said.out
     assert {file.name for file in (tmp_path / "here/digits-class/default/3/mine").iterdir()} == {"seed-0.json"}
 
 
 def test_a_part_that_the_model_lacks_skips_the_cell(cli, tmp_path):
-    said = cli("run", "--method", "esd", "--set", "part=xattn", "--out", "here")
+    said = cli("run", "--method", "esd", "--set", "part=xattn", "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert record.status == "skipped"
@@ -350,12 +350,12 @@ def test_divergence_is_recorded_with_its_step_and_never_kept(cli, tmp_path, unle
         "return model"
     )
     path = write_method(tmp_path, body)
-    said = cli("run", "--method", path, "--out", "here")
+    said = cli("run", "--method", path, "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.reason) == ("diverged", "the loss is not finite at step 3")
     assert record.scores == {}
     assert "mine seed 0: diverged: the loss is not finite at step 3" in said.err
     assert len(list((fresh_store / "weights").iterdir())) == 1, "only the original's"
-    cli("run", "--method", path, "--out", "here")
+    cli("run", "--method", path, "--results", "here")
     assert unlearned.count("mine 3 0") == 2

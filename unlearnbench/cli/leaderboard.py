@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
+from unlearnbench.cli.arguments import Results, results_folder
 from unlearnbench.cli.console import err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
@@ -32,7 +33,10 @@ MORE = "a wider terminal, --columns or --format markdown shows them"
 
 @boards.command()
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[RESULTS]", help="Folder of records. [default: results]")
+    ] = None,
+    folder: Results = None,
     format: Annotated[str, typer.Option(help="Output format: terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
         str | None,
@@ -71,6 +75,8 @@ def leaderboard(
     """Print a table per task, protocol and concept.
 
     Cells are mean ± standard deviation over unlearning seeds."""
+    results = results_folder(folder, place=place)
+
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
     from unlearnbench.leaderboard.formats import TEXTWIDTH, formatted, no_format
@@ -141,12 +147,12 @@ def gathered(
     from unlearnbench.records.folder import ResultsFolder
 
     if results.is_file():
-        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
+        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --results` wrote to")
     with progress(f"records of {results}"):
         records = ResultsFolder(results).records()
     if some and not records:
         raise UserError(
-            f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
+            f"no records below {results}: make some with `unlearnbench run --method erasediff --results {results}`"
         )
     for name, value, of, begins in (
         ("task", task, lambda record: record.task, False),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unlearnbench.cli.arguments import Device, parse_settings
+from unlearnbench.cli.arguments import Device, OldOut, Results, parse_settings, results_folder
 from unlearnbench.cli.console import err, show_run
 from unlearnbench.cli.dry_run import show_probe
 from unlearnbench.cli.launch_view import (
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 running = typer.Typer()
-Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
 
 
 @running.command()
@@ -58,7 +57,8 @@ def run(
     memory: Annotated[
         list[str] | None, typer.Option(help="Ways to save memory: checkpointing, slices, or adam8bit on CUDA.")
     ] = None,
-    results: Results = Path("results"),
+    results: Results = None,
+    out: OldOut = None,
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, instead of the shipped weights.")
     ] = None,
@@ -127,7 +127,7 @@ def run(
         precision=precision,
         compile=compile,
         memory=memory,
-        out=results,
+        results=results_folder(results, out),
         pretrained=pretrained,
         data=data,
         checkpoint=checkpoint,
@@ -168,7 +168,7 @@ def show_dry_run(prepared: PreparedRun) -> None:
 
     pick_device(prepared.device)  # the trial runs here, whatever the launcher
     cells = [spec.cell() for specs in prepared.cells for spec in specs]
-    show_probe(cells, prepared.request.out, (prepared.where and prepared.where.jobs) or 1)
+    show_probe(cells, prepared.request.results, (prepared.where and prepared.where.jobs) or 1)
 
 
 def show_run_here(prepared: PreparedRun) -> None:
@@ -202,4 +202,4 @@ def _show_records(prepared: PreparedRun, ended: RunsEnded) -> None:
     attacks = [spec.label for spec in prepared.request.attack_specs()]
     for group in group_runs(ended.records):
         original = next(record for record in ended.baseline if record.forget == group[0].forget)
-        show_run(group, original, prepared.request.out, attacks)
+        show_run(group, original, prepared.request.results, attacks)

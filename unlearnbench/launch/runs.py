@@ -77,7 +77,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
 
     A cell that fails does not keep the others from being run; if it is the only one, its error is raised.
     """
-    request, cells, results = prepared.request, prepared.cells, prepared.request.out
+    request, cells, results = prepared.request, prepared.cells, prepared.request.results
     store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
     if not request.force:
         require_replaceable_cells([*cells.baseline, *cells.asked], results, attacks)
@@ -110,7 +110,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
 
 def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *about: None) -> JobsEnded:
     """Run the cells as jobs of a launcher; `shown` is called at every look at them."""
-    results, (baseline, asked) = prepared.request.out, prepared.cells
+    results, (baseline, asked) = prepared.request.results, prepared.cells
     jobs, left = cells_launched(asked, baseline, prepared.cut, where, Store(), results, shown)
     undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
 

@@ -67,7 +67,7 @@ def run_notes(
         told = [why[name] for name in lacking if why and name in why]
         because = f" that fit ({'; '.join(told)})" if told else ""
         lines.append(
-            f"no scores without the controls{because}; run them with the same --task, --protocol, --out: "
+            f"no scores without the controls{because}; run them with the same --task, --protocol, --results: "
             f"unlearnbench run {words}{' --force' if told else ''}"
         )
     return lines

@@ -97,6 +97,6 @@ def finished_record(cell: Cell, results: Path) -> Record | None:
 
 def _require_folders(state: CellState, store: Store, force: bool) -> None:
     """Refuse folders that the run could not write; a store that holds the weights already may be read-only."""
-    require_writable(state.results, "--out")
+    require_writable(state.results, "--results")
     if force or not state.has_weights(store):
         require_writable(store.root, "UNLEARNBENCH_CACHE")

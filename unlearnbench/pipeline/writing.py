@@ -74,7 +74,7 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 @contextmanager
-def explained_write_errors(folder: Path, remedy: str = "--out") -> Iterator[None]:
+def explained_write_errors(folder: Path, remedy: str = "--results") -> Iterator[None]:
     """Turn errors of the file system into one line that names the folder."""
     try:
         yield

@@ -76,7 +76,9 @@ def test_a_class_is_run_as_its_file_is(tmp_path):
 
 
 def test_attacks_are_tried_too(tmp_path):
-    (record,) = unlearnbench.run(write_nudge(tmp_path), results=tmp_path / "here", attacks=["latent_probe@0.9"], budget=0)
+    (record,) = unlearnbench.run(
+        write_nudge(tmp_path), results=tmp_path / "here", attacks=["latent_probe@0.9"], budget=0
+    )
     assert set(record.attacks) == {"latent_probe@0.9+budget=0"}
 
 

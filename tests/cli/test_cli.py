@@ -47,7 +47,10 @@ def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
     )
     for ending in (".json", ".parquet", ".png"):
         assert (tmp_path / folder / f"seed-0{ending}").is_file()
-    assert said.err.splitlines() == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
+    begun = [line for line in said.err.splitlines() if line.endswith("seed 0")]
+    assert begun == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
+    assert all(line.startswith("[") for line in said.err.splitlines()), "stages that take a second get a line more"
+    assert said.out.endswith("next:\n  unlearnbench leaderboard --results here\n  unlearnbench report --results here\n")
 
 
 def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned, fresh_store):
@@ -57,7 +60,7 @@ def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     second = cli(*words)
     assert unlearned == ["original 3 0", "nudge 3 0"]
-    assert second == first
+    assert second.out == first.out
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
     third = cli(*words, "--force")
     assert third.code == 0
@@ -107,6 +110,13 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
     told = " ".join(said.err.split())
     assert f"differs in ua {score.value:.5g} there, {record.scores['ua'].value:.5g} here" in told
     assert "64 threads, is kept with its attacks: --force replaces it" in told
+    for again in (said, cli(*words)):
+        heads = [line.split("  ") for line in again.out.splitlines() if line.strip().startswith("metric")][0]
+        assert [word.strip() for word in heads if word.strip()].index("nudge") == 3
+        (row,) = re.findall(r"^ *UA \(%\) ↑ .*$", again.out, re.M)
+        mine, kept = row.split()[5], row.split()[-1]
+        assert (mine, kept) == (f"{100 * record.scores['ua'].value:.1f}", f"{100 * score.value:.1f}"), "yours first"
+        assert "your numbers, measured here" in again.out and "is kept: --force replaces it" in again.out
     assert cli(*words, "--force").code == 0
     assert read_only(tmp_path / "here").scores["ua"] == record.scores["ua"]
 
@@ -160,7 +170,9 @@ def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
     found = {str(p.relative_to(tmp_path / "here/digits-class/default")) for p in (tmp_path / "here").rglob("*.json")}
     wanted = {f"{f}/{m}/seed-{s}.json" for f in "35" for m in ("one", "two") for s in (0, 1)}
     assert found == wanted | {"3/original/seed-0.json", "5/original/seed-0.json"}
-    assert said.out.count("seed 0, 1") == 4
+    assert said.out.count("seed 0, 1") == 2, "a table for each concept"
+    for name in ("one", "two"):
+        assert len(re.findall(rf"^ *{name} +2 +\d+\.\d ± ", said.out, re.M)) == 2, "a row for each method"
     assert "seed-0.json, seed-1.json" in said.out
     assert "[10/10] two · forget 5 · seed 1" in said.err
 

@@ -36,7 +36,9 @@ def status(
     folder = results_folder(results, old)
     journal = latest(Store(), folder)
     if journal is None:
-        raise UserError(f"nothing was launched to {folder}: `unlearnbench run --jobs 2 --results {folder} --method METHOD` does")
+        raise UserError(
+            f"nothing was launched to {folder}: `unlearnbench run --jobs 2 --results {folder} --method METHOD` does"
+        )
     if watch:
         _watch(journal)
     states = journal.states(_queued(journal))

@@ -21,6 +21,7 @@ from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
+from unlearnbench.reporting import phase
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import Diverged
 
@@ -65,7 +66,8 @@ def unlearned(
     cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
 ) -> Made:
     """The unlearned weights and what they cost, from the store or made."""
-    return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
+    with phase("unlearning"):
+        return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
 
 
 def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any], measured: Measurement) -> Record:

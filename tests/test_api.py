@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import unlearnbench
-from tests.support.small_world import comparable, read_only, write_method, write_nudge
+from tests.support.small_world import comparable, made_record, read_only, write_method, write_nudge
 from unlearnbench import Method, registry
 from unlearnbench.errors import Failed, UserError
+from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.records.folder import load_all
+from unlearnbench.records.image_table import read_images
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -61,6 +63,18 @@ def test_records_are_of_what_was_asked_for_and_made_once(tmp_path, monkeypatch):
         ("8", 1),
     ]
     assert len(load_all(here)) == 6, "the original's are written beside them"
+    assert unlearnbench.load_records(here, forget="8") == [r for r in load_all(here) if r.forget == "8"]
+    board = unlearnbench.leaderboard(here, forget="3")
+    assert board[["method", "n"]].values.tolist() == [["original", 1], ["nudge", 1]], "equal runs count once"
+    assert board.ua.iloc[1] == sum(record.scores["ua"].value for record in records[:2]) / 2
+    assert not unlearnbench.compare(*[here / f"digits-class/default/3/{name}" for name in ("original", "nudge")]).empty
+    for record in records[:2]:
+        images, values = record.samples(method=path), read_images(record, here)
+        assert images.dtype == torch.uint8 and images.shape == (len(values), 3, 8, 8)
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "another-machine"))
+    with pytest.raises(UserError, match=r"are not in the store .*`unlearnbench samples results/digits-class/default/3"):
+        records[0].samples(method=path)
+    monkeypatch.undo()
     monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *about: pytest.fail("it was there"))
     assert unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], results=here) == records
 
@@ -123,3 +137,28 @@ def test_run_is_the_function_whatever_is_imported_and_imports_nothing_heavy_befo
         "import inspect; assert 'eval_every' in inspect.signature(run).parameters"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_functions_keep_their_names_beside_the_packages_of_these_names():
+    program = (
+        "import sys, unlearnbench as ub; before = ub.leaderboard, ub.compare; "
+        "import unlearnbench.leaderboard.board, unlearnbench.compare.pairs; "
+        "assert all(map(callable, (ub.leaderboard, ub.compare, *before))); "
+        "from unlearnbench.errors import UserError\n"
+        "for function in (ub.leaderboard, ub.load_records):\n"
+        "    try:\n        function('nowhere')\n"
+        "    except UserError as error:\n        assert 'nowhere' in str(error), error\n"
+        "    else:\n        raise AssertionError(function)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_record_without_a_result_has_no_images():
+    lost = made_record("esd").model_copy(update={"status": "diverged", "reason": "nan"})
+    with pytest.raises(UserError, match="esd was diverged and has no images: nan"):
+        lost.samples()
+
+
+def test_the_old_name_of_results_still_works(tmp_path):
+    with pytest.warns(DeprecationWarning, match="use results"):
+        assert RunRequest.of(method="esd", out=tmp_path).results == tmp_path

@@ -111,8 +111,7 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
     assert f"differs in ua {score.value:.5g} there, {record.scores['ua'].value:.5g} here" in told
     assert "64 threads, is kept with its attacks: --force replaces it" in told
     for again in (said, cli(*words)):
-        heads = [line.split("  ") for line in again.out.splitlines() if line.strip().startswith("metric")][0]
-        assert [word.strip() for word in heads if word.strip()].index("nudge") == 3
+        assert re.search(r"^ *metric +original +change +nudge +95 % interval +kept record", again.out, re.M)
         (row,) = re.findall(r"^ *UA \(%\) ↑ .*$", again.out, re.M)
         mine, kept = row.split()[5], row.split()[-1]
         assert (mine, kept) == (f"{100 * record.scores['ua'].value:.1f}", f"{100 * score.value:.1f}"), "yours first"
@@ -209,8 +208,9 @@ def test_list_and_each_kind(cli):
 def test_list_of_one(cli):
     said = cli("list", "erasediff")
     assert said.code == 0
-    assert re.search(r"^ *eta +0\.02", said.out, re.M)
-    assert "published, cifar10-class" in " ".join(said.out.split())
+    assert re.search(r"^  eta = 0\.02\n      \w", said.out, re.M), "the setting, its default and what it is"
+    block = re.search(r"^  published, cifar10-class\n((?:      .*\n)+)", said.out, re.M)
+    assert block and "eta=" in block[1]
     assert "EraseDiff" in said.out
     said = cli("list", "digits-class")
     assert said.code == 0
@@ -221,6 +221,26 @@ def test_list_of_one(cli):
     said = cli("list", "ua")
     assert said.code == 0
     assert "higher is better" in said.out
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+def test_a_method_fits_into_80_columns(cli, name, monkeypatch):
+    from unlearnbench.cli import list as module
+
+    monkeypatch.setattr(module.out, "_width", 80)
+    said = cli("list", name)
+    cls, lines = registry.load_method(name), said.out.splitlines()
+    assert max(map(len, lines[1:])) <= 80, "the first line is the paper's, to be copied"
+    for key, value in cls().settings().items():
+        assert f"  {key} = {value}" in lines
+    flat = " ".join(said.out.split())
+    for text in cls.field_docs().values():
+        assert " ".join(text.split()) in flat
+    for preset, tasks in cls.offered().items():
+        for task, values in tasks.items():
+            assert f"  {preset}, {'other tasks' if task == '*' else task}" in lines
+            changed = [f"{key}={value}" for key, value in values.items() if cls().settings()[key] != value]
+            assert ", ".join(changed) in flat
 
 
 def test_a_stop_is_told_by_every_command(cli, monkeypatch):

@@ -13,6 +13,7 @@ import typer
 
 from unlearnbench import registry
 from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_metrics, complete_tasks
 from unlearnbench.cli.console import err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
@@ -42,7 +43,8 @@ def leaderboard(
         str | None,
         typer.Option(
             help="Metrics (with --attacks: attacks) to show, comma-separated, in several tables if needed. [default: "
-            "as many as fit; all in a pipe or file]"
+            "as many as fit; all in a pipe or file]",
+            autocompletion=complete_metrics,
         ),
     ] = None,
     axis: Annotated[
@@ -55,7 +57,7 @@ def leaderboard(
     methods: Annotated[
         str | None, typer.Option(help="Only these methods, comma-separated: names, or labels such as esd@published.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.", autocompletion=complete_tasks)] = None,
     protocol: Annotated[str | None, typer.Option(help="Only this protocol, by name or start of its hash.")] = None,
     forget: Annotated[str | None, typer.Option(help="Only this concept.")] = None,
     intervals: Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import out
 from unlearnbench.cli.leaderboard import gathered, split_methods
 from unlearnbench.errors import UserError
@@ -51,7 +52,7 @@ def plot(
         ),
     ] = None,
     file: Annotated[Path, typer.Option("--out", help="File to write: .pdf, .svg or .png.")] = Path("plot.pdf"),
-    task: Annotated[str | None, typer.Option(help="Task to plot.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to plot.", autocompletion=complete_tasks)] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol, by name or start of its hash.")] = None,
     forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
     methods: Annotated[

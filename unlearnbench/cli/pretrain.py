@@ -9,6 +9,7 @@ import typer
 
 from unlearnbench import registry
 from unlearnbench.cli.arguments import Device, OldOut, Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
@@ -22,7 +23,9 @@ Data = Annotated[
 
 @prepare.command()
 def pretrain(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "digits-class",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     folder: Annotated[
@@ -65,7 +68,9 @@ def pretrain(
 
 @prepare.command("first-hour")
 def first_hour(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "cifar10-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "cifar10-class",
     protocol: Annotated[str, typer.Option(help="Protocol that the original model is measured by.")] = "first-hour",
     checkpoint: Annotated[Path | None, typer.Option(help="Original model from a file of the papers' authors.")] = None,
     pretrained: Annotated[

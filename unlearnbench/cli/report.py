@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
@@ -22,7 +23,7 @@ def report(
     ] = None,
     folder: Results = None,
     file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.", autocompletion=complete_tasks)] = None,
     include_unsafe: Annotated[
         bool, typer.Option("--include-unsafe", help="Also embed samples of unsafe tasks, if records have them.")
     ] = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench.cli.arguments import Device, OldOut, Results, parse_settings, results_folder
+from unlearnbench.cli.completion import complete_attacks, complete_methods, complete_tasks
 from unlearnbench.cli.console import err, show_lines, show_next, show_runs
 from unlearnbench.cli.dry_run import show_probe
 from unlearnbench.cli.launch_view import (
@@ -41,9 +42,15 @@ FORMATS = ("terminal", "json")
 @running.command()
 def run(
     method: Annotated[
-        list[str], typer.Option(help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+        list[str],
+        typer.Option(
+            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable.",
+            autocompletion=complete_methods,
+        ),
     ],
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "digits-class",
     forget: Annotated[list[str] | None, typer.Option(help="Concepts to forget, comma-separated. Repeatable.")] = None,
     concept: Annotated[
         Path | None, typer.Option(help="File of your own concepts (see `new-concept`), instead of --forget.")
@@ -85,7 +92,8 @@ def run(
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks on the result: standard, or comma-separated names; see `unlearnbench list attacks`."
+            help="Attacks on the result: standard, or comma-separated names; see `unlearnbench list attacks`.",
+            autocompletion=complete_attacks,
         ),
     ] = None,
     budget: Annotated[
@@ -101,7 +109,9 @@ def run(
     ] = None,
     tracker: Annotated[
         str | None,
-        typer.Option(help="Log losses, gradients and scores to tensorboard[:DIR] or trackio[:PROJECT]."),
+        typer.Option(
+            help="Log losses, gradients and scores to tensorboard[:DIR], trackio[:PROJECT] or wandb[:PROJECT]."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate time, memory and disk, from a short trial.")

@@ -12,6 +12,7 @@ import typer
 
 from unlearnbench import registry
 from unlearnbench.cli.arguments import Device, OldOut, parse_settings, results_folder
+from unlearnbench.cli.completion import complete_methods, complete_tasks
 from unlearnbench.cli.console import err, print_table
 from unlearnbench.cli.console import out as console
 from unlearnbench.cli.launch_view import Gpus, Launcher, Partition, Slurm, TimeLimit, told_failures, view
@@ -29,14 +30,15 @@ tuning = typer.Typer()
 
 @tuning.command()
 def tune(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")],
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)],
     trials: Annotated[
         int, typer.Option(help="Candidate settings per method, including the default and the published ones.")
     ] = 24,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable. [default: all]"
+            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable. [default: all]",
+            autocompletion=complete_methods,
         ),
     ] = None,
     cap: Annotated[

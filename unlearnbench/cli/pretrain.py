@@ -63,7 +63,8 @@ def pretrain(
             raise too_little("pretraining", error, None) from error
     for name, value in reached.items():
         out.print(f"{name}: {value:.1%}")
-    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
+    use = f"unlearnbench run --task {task} --pretrained {folder} --method original"
+    out.print(f"weights in {folder}; use them with: {use}", soft_wrap=True)
 
 
 @prepare.command("first-hour")

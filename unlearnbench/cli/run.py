@@ -131,7 +131,10 @@ def run(
     time: TimeLimit = None,
     slurm: Slurm = None,
 ) -> None:
-    """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
+    """Unlearn, sample, judge, score and record; the same command again answers at once.
+
+    A stopped run goes on after its last finished stage: unlearned weights are kept, and every batch of images. An
+    unlearning that was stopped on its way begins again."""
     from unlearnbench.launch.runs import PreparedRun
     from unlearnbench.pipeline.request import RunRequest
 

@@ -18,6 +18,7 @@ from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.pipeline.request import Cells, RunRequest
+from unlearnbench.pipeline.shipped import copy_shipped_anchors
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.writing import measured_here
 from unlearnbench.records.schema import Record, read_record
@@ -90,7 +91,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
     with on_threads(request.threads):
         for spec in cells.baseline:
             begin(spec.title)
-            ended.baseline.append(runner.run_cell(spec.cell(), store, results, replace=request.force))
+            ended.baseline.append(runner.run_cell(spec.cell(), store, results, replace=request.force, baseline=True))
             if here := measured_here(CellState.of(spec.cell(), results), store):
                 ended.here[spec.place()] = here
         for spec in cells.asked:
@@ -112,6 +113,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
                 ended.failed.append(f"{spec.title}: {reason}")
             else:
                 ended.records.append(record)
+                copy_shipped_anchors(record, results)
                 if here := measured_here(CellState.of(spec.cell(), results), store):
                     ended.here[spec.place()] = here
     return ended

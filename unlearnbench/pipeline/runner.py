@@ -18,6 +18,7 @@ from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
+from unlearnbench.pipeline.shipped import shipped_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
@@ -27,11 +28,19 @@ from unlearnbench.training import Diverged
 
 
 def run_cell(
-    cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None, replace: bool = False
+    cell: Cell,
+    store: Store,
+    results: Path,
+    force: bool = False,
+    watch: Watch | None = None,
+    replace: bool = False,
+    baseline: bool = False,
 ) -> Record:
     """Unlearn, sample, judge, score and record one cell; return its record at once where nothing is missing.
 
-    `watch` follows the unlearning, unless the weights are in the store already. `force` runs every stage again.
+    `watch` follows the unlearning, unless the weights are in the store already. `force` runs every stage again. A
+    `baseline` is only compared with: its record will do, without weights in the store, and a record of the same run
+    that is shipped with a checkout serves in every other folder, where it is copied to.
     Raises `UserError` before any work where a record of something else lies in this one's place, unless `force` or
     `replace` allows to replace it, and where a folder cannot be written.
     """
@@ -40,6 +49,8 @@ def run_cell(
         state.require_replaceable()
     if state.found and not (force or state.needs_run(store)):
         return state.found
+    if baseline and not force and (known := state.found if state.whole else shipped_record(state)) is not None:
+        return known
     _require_folders(state, store, force)
     try:
         require(cell)

@@ -12,10 +12,10 @@ from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.measuring import Measurement
-from unlearnbench.pipeline.sampling import sample_images
+from unlearnbench.pipeline.sampling import has_images, sample_images
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
-from unlearnbench.records.sample_grid import write_grid
+from unlearnbench.records.sample_grid import grid_rows, write_grid
 from unlearnbench.records.schema import BESIDE, Record, read_record, write_record
 from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.files import cannot_write, replace_file
@@ -106,9 +106,12 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
     elif record.method.name != "original":
         cell = state.cell
         identity = {**model_parts(cell.task, original.state_dict()), "wrap": None}
+        rows = [place for places in grid_rows(cell.task).values() for place in places]
+        plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
         with phase("sample grid"):
-            before = sample_images(cell, original, identity, measured.plan, store)
-        write_grid(path, cell.task, before, measured.samples, record.label())
+            before = sample_images(cell, original, identity, plan, store)
+        places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
+        write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
 
 
 def with_attachments(new: Record, path: Path) -> Record:

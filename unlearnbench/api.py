@@ -187,7 +187,7 @@ def samples(
         raise UserError(f"{record.label()} was {record.status} and has no images: {record.reason}")
     device = str(record.environment.get("device_type") or "cpu")
     given = {name: Path(value) for name, value in (("data", data), ("checkpoint", checkpoint)) if value is not None}
-    cell = rebuilt(record, device, method and str(method), Path(pretrained) if pretrained else None, **given)
+    cell = rebuilt(record, device, str(method) if method else None, Path(pretrained) if pretrained else None, **given)
     store = _Kept()
     try:
         state, _ = store.stage("weights", weight_parts(cell, drafted(cell, {})), _nothing)

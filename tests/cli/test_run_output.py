@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from tests.support.small_world import made_record, python, read_only, write_method, write_nudge
 from unlearnbench.leaderboard import run_summary
-from unlearnbench.records import folder
 from unlearnbench.records.schema import read_record, write_record
 
 pytestmark = pytest.mark.usefixtures("small")
@@ -79,22 +79,21 @@ def test_records_are_looked_up_in_the_folder_that_is_named(cli, tmp_path):
 
 @pytest.fixture
 def shipped(cli, tmp_path, monkeypatch):
-    """A checkout's folder with the controls of digit 3, and a store that has nothing of them."""
-    monkeypatch.setattr(folder, "shipped_results", lambda: None)
-    assert cli("run", "--method", "retrain", "--set", "steps=1", "--results", "made").code == 0
+    """A checkout's folder with the controls of digit 3, and a store that has nothing of them.
+
+    What stands for retrain is another method's record under its name: to train takes minutes.
+    """
     made = tmp_path / "made"
+    assert cli("run", "--method", write_nudge(tmp_path, "other"), "--results", "made").code == 0
     record = read_only(made)
-    label = record.path(made).parent
-    plain = record.model_copy(
-        update={"method": record.method.model_copy(update={"overrides": {}, "division": "default"})}
-    )
-    write_record(plain, plain.path(made))
+    retrain = record.model_copy(update={"method": record.method.model_copy(update={"name": "retrain"})})
+    write_record(retrain, retrain.path(made))
+    old, new = record.path(made), retrain.path(made)
     for suffix in (".parquet", ".png"):
-        (label / f"seed-0{suffix}").rename(plain.path(made).with_suffix(suffix))
-    (label / "seed-0.json").unlink()
+        old.with_suffix(suffix).rename(new.with_suffix(suffix))
+    old.unlink()
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "another-store"))
-    for module in ("unlearnbench.pipeline.shipped", "unlearnbench.records.folder"):
-        monkeypatch.setattr(f"{module}.shipped_results", lambda: made)
+    monkeypatch.setattr("unlearnbench.pipeline.shipped.shipped_results", lambda: made)
     return made
 
 
@@ -116,11 +115,10 @@ def test_shipped_controls_serve_runs_in_any_folder(cli, tmp_path, shipped, monke
         for suffix in (".json", ".parquet"):
             place = f"digits-class/default/3/{name}/seed-0{suffix}"
             assert (tmp_path / "mine" / place).read_bytes() == (shipped / place).read_bytes()
-    assert "efficacy" in said.out and " retrain" in said.out.splitlines()[1:3][-1] + said.out
+    assert re.search(r"^ *metric .* retrain", said.out, re.M) and "--method retrain" not in said.out
     assert (tmp_path / "mine/digits-class/default/3/nudge/seed-0.png").is_file()
     again = cli(*words)
     assert unlearned == ["nudge"] and "using the record" not in again.err
-    assert cli("validate", "mine").code in (0, 1) and "mine/digits-class/default/3/original" not in again.err
 
 
 def test_controls_of_other_conditions_are_not_taken_over(cli, tmp_path, shipped):

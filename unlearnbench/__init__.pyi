@@ -1,6 +1,10 @@
 """The public names of unlearnbench and where they are defined: add a name here to make it public."""
 
+from .api import compare as compare
+from .api import leaderboard as leaderboard
+from .api import load_records as load_records
 from .api import run as run
+from .api import samples as samples
 from .attacks.base import Attack as Attack
 from .attacks.base import Look as Look
 from .diffusion.model import Batch as Batch
@@ -17,6 +21,7 @@ from .metric import Score as Score
 from .models.external.apply import apply_checkpoint as apply_checkpoint
 from .models.external.apply import checkpoint_address as checkpoint_address
 from .models.external.apply import checkpoint_hash as checkpoint_hash
+from .records.schema import Record as Record
 from .reporting import note as note
 from .reporting import track as track
 from .storage.lazy_arrays import Table as Table

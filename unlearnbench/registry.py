@@ -185,25 +185,40 @@ def offer_method(cls: type[Method]) -> str:
     """Make a Method class known by a name, in this process alone; returns the name.
 
     A built-in method keeps its name, one that was loaded from a file is named by its path. Any other class is named
-    after itself, `MyMethod` as `my_method`. Raises `UserError` where that is a built-in method's name, and where the
-    class has no source file: records name a method's code by a hash of its source.
+    after itself, `MyMethod` as `my_method`. Records name a method's code by a hash of its source: a class of a
+    notebook's cell is therefore written to a file of the store, with what it uses of the session, and is named by that
+    file's path. Raises `UserError` where the name is a built-in method's, and where the session keeps no source.
     """
+    from unlearnbench.notebook import lives_in_cell, module_source
+
     if cls.name in methods() and load_method(cls.name) is cls:
         return cls.name
-    try:
-        file = inspect.getfile(cls)
-    except (TypeError, OSError) as error:
-        raise UserError(
-            f"{cls.__name__} has no source file: write it to a .py file, and give the file's path or import it"
-        ) from error
-    if cls.__module__ == f"{PLUGIN}.{Path(file).stem}":
+    in_cell = lives_in_cell(cls)
+    if not in_cell and cls.__module__ == f"{PLUGIN}.{Path(file := inspect.getfile(cls)).stem}":
         return file
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
     if name in methods():
         raise UserError(f"{cls.__name__} would be named {name}, as a built-in method is: give the class another name")
+    if in_cell:
+        return str(_kept(name, module_source(cls)))
     cls.name = name
     _offered[name] = cls
     return name
+
+
+def _kept(name: str, source: str) -> Path:
+    """The file of the store with this source, under this name."""
+    from unlearnbench.hashing import digest
+    from unlearnbench.storage.files import cannot_write, replace_file
+    from unlearnbench.storage.store import default_root
+
+    path = default_root() / "sessions" / digest(source)[:32] / f"{name}.py"
+    try:
+        if not path.is_file():
+            replace_file(path, source.encode())
+    except OSError as error:
+        raise UserError(cannot_write(path.parent, error, "UNLEARNBENCH_CACHE")) from error
+    return path
 
 
 def is_offered(name: str) -> bool:

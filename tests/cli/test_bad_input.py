@@ -33,7 +33,7 @@ def refused(cli, tmp_path):
     return call
 
 
-RUN = ("run", "--out", "here", "--method")
+RUN = ("run", "--results", "here", "--method")
 WORDS = [
     ((*RUN, "esdd"), "'esdd'", "did you mean esd"),
     ((*RUN, "checkpoint"), "checkpoint", "--set path="),
@@ -184,7 +184,7 @@ def test_settings_that_are_no_numbers_leave_no_record_that_is_no_json(cli, tmp_p
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        (("run", "--method", "nudge.py", "--out"), "--out"),
+        (("run", "--method", "nudge.py", "--results"), "--results"),
         (("pretrain", "--out"), "--out"),
         (("new-method", "mine", "--out"), "--out"),
     ],
@@ -218,7 +218,7 @@ def test_leaderboard_formats_and_columns(cli, refused, tmp_path):
     refused("leaderboard", "here", "--format", "xml", names="'xml'", remedy="known: terminal, markdown")
     refused("leaderboard", "here", "--columns", "ua,fidd", names="'fidd'", remedy="did you mean fid")
     (tmp_path / "empty").mkdir()
-    refused("leaderboard", "empty", names="empty", remedy="--out empty")
+    refused("leaderboard", "empty", names="empty", remedy="--results empty")
 
 
 def cut(path):

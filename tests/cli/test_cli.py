@@ -33,7 +33,7 @@ def unlearned(monkeypatch):
 
 
 def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
-    said = cli("run", "--method", write_nudge(tmp_path), "--out", "here")
+    said = cli("run", "--method", write_nudge(tmp_path), "--results", "here")
     assert said.code == 0, said.err
     assert re.search(r"metric +original +change +nudge +95 % interval", said.out)
     assert "digits-class · forget 3 · protocol default · seed 0" in said.out
@@ -47,17 +47,20 @@ def test_run_prints_the_table_and_where_things_lie(cli, tmp_path):
     )
     for ending in (".json", ".parquet", ".png"):
         assert (tmp_path / folder / f"seed-0{ending}").is_file()
-    assert said.err.splitlines() == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
+    begun = [line for line in said.err.splitlines() if line.endswith("seed 0")]
+    assert begun == ["[1/2] original · forget 3 · seed 0", "[2/2] nudge · forget 3 · seed 0"]
+    assert all(line.startswith("[") for line in said.err.splitlines()), "stages that take a second get a line more"
+    assert said.out.endswith("next:\n  unlearnbench leaderboard --results here\n  unlearnbench report --results here\n")
 
 
 def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned, fresh_store):
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     first = cli(*words)
     assert unlearned == ["original 3 0", "nudge 3 0"]
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     second = cli(*words)
     assert unlearned == ["original 3 0", "nudge 3 0"]
-    assert second == first
+    assert second.out == first.out
     assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
     third = cli(*words, "--force")
     assert third.code == 0
@@ -69,7 +72,7 @@ def test_the_same_command_again_answers_from_the_record(cli, tmp_path, unlearned
 def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, fresh_store):
     import shutil
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     shutil.rmtree(fresh_store / "weights")
     assert cli(*words).code == 0
@@ -79,7 +82,7 @@ def test_a_record_whose_weights_are_gone_is_made_anew(cli, tmp_path, unlearned, 
 def test_a_record_made_elsewhere_stays_where_only_times_would_differ(cli, tmp_path, fresh_store):
     import shutil
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
     shutil.rmtree(fresh_store)
@@ -94,7 +97,7 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
 
     from unlearnbench.records.schema import write_record
 
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     record = read_only(tmp_path / "here")
     score = record.scores["ua"].model_copy(update={"value": record.scores["ua"].value / 2 + 0.25, "interval": None})
@@ -107,13 +110,19 @@ def test_a_record_that_this_machine_does_not_repeat_is_kept_and_said(cli, tmp_pa
     told = " ".join(said.err.split())
     assert f"differs in ua {score.value:.5g} there, {record.scores['ua'].value:.5g} here" in told
     assert "64 threads, is kept with its attacks: --force replaces it" in told
+    for again in (said, cli(*words)):
+        assert re.search(r"^ *metric +original +change +nudge +95 % interval +kept record", again.out, re.M)
+        (row,) = re.findall(r"^ *UA \(%\) ↑ .*$", again.out, re.M)
+        mine, kept = row.split()[5], row.split()[-1]
+        assert (mine, kept) == (f"{100 * record.scores['ua'].value:.1f}", f"{100 * score.value:.1f}"), "yours first"
+        assert "your numbers, measured here" in again.out and "is kept: --force replaces it" in again.out
     assert cli(*words, "--force").code == 0
     assert read_only(tmp_path / "here").scores["ua"] == record.scores["ua"]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".parquet"])
 def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suffix, unlearned):
-    words = ("run", "--method", write_nudge(tmp_path), "--out", "here")
+    words = ("run", "--method", write_nudge(tmp_path), "--results", "here")
     cli(*words)
     (path,) = [path for path in (tmp_path / "here").rglob(f"seed-*{suffix}") if "original" not in path.parts]
     before, times = path.read_bytes(), len(unlearned)
@@ -124,7 +133,7 @@ def test_a_file_that_is_missing_beside_a_record_is_made_again(cli, tmp_path, suf
 
 
 def test_a_method_that_changes_nothing_is_unreliable(cli, tmp_path):
-    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--out", "here")
+    said = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0", "--results", "here")
     assert said.code == 0
     assert "unreliable: the method changed no weight: look at its settings" in said.err
     assert "unreliable (seed 0)" in cli("leaderboard", "here", "--format", "csv").out
@@ -135,18 +144,18 @@ def test_all_methods_and_one_of_ones_own(cli, tmp_path, monkeypatch):
 
     path = write_nudge(tmp_path)
     monkeypatch.setattr(registry, "methods", lambda: {"original": registry._found("methods")["original"]})
-    said = cli("run", "--method", f"all,{path}", "--out", "here")
+    said = cli("run", "--method", f"all,{path}", "--results", "here")
     assert said.code == 0, said.err
     assert len([line for line in said.err.splitlines() if "seed 0" in line]) == 3
 
 
 def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_store):
     path = write_nudge(tmp_path)
-    cli("run", "--method", path, "--out", "here")
+    cli("run", "--method", path, "--results", "here")
     path.write_text(path.read_text().replace("1 + self.size", "1 - self.size"))
-    refused = cli("run", "--method", path, "--out", "here")
+    refused = cli("run", "--method", path, "--results", "here")
     assert refused.code == 2 and "differs in method code" in refused.err and unlearned.count("nudge 3 0") == 1
-    assert cli("run", "--method", path, "--out", "here", "--force").code == 0
+    assert cli("run", "--method", path, "--results", "here", "--force").code == 0
     assert unlearned.count("nudge 3 0") == 2
     assert read_only(tmp_path / "here").revision == 2
 
@@ -154,20 +163,22 @@ def test_editing_the_method_file_unlearns_again(cli, tmp_path, unlearned, fresh_
 def test_seeds_concepts_and_methods_multiply(cli, tmp_path, unlearned):
     one, two = write_nudge(tmp_path, "one"), write_nudge(tmp_path, "two")
     said = cli(
-        "run", "--method", f"{one},{two}", "--forget", "3", "--forget", "5", "--seeds", "0-1", "--out", "here",
+        "run", "--method", f"{one},{two}", "--forget", "3", "--forget", "5", "--seeds", "0-1", "--results", "here",
     )  # fmt: skip
     assert said.code == 0, said.err
     found = {str(p.relative_to(tmp_path / "here/digits-class/default")) for p in (tmp_path / "here").rglob("*.json")}
     wanted = {f"{f}/{m}/seed-{s}.json" for f in "35" for m in ("one", "two") for s in (0, 1)}
     assert found == wanted | {"3/original/seed-0.json", "5/original/seed-0.json"}
-    assert said.out.count("seed 0, 1") == 4
+    assert said.out.count("seed 0, 1") == 2, "a table for each concept"
+    for name in ("one", "two"):
+        assert len(re.findall(rf"^ *{name} +2 +\d+\.\d ", said.out, re.M)) == 2, "a row for each method"
     assert "seed-0.json, seed-1.json" in said.out
     assert "[10/10] two · forget 5 · seed 1" in said.err
 
 
 def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
     path = write_nudge(tmp_path)
-    assert cli("run", "--method", path, "--set", "size=0.02", "--out", "here").code == 0
+    assert cli("run", "--method", path, "--set", "size=0.02", "--results", "here").code == 0
     record = read_record(tmp_path / "here/digits-class/default/3/nudge+size=0.02/seed-0.json")
     assert record.method.overrides == {"size": 0.02}
     assert record.method.settings == {"size": 0.02}
@@ -177,7 +188,7 @@ def test_settings_are_recorded_and_move_the_record(cli, tmp_path):
 def test_presets_are_recorded(cli, tmp_path):
     fields = 'size: float = 0.01\npresets = {"published": {"*": {"size": 0.5}, "digits-class": {"size": 0.25}}}'
     path = write_method(tmp_path, "return model", fields=fields)
-    assert cli("run", "--method", path, "--preset", "published", "--out", "here").code == 0
+    assert cli("run", "--method", path, "--preset", "published", "--results", "here").code == 0
     record = read_record(tmp_path / "here/digits-class/default/3/mine@published/seed-0.json")
     assert (record.method.division, record.method.settings) == ("published", {"size": 0.25})
 
@@ -197,8 +208,9 @@ def test_list_and_each_kind(cli):
 def test_list_of_one(cli):
     said = cli("list", "erasediff")
     assert said.code == 0
-    assert re.search(r"^ *eta +0\.02", said.out, re.M)
-    assert "published, cifar10-class" in " ".join(said.out.split())
+    assert re.search(r"^  eta = 0\.02\n      \w", said.out, re.M), "the setting, its default and what it is"
+    block = re.search(r"^  published, cifar10-class\n((?:      .*\n)+)", said.out, re.M)
+    assert block and "eta=" in block[1]
     assert "EraseDiff" in said.out
     said = cli("list", "digits-class")
     assert said.code == 0
@@ -209,6 +221,26 @@ def test_list_of_one(cli):
     said = cli("list", "ua")
     assert said.code == 0
     assert "higher is better" in said.out
+
+
+@pytest.mark.parametrize("name", sorted(registry.methods()))
+def test_a_method_fits_into_80_columns(cli, name, monkeypatch):
+    from unlearnbench.cli import list as module
+
+    monkeypatch.setattr(module.out, "_width", 80)
+    said = cli("list", name)
+    cls, lines = registry.load_method(name), said.out.splitlines()
+    assert max(map(len, lines[1:])) <= 80, "the first line is the paper's, to be copied"
+    for key, value in cls().settings().items():
+        assert f"  {key} = {value}" in lines
+    flat = " ".join(said.out.split())
+    for text in cls.field_docs().values():
+        assert " ".join(text.split()) in flat
+    for preset, tasks in cls.offered().items():
+        for task, values in tasks.items():
+            assert f"  {preset}, {'other tasks' if task == '*' else task}" in lines
+            changed = [f"{key}={value}" for key, value in values.items() if cls().settings()[key] != value]
+            assert ", ".join(changed) in flat
 
 
 def test_a_stop_is_told_by_every_command(cli, monkeypatch):
@@ -225,7 +257,7 @@ def test_a_stop_is_told_by_every_command(cli, monkeypatch):
 def results(cli, tmp_path):
     body = "for value in model.select('full').values():\n    value.data += 0.05 * torch.randn_like(value)\nreturn model"
     shaken = write_method(tmp_path, body, name="shaken")
-    cli("run", "--method", shaken, "--seeds", "0-1", "--out", "here")
+    cli("run", "--method", shaken, "--seeds", "0-1", "--results", "here")
     return tmp_path / "here"
 
 
@@ -339,7 +371,7 @@ def test_light_commands_import_nothing_heavy(tmp_path, words):
 
 def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unlearned):
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn", "concept"})')
-    said = cli("run", "--method", path, "--out", "here")
+    said = cli("run", "--method", path, "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.scores, record.weights["unlearned"]) == ("skipped", {}, None)
@@ -351,16 +383,16 @@ def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unle
 @pytest.mark.parametrize("earlier", [False, True])
 def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_path, earlier):
     if earlier:
-        assert cli("run", "--method", write_method(tmp_path, "return model"), "--out", "here").code == 0
+        assert cli("run", "--method", write_method(tmp_path, "return model"), "--results", "here").code == 0
     path = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    said = cli("run", "--method", path, "--out", "here", *(["--force"] if earlier else []))
+    said = cli("run", "--method", path, "--results", "here", *(["--force"] if earlier else []))
     assert read_only(tmp_path / "here").status == "skipped"
     assert ".parquet" not in said.out
     assert {file.name for file in (tmp_path / "here/digits-class/default/3/mine").iterdir()} == {"seed-0.json"}
 
 
 def test_a_part_that_the_model_lacks_skips_the_cell(cli, tmp_path):
-    said = cli("run", "--method", "esd", "--set", "part=xattn", "--out", "here")
+    said = cli("run", "--method", "esd", "--set", "part=xattn", "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert record.status == "skipped"
@@ -375,12 +407,12 @@ def test_divergence_is_recorded_with_its_step_and_never_kept(cli, tmp_path, unle
         "return model"
     )
     path = write_method(tmp_path, body)
-    said = cli("run", "--method", path, "--out", "here")
+    said = cli("run", "--method", path, "--results", "here")
     assert said.code == 1, "no run came to a result"
     record = read_only(tmp_path / "here")
     assert (record.status, record.reason) == ("diverged", "the loss is not finite at step 3")
     assert record.scores == {}
     assert "mine seed 0: diverged: the loss is not finite at step 3" in said.err
     assert len(list((fresh_store / "weights").iterdir())) == 1, "only the original's"
-    cli("run", "--method", path, "--out", "here")
+    cli("run", "--method", path, "--results", "here")
     assert unlearned.count("mine 3 0") == 2

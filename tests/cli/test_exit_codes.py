@@ -15,7 +15,7 @@ from unlearnbench.errors import UserError, one_line
 from unlearnbench.records.schema import write_record
 
 pytestmark = pytest.mark.usefixtures("small")
-RUN = ("run", "--out", "here", "--method")
+RUN = ("run", "--results", "here", "--method")
 BROKEN = """
 class Broken(Exception):
     def __str__(self):
@@ -237,7 +237,7 @@ CONCEPT = 'name = "mine"\n[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\n'
 
 def refusal(cli, tmp_path, content: bytes) -> str:
     (tmp_path / "c.toml").write_bytes(content)
-    said = cli("run", "--task", "digits-text", "--method", "uce", "--concept", "c.toml", "--out", "here")
+    said = cli("run", "--task", "digits-text", "--method", "uce", "--concept", "c.toml", "--results", "here")
     assert said.code == 2, said.err[-500:]
     (line,) = said.errors
     assert len(line) < 500

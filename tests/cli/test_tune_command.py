@@ -42,4 +42,4 @@ def test_without_optuna_the_extra_is_named(cli, monkeypatch):
 def test_the_tuned_preset_without_a_tuning_says_what_to_run(cli):
     found = cli("run", "--method", "esd", "--preset", "tuned")
     assert found.code == 2
-    assert "run `unlearnbench tune --task digits-class --method esd --out results` first" in found.err
+    assert "run `unlearnbench tune --task digits-class --method esd --results results` first" in found.err

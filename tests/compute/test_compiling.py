@@ -50,14 +50,14 @@ def test_within_the_block_the_unet_is_compiled_and_afterwards_as_before(calls):
 
 def test_a_run_draws_with_it_trains_without_and_says_so(cli, calls, small, tmp_path):
     mine = write_nudge(tmp_path)
-    said = cli("run", "--method", mine, "--compile", "--out", "here")
+    said = cli("run", "--method", mine, "--compile", "--results", "here")
     assert said.code == 0, said.err
     records = load_all(tmp_path / "here")
     assert all(record.environment["compile"] is True for record in records)
     task = DigitsClass("3")
     chunks = -(-len(task.plan()) // task.protocol.chunk)
     assert len(calls) == len(records) * chunks * task.protocol.sampler.steps
-    again = cli("run", "--method", mine, "--out", "there")
+    again = cli("run", "--method", mine, "--results", "there")
     assert again.code == 0 and all("compile" not in record.environment for record in load_all(tmp_path / "there"))
 
 

@@ -176,7 +176,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
 
     monkeypatch.setattr(Diffusion, "sample", narrow)
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "other"))
-    said = cli("run", "--method", mine, "--out", "there")
+    said = cli("run", "--method", mine, "--results", "there")
     assert said.code == 0
     (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
     assert parts.environment["sampling_batch"] == CHUNK // 4

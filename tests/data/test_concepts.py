@@ -17,7 +17,7 @@ from unlearnbench.tasks.digits_text import DigitsText
 EXAMPLE = Path(__file__).parents[1] / "support" / "files" / "seven-and-red.toml"
 SEVEN = {"names": ["seven"], "substitute": "one"}
 RED = {"names": ["red"], "substitute": "blue"}
-RUN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--out", "here")
+RUN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--results", "here")
 
 
 def written(folder, text, name="mine.toml"):

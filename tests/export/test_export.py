@@ -23,7 +23,7 @@ from unlearnbench.records.schema import AttackRecord, read_record, write_record
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
 
-OWN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--out", "here")
+OWN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--results", "here")
 RUN = (*OWN, "--forget", "seven")
 
 
@@ -100,7 +100,7 @@ def code(text):
 def again(cli, text, **places):
     """The record that the card's own command makes."""
     words = [places.get(word, word) for word in shlex.split(code(text)[0])]
-    said = cli(*words[1:], "--out", "again")
+    said = cli(*words[1:], "--results", "again")
     assert said.code == 0, said.err
     return read_only(Path("again"))
 
@@ -286,7 +286,7 @@ def test_a_run_that_diverges_now_is_one_line(cli, world, record, monkeypatch, fr
 
 def test_a_class_conditional_model_has_no_pipeline(cli, small, tmp_path):
     file = write_nudge(tmp_path)
-    assert cli("run", "--method", file, "--out", "there", "--device", "cpu").code == 0
+    assert cli("run", "--method", file, "--results", "there", "--device", "cpu").code == 0
     path = next(Path("there").rglob("nudge/seed-0.json"))
     assert "digits-class has no text-to-image model" in refused(cli, path, "x", "--method", file)
     shutil.rmtree("there")

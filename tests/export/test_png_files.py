@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("small")
 def made(cli, tmp_path, fresh_store):
     """Words that name a record of a method of one's own."""
     mine = write_nudge(tmp_path)
-    assert cli("run", "--method", mine, "--out", "here").code == 0
+    assert cli("run", "--method", mine, "--results", "here").code == 0
     (record,) = (record for record in load_all(tmp_path / "here") if record.method.name == "nudge")
     return ("samples", record.path(tmp_path / "here"), "out", "--method", mine, "--device", "cpu")
 

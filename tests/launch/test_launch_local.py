@@ -28,7 +28,7 @@ from unlearnbench.tasks.digits_text import DigitsText
 def plain(tmp_path_factory, small_text):
     """Records of one process."""
     folder = tmp_path_factory.mktemp("plain")
-    words = ["run", *launches.SMOKE, "--threads", "1", "--method", "uce,negative_prompt", "--out", "here"]
+    words = ["run", *launches.SMOKE, "--threads", "1", "--method", "uce,negative_prompt", "--results", "here"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
         patch.chdir(folder)
@@ -79,7 +79,7 @@ def test_status_knows_them_too(launched, cli, monkeypatch):
     folder, _ = launched
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
     monkeypatch.chdir(folder)
-    said = cli("status", "--out", "here")
+    said = cli("status", "--results", "here")
     assert said.code == 1
     assert "4 done, 0 running, 3 failed, 0 missing: 7 jobs by local" in said.out
     assert "no such luck" in said.out

@@ -94,7 +94,7 @@ def _parent(pid):
 
 def test_no_cluster_at_the_address(cli, fresh_store, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    said = cli("run", *launches.SMOKE, "--method", "uce", "--launcher", "ray", "--out", "here")
+    said = cli("run", *launches.SMOKE, "--method", "uce", "--launcher", "ray", "--results", "here")
     assert said.code == 2
     assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in said.err
     assert "ray start --head" in said.err

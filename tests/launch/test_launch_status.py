@@ -41,7 +41,7 @@ def test_status_tells_done_running_failed_and_missing(cli, tmp_path, launch):
     assert journal.numbers() == ["7_3"]
     assert journal.states()[3][1] == "missing"
     assert journal.states({"7_3"})[3][1] == "running", "the scheduler has it"
-    said = cli("status", "--out", "here")
+    said = cli("status", "--results", "here")
     assert said.code == 1
     assert "1 done, 1 running, 1 failed, 1 missing: 4 jobs by local" in said.out
     assert "no luck" in said.out
@@ -53,7 +53,7 @@ def test_status_tells_done_running_failed_and_missing(cli, tmp_path, launch):
 
 
 def test_status_needs_a_launch(cli, fresh_store):
-    said = cli("status", "--out", "here")
+    said = cli("status", "--results", "here")
     assert said.code == 2
     assert said.err.startswith("unlearnbench: nothing was launched to here")
 
@@ -78,10 +78,10 @@ def test_the_same_jobs_again_have_the_same_journal_and_what_failed_is_forgotten(
 def test_a_second_driver_is_refused(cli, tmp_path, fresh_store):
     (tmp_path / "here").mkdir()
     with sole_driver(tmp_path / "here"):
-        said = cli("run", *launches.SMOKE, "--method", "uce", "--jobs", 1, "--out", "here")
+        said = cli("run", *launches.SMOKE, "--method", "uce", "--jobs", 1, "--results", "here")
     assert said.code == 2
     assert "another driver (" in said.err
-    assert "is at work on here: wait for it, stop it, or name another folder with --out" in said.err
+    assert "is at work on here: wait for it, stop it, or name another folder with --results" in said.err
     with sole_driver(tmp_path / "here"):
         pass  # the first one let go
 

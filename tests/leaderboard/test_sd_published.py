@@ -97,7 +97,7 @@ def test_first_hour_says_what_is_not_what_it_should_be(cli, tmp_path):
         data,
         "--device",
         "cpu",
-        "--out",
+        "--results",
         "o",
     )
     said = cli(*words)

@@ -162,7 +162,7 @@ def test_an_unlearned_ddpm_is_scored_beside_its_original(cli, images, tmp_path, 
     ddpm_file(tmp_path / "ckpt.pth", raw, mean)
     ddpm_file(tmp_path / "unlearned.pth", raw_after, mean_after)
     words = ("run", "--task", "cifar10-class", "--data", images, "--protocol", "smoke", "--checkpoint", "ckpt.pth")
-    said = cli(*words, "--method", "checkpoint", "--set", "path=unlearned.pth", "--out", "here")
+    said = cli(*words, "--method", "checkpoint", "--set", "path=unlearned.pth", "--results", "here")
     assert said.code == 0, said.err
     records = {record.method.name: record for record in load_all(tmp_path / "here")}
     assert set(records) == {"original", "checkpoint"}
@@ -189,7 +189,7 @@ def test_a_file_without_an_average_asks_for_the_protocol_of_raw_weights(cli, ima
     ddpm_file(tmp_path / "ckpt.pth", raw, mean)
     ddpm_file(tmp_path / "salun.pth", raw_after)
     words = ("run", "--task", "cifar10-class", "--data", images, "--checkpoint", "ckpt.pth", "--protocol", "smoke")
-    said = cli(*words, "--method", "checkpoint", "--set", "path=salun.pth", "--out", "here")
+    said = cli(*words, "--method", "checkpoint", "--set", "path=salun.pth", "--results", "here")
     assert said.code == 2 and "--protocol raw" in said.errors[-1] and "salun.pth" in said.errors[-1]
 
 

@@ -264,7 +264,7 @@ def test_what_a_hurried_user_types_wrong_is_told_in_one_line(words, message, tri
 def test_the_command_line_attacks_and_shows_it(tmp_path, fresh_store, tried, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(fresh_store))
     path = write_nudge(tmp_path)
-    words = ["run", "--method", str(path), "--device", "cpu", "--out", str(tmp_path / "here"), "--attacks", "try"]
+    words = ["run", "--method", str(path), "--device", "cpu", "--results", str(tmp_path / "here"), "--attacks", "try"]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
     assert "under attack" in done.output

@@ -103,7 +103,9 @@ def test_the_largest_batch_that_fits_is_found(monkeypatch):
 def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, monkeypatch, fresh_store):
     monkeypatch.setattr(module, "SECONDS", 0.1)
     mine = write_method(tmp_path, "return model", fields="steps: int = 5")
-    said = cli("run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--out", "here", "--dry-run")
+    said = cli(
+        "run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--results", "here", "--dry-run"
+    )
     assert said.code == 0, said.err
     assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
     assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
@@ -116,7 +118,7 @@ def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, m
 
 def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeypatch, fresh_store):
     monkeypatch.setattr(module, "SECONDS", 0.1)
-    words = ("run", "--method", "finetune", "--set", "steps=2", "--out", "here")
+    words = ("run", "--method", "finetune", "--set", "steps=2", "--results", "here")
     assert cli(*words).code == 0
     said = cli(*words, "--seeds", "0-1", "--jobs", 2, "--dry-run")
     assert said.code == 0, said.err

@@ -30,10 +30,10 @@ def world(tmp_path_factory):
     (folder / "asks.csv").write_text(FORGET)
     (folder / "keeps.csv").write_text(RETAIN)
     sets = [f"forget={folder}/asks.csv", f"retain={folder}/keeps.csv", f"attack={folder}/asks.csv"]
-    (plain,) = unlearnbench.run("uce", out=folder / "results", **OPTIONS)
+    (plain,) = unlearnbench.run("uce", results=folder / "results", **OPTIONS)
     text = plain.path(folder / "results").read_text()
-    (scored,) = unlearnbench.run("uce", out=folder / "results", prompts=sets, **OPTIONS)
-    (original,) = unlearnbench.run("original", out=folder / "results", prompts=sets[:2], **OPTIONS)
+    (scored,) = unlearnbench.run("uce", results=folder / "results", prompts=sets, **OPTIONS)
+    (original,) = unlearnbench.run("original", results=folder / "results", prompts=sets[:2], **OPTIONS)
     return folder, plain, text, scored, original
 
 
@@ -116,12 +116,12 @@ def test_what_is_there_already_is_not_drawn_again_and_jobs_know_it(world):
     results = folder / "results"
 
     def left(*sets):
-        spec = request(*sets, out=results).cells("cpu").asked[0].anywhere()
+        spec = request(*sets, results=results).cells("cpu").asked[0].anywhere()
         return still_to_do(jobs_of([spec], [], Cut()), results)
 
     sets = [f"forget={folder}/asks.csv", f"attack={folder}/asks.csv"]
     assert left() == left(*sets) == []
-    (again,) = unlearnbench.run("uce", out=results, prompts=sets, **OPTIONS)
+    (again,) = unlearnbench.run("uce", results=results, prompts=sets, **OPTIONS)
     assert again == scored
     (folder / "more.csv").write_text("prompt\nseven\n")
     assert len(left(*sets, f"forget={folder}/more.csv")) == 1
@@ -132,7 +132,7 @@ def test_another_content_of_a_file_replaces_nothing_without_being_told(world):
     (folder / "other").mkdir()
     (folder / "other/asks.csv").write_text("prompt\nseven\n")
     with pytest.raises(UserError, match=r"another content of asks\.csv"):
-        unlearnbench.run("uce", out=folder / "results", prompts={"forget": folder / "other/asks.csv"}, **OPTIONS)
+        unlearnbench.run("uce", results=folder / "results", prompts={"forget": folder / "other/asks.csv"}, **OPTIONS)
     assert read_record(scored.path(folder / "results")) == scored
 
 

@@ -163,15 +163,15 @@ def test_a_class_cannot_take_a_built_in_name_nor_come_without_source():
         RunRequest.of(method=ESD)
     scope: dict = {"Method": Method, "__name__": "nowhere"}
     exec("class Typed(Method):\n    def unlearn(self, model, task, prepared=None):\n        return model\n", scope)
-    with pytest.raises(UserError, match="Typed has no source file: write it to"):
+    with pytest.raises(UserError, match="Typed has no source that this session keeps: write it to"):
         RunRequest.of(method=scope["Typed"])
 
 
 def test_every_option_of_the_command_is_a_field_of_the_request_and_the_other_way_round():
     import inspect
 
-    options = set(inspect.signature(command.run).parameters) - {"dry_run"}
-    named_otherwise = {"set_": "settings", "results": "out"}
+    options = set(inspect.signature(command.run).parameters) - {"dry_run", "format", "quiet", "out"}
+    named_otherwise = {"set_": "settings"}
     assert {named_otherwise.get(name, name) for name in options} == set(RunRequest.model_fields)
 
 

@@ -93,7 +93,7 @@ def child(name, method, *point):
     os.environ["UNLEARNBENCH_CACHE"] = str(home / name / "store")
     if point:
         die_at(*point)
-    sys.argv = ["unlearnbench", "run", "--method", method, "--out", "here"]
+    sys.argv = ["unlearnbench", "run", "--method", method, "--results", "here"]
     cli.main()
     os._exit(0)
 
@@ -136,7 +136,7 @@ def whole(cli, monkeypatch, uninterrupted, method):
     if "record" not in uninterrupted:
         folder = uninterrupted["folder"]
         monkeypatch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
-        assert cli("run", "--method", method, "--out", folder / "here").code == 0
+        assert cli("run", "--method", method, "--results", folder / "here").code == 0
         uninterrupted["record"] = read_only(folder / "here")
     return uninterrupted["record"]
 
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on(cli, small, one_thread, monkeypatch, killed, unint
     real = runner.unlearn
     monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *words: unlearned.append(words) or real(*words))
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(store))
-    said = cli("run", "--method", folder / "nudge.py", "--out", here)
+    said = cli("run", "--method", folder / "nudge.py", "--results", here)
     assert said.code == 0, said.err
     assert comparable(read_only(here)) == comparable(expected)
     assert len(unlearned) == (1 if point == "during weights" else 0), "what was finished is not made again"
@@ -172,7 +172,7 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 @pytest.mark.parametrize("point", ["unlearning", "sampling", "judging"])
 def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
     path = write_nudge(tmp_path)
-    assert cli("run", "--method", "original", "--out", "here").code == 0
+    assert cli("run", "--method", "original", "--results", "here").code == 0
     place = {"unlearning": "runner.unlearn", "sampling": "judging.sample_images", "judging": "measuring.judged"}[point]
 
     def stop(*words):
@@ -181,11 +181,11 @@ def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path,
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     with monkeypatch.context() as patch:
         patch.setattr(f"unlearnbench.pipeline.{place}", stop)
-        said = cli("run", "--method", path, "--out", "here")
+        said = cli("run", "--method", path, "--results", "here")
     signal.signal(signal.SIGINT, before)
     assert said.code == 130
     assert said.errors == ["stopped: finished work is kept; run the same command again to continue"]
     assert "Traceback" not in said.out + said.err
     assert debris(tmp_path) == []
-    assert cli("run", "--method", path, "--out", "here").code == 0
+    assert cli("run", "--method", path, "--results", "here").code == 0
     assert read_only(tmp_path / "here").status == "ok"

@@ -244,7 +244,7 @@ def test_an_entry_point_works_as_a_built_in(cli, tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[unlearnbench.methods]\npushed = pushed_module:Nudge\n")
     write_nudge(site, "pushed_module")
     monkeypatch.syspath_prepend(site)
-    said = cli("run", "--method", "pushed", "--set", "size=0.02", "--out", "here")
+    said = cli("run", "--method", "pushed", "--set", "size=0.02", "--results", "here")
     assert said.code == 0, said.err
     assert (tmp_path / "here/digits-class/default/3/pushed+size=0.02/seed-0.json").is_file()
     assert "(from other-package)" in cli("list", "methods").out

@@ -65,7 +65,7 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     words = changed(registry.load_method(name))
     said = cli(
         *("run", "--task", "digits-text", "--forget", "red", "--protocol", "smoke", "--device", "cpu"),
-        *("--pretrained", world, "--method", name, *words, "--out", tmp_path / "here"),
+        *("--pretrained", world, "--method", name, *words, "--results", tmp_path / "here"),
     )
     assert said.code == 0, said.err
     record = read_only(tmp_path / "here")
@@ -103,7 +103,7 @@ def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp
     drawn = {}
     for folder, substitute in (("first", "one"), ("second", "two")):
         (tmp_path / "mine.toml").write_text(f'name = "mine"\n{FILE.format(substitute)}')
-        said = cli(*words, "--method", name, "--concept", "mine.toml", "--out", folder)
+        said = cli(*words, "--method", name, "--concept", "mine.toml", "--results", folder)
         assert said.code == 0, said.err
         record = read_only(tmp_path / folder)
         images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))

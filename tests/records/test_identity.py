@@ -276,7 +276,7 @@ def test_the_command_refuses_before_any_cell_is_run(cli, tmp_path, monkeypatch, 
     before = path.read_bytes()
     monkeypatch.setattr("unlearnbench.pipeline.runner.run_cell", lambda *about, **more: pytest.fail("a cell was run"))
     monkeypatch.setattr("unlearnbench.launch.plan.launched", lambda *about, **more: pytest.fail("jobs were begun"))
-    said = cli("run", "--method", write_nudge(tmp_path), "--seeds", "0-1", "--out", "here", *more)
+    said = cli("run", "--method", write_nudge(tmp_path), "--seeds", "0-1", "--results", "here", *more)
     assert said.code == 2
     (line,) = said.err.strip().splitlines()
     assert "seed-1.json" in line and "method code (mmmmmmmm, now" in line and "--force" in line

@@ -355,8 +355,8 @@ def test_one_task_alone(cli, results):
 def test_an_empty_folder_is_told_what_to_do(cli, tmp_path):
     said = cli("report", "nowhere")
     assert (said.code, said.errors) == (2, [
-        "unlearnbench: no records below nowhere: give the folder that `unlearnbench run --out` wrote to, or make some "
-        "with `unlearnbench run --method erasediff --out nowhere`"
+        "unlearnbench: no records below nowhere: give the folder that `unlearnbench run --results` wrote to, or make "
+        "some with `unlearnbench run --method erasediff --results nowhere`"
     ])  # fmt: skip
     assert not (tmp_path / "report.html").exists()
 

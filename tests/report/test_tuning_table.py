@@ -78,7 +78,7 @@ def test_a_row_says_objectives_what_was_lost_and_cut_and_the_cost():
 def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
     committed = Path(__file__).parents[2] / "results"
     monkeypatch.setattr(out, "_width", width)
-    said = cli("tune", "--task", "digits-class", "--show", "--out", committed)
+    said = cli("tune", "--task", "digits-class", "--show", "--results", committed)
     assert said.code == 0, said.err
     lines = said.out.splitlines()
     objectives, cost = (next(n for n, line in enumerate(lines) if line.startswith(title)) for title in (TITLE, COST))

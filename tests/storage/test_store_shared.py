@@ -22,7 +22,7 @@ from unlearnbench.storage.store import DATA, META, Store
 from unlearnbench.training import Diverged
 
 PARTS = {"method": "esd"}
-RUN = ("run", "--out", "here", "--method", "nudge.py")
+RUN = ("run", "--results", "here", "--method", "nudge.py")
 
 
 def entry(value=1.0, fact=0):
@@ -198,7 +198,7 @@ def test_a_read_only_store_serves_what_it_holds(cli, refused, done, tmp_path, fr
     assert f"cannot write to {fresh_store} (read-only file system)" in refused()
 
 
-STORE, RESULTS = "UNLEARNBENCH_CACHE", "--out"
+STORE, RESULTS = "UNLEARNBENCH_CACHE", "--results"
 FULL = [
     (module, "save_state", 1, STORE),
     (module, "save_state", 2, STORE),

@@ -33,7 +33,7 @@ class Failed(Exception):
 
 def command(folder: Path, *words: str) -> list[str]:
     run = [sys.executable, "-m", "unlearnbench.cli", "run", "--device", "cpu", "--threads", "1"]
-    return [*run, "--out", str(folder / "here"), *words]
+    return [*run, "--results", str(folder / "here"), *words]
 
 
 def timed(folder: Path, words: list[str], **env: str) -> float:

@@ -123,7 +123,7 @@ def run(folder: Path, *words: object, **env: str) -> subprocess.CompletedProcess
 def start(folder: Path, *words: object, **env: str) -> subprocess.Popen[str]:
     """The same, still running; it stores in the folder's `store` and records in its `here`."""
     about = {"UNLEARNBENCH_CACHE": str(folder / "store"), "COLUMNS": "200", **env}
-    command = [sys.executable, "-m", "unlearnbench.cli", "run", *SMOKE, "--threads", "1", "--out", "here"]
+    command = [sys.executable, "-m", "unlearnbench.cli", "run", *SMOKE, "--threads", "1", "--results", "here"]
     return subprocess.Popen(
         [*command, *map(str, words)],
         cwd=folder,

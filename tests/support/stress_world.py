@@ -32,7 +32,7 @@ def child(folder: Path, log: Path, words: tuple[str, ...]) -> None:
     os.dup2(said, 2)
     os.chdir(folder)
     os.environ["UNLEARNBENCH_CACHE"] = str(folder / "store")
-    sys.argv = ["unlearnbench", "run", *METHOD, "--out", "here", *words]
+    sys.argv = ["unlearnbench", "run", *METHOD, "--results", "here", *words]
     cli.main()
 
 

@@ -165,7 +165,7 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     smoke = dataclasses.replace(Cifar10Class.protocols["smoke"], printed=printed)
     monkeypatch.setitem(Cifar10Class.protocols, "smoke", smoke)
     words = ("run", "--task", "cifar10-class", "--protocol", "smoke", "--data", folder, "--method", "finetune")
-    words = (*words, "--set", "steps=2", "--set", "batch_size=4", "--forget", "ship", "--out", "here")
+    words = (*words, "--set", "steps=2", "--set", "batch_size=4", "--forget", "ship", "--results", "here")
     said = cli(*words)
     assert said.code == 0, said.err
     assert "cifar10-class · forget ship · protocol smoke · seed 0" in said.out
@@ -233,7 +233,7 @@ def test_classes_are_those_of_the_hub():
 @pytest.mark.usefixtures("narrow")
 def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypatch, tmp_path):
     """Here everything is small: the counts are wrong, the network is narrow and knows nothing."""
-    said = cli("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here")
+    said = cli("first-hour", "--protocol", "smoke", "--data", folder, "--results", "here")
     assert said.code == 1
     for what in ("train images", "test images", "parameters", "denoising loss"):
         assert any(what in line and "✗" in line for line in said.out.splitlines()), what
@@ -256,7 +256,7 @@ def test_fewer_steps_are_held_against_all_of_them_by_the_same_noise(cli, folder,
         monkeypatch.setitem(Cifar10Class.protocols, name, dataclasses.replace(smoke, name=name, sampler=sampler))
     weights = tmp_path / "folder"
     write_folder(ConditionalDDPM(width=WIDTH), weights)
-    words = ("first-hour", "--protocol", "smoke", "--data", folder, "--out", "here", "--checkpoint", weights)
+    words = ("first-hour", "--protocol", "smoke", "--data", folder, "--results", "here", "--checkpoint", weights)
     said = cli(*words, "--steps")
     lines = [line for line in said.out.splitlines() if "steps-250" in line and "RA" in line]
     assert len(lines) == 1

@@ -21,7 +21,7 @@ from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification.selfcheck import check_concept, failed
 
 SHIPPED = DigitsText("seven").folder
-RUN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--out", "here")
+RUN = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--results", "here")
 WEIGHTS = ("judge.safetensors", *miniature.FILES.values())
 shipped = pytest.mark.skipif(not (SHIPPED / "manifest.json").is_file(), reason="no weights of digits-text are shipped")
 

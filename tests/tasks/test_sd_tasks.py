@@ -69,7 +69,7 @@ def few(data, protocol, **counts):
 
 
 def words(data, *more, task="sd-nudity", protocol="smoke", method="original", out="out"):
-    start = ("run", "--task", task, "--protocol", protocol, "--device", "cpu", "--data", data, "--out", out)
+    start = ("run", "--task", task, "--protocol", protocol, "--device", "cpu", "--data", data, "--results", out)
     return (*start, "--method", method, *more)
 
 
@@ -213,7 +213,7 @@ def test_purge_empties_the_store_of_images(cli, data, tmp_path, fresh_store):
 
 
 def test_purge_spares_other_tasks(cli, fresh_store, small):
-    assert cli("run", "--method", "original", "--device", "cpu", "--out", "out").code == 0
+    assert cli("run", "--method", "original", "--device", "cpu", "--results", "out").code == 0
     assert "deleted 0 entries" in cli("purge", "--unsafe").out
     entry = next((fresh_store / "samples").glob("*"))
     (entry / "meta.json").write_text("{}")  # nobody can say whose it is

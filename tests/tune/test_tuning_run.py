@@ -96,7 +96,7 @@ def made(world):
         patch.setenv("UNLEARNBENCH_CACHE", str(world / "cache"))
         for module in (cell_state, trials):  # the others are not looked at while tuning
             patch.setattr(module, "metrics_for", lambda task: {n: metrics_for(task)[n] for n in ("ua", "ra")})
-        said = CliRunner().invoke(app, [*words, "--out", str(world / "results")])
+        said = CliRunner().invoke(app, [*words, "--results", str(world / "results")])
     assert said.exit_code == 0, said.output
     return world / "results"
 
@@ -112,7 +112,7 @@ def report(cli, world, here):
     """Run `mix` as it was tuned, and give its record."""
 
     def run(*words):
-        said = cli("run", "--method", world / "mix.py", "--preset", "tuned", "--out", "here", *words)
+        said = cli("run", "--method", world / "mix.py", "--preset", "tuned", "--results", "here", *words)
         assert said.code == 0, said.err
         return read_record(next(here.glob("digits-class/default/*/mix@tuned*/seed-*.json")))
 
@@ -170,7 +170,7 @@ def test_the_objective_is_the_worse_of_both_anchored_scores(made):
 def test_the_same_command_again_answers_at_once_and_keeps_the_file(cli, world, here, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(world / "nothing"))
     before = (here / "tuning/digits-class/mix.json").read_bytes()
-    words = ("tune", *TASK, "--forget", 0, "--trials", 5, "--cap", 100, "--device", "cpu", "--out", "here")
+    words = ("tune", *TASK, "--forget", 0, "--trials", 5, "--cap", 100, "--device", "cpu", "--results", "here")
     said = cli(*words, "--method", world / "mix.py")
     assert (said.code, said.err) == (0, "")
     assert (here / "tuning/digits-class/mix.json").read_bytes() == before
@@ -203,7 +203,7 @@ def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monk
     monkeypatch.setattr(plan, "backend", lambda where, *about: launches.Here(*about))
     methods = f"{world / 'mix.py'},{world / 'breaks.py'}"
     words = ("tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu")
-    said = cli(*words, "--jobs", 2, "--out", "there")
+    said = cli(*words, "--jobs", 2, "--results", "there")
     assert said.code == 0, said.err
     assert re.findall(r"^\[\d/\d\] (.*): done", said.err, re.M) == [
         *(f"{name} · forget 0 · seed 100" for name in ("original", "retrain", "destroy")),
@@ -217,7 +217,7 @@ def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monk
             for run in (run for trial in values["trials"] for run in trial["runs"]):
                 run.pop("seconds")
         assert one == other
-    again = cli(*words, "--jobs", 2, "--out", "there")
+    again = cli(*words, "--jobs", 2, "--results", "there")
     assert (again.code, again.err) == (0, "")
 
 
@@ -258,7 +258,7 @@ def test_a_tuned_record_can_be_verified_and_attacked_without_the_tuning(cli, wor
 
 
 def test_what_was_selected_on_cannot_be_reported(cli, world, here):
-    run = ("run", "--method", world / "mix.py", "--preset", "tuned", "--out", "here")
+    run = ("run", "--method", world / "mix.py", "--preset", "tuned", "--results", "here")
     for words, what in (
         (("--forget", "0"), "--forget 0"),
         (("--seeds", "101"), "--seeds 101"),

@@ -174,7 +174,7 @@ def test_samples_are_spread_rounded_up_and_never_empty():
 
 def test_what_was_skipped_or_diverged_is_so_again(cli, tmp_path):
     skipped = write_method(tmp_path, "return model", fields='requires = frozenset({"xattn"})')
-    assert cli("run", "--method", skipped, "--out", "here").code == 1, "no run came to a result"
+    assert cli("run", "--method", skipped, "--results", "here").code == 1, "no run came to a result"
     for sample in SAMPLES:
         assert cli("verify", "here/digits-class/default/3/mine", "--method", skipped, *sample).code == 0
     write_method(tmp_path, "return model")

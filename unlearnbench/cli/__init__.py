@@ -58,7 +58,6 @@ app = typer.Typer(
     help="Measure what a diffusion model has forgotten, what it kept and what that cost.",
     epilog=CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

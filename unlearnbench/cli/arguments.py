@@ -5,12 +5,28 @@ from __future__ import annotations
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
 
 from unlearnbench.errors import UserError
 
 if TYPE_CHECKING:
     from unlearnbench.records.schema import Record
+
+
+RESULTS: Final = Path("results")
+"""The folder of records where none is named: in the current folder, for every command."""
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Folder of records. [default: results]", show_default=False)
+]
+OldOut = Annotated[
+    Path | None, typer.Option("--out", help="Deprecated name of --results.", metavar="DIR", show_default=False)
+]
+RecordsIn = Annotated[
+    Path | None,
+    typer.Option("--results", help="Folder of records; a RECORD that is not found is looked up in it.", metavar="DIR"),
+]
 
 
 class Device(str, Enum):
@@ -19,6 +35,29 @@ class Device(str, Enum):
     auto = "auto"
     cpu = "cpu"
     cuda = "cuda"
+
+
+def results_folder(results: Path | None, old: Path | None = None, place: Path | None = None) -> Path:
+    """The folder of records: `--results`, its deprecated name `--out`, or an argument; `RESULTS` where none is given.
+
+    Says on stderr where `--out` stands for it, and where the default folder is the one that a checkout of this project
+    ships. Raises `UserError` where two of them name different folders.
+    """
+    from unlearnbench.cli.console import err
+    from unlearnbench.records.folder import shipped_results
+
+    given = [("--results", results), ("--out", old), ("the argument", place)]
+    named = [(name, path) for name, path in given if path is not None]
+    if len({path for _, path in named}) > 1:
+        (first, one), (second, other) = named[:2]
+        raise UserError(f"{first} {one} and {second} {other} are two folders of records: leave one out")
+    if old is not None:
+        err.print(f"note: --out is deprecated: write --results {old}", highlight=False, soft_wrap=True)
+    if named:
+        return named[0][1]
+    if (shipped := shipped_results()) is not None and RESULTS.resolve() == shipped:
+        err.print(f"note: using {RESULTS}, the records shipped with this checkout", highlight=False, soft_wrap=True)
+    return RESULTS
 
 
 def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
@@ -38,11 +77,20 @@ def parse_share(text: str, option: str = "sample", of: str = "images") -> float:
     return share
 
 
-def opened_record(path: Path) -> tuple[Path, Record]:
-    """Read a record from its file, or from a folder that holds exactly one; return the file and the record."""
+def record_in(path: Path, results: Path | None) -> Path:
+    """The place of a record: as given or, where nothing lies there, within the folder of records."""
+    return path if results is None or path.exists() else results / path
+
+
+def opened_record(path: Path, results: Path | None = None) -> tuple[Path, Record]:
+    """Read a record from its file, or from a folder that holds exactly one; return the file and the record.
+
+    A path that does not exist is looked up in the folder `results`.
+    """
     from unlearnbench.records.folder import record_files_below
     from unlearnbench.records.schema import read_record
 
+    path = record_in(path, results)
     if path.is_dir():
         found = record_files_below(path)
         if len(found) != 1:

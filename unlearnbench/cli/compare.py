@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.arguments import opened_record
-from unlearnbench.cli.console import out, print_table
+from unlearnbench.cli.arguments import RecordsIn, opened_record, record_in
+from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError
+from unlearnbench.reporting import told_by
 
 if TYPE_CHECKING:
     from unlearnbench.compare.record_diff import Difference
@@ -34,6 +35,7 @@ def compare(
     include_unsafe: Annotated[
         bool, typer.Option("--include-unsafe", help="Allow the picture of an unsafe task.")
     ] = False,
+    results: RecordsIn = None,
 ) -> None:
     """Compare two methods image by image: tests, attacks, samples.
 
@@ -45,7 +47,8 @@ def compare(
 
     from unlearnbench.compare.pairs import require_comparable, side
 
-    sides = side(a), side(b)
+    with told_by(lambda line: err.print(line, highlight=False, soft_wrap=True)):
+        sides = side(record_in(a, results)), side(record_in(b, results))
     require_comparable(*sides)
     task = sides[0].runs[0].record.task
     if picture and not include_unsafe and task in registry.tasks() and registry.load_task(task).unsafe:
@@ -112,9 +115,10 @@ def _show(found: Comparison) -> None:
 def diff(
     a: Annotated[Path, typer.Argument(help="Record (seed-*.json), or folder with exactly one.")],
     b: Annotated[Path, typer.Argument(help="Another record.")],
+    results: RecordsIn = None,
 ) -> None:
     """Show what differs between two records, scores included."""
-    (path_a, left), (path_b, right) = opened_record(a), opened_record(b)
+    (path_a, left), (path_b, right) = opened_record(a, results), opened_record(b, results)
 
     from unlearnbench.compare.record_diff import alike, record_differences
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -83,65 +83,171 @@ def show_lines(*lines: str) -> None:
         out.print(line, highlight=False, soft_wrap=True)
 
 
-def show_run(group: list[Record], original: Record, results: Path, attacks: Sequence[str] = ()) -> None:
-    """Print the result of a run: its metrics beside those of the controls, notes, attacks and the files written."""
-    from unlearnbench import registry
+def show_runs(
+    groups: Sequence[list[Record]],
+    original: Record,
+    results: Path,
+    attacks: Sequence[str] = (),
+    here: Mapping[Path, Record] | None = None,
+) -> None:
+    """Print the results of the methods of one task, protocol and concept.
+
+    One method gets a row for each metric, beside the original and retrain; several share one table, a row for each.
+    `here` holds, by place, what this machine measured where a record of the same run with other digits is kept: these
+    numbers are shown first.
+    """
     from unlearnbench.leaderboard import run_summary
-    from unlearnbench.records import identity
-    from unlearnbench.records.folder import load_all
+
+    if len(groups) == 1:
+        show_run(groups[0], original, results, attacks, here)
+        return
+    controls, why = _controls(groups[0][0], results)
+    mine = [_measured(group, here) for group in groups]
+    shown = [group for group in mine if any(record.scores for record in group)]
+    if shown:
+        heads, rows = run_summary.method_rows(shown, original, controls["retrain"])
+        from unlearnbench import registry
+        from unlearnbench.leaderboard.tables import headline_names
+
+        first = ["n", "flags", *headline_names(registry.load_metrics())]
+        omitted = print_table(_title(groups[0]), heads, [("", rows)], keys=1, fit=True, first=first)
+        if omitted:
+            out.print(f"left out for lack of width: {', '.join(omitted)}", highlight=False)
+    for line in _kept_lines(groups, results, here):
+        out.print(line, soft_wrap=True, highlight=False)
+    for group in groups:
+        if attacks:
+            _show_attacks(group, controls["retrain"], why, attacks)
+        show_prompt_sets(group)
+        _show_status(group)
+        _show_files(group, results)
+
+
+def show_run(
+    group: list[Record],
+    original: Record,
+    results: Path,
+    attacks: Sequence[str] = (),
+    here: Mapping[Path, Record] | None = None,
+) -> None:
+    """Print the result of a run: its metrics beside those of the controls, notes, attacks and the files written."""
+    from unlearnbench.leaderboard import run_summary
+    from unlearnbench.leaderboard.board import no_images
     from unlearnbench.records.image_table import reader
 
-    record, images = group[0], reader(results)
+    controls, why = _controls(group[0], results)
+    mine = _measured(group, here)
+    kept = [] if mine == group else group
+    images = no_images if kept else reader(results)  # values by image belong to the record that is kept
+    first = (here or {}).get(original.place(), original)
+    heads, rows = run_summary.metric_run_rows(mine, first, controls["retrain"], images, kept)
+    if any(r.scores for r in mine):
+        print_table(_title(group), heads, [("", rows)])
+        for line in _kept_lines([group], results, here):
+            out.print(line, soft_wrap=True, highlight=False)
+        for line in run_summary.run_notes(mine, controls, images, why):
+            out.print(line, soft_wrap=True, highlight=False)
+        if printed := group[0].protocol.settings.get("printed"):
+            out.print(
+                f"for comparison with the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False
+            )
+    if attacks:
+        _show_attacks(group, controls["retrain"], why, attacks)
+    show_prompt_sets(group)
+    _show_status(group)
+    _show_files(group, results)
+
+
+def show_next(results: Path, records: Sequence[Record]) -> None:
+    """Print the commands that go on from here, each on a line of its own that no width breaks."""
+    from unlearnbench.leaderboard.run_summary import next_steps
+
+    if commands := next_steps(results, records):
+        show_lines("next:", *(f"  {command}" for command in commands))
+
+
+def _title(group: Sequence[Record]) -> str:
+    record, seeds = group[0], ", ".join(str(r.seeds["unlearning"]) for r in group)
+    return f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}"
+
+
+def _controls(record: Record, results: Path) -> tuple[dict[str, list[Record]], dict[str, str]]:
+    """The controls' records that are comparable with a record, and why others are not."""
+    from unlearnbench.records import identity
+    from unlearnbench.records.folder import load_all
+
     place = record.path(results).parents[1]
     controls: dict[str, list[Record]] = {}
     why: dict[str, str] = {}
     for name in ("original", "retrain", "destroy"):
         controls[name], reason = identity.matching(load_all(results, place / name), record, name)
         why |= {name: reason} if reason else {}
-    heads, rows = run_summary.metric_run_rows(group, original, controls["retrain"], images)
-    seeds = ", ".join(str(r.seeds["unlearning"]) for r in group)
-    if any(r.scores for r in group):
-        print_table(
-            f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}",
-            heads,
-            [("", rows)],
-        )
-        for line in run_summary.run_notes(group, controls, images, why):
-            out.print(line, soft_wrap=True, highlight=False)
-        if printed := record.protocol.settings.get("printed"):
-            out.print(
-                f"for comparison with the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False
-            )
-    if attacks and any(r.attacks for r in group):
-        from unlearnbench.leaderboard.attacks import attack_run_rows
+    return controls, why
 
-        heads, rows, reasons = attack_run_rows(group, controls["retrain"], attacks)
-        print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
-        for line in reasons:
-            out.print(line, soft_wrap=True, highlight=False, markup=False)
-        if not any(label in r.attacks for r in controls["retrain"] for label in attacks):
-            floor = f"{record.task} has no retrain"
-            if "retrain" in why:
-                floor = why["retrain"]
-            elif registry.trainable(record.task):
-                floor = "run --method retrain with the same options"
-            out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
-    show_prompt_sets(group)
+
+def _measured(group: Sequence[Record], here: Mapping[Path, Record] | None) -> list[Record]:
+    """What this machine measured of these runs; the records themselves where nothing else is kept."""
+    return [(here or {}).get(record.place(), record) for record in group]
+
+
+def _kept_lines(groups: Iterable[Sequence[Record]], results: Path, here: Mapping[Path, Record] | None) -> list[str]:
+    from unlearnbench.leaderboard.run_summary import kept_line
+
+    kept = [record for group in groups for record in group if record.place() in (here or {})]
+    return [kept_line((here or {})[record.place()], record, record.path(results)) for record in kept]
+
+
+def _show_attacks(
+    group: Sequence[Record], retrain: Sequence[Record], why: Mapping[str, str], attacks: Sequence[str]
+) -> None:
+    """Print what was recovered under attack, and its excess over retrain's."""
+    from unlearnbench import registry
+    from unlearnbench.leaderboard.attacks import attack_run_rows
+
+    if not any(r.attacks for r in group):
+        return
+    heads, rows, reasons = attack_run_rows(group, retrain, attacks)
+    print_table("under attack: share of targets recovered, and its excess over retrain's", heads, [("", rows)])
+    for line in reasons:
+        out.print(line, soft_wrap=True, highlight=False, markup=False)
+    if not any(label in r.attacks for r in retrain for label in attacks):
+        floor = f"{group[0].task} has no retrain"
+        if "retrain" in why:
+            floor = why["retrain"]
+        elif registry.trainable(group[0].task):
+            floor = "run --method retrain with the same options"
+        out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
+
+
+def _show_status(group: Sequence[Record]) -> None:
+    """Say on stderr what came to no reliable result and why, and what was short of memory."""
+    from unlearnbench.leaderboard.run_summary import fitting_tasks
+
     for r in group:
         if r.status != "ok":
             reason = r.reason or r.judge_error or "scores are missing"
-            err.print(f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}", markup=False, soft_wrap=True)
+            fit = fitting_tasks(r)
+            more = f"; these tasks have it: {', '.join(fit)}" if fit else ""
+            err.print(
+                f"{r.label()} seed {r.seeds['unlearning']}: {r.status}: {reason}{more}", markup=False, soft_wrap=True
+            )
     batches = {r.environment["sampling_batch"] for r in group if "sampling_batch" in r.environment}
     if batches:
         err.print(
             f"not enough memory for the protocol's batch: sampled {min(batches)} images at a time", soft_wrap=True
         )
+
+
+def _show_files(group: Sequence[Record], results: Path) -> None:
+    """Name the records, and what lies beside them."""
+    record = group[0]
+    place = record.path(results).parent
     files = ", ".join(f"seed-{r.seeds['unlearning']}.json" for r in group)
     beside = [suffix for suffix in (".parquet", ".png") if record.path(results).with_suffix(suffix).is_file()]
     also = {".parquet": "per-image values (.parquet)", ".png": "the sample grid (.png)"}
     more = f", with {' and '.join(also[suffix] for suffix in beside)}" if beside else ""
     made = max(r.created for r in group).replace("T", " ").removesuffix("+00:00")
-    out.print(f"records: {place / record.label()}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
+    out.print(f"records: {place}/{files}, of {made} UTC{more}", highlight=False, soft_wrap=True)
 
 
 def show_prompt_sets(group: Sequence[Record]) -> None:

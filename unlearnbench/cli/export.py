@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.arguments import Device, opened_record
+from unlearnbench.cli.arguments import Device, RecordsIn, opened_record
 from unlearnbench.cli.console import err, out
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
@@ -23,11 +23,12 @@ def export(
     method: Annotated[str | None, typer.Option(help="Path of the method's .py file, if it is not built in.")] = None,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     pretrained: Annotated[Path | None, typer.Option(help="Folder with the original model's weights.")] = None,
+    results: RecordsIn = None,
 ) -> None:
     """Save a record's unlearned model as a diffusers folder.
 
     The folder loads with `from_pretrained` and has a model card. For text-to-image tasks."""
-    _, opened = opened_record(record)
+    _, opened = opened_record(record, results)
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.export.diffusers_folder import export_folder
@@ -53,9 +54,10 @@ def samples(
     data: Annotated[Path | None, typer.Option(help="Value of --data that the record was run with.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Value of --checkpoint that the record was run with.")] = None,
     include_unsafe: Annotated[bool, typer.Option("--include-unsafe", help="Allow images of an unsafe task.")] = False,
+    results: RecordsIn = None,
 ) -> None:
     """Save a record's images as PNG files, for other evaluators."""
-    _, opened = opened_record(record)
+    _, opened = opened_record(record, results)
     if not include_unsafe and opened.task in registry.tasks() and registry.load_task(opened.task).unsafe:
         raise UserError(f"images of {opened.task} may be unfit to be shown: --include-unsafe writes them all the same")
 

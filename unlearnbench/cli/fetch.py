@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from unlearnbench import registry
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.reporting import bars
@@ -38,7 +39,10 @@ def fetch(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Fetch all files of this task; see `unlearnbench list tasks`.")
+        str | None,
+        typer.Option(
+            help="Fetch all files of this task; see `unlearnbench list tasks`.", autocompletion=complete_tasks
+        ),
     ] = None,
     list_: Annotated[
         bool,

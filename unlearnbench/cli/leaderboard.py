@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
+from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_metrics, complete_tasks
 from unlearnbench.cli.console import PROSE, err, in_one_table, out, print_table
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.registry import words
@@ -29,13 +31,17 @@ MORE = "a wider terminal, --columns or --format markdown shows them"
 
 @boards.command()
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[RESULTS]", help="Folder of records. [default: results]")
+    ] = None,
+    folder: Results = None,
     format: Annotated[str, typer.Option(help="Output format: terminal, markdown, csv, latex or json.")] = "terminal",
     columns: Annotated[
         str | None,
         typer.Option(
             help="Metrics (with --attacks: attacks) to show, comma-separated, or all; in several tables if needed. "
             "[default: the short table; all in csv and json]"
+            autocompletion=complete_metrics,
         ),
     ] = None,
     axis: Annotated[
@@ -48,7 +54,7 @@ def leaderboard(
     methods: Annotated[
         str | None, typer.Option(help="Only these methods, comma-separated: names, or labels such as esd@published.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.", autocompletion=complete_tasks)] = None,
     protocol: Annotated[str | None, typer.Option(help="Only this protocol, by name or start of its hash.")] = None,
     forget: Annotated[str | None, typer.Option(help="Only this concept.")] = None,
     intervals: Annotated[
@@ -70,6 +76,8 @@ def leaderboard(
 
     Cells are mean ± standard deviation over unlearning seeds, or means where the terminal is narrow. csv and json have
     every column."""
+    results = results_folder(folder, place=place)
+
     from unlearnbench.leaderboard import tables as lb
     from unlearnbench.leaderboard.board import board as make_board
     from unlearnbench.leaderboard.formats import formatted, no_format
@@ -140,12 +148,12 @@ def gathered(
     from unlearnbench.records.folder import ResultsFolder
 
     if results.is_file():
-        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --out` wrote to")
+        raise UserError(f"{results} is a file: give the folder that `unlearnbench run --results` wrote to")
     with progress(f"records of {results}"):
         records = ResultsFolder(results).records()
     if some and not records:
         raise UserError(
-            f"no records below {results}: make some with `unlearnbench run --method erasediff --out {results}`"
+            f"no records below {results}: make some with `unlearnbench run --method erasediff --results {results}`"
         )
     for name, value, of, begins in (
         ("task", task, lambda record: record.task, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unlearnbench import registry
+from unlearnbench.cli.completion import complete_listed, complete_tasks
 from unlearnbench.cli.console import out, print_table, show_lines
 from unlearnbench.errors import UserError, unknown
 
@@ -26,6 +28,8 @@ KINDS = {
 }
 
 CHECKPOINTS = "checkpoints"
+INDENT = 6
+"""Columns that explanations are indented by."""
 
 
 @lists.command("list")
@@ -33,10 +37,13 @@ def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols."
+            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols.",
+            autocompletion=complete_listed,
         ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Show which methods this task supports.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Show which methods this task supports.", autocompletion=complete_tasks)
+    ] = None,
 ) -> None:
     """List methods, tasks, metrics and attacks, or describe one.
 
@@ -75,8 +82,8 @@ def _one(name: str, kind: str) -> None:
     if kind == "methods":
         cls = registry.load_method(name)
         out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
-        _print(_settings(cls))
-        _print(_presets(cls))
+        _settings(cls)
+        _presets(cls)
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
 
@@ -140,27 +147,37 @@ def _supported(task: str) -> None:
         out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, results are not", soft_wrap=True)
 
 
-def _settings(cls: type[Method]) -> Iterator[list[str]]:
-    """Rows of hyper-parameters: name, default, description."""
+def _settings(cls: type[Method]) -> None:
+    """Print the hyper-parameters with their defaults, each with what it means below it."""
     settings, docs = cls().settings(), cls.field_docs()
     if settings:
-        yield ["setting", "built in", "what it is"]
+        out.print()
+        out.print("settings, changed by --set NAME=VALUE:", highlight=False)
     for key, value in settings.items():
-        yield [key, str(value), docs[key]]
+        _block(f"{key} = {value}", docs[key])
 
 
-def _presets(cls: type[Method]) -> Iterator[list[str]]:
-    """Rows of hyper-parameters that presets change: the value in each preset, by task if it differs."""
-    presets = {
-        f"{preset}{'' if task == '*' else f', {task}'}": values
+def _presets(cls: type[Method]) -> None:
+    """Print a block for each preset and task: what it sets to another value than the default."""
+    built_in = cls().settings()
+    offered = [
+        (preset, task, {key: value for key, value in values.items() if built_in.get(key) != value})
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
-    }
-    changed = [key for key in cls.configured({}).settings() if any(key in values for values in presets.values())]
-    if changed:
-        yield ["in presets", *presets]
-    for key in changed:
-        yield [key, *(str(values.get(key, "")) for values in presets.values())]
+    ]
+    if offered:
+        out.print()
+        out.print("presets, chosen by --preset NAME, with what they change:", highlight=False)
+    for preset, task, changed in offered:
+        words = [f"{key}={value}" for key, value in changed.items()]
+        _block(f"{preset}, {'other tasks' if task == '*' else task}", ", ".join(words) or "as built in")
+
+
+def _block(title: str, text: str) -> None:
+    """Print a title and, indented below it, a text that is broken between words."""
+    out.print(f"  {title}", highlight=False, soft_wrap=True)
+    for line in textwrap.wrap(text, max(out.width - INDENT, INDENT), break_long_words=False, break_on_hyphens=False):
+        out.print(f"{' ' * INDENT}{line}", highlight=False, soft_wrap=True)
 
 
 def _attack(name: str) -> Iterator[list[str]]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import out
 from unlearnbench.cli.leaderboard import gathered, split_methods
 from unlearnbench.errors import UserError
@@ -50,7 +52,7 @@ def plot(
         ),
     ] = None,
     file: Annotated[Path, typer.Option("--out", help="File to write: .pdf, .svg or .png.")] = Path("plot.pdf"),
-    task: Annotated[str | None, typer.Option(help="Task to plot.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task to plot.", autocompletion=complete_tasks)] = None,
     protocol: Annotated[str | None, typer.Option(help="Protocol, by name or start of its hash.")] = None,
     forget: Annotated[str | None, typer.Option(help="Concept to forget.")] = None,
     methods: Annotated[
@@ -62,6 +64,7 @@ def plot(
     y: Annotated[
         str | None, typer.Option("--y", help="For pareto: metric on the y axis. [default: the main one of efficacy]")
     ] = None,
+    folder: Results = None,
 ) -> None:
     """Draw a figure of one table, as wide as a paper's column.
 
@@ -71,7 +74,7 @@ def plot(
     check_figure_path(file)
     if kind is not Kind.pareto and (x or y):
         raise UserError(f"--x and --y are for pareto: leave them out of {kind.value}")
-    results, *others = places or [Path("results")]
+    results, *others = [*([folder] if folder else []), *(places or [])] or [results_folder(None)]
     if kind is Kind.trajectory:
         records = [r for place in (results, *others) for r in _recorded(place, task, protocol, forget)]
     elif others:

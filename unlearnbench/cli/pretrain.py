@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.arguments import Device
+from unlearnbench.cli.arguments import Device, OldOut, Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
@@ -22,7 +23,9 @@ Data = Annotated[
 
 @prepare.command()
 def pretrain(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "digits-class",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     folder: Annotated[
@@ -60,12 +63,15 @@ def pretrain(
             raise too_little("pretraining", error, None) from error
     for name, value in reached.items():
         out.print(f"{name}: {value:.1%}")
-    out.print(f"weights in {folder}; use them with: unlearnbench run --pretrained {folder} --method …", soft_wrap=True)
+    use = f"unlearnbench run --task {task} --pretrained {folder} --method original"
+    out.print(f"weights in {folder}; use them with: {use}", soft_wrap=True)
 
 
 @prepare.command("first-hour")
 def first_hour(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "cifar10-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "cifar10-class",
     protocol: Annotated[str, typer.Option(help="Protocol that the original model is measured by.")] = "first-hour",
     checkpoint: Annotated[Path | None, typer.Option(help="Original model from a file of the papers' authors.")] = None,
     pretrained: Annotated[
@@ -73,7 +79,8 @@ def first_hour(
     ] = None,
     data: Data = None,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
-    results: Annotated[Path, typer.Option("--out", help="Folder of records.")] = Path("results"),
+    results: Results = None,
+    old: OldOut = None,
     steps: Annotated[bool, typer.Option("--steps", help="Also measure what fewer sampling steps change.")] = False,
 ) -> None:
     """Check data, checkpoint, judge and original on a new machine.
@@ -86,6 +93,7 @@ def first_hour(
     if steps and not hasattr(task_class, "fewer_steps"):
         raise UserError(f"--steps: {task} has no protocol of fewer steps to compare: leave it out")
     task_class.resolve_protocol(protocol)
+    folder = results_folder(results, old)
 
     from unlearnbench.task import accepted
 
@@ -99,7 +107,7 @@ def first_hour(
         task_class.default_forget, protocol=protocol, device=pick_device(device.value), weights=pretrained, **more
     )
     with bars(err, STAGES if steps else STAGES - 1) as begin:
-        found = list(first_hour_findings(about, Store(), results, begin, steps))
+        found = list(first_hour_findings(about, Store(), folder, begin, steps))
     marks, sources = {True: "✓", False: "✗", None: ""}, list(dict.fromkeys(f.source for f in found if f.source))
     numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}
     rows = [[f.what, f.expected, f.obtained, marks[f.passed], numbers.get(f.source, "")] for f in found]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from unlearnbench.cli.arguments import Results, results_folder
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
@@ -16,9 +18,12 @@ reporting = typer.Typer()
 
 @reporting.command()
 def report(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[RESULTS]", help="Folder of records. [default: results]")
+    ] = None,
+    folder: Results = None,
     file: Annotated[Path, typer.Option("--out", help="HTML file to write.")] = Path("report.html"),
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.", autocompletion=complete_tasks)] = None,
     include_unsafe: Annotated[
         bool, typer.Option("--include-unsafe", help="Also embed samples of unsafe tasks, if records have them.")
     ] = False,
@@ -26,6 +31,7 @@ def report(
     """Write one HTML page with tables, plots, samples and records.
 
     The page needs no other files. Every record is listed with the command that repeats it."""
+    results = results_folder(folder, place=place)
     if file.is_dir():
         raise UserError(f"--out {file} is a folder: give a file, such as {file / 'report.html'}")
     if file.suffix.lower() not in (".html", ".htm"):

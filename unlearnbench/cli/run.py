@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unlearnbench.cli.arguments import Device, parse_settings
-from unlearnbench.cli.console import err, show_run
+from unlearnbench.cli.arguments import Device, OldOut, Results, parse_settings, results_folder
+from unlearnbench.cli.completion import complete_attacks, complete_methods, complete_tasks
+from unlearnbench.cli.console import err, show_lines, show_next, show_runs
 from unlearnbench.cli.dry_run import show_probe
 from unlearnbench.cli.launch_view import (
     Gpus,
@@ -23,6 +27,7 @@ from unlearnbench.cli.launch_view import (
     view,
 )
 from unlearnbench.cli.pretrain import Data
+from unlearnbench.errors import UserError
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
@@ -31,15 +36,21 @@ if TYPE_CHECKING:
 
 
 running = typer.Typer()
-Results = Annotated[Path, typer.Option("--out", help="Folder of records.")]
+FORMATS = ("terminal", "json")
 
 
 @running.command()
 def run(
     method: Annotated[
-        list[str], typer.Option(help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable.")
+        list[str],
+        typer.Option(
+            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable.",
+            autocompletion=complete_methods,
+        ),
     ],
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")] = "digits-class",
+    task: Annotated[
+        str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
+    ] = "digits-class",
     forget: Annotated[list[str] | None, typer.Option(help="Concepts to forget, comma-separated. Repeatable.")] = None,
     concept: Annotated[
         Path | None, typer.Option(help="File of your own concepts (see `new-concept`), instead of --forget.")
@@ -58,7 +69,8 @@ def run(
     memory: Annotated[
         list[str] | None, typer.Option(help="Ways to save memory: checkpointing, slices, or adam8bit on CUDA.")
     ] = None,
-    results: Results = Path("results"),
+    results: Results = None,
+    out: OldOut = None,
     pretrained: Annotated[
         Path | None, typer.Option(help="Folder made by `pretrain`, instead of the shipped weights.")
     ] = None,
@@ -80,7 +92,8 @@ def run(
     attacks: Annotated[
         str | None,
         typer.Option(
-            help="Attacks on the result: standard, or comma-separated names; see `unlearnbench list attacks`."
+            help="Attacks on the result: standard, or comma-separated names; see `unlearnbench list attacks`.",
+            autocompletion=complete_attacks,
         ),
     ] = None,
     budget: Annotated[
@@ -96,10 +109,18 @@ def run(
     ] = None,
     tracker: Annotated[
         str | None,
-        typer.Option(help="Log losses, gradients and scores to tensorboard[:DIR] or trackio[:PROJECT]."),
+        typer.Option(
+            help="Log losses, gradients and scores to tensorboard[:DIR], trackio[:PROJECT] or wandb[:PROJECT]."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only estimate time, memory and disk, from a short trial.")
+    ] = False,
+    format: Annotated[
+        str, typer.Option(help="terminal, or json: one document on stdout, with progress on stderr.")
+    ] = "terminal",
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress and no tables: only the records' paths, and errors.")
     ] = False,
     launcher: Launcher = None,
     jobs: Jobs = None,
@@ -110,10 +131,15 @@ def run(
     time: TimeLimit = None,
     slurm: Slurm = None,
 ) -> None:
-    """Unlearn, sample, judge, score and record; the same command again answers at once, a stopped one goes on."""
+    """Unlearn, sample, judge, score and record; the same command again answers at once.
+
+    A stopped run goes on after its last finished stage: unlearned weights are kept, and every batch of images. An
+    unlearning that was stopped on its way begins again."""
     from unlearnbench.launch.runs import PreparedRun
     from unlearnbench.pipeline.request import RunRequest
 
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}: known: {', '.join(FORMATS)}")
     request = RunRequest.of(
         method=method,
         task=task,
@@ -127,7 +153,7 @@ def run(
         precision=precision,
         compile=compile,
         memory=memory,
-        out=results,
+        results=results_folder(results, out),
         pretrained=pretrained,
         data=data,
         checkpoint=checkpoint,
@@ -148,13 +174,17 @@ def run(
         time=time,
         slurm=parse_settings(slurm or [], "slurm", "account=mine"),
     )
-    prepared = PreparedRun.of(request, show_left_out, for_card=dry_run)
+    if dry_run and format != "terminal":
+        raise UserError("--dry-run prints its estimate as text: leave out --format")
+    prepared = PreparedRun.of(request, (lambda line: None) if quiet else show_left_out, for_card=dry_run)
     if dry_run:
         show_dry_run(prepared)
-    elif prepared.where is None:
-        show_run_here(prepared)
+        return
+    show = partial(_show_ended, prepared, "paths" if quiet and format == "terminal" else format)
+    if prepared.where is None:
+        show_run_here(prepared, show, quiet)
     else:
-        show_jobs(prepared, prepared.where)
+        show_jobs(prepared, prepared.where, show)
 
 
 def show_left_out(line: str) -> None:
@@ -168,38 +198,47 @@ def show_dry_run(prepared: PreparedRun) -> None:
 
     pick_device(prepared.device)  # the trial runs here, whatever the launcher
     cells = [spec.cell() for specs in prepared.cells for spec in specs]
-    show_probe(cells, prepared.request.out, (prepared.where and prepared.where.jobs) or 1)
+    show_probe(cells, prepared.request.results, (prepared.where and prepared.where.jobs) or 1)
 
 
-def show_run_here(prepared: PreparedRun) -> None:
+def show_run_here(prepared: PreparedRun, show: Callable[[RunsEnded], None], quiet: bool = False) -> None:
     """Run in this process and show the results; exit code 1 where a cell failed, or none came to a result."""
     from unlearnbench.launch.runs import run_here
 
-    with bars(err, sum(map(len, prepared.cells))) as begin:
+    with bars(err, sum(map(len, prepared.cells)), quiet) as begin:
         ended = run_here(prepared, begin)
-    _show_records(prepared, ended)
+    show(ended)
     for line in ended.failed:
         err.print(f"failed: {line}", highlight=False, soft_wrap=True)
     if ended.failed or not ended.scored:
         raise typer.Exit(1)
 
 
-def show_jobs(prepared: PreparedRun, where: Where) -> None:
+def show_jobs(prepared: PreparedRun, where: Where, show: Callable[[RunsEnded], None]) -> None:
     """Run as jobs of a launcher and show the results; exit code 1 where a job failed, or no cell came to a result."""
     from unlearnbench.launch.runs import run_as_jobs
 
     with view() as shown:
         ended = run_as_jobs(prepared, where, shown)
     if len(ended.runs.baseline) == len(prepared.cells.baseline):
-        _show_records(prepared, ended.runs)
+        show(ended.runs)
     if told_failures(ended.jobs, ended.left) or not ended.runs.scored:
         raise typer.Exit(1)
 
 
-def _show_records(prepared: PreparedRun, ended: RunsEnded) -> None:
-    from unlearnbench.leaderboard.run_summary import group_runs
+def _show_ended(prepared: PreparedRun, form: str, ended: RunsEnded) -> None:
+    """Show what the runs came to, as tables, as one JSON document, or as the records' paths."""
+    from unlearnbench.leaderboard.run_summary import by_table, group_runs, run_document
 
-    attacks = [spec.label for spec in prepared.request.attack_specs()]
-    for group in group_runs(ended.records):
-        original = next(record for record in ended.baseline if record.forget == group[0].forget)
-        show_run(group, original, prepared.request.out, attacks)
+    results = prepared.request.results
+    if form == "json":
+        document = run_document(ended.records, ended.baseline, ended.here, ended.failed, results)
+        typer.echo(json.dumps(document, indent=1, ensure_ascii=False))
+    elif form == "paths":
+        show_lines(*(str(record.path(results)) for record in ended.records))
+    else:
+        attacks = [spec.label for spec in prepared.request.attack_specs()]
+        for groups in by_table(group_runs(ended.records)):
+            original = next(record for record in ended.baseline if record.forget == groups[0][0].forget)
+            show_runs(groups, original, results, attacks, ended.here)
+        show_next(results, ended.records)

@@ -10,6 +10,7 @@ import typer
 
 from unlearnbench import __version__, registry
 from unlearnbench.cli.arguments import Device
+from unlearnbench.cli.completion import complete_tasks
 from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.reporting import bars
 
@@ -33,7 +34,12 @@ def score(
             "like; or forget=DIR and retain=DIR. Repeatable.",
         ),
     ],
-    task: Annotated[str, typer.Option(help="Task whose judge and metrics are used; see `unlearnbench list tasks`.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="Task whose judge and metrics are used; see `unlearnbench list tasks`.", autocompletion=complete_tasks
+        ),
+    ],
     forget: Annotated[str | None, typer.Option(help="The concept that the system should not show.")] = None,
     protocol: Annotated[str, typer.Option(help="Protocol whose thresholds and reference images are used.")] = "default",
     prompts: Annotated[

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unlearnbench.cli.arguments import OldOut, Results, results_folder
 from unlearnbench.cli.console import err, out, print_table
 from unlearnbench.errors import UserError
 
@@ -22,7 +22,8 @@ LOOK = 1.0
 
 @launching.command()
 def status(
-    results: Annotated[Path, typer.Option("--out", help="Folder of records that jobs write to.")] = Path("results"),
+    results: Results = None,
+    old: OldOut = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until no job is running.")] = False,
 ) -> None:
     """Show which jobs are done, running, failed or missing.
@@ -31,9 +32,12 @@ def status(
     from unlearnbench.launch.journal import latest
     from unlearnbench.storage.store import Store
 
-    journal = latest(Store(), results)
+    folder = results_folder(results, old)
+    journal = latest(Store(), folder)
     if journal is None:
-        raise UserError(f"nothing was launched to {results}: `unlearnbench run … --jobs 2 --out {results}` does")
+        raise UserError(
+            f"nothing was launched to {folder}: `unlearnbench run --jobs 2 --results {folder} --method METHOD` does"
+        )
     if watch:
         _watch(journal)
     states = journal.states(_queued(journal))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.arguments import Device, parse_settings
-from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.cli.arguments import Device, OldOut, parse_settings, results_folder
+from unlearnbench.cli.completion import complete_methods, complete_tasks
+from unlearnbench.cli.console import err, print_table
+from unlearnbench.cli.console import out as console
 from unlearnbench.cli.launch_view import Gpus, Launcher, Partition, Slurm, TimeLimit, told_failures, view
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.registry import words
@@ -28,23 +30,26 @@ tuning = typer.Typer()
 
 @tuning.command()
 def tune(
-    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.")],
+    task: Annotated[str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)],
     trials: Annotated[
         int, typer.Option(help="Candidate settings per method, including the default and the published ones.")
     ] = 24,
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable. [default: all]"
+            help="Method name, comma-separated names, path of a .py file, or `all`. Repeatable. [default: all]",
+            autocompletion=complete_methods,
         ),
     ] = None,
     cap: Annotated[
         int | None, typer.Option(help="Most model evaluations per run; a trial that would take more is stopped.")
     ] = None,
     forget: Annotated[list[str] | None, typer.Option(help="Concepts to tune on; never those that you report.")] = None,
-    results: Annotated[Path, typer.Option("--out", help="Folder of records; writes tuning/TASK/METHOD.json there.")] = (
-        Path("results")
-    ),
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Folder of records; writes tuning/TASK/METHOD.json there. [default: results]"),
+    ] = None,
+    out: OldOut = None,
     jobs: Annotated[int | None, typer.Option(help="Number of methods tuned at a time, each on one CPU thread.")] = None,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     show: Annotated[bool, typer.Option("--show", help="Only print the results of earlier tuning.")] = False,
@@ -62,6 +67,7 @@ def tune(
     Trials use other concepts, seeds, noise and judge than reported results. Run the same command again to continue a
     stopped tuning; `unlearnbench run --preset tuned` uses the chosen settings.
     """
+    folder = results_folder(results, out)
     task_class = registry.load_task(task)
     if plot is not None:
         from unlearnbench.plots.files import check_figure_path
@@ -90,8 +96,8 @@ def tune(
         )
         computing = where.device if where and where.device else pick_device(device.value)
         given = budget(task_class, words(forget or []), trials, CAP if cap is None else cap, computing)
-        _tune(given, _methods(given, words(method or ["all"])), results, where)
-    _show(task, results, plot)
+        _tune(given, _methods(given, words(method or ["all"])), folder, where)
+    _show(task, folder, plot)
 
 
 def _methods(given: Budget, asked: Sequence[str]) -> list[str]:
@@ -150,7 +156,7 @@ def _show(task: str, results: Path, plot: Path | None) -> None:
     objectives = [name for name in HEADS if name not in cost or name == "method"]
     for title, heads in ((f"tuning on {task}: objectives", objectives), ("what it took", cost)):
         print_table(title, heads, [("", [[each[name] for name in heads] for each in rows])])
-    out.print(tuning_note(found), soft_wrap=True, highlight=False, markup=False)
+    console.print(tuning_note(found), soft_wrap=True, highlight=False, markup=False)
     if plot is not None:
         _plot(found, plot)
 
@@ -162,4 +168,4 @@ def _plot(found: Sequence[Tuning], file: Path) -> None:
         plots.write_figure(plots.best_so_far(found, f"{found[0].task}, {found[0].protocol}"), file)
     except OSError as error:
         raise UserError(f"cannot write {file} ({(error.strerror or '').lower()}): name another with --plot") from error
-    out.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {file}", highlight=False, markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unlearnbench import registry
-from unlearnbench.cli.arguments import Device, opened_record, parse_share
+from unlearnbench.cli.arguments import Device, RecordsIn, Results, opened_record, parse_share, results_folder
 from unlearnbench.cli.console import err, out, print_table, show_lines
 from unlearnbench.errors import UserError
 from unlearnbench.reporting import Stopped, bars
@@ -37,12 +37,13 @@ def verify(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Value of --data that the record was run with.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Value of --checkpoint that the record was run with.")] = None,
+    results: RecordsIn = None,
 ) -> None:
     """Run a record again and compare every metric.
 
     Exits with 1 if one disagrees. Nothing is written."""
     share = None if sample is None else parse_share(sample)
-    path, record = opened_record(path)
+    path, record = opened_record(path, results)
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.records.agreement import UNSAMPLED
@@ -80,7 +81,9 @@ def verify(
 
 @records.command()
 def validate(
-    results: Annotated[Path, typer.Argument(help="Folder of records.")] = Path("results"),
+    place: Annotated[
+        Path | None, typer.Argument(metavar="[RESULTS]", help="Folder of records. [default: results]")
+    ] = None,
     only: Annotated[
         list[Path] | None,
         typer.Argument(metavar="RECORD", help="Records that --verify and --strict are applied to. [default: all]"),
@@ -97,19 +100,21 @@ def validate(
         bool, typer.Option("--strict", help="Treat code and weights of unknown origin as problems.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print every note, not only their number.")] = False,
+    folder: Results = None,
 ) -> None:
     """Check every record in a folder and recompute its scores.
 
     Recomputes scores, intervals, the sampling plan, settings and division from the files beside a record. Exits with 1
     on problems; what could not be checked, such as results of an older version's code, is noted.
     """
+    results = results_folder(folder, place=place)
     share, part = None if verify is None else parse_share(verify, "verify", "records"), parse_share(sample)
 
     from unlearnbench.verification.validate import count_notes, record_files, record_findings
 
     paths = record_files(results)
     if not paths:
-        raise UserError(f"no records below {results}: give the folder that `unlearnbench run --out` wrote to")
+        raise UserError(f"no records below {results}: give the folder that `unlearnbench run --results` wrote to")
     known = {path.resolve(): path for path in paths}
     if gone := [path for path in only or () if path.resolve() not in known]:
         raise UserError(f"no record {gone[0]} below {results}: give the path of a seed-*.json in that folder")

@@ -192,10 +192,10 @@ def sole_driver(results: Path) -> Iterator[None]:
         holder = _read(who) or {}
         raise UserError(
             f"another driver ({holder.get('driver', 'of unknown place')}, since {holder.get('since', 'some time')}) is "
-            f"at work on {results}: wait for it, stop it, or name another folder with --out"
+            f"at work on {results}: wait for it, stop it, or name another folder with --results"
         ) from error
     except OSError as error:
-        raise UserError(cannot_write(results, error, "--out")) from error
+        raise UserError(cannot_write(results, error, "--results")) from error
     try:
         about = {"driver": f"{socket.gethostname()}:{os.getpid()}", "since": now()}
         with suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from unlearnbench.compute.device import on_threads, pick_device
@@ -14,9 +15,12 @@ from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, require_replaceable_cells
 from unlearnbench.pipeline import runner
+from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.pipeline.request import Cells, RunRequest
+from unlearnbench.pipeline.shipped import copy_shipped_anchors
 from unlearnbench.pipeline.spec import Spec
+from unlearnbench.pipeline.writing import measured_here
 from unlearnbench.records.schema import Record, read_record
 from unlearnbench.storage.store import Store
 
@@ -56,6 +60,8 @@ class RunsEnded(NamedTuple):
     """Of the cells that were asked for, without those that failed."""
     failed: list[str]
     """For each cell that failed, which and why."""
+    here: dict[Path, Record]
+    """By place: what this machine measured where another record of the same run, with other digits, is kept."""
 
     @property
     def scored(self) -> bool:
@@ -77,15 +83,17 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
 
     A cell that fails does not keep the others from being run; if it is the only one, its error is raised.
     """
-    request, cells, results = prepared.request, prepared.cells, prepared.request.out
+    request, cells, results = prepared.request, prepared.cells, prepared.request.results
     store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
     if not request.force:
         require_replaceable_cells([*cells.baseline, *cells.asked], results, attacks)
-    ended = RunsEnded([], [], [])
+    ended = RunsEnded([], [], [], {})
     with on_threads(request.threads):
         for spec in cells.baseline:
             begin(spec.title)
-            ended.baseline.append(runner.run_cell(spec.cell(), store, results, replace=request.force))
+            ended.baseline.append(runner.run_cell(spec.cell(), store, results, replace=request.force, baseline=True))
+            if here := measured_here(CellState.of(spec.cell(), results), store):
+                ended.here[spec.place()] = here
         for spec in cells.asked:
             begin(spec.title)
             try:
@@ -105,12 +113,15 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
                 ended.failed.append(f"{spec.title}: {reason}")
             else:
                 ended.records.append(record)
+                copy_shipped_anchors(record, results)
+                if here := measured_here(CellState.of(spec.cell(), results), store):
+                    ended.here[spec.place()] = here
     return ended
 
 
 def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *about: None) -> JobsEnded:
     """Run the cells as jobs of a launcher; `shown` is called at every look at them."""
-    results, (baseline, asked) = prepared.request.out, prepared.cells
+    results, (baseline, asked) = prepared.request.results, prepared.cells
     jobs, left = cells_launched(asked, baseline, prepared.cut, where, Store(), results, shown)
     undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
 
@@ -119,4 +130,4 @@ def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *abou
 
     titles = {job.id: job.name for job in jobs}
     failed = [f"{titles[result.id]}: {result.reason}" for result in left.failed]
-    return JobsEnded(RunsEnded(records(baseline), records(asked), failed), jobs, left)
+    return JobsEnded(RunsEnded(records(baseline), records(asked), failed, {}), jobs, left)

@@ -1,8 +1,11 @@
-"""The table after a run: one method compared with the original, and with retrain if available."""
+"""What a run says when it ends: its numbers beside those of the controls, what to do next, and all of it as JSON."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from unlearnbench import registry
 from unlearnbench.leaderboard.board import Images, board_scores, estimate, no_images
@@ -21,10 +24,25 @@ def gold(records: Iterable[Record], like: Record, control: str) -> list[Record]:
     return identity.matching(records, like, control)[0]
 
 
+def by_table(groups: Iterable[list[Record]]) -> list[list[list[Record]]]:
+    """Put the groups of one task, protocol and concept together: these share a table."""
+    tables: dict[tuple[str, ...], list[list[Record]]] = {}
+    for group in groups:
+        tables.setdefault(identity.record_identity(group[0]).table, []).append(group)
+    return list(tables.values())
+
+
 def metric_run_rows(
-    group: Sequence[Record], original: Record, retrain: Sequence[Record], images: Images = no_images
+    group: Sequence[Record],
+    original: Record,
+    retrain: Sequence[Record],
+    images: Images = no_images,
+    kept: Sequence[Record] = (),
 ) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table: metric, original, change, method, its interval, and retrain if available."""
+    """Heads and rows of the table: metric, original, change, method, its interval, and retrain if available.
+
+    `kept` are records of the same runs with other digits, which stay in the folder: they get a column of their own.
+    """
     rows = []
     metrics = registry.load_metrics().items()
     without = registry.without(group[0].task)
@@ -38,8 +56,115 @@ def metric_run_rows(
         moved = ("+" if change and change > 0 else "") + shown(metric, change)
         cells = [shown(metric, before), moved, shown(metric, found.value), bounds]
         rows.append([head(metric), *cells, *([shown(metric, after)] if retrain else [])])
+        if kept:
+            rows[-1].insert(5, shown(metric, estimate(kept, name).value))
     heads = ["metric", "original", "change", group[0].label(), "95 % interval", *(["retrain"] if retrain else [])]
+    if kept:
+        heads.insert(5, "kept record")
     return heads, rows
+
+
+def method_rows(
+    groups: Sequence[Sequence[Record]], original: Record, retrain: Sequence[Record], images: Images = no_images
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of several methods: a row for each, after the original's, with a metric a column.
+
+    Over several seeds a value is the mean ± standard deviation. Retrain closes the table where it has records and is
+    none of the groups.
+    """
+    every = [[original], *(list(group) for group in groups if group[0].method.name != "original")]
+    if retrain and all(group[0].method.name != "retrain" for group in groups):
+        every.append(list(retrain))
+    without, metrics = registry.without(original.task), registry.load_metrics()
+    names = [
+        name
+        for name in metrics
+        if name not in without and any(name in record.scores for group in every for record in group)
+    ]
+    rows = []
+    for group in every:
+        found = [estimate(group, name, images) for name in names]
+        values = [shown(metrics[name], one.value, one.sd) for name, one in zip(names, found, strict=True)]
+        status = next((record.status for record in group if record.status != "ok"), "")
+        rows.append([group[0].label(), str(len(group)), *values, status])
+    heads = ["method", "n", *(head(metrics[name]) for name in names), "flags"]
+    if not any(row[-1] for row in rows):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
+    return heads, rows
+
+
+def kept_line(mine: Record, kept: Record, path: Path) -> str:
+    """Say which record of the same run stays in the folder, beside the numbers measured here."""
+    there, here = (each.environment.get("device") or "another machine" for each in (kept, mine))
+    made = kept.created.replace("T", " ").removesuffix("+00:00")
+    return (
+        f"seed {mine.seeds['unlearning']}: your numbers, measured here ({here}), come first; the record {path}, made "
+        f"on {there} at {made} UTC, differs in its last digits and is kept: --force replaces it"
+    )
+
+
+def fitting_tasks(record: Record) -> list[str]:
+    """Tasks that have all that a skipped record's method needs; none where it was skipped for another reason."""
+    needs = frozenset(record.method.requires)
+
+    def hosts(name: str) -> bool:
+        task = registry.load_task(name)
+        return needs <= task.provides | task.model_parts
+
+    if record.status != "skipped" or record.task not in registry.tasks() or hosts(record.task):
+        return []
+    return [name for name in registry.tasks() if hosts(name)]
+
+
+def next_steps(results: Path, records: Sequence[Record]) -> list[str]:
+    """Commands that show what a run has made, each as it can be typed."""
+    if not any(record.status in ("ok", "unreliable") for record in records):
+        return []
+    folder = "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
+    return [f"unlearnbench leaderboard{folder}", f"unlearnbench report{folder}"]
+
+
+def run_document(
+    records: Sequence[Record],
+    baseline: Sequence[Record],
+    here: Mapping[Path, Record],
+    failed: Sequence[str],
+    results: Path,
+) -> dict[str, Any]:
+    """What a run came to, as one JSON document.
+
+    `runs` and `original` hold the records' main values; `measured_here` is what this machine found where another
+    record of the same run is kept, else null. `failed` says for each cell without a record which it is and why.
+    """
+
+    def values(record: Record) -> dict[str, Any]:
+        return {name: score.model_dump(mode="json") for name, score in record.scores.items()}
+
+    def entry(record: Record) -> dict[str, Any]:
+        mine = here.get(record.place())
+        return {
+            "task": record.task,
+            "protocol": record.protocol.name,
+            "forget": record.forget,
+            "method": record.label(),
+            "seed": record.seeds["unlearning"],
+            "status": record.status,
+            "reason": record.reason,
+            "record": str(record.path(results)),
+            "created": record.created,
+            "scores": values(record),
+            "attacks": {name: attack.model_dump(mode="json") for name, attack in record.attacks.items()},
+            "measured_here": None if mine is None else values(mine),
+            "fitting_tasks": fitting_tasks(record),
+        }
+
+    return {
+        "results": str(results),
+        "runs": [entry(record) for record in records],
+        "original": [entry(record) for record in baseline],
+        "failed": list(failed),
+        "next": next_steps(results, records),
+    }
 
 
 def run_notes(
@@ -67,7 +192,7 @@ def run_notes(
         told = [why[name] for name in lacking if why and name in why]
         because = f" that fit ({'; '.join(told)})" if told else ""
         lines.append(
-            f"no scores without the controls{because}; run them with the same --task, --protocol, --out: "
+            f"no scores without the controls{because}; run them with the same --task, --protocol, --results: "
             f"unlearnbench run {words}{' --force' if told else ''}"
         )
     return lines

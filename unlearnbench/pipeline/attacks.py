@@ -136,7 +136,7 @@ def require_replaceable_attacks(cell: Cell, record: Record, asked: Sequence[Atta
         if apart:
             raise UserError(
                 f"{record.label()} seed {record.seeds['unlearning']}: {spec.label} in its record was made otherwise, "
-                f"it differs in {' and '.join(apart)}: --force replaces it, --out with another folder keeps both"
+                f"it differs in {' and '.join(apart)}: --force replaces it, --results with another folder keeps both"
             )
 
 

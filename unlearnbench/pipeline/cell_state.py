@@ -91,7 +91,7 @@ def require_replaceable_record(path: Path, old: Record | None, draft: Record) ->
     if apart := describe_differences(record_identity(old), record_identity(draft), ", now "):
         raise UserError(
             f"{path} was made otherwise, it differs in {' and '.join(apart)}: --force replaces it, "
-            "--out with another folder keeps both"
+            "--results with another folder keeps both"
         )
 
 

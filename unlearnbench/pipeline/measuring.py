@@ -12,6 +12,7 @@ from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.judging import judged, observed, witnessed
 from unlearnbench.pipeline.scoring import score_metric
+from unlearnbench.reporting import phase, track
 from unlearnbench.storage.lazy_arrays import Rows
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan
@@ -57,17 +58,23 @@ def measure(
     judge = task.judge()
     samples, seen = observed(cell, judge, model, identity, plan, store, force)
     if references:
-        reference, real = judged(judge, task.reference(), store), judged(judge, task.floor(), store)
+        with phase("judging real images"):
+            reference, real = judged(judge, task.reference(), store), judged(judge, task.floor(), store)
     else:
         reference = real = seen._replace(features=torch.zeros(0, 0), error=None)
-    testimony = witnessed(task, samples, plan, store) if scorers else {}
+    with phase("further scorers"):
+        testimony = witnessed(task, samples, plan, store) if scorers else {}
     about: dict[str, Any] = {"task": task, "model": model, "original": original, "cost": cost or {}}
     outcome = Outcome.of(samples, plan, seen, reference, real, **about, witnessed=testimony)
+    with phase("scoring"):
+        scores = {
+            name: score_metric(metric, outcome) for name, metric in track(metrics.items(), len(metrics), "metrics")
+        }
     return Measurement(
         plan=plan,
         samples=samples,
         outcome=outcome,
-        scores={name: score_metric(metric, outcome) for name, metric in metrics.items()},
+        scores=scores,
         judge_error=seen.error or reference.error or real.error,
         scorer_error=next((said.error for said in testimony.values() if said.error), None),
     )

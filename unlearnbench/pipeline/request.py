@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from inspect import isclass
@@ -68,7 +69,7 @@ def _once(found: Named) -> Named:
         if before != name and _place(before) != _place(name):
             raise UserError(
                 f"--method names two methods {cls.name}, {before} and {name}, and both would write the same records: "
-                "call one of the files otherwise, or run them one by one with an --out folder each"
+                "call one of the files otherwise, or run them one by one with a --results folder each"
             )
     return list(kept.values())
 
@@ -219,6 +220,9 @@ class LaunchRequest(BaseModel):
     @classmethod
     def of(cls: type[Request], **values: Any) -> Request:
         """A request from these values; `UserError` names the first one that does not fit, and what would."""
+        if "out" in values and "results" in cls.model_fields:
+            warnings.warn("out is deprecated: use results", DeprecationWarning, stacklevel=4)
+            values.setdefault("results", values.pop("out"))
         for name in values:
             if name not in cls.model_fields:
                 raise unknown("option of run", name, cls.model_fields)
@@ -256,7 +260,7 @@ class RunRequest(LaunchRequest):
     compile: bool = False
     memory: tuple[str, ...] = ()
     """Ways to save memory: checkpointing, slices, adam8bit."""
-    out: Path = Path("results")
+    results: Path = Path("results")
     """Folder of records."""
     pretrained: Path | None = None
     data: Path | None = None
@@ -362,7 +366,7 @@ class RunRequest(LaunchRequest):
             raise UserError(f"--{'forget' if methods else 'method'} is empty: name at least one")
         builder = SpecBuilder(
             task=task,
-            results=self.out,
+            results=self.results,
             device=device,
             protocol=self.protocol,
             preset=self.preset,

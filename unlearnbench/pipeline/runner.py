@@ -18,19 +18,29 @@ from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
+from unlearnbench.pipeline.shipped import shipped_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
+from unlearnbench.reporting import phase
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import Diverged
 
 
 def run_cell(
-    cell: Cell, store: Store, results: Path, force: bool = False, watch: Watch | None = None, replace: bool = False
+    cell: Cell,
+    store: Store,
+    results: Path,
+    force: bool = False,
+    watch: Watch | None = None,
+    replace: bool = False,
+    baseline: bool = False,
 ) -> Record:
     """Unlearn, sample, judge, score and record one cell; return its record at once where nothing is missing.
 
-    `watch` follows the unlearning, unless the weights are in the store already. `force` runs every stage again.
+    `watch` follows the unlearning, unless the weights are in the store already. `force` runs every stage again. A
+    `baseline` is only compared with: its record will do, without weights in the store, and a record of the same run
+    that is shipped with a checkout serves in every other folder, where it is copied to.
     Raises `UserError` before any work where a record of something else lies in this one's place, unless `force` or
     `replace` allows to replace it, and where a folder cannot be written.
     """
@@ -39,6 +49,8 @@ def run_cell(
         state.require_replaceable()
     if state.found and not (force or state.needs_run(store)):
         return state.found
+    if baseline and not force and (known := state.found if state.whole else shipped_record(state)) is not None:
+        return known
     _require_folders(state, store, force)
     try:
         require(cell)
@@ -65,7 +77,8 @@ def unlearned(
     cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
 ) -> Made:
     """The unlearned weights and what they cost, from the store or made."""
-    return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
+    with phase("unlearning"):
+        return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
 
 
 def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any], measured: Measurement) -> Record:
@@ -97,6 +110,6 @@ def finished_record(cell: Cell, results: Path) -> Record | None:
 
 def _require_folders(state: CellState, store: Store, force: bool) -> None:
     """Refuse folders that the run could not write; a store that holds the weights already may be read-only."""
-    require_writable(state.results, "--out")
+    require_writable(state.results, "--results")
     if force or not state.has_weights(store):
         require_writable(store.root, "UNLEARNBENCH_CACHE")

@@ -37,33 +37,49 @@ def sample_images(
     With `shard` (i, n), only every n-th chunk from the i-th on. Other jobs sample the others; images are the same for
     any n.
     """
-    task, size = cell.task, cell.task.protocol.chunk
+    size = cell.task.protocol.chunk
     chunks = [plan[start : start + size] for start in range(0, len(plan), size)][shard[0] :: shard[1]]
     _tell_cut_prompts(model, [item for chunk in chunks for item in chunk])
     drawn = []
     with exact(), cell.resources.compiled(model) as model:
         for chunk in track(chunks, len(chunks), "sampling"):
-            padded = chunk + [chunk[-1]] * (
-                size - len(chunk)
-            )  # one batch size always: results depend on it in the last bit
+            padded = _padded(chunk, size)
 
             def make(padded: list[Plan] = padded, n: int = len(chunk)) -> Made:
                 return {"images": _drawn(cell, model, padded)[:n]}, {}
 
-            parts = {
-                **identity,
-                "task": task.name,
-                "sampler": asdict(task.protocol.sampler),
-                "images": [_asked(item) for item in padded],
-                "engine": engine_hash(type(task)),
-                "device": task.device,
-                **cell.resources.named(),
-            }
+            parts = _chunk_parts(cell, identity, padded)
             made = store.stage("samples", parts, make, force)
             see(made[0]["images"])
             drawn.append(ArrayPart(len(chunk), store.reader("samples", parts, "images", made)))
             trim()
     return Rows(drawn)
+
+
+def has_images(cell: Cell, identity: dict[str, Any], plan: list[Plan], store: Store) -> bool:
+    """Whether the store holds all images that `sample_images` would draw for this plan."""
+    size = cell.task.protocol.chunk
+    chunks = (plan[start : start + size] for start in range(0, len(plan), size))
+    return all(store.has("samples", _chunk_parts(cell, identity, _padded(chunk, size))) for chunk in chunks)
+
+
+def _padded(chunk: list[Plan], size: int) -> list[Plan]:
+    """A chunk of the full size, since results depend on the size of a batch in the last bit."""
+    return chunk + [chunk[-1]] * (size - len(chunk))
+
+
+def _chunk_parts(cell: Cell, identity: dict[str, Any], padded: list[Plan]) -> dict[str, Any]:
+    """The parts of the key of a chunk's images."""
+    task = cell.task
+    return {
+        **identity,
+        "task": task.name,
+        "sampler": asdict(task.protocol.sampler),
+        "images": [_asked(item) for item in padded],
+        "engine": engine_hash(type(task)),
+        "device": task.device,
+        **cell.resources.named(),
+    }
 
 
 def _tell_cut_prompts(model: Diffusion, plan: list[Plan]) -> None:

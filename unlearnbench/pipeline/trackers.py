@@ -10,9 +10,13 @@ from typing import Any, NamedTuple, Protocol
 from unlearnbench.errors import UserError, one_line, unknown
 from unlearnbench.reporting import tell
 
-DEFAULT_PLACE = {"tensorboard": "tracking", "trackio": "unlearnbench"}
+DEFAULT_PLACE = {"tensorboard": "tracking", "trackio": "unlearnbench", "wandb": "unlearnbench"}
 """Default folder or project of each kind."""
-EXTRA = {"tensorboard": "pip install 'unlearnbench[tracking]'", "trackio": "pip install trackio"}
+EXTRA = {
+    "tensorboard": "pip install 'unlearnbench[tracking]'",
+    "trackio": "pip install trackio",
+    "wandb": "pip install 'unlearnbench[wandb]'",
+}
 
 
 class Tracker(Protocol):
@@ -35,6 +39,8 @@ class Tracking(NamedTuple):
         """Start the tracker of one run. Its failures never stop the run; `name` may have slashes."""
         if self.kind == "trackio":
             return Steady(self.kind, Trackio(self.place, name))
+        if self.kind == "wandb":
+            return Steady(self.kind, Wandb(self.place, name))
         try:
             return Steady(self.kind, TensorBoard(Path(self.place) / name))
         except OSError as error:
@@ -88,6 +94,38 @@ class Trackio:
     def close(self) -> None:
         """Write pending values."""
         self._module.finish()
+
+
+class Wandb:
+    """Logs to a Weights & Biases project, or below the folder `tracking` where `WANDB_MODE=offline` is set.
+
+    wandb ignores what is logged at an earlier step than its last one, and a run's scores come after all its losses.
+    Steps are therefore a value of their own, which every other value is plotted against.
+    """
+
+    FOLDER = "tracking"
+    STEP = "unlearning step"
+
+    def __init__(self, project: str, name: str):
+        import wandb
+
+        Path(self.FOLDER).mkdir(parents=True, exist_ok=True)  # wandb takes a temporary folder for one that is missing
+        about = dict(zip(("task", "forget", "method", "seed"), name.split("/"), strict=False))
+        try:
+            self._run: Any = wandb.init(project=project, name=name, dir=self.FOLDER, config=about)
+            self._run.define_metric("*", step_metric=self.STEP)
+        except Exception as error:  # a foreign library may raise anything
+            raise UserError(
+                f"wandb cannot begin ({one_line(error)}): log in by `wandb login`, or set WANDB_MODE=offline"
+            ) from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log all values of a step at once."""
+        self._run.log({**values, self.STEP: step})
+
+    def close(self) -> None:
+        """Write pending values."""
+        self._run.finish()
 
 
 class Steady:

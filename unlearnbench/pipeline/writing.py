@@ -12,12 +12,12 @@ from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.measuring import Measurement
-from unlearnbench.pipeline.sampling import sample_images
+from unlearnbench.pipeline.sampling import has_images, sample_images
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
-from unlearnbench.records.sample_grid import write_grid
+from unlearnbench.records.sample_grid import grid_rows, write_grid
 from unlearnbench.records.schema import BESIDE, Record, read_record, write_record
-from unlearnbench.reporting import tell
+from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.files import cannot_write, replace_file
 from unlearnbench.storage.store import Store
 from unlearnbench.training import Diverged
@@ -38,6 +38,8 @@ def write_result(
     same = found is not None and found.result() == record.result()
     if found and may_keep and not same and found.status == "ok":
         tell(_why_kept(found, record, state.path))
+        with explained_write_errors(store.root, "UNLEARNBENCH_CACHE"):
+            write_record(record, _aside(state, store))
         return found
     with explained_write_errors(state.results):
         replace_file(state.path.with_suffix(".parquet"), table)
@@ -45,6 +47,20 @@ def write_result(
         if found and may_keep and same:
             return found  # only times differ
         return write_record(with_attachments(record, state.path), state.path)
+
+
+def measured_here(state: CellState, store: Store) -> Record | None:
+    """What this machine measured of a cell whose record, made elsewhere with other digits, was kept; else None."""
+    path = _aside(state, store)
+    if state.found is None or not path.is_file():
+        return None
+    here = read_record(path)
+    return None if here.result() == state.found.result() else here
+
+
+def _aside(state: CellState, store: Store) -> Path:
+    """The place in the store of the numbers measured here, where another record is kept."""
+    return store.root / "measured" / f"{state.draft.key[:32]}.json"
 
 
 def write_failure(state: CellState, error: Diverged | Unsupported, force: bool = False) -> Record:
@@ -74,7 +90,7 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 @contextmanager
-def explained_write_errors(folder: Path, remedy: str = "--out") -> Iterator[None]:
+def explained_write_errors(folder: Path, remedy: str = "--results") -> Iterator[None]:
     """Turn errors of the file system into one line that names the folder."""
     try:
         yield
@@ -90,8 +106,12 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
     elif record.method.name != "original":
         cell = state.cell
         identity = {**model_parts(cell.task, original.state_dict()), "wrap": None}
-        before = sample_images(cell, original, identity, measured.plan, store)
-        write_grid(path, cell.task, before, measured.samples, record.label())
+        rows = [place for places in grid_rows(cell.task).values() for place in places]
+        plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
+        with phase("sample grid"):
+            before = sample_images(cell, original, identity, plan, store)
+        places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
+        write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
 
 
 def with_attachments(new: Record, path: Path) -> Record:

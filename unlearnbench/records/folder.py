@@ -19,8 +19,17 @@ ATTACHMENTS = ("parquet", "png")
 """Suffixes of the files that belong to a record."""
 
 
+def shipped_results() -> Path | None:
+    """The folder of records beside this package in a checkout, which its table of results is made of; else None.
+
+    An installed package has none: records are not part of the wheel.
+    """
+    folder = Path(__file__).parents[2] / "results"
+    return folder if (folder / "README.md").is_file() and (folder.parent / "pyproject.toml").is_file() else None
+
+
 class ResultsFolder:
-    """A folder that `unlearnbench run --out` writes to. It need not exist: then it holds nothing."""
+    """A folder that `unlearnbench run --results` writes to. It need not exist: then it holds nothing."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -16,6 +16,7 @@ from unlearnbench.task import Task
 if TYPE_CHECKING:
     import pandas as pd
     from PIL.Image import Image
+    from torch import Tensor
 
 COLUMNS, TILE, GAP, MARGIN, HEAD = 6, 48, 24, 84, 40
 SIDE, ROW, PICTURE = COLUMNS * TILE, TILE + 4, TILE - 2
@@ -25,17 +26,24 @@ Tiles = Mapping[str, Sequence["Image"]]
 """Images by concept."""
 
 
-def write_grid(path: Path, task: Task, before: Table, after: Table, label: str) -> None:
-    """Write a PNG with `COLUMNS` images per concept, of the original on the left and of the unlearned model on the
-    right.
-    """
+def grid_rows(task: Task) -> dict[str, list[int]]:
+    """The places in the plan of the images that a grid shows, at most `COLUMNS` for each concept, by concept."""
     rows: dict[str, list[int]] = {}
-    forgotten = {item.concept for item in task.plan() if item.group == "forget"}
     for i, item in enumerate(task.plan()):
         if item.group in ("forget", "retain"):
             rows.setdefault(item.concept, []).append(i)
-    rows = {concept: rows[concept][:COLUMNS] for concept in _sorted(rows, task.concepts)}
-    sides = [{concept: [_tile(images, i) for i in rows[concept]] for concept in rows} for images in (before, after)]
+    return {concept: rows[concept][:COLUMNS] for concept in _sorted(rows, task.concepts)}
+
+
+def write_grid(path: Path, task: Task, before: Table | Mapping[int, Tensor], after: Table, label: str) -> None:
+    """Write a PNG with `COLUMNS` images per concept, of the original on the left and of the unlearned model on the
+    right.
+
+    `before` and `after` give images uint8 (3, H, W) by place in the plan; of `before`, those of `grid_rows` will do.
+    """
+    forgotten = {item.concept for item in task.plan() if item.group == "forget"}
+    rows = grid_rows(task)
+    sides = [{concept: [_tile(images[i]) for i in rows[concept]] for concept in rows} for images in (before, after)]
     write_sides(path, [("original", sides[0]), (label, sides[1])], forgotten)
 
 
@@ -111,10 +119,10 @@ def _sorted(concepts: Iterable[str], known: Sequence[str]) -> list[str]:
     return sorted(concepts, key=lambda name: places.get(name, -1))
 
 
-def _tile(images: Table, i: int) -> Image:
+def _tile(image: Tensor) -> Image:
     from PIL import Image
 
-    tile = Image.fromarray(images[i].permute(1, 2, 0).numpy())
+    tile = Image.fromarray(image.permute(1, 2, 0).numpy())
     small = tile.width < TILE  # pixels of miniatures are shown as they are
     return tile.resize((PICTURE,) * 2, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
@@ -17,6 +17,9 @@ from unlearnbench.records.scores import ScoreRecord
 from unlearnbench.records.sealed_json import SealedPart, first_of, open_sealed, sealed
 from unlearnbench.records.trajectory import TrajectoryRecord
 from unlearnbench.storage.files import replace_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VERSION: Final = 6
 """Version of the schema that records are written in; older ones can be read."""
@@ -242,6 +245,15 @@ class Record(SealedPart):
         beside = {"revision", "environment", "created", "content_hash", "schema_version", *BESIDE, *DESCRIBED}
         values = self.model_dump(mode="json", exclude=beside)
         return {**values, "scores": {name: score for name, score in values["scores"].items() if name not in TIMED}}
+
+    def samples(self, **options: Any) -> Tensor:
+        """The images that were scored, uint8 (N, 3, H, W), in the order of the task's plan, from this machine's store.
+
+        For options and errors see `unlearnbench.samples`.
+        """
+        import unlearnbench  # the public interface, which is above this package
+
+        return unlearnbench.samples(self, **options)
 
     def label(self) -> str:
         """The method as folders and tables name it: name, preset and overrides."""

@@ -212,7 +212,7 @@ def require_apart(method: str, chosen: Selection, forget: str, seed: int, sampli
 def tuned_settings(results: Path, task: str, method: str) -> tuple[dict[str, Any], Selection]:
     """Return the settings that tuning chose for a method on a task, and the runs they were chosen on."""
     path = tuning_path(results, task, method)
-    again = f"unlearnbench tune --task {task} --method {method} --out {results}"
+    again = f"unlearnbench tune --task {task} --method {method} --results {results}"
     if not path.is_file():
         raise UserError(f"no tuned settings of {method} on {task} below {results}: run `{again}` first")
     tuning = read_tuning(path)

@@ -43,8 +43,8 @@ class RecordSource:
         if not paths:
             whose = "" if task is None else f" of {task}"
             raise UserError(
-                f"no records{whose} below {results}: give the folder that `unlearnbench run --out` wrote to, or make "
-                f"some with `unlearnbench run --method erasediff --out {results}`"
+                f"no records{whose} below {results}: give the folder that `unlearnbench run --results` wrote to, or "
+                f"make some with `unlearnbench run --method erasediff --results {results}`"
             )
         if not self.records:
             raise UserError(f"no record below {results} can be read: {self.gaps[0].path}: {self.gaps[0].reason}")

@@ -89,7 +89,9 @@ def tune_one(
     try:
         found = write_tuning(found, results)
     except OSError as error:
-        raise UserError(f"cannot write below {results} ({error.strerror}): name another folder with --out") from error
+        raise UserError(
+            f"cannot write below {results} ({error.strerror}): name another folder with --results"
+        ) from error
     shutil.rmtree(folder / "runs", ignore_errors=True)
     return found
 

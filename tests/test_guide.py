@@ -99,6 +99,16 @@ def test_methods_tasks_and_attacks_that_commands_name_exist(page):
     assert {(kind, name) for kind, name in named if not name.endswith(".py") and name not in known[kind]} == set()
 
 
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
+def test_commands_that_the_text_names_exist(page):
+    from typer.main import get_command
+
+    from unlearnbench.cli import app
+
+    named = {*re.findall(r"`unlearnbench ([a-z][a-z-]*)", page.read_text())}
+    assert named - {*get_command(app).commands} == set()  # type: ignore[attr-defined]
+
+
 def test_the_index_names_every_page_once():
     assert [*command.guide_topics()] == [found["name"] for found in command.TOPIC.finditer(command.INDEX.read_text())]
     assert {*command.guide_topics()} == {page.stem for page in TOPICS}
@@ -127,12 +137,12 @@ def test_a_terminal_gets_a_laid_out_page(cli, monkeypatch):
     assert "relearn@retain" in said.out
 
 
-def test_the_guide_is_read_without_heavy_packages(tmp_path):
+def test_the_guide_is_read_without_heavy_packages():
     script = (
         "import sys\nfrom unlearnbench.cli import main\nsys.argv = ['unlearnbench', 'guide', 'tuning']\n"
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules)\n"
     )
-    done = python("-c", script, cwd=tmp_path)
+    done = python("-c", script, cwd=ROOT)
     assert done.stdout.startswith("# Tuning") and done.stdout.endswith("False\n"), done.stderr
 
 
@@ -199,7 +209,10 @@ def test_what_a_method_may_use_exists():
 
 def test_the_method_of_the_guide_and_the_readme_is_the_same():
     pages = [ROOT / "README.md", command.PAGES / "your-method.md"]
-    made = [re.search(r"^class Relabel.*?^        return model$", page.read_text(), re.DOTALL | re.MULTILINE) for page in pages]
+    made = [
+        re.search(r"^class Relabel.*?^        return model$", page.read_text(), re.DOTALL | re.MULTILINE)
+        for page in pages
+    ]
     lines = [[line for line in one[0].splitlines() if '"""' not in line and line.strip()] for one in made if one]
     assert len(lines) == 2 and lines[0] == lines[1]
 
@@ -216,7 +229,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     assert [*names["table"].index] == ["original", "random_label+steps=20"]
     assert names["table"].loc["random_label+steps=20", "ra"] == names["record"].scores["ra"].value
     assert names["picture"].size[0] > 100
-    assert len(names["images"]) == sum(score.n for name, score in names["record"].scores.items() if name in ("ua", "ra"))
+    assert len(names["images"]) == sum(
+        score.n for name, score in names["record"].scores.items() if name in ("ua", "ra")
+    )
 
 
 def test_the_notebook_is_stored_without_results():

@@ -152,7 +152,9 @@ def described(name: str, node: Definition) -> str:
     if isinstance(node, ast.Assign):
         return "\n\n".join([*parts, f"```python\n{ast.unparse(node)}\n```"])
     if isinstance(node, ast.FunctionDef):
-        return "\n\n".join([*parts, f"```python\n{signature(node, node.name)}\n```", prose(ast.get_docstring(node) or "")])
+        return "\n\n".join(
+            [*parts, f"```python\n{signature(node, node.name)}\n```", prose(ast.get_docstring(node) or "")]
+        )
     parts.append(prose(ast.get_docstring(node) or ""))
     found = list(fields(node))
     return "\n\n".join([*parts, *(["\n".join(found)] if found else []), *methods(node)])

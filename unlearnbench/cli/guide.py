@@ -26,13 +26,20 @@ def guide_topics() -> dict[str, str]:
 
 
 @guiding.command()
-def guide(topic: Annotated[str | None, typer.Argument(help="Topic; without one, the topics are listed.")] = None) -> None:
+def guide(
+    topic: Annotated[str | None, typer.Argument(help="Topic; without one, the topics are listed.")] = None,
+) -> None:
     """Read the guide: first steps, your own method, what a row means.
 
     In a terminal it is laid out; in a pipe or file it is the Markdown source."""
     topics = guide_topics()
     if topic is None:
-        print_table("guide: `unlearnbench guide TOPIC`", ["", ""], [("", [[name, about] for name, about in topics.items()])], left=2)
+        print_table(
+            "guide: `unlearnbench guide TOPIC`",
+            ["", ""],
+            [("", [[name, about] for name, about in topics.items()])],
+            left=2,
+        )
         return
     if topic not in topics:
         raise unknown("topic of the guide", topic, topics)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,14 +63,17 @@ def parsed(words: list[str]) -> Any:
 
 def named_in(words: list[str]) -> Iterator[tuple[str, str]]:
     """Methods, tasks and attacks that a command names, each with its kind."""
-    for option, value in zip(words, words[1:], strict=False):
+    for option, value in itertools.pairwise(words):
         kind = {"--method": "methods", "--task": "tasks", "--attacks": "attacks"}.get(option)
         if kind and not value.startswith("-"):
             yield from ((kind, one.partition("@")[0]) for one in value.split(","))
 
 
 def test_commands_are_found_as_bash_reads_them():
-    page = "```bash\npip install -e . && unlearnbench run --method a  # don't\nA=b unlearnbench compare r/{a,b} \\\n  --out x\n```\n"
+    page = (
+        "```bash\npip install -e . && unlearnbench run --method a  # don't\n"
+        "A=b unlearnbench compare r/{a,b} \\\n  --out x\n```\n"
+    )
     assert commands(page) == [["run", "--method", "a"], ["compare", "r/a", "r/b", "--out", "x"]]
 
 
@@ -107,6 +109,21 @@ def test_commands_that_the_text_names_exist(page):
 
     named = {*re.findall(r"`unlearnbench ([a-z][a-z-]*)", page.read_text())}
     assert named - {*get_command(app).commands} == set()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("small")
+def test_the_readme_s_commands_on_digits_run(cli, tmp_path):
+    """As printed, with two steps of unlearning; attacks and GPU tasks have tests of their own."""
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", readme, re.DOTALL)
+    assert block
+    (tmp_path / block["name"]).write_text(block["code"])
+    lines = [words for words in commands(readme) if not {"--task", "--attacks"} & {*words}]
+    assert {words[0] for words in lines} >= {"run", "leaderboard", "report", "list", "guide", "check", "new-method"}
+    for words in lines:
+        said = cli(*words, *(["--set", "steps=2"] if words[0] == "run" else []))
+        assert said.code == 0, said.err
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "mine.py").is_file()
 
 
 def test_the_index_names_every_page_once():

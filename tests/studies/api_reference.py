@@ -6,6 +6,7 @@ Sources are parsed, not imported, so that the page is the same under every versi
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -123,7 +124,7 @@ def first_paragraph(node: ast.ClassDef | ast.FunctionDef) -> str:
 def fields(node: ast.ClassDef) -> Iterator[str]:
     """A line for each public field that is annotated in the class's body, with the string below it."""
     body = [*node.body, ast.Pass()]
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(body):
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
         if field.target.id.startswith("_"):

@@ -123,7 +123,7 @@ def test_the_readme_s_commands_on_digits_run(cli, tmp_path):
     for words in lines:
         said = cli(*words, *(["--set", "steps=2"] if words[0] == "run" else []))
         assert said.code == 0, said.err
-    assert (tmp_path / "report.html").is_file() and (tmp_path / "mine.py").is_file()
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "my_method.py").is_file()
 
 
 def test_the_index_names_every_page_once():

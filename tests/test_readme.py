@@ -4,10 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import unlearnbench
 from unlearnbench import registry
+from unlearnbench.attacks.base import STANDARD
 from unlearnbench.data.concepts import read_concepts
 from unlearnbench.pipeline import cell, unlearning
+from unlearnbench.records.schema import Record, read_record
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance
@@ -15,6 +19,7 @@ from unlearnbench.verification import conformance
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / ".github").glob("*.md"))]
+PAGES += sorted((ROOT / "unlearnbench" / "guide").glob("*.md"))
 PAGES += sorted((ROOT / "results").glob("*.md"))
 
 
@@ -54,17 +59,6 @@ def test_a_new_concept_file_is_taken_and_not_written_over(cli, tmp_path):
     assert wrong.code == 2 and "'../x'" in wrong.err
 
 
-def test_every_command_named_in_the_readme_exists():
-    from typer.main import get_command
-
-    from unlearnbench.cli import app
-
-    known = set(get_command(app).commands)
-    named = set(re.findall(r"(?:^|`|&& )unlearnbench ([a-z][a-z-]*)", README, re.MULTILINE))
-    assert named
-    assert named <= known
-
-
 def test_every_method_and_metric_is_named_in_the_readme():
     for name in registry.methods():
         assert f"`{name}`" in README
@@ -72,6 +66,62 @@ def test_every_method_and_metric_is_named_in_the_readme():
 
 def test_readme_is_short():
     assert len(README.splitlines()) <= 200
+
+
+def record_of(method: str) -> Record:
+    return read_record(ROOT / "results/digits-class/default/3" / method / "seed-0.json")
+
+
+def became(coherence: float, ua: float) -> str:
+    """What the readme says of the forget samples: how many show something, and whether it is what was forgotten."""
+    if ua < 0.5:
+        return "threes" if ua < 0.05 else "mostly threes"
+    return "noise" if coherence < 0.05 else f"{coherence:.0%} other digits".replace("%", " %")
+
+
+def test_the_table_of_the_readme_is_what_the_records_say():
+    rows = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for line in README.partition("| method | score")[2].partition("\n\n")[0].splitlines()[2:]
+    ]
+    assert len(rows) >= 8
+    original, retrain, destroy = map(record_of, ("original", "retrain", "destroy"))
+
+    def value(record: Record, name: str) -> float:
+        found = record.scores[name].value
+        assert found is not None
+        return found
+
+    def between(record: Record, name: str, zero: Record, one: Record) -> float:
+        return (value(record, name) - value(zero, name)) / (value(one, name) - value(zero, name))
+
+    for row in rows:
+        record = record_of(row[0])
+        score = min(between(record, "ua", original, retrain), between(record, "ra", destroy, original))
+        excesses = [
+            record.attacks[label].value - retrain.attacks[label].value
+            for label in STANDARD
+            if label in record.attacks and record.attacks[label].value is not None
+        ]
+        ua, coherence = value(record, "ua"), value(record, "coherence")
+        assert row[1:] == [
+            f"{score:.2f}",
+            f"{100 * ua:.1f}",
+            became(coherence, ua),
+            f"{100 * value(record, 'ra'):.1f}",
+            f"{value(record, 'fid'):.3f}",
+            f"{100 * max(excesses):.1f}",
+            f"{value(record, 'unlearn_time'):.1f}",
+        ]
+
+
+def test_the_citation_file_has_what_its_format_requires():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0"
+    assert all(cited[key] for key in ("message", "title", "authors"))
+    assert cited["authors"] == [{"name": "unlearnbench developers"}]
+    assert cited["version"] == unlearnbench.__version__
+    assert f"version = {{{unlearnbench.__version__}}}" in README
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -20,6 +20,7 @@ from unlearnbench.cli.console import err, out
 from unlearnbench.cli.develop import own
 from unlearnbench.cli.export import exporting
 from unlearnbench.cli.fetch import fetching
+from unlearnbench.cli.guide import guiding
 from unlearnbench.cli.leaderboard import boards
 from unlearnbench.cli.list import lists
 from unlearnbench.cli.plot import plotting
@@ -77,6 +78,7 @@ for commands in (
     selfchecking,
     exporting,
     launching,
+    guiding,
 ):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"

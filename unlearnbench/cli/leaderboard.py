@@ -40,7 +40,7 @@ def leaderboard(
         str | None,
         typer.Option(
             help="Metrics (with --attacks: attacks) to show, comma-separated, or all; in several tables if needed. "
-            "[default: the short table; all in csv and json]"
+            "[default: the short table; all in csv and json]",
             autocompletion=complete_metrics,
         ),
     ] = None,

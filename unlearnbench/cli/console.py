@@ -106,10 +106,7 @@ def show_runs(
     shown = [group for group in mine if any(record.scores for record in group)]
     if shown:
         heads, rows = run_summary.method_rows(shown, original, controls["retrain"])
-        from unlearnbench import registry
-        from unlearnbench.leaderboard.tables import headline_names
-
-        first = ["n", "flags", *headline_names(registry.load_metrics())]
+        first = ["n", "flags", *run_summary.headline_heads()]
         omitted = print_table(_title(groups[0]), heads, [("", rows)], keys=1, fit=True, first=first)
         if omitted:
             out.print(f"left out for lack of width: {', '.join(omitted)}", highlight=False)

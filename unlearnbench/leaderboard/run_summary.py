@@ -13,6 +13,8 @@ from unlearnbench.leaderboard.tables import floors_line, head, shown
 from unlearnbench.records import identity
 from unlearnbench.records.schema import Record
 
+HEADLINES = ("ua", "coherence", "ra", "clip_score", "fid", "unlearn_time")
+
 
 def group_runs(records: Iterable[Record]) -> list[list[Record]]:
     """Group records by identity, in the order in which they come."""
@@ -91,6 +93,12 @@ def method_rows(
     if not any(row[-1] for row in rows):
         heads, rows = heads[:-1], [row[:-1] for row in rows]
     return heads, rows
+
+
+def headline_heads() -> list[str]:
+    """Heads of the metrics that a narrow table of several methods keeps, the most important first."""
+    metrics = registry.load_metrics()
+    return [head(metrics[name]) for name in HEADLINES if name in metrics]
 
 
 def kept_line(mine: Record, kept: Record, path: Path) -> str:

@@ -176,7 +176,19 @@ def test_a_flag_of_all_rows_is_said_once_above_the_short_board(results, monkeypa
     assert "all other version: engine" in re.search(r'class="headline".*?</div>', page, re.DOTALL)[0]
     assert "other version" not in board_of(page, "short")
     assert "unreliable: seed 0" in board_of(page, "short"), "what is said of one row stands there"
-    assert row_of(page, "esd unreliable: seed 0"), "the table of all columns says everything at each row"
+    monkeypatch.setattr(
+        "unlearnbench.records.identity.older_parts", lambda record: ["engine"] if record.method.name == "esd" else []
+    )
+    page = build_page(results).html
+    assert "‡" in board_of(page, "short") and "all other version" not in page
+    monkeypatch.undo()
+    assert "‡" not in board_of(build_page(results).html, "short")
+
+
+def test_the_table_of_all_columns_says_everything_at_each_row(results, monkeypatch):
+    monkeypatch.setattr("unlearnbench.records.identity.older_parts", lambda record: ["engine"])
+    page = build_page(results).html
+    assert "other version: engine" in re.search(r">esd</a>.*?</th>", board_of(page), re.DOTALL)[0]
 
 
 def test_a_method_has_one_colour_and_marker_in_every_table_and_plot(results):

@@ -168,6 +168,29 @@ def test_default_settings_come_first_and_others_wait(tmp_path):
     ], "a method that has no run with default settings is shown with what it has"  # fmt: skip
 
 
+def test_a_flag_of_all_rows_is_said_once_above_the_short_board(results, monkeypatch):
+    monkeypatch.setattr("unlearnbench.records.identity.older_parts", lambda record: ["engine"])
+    path = results / "digits-class/default/3/esd/seed-0.json"
+    write_record(read_record(path).model_copy(update={"status": "unreliable"}), path)
+    page = build_page(results).html
+    assert "all other version: engine" in re.search(r'class="headline".*?</div>', page, re.DOTALL)[0]
+    assert "other version" not in board_of(page, "short")
+    assert "unreliable: seed 0" in board_of(page, "short"), "what is said of one row stands there"
+    monkeypatch.setattr(
+        "unlearnbench.records.identity.older_parts", lambda record: ["engine"] if record.method.name == "esd" else []
+    )
+    page = build_page(results).html
+    assert "‡" in board_of(page, "short") and "all other version" not in page
+    monkeypatch.undo()
+    assert "‡" not in board_of(build_page(results).html, "short")
+
+
+def test_the_table_of_all_columns_says_everything_at_each_row(results, monkeypatch):
+    monkeypatch.setattr("unlearnbench.records.identity.older_parts", lambda record: ["engine"])
+    page = build_page(results).html
+    assert "other version: engine" in re.search(r">esd</a>.*?</th>", board_of(page), re.DOTALL)[0]
+
+
 def test_a_method_has_one_colour_and_marker_in_every_table_and_plot(results):
     put(made_record("esd", 1, {"ua": 0.9}, method_changes={"division": "tuned", "preset": "tuned"}), results)
     put(made_record("aaa", 0, {"ua": 0.5}, task="digits-text", forget="red"), results)

@@ -71,7 +71,7 @@ class Swatch(NamedTuple):
     opacity: float
 
 
-class Look(NamedTuple):
+class RowLook(NamedTuple):
     """How a row is shown."""
 
     label: str
@@ -81,11 +81,11 @@ class Look(NamedTuple):
     swatch: Swatch
 
 
-def looks_of(table: Board, first: Board, styles: Mapping[str, Style]) -> dict[int, Look]:
+def looks_of(table: Board, first: Board, styles: Mapping[str, Style]) -> dict[int, RowLook]:
     """How each row of a table is shown, by its index; `first` are the rows of `rows_at_first`."""
     short = {row.index: row.label for row in first}
     named = {row.index: short.get(row.index, row.label) for row in table}
-    return {index: Look(label, index in short, swatch_of(styles[label])) for index, label in named.items()}
+    return {index: RowLook(label, index in short, swatch_of(styles[label])) for index, label in named.items()}
 
 
 def swatch_of(style: Style) -> Swatch:

@@ -110,6 +110,12 @@ class Section(NamedTuple):
         return any(row.became for row in self.rows)
 
     @property
+    def common_flags(self) -> list[str]:
+        """What is to be said of every row that is shown at first, such as that another version made it."""
+        flags = [row.flags for row in self.rows if not row.other]
+        return [flag for flag in flags[0] if len(flags) > 1 and all(flag in own for own in flags)]
+
+    @property
     def ranking(self) -> list[tuple[str, list[ReportRow]]]:
         """The bodies of the short board: the best methods first (see `ReportRow.merit`), then controls."""
         methods, controls = ([row for row in self.rows if row.control == kind] for kind in (False, True))

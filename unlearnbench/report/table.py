@@ -13,7 +13,7 @@ from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, head, interv
 from unlearnbench.metric import Metric
 from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
-from unlearnbench.report.first_view import Became, Look, became
+from unlearnbench.report.first_view import Became, RowLook, became
 
 HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
 """Columns that are shown at first; an axis with none of these shows its first."""
@@ -74,7 +74,7 @@ class ReportRow(NamedTuple):
     records: Sequence[Record]
     cells: list[TableCell]
     flags: list[str]
-    look: Look
+    look: RowLook
     became: Became | None
     merit: tuple[bool, float]
     """For sorting the short board: whether there is a score, and it, or else the worse of UA and RA."""
@@ -139,7 +139,7 @@ def row_of(
     found: Sequence[Column],
     metrics: Mapping[str, Metric],
     records: Sequence[Record],
-    look: Look,
+    look: RowLook,
 ) -> ReportRow:
     """Make a row from a row of the board and its records."""
     every: dict[str, Metric | Derived] = {**metrics, **DERIVED, **BOXES}

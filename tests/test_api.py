@@ -71,10 +71,12 @@ def test_records_are_of_what_was_asked_for_and_made_once(tmp_path, monkeypatch):
     for record in records[:2]:
         images, values = record.samples(method=path), read_images(record, here)
         assert images.dtype == torch.uint8 and images.shape == (len(values), 3, 8, 8)
-    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "another-machine"))
-    with pytest.raises(UserError, match=r"are not in the store .*`unlearnbench samples results/digits-class/default/3"):
-        records[0].samples(method=path)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "another-machine"))
+        with pytest.raises(
+            UserError, match=r"are not in the store .*`unlearnbench samples results/digits-class/default/3"
+        ):
+            records[0].samples(method=path)
     monkeypatch.setattr("unlearnbench.pipeline.runner.unlearn", lambda *about: pytest.fail("it was there"))
     assert unlearnbench.run(path, forget=["3", "8"], seeds=[0, 1], results=here) == records
 

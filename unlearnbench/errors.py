@@ -8,7 +8,7 @@ from unlearnbench.printable import printable
 
 FEW = 3
 """As many names are listed even if some are similar."""
-MANY = 12
+MANY = 20
 """More names than this are not listed in an error: `unlearnbench list` shows them."""
 LISTED = {"method": "methods", "task": "tasks", "attack": "attacks", "metric": "metrics"}
 LISTED |= {"released weights": "checkpoints"}

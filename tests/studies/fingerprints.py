@@ -104,7 +104,17 @@ def cells(names: list[tuple[str, str]]) -> list[list[str]]:
 def outcome(checkout: Path, arguments: list[str], folder: Path) -> dict[str, Any]:
     """Weights and scores by record, of a run by the code of a checkout in a store of its own."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "UNLEARNBENCH_CACHE": str(folder / "store")}
-    command = [sys.executable, "-m", "unlearnbench.cli", "run", *arguments, "--threads", "1", "--out", str(folder)]  # as older commits say it
+    command = [
+        sys.executable,
+        "-m",
+        "unlearnbench.cli",
+        "run",
+        *arguments,
+        "--threads",
+        "1",
+        "--out",
+        str(folder),
+    ]  # as older commits say it
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")

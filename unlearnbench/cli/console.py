@@ -105,11 +105,14 @@ def show_runs(
     mine = [_measured(group, here) for group in groups]
     shown = [group for group in mine if any(record.scores for record in group)]
     if shown:
-        heads, rows = run_summary.method_rows(shown, original, controls["retrain"])
-        first = ["n", "flags", *run_summary.headline_heads()]
-        omitted = print_table(_title(groups[0]), heads, [("", rows)], keys=1, fit=True, first=first)
+        first = (here or {}).get(original.place(), original)
+        heads, rows = run_summary.method_rows(shown, first, controls["retrain"])
+        order = ["n", "flags", *run_summary.headline_heads()]
+        every = [record for group in groups for record in group]
+        omitted = print_table(_title(every), heads, [("", rows)], keys=1, fit=True, first=order)
         if omitted:
-            out.print(f"left out for lack of width: {', '.join(omitted)}", highlight=False)
+            names = ", ".join(omitted)
+            out.print(f"left out for lack of width: {names}; a pipe or --format json shows them", highlight=False)
     for line in _kept_lines(groups, results, here):
         out.print(line, soft_wrap=True, highlight=False)
     for group in groups:
@@ -164,7 +167,8 @@ def show_next(results: Path, records: Sequence[Record]) -> None:
 
 
 def _title(group: Sequence[Record]) -> str:
-    record, seeds = group[0], ", ".join(str(r.seeds["unlearning"]) for r in group)
+    record, numbers = group[0], sorted({r.seeds["unlearning"] for r in group})
+    seeds = ", ".join(map(str, numbers))
     return f"{record.task} · forget {record.forget} · protocol {record.protocol.name} · seed {seeds}"
 
 

@@ -184,7 +184,7 @@ def run(
     if prepared.where is None:
         show_run_here(prepared, show, quiet)
     else:
-        show_jobs(prepared, prepared.where, show)
+        show_jobs(prepared, prepared.where, show, quiet)
 
 
 def show_left_out(line: str) -> None:
@@ -214,12 +214,16 @@ def show_run_here(prepared: PreparedRun, show: Callable[[RunsEnded], None], quie
         raise typer.Exit(1)
 
 
-def show_jobs(prepared: PreparedRun, where: Where, show: Callable[[RunsEnded], None]) -> None:
+def show_jobs(prepared: PreparedRun, where: Where, show: Callable[[RunsEnded], None], quiet: bool = False) -> None:
     """Run as jobs of a launcher and show the results; exit code 1 where a job failed, or no cell came to a result."""
     from unlearnbench.launch.runs import run_as_jobs
 
-    with view() as shown:
-        ended = run_as_jobs(prepared, where, shown)
+    err.quiet = quiet
+    try:
+        with view() as shown:
+            ended = run_as_jobs(prepared, where, shown)
+    finally:
+        err.quiet = False
     if len(ended.runs.baseline) == len(prepared.cells.baseline):
         show(ended.runs)
     if told_failures(ended.jobs, ended.left) or not ended.runs.scored:

@@ -83,12 +83,13 @@ def method_rows(
         for name in metrics
         if name not in without and any(name in record.scores for group in every for record in group)
     ]
-    rows = []
-    for group in every:
+    of = [identity.record_identity(group[0]) for group in every]
+    labels, rows = identity.unique_labels(of), []
+    for one_of, group in zip(of, every, strict=True):
         found = [estimate(group, name, images) for name in names]
         values = [shown(metrics[name], one.value, one.sd) for name, one in zip(names, found, strict=True)]
         status = next((record.status for record in group if record.status != "ok"), "")
-        rows.append([group[0].label(), str(len(group)), *values, status])
+        rows.append([labels[one_of], str(len(group)), *values, status])
     heads = ["method", "n", *(head(metrics[name]) for name in names), "flags"]
     if not any(row[-1] for row in rows):
         heads, rows = heads[:-1], [row[:-1] for row in rows]

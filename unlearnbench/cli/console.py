@@ -220,13 +220,20 @@ def _show_attacks(
         out.print(f"no floor: some attacks recover from any model; {floor}", soft_wrap=True)
 
 
+FEW_LOST = 3
+"""Scores that are missing, of which the reason is told."""
+
+
 def _show_status(group: Sequence[Record]) -> None:
     """Say on stderr what came to no reliable result and why, and what was short of memory."""
     from unlearnbench.leaderboard.run_summary import fitting_tasks
 
     for r in group:
         if r.status != "ok":
-            reason = r.reason or r.judge_error or "scores are missing"
+            lost = [
+                f"{name}: {score.reason}" for name, score in r.scores.items() if score.value is None and score.reason
+            ]
+            reason = r.reason or r.judge_error or "; ".join(lost[:FEW_LOST]) or "scores are missing"
             fit = fitting_tasks(r)
             more = f"; these tasks have it: {', '.join(fit)}" if fit else ""
             err.print(

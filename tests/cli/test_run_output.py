@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests.support.small_world import made_record, python, read_only, write_method, write_nudge
+from unlearnbench import registry
 from unlearnbench.leaderboard import run_summary
 from unlearnbench.records.schema import read_record, write_record
 
@@ -141,3 +142,12 @@ def test_a_checkout_says_that_its_own_records_are_used(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("note: using results, the records shipped with this checkout\n")
+
+
+def test_a_score_that_is_missing_is_named_with_its_reason(cli, tmp_path, monkeypatch):
+    def fail(self, outcome, budget=None):
+        raise ZeroDivisionError("no logarithm of nothing")
+
+    monkeypatch.setattr(type(registry.load_metrics()["entropy"]), "measure", fail)
+    said = cli("run", "--method", write_nudge(tmp_path), "--results", "here")
+    assert "unreliable: entropy: ZeroDivisionError: no logarithm of nothing" in said.err

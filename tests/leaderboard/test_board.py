@@ -109,7 +109,7 @@ def test_missing_images_and_floors_are_counted():
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
     line, hint = run_summary.run_notes(records, {})
-    assert hint.endswith("unlearnbench run --method retrain,destroy --forget 3")
+    assert hint.endswith("unlearnbench run --method retrain,destroy --task digits-class --forget 3")
     assert line == "real images score against the reference: FID 0.250"
     assert line in formatted(board(records, METRICS), METRICS, ["fid"], "markdown")
     assert estimate([], "fid").value is None

@@ -90,7 +90,7 @@ def test_names_say_settings_versions_and_failures_where_rows_have_them(monkeypat
             ["original", "retrain"],
             {"protocol_changes": {"name": "smoke"}, "forget": "5"},
             {"results": Path("my results")},
-            "--method destroy --task digits-class --forget 5 --protocol smoke --out 'my results'",
+            "--method destroy --task digits-class --forget 5 --protocol smoke --results 'my results'",
         ),
     ],
 )

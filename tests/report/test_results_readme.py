@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -11,7 +10,6 @@ import yaml
 
 from tests.support.small_world import ROOT, made_record
 from unlearnbench import registry
-from unlearnbench.cli import console
 from unlearnbench.leaderboard import tables as lb
 from unlearnbench.leaderboard.board import board as make_board
 from unlearnbench.records.folder import ResultsFolder, load_all
@@ -154,19 +152,6 @@ def test_the_committed_page_and_pictures_are_what_the_records_give():
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
     assert abandoned(RESULTS, made) == []
     assert_links_lead_to_files(RESULTS)
-
-
-def test_the_readme_prints_what_its_command_gives(monkeypatch):
-    """Its first command answers from the committed record at once, with this table."""
-    place = RESULTS / "digits-class/default/3"
-    (record,), (original,) = load_all(RESULTS, place / "erasediff")[:1], load_all(RESULTS, place / "original")[:1]
-    monkeypatch.setattr(console.out, "_width", 120)
-    monkeypatch.chdir(ROOT)
-    with console.out.capture() as capture:
-        console.show_run([record], original, Path("results"))
-    said = [line.rstrip() for line in capture.get().splitlines() if line.strip()]
-    block = re.search(r"```text\n(.*?)```", README, re.DOTALL)[1]
-    assert [line.rstrip() for line in block.splitlines()] == said
 
 
 def test_pictures_of_the_readme_come_from_the_results():

@@ -145,7 +145,7 @@ def show_run(
         print_table(_title(group), heads, [("", rows)])
         for line in _kept_lines([group], results, here):
             out.print(line, soft_wrap=True, highlight=False)
-        for line in run_summary.run_notes(mine, controls, images, why):
+        for line in run_summary.run_notes(mine, controls, images, why, results):
             out.print(line, soft_wrap=True, highlight=False)
         if printed := group[0].protocol.settings.get("printed"):
             out.print(

@@ -9,7 +9,7 @@ from typing import Any
 
 from unlearnbench import registry
 from unlearnbench.leaderboard.board import Images, board_scores, estimate, no_images
-from unlearnbench.leaderboard.tables import floors_line, head, shown
+from unlearnbench.leaderboard.tables import floors_line, head, run_command, shown
 from unlearnbench.records import identity
 from unlearnbench.records.schema import Record
 
@@ -181,6 +181,7 @@ def run_notes(
     controls: Mapping[str, Sequence[Record]],
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
+    results: Path | None = None,
 ) -> list[str]:
     """Lines below the table: what real images score, an older version, and anchored scores where controls exist.
 
@@ -197,12 +198,12 @@ def run_notes(
             lines.append(f"{name} {found[name]:.2f} ({meaning})")
     lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
     if registry.trainable(group[0].task) and lacking and group[0].method.name not in lacking:
-        words = f"--method {','.join(lacking)} --forget {group[0].forget}"
+        first = group[0]
         told = [why[name] for name in lacking if why and name in why]
         because = f" that fit ({'; '.join(told)})" if told else ""
         lines.append(
-            f"no scores without the controls{because}; run them with the same --task, --protocol, --results: "
-            f"unlearnbench run {words}{' --force' if told else ''}"
+            f"no scores without the controls{because}: "
+            + run_command(lacking, first.task, first.forget, first.protocol.name, results, bool(told))
         )
     return lines
 

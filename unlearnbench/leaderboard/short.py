@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from unlearnbench.leaderboard.tables import (
     columns_of,
     head,
     notes_of,
+    run_command,
     shown,
     starred,
     title_of,
@@ -176,11 +176,8 @@ def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:
         for reason, names in reasons.items()
     ]
     if missing:
-        words = ["--method", ",".join(missing), "--task", task, "--forget", forget]
-        words += ["--protocol", protocol] if protocol != "default" else []
-        words += ["--out", str(results)] if results is not None else []
         # runs of another version are in the place of those that are missing
         stands = any(f"{name} is of another" in row.unscored for name in missing for row in rows)
-        words += ["--force"] if stands else []
-        notes.append(f"scores lack {', '.join(missing)}: `unlearnbench run {shlex.join(words)}` makes them")
+        command = run_command(missing, task, forget, protocol, results, stands)
+        notes.append(f"scores lack {', '.join(missing)}: `{command}` makes them")
     return notes

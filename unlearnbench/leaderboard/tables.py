@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from unlearnbench import registry
@@ -254,6 +256,17 @@ def caption_of(title: str, table: Board, intervals: bool) -> str:
         said = list(dict.fromkeys(part for text in texts for part in text.split("; ") if part))
         parts += [f"{name}: {'; '.join(said)}"] if said else []
     return ". ".join(parts) + "."
+
+
+def run_command(
+    methods: Sequence[str], task: str, forget: str, protocol: str, results: Path | None, force: bool = False
+) -> str:
+    """The command that makes these methods' records, as it can be typed."""
+    typed = ["--method", ",".join(methods), "--task", task, "--forget", forget]
+    typed += ["--protocol", protocol] if protocol != "default" else []
+    typed += ["--results", str(results)] if results is not None and results != Path("results") else []
+    typed += ["--force"] if force else []
+    return f"unlearnbench run {shlex.join(typed)}"
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -61,6 +61,7 @@ def test_records_come_back_from_nodes_without_a_shared_folder(tmp_path, cluster,
     assert {path.name for path in folder.iterdir()} == {"one", "two"}
 
 
+@pytest.mark.cluster
 def test_a_node_that_is_lost_in_the_middle_costs_nothing_finished(tmp_path, cluster):
     made, nodes, _ = cluster
     slow = launches.slow(tmp_path, 6)

@@ -53,6 +53,7 @@ def call(cluster, *command):
     subprocess.run(command, env={**os.environ, **cluster}, check=True, capture_output=True)
 
 
+@pytest.mark.cluster
 def test_an_array_over_methods_with_a_job_requeued_in_the_middle(tmp_path, cluster, plain):
     slow = launches.slow(tmp_path, 8)
     driver = launches.start(tmp_path, "--method", f"uce,negative_prompt,{slow}", *SLURM, **cluster)

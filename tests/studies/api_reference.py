@@ -24,7 +24,7 @@ docstrings by `python -m tests.studies.api_reference`; do not edit it. Tensors h
 batch, channels, height, width.
 """
 GROUPS = {
-    "Running": ["run"],
+    "Running and reading results": ["run", "leaderboard", "load_records", "compare", "samples", "Record"],
     "Writing a method": ["Method", "Diffusion", "Batch", "Condition", "Guidance", "Sampler"],
     "Training": ["minimise", "gradients", "Diverged", "note", "track"],
     "Tasks": ["Task", "Protocol", "Plan"],

@@ -144,8 +144,8 @@ class {cls}(Metric):
 
     def known(self) -> Iterator[Known]:
         """Images whose answer is known. A metric with a better direction also needs quality="good" and "bad"."""
-        yield Known("black", toy.painted(0, 0, 0), 0.0)
-        yield Known("half of it white", toy.painted(0, 255, 0, 255), 0.5)
+        yield Known("black", toy.shaded(0, 0, 0), 0.0)
+        yield Known("half of it white", toy.shaded(0, 255, 0, 255), 0.5)
 '''
 
 STYLES = {"losses": LOSSES, "loop": LOOP, "edit": EDIT}

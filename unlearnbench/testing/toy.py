@@ -51,7 +51,7 @@ class Image(NamedTuple):
         return self._replace(colour=colour, faint=faint)
 
 
-def painted(*shades: int) -> Outcome:
+def shaded(*shades: int) -> Outcome:
     """An outcome for metrics of pixels: forget images of one shade each, 0 (black) to 255 (white)."""
     made = outcome([shows(FORGOTTEN)] * len(shades))
     pixels = torch.tensor(shades, dtype=torch.uint8)[:, None, None, None].expand_as(made.samples[:])

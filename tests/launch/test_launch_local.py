@@ -85,6 +85,7 @@ def test_status_knows_them_too(launched, cli, monkeypatch):
     assert "no such luck" in said.out
 
 
+@pytest.mark.cluster
 def test_the_same_command_again_tries_the_others_alone(launched):
     folder, _ = launched
     methods = ["uce", "dies_once.py", "raises.py"]
@@ -93,6 +94,7 @@ def test_the_same_command_again_tries_the_others_alone(launched):
     assert [line.split(" · ")[0] for line in done.stderr.splitlines() if line.startswith("[")] == ["[1/1] raises"]
 
 
+@pytest.mark.cluster
 def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
     slow = launches.slow(tmp_path, 600)
     driver = launches.start(tmp_path, "--method", f"negative_prompt,{slow.name}", "--jobs", 2)
@@ -184,6 +186,7 @@ def _gone(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
+@pytest.mark.cluster
 def test_ctrl_c_ends_workers_and_says_how_to_go_on(tmp_path):
     slow = launches.slow(tmp_path, 600)
     driver = launches.start(tmp_path, "--method", str(slow), "--jobs", 2)

@@ -45,7 +45,7 @@ def test_list_shows_each_setting_with_default_and_meaning(cli):
         text = " ".join(said.out.split())
         for setting, value in cls().settings().items():
             first = " ".join(cls.field_docs()[setting].split()[:5])
-            assert re.search(rf"\b{setting} {re.escape(str(value))} {re.escape(first)}", text), (name, setting)
+            assert re.search(rf"\b{setting} = {re.escape(str(value))} {re.escape(first)}", text), (name, setting)
 
 
 def test_a_method_defined_anywhere_has_a_line_or_none():

@@ -27,6 +27,7 @@ def told(images: int, features: int, tmp_path: Path) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(r"(peak|growth) ([\d.]+) MiB", done.stdout)}
 
 
+@pytest.mark.slow
 def test_neither_images_nor_features_are_held(tmp_path):
     """12,000 more images and three sets of 10,800 features of 256 numbers would be 67 MiB; distances, hundreds more."""
     few, many = (told(images, 256, tmp_path) for images in (1000, 13_000))

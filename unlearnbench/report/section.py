@@ -24,7 +24,7 @@ from unlearnbench.report.attack_sheet import attack_table as make_attack_table
 from unlearnbench.report.first_view import looks_of, rows_at_first
 from unlearnbench.report.samples import Grid, build_strips
 from unlearnbench.report.sources import RecordEntry, RecordSource, entry
-from unlearnbench.report.table import Column, ReportRow, board_places, columns, row_of
+from unlearnbench.report.table import Column, ReportRow, columns, first_screen_columns, row_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -173,7 +173,7 @@ def section(
         untried=registry.untried(task),
         withheld=withheld,
         columns=shown,
-        short=board_places(shown),
+        short=first_screen_columns(shown),
         bodies=[(name, own) for name, own in bodies if own],
         notes=notes_of(table, metrics),
         first=drawings.first_picture(),

@@ -96,7 +96,7 @@ def columns(table: Board, task: str, metrics: Mapping[str, Metric]) -> list[Colu
     return [_column(name, every[name], name in firsts) for name in known]
 
 
-def board_places(columns: Sequence[Column]) -> list[int]:
+def first_screen_columns(columns: Sequence[Column]) -> list[int]:
     """Places of the columns of the short board."""
     names = [column.name for column in columns]
     kept = [names.index(name) for name in SHORT if name in names]

@@ -1,4 +1,4 @@
-"""What a test of a method declares about the paper's code: the constants read from it, and how far our numbers are from its own.
+"""What a test of a method declares about the paper's code: constants read from it, and how far our numbers are off.
 
 Every `tests/methods/test_NAME.py` has one `FIDELITY`. `tests/methods/test_fidelity.py` holds the presets to it, and
 `python -m tests.studies.fidelity` makes the table of `unlearnbench list fidelity` from it.
@@ -37,10 +37,10 @@ class Constant:
     value: Any
     """What the preset must say, in our units."""
     source: str
-    """`Repository.at(...)`, or the paper's section, table or equation ("paper, table 7"), or "default: …" with the reason
-    where neither says it."""
+    """`Repository.at(...)`, or the paper's section, table or equation ("paper, table 7"), or "default: …" with the
+    reason where neither says it."""
     note: str = ""
-    """How the value follows from the source, if it is not the same number (such as "7.5 in their notation is 8.5 here")."""
+    """How the value follows from the source, if it is not the same number ("7.5 in their notation is 8.5 here")."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ KINDS = {
     "attacks": registry.attacks,
 }
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FIDELITY = "checkpoints", "fidelity"
 INDENT = 6
 """Columns that explanations are indented by."""
 
@@ -37,7 +37,8 @@ def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols.",
+            help="methods, tasks, metrics, attacks, checkpoints or fidelity; or one's name, to see its settings "
+            "or protocols.",
             autocompletion=complete_listed,
         ),
     ] = None,
@@ -48,7 +49,8 @@ def list_(
     """List methods, tasks, metrics and attacks, or describe one.
 
     For a method: its settings and presets. For a task: its concepts and protocols. `checkpoints` are unlearned weights
-    that papers released, for `--method checkpoint --set path=released:NAME`."""
+    that papers released, for `--method checkpoint --set path=released:NAME`. `fidelity` says for which tasks each
+    method has the presets published and released, and how far their numbers are from the papers' own code."""
     if task is not None:
         if what is not None:
             raise UserError("list takes a name or --task: leave one out")
@@ -57,12 +59,15 @@ def list_(
     if what == CHECKPOINTS:
         _checkpoints()
         return
+    if what == FIDELITY:
+        _fidelity()
+        return
     named = {name: kind for kind, entries in KINDS.items() for name in entries()}
     if what in named:
         _one(what, named[what])
         return
     if what and what not in KINDS:
-        _released(what, [*KINDS, CHECKPOINTS, *named])
+        _released(what, [*KINDS, CHECKPOINTS, FIDELITY, *named])
         return
     for name in [what] if what else KINDS:
         title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
@@ -99,6 +104,24 @@ def _checkpoints() -> None:
     heads = ["checkpoint", "erases", "format", "licence", "how to get it"]
     print_table("released weights: --method checkpoint --set path=released:NAME", heads, list(groups.items()), left=5)
     out.print("`list NAME` shows paper, original and address", soft_wrap=True, markup=False)
+
+
+def _fidelity() -> None:
+    """Print a block for each method: where published and released exist, what was measured, and what differs."""
+    from unlearnbench.fidelity import fidelity_table
+
+    out.print(
+        "published: what the paper says it ran; released: what its code does, bugs included. Numbers are the largest "
+        "relative difference from the repository's own function; exact: equal to the last bit.",
+        soft_wrap=True,
+    )
+    for name, one in fidelity_table().items():
+        out.print()
+        out.print(f"{name}: {one.paper}", soft_wrap=True, highlight=False)
+        for preset in ("published", "released"):
+            _block(f"{preset}, {one.tasks(preset)}", one.measured(preset))
+        for note in one.notes():
+            _block("", note)
 
 
 def _released(name: str, known: list[str]) -> None:

@@ -22,8 +22,8 @@ PRESETS = ("published", "released")
 FOLDERS = {"methods": "test_*.py", "metrics": "test_*.py"}
 HEAD = """# Fidelity: "published" and "released" against the papers and their code
 
-Made by `python -m tests.studies.fidelity` from what `tests/methods/` and `tests/metrics/` declare and check; do not edit
-it. `unlearnbench list fidelity` prints the same table.
+Made by `python -m tests.studies.fidelity` from what `tests/methods/` and `tests/metrics/` declare and check; do not
+edit it. `unlearnbench list fidelity` prints the same table.
 
 - **default** does what the paper means, with settings chosen for the task at hand.
 - **published** is what the paper says it ran, **released** what its authors' code does, bugs included. Both exist only

@@ -96,13 +96,13 @@ FIDELITY = Fidelity(
         "third prediction and filters nothing; `released` does not re-attend",
         "free_lunch_utils.py:35 would compare real parts where the paper compares magnitudes, and put the constant "
         "`scale` in place of a frequency; never reached",
-        "scripts/run_artist.sh passes --ngpt, which generate_safree.py does not know, and a --category that its choices "
-        "spell differently (:404), so that it stops; `released` has what its functions would do for artists",
-        "models/modified_stable_diffusion_xl_pipeline.py:1459 projects penultimate states of the second encoder off a "
+        "scripts/run_artist.sh passes --ngpt, which generate_safree.py does not know, and a --category that its "
+        "choices spell differently (:404), so that it stops; `released` has what its functions would do for artists",
+        "models/modified_stable_diffusion_xl_pipeline.py:1479 projects penultimate states of the second encoder off a "
         "subspace of projected pooled states; there is no `released` for sdxl-nudity",
     ),
-    departs="The default is the paper's: it re-attends by magnitude, validates by gamma sigmoid(1 - cos), and keeps the "
-    "empty prompt as the null condition. The released code does none of these three.",
+    departs="The default is the paper's: it re-attends by magnitude, validates by gamma sigmoid(1 - cos), and keeps "
+    "the empty prompt as the null condition. The released code does none of these three.",
 )
 
 PROMPTS = ["seven", "a photo of a red seven", "the number three", "picture of a cat in green"]
@@ -222,8 +222,14 @@ def test_safe_prompts_by_hand(task, names, monkeypatch):
 
 @pytest.mark.parametrize(
     ("validate", "gamma", "k", "t"),
-    [("paper", 10, 2.5, 5.333), ("paper", 40, 9, 9), ("released", 10, 2.5, 5.333), ("released", 90, 3.5, 5.5)]
-    + [("released", 90, 0.1, -3.0), ("off", 10, 2.5, 5.333)],
+    [
+        ("paper", 10, 2.5, 5.333),
+        ("paper", 40, 9, 9),
+        ("released", 10, 2.5, 5.333),
+        ("released", 90, 3.5, 5.5),
+        ("released", 90, 0.1, -3.0),
+        ("off", 10, 2.5, 5.333),
+    ],
 )
 def test_how_long_it_acts_by_hand(sd1, validate, gamma, k, t):
     model = guarded(sd1, validate=validate, gamma=gamma, slope=2 * k, midpoint=t)

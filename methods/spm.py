@@ -73,8 +73,8 @@ class SPM(Adapted):
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},
-        "published": dict.fromkeys(ERASED, {**CODE, "anchors": "names"}),
-        "released": dict.fromkeys(ERASED, RELEASED),
+        "published": {task: {**CODE, "anchors": "names"} for task in ERASED},
+        "released": {task: RELEASED for task in ERASED},
     }
     space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
     steps: int = 60

@@ -25,6 +25,13 @@ STYLE = {
     **{**RUN, "lr": 1e-4, "prompts": "captions"},
     **{"steps": 50, "train_prior": 1e-4 * COCO, "fuse_prior": 1e-4 * COCO, "lamb": 0.0, "focal": True},
 }
+NAMES = ("nudity", "naked", "erotic", "sexual")
+EXPLICIT = {
+    "erase": NAMES,
+    "replace_with": ("a person wearing clothes",),
+    "forget_prompts": tuple(f"a photo of the {name}" for name in NAMES),
+}
+SKY = {"replace_with": ("sky",)}
 PAPER = {"norm": "squared", "ends": False}
 RELEASED = {"norm": "plain", "ends": True}
 T1, T2, GAMMA, MASK_T, CHUNK = 200, 400, 0.05, 300, 64
@@ -92,18 +99,19 @@ class MACE(Adapted):
     The released code (Shilin-LU/MACE@057e7a6) multiplies COCO's sums by `train_preserve_scale` twice before step 1
     (src/cfr_lora_training.py:311 and :322): "released" has 7e-7 squared times 616,767 in `train_prior`, which is 1.4
     million times weaker than meant, and keeps the right weight in step 3. For objects `lamb` is 10, 100 or 1,000 (bird,
-    automobile, ship); the presets have 100. "published" has the code's numbers in the paper's formulas. There are no
-    such presets for styles: the code keeps other artists there with 80,000 times the weight of a caption of COCO.
+    automobile, ship), and "street", "sky" or "ground" takes their place; the presets are automobile's. "published" has
+    the code's numbers in the paper's formulas. There are no such presets for styles: the code keeps other artists there
+    with 80,000 times the weight of a caption of COCO.
     """
 
     requires = frozenset({"concept", "xattn", "forget images"})
     least: ClassVar[dict[str, int]] = {"steps": 0}
     presets = {
         "default": {"sd*-nudity": NUDITY, "sd-object": OBJECT, "sd-style": STYLE, "digits-text": {}},
-        "published": {"sd-nudity": {**NUDITY, **PAPER}, "sd-object": {**OBJECT, **PAPER}},
+        "published": {"sd-nudity": {**NUDITY, **PAPER, **EXPLICIT}, "sd-object": {**OBJECT, **PAPER, **SKY}},
         "released": {
-            "sd-nudity": {**NUDITY, **RELEASED, "train_prior": 7e-7**2 * COCO},
-            "sd-object": {**OBJECT, **RELEASED},
+            "sd-nudity": {**NUDITY, **RELEASED, "train_prior": 7e-7**2 * COCO, **EXPLICIT},
+            "sd-object": {**OBJECT, **RELEASED, **SKY},
         },
     }
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
@@ -229,7 +237,7 @@ class MACE(Adapted):
 def templated(model: Any, name: Tensor) -> Tensor:
     """The templates around a name, given as a prompt (1, L) or (1, 2, L), as 30 prompts."""
     ids = name.flatten()[1 : int(model.positions(name)) + 1]
-    word = model.tokenizers[0].decode(ids).strip()
+    word = model.tokenizers[0].decode(ids).replace("</w>", " ").strip()  # a copied tokenizer leaves the ends of words
     prompts: Tensor = model.tokens([template.format(word) for template in TEMPLATES])
     return prompts
 

@@ -15,7 +15,7 @@ OBJECT = {**NUDITY, "epochs": 1, "reg": 1e-3}
 START = {"lamb": 0.5, "erase_scale": 1.0, "preserve_scale": None}
 ROUNDS = {"round_lamb": 0.1, "round_preserve_scale": 0.1}
 RELEASED = {
-    "sd-nudity": {**START, **ROUNDS, **NUDITY, "preserve": "nulls"},
+    "sd-nudity": {**START, **ROUNDS, **NUDITY, "preserve": "nulls", "erase": ("nudity",)},
     "sd-object": {**START, **ROUNDS, **OBJECT},
 }
 Positive = Annotated[float, Field(gt=0)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -13,9 +13,11 @@ from unlearnbench.techniques.guidance import Steering
 
 STEPS = 50  # of the paper's samplers
 NUDITY = {
-    "phrases": "Sexual Acts, Content Meant to Arouse Sexual Excitement, Nudity, Pornography, Erotic Art, Lustful, "
-    "Seductive, Orgasmic, Libido, Kinky, Sexual Orientation, Sexual Attraction, Sexual Intercourse, Sexual Pleasure, "
-    "Sexual Fantasy, Carnal Desires, Sexual Gratification"
+    "erase": (
+        *("Sexual Acts", "Content Meant to Arouse Sexual Excitement", "Nudity", "Pornography", "Erotic Art", "Lustful"),
+        *("Seductive", "Orgasmic", "Libido", "Kinky", "Sexual Orientation", "Sexual Attraction", "Sexual Intercourse"),
+        *("Sexual Pleasure", "Sexual Fantasy", "Carnal Desires", "Sexual Gratification"),
+    )
 }
 SKIPS = "res_hidden_states_tuple"  # by which name diffusers gives an up block its skip features
 PAPER = {"alpha": 0.01, "gamma": 10.0}
@@ -109,9 +111,9 @@ class SAFREE(Steering):
 
     With `reattend`, skip features of the first two up blocks are filtered during these steps: of their four lowest
     frequencies, those larger than the original prompt's are scaled by `s1` and `s2`, which needs a third prediction.
-    "Larger" means in magnitude, and the blocks are diffusers' first two. The phrases are the task's names, or
-    `phrases`. `negative` puts them in place of the null condition, as the released script does. XL's two encoders count
-    as one, side by side. XL's pooled states and every weight stay as they are.
+    "Larger" means in magnitude, and the blocks are diffusers' first two. The phrases are the names to be erased.
+    `negative` puts them in place of the null condition, as the released script does. XL's two encoders count as one,
+    side by side. XL's pooled states and every weight stay as they are.
 
     The released code (jaehong31/SAFREE@b8b2c3f) never re-attends: its script asks for it, but calls the functions that
     install the filter without their argument `safree`, so that nothing is filtered (generate_safree.py:227). "released"
@@ -131,6 +133,7 @@ class SAFREE(Steering):
             "sd-style": {**RELEASED, "slope": 7.0, "midpoint": 5.5},
         },
     }
+    dropped: ClassVar[dict[str, Any]] = {"phrases": ""}
     space = {"alpha": (0.0, 0.1), "gamma": (5.0, 50.0), "validate": ("paper", "released", "off")}
     alpha: NonNegativeFloat = 0.01
     """How far beyond the mean a token's distance must lie for it to be a trigger, >= 0 (the paper's alpha, 0.01)."""
@@ -152,14 +155,11 @@ class SAFREE(Steering):
     """Scale of the low frequencies in the second up block (0.2 in the code's `freeu_hyp`)."""
     negative: bool = False
     """Whether the phrases take the null condition's place as a negative prompt (as the released code does)."""
-    phrases: str = ""
-    """Phrases that span the concept's subspace, separated by commas (the paper's 17 for nudity); "": the task's
-    names."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Give the model this guidance."""
         model.select("xattn")  # says where there is no text
-        names = model.tokens(self.phrases.split(",")) if self.phrases else task.names("forget").to(task.device)
+        names = task.names("forget").to(task.device)
         model.guidance = _Guard(self, names, model.joined(names) if self.negative else None)
         return model
 

@@ -31,8 +31,8 @@ CODE = {
     "anchor_count": 4,
     "init_slope": math.sqrt(5),
 }
-ERASED = ("sd-nudity", "sd-object", "sd-style")
-"""Tasks like those of the paper and of the released adapters: nudity, objects, styles."""
+ERASED: dict[str, dict[str, Any]] = {"sd-nudity": {"erase": ("nudity",)}, "sd-object": {}, "sd-style": {}}
+"""Tasks like those of the paper and of the released adapters (nudity, objects, styles), with their words."""
 RELEASED = {
     **CODE,
     "anchors": "noise",
@@ -73,8 +73,8 @@ class SPM(Adapted):
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},
-        "published": {task: {**CODE, "anchors": "names"} for task in ERASED},
-        "released": {task: RELEASED for task in ERASED},
+        "published": {task: {**CODE, "anchors": "names", **words} for task, words in ERASED.items()},
+        "released": {task: {**RELEASED, **words} for task, words in ERASED.items()},
     }
     space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
     steps: int = 60

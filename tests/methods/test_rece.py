@@ -29,6 +29,7 @@ READ = {
         "reg": (0.1, CODE.at("README.md", 52)),
         "guide": ("null", CODE.at("train.py", 136), "its empty prompt is a space, which has no tokens"),
         "preserve": ("nulls", CODE.at("train.py", 155), "one for each concept in the rounds; one in UCE's edit"),
+        "erase": (("nudity",), CODE.at("scripts/nudity.sh", 2)),
     },
     "sd-object": {
         **SHARED,

@@ -28,9 +28,9 @@ def constants(preset, task, **sources):
 
 
 PHRASES = (
-    "Sexual Acts, Content Meant to Arouse Sexual Excitement, Nudity, Pornography, Erotic Art, Lustful, Seductive, "
-    "Orgasmic, Libido, Kinky, Sexual Orientation, Sexual Attraction, Sexual Intercourse, Sexual Pleasure, "
-    "Sexual Fantasy, Carnal Desires, Sexual Gratification"
+    *("Sexual Acts", "Content Meant to Arouse Sexual Excitement", "Nudity", "Pornography", "Erotic Art", "Lustful"),
+    *("Seductive", "Orgasmic", "Libido", "Kinky", "Sexual Orientation", "Sexual Attraction", "Sexual Intercourse"),
+    *("Sexual Pleasure", "Sexual Fantasy", "Carnal Desires", "Sexual Gratification"),
 )
 BOTH = {
     "alpha": (0.01, CODE.at("generate_safree.py", 415), NO_TEXT),
@@ -49,7 +49,7 @@ RELEASED = {
     "reattend": (False, CODE.at("generate_safree.py", 227), "asked for by -lra, never switched on"),
     "negative": (True, CODE.at("generate_safree.py", 319)),
 }
-NUDITY = {"phrases": (PHRASES, CODE.at("generate_safree.py", 246))}
+NUDITY = {"erase": (PHRASES, CODE.at("generate_safree.py", 246))}
 FIDELITY = Fidelity(
     method="safree",
     paper="Yoon, Yu, Patil, Yao and Bansal, ICLR 2025; jaehong31/SAFREE@b8b2c3f",
@@ -253,12 +253,6 @@ def test_alpha_decides_what_is_replaced(sd1):
     assert many > few >= 1, "the prompt of one token is always replaced"
 
 
-def test_phrases_take_the_place_of_names(sd1):
-    found, _ = safe_states(guarded(sd1, phrases="red cat, nudity"), PROMPTS)
-    for b, prompt in enumerate(PROMPTS):
-        np.testing.assert_allclose(found[b].numpy(), by_hand(sd1.original, prompt, ["red cat", "nudity"])[0], atol=2e-4)
-
-
 # ---- guidance ----------------------------------------------------------------------------------------------------
 
 
@@ -436,18 +430,24 @@ def test_bad_settings_are_named(settings):
         SAFREE.configured(settings)
 
 
-def test_phrases_that_do_not_fit_one_negative_prompt_are_refused(sd1):
+def test_phrases_that_do_not_fit_one_negative_prompt_are_refused(sd1, monkeypatch):
+    monkeypatch.setattr(sd1, "words", ("red seven cat",) * 5)
     with pytest.raises(UserError, match="give fewer names"):
-        guarded(sd1, phrases=", ".join(["red seven cat"] * 5), negative=True)
-    guarded(sd1, phrases=", ".join(["red seven cat"] * 5))
+        guarded(sd1, negative=True)
+    guarded(sd1)
 
 
 def test_presets():
     nudity = SAFREE.configured(SAFREE.preset("published", "sd-nudity"))
-    assert nudity.phrases.split(", ") == PHRASES.split(", ")
-    assert len(set(nudity.phrases.split(", "))) == 17
-    default = SAFREE.configured(SAFREE.preset("default", "sd-nudity"))
-    assert default == nudity, "the default is what the paper means"
+    assert nudity.erase == PHRASES
+    assert len(set(nudity.erase)) == 17
+    assert SAFREE.configured(SAFREE.preset("default", "sd-nudity")) == nudity, "the default is what the paper means"
     released = SAFREE.configured(SAFREE.preset("released", "sd-nudity"))
-    assert (released.reattend, released.negative, released.phrases) == (False, True, nudity.phrases)
-    assert {task for by_task in SAFREE.presets.values() for task in by_task if "*" in task} == {"sd*-nudity", "sd*"}
+    assert (released.reattend, released.negative, released.erase) == (False, True, PHRASES)
+
+
+def test_settings_of_records_from_before_methods_had_words_are_read():
+    old = {"alpha": 0.01, "validate": "off", "phrases": ""}
+    assert SAFREE.configured(SAFREE.current(old)) == SAFREE(validate="off")
+    with pytest.raises(UserError, match="phrases"):
+        SAFREE.configured(SAFREE.current({**old, "phrases": "nudity"}))

@@ -42,15 +42,16 @@ RELEASED = {
     "gate_power": (2, CODE.at("infer_spm.py", 138), "lora_up, lora_down and alpha are all multiplied; alpha is unused"),
     "null_gate": ("prompt", CODE.at("infer_spm.py", 142), "one set of weights for both rows of guidance"),
 }
-TASKS = ("sd-nudity", "sd-object", "sd-style")
+WORDS = {"erase": (("nudity",), CODE.at("README.md", 90), "its weights for explicit content are called Nudity")}
+TASKS = {"sd-nudity": WORDS, "sd-object": {}, "sd-style": {}}
 FIDELITY = Fidelity(
     method="spm",
     paper="Lyu, Yang, Hong, Chen, Jin, He, Xue, Han and Ding, CVPR 2024; Con6924/SPM@3dd762e",
     constants=tuple(
         Constant(preset, task, field, *read)
         for preset, fields in (("published", PUBLISHED), ("released", RELEASED))
-        for task in TASKS
-        for field, read in fields.items()
+        for task, words in TASKS.items()
+        for field, read in {**fields, **words}.items()
     ),
     differences=(
         Difference(

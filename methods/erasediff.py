@@ -78,7 +78,8 @@ class EraseDiff(Method):
         """Follow the stream of combined gradients."""
         parameters = model.select(self.part)
         stream = self.updates(model, task, parameters)
-        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema)
+        average = model.averages(parameters)
+        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema, average=average)
         return model
 
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:

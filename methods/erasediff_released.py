@@ -75,7 +75,7 @@ class EraseDiffReleased(Method):
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """The gradients of inner and outer steps, as one stream so that they share Adam's moments."""
         length = -(-task.count("forget") // self.batch_size)  # batches in a pass over the forget set
-        mean = saved(parameters)
+        mean = model.averages(parameters) or saved(parameters)
         for number in range(task.steps(self.epochs * self.rounds)):
             theta = saved(parameters)
             losses: list[float] = []

@@ -106,7 +106,7 @@ class SelectiveAmnesia(Method):
     def drawn(self, model: Diffusion, y: Tensor) -> Tensor:
         """Images (n, C, H, W) for conditions y, drawn by the model's own sampler."""
         parts = y.split(self.batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), model.averaged():
             return torch.cat(
                 [
                     model.sample(some, torch.randint(2**62, some.shape[:1]).tolist())
@@ -134,7 +134,9 @@ class SelectiveAmnesia(Method):
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Prepared) -> Diffusion:
         """Train with Adam on the loss above."""
-        minimise(self.losses(model, task, prepared), model.select(self.part), self.lr, ema=self.ema, clip=self.clip)
+        parameters = model.select(self.part)
+        average = model.averages(parameters)
+        minimise(self.losses(model, task, prepared), parameters, self.lr, ema=self.ema, average=average, clip=self.clip)
         return model
 
     def losses(self, model: Diffusion, task: Task, prepared: Prepared) -> Iterator[Tensor]:

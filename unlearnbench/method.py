@@ -61,6 +61,9 @@ class Method(ABC):
     """Fields that count something and may be smaller than their names allow (see `LEAST`), such as 0 further rounds."""
     version: ClassVar[int] = 1
     """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
+    trains: ClassVar[bool] = True
+    """Whether it trains the weights that it gets, which may be others than the original's (see `Task.starting`);
+    methods that do not train get the original."""
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False

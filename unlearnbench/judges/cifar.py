@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from unlearnbench.models.external.state_files import read_state
 from unlearnbench.reporting import track
 from unlearnbench.training import Diverged, seeded
 
+Channels = Literal["rgb", "bgr"]
 CLASSES, SIZE = 10, 224
 BATCH = 64
 """Images per forward pass, whatever the caller passes: under 2 GB at Inception's 299 pixels."""
@@ -98,7 +99,8 @@ class ResNetJudge(Judge):
     """ResNet-34 of the CIFAR-10 papers (SalUn, EraseDiff). It abstains if the energy score is above `threshold`.
 
     If `inception` names a file of torch-fidelity's weights, features are Inception's, which the papers' FID uses;
-    otherwise the network's own.
+    otherwise the network's own. `channels` is the order of the colours in which Inception gets the images, "bgr" as in
+    the papers' evaluators; verdicts are on RGB images, as theirs.
     """
 
     name, version, classes = "cifar10-resnet34", "1", CLASSES
@@ -110,6 +112,7 @@ class ResNetJudge(Judge):
         device: str = "cpu",
         inception: Path | None = None,
         size: int = SIZE,
+        channels: Channels = "rgb",
     ):
         self.device, self.size, self.hash = device, size, hash
         if "threshold" not in state:
@@ -120,7 +123,9 @@ class ResNetJudge(Judge):
         self.inception: Any = None
         if inception is not None:
             net, own = read_inception(inception)
-            self.inception, self.hash = net.to(device), digest([hash, own])
+            self.inception = net.to(device)
+            self.hash = digest([hash, own] if channels == "rgb" else [hash, own, channels])
+        self.channels = channels
 
     @property
     def has_logits(self) -> bool:
@@ -145,7 +150,7 @@ class ResNetJudge(Judge):
     def features(self, images: Tensor) -> Tensor:
         """Inception's pooled features (N, 2048); without Inception the layer before the head, (N, 512)."""
         if self.has_logits:
-            return self._over(images, lambda x: self.inception(x)[0])
+            return self._over(images.flip(1) if self.channels == "bgr" else images, lambda x: self.inception(x)[0])
         return self._over(images, lambda x: self.body(prepared(x, self.size)))
 
     def logits(self, images: Tensor) -> Tensor:

@@ -89,6 +89,7 @@ class BlindSpot(Method):
             blind = task.architecture(int(torch.randint(2**31, ())))
             state, trained = model.state_dict(), blind.select("full")
             blind.load_state_dict({name: state[name] for name in state if name not in trained}, strict=False)
+        blind.train()  # a copy of the original is in evaluation mode here
         batches = task.batches(self.blind_steps, self.batch_size, "retain")
         losses = (blind.loss(batch, drop=self.drop) for batch in batches)
         minimise(losses, blind.select("full"), self.blind_lr, clip=self.clip)

@@ -78,11 +78,17 @@ class Method(ABC):
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""
+        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately.
+
+        The model is in evaluation mode, without dropout. A network that is trained here needs its own `train()`.
+        """
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
-        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds."""
+        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds.
+
+        The model is in training mode, so that networks with dropout train with it. `Diffusion.sample` turns it off.
+        """
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Add structure that weights alone do not carry (adapters, gates, guidance).
@@ -209,6 +215,18 @@ class Method(ABC):
     def own_files(cls) -> list[Path]:
         """Return the files that define the class and the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+
+
+def run_prepare(method: Method, model: Diffusion, task: Task) -> Any:
+    """Return what `method.prepare` makes of the model in evaluation mode, as the papers' code computes masks."""
+    model.eval()
+    return method.prepare(model, task)
+
+
+def run_unlearn(method: Method, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
+    """Return the model that `method.unlearn` makes, with the model in training mode."""
+    model.train()
+    return method.unlearn(model, task, prepared)
 
 
 def _documented(cls: type) -> dict[str, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import seed_of
-from unlearnbench.method import Method
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.task import Side, Task
 from unlearnbench.training import seeded
 
@@ -83,7 +83,7 @@ def unlearn_again(method: Method, task: Task) -> Diffusion:
     """Unlearn once more, from the unlearning seed as at the start of a run; returns the model ready for use."""
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):
-        model = method.unlearn(model, task, method.prepare(model, task))
+        model = run_unlearn(method, model, task, run_prepare(method, model, task))
     return model.requires_grad_(False).eval()
 
 

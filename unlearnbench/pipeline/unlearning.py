@@ -17,7 +17,7 @@ from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Failed, UserError, one_line
 from unlearnbench.hashing import seed_of
-from unlearnbench.method import Method
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.task import Task
@@ -54,11 +54,11 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     ):
         measured = count is None  # within a tuning budget no cost is reported, so none is measured
         with Meter(task.device, memory=measured) as preparing:
-            prepared = method.prepare(model, task)
+            prepared = run_prepare(method, model, task)
         aside = watch.aside
         with Meter(task.device, memory=measured) as unlearning:
             watch.begin()
-            model = method.unlearn(model, task, prepared)
+            model = run_unlearn(method, model, task, prepared)
     check_model(method, model)
     seconds = unlearning.seconds - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

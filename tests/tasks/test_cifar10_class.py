@@ -443,7 +443,7 @@ def test_the_first_hour_draws_with_and_without_dropout_and_says_which_is_closer(
     said = cli(*words)
     found = {record.protocol.name: record.scores["fid"].value for record in load_all(tmp_path / "here")}
     assert set(found) == {"smoke", "smoke-dropout"} and found["smoke"] != found["smoke-dropout"]
-    (line,) = (line for line in said.out.splitlines() if line.startswith("FID") and ", dropout on" in line)
+    (line,) = (line for line in said.out.splitlines() if line.split()[:1] == ["FID"] and ", dropout on" in line)
     assert "9.630" in line and f"{found['smoke-dropout']:.3f}" in line
     closer = min(found, key=lambda name: abs(found[name] - 9.63))
     (line,) = (line for line in said.out.splitlines() if "published FID is closer to" in line)

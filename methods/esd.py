@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unlearnbench import Diffusion, Method, Task, minimise
@@ -19,8 +20,7 @@ class ESD(Method):
     x_t is sampled by the model being trained, with `start_guidance`, down to a random step of its sampler. Needs no
     images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn)
     or full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
-    The paper has no classes: preset "published" for CIFAR-10 takes eta 7.5 from SalUn's comparison, whose code for it
-    was not released.
+    The paper has no classes: on CIFAR-10 it ran in SalUn's comparison alone, whose code names eta 7.5 and no more.
     """
 
     requires = frozenset({"concept"})
@@ -29,7 +29,6 @@ class ESD(Method):
         "published": {
             "*": PUBLISHED,
             "digits-text": {**PUBLISHED, "part": "xattn"},
-            "cifar10-class": {**PUBLISHED, "eta": 7.5},
         },
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "steps": (30, 120)}
@@ -49,6 +48,9 @@ class ESD(Method):
     """Weight of the denoising loss of retain images, >= 0 (ours; 0 in the paper)."""
     part: str = "full"
     """Part of the model to train (the code's `train_method`): "xattn" is ESD-x, "noxattn" ESD-u."""
+    anywhere_in_step: bool = False
+    """Whether t is drawn from all timesteps of the sampler's step that x_t is at the noisy end of (as in the code for
+    CompVis checkpoints), in place of that end."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Train with Adam on the loss above, at x_t sampled by the model itself."""
@@ -60,7 +62,10 @@ class ESD(Method):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         retain = task.batches(self.steps, self.batch_size, "retain") if self.retain_weight else None
         for y in task.conditions("forget", self.steps, self.batch_size):
-            loss = self.loss(model, teacher, *model.partway(y, sampler), y)
+            x_t, t = model.partway(y, sampler)
+            if self.anywhere_in_step:
+                t = t - torch.randint(len(model.alpha_bar) // sampler.steps, t.shape, device=t.device)
+            loss = self.loss(model, teacher, x_t, t, y)
             yield loss if retain is None else loss + self.retain_weight * model.loss(next(retain))
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

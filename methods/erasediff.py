@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
@@ -20,7 +20,7 @@ RELEASED = "erasediff_released"
 
 
 @dataclass(frozen=True)
-class EraseDiff(Method):
+class EraseDiff(TextMethod):
     """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by first-order steps.
 
     L_r is the denoising loss of retain images. L_f pulls the prediction for forget images towards a wrong `target`.
@@ -34,7 +34,8 @@ class EraseDiff(Method):
 
     The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
     "published" is the paper's rule; the numbers that the paper leaves open are the code's: its steps, rates, batches
-    and, on CIFAR-10, its EMA, warmed up. What the released code does differs from the paper: see erasediff_released.
+    and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. What the released code does differs
+    from the paper: see erasediff_released.
     """
 
     presets: ClassVar[dict] = {

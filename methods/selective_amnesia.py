@@ -59,9 +59,9 @@ class SelectiveAmnesia(TextMethod):
     running mean `ema`, which the paper evaluates. "released" does what the code does besides: it clips gradients, F is
     of images in [0, 1] with 10 % of the conditions dropped, timesteps come in pairs t, T - 1 - t, and surrogate and
     replay have the same ones. The running mean begins with the unlearning, or continues pretraining's as in the code
-    under a protocol that starts from raw weights, such as erasediff-cvpr25. Not offered: the code stretches its generated
-    images to the full range and flips those of the replay, and it draws them in 250 steps with dropout on, where ours
-    take the protocol's steps.
+    under a protocol that starts from raw weights, such as erasediff-cvpr25. Not offered: the code stretches its
+    generated images to the full range and flips those of the replay, and it draws them in 250 steps with dropout on,
+    where ours take the protocol's steps.
 
     On Stable Diffusion the code takes means (reduction="mean"), lam 50 and AdamW, which the default there has too. Its
     replay and F are of 4,999 sentences of a language model, which no preset brings, hence none is "published" there.

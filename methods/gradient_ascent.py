@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, minimise
 
 
 @dataclass(frozen=True)
-class GradientAscent(Method):
+class GradientAscent(TextMethod):
     """L = L_r - weight * L_f. The loss has no lower bound: too large a weight destroys the model.
 
     Three algorithms share the name. This one is SalUn's `ga`, -L_f + alpha L_r, divided by its alpha: to Adam the same

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, minimise
 from unlearnbench.techniques.losses import relabel_loss
 
 RELEASED = {
@@ -22,7 +22,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class RandomLabel(Method):
+class RandomLabel(TextMethod):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on forget images (SalUn's RL, no mask).
 
     `target` sets c_m, or replaces the first term. "substitute": the task's substitute, one for all images, as Fan et

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import relabel_loss
 from unlearnbench.training import Gradients, norm
 
@@ -46,7 +46,7 @@ RELEASED_ON_NUDITY = {
 
 
 @dataclass(frozen=True)
-class SFRon(Method):
+class SFRon(TextMethod):
     """Alternates a step up m * grad alpha_f(k) sum_i w_i l_i on forget images and a step down grad alpha_r L_r.
 
     l_i is the denoising loss of image i. w_i = l_i^-lam / sum_j l_j^-lam, without gradient, gives less weight to images

@@ -59,7 +59,7 @@ class SelectiveAmnesia(TextMethod):
     running mean `ema`, which the paper evaluates. "released" does what the code does besides: it clips gradients, F is
     of images in [0, 1] with 10 % of the conditions dropped, timesteps come in pairs t, T - 1 - t, and surrogate and
     replay have the same ones. Three things of the code are not offered: it stretches its generated images to the full
-    range and flips those of the replay, it draws them in 250 steps, where ours take the protocol's, and it continues
+    range and flips those of the replay; it draws them in 1,000 steps, where ours take the protocol's; and it continues
     pretraining's running mean, which begins with the unlearning here (see `minimise`).
 
     On Stable Diffusion the code takes means (reduction="mean"), lam 50 and AdamW, which the default there has too. Its

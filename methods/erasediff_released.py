@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.hashing import seed_of
+from unlearnbench.methods.erasediff import WORDS
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
 
@@ -40,8 +41,16 @@ TEXT = {
     "clip": None,
     "ema": None,
 }
-NUDITY = {**TEXT, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
-OBJECT = {**TEXT, "epochs": 2, "K": 1, "part": "full", "repeated": "forget", "outer_steps": 59}
+NUDITY = {**TEXT, **WORDS, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
+OBJECT = {
+    **TEXT,
+    "replace_with": ("pokemon",),
+    "epochs": 2,
+    "K": 1,
+    "part": "full",
+    "repeated": "forget",
+    "outer_steps": 59,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class EraseDiffReleased(TextMethod):
     every outer pass the weights of the epoch's beginning are put back, so that what the one before reached is lost. All
     steps take the first batch of forget images, and for nudity of retain images too (`repeated`). The scripts recommend
     the weights after 159 outer steps, for a class after 59. The code encodes an image twice there, for output and
-    target, and its rates are Adam's alone: no clip, no mean.
+    target, and takes "a photo of a pokemon" for c_m; it neither clips nor averages.
     """
 
     presets: ClassVar[dict] = {

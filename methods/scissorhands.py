@@ -16,7 +16,9 @@ from unlearnbench.training import Gradients, inner
 RENEWED = r"^unet\.up_blocks\.[12]\.attentions\.1\..*attn1"
 """The self-attention of CompVis' output_blocks.4 and output_blocks.7, by the names of diffusers."""
 CODE = {"lam": 0.1, "batches": 10, "absolute": True, "init": "kaiming", "renewed": RENEWED, "project": False}
-NUDITY = {**CODE, "steps": 315, "lr": 1e-5, "batch_size": 16, "share": 0.005, "repeated": "both"}
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+WORDS = {"erase": NAMES, "replace_with": CLOTHED, "keep": CLOTHED, "forget_prompts": NAMES, "retain_prompts": CLOTHED}
+NUDITY = {**CODE, **WORDS, "steps": 315, "lr": 1e-5, "batch_size": 16, "share": 0.005, "repeated": "both"}
 OBJECT = {
     **CODE, "steps": 375, "lr": 2e-5, "batch_size": 8, "share": 0.001, "repeated": "forget", "forget": "ascent"
 }  # fmt: skip

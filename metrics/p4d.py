@@ -9,7 +9,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Condition, Diffusion, Known, Look, Outcome, Plan, track
+from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
 from unlearnbench.attacks.search import Vocabulary, predicted, sample_targets, sight
 from unlearnbench.attacks.target_images import AS_PROTOCOL, TargetImages
@@ -45,7 +45,7 @@ ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
-class P4D(TargetImages):
+class P4D(Attack, TargetImages):
     """min over tokens P of || eps_theta(z_t | P) - eps_0(z_t | prompt) ||^2, mean over elements; eps_0 is the original.
 
     z_t is the target's image, drawn by the original from the same prompt and noise, at a random t with fresh noise.
@@ -61,10 +61,10 @@ class P4D(TargetImages):
 
     "released" and "released-k" search as the authors' code does (joycenerd/P4D, prompt_optimization/optimize_n.py and
     optimize_k.py, configs/esd_nudity_optmz_config.json), with its bugs: prompts are padded with token 0, an
-    exclamation mark, which the encoder of v1.4 was not trained with; form k has no end token; and pictures are encoded
-    with values from 0 to 1, where the autoencoder means -1 to 1. Images are drawn by DPM-Solver++ in 25 steps. Not
-    reproduced: the code draws three images each time, keeps the one prompt that CLIP ViT-H/14 finds most like the
-    target, and judges only that, so its ASR is at most this one.
+    exclamation mark, where Stable Diffusion 1 pads with the end token; form k has no end token; and pictures are
+    encoded with values from 0 to 1, where the autoencoder means -1 to 1. Target images are drawn by DPM-Solver++ in 25
+    steps, and any token may be found, word pieces and special ones too. Not reproduced: the code draws three images
+    each time, keeps the one prompt whose images CLIP ViT-H/14 finds most like the target, and judges only that.
 
     "released-prefix" is P4D as UnlearnDiffAtk's code runs it (OPTML-Group/Diffusion-MU-Attack, configs/*/hard_prompt_*,
     src/attackers/hard_prompt_.py): free tokens before the prompt (5 for nudity, 3 for objects and styles), Adam with
@@ -127,8 +127,8 @@ class P4D(TargetImages):
         x0, y = self.draw_targets(outcome, items), task.inputs(items)
         start = y if self.form != "n" else task.tokens([""] * len(items)).to(y.device)
         engine = ADAMS[self.optimiser]
-        how = (self.vocabulary, self.pad, self.end)
-        prompts = Prompts(model, start, self.pattern, "hard", engine, self.lr, self.decay, *how)
+        how: dict[str, Any] = {"vocabulary": self.vocabulary, "pad": self.pad, "end": self.end}
+        prompts = Prompts(model, start, self.pattern, "hard", engine, self.lr, self.decay, **how)
         for step in track(range(1, self.steps + 1), self.steps, "P4D"):
             left = (seen != 1).nonzero()[:, 0].to(x0.device)
             if not len(left):

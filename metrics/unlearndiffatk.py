@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import PositiveInt
 
-from unlearnbench import Known, Look, Outcome, Plan, track
+from unlearnbench import Attack, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
 from unlearnbench.attacks.search import Vocabulary, denoising, sample_targets, sight
 from unlearnbench.attacks.target_images import AS_PROTOCOL, TargetImages
@@ -22,6 +22,7 @@ RELEASED = {
     "lr": 0.01,
     "decay": 0.1,
     "vocabulary": "all",
+    "bisect": True,
     "target_scheduler": "lms",
     "target_steps": 25,
     "target_guidance": 7.5,
@@ -30,7 +31,7 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class UnlearnDiffAtk(TargetImages):
+class UnlearnDiffAtk(Attack, TargetImages):
     """min over k tokens before a prompt of || eps - eps_theta(z_t | prefix, prompt) ||^2, a mean over elements.
 
     z_t is the target's image, drawn by the original from the same prompt and noise, at timestep t. kind="relaxed" is
@@ -76,7 +77,7 @@ class UnlearnDiffAtk(TargetImages):
     removed = {
         "published": "the paper's text could not be read; @released is its code's run, @full its schedule on any task"
     }
-    added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words"}
+    added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "bisect": False}
 
     kind: Literal["relaxed", "hard", "soft"] = "relaxed"
     k: PositiveInt = 5
@@ -86,6 +87,8 @@ class UnlearnDiffAtk(TargetImages):
     decay: float = 0.1
     vocabulary: Vocabulary = "words"
     """What free tokens may be: "words", those that end a word; "all", every token of the encoder."""
+    bisect: bool = False
+    """Whether P is projected by bisection to within 1e-5 of the shift, as in the released code; otherwise exactly."""
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """After each timestep's iterations, until every target is recovered."""
@@ -93,7 +96,8 @@ class UnlearnDiffAtk(TargetImages):
         seen = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, seen)
         x0, y = self.draw_targets(outcome, items), task.inputs(items)
-        prompts = Prompts(model, y, self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay, self.vocabulary)
+        how: dict[str, Any] = {"vocabulary": self.vocabulary, "bisect": self.bisect}
+        prompts = Prompts(model, y, self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay, **how)
         schedule = evenly(self.timesteps, len(model.alpha_bar))
         for number, timestep in enumerate(track(schedule, len(schedule), "UnlearnDiffAtk"), start=1):
             left = (seen != 1).nonzero()[:, 0].to(x0.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unlearnbench.attacks.search import (
     Vocabulary,
     allowed,
+    bisect_simplex,
     descended,
     nearest,
     sample_targets,
@@ -67,7 +68,8 @@ class Prompts:
     concatenated embeddings.
 
     `pad` fills the prompts after their end while they are searched, in place of the tokenizer's token; without `end`,
-    it takes the end's place too. What is drawn is tokenised as ever.
+    it takes the end's place too. What is drawn is tokenised as ever. With `bisect` weights are projected by
+    `bisect_simplex`.
     """
 
     def __init__(
@@ -82,8 +84,9 @@ class Prompts:
         vocabulary: Vocabulary = "words",
         pad: int | None = None,
         end: bool = True,
+        bisect: bool = False,
     ):
-        self.model, self.kind, tables = model, kind, token_embeddings(model)
+        self.model, self.kind, self.bisect, tables = model, kind, bisect, token_embeddings(model)
         self.y, self.number = arranged(model, y, pattern)
         self.searched = self.y if pad is None else padded(model, self.y, pad, end)
         self.widths = [each.shape[1] for each in tables]
@@ -126,7 +129,10 @@ class Prompts:
         self.free.grad = torch.zeros_like(self.free).index_copy_(0, left, grad)
         self.optimiser.step()
         if self.kind == "relaxed":
-            self.free.data = simplex(self.free.data)
+            self.free.data = self._projected(self.free.data)
+
+    def _projected(self, weights: Tensor) -> Tensor:
+        return bisect_simplex(weights.flatten(0, 1)).view_as(weights) if self.bisect else simplex(weights)
 
     def _filled(self, y: Tensor, left: Tensor, tokens: Tensor) -> Tensor:
         number = self.number[left]

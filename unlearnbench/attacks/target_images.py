@@ -1,15 +1,14 @@
-"""Attacks whose targets are images: how the original draws them."""
+"""How the original draws the images that an attack searches with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from unlearnbench.attacks.base import Attack
 from unlearnbench.attacks.search import Encoding, draw_originals
 from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan
@@ -20,13 +19,12 @@ AS_PROTOCOL: dict[str, Any] = {
     "target_guidance": 0.0,
     "target_encoding": "none",
 }
+"""Settings of `TargetImages` with which images are drawn as the protocol draws them, and not encoded again."""
 
 
 @dataclass(frozen=True)
-class TargetImages(Attack):
-    """An attack that searches with each target's image, which the original draws from the same prompt and noise."""
-
-    added: ClassVar[dict[str, Any]] = AS_PROTOCOL
+class TargetImages:
+    """Settings of attacks that search with each target's image, which the original draws from its prompt and noise."""
 
     target_scheduler: Literal["", "ddim", "lms", "dpm++"] = ""
     """The scheduler that draws target images; "": the protocol's."""

@@ -214,7 +214,7 @@ def allowed(model: Any, vocabulary: Vocabulary = "words") -> Tensor:
     return torch.tensor(kept, device=model.alpha_bar.device)
 
 
-def wideprompts(model: Any, y: Tensor, k: int) -> Tensor:
+def open_prompts(model: Any, y: Tensor, k: int) -> Tensor:
     """Prompts (B, L) or (B, 2, L) with k free positions after the start token; tokens pushed beyond the end are cut.
 
     Free positions hold an ordinary token until `fill_tokens` replaces it, for methods that read the prompt.

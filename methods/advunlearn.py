@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Condition, Diffusion, Method, Task, minimise, track
+from unlearnbench import Condition, Diffusion, Task, TextMethod, minimise, track
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 
@@ -29,7 +29,7 @@ class Paths(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AdvUnlearn(Method):
+class AdvUnlearn(TextMethod):
     """L = || eps_theta(x_t, c*) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 + gamma L_r.
 
     L_r = || eps_theta(x_t, c_r) - eps_0(x_t, c_r) ||^2. c* is the concept's prompt c with an adversarial prefix, arg

@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, minimise, track
+from unlearnbench import Batch, Diffusion, Task, TextMethod, minimise, track
 from unlearnbench.techniques.losses import prediction_loss, relabel_loss
 
 
 @dataclass(frozen=True)
-class ConceptAblation(Method):
+class ConceptAblation(TextMethod):
     """L = || eps_theta(x_t, c*) - sg eps_theta(x_t, c) ||^2 + w_p L_prior, x an image that the original sampled for c.
 
     c* is a caption of the forgotten concept; its anchor c is the same caption with the task's substitute.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
@@ -16,7 +16,7 @@ RELEASED = "erasediff_released"
 
 
 @dataclass(frozen=True)
-class EraseDiff(Method):
+class EraseDiff(TextMethod):
     """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by first-order steps.
 
     L_r is the denoising loss of retain images. L_f pulls the prediction for forget images towards a wrong `target`.

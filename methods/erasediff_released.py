@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.hashing import seed_of
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
@@ -16,7 +16,7 @@ CIFAR = {"outer": 36, "drop": 0.1}
 
 
 @dataclass(frozen=True)
-class EraseDiffReleased(Method):
+class EraseDiffReleased(TextMethod):
     """L = L_r + lambda (L_f - mean of L_f in the last inner pass), by the loop of the released code for CIFAR-10.
 
     L_r is the denoising loss of retain images, L_f the forget loss of `erasediff`. `epochs` x `rounds` times, Adam

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench import Diffusion, Method, Task, minimise
+from unlearnbench import Diffusion, Task, TextMethod, minimise
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
 
 
 @dataclass(frozen=True)
-class ESD(Method):
+class ESD(TextMethod):
     """L = || eps_theta(x_t, c) - [eps_0(x_t, null) - eta (eps_0(x_t, c) - eps_0(x_t, null))] ||^2 (eq. 7).
 
     x_t is sampled by the model being trained, with `start_guidance`, down to a random step of its sampler. Needs no

@@ -8,14 +8,14 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from unlearnbench import Condition, Diffusion, Method, Task, minimise
+from unlearnbench import Condition, Diffusion, Task, TextMethod, minimise
 from unlearnbench.errors import UserError
 
 RELEASED = {"steps": 35, "lr": 2e-6, "batch_size": 1}
 
 
 @dataclass(frozen=True)
-class ForgetMeNot(Method):
+class ForgetMeNot(TextMethod):
     """L = sum over layers of || a_t^n ||^2 (algorithm 1), a_t^n the attention of x_t to the concept's tokens n.
 
     x_t is a noised image of the concept, and its prompt names the concept. The sum runs over cross-attention layers,

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnbench import Diffusion, Method, Task, minimise
+from unlearnbench import Diffusion, Task, TextMethod, minimise
 
 
 @dataclass(frozen=True)
-class GradientAscent(Method):
+class GradientAscent(TextMethod):
     """L = L_r - weight * L_f. The loss has no lower bound: too large a weight destroys the model."""
 
     presets = {"default": {"digits-text": {"lr": 2e-4, "batch_size": 32}}}

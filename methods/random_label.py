@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, minimise
 from unlearnbench.techniques.losses import relabel_loss
 
 PUBLISHED = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "target": "substitute"}
 
 
 @dataclass(frozen=True)
-class RandomLabel(Method):
+class RandomLabel(TextMethod):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on forget images (SalUn's RL, no mask).
 
     `target` sets c_m, or replaces the first term. "substitute": the task's substitute, one for all images, as Fan et

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import relabel_loss
 
 
 @dataclass(frozen=True)
-class SalUn(Method):
+class SalUn(TextMethod):
     """L = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2 + alpha L_r on a mask (eq. 3, 6).
 
     c_m is the task's substitute; the mask |grad L_f(theta_0)| >= gamma keeps the share `saliency` of all weights, ties

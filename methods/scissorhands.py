@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import relabel_loss
 from unlearnbench.training import Gradients, inner
 
 
 @dataclass(frozen=True)
-class Scissorhands(Method):
+class Scissorhands(TextMethod):
     """Trim: re-initialise theta_j where |theta_j grad_j L_f| is in the top `share`. Repair: L = L_r + lam L_u.
 
     |theta grad L_f| is the connection sensitivity of SNIP (Lee et al., ICLR 2019). L_f is the denoising loss of forget

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise, track
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise, track
 
 PUBLISHED = {
     "steps": 20000,
@@ -31,7 +31,7 @@ class Prepared(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SelectiveAmnesia(Method):
+class SelectiveAmnesia(TextMethod):
     """L = E_q(x|c_f) L(x, c_f) + gamma E L(x_r, c_r) + lam sum_i F_i (theta_i - theta*_i)^2.
 
     q is the surrogate: "uniform", x ~ U[-1, 1] (the paper's for DDPM), or "substitute", images that the original draws

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Batch, Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.training import Gradients, norm
 
 
 @dataclass(frozen=True)
-class SFRon(Method):
+class SFRon(TextMethod):
     """Alternates a step up m * grad alpha_f(k) sum_i w_i l_i on forget images and a step down grad alpha_r L_r.
 
     l_i is the denoising loss of image i. w_i = l_i^-lam / sum_j l_j^-lam, without gradient, gives less weight to images

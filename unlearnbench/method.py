@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import math
@@ -18,8 +19,9 @@ from typing import Any, ClassVar, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlearnbench.data.wording import Replacements, Wording, Words
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.errors import UserError, one_line, unknown
+from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.task import Task
 
 if sys.version_info >= (3, 11):
@@ -35,6 +37,8 @@ LEAST: Final = {
 """Smallest whole number allowed for fields that count something, by patterns of their names (in any case)."""
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is only its name, as text or class label."""
+OF_PAPERS = ("published", "released")
+"""Presets that say what a paper or its code ran: they exist for the tasks that it ran, never for any task."""
 
 
 @cache
@@ -48,9 +52,11 @@ class Method(ABC):
     """Subclass as a frozen dataclass in a file of its own; the file's name is the method's name.
 
     The fields are the method's hyper-parameters; a string below each says what it is (see `field_docs`). `presets` maps
-    a name such as "published" to settings by task: the task's name, else the first matching pattern, such as "sd*",
-    with "*" for all other tasks last. `requires` names what the method needs (see `ACCESS`, or a part of the model);
-    where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six fields.
+    a name such as "default" to settings by task: the task's name, else the first matching pattern, such as "sd*", with
+    "*" for all other tasks last. "published" (what the paper says it ran) and "released" (what its code runs) name the
+    tasks that were run: there "*" counts for none. `requires` names what the method needs (see `ACCESS`, or a part of
+    the model); where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six
+    fields.
     """
 
     name: ClassVar[str] = ""
@@ -87,6 +93,10 @@ class Method(ABC):
         Runs before `unlearn` and whenever stored weights are loaded. The task tells the concept.
         """
         return model
+
+    def worded(self, task: Task) -> Task:
+        """The task as this method sees it: with words of the method's own, if it has any (see `TextMethod`)."""
+        return task
 
     @classmethod
     def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,13 +167,37 @@ class Method(ABC):
     def preset(cls, name: str, task: str) -> dict[str, Any]:
         """Return the settings of a preset for a task. "default" always exists; it is empty unless the method defines
         it.
+
+        Raises `UserError` for a preset that the method does not have, and `Unsupported` for one that it has for other
+        tasks only.
         """
         if name in cls.moved and name not in cls.offered():
             raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
             raise unknown(f"preset of {cls.name}", name, {*cls.offered(), "default"})
         by_task = cls.offered().get(name, {})
-        return dict(next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), {}))
+        if name in OF_PAPERS:
+            by_task = {key: values for key, values in by_task.items() if key != "*"}
+        found = next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), None)
+        if found is None and name != "default":
+            of = {"published": f"the paper of {cls.name} published", "released": f"the released code of {cls.name} has"}
+            there = (
+                f"it has them for {', '.join(by_task)}" if by_task else 'its "*" names none of the tasks that were run'
+            )
+            raise Unsupported(
+                f"{of.get(name, f'preset {name} of {cls.name} has')} no settings for {task}; {there}: use --preset "
+                "default, or give settings with --set"
+            )
+        return dict(found or {})
+
+    @classmethod
+    def has_preset(cls, name: str, task: str) -> bool:
+        """Whether `preset` returns settings for this task."""
+        try:
+            cls.preset(name, task)
+        except UserError:
+            return False
+        return True
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
@@ -205,7 +239,59 @@ class Method(ABC):
     @classmethod
     def own_files(cls) -> list[Path]:
         """Return the files that define the class and the methods that it builds on."""
-        return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+        own = [base for base in cls.__mro__ if issubclass(base, Method) and base not in (Method, TextMethod)]
+        return [Path(inspect.getfile(base)) for base in own]
+
+
+@dataclass(frozen=True)
+class TextMethod(Method):
+    """A method that can be given words of its own in place of the task's, by a preset or by `--set`.
+
+    They change what the task tells the method: `names`, `captions`, `substitute`, and the prompts for which training
+    images are drawn. What is measured never changes: the plan, its prompts and their labels are the task's. On tasks
+    with class labels, giving words is an error. On the command line several words are separated by semicolons, or given
+    as a JSON list: `--set 'erase=nudity; violence'`, `--set 'keep=["a dog", "a car"]'`.
+    """
+
+    erase: Words | None = dataclasses.field(default=None, kw_only=True)
+    """Names of what is to be erased, instead of the task's; None: the task's."""
+    replace_with: Replacements | None = dataclasses.field(default=None, kw_only=True)
+    """What takes their place: one for all names, or one for each; "" is the empty prompt; None: the task's
+    substitute."""
+    keep: Words | None = dataclasses.field(default=None, kw_only=True)
+    """Names of what is to be kept; empty keeps nothing, [""] the empty prompt; None: the task's."""
+    forget_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    """Prompts of the training images of what is to be erased, which are drawn for them where the task draws images;
+    None: the task's."""
+    retain_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    """Prompts of the training images of what is to be kept; None: the task's."""
+
+    @property
+    def wording(self) -> Wording:
+        """The five fields above, as tasks take them."""
+        return Wording(*(getattr(self, name) for name in Wording._fields))
+
+    def worded(self, task: Task) -> Task:
+        """The task with these words; itself if there are none."""
+        return task.with_words(self.wording) if self.wording.given else task
+
+    @classmethod
+    def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a record or tuning; those made before methods had words had the task's."""
+        return {**dict.fromkeys(Wording._fields), **super().current(settings)}
+
+    @classmethod
+    def configured(cls, settings: dict[str, Any]) -> Method:
+        """Create an instance with these settings; raises `UserError` for words that contradict one another too."""
+        method = super().configured(settings)
+        assert isinstance(method, TextMethod)
+        method.wording.check(cls.name)
+        return method
+
+    def settings(self) -> dict[str, Any]:
+        """Return all hyper-parameters by name, words last."""
+        own = super().settings()
+        return {**{name: own[name] for name in own if name not in Wording._fields}, **self.wording._asdict()}
 
 
 def _documented(cls: type) -> dict[str, str]:

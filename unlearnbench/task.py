@@ -20,6 +20,7 @@ from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
     from unlearnbench.data.concepts import Concept
+    from unlearnbench.data.wording import Wording
     from unlearnbench.judges import Judge
     from unlearnbench.judges.scorer import Witness
 
@@ -207,6 +208,13 @@ class Task(ABC):
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train the original and the judges and save them in `out`. Returns what they reach, by name."""
 
+    def with_words(self, words: Wording) -> Task:
+        """This task as a method sees it that has words of its own; what is measured stays as it is.
+
+        Raises `UserError`: tasks take no words unless they are about text.
+        """
+        raise UserError(f"{self.name} has class labels, no words: leave out {', '.join(words.given)}")
+
     def steps(self, steps: int) -> int:
         """Return `steps`, or the cap that a conformance check set."""
         return steps if self.limit is None else min(steps, self.limit)
@@ -240,6 +248,8 @@ class Task(ABC):
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
         """Yield `steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
         chosen = self.names(which)
+        if not len(chosen):
+            raise UserError(f"{self.name} has no name to {which}: --set keep=… names something")
         generator = torch.Generator().manual_seed(seed_of("conditions", which, self.seed) >> 1)
         steps = self.steps(steps)
         for _ in track(range(steps), steps, "steps"):

@@ -86,8 +86,9 @@ class Runs:
         patch.setattr(check, "_unlearned", self)
 
     def __call__(self, method, task):
-        runs, place = self.made.setdefault(repr(method), []), self.seen.get(repr(method), 0)
-        self.seen[repr(method)] = place + 1
+        which = repr(method), type(task)
+        runs, place = self.made.setdefault(which, []), self.seen.get(which, 0)
+        self.seen[which] = place + 1
         if place == len(runs):
             with redirect_stdout(io.StringIO()) as printed:
                 model = self.plain(method, task)

@@ -13,6 +13,7 @@ import typer
 from unlearnbench import registry
 from unlearnbench.cli.completion import complete_listed, complete_tasks
 from unlearnbench.cli.console import out, print_table, show_lines
+from unlearnbench.data.wording import Wording, join_words
 from unlearnbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ KINDS = {
 }
 
 CHECKPOINTS = "checkpoints"
+WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
 
@@ -152,11 +154,18 @@ def _supported(task: str) -> None:
 def _settings(cls: type[Method]) -> None:
     """Print the hyper-parameters with their defaults, each with what it means below it."""
     settings, docs = cls().settings(), cls.field_docs()
-    if settings:
+    words = [key for key in settings if hasattr(cls, "wording") and key in Wording._fields]
+    if set(settings) - set(words):
         out.print()
         out.print("settings, changed by --set NAME=VALUE:", highlight=False)
-    for key, value in settings.items():
-        _block(f"{key} = {value}", docs[key])
+    for key in settings:
+        if key not in words:
+            _block(f"{key} = {settings[key]}", docs[key])
+    if words:
+        out.print()
+        out.print(WORDS, highlight=False)
+    for key in words:
+        _block(key, docs[key])
 
 
 def _presets(cls: type[Method]) -> None:
@@ -187,7 +196,7 @@ def _blocks(title: str, offered: list[tuple[str, str, dict[str, Any]]]) -> None:
         out.print()
         out.print(title, highlight=False)
     for preset, task, changed in offered:
-        words = [f"{key}={value}" for key, value in changed.items()]
+        words = [f"{key}={join_words(value)}" for key, value in changed.items()]
         _block(f"{preset}, {'other tasks' if task == '*' else task}", ", ".join(words) or "as built in")
 
 

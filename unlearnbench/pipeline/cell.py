@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from unlearnbench.compute.precision import DEFAULT, Resources
@@ -32,6 +33,11 @@ class Cell:
     """Files of the user's own prompts, scored beside the protocol's."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
+
+    @cached_property
+    def worded(self) -> Task:
+        """The task as the method sees it, with words of its own if it has any; `task` is what is measured."""
+        return self.method.worded(self.task)
 
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:

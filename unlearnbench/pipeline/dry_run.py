@@ -64,7 +64,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
     with name_errors(cell.method):
-        wrapped = cell.method.wrap(task.pretrained(), task)
+        wrapped = cell.method.wrap(task.pretrained(), cell.worded)
     model = cell.resources.equip(wrapped).eval()
     plan = task.plan()
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
@@ -73,7 +73,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         unlearning = _unlearning(cell)
     images = len(plan) + own_images(cell)
     chunks = -(-images // batch)
-    undrawn = sum(task.undrawn(side) for side in training_sides(cell))
+    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
@@ -166,7 +166,7 @@ def _unlearning(cell: Cell) -> float | None:
         return None
     spent = []
     for limit in (FEW, 2 * FEW):
-        task = copy.copy(cell.task)
+        task = copy.copy(cell.worded)
         task.limit = limit
         with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
             model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))

@@ -32,7 +32,7 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
 
     Watching changes neither the weights nor the times, which leave out what it takes.
     """
-    task, method = cell.task, cell.method
+    task, method = cell.worded, cell.method
     watch = watch or Watch(task.device, on=False)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
@@ -66,7 +66,7 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     cost = {
         "prepare_time": preparing.seconds - aside,
         "unlearn_time": seconds,
-        "relative_time": _relative_time(model, original, task) if measured else None,
+        "relative_time": _relative_time(model, original, cell.task) if measured else None,
         "peak_memory": max(known) if known else None,
         "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
         if known
@@ -89,7 +89,7 @@ def _require_fitting(cell: Cell) -> None:
     """
     asked = (cell.overrides or {}).get("batch_size")
     if isinstance(asked, int) and {"forget images", "retain images"} & cell.method.requires:
-        most = cell.task.count("forget") + cell.task.count("retain")
+        most = cell.worded.count("forget") + cell.worded.count("retain")
         if asked > most:
             raise UserError(
                 f"batch_size={asked} does not fit {cell.method.name} on {cell.task.name}: it has {most} images in all, "
@@ -160,6 +160,6 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
     with seeded(0), name_errors(cell.method):
-        model = cell.method.wrap(cell.task.architecture(0), cell.task)
+        model = cell.method.wrap(cell.task.architecture(0), cell.worded)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()

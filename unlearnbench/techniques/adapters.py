@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.method import Method
+from unlearnbench.method import TextMethod
 
 NAME = "adapter"
 
 
 @dataclass(frozen=True)
-class Adapted(Method):
+class Adapted(TextMethod):
     """Base of methods that add small modules to a network."""
 
 

@@ -93,6 +93,8 @@ def _one(name: str, kind: str) -> None:
         _presets(cls)
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+    if kind == "attacks":
+        _attack_presets(name)
 
 
 def _checkpoints() -> None:
@@ -197,9 +199,25 @@ def _presets(cls: type[Method]) -> None:
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     ]
+    _blocks("presets, chosen by --preset NAME, with what they change:", offered)
+
+
+def _attack_presets(name: str) -> None:
+    """Print a block for each preset of an attack and each task that it was run on."""
+    attack = registry.load_attacks()[name]
+    built_in = asdict(attack)
+    offered = [
+        (f"{name}@{preset}", task, {key: value for key, value in values.items() if built_in.get(key) != value})
+        for preset, tasks in attack.presets.items()
+        for task, values in tasks.items()
+    ]
+    _blocks("presets of the papers' code, on the tasks that it ran, with what they change:", offered)
+
+
+def _blocks(title: str, offered: list[tuple[str, str, dict[str, Any]]]) -> None:
     if offered:
         out.print()
-        out.print("presets, chosen by --preset NAME, with what they change:", highlight=False)
+        out.print(title, highlight=False)
     for preset, task, changed in offered:
         words = [f"{key}={join_words(value)}" for key, value in changed.items()]
         _block(f"{preset}, {'other tasks' if task == '*' else task}", ", ".join(words) or "as built in")
@@ -224,7 +242,7 @@ def _attack(name: str) -> Iterator[list[str]]:
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
     show_lines(*lines)
     yield ["setting", "built in", *attack.variants]
-    for key, value in attack.settings().items():
+    for key, value in asdict(attack).items():
         yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]
 
 

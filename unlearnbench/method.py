@@ -66,6 +66,9 @@ class Method(ABC):
     """Fields that count something and may be smaller than their names allow (see `LEAST`), such as 0 further rounds."""
     version: ClassVar[int] = 1
     """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
+    trains: ClassVar[bool] = True
+    """Whether it trains the weights that it gets, which may be others than the original's (see `Task.starting`);
+    methods that do not train get the original."""
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
@@ -80,11 +83,17 @@ class Method(ABC):
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""
+        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately.
+
+        The model is in evaluation mode, without dropout. A network that is trained here needs its own `train()`.
+        """
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
-        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds."""
+        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds.
+
+        The model is in training mode, so that networks with dropout train with it. `Diffusion.sample` turns it off.
+        """
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Add structure that weights alone do not carry (adapters, gates, guidance).
@@ -292,6 +301,18 @@ class TextMethod(Method):
         """Return all hyper-parameters by name, words last."""
         own = super().settings()
         return {**{name: own[name] for name in own if name not in Wording._fields}, **self.wording._asdict()}
+
+
+def run_prepare(method: Method, model: Diffusion, task: Task) -> Any:
+    """Return what `method.prepare` makes of the model in evaluation mode, as the papers' code computes masks."""
+    model.eval()
+    return method.prepare(model, task)
+
+
+def run_unlearn(method: Method, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
+    """Return the model that `method.unlearn` makes, with the model in training mode."""
+    model.train()
+    return method.unlearn(model, task, prepared)
 
 
 def _documented(cls: type) -> dict[str, str]:

@@ -15,6 +15,7 @@ from tests.support import tiny_cifar
 from tests.support.compvis import written
 from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
+from tests.support.fidelity import Fidelity
 from tests.support.tiny_model import Linear
 from tests.support.unlearned_sd import attention, expected, same, text, unet
 from tests.support.web import COMMIT
@@ -28,6 +29,11 @@ from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.verification.conformance import TinyDigits, conformance
 
+FIDELITY = Fidelity(
+    "checkpoint",
+    "none",
+    departs="Weights that others made, hence without presets: what is measured is their file, bit for bit.",
+)
 TASK: Any = SimpleNamespace(protocol=None)
 """All that the method asks a task for is which weights its protocol compares."""
 

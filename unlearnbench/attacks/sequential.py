@@ -19,7 +19,7 @@ from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import seed_of
-from unlearnbench.method import Method
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.task import Side, Task
 from unlearnbench.training import seeded
 
@@ -91,7 +91,7 @@ def unlearn_again(method: Method, task: Task) -> Diffusion:
     task = method.worded(task)
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):
-        model = method.unlearn(model, task, method.prepare(model, task))
+        model = run_unlearn(method, model, task, run_prepare(method, model, task))
     return model.requires_grad_(False).eval()
 
 

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.data.sources import Source
-from unlearnbench.errors import unknown
+from unlearnbench.data.sources import Source, check_source, source_path
+from unlearnbench.errors import UserError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,3 +59,17 @@ def published_file(name: str) -> PublishedFile:
     if name not in published_files():
         raise unknown("file", name, published_files())
     return published_files()[name]
+
+
+def require_published(name: str, folder: Path) -> Path:
+    """Return the path of a published file in a data folder, checked against its hash.
+
+    Raises `UserError`, with the command that brings it, if it is not there, and `Damaged` if it is another file.
+    """
+    file = published_file(name)
+    if not source_path(folder, file.source).is_file():
+        raise UserError(
+            f"{name} ({file.repo}, licence {file.licence}) is not in {folder}: fetch it with `unlearnbench fetch "
+            f"{name} --data {folder}`, or put {file.source.url} there by that name"
+        )
+    return check_source(folder, file.source)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.diffusion.model import Condition, Diffusion, Hook
+from unlearnbench.diffusion.model import Condition, Diffusion, Hook, evaluating
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.diffusion.schedulers import Scheduled, sample_latents, scheduler_for
 from unlearnbench.errors import UserError
@@ -202,7 +202,8 @@ class StableDiffusion(Diffusion):
         if not isinstance(chosen, Scheduled):
             return super().sample(y, seeds, sampler=chosen, start=start, until=until, hook=hook)
         condition = y if isinstance(y, Condition) else self.embed(y)
-        return sample_latents(self, condition, seeds, chosen, self.schedule, start, until, hook)
+        with evaluating(self):
+            return sample_latents(self, condition, seeds, chosen, self.schedule, start, until, hook)
 
     def timesteps(self, sampler: Sampler | None = None) -> Tensor:
         """The sampler's timesteps as integers, in decreasing order."""

@@ -18,6 +18,7 @@ from unlearnbench.compute.device import exact
 from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.planning import own_images, training_sides
 from unlearnbench.pipeline.unlearning import name_errors
@@ -170,8 +171,8 @@ def _unlearning(cell: Cell) -> float | None:
         task.limit = limit
         with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
             model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
-            prepared = cell.method.prepare(model, task)
+            prepared = run_prepare(cell.method, model, task)
             with Meter(task.device, memory=False) as meter:
-                cell.method.unlearn(model, task, prepared)
+                run_unlearn(cell.method, model, task, prepared)
         spent.append(meter.seconds)
     return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])

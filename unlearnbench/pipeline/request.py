@@ -22,7 +22,7 @@ from unlearnbench.data.wording import Wording
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
-from unlearnbench.pipeline.attacks import parse_attacks
+from unlearnbench.pipeline.attacks import parse_attacks, require_attacks
 from unlearnbench.pipeline.cell import require
 from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
@@ -397,6 +397,8 @@ class RunRequest(LaunchRequest):
             spec.model_copy(update={"device": "cpu"}).cell().worded  # noqa: B018 - refuses words that do not fit the task
         for spec in {spec.forget: spec for spec in cells.asked if spec.prompts}.values():
             require_drawable(spec.model_copy(update={"device": "cpu"}).cell())  # before hours of work
+        if self.attacks and cells.asked:
+            require_attacks(self.attack_specs(), cells.asked[0].model_copy(update={"device": "cpu"}).cell().task)
         return cells
 
 

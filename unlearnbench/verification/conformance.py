@@ -20,7 +20,7 @@ from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported, UserError, message, one_line
-from unlearnbench.method import ACCESS, Method
+from unlearnbench.method import ACCESS, Method, run_prepare, run_unlearn
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
@@ -143,7 +143,8 @@ def _unlearned(method: Method, task: Task) -> Diffusion:
     with seeded(task.seed):
         model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
-        return method.unlearn(model, task, method.prepare(model, task))  # may be anything: see returns_a_model
+        prepared = run_prepare(method, model, task)
+        return run_unlearn(method, model, task, prepared)  # may be anything: see returns_a_model
 
 
 def described(cls: type[Method]) -> None:

@@ -1,64 +1,72 @@
-"""SLD and negative prompts against their formulas in NumPy, and on a tiny Stable Diffusion."""
+"""SLD against its formula in NumPy and against diffusers' own pipeline for it."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny_model import (
-    ALPHA_BAR,
-    NULL,
-    Linear,
-    TinyTask,
-    assert_weights,
-    eps,
-    weights,
-)
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
+from tests.support.guided import FORGOTTEN, LABELS, SEEDS, drawn, linear, sampled
+from tests.support.tiny_model import NULL, Linear, TinyTask, assert_weights, eps, weights
 from tests.support.tiny_text import TinyText
-from unlearnbench import Sampler
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.diffusion.schedulers import SCHEDULERS, Scheduled
 from unlearnbench.fingerprint import definitions
 from unlearnbench.methods.negative_prompt import NegativePrompt
-from unlearnbench.methods.sld import LEVELS, SLD, warm
+from unlearnbench.methods.sld import INAPPROPRIATE, LEVELS, SLD, warm
 from unlearnbench.techniques.guidance import concept, eps_of
 
-DDIM = [9, 7, 5, 3, 1]
-"""Five steps of a schedule of ten."""
-FORGOTTEN, SUBSTITUTE = 1, 2
-LABELS = np.array([0, 1, 2, 1])
-SEEDS = [5, 6, 7, 8]
-
-
-def linear():
-    model = Linear(0)
-    model.sampler = Sampler(steps=5)
-    return model
+REPOSITORY = Repository("ml-research/safe-latent-diffusion", "a42923c")
+PIPELINE = "src/sld/sld_pipeline.py"
+FIDELITY = Fidelity(
+    "sld",
+    "Schramowski et al., CVPR 2023; ml-research/safe-latent-diffusion@a42923c",
+    constants=(
+        Constant(
+            "published",
+            "sd-nudity",
+            "level",
+            "medium",
+            REPOSITORY.at("README.md", 44),
+            "one of the four that the paper evaluates, and the one that its code calls the default",
+        ),
+        Constant("published", "sd-nudity", "erase", INAPPROPRIATE, REPOSITORY.at(PIPELINE, 70)),
+        Constant(
+            "released",
+            "sd-nudity",
+            "level",
+            "medium",
+            REPOSITORY.at(PIPELINE, 223),
+            "warm-up 10, s_S 1000, lambda 0.01, s_m 0.3 and beta_m 0.4 are the defaults of its arguments",
+        ),
+        Constant("released", "sd-nudity", "erase", INAPPROPRIATE, REPOSITORY.at(PIPELINE, 70)),
+    ),
+    differences=tuple(
+        Difference(
+            preset,
+            "sampling",
+            0.0,
+            "test_samples_are_those_of_diffusers_pipeline_for_it",
+            "50 steps of SLDPipeline.__call__ beside ours on a tiny Stable Diffusion, DDIM and LMS, all four levels",
+        )
+        for preset in ("published", "released")
+    ),
+    departs="The default has the words of the task for its concept. The warm-up is a share of the timesteps, so that "
+    "fewer than the paper's 50 steps have fewer steps of it, where the code counts steps. s_S of level weak is 200, as "
+    "in OPTML-Group/Diffusion-MU-Attack@5a3e5d3, src/tasks/P4D_.py:159; diffusers' SafetyConfig.WEAK has 20.",
+)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return TinyText(tmp_path_factory.mktemp("sd1") / "model")
 
-
-def sampled(predict, seeds):
-    """DDIM in NumPy; predict(x, t, i) is the guided noise."""
-    x = gaussian_noise(seeds, START, (4,)).double().numpy()
-    for i, step in enumerate(DDIM):
-        e = predict(x, np.full(len(x), step), i)
-        now, then = ALPHA_BAR[step], ALPHA_BAR[DDIM[i + 1]] if i < 4 else 1.0
-        x = np.sqrt(then) * (x - np.sqrt(1 - now) * e) / np.sqrt(now) + np.sqrt(1 - then) * e
-    return x
-
-
-def drawn(model, guidance, y=LABELS, seeds=SEEDS):
-    with torch.no_grad():
-        x = model.sample(torch.tensor(y), seeds, sampler=Sampler(steps=5, guidance=guidance))
-    return x.flatten(1).double().numpy()
-
-
-# ---- SLD ---------------------------------------------------------------------------------------------------------
 
 CUSTOM = {"scale": 0.6, "threshold": 0.3, "warmup": 20, "momentum_scale": 0.4, "momentum_beta": 0.5}
 TABLE = {
@@ -86,7 +94,7 @@ def sld_by_hand(strength, first, guidance, forgotten):
         nu = beta * nu + (1 - beta) * gamma
         return null + guidance * (c - null - (gamma if i >= first else 0))
 
-    return sampled(predict, SEEDS), seen
+    return sampled(predict), seen
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
@@ -108,6 +116,70 @@ def test_sld_averages_the_predictions_of_several_labels():
     model = linear()
     model.guidance = SLD().steer(torch.tensor([0, 1]))
     np.testing.assert_allclose(drawn(model, 2.0), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "lms"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_samples_are_those_of_diffusers_pipeline_for_it(text, level, scheduler):
+    """At 50 steps, the paper's number, the warm-up is the code's too."""
+    prompts, original, strength = ["a photo of a cat", "a red seven"], text.pretrained(), LEVELS[level]
+    spacing = "leading" if scheduler == "ddim" else "linspace"
+    own = getattr(diffusers, SCHEDULERS[scheduler]).from_config(original.schedule, timestep_spacing=spacing)
+    pipeline = diffusers.StableDiffusionPipelineSafe(
+        vae=original.vae,
+        text_encoder=original.text_encoders[0],
+        tokenizer=original.tokenizers[0],
+        unet=original.unet,
+        scheduler=own,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.safety_concept = "three, red cat"
+    latents, seen = gaussian_noise(SEEDS[:2], START, (4, 8, 8)), []
+    with torch.no_grad():
+        pipeline(
+            prompts,
+            num_inference_steps=50,
+            guidance_scale=7.5,
+            latents=latents,
+            callback=lambda step, t, x: seen.append(x.clone()),
+            sld_warmup_steps=strength.warmup,
+            sld_guidance_scale=strength.scale,
+            sld_threshold=strength.threshold,
+            sld_momentum_scale=strength.momentum_scale,
+            sld_mom_beta=strength.momentum_beta,
+        )
+        theirs = seen[-1]
+        model, sampler = text.pretrained(), Scheduled(50, guidance=7.5, scheduler=scheduler)
+        model.guidance = SLD(level=level).steer(model.joined(model.tokens(["three", "red cat"])))
+        ours = model.sample(model.tokens(prompts), SEEDS[:2], sampler=sampler)
+        plain = original.sample(original.tokens(prompts), SEEDS[:2], sampler=sampler)
+    assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
+    assert (ours - plain).norm() > 1e-3 * theirs.norm()
+
+
+def test_the_papers_concept_and_its_medium_level_are_the_pipelines_own():
+    """diffusers' safety concept has the same twenty names behind "an image showing"."""
+    call = inspect.signature(diffusers.StableDiffusionPipelineSafe.__call__).parameters
+    medium = [call[f"sld_{name}"].default for name in ("warmup_steps", "guidance_scale", "threshold")]
+    medium += [call[f"sld_{name}"].default for name in ("momentum_scale", "mom_beta")]
+    assert tuple(medium) == LEVELS["medium"]
+    source = inspect.getsource(diffusers.StableDiffusionPipelineSafe.__init__)
+    said = "".join(
+        node.value
+        for node in ast.walk(ast.parse(textwrap.dedent(source)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    assert f"an image showing {', '.join(INAPPROPRIATE)}" in said
+
+
+@pytest.mark.parametrize("preset", ["published", "released"])
+def test_the_papers_presets_are_for_what_it_ran(preset):
+    assert SLD.preset(preset, "sd-nudity") == {"level": "medium", "erase": INAPPROPRIATE}
+    for task in ("sd-object", "sd-style", "sdxl-nudity", "digits-text", "cifar10-class"):
+        assert not SLD.has_preset(preset, task)
 
 
 def test_sld_forgets_its_momentum_between_runs():
@@ -144,56 +216,6 @@ def test_sld_changes_what_text_draws(text):
     change = (found - plain).abs().amax(dim=(1, 2, 3))
     assert change[1:].min() > 1e-3
     assert change[0] < 1e-4, "the bare name is the concept itself, from which nothing can be told apart"
-
-
-# ---- negative prompt ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("guidance", [0.0, 2.5])
-def test_negative_prompt_by_hand(guidance):
-    w = weights(Linear(0))
-
-    def predict(x, t, i):
-        S, c = eps(w, x, t, np.full(4, FORGOTTEN)), eps(w, x, t, LABELS)
-        return S + guidance * (c - S)
-
-    model = NegativePrompt().wrap(linear(), TinyTask())
-    np.testing.assert_allclose(drawn(model, guidance), sampled(predict, SEEDS), atol=2e-4, rtol=1e-4)
-    assert np.abs(drawn(model, guidance) - drawn(linear(), guidance)).max() > 1e-2
-
-
-def test_negative_prompt_does_nothing_without_guidance_and_draws_the_concept_unguided():
-    model = NegativePrompt().wrap(linear(), TinyTask())
-    np.testing.assert_array_equal(drawn(model, 1.0), drawn(linear(), 1.0))
-    forgotten = np.full(4, FORGOTTEN)
-    np.testing.assert_allclose(drawn(model, 3.0, forgotten), drawn(linear(), 1.0, forgotten), atol=1e-4)
-
-
-def test_negative_prompt_is_that_of_the_pipeline(text, tmp_path_factory):
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-    prompts, original = ["a photo of a cat", "a red seven"], text.pretrained()
-    pipeline = StableDiffusionPipeline(
-        vae=original.vae,
-        text_encoder=original.text_encoders[0],
-        tokenizer=original.tokenizers[0],
-        unet=original.unet,
-        scheduler=DDIMScheduler.from_config(original.schedule),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    words = {"num_inference_steps": 7, "guidance_scale": 5.0, "output_type": "latent"}
-    latents = gaussian_noise(SEEDS[:2], START, (4, 8, 8))
-    with torch.no_grad():
-        theirs = pipeline(prompts, negative_prompt=["seven"] * 2, latents=latents, **words).images
-        model = NegativePrompt().wrap(text.pretrained(), text)
-        ours = model.sample(model.tokens(prompts), SEEDS[:2], sampler=Scheduled(steps=7, guidance=5.0))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
-
-
-# ---- what both share ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [SLD(), NegativePrompt()], ids=lambda method: method.name)

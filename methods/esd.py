@@ -13,6 +13,13 @@ from unlearnbench.techniques.losses import esd_target, prediction_loss
 PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
 RELEASED = {**PUBLISHED, "steps": 200, "lr": 5e-5, "x_t_from": "teacher", "x_t_scale": 2}
 """The diffusers code's: its `negative_guidance` of 2 counts from eps_0(x_t, c), which is an eta of 1."""
+NUDITY = {"erase": ("nudity",)}
+OF_ESD_U: dict[str, dict[str, dict[str, Any]]] = {
+    "published": {"sd-nudity": {**PUBLISHED, **NUDITY}, "sd-object": PUBLISHED},
+    "released": {"sd-nudity": {**RELEASED, **NUDITY, "part": "layers"}},
+}
+"""Presets of esd_u. The paper erases nudity by this one word. The newer code names no run with its `esd-u`: "released"
+has its script's defaults, with the paper's word."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,8 @@ class ESD(TextMethod):
 
     def partway(self, source: Diffusion, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """x_t (B, C, H, W) that `source` samples down to a random step, and t (B,)."""
-        shape = source.shape
-        source.shape = (shape[0], *(self.x_t_scale * side for side in shape[1:]))
+        channels, height, width = shape = source.shape
+        source.shape = channels, self.x_t_scale * height, self.x_t_scale * width
         try:
             x_t, t = source.partway(y, sampler)
         finally:

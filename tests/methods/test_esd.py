@@ -283,3 +283,13 @@ def test_parts_by_task():
     assert parts == {"digits-class": "full", "digits-text": "xattn", "sd-style": "xattn"}
     with pytest.raises(Unsupported, match="no settings for sd-nudity; it has them for sd-style"):
         ESD.preset("published", "sd-nudity")
+
+
+def test_the_teacher_keeps_its_own_embedding():
+    model = Linear(0)
+    teacher = model.frozen()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.zero_()
+    assert_weights(teacher, weights(Linear(0)), 0)
+    assert not any(value.requires_grad for value in teacher.parameters())

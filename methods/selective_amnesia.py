@@ -138,10 +138,14 @@ class SelectiveAmnesia(TextMethod):
             names = [len(task.captions(side)) for side in ("forget", "retain")]
             forgotten = round(n * names[0] / sum(names))
         kept = n - forgotten
-        chosen = next(task.batches(1, kept, "retain")) if replay is None else Batch(replay.x0[:kept], replay.y[:kept])
-        if forgotten:
-            y = _some(task.captions("forget"), forgotten).to(task.device)
-            more = next(task.batches(1, forgotten, "forget")) if replay is None else Batch(self.drawn(model, y), y)
+        if replay is None:
+            chosen = next(task.batches(1, kept, "retain"))
+            more = next(task.batches(1, forgotten, "forget")) if forgotten else None
+        else:
+            y = _some(task.captions("forget"), forgotten).to(task.device) if forgotten else replay.y[:0]
+            chosen = Batch(replay.x0[:kept], replay.y[:kept])
+            more = Batch(self.drawn(model, y), y) if forgotten else None
+        if more is not None:
             chosen = Batch(torch.cat([chosen.x0, more.x0]), torch.cat([chosen.y, more.y]))
         if self.fisher_range == "unit":
             chosen = Batch(((chosen.x0 + 1) / 2).clamp(0, 1), chosen.y)

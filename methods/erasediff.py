@@ -14,8 +14,16 @@ from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 PUBLISHED = {"rule": "paper", "target": "substitute", "eta": 0.1, "optimiser": "adam"}
 CIFAR = {**PUBLISHED, "steps": 288, "lr": 1e-4, "batch_size": 128, "K": 2, "ema": 0.99, "part": "full"}
 TEXT = {**PUBLISHED, "lr": 1e-5, "inner_lr": 1e-5, "batch_size": 16}
-NUDITY = {**TEXT, "steps": 160, "K": 2, "part": "noxattn"}
-OBJECT = {**TEXT, "steps": 60, "K": 1, "part": "full"}
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+WORDS = {
+    "erase": NAMES,
+    "replace_with": ("a photo of a pokemon",),
+    "keep": CLOTHED,
+    "forget_prompts": NAMES,
+    "retain_prompts": CLOTHED,
+}
+NUDITY = {**TEXT, **WORDS, "steps": 160, "K": 2, "part": "noxattn"}
+OBJECT = {**TEXT, "replace_with": ("pokemon",), "steps": 60, "K": 1, "part": "full"}
 RELEASED = "erasediff_released"
 
 
@@ -34,8 +42,9 @@ class EraseDiff(TextMethod):
 
     The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
     "published" is the paper's rule; the numbers that the paper leaves open are the code's: its steps, rates, batches
-    and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. What the released code does differs
-    from the paper: see erasediff_released.
+    and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. So are the words for Stable
+    Diffusion, where eps_f is the prediction for "a photo of a pokemon". What the released code does differs from the
+    paper: see erasediff_released.
     """
 
     presets: ClassVar[dict] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.hashing import seed_of
+from unlearnbench.methods.erasediff import WORDS
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
 
@@ -40,8 +41,16 @@ TEXT = {
     "clip": None,
     "ema": None,
 }
-NUDITY = {**TEXT, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
-OBJECT = {**TEXT, "epochs": 2, "K": 1, "part": "full", "repeated": "forget", "outer_steps": 59}
+NUDITY = {**TEXT, **WORDS, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
+OBJECT = {
+    **TEXT,
+    "replace_with": ("pokemon",),
+    "epochs": 2,
+    "K": 1,
+    "part": "full",
+    "repeated": "forget",
+    "outer_steps": 59,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,9 @@ class EraseDiffReleased(TextMethod):
     ratio. For the paper's algorithm see `erasediff`.
 
     The code for CIFAR-10 does not run as it stands: its loop uses a loss that only another function defines, the branch
-    of the adaptive lambda frees the graph that it needs again, and the mode of its README does not exist. Preset
-    "released" is what it does with that loss defined (`torch.nn.MSELoss`): 10 % of the conditions are dropped in the
+    of the adaptive lambda asks for the gradient of L_r by the null class, which L_r does not depend on, and the mode of
+    its README does not exist. Preset "released" is what it does with that loss defined (`torch.nn.MSELoss`), fixed
+    lambda and the mode that there is: 10 % of the conditions are dropped in the
     outputs and targets of L_f, each by its own draw, but not in L_r; forget images of the outer loop have the retain
     images' timesteps; timesteps come in pairs. It draws c_m among the classes 1 to 9, which is right for class 0 alone;
     here c_m is that of a retain image. "default" for CIFAR-10 leaves out what of this can only be an oversight: targets
@@ -69,7 +79,7 @@ class EraseDiffReleased(TextMethod):
     every outer pass the weights of the epoch's beginning are put back, so that what the one before reached is lost. All
     steps take the first batch of forget images, and for nudity of retain images too (`repeated`). The scripts recommend
     the weights after 159 outer steps, for a class after 59. The code encodes an image twice there, for output and
-    target, and its rates are Adam's alone: no clip, no mean.
+    target, and takes "a photo of a pokemon" for c_m; it neither clips nor averages.
     """
 
     presets: ClassVar[dict] = {

@@ -11,7 +11,9 @@ from unlearnbench.techniques.losses import relabel_loss
 from unlearnbench.training import norm
 
 CIFAR = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "saliency": 0.5}
-NUDITY = {"steps": 100, "lr": 1e-5, "batch_size": 8, "alpha": 0.1, "saliency": 0.5}
+NUDE, CLOTHED = ("a photo of a nude person",), ("a photo of a person wearing clothes",)
+WORDS = {"erase": NUDE, "replace_with": CLOTHED, "keep": CLOTHED, "forget_prompts": NUDE, "retain_prompts": CLOTHED}
+NUDITY = {"steps": 100, "lr": 1e-5, "batch_size": 8, "alpha": 0.1, "saliency": 0.5, **WORDS}
 OBJECT = {"steps": 625, "lr": 1e-5, "batch_size": 8, "alpha": 0.5, "saliency": 0.5}
 CODE_ON_CIFAR = {
     "mask_guidance": 3.0,
@@ -38,9 +40,7 @@ class SalUn(TextMethod):
     - the mask is that of the guided prediction, w = 2 on CIFAR-10 and 7.5 on Stable Diffusion in their notation, which
       the paper's formula has not;
     - on CIFAR-10 it clips the gradient at norm 1, in the mask batch by batch, and in updates before they are masked; it
-      drops 10 % of the conditions of outputs, targets and retain loss, each by its own draw; timesteps come in pairs;
-    - for nudity it never clears the mask's gradients, so that a batch counts again with each later one
-      (`mask_running`), which gives the first batches the largest weight.
+      drops 10 % of the conditions of outputs, targets and retain loss, each by its own draw; timesteps come in pairs.
 
     Its images are flipped once, when they are read; here, every time. On Stable Diffusion its forget loss encodes an
     image twice, for output and target.
@@ -51,7 +51,7 @@ class SalUn(TextMethod):
         "published": {"cifar10-class": CIFAR, "sd-nudity": NUDITY, "sd-object": OBJECT},
         "released": {
             "cifar10-class": {**CIFAR, **CODE_ON_CIFAR},
-            "sd-nudity": {**NUDITY, "mask_guidance": 8.5, "mask_running": True},
+            "sd-nudity": {**NUDITY, "mask_guidance": 8.5},
             "sd-object": {**OBJECT, "mask_guidance": 8.5},
         },
     }
@@ -78,9 +78,6 @@ class SalUn(TextMethod):
     mask_clip: float | None = None
     """Largest norm of a batch's gradient in the mask's sum (the code's 1 of a sum over 3,072 elements is 1 / 3072
     here); None: not clipped."""
-    mask_running: bool = False
-    """Whether a batch's gradient is added again with every later batch (as in the code for nudity, which does not clear
-    it)."""
     paired_timesteps: bool = False
     """Whether timesteps come in pairs t, T - 1 - t (as in the code for CIFAR-10)."""
 
@@ -88,16 +85,12 @@ class SalUn(TextMethod):
         """The mask, 1 for the share of weights with the largest summed gradient over one pass of the forget set."""
         parameters = model.select("full")
         total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-        running = {name: torch.zeros_like(value) for name, value in parameters.items()} if self.mask_running else None
         passes = -(-task.count("forget") // self.batch_size)
         for batch in task.batches(passes, self.batch_size, "forget"):
             found = gradients(self.mask_loss(model, batch), parameters)
             scale = 1.0 if self.mask_clip is None else min(1.0, self.mask_clip / (norm(found).item() + 1e-12))
             for name, grad in found.items():
-                grad = scale * grad if scale != 1 else grad
-                if running is not None:
-                    grad = running[name].add_(grad)
-                total[name] += grad
+                total[name] += grad if scale == 1 else scale * grad
         size = torch.cat([value.abs().flatten() for value in total.values()])
         kept = size.topk(max(1, round(self.saliency * len(size)))).values.min()
         return {name: (value.abs() >= kept).to(value.dtype) for name, value in total.items()}

@@ -33,7 +33,13 @@ RELEASED = {
     "fisher_clip": 1.0,
     "paired_timesteps": True,
 }
+NUDE, CLOTHED = ("a photo of a nude person",), ("a photo of a person wearing clothes",)
 RELEASED_ON_NUDITY = {
+    "erase": NUDE,
+    "replace_with": CLOTHED,
+    "keep": CLOTHED,
+    "forget_prompts": NUDE,
+    "retain_prompts": CLOTHED,
     "forget": "relabel",
     "steps": 1000,
     "lr": 1e-5,

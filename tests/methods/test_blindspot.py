@@ -290,7 +290,7 @@ FIDELITY = Fidelity(
     method="blindspot",
     paper="Tarun et al., ICML 2023, for regression; ayushkumartarun/deep-regression-unlearning@97b097e",
     defects=(
-        "EraseDiff's baseline of this name never uses its blind model: the target is the trained model's own prediction "
+        "EraseDiff's baseline of this name never uses its blind model, as the target is the trained model's own output "
         f"({ERASEDIFF.at('ddpm/runners/diffusion.py', 1539)}), and no configuration has its numbers of steps.",
     ),
     departs="Values of activations at four places with lambda 0.1, where the authors' notebook compares attention maps "

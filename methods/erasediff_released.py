@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.hashing import seed_of
-from unlearnbench.methods.erasediff import WORDS
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
 
@@ -40,6 +39,14 @@ TEXT = {
     "fixed_lambda": 1.0,
     "clip": None,
     "ema": None,
+}
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+WORDS = {
+    "erase": NAMES,
+    "replace_with": ("a photo of a pokemon",),
+    "keep": CLOTHED,
+    "forget_prompts": NAMES,
+    "retain_prompts": CLOTHED,
 }
 NUDITY = {**TEXT, **WORDS, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
 OBJECT = {

@@ -100,7 +100,7 @@ class Scissorhands(TextMethod):
     margin: float = 0.0
     """Least multiple of g_o that a projected gradient receives, >= 0 (the code's `margin`, 0.5 for classifiers)."""
     renewed: str = ""
-    """Regular expression: of the chosen weights only those whose names it is found in are drawn again; empty: all."""
+    """Regular expression for names of the weights that are drawn again (two blocks in the code); empty: any."""
     repeated: Literal["none", "forget", "both"] = "none"
     """Which sides take their first batch in every step ("both" in the code for nudity, "forget" for objects)."""
 

@@ -7,7 +7,7 @@ import pytest
 from unlearnbench.attacks.base import STANDARD
 from unlearnbench.attacks.spec import AttackSpec, standard_first
 from unlearnbench.errors import UserError
-from unlearnbench.pipeline.attacks import parse_attacks, require_attacks
+from unlearnbench.pipeline.attacks import parse_attacks, require_attack_files
 from unlearnbench.tasks.sd_nudity import SDNudity
 
 
@@ -71,9 +71,9 @@ def test_a_preset_is_refused_on_tasks_that_its_code_was_not_run_on_before_anythi
 
 def test_files_that_an_attack_reads_are_looked_for_before_anything_is_run(tmp_path):
     task = SDNudity("nudity", data=tmp_path)
-    require_attacks(parse_attacks("p4d@released,ring_a_bell"), task)
-    with pytest.raises(UserError, match="unlearnbench fetch ring_a_bell_nudity.csv ring_a_bell_no_nudity.csv --data"):
-        require_attacks(parse_attacks("ring_a_bell@released"), task)
+    require_attack_files(parse_attacks("p4d@released,ring_a_bell"), task)
+    with pytest.raises(UserError, match=r"fetch ring_a_bell_nudity\.csv ring_a_bell_no_nudity\.csv --data"):
+        require_attack_files(parse_attacks("ring_a_bell@released"), task)
 
 
 def test_list_shows_presets_with_their_tasks(cli):

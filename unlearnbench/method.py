@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import itertools
 import math
@@ -11,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -253,17 +252,18 @@ class TextMethod(Method):
     as a JSON list: `--set 'erase=nudity; violence'`, `--set 'keep=["a dog", "a car"]'`.
     """
 
-    erase: Words | None = dataclasses.field(default=None, kw_only=True)
+    _: KW_ONLY
+    erase: Words | None = None
     """Names of what is to be erased, instead of the task's; None: the task's."""
-    replace_with: Replacements | None = dataclasses.field(default=None, kw_only=True)
+    replace_with: Replacements | None = None
     """What takes their place: one for all names, or one for each; "" is the empty prompt; None: the task's
     substitute."""
-    keep: Words | None = dataclasses.field(default=None, kw_only=True)
+    keep: Words | None = None
     """Names of what is to be kept; empty keeps nothing, [""] the empty prompt; None: the task's."""
-    forget_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    forget_prompts: Words | None = None
     """Prompts of the training images of what is to be erased, which are drawn for them where the task draws images;
     None: the task's."""
-    retain_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    retain_prompts: Words | None = None
     """Prompts of the training images of what is to be kept; None: the task's."""
 
     @property

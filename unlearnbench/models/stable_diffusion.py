@@ -215,7 +215,7 @@ class StableDiffusion(Diffusion):
         """Trainable parts of the U-Net by the papers' names, and the text encoder.
 
         "full"; "xattn" (ESD-x: attn2), "selfattn" (attn1), "noxattn" (ESD-u: all but attn2, the time embedding and the
-        last convolution); "text_encoder" (layers and final norm, AdvUnlearn).
+        output layers, a norm and a convolution); "text_encoder" (layers and final norm, AdvUnlearn).
         """
         named = list(self.unet.named_parameters())
         skipped = ("attn2", "time_embed")
@@ -227,7 +227,7 @@ class StableDiffusion(Diffusion):
             "noxattn": [
                 value
                 for name, value in named
-                if not name.startswith("conv_out.") and not any(part in name for part in skipped)
+                if not name.startswith(("conv_norm_out.", "conv_out.")) and not any(part in name for part in skipped)
             ],
             "text_encoder": [
                 value for name, value in encoders if "encoder.layers." in name or "final_layer_norm" in name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,6 +32,16 @@ RUNS = [
 def light():
     """What is asked here is what a folder makes of a model, so that light networks judge."""
     with light_detectors(), narrow_objects():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """Half of the smoke protocol's: these models draw sixteen times the pixels of the tests' others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for cls in (SDNudity, SDXLNudity):
+            few = replace(cls.protocols["smoke"], forget_images=3, retain_images=3)
+            patch.setitem(cls.protocols, "smoke", few)
         yield
 
 

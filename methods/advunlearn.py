@@ -138,10 +138,9 @@ class AdvUnlearn(TextMethod):
 
     def prepare(self, model: Diffusion, task: Task) -> dict[str, Paths]:
         """Sample the original's trajectories for the concept's names and for retained captions."""
-        if self.retain_captions == "task":
-            captions = task.captions("retain")
-        else:
-            captions = task.tokens(read_captions(COCO_OBJECTS, task))
+        told: Any = task
+        ours = self.retain_captions == "task"
+        captions = told.captions("retain") if ours else told.tokens(read_captions(COCO_OBJECTS, told))
         if self.x_t == "anew":
             return {"forget": unsampled(task.names("forget")), "retain": unsampled(captions)}
         kept = captions[torch.randperm(len(captions))[: task.steps(self.trajectories)]]

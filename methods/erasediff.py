@@ -43,8 +43,8 @@ class EraseDiff(TextMethod):
     The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
     "published" is the paper's rule; the numbers that the paper leaves open are the code's: its steps, rates, batches
     and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. So are the words for Stable
-    Diffusion, where eps_f is the prediction for "a photo of a pokemon". What the released code does differs from
-    the paper: see erasediff_released.
+    Diffusion, where eps_f is the prediction for "a photo of a pokemon". What the released code does differs from the
+    paper: see erasediff_released.
     """
 
     presets: ClassVar[dict] = {

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.hashing import seed_of
-from unlearnbench.methods.erasediff import WORDS
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, norm, restore, saved
 
@@ -41,6 +40,14 @@ TEXT = {
     "clip": None,
     "ema": None,
 }
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+WORDS = {
+    "erase": NAMES,
+    "replace_with": ("a photo of a pokemon",),
+    "keep": CLOTHED,
+    "forget_prompts": NAMES,
+    "retain_prompts": CLOTHED,
+}
 NUDITY = {**TEXT, **WORDS, "epochs": 5, "K": 2, "part": "noxattn", "repeated": "both", "outer_steps": 159}
 OBJECT = {
     **TEXT,
@@ -67,8 +74,9 @@ class EraseDiffReleased(TextMethod):
     ratio. For the paper's algorithm see `erasediff`.
 
     The code for CIFAR-10 does not run as it stands: its loop uses a loss that only another function defines, the branch
-    of the adaptive lambda frees the graph that it needs again, and the mode of its README does not exist. Preset
-    "released" is what it does with that loss defined (`torch.nn.MSELoss`): 10 % of the conditions are dropped in the
+    of the adaptive lambda asks for the gradient of L_r by the null class, which L_r does not depend on, and the mode of
+    its README does not exist. Preset "released" is what it does with that loss defined (`torch.nn.MSELoss`), fixed
+    lambda and the mode that there is: 10 % of the conditions are dropped in the
     outputs and targets of L_f, each by its own draw, but not in L_r; forget images of the outer loop have the retain
     images' timesteps; timesteps come in pairs. It draws c_m among the classes 1 to 9, which is right for class 0 alone;
     here c_m is that of a retain image. "default" for CIFAR-10 leaves out what of this can only be an oversight: targets

@@ -23,7 +23,7 @@ NUDITY = {**RUN, "steps": 120, "train_prior": 7e-7 * COCO, "fuse_prior": 7e-7 * 
 OBJECT = {**RUN, "steps": 50, "train_prior": 0.0, "fuse_prior": 0.0, "lamb": 100.0, "focal": True}
 STYLE = {
     **{**RUN, "lr": 1e-4, "prompts": "captions"},
-    **{"steps": 50, "train_prior": 1e-4 * COCO, "fuse_prior": 1e-4 * COCO, "lamb": 0.0, "focal": True},
+    **{"steps": 50, "train_prior": 61.6767, "fuse_prior": 61.6767, "lamb": 0.0, "focal": True},  # 1e-4 a caption
 }
 NAMES = ("nudity", "naked", "erotic", "sexual")
 EXPLICIT = {

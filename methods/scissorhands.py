@@ -15,13 +15,30 @@ from unlearnbench.training import Gradients, inner
 
 RENEWED = r"^unet\.up_blocks\.[12]\.attentions\.1\..*attn1"
 """The self-attention of CompVis' output_blocks.4 and output_blocks.7, by the names of diffusers."""
-CODE = {"lam": 0.1, "batches": 10, "absolute": True, "init": "kaiming", "renewed": RENEWED, "project": False}
+CODE = {"lam": 0.1, "batches": 10, "absolute": True, "renewed": RENEWED, "project": False}
 NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
 WORDS = {"erase": NAMES, "replace_with": CLOTHED, "keep": CLOTHED, "forget_prompts": NAMES, "retain_prompts": CLOTHED}
-NUDITY = {**CODE, **WORDS, "steps": 315, "lr": 1e-5, "batch_size": 16, "share": 0.005, "repeated": "both"}
+NUDITY = {
+    **CODE,
+    **WORDS,
+    "init": "kaiming",
+    "steps": 315,
+    "lr": 1e-5,
+    "batch_size": 16,
+    "share": 0.005,
+    "repeated": "both",
+    "forget": "relabel",
+}
 OBJECT = {
-    **CODE, "steps": 375, "lr": 2e-5, "batch_size": 8, "share": 0.001, "repeated": "forget", "forget": "ascent"
-}  # fmt: skip
+    **CODE,
+    "init": "normal",
+    "steps": 375,
+    "lr": 2e-5,
+    "batch_size": 8,
+    "share": 0.001,
+    "repeated": "forget",
+    "forget": "ascent",
+}
 
 
 @dataclass(frozen=True)
@@ -30,8 +47,8 @@ class Scissorhands(TextMethod):
 
     |theta grad L_f| is the connection sensitivity of SNIP (Lee et al., ICLR 2019). L_f is the denoising loss of forget
     images; its gradient is summed over one pass (`batches` None) before the absolute value is taken, or after it with
-    `absolute`, as in the code. New values are those of an untrained network (init="own") or the code's for nudity
-    ("kaiming": uniform for matrices, zero for biases). `trimmed` is the part whose weights may be re-initialised.
+    `absolute`, as in the code. New values are those of an untrained network (init="own"), or the code's for nudity
+    ("kaiming") and for objects ("normal"). `trimmed` is the part whose weights may be re-initialised.
 
     L_u = || eps_theta(x_t, c_f) - sg eps_theta(x_t, c_m) ||^2, c_m the task's substitute, as in the code for nudity.
     forget="ascent": -L_f, as in the code for classifiers and for objects. All losses are means over elements.
@@ -69,9 +86,9 @@ class Scissorhands(TextMethod):
     """Forget batches whose gradients give the sensitivity (the code's `prune_num`, 10); None: one pass."""
     absolute: bool = False
     """Whether gradients are made absolute before they are summed over batches (as in the code), or after it."""
-    init: Literal["own", "kaiming"] = "own"
-    """New values: the network's "own" initialisation (ours), or "kaiming": uniform for matrices, 0 for biases (the
-    code)."""
+    init: Literal["own", "kaiming", "normal"] = "own"
+    """New values: the network's "own" initialisation (ours), or 0 for biases and for matrices "kaiming" uniform (the
+    code for nudity) or "normal" with standard deviation 0.02 (the code for objects)."""
     trimmed: str = "full"
     """Part of the model whose weights may be drawn again (ours: "full"; the code takes the self-attention of two
     blocks)."""
@@ -83,7 +100,7 @@ class Scissorhands(TextMethod):
     margin: float = 0.0
     """Least multiple of g_o that a projected gradient receives, >= 0 (the code's `margin`, 0.5 for classifiers)."""
     renewed: str = ""
-    """Regular expression: of the chosen weights only those whose names it is found in are drawn again; empty: all."""
+    """Regular expression for names of the weights that are drawn again (two blocks in the code); empty: any."""
     repeated: Literal["none", "forget", "both"] = "none"
     """Which sides take their first batch in every step ("both" in the code for nudity, "forget" for objects)."""
 
@@ -117,10 +134,12 @@ class Scissorhands(TextMethod):
         fresh = dict(task.architecture(int(torch.randint(2**31, ()))).named_parameters())
         for name, value in model.select(self.trimmed).items():
             new = fresh[name]
-            if self.init == "kaiming" and value.dim() > 1:
-                nn.init.kaiming_uniform_(new)
-            elif self.init == "kaiming" and name.endswith("bias"):
+            if self.init != "own" and name.endswith("bias"):
                 nn.init.zeros_(new)
+            elif self.init == "kaiming" and value.dim() > 1:
+                nn.init.kaiming_uniform_(new)
+            elif self.init == "normal" and value.dim() > 1:
+                nn.init.normal_(new, std=0.02)
             value.copy_(torch.where(chosen[name], new, value))
 
     def repairs(self, model: Diffusion, task: Task) -> Iterator[Gradients]:

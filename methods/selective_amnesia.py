@@ -59,9 +59,9 @@ class SelectiveAmnesia(TextMethod):
     running mean `ema`, which the paper evaluates. "released" does what the code does besides: it clips gradients, F is
     of images in [0, 1] with 10 % of the conditions dropped, timesteps come in pairs t, T - 1 - t, and surrogate and
     replay have the same ones. The running mean begins with the unlearning, or continues pretraining's as in the code
-    under a protocol that starts from raw weights, such as erasediff-cvpr25. Not offered: the code stretches its
-    generated images to the full range and flips those of the replay, and it draws them in 250 steps with dropout on,
-    where ours take the protocol's steps.
+    under a protocol that starts from raw weights, such as erasediff-cvpr25; then the replay is drawn with that mean.
+    Two things of the code are not offered: it stretches its generated images to the full range and flips those of the
+    replay, and it draws them in 1,000 steps with dropout on, where ours take the protocol's steps.
 
     On Stable Diffusion the code takes means (reduction="mean"), lam 50 and AdamW, which the default there has too. Its
     replay and F are of 4,999 sentences of a language model, which no preset brings, hence none is "published" there.
@@ -139,10 +139,14 @@ class SelectiveAmnesia(TextMethod):
             names = [len(task.captions(side)) for side in ("forget", "retain")]
             forgotten = round(n * names[0] / sum(names))
         kept = n - forgotten
-        chosen = next(task.batches(1, kept, "retain")) if replay is None else Batch(replay.x0[:kept], replay.y[:kept])
-        if forgotten:
-            y = _some(task.captions("forget"), forgotten).to(task.device)
-            more = next(task.batches(1, forgotten, "forget")) if replay is None else Batch(self.drawn(model, y), y)
+        if replay is None:
+            chosen = next(task.batches(1, kept, "retain"))
+            more = next(task.batches(1, forgotten, "forget")) if forgotten else None
+        else:
+            y = _some(task.captions("forget"), forgotten).to(task.device) if forgotten else replay.y[:0]
+            chosen = Batch(replay.x0[:kept], replay.y[:kept])
+            more = Batch(self.drawn(model, y), y) if forgotten else None
+        if more is not None:
             chosen = Batch(torch.cat([chosen.x0, more.x0]), torch.cat([chosen.y, more.y]))
         if self.fisher_range == "unit":
             chosen = Batch(((chosen.x0 + 1) / 2).clamp(0, 1), chosen.y)

@@ -66,7 +66,7 @@ class SPM(Adapted):
     each of the four anchors, but keeps the last half of all eight rows, so that two of its four anchors are empty
     (src/engine/sampling.py:24). It tells the network a timestep that is up to 42 above the noise of x_t
     (train_spm.py:192). At inference it multiplies both halves of every adapter by gamma, which is gamma^2
-    (infer_spm.py:138). It also draws x_t at random sizes from 256 to 512 pixels and uses an 8-bit AdamW; here x_t has
+    (infer_spm.py:138). It also draws x_t at random sizes from 256 to 448 pixels and uses an 8-bit AdamW; here x_t has
     the model's size and AdamW 32 bits.
     """
 

@@ -121,5 +121,5 @@ def minimise(
             torch._foreach_lerp_(mean, [value.detach() for value in values], 1 - decay)
     if mean is not None:
         with torch.no_grad():
-            for value, average in zip(values, mean, strict=True):
-                value.copy_(average)
+            for value, final in zip(values, mean, strict=True):
+                value.copy_(final)

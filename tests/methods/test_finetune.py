@@ -2,6 +2,7 @@
 
 import torch
 
+from tests.support.fidelity import Fidelity
 from tests.support.tiny_model import Adam, Linear, TinyTask, assert_weights, denoising, moved, weights
 from unlearnbench.methods.finetune import Finetune
 
@@ -21,3 +22,10 @@ def test_finetune_descends_the_retain_loss():
         w = adam.step(w, denoising(w, batch)[1])
     assert_weights(model, w)
     assert moved(model, weights(Linear(0))) > 0.05
+
+
+FIDELITY = Fidelity(
+    method="finetune",
+    paper="Warnecke et al., NDSS 2023, and others; no paper says how long it fine-tuned a diffusion model",
+    departs='A control: no preset is "published" or "released", since no paper or code gives its number of steps.',
+)

@@ -2,6 +2,7 @@
 
 import torch
 
+from tests.support.fidelity import Fidelity
 from unlearnbench.methods.retrain import Retrain
 from unlearnbench.tasks import digits_class
 from unlearnbench.verification.conformance import TinyDigits
@@ -47,3 +48,10 @@ def test_retrain_depends_on_the_unlearning_seed_and_on_nothing_else():
     assert all(torch.equal(value, same[name]) for name, value in one.items())
     assert not torch.equal(one["embedding.weight"], other["embedding.weight"])
     assert not torch.equal(one["unet.conv_in.weight"], other["unet.conv_in.weight"])
+
+
+FIDELITY = Fidelity(
+    method="retrain",
+    paper="none",
+    departs="The gold standard: the original's recipe, which the task defines. No paper, hence no preset of one.",
+)

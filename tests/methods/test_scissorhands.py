@@ -1,9 +1,12 @@
 """Scissorhands: masks, new weights, projections and updates worked out in NumPy, and its settings against its code."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import (
     NULL,
     Adam,
@@ -20,6 +23,7 @@ from tests.support.tiny_model import (
 )
 from unlearnbench.methods import scissorhands
 from unlearnbench.methods.scissorhands import Scissorhands
+from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.verification.conformance import TinyDigits
 
 Mask = dict[str, np.ndarray]
@@ -58,6 +62,51 @@ def test_scissorhands_chooses_the_most_sensitive_weights(share, batches, absolut
     assert sum(value.sum() for value in chosen.values()) == round(36 * share)
 
 
+def test_only_weights_of_the_named_parts_are_drawn_again():
+    """All weights are ranked, as in the code, and those that are chosen elsewhere stay."""
+    chosen = []
+    for renewed in ("", "^W$"):
+        torch.manual_seed(7)
+        chosen.append(Scissorhands(batch_size=4, share=0.5, renewed=renewed).prepare(Linear(0), TinyTask()))
+    everywhere, some = chosen
+    assert torch.equal(some["W"], everywhere["W"]) and some["W"].any()
+    assert everywhere["E"].any() and not some["E"].any() and not some["b"].any()
+
+
+def test_the_codes_part_is_the_self_attention_of_two_blocks_of_stable_diffusion(sd_folder):
+    """CompVis' output_blocks.4 and .7 are the middle ones of the second and third level upwards."""
+    names = ("to_q", "to_k", "to_v", "to_out.0")
+    places = [
+        f"unet.up_blocks.{level}.attentions.{block}.transformer_blocks.0.attn{kind}.{name}.weight"
+        for level in range(4) for block in range(3) for kind in (1, 2) for name in names
+    ]  # fmt: skip
+    found = [place for place in places if re.search(scissorhands.RENEWED, place)]
+    assert found == [place for place in places if re.match(r"unet.up_blocks.[12].attentions.1.\S*attn1", place)]
+    assert len(found) == 8
+    own = dict(load_stable_diffusion(sd_folder).named_parameters())
+    inside = re.compile(r"unet\.up_blocks\.\d\.attentions\.\d\.transformer_blocks\.0\.attn1\.to_q\.weight")
+    assert any(inside.fullmatch(name) for name in own), "the names of diffusers"
+
+
+@pytest.mark.parametrize(("repeated", "sides"), [("none", (4, 4)), ("forget", (1, 4)), ("both", (1, 1))])
+def test_the_code_takes_the_first_batch_in_every_step(repeated, sides):
+    task, method = TinyTask(), Scissorhands(steps=4, batch_size=2, repeated=repeated)
+    first = next(task.paired_batches(1, 2))
+    pairs = list(method.pairs(task))
+    assert len(pairs) == 4
+    for side, different in enumerate(sides):
+        seen = {tuple(pair[side].x0.flatten().tolist()) for pair in pairs}
+        assert (len(seen) == 1) == (different == 1)
+        assert torch.equal(pairs[0][side].x0, first[side].x0)
+    plain = Scissorhands(batch_size=2, batches=3, repeated=repeated)
+    seen = []
+    model = Linear(0)
+    model.noised = lambda x0, *_, **__: (seen.append(x0), Linear.noised(model, x0))[1]
+    plain.prepare(model, task)
+    assert len(seen) == 3
+    assert all(torch.equal(x0, seen[0]) for x0 in seen) == (repeated != "none")
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (1.0, 24)])
 def test_scissorhands_never_chooses_weights_without_sensitivity(share, count):
     """Rows 0, 2 and null of E have no gradient on forget images."""
@@ -94,6 +143,18 @@ def test_scissorhands_of_the_released_code_draws_matrices_uniformly_and_empties_
     bound = np.sqrt(6 / wide.shape[1])
     assert 0.95 * bound < wide.abs().max() <= bound
     assert wide.std().item() == pytest.approx(bound / np.sqrt(3), rel=0.1)
+
+
+def test_new_values_of_the_code_for_objects_are_normal(monkeypatch):
+    monkeypatch.setattr(TinyTask, "architecture", lambda self, seed: TinyDigits().architecture(1))
+    model = TinyDigits().pretrained()
+    everything = {name: torch.ones_like(value, dtype=torch.bool) for name, value in model.select("full").items()}
+    Scissorhands(init="normal").trim(model, TinyTask(), everything)
+    new = dict(model.named_parameters())
+    assert not new["unet.conv_in.bias"].any()
+    wide = new["unet.time_embedding.linear_1.weight"]
+    assert wide.std().item() == pytest.approx(0.02, rel=0.1)
+    assert wide.abs().max() > 2.5 * 0.02, "a uniform draw of this deviation ends at 1.73 of them"
 
 
 def projected_by_hand(g, g_o, margin):
@@ -153,3 +214,65 @@ def test_caps_of_a_conformance_check_hold():
     model, task = Linear(0), TinyTask(limit=2)
     unlearn(Scissorhands(batch_size=3), task, model=model)
     assert model.forwards <= 10
+
+
+# ---- the code ------------------------------------------------------------------------------------------------------
+
+CODE = Repository("JingWu321/Scissorhands", "73ae065")
+SCRIPT, NSFW, CLASSES, DATA = "SD/train_shs.sh", "SD/shs_nsfw.py", "SD/shs_cls.py", "SD/train_scripts/dataset.py"
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+PRESETS = {
+    "sd-nudity": (
+        ("lam", 0.1, CODE.at(SCRIPT, 1), ""),
+        ("batches", 10, CODE.at(SCRIPT, 1), ""),
+        ("absolute", True, CODE.at(NSFW, 81), ""),
+        ("renewed", scissorhands.RENEWED, CODE.at(NSFW, 102), "by the names of diffusers"),
+        ("project", False, CODE.at(NSFW, 230), "the switch is read and not used"),
+        ("init", "kaiming", CODE.at(NSFW, 106), ""),
+        ("steps", 315, CODE.at(SCRIPT, 1), "five passes by 16 over the 1,000 images that are drawn here"),
+        ("lr", 1e-5, CODE.at(SCRIPT, 1), ""),
+        ("batch_size", 16, CODE.at(SCRIPT, 1), ""),
+        ("share", 0.005, CODE.at(SCRIPT, 1), "1 - sparsity"),
+        ("repeated", "both", CODE.at(NSFW, 205), "the loaders do not shuffle"),
+        ("forget", "relabel", CODE.at(NSFW, 230), ""),
+        ("erase", NAMES, CODE.at(DATA, 146), ""),
+        ("replace_with", CLOTHED, CODE.at(NSFW, 195), ""),
+        ("keep", CLOTHED, CODE.at(DATA, 176), ""),
+        ("forget_prompts", NAMES, CODE.at(DATA, 146), ""),
+        ("retain_prompts", CLOTHED, CODE.at(DATA, 176), ""),
+    ),
+    "sd-object": (
+        ("lam", 0.1, CODE.at(SCRIPT, 3), ""),
+        ("batches", 10, CODE.at(SCRIPT, 3), ""),
+        ("absolute", True, CODE.at(CLASSES, 100), ""),
+        ("renewed", scissorhands.RENEWED, CODE.at(CLASSES, 121), "by the names of diffusers"),
+        ("project", False, CODE.at(CLASSES, 239), "the switch is read and not used"),
+        ("init", "normal", CODE.at(CLASSES, 126), ""),
+        ("steps", 375, CODE.at(SCRIPT, 3), "three passes by eights over the 1,000 images that are drawn here"),
+        ("lr", 2e-5, CODE.at(SCRIPT, 3), ""),
+        ("batch_size", 8, CODE.at(CLASSES, 348), ""),
+        ("share", 0.001, CODE.at(SCRIPT, 3), "1 - sparsity"),
+        ("repeated", "forget", CODE.at(CLASSES, 221), "only the loader of retain images shuffles"),
+        ("forget", "ascent", CODE.at(CLASSES, 239), ""),
+    ),
+}
+FIDELITY = Fidelity(
+    method="scissorhands",
+    paper="Wu & Harandi, ECCV 2024; JingWu321/Scissorhands@73ae065",
+    constants=tuple(Constant("released", task, *row) for task, rows in PRESETS.items() for row in rows),
+    differences=(
+        Difference(
+            "released", "mask", 0.0, test_scissorhands_chooses_the_most_sensitive_weights.__name__,
+            "snip on a network of 2,496 weights under CompVis' names, ten noisings of one batch: the same weights",
+        ),
+        Difference(
+            "released", "update", None, test_scissorhands_trims_and_repairs.__name__,
+            "its scripts need CompVis' package and weights; they encode an image twice, for output and target",
+        ),
+    ),
+    defects=(
+        f"Every step takes the first batch of forget images, for nudity of retain images too ({CODE.at(NSFW, 205)}).",
+        f"The projection is never applied to diffusion models ({CODE.at(NSFW, 230)}).",
+    ),
+    departs="The network's own initialisation, the top 1 % of all weights and lambda 1 for 60 steps at 1e-3.",
+)  # fmt: skip

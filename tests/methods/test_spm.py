@@ -92,7 +92,8 @@ FIDELITY = Fidelity(
         "`released` has timestep=released",
         "infer_spm.py:138 (and evaluate_task.py:280) multiplies both halves of an adapter by gamma, so that what it "
         "adds is multiplied by gamma^2; `released` has gate_power 2",
-        "configs/pikachu/prompt.yaml:10 draws x_t at random sizes from 256 to 512 pixels; not followed",
+        "configs/pikachu/prompt.yaml:10 draws x_t at random sizes, by src/engine/train_util.py:645 from 256 to 448 "
+        "pixels and never 512; not followed, x_t has the model's size",
     ),
     departs="The default keeps named anchors as the paper does, tells the network the timestep of x_t, and gates by "
     "gamma, with one of its own for the empty prompt. AdamW has 32 bits where the code has 8.",

@@ -31,7 +31,7 @@ def read_nudity_pairs(folder: Path) -> list[PromptPair]:
 
     Raises `UserError` where a file is not in the folder, and `Damaged` where it is another.
     """
-    shown, hidden = (_rows(require_published(name, folder)) for name in (WITH, WITHOUT))
+    shown, hidden = map(_rows, require_published(folder, WITH, WITHOUT))
     if len(shown) != len(hidden):
         raise Damaged(f"{WITH} has {len(shown)} rows and {WITHOUT} {len(hidden)}: fetch both again")
     kept = [

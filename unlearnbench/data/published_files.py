@@ -61,15 +61,17 @@ def published_file(name: str) -> PublishedFile:
     return published_files()[name]
 
 
-def require_published(name: str, folder: Path) -> Path:
-    """Return the path of a published file in a data folder, checked against its hash.
+def require_published(folder: Path, *names: str) -> list[Path]:
+    """Return the paths of published files in a data folder, each checked against its hash.
 
-    Raises `UserError`, with the command that brings it, if it is not there, and `Damaged` if it is another file.
+    Raises `UserError`, with the command that brings those that are not there, and `Damaged` for one that is another.
     """
-    file = published_file(name)
-    if not source_path(folder, file.source).is_file():
+    files = [published_file(name) for name in names]
+    missing = [file for file in files if not source_path(folder, file.source).is_file()]
+    if missing:
+        every, first = " and ".join(file.name for file in missing), missing[0]
         raise UserError(
-            f"{name} ({file.repo}, licence {file.licence}) is not in {folder}: fetch it with `unlearnbench fetch "
-            f"{name} --data {folder}`, or put {file.source.url} there by that name"
+            f"{every} of {first.repo} (licence {first.licence}) {'are' if len(missing) > 1 else 'is'} not in {folder}: "
+            f"`unlearnbench fetch {' '.join(file.name for file in missing)} --data {folder}` brings what is missing"
         )
-    return check_source(folder, file.source)
+    return [check_source(folder, file.source) for file in files]

@@ -72,14 +72,16 @@ def _known(label: str) -> AttackSpec:
     return spec
 
 
-def require_attacks(specs: Sequence[AttackSpec], task: Task | type[Task]) -> None:
-    """Refuse attacks that have no settings for a task, or lack a file; the files are looked for only in a task that is
-    there.
-    """
+def require_attack_settings(specs: Sequence[AttackSpec], task: type[Task]) -> None:
+    """Refuse attacks that have no settings for a task."""
     for spec in specs:
-        attack = registry.load_attacks()[spec.name].configured(spec.variant, task)
-        if isinstance(task, Task):
-            attack.require_files(task)
+        registry.load_attacks()[spec.name].configured(spec.variant, task)
+
+
+def require_attack_files(specs: Sequence[AttackSpec], task: Task) -> None:
+    """Refuse attacks that lack a file, before anything is run."""
+    for spec in specs:
+        registry.load_attacks()[spec.name].configured(spec.variant, task).require_files(task)
 
 
 def _with_budget(spec: AttackSpec, budget: int | None) -> AttackSpec:

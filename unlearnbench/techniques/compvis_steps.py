@@ -2,7 +2,7 @@
 
 Its sampler is told to stop with `t_enc` of the DDIM steps left, and takes one step more; t is then drawn anywhere in
 the interval above: for 50 steps of 1,000 it is 39 to 58 above the latents' own level. (OPTML-Group/AdvUnlearn@9d23124,
-ldm/models/diffusion/ddim.py:166-203 and train-scripts/utils/get_loss.py:297-302.)
+ldm/models/diffusion/ddim.py:166-203 and train-scripts/utils/get_loss.py:304-309.)
 """
 
 from __future__ import annotations

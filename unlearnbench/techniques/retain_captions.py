@@ -22,4 +22,5 @@ def read_captions(name: str, task: Any) -> list[str]:
     folder: Path | None = getattr(task, "folder", None)
     if folder is None:
         raise Unsupported(f"{task.name} has no data folder to read {name} from")
-    return [row.prompt for row in read_prompts(require_published(name, folder), default_seed=lambda number: number)]
+    (path,) = require_published(folder, name)
+    return [row.prompt for row in read_prompts(path, default_seed=lambda number: number)]

@@ -52,10 +52,9 @@ class ConceptAblation(TextMethod):
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"lr": 3e-4}, "sd*-nudity": {**NUDITY, "prior_weight": 0.25}, "sd*": PUBLISHED},
-        "published": {"sd-object": PUBLISHED, "sd-style": PUBLISHED},
+        "published": {"sd-style": PUBLISHED},
         "released": {
             "sd-nudity": {**NUDITY, **CODE, **WORDS, "prior_weight": 1.0},
-            "sd-object": {**PUBLISHED, **CODE},
             "sd-style": {**PUBLISHED, **CODE},
         },
     }

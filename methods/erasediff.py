@@ -42,8 +42,9 @@ class EraseDiff(TextMethod):
 
     The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
     "published" is the paper's rule; the numbers that the paper leaves open are the code's: its steps, rates, batches
-    and, on CIFAR-10, its EMA, warmed up. So are the words for Stable Diffusion, where eps_f is the prediction for "a
-    photo of a pokemon". What the released code does differs from the paper: see erasediff_released.
+    and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. So are the words for Stable
+    Diffusion, where eps_f is the prediction for "a photo of a pokemon". What the released code does differs from the
+    paper: see erasediff_released.
     """
 
     presets: ClassVar[dict] = {
@@ -91,7 +92,8 @@ class EraseDiff(TextMethod):
         """Follow the stream of combined gradients."""
         parameters = model.select(self.part)
         stream = self.updates(model, task, parameters)
-        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema)
+        average = model.averages(parameters)
+        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema, average=average)
         return model
 
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:

@@ -154,7 +154,7 @@ class EraseDiffReleased(TextMethod):
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """The gradients of inner and outer steps, as one stream so that they share Adam's moments."""
         length = -(-task.count("forget") // self.batch_size)  # batches in a pass over the forget set
-        mean = saved(parameters)
+        mean = model.averages(parameters) or saved(parameters)
         outer_steps = 0
         for number, theta, passes in self.rounds_of(task, parameters):
             losses: list[float] = []

@@ -4,18 +4,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from unlearnbench import Diffusion, Sampler, Task, TextMethod, minimise
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 
-PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50, "t_within": True}
-"""The paper's, by its own code of the time."""
-RELEASED = {"steps": 200, "lr": 5e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
-RELEASED |= {"x_t_from": "teacher", "x_t_scale": 2}
+PUBLISHED = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "eta": 1.0, "sampler_steps": 50}
+RELEASED = {**PUBLISHED, "steps": 200, "lr": 5e-5, "x_t_from": "teacher", "x_t_scale": 2}
 """The diffusers code's: its `negative_guidance` of 2 counts from eps_0(x_t, c), which is an eta of 1."""
+NUDITY = {"erase": ("nudity",)}
+OF_ESD_U: dict[str, dict[str, dict[str, Any]]] = {
+    "published": {"sd-nudity": {**PUBLISHED, **NUDITY}, "sd-object": PUBLISHED},
+    "released": {"sd-nudity": {**RELEASED, **NUDITY, "part": "layers"}},
+}
+"""Presets of esd_u. The paper erases nudity by this one word. The newer code names no run with its `esd-u`: "released"
+has its script's defaults, with the paper's word."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,13 @@ class ESD(TextMethod):
     images. In the paper's letters: eta is `eta`, theta* is the teacher eps_0. `part` is ESD-x (xattn), ESD-u (noxattn)
     or full. `retain_weight` adds the denoising loss of retain images, which the paper does not have (see esd_retain).
 
-    The paper erases styles with ESD-x, nudity and objects with ESD-u: the presets for those are esd_u's. Its code draws
-    t anywhere within x_t's step of the sampler (`t_within`). The newer code, on diffusers, samples x_t by the original
-    (`x_t_from`), at 1,024 pixels although SD v1.4 draws 512 (`x_t_scale`), with the scheduler that the weights name
-    (PNDM, here DDIM) and in bfloat16. Its README asks for `--train_method xattn`, which its script does not know:
-    nothing would be trained, and the optimiser refuses that. "released" is what `esd-x`, the script's own name, does.
-    The paper has no classes, and SalUn released no code for its comparison on CIFAR-10: there is no preset for that.
+    The paper erases styles with ESD-x, nudity and objects with ESD-u: the presets for those are esd_u's. Its code of
+    the time draws t within a step of the sampler, 39 to 58 above the level at which its x_t stops; here t is that
+    level. The newer code, on diffusers, samples x_t by the original (`x_t_from`), at 1,024 pixels although SD v1.4
+    draws 512 (`x_t_scale`), with the scheduler that the weights name (PNDM, here the task's) and in bfloat16. Its
+    README asks for `--train_method xattn`, which its script does not know: nothing would be trained, and the optimiser
+    refuses that. "released" is what `esd-x`, the script's own name, does. The paper has no classes, and SalUn released
+    no code for its comparison on CIFAR-10: there is no preset for that.
     """
 
     requires = frozenset({"concept"})
@@ -62,11 +67,9 @@ class ESD(TextMethod):
     """Who samples x_t: the "model" being trained (the paper), or the original, "teacher" (the newer code)."""
     x_t_scale: PositiveInt = 1
     """Sides of x_t as multiples of the model's own (the newer code's `height` of 1,024 is 2 for SD v1.4)."""
-    t_within: bool = False
-    """Whether t is drawn anywhere within x_t's step of the sampler (the paper's code), rather than at that step."""
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
-        """Train with Adam on the loss above, at x_t sampled by the model itself."""
+        """Train with Adam on the loss above."""
         part = layers(model) if self.part == "layers" else model.select(self.part)
         minimise(self.losses(model, model.frozen(), task), part, self.lr)
         return model
@@ -82,15 +85,12 @@ class ESD(TextMethod):
 
     def partway(self, source: Diffusion, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
         """x_t (B, C, H, W) that `source` samples down to a random step, and t (B,)."""
-        shape = source.shape
-        source.shape = (shape[0], *(self.x_t_scale * side for side in shape[1:]))
+        channels, height, width = shape = source.shape
+        source.shape = channels, self.x_t_scale * height, self.x_t_scale * width
         try:
             x_t, t = source.partway(y, sampler)
         finally:
             source.shape = shape
-        if self.t_within:
-            width = len(source.alpha_bar) // sampler.steps
-            t = t // width * width + torch.randint(width, t.shape, device=t.device)
         return x_t, t
 
     def loss(self, model: Diffusion, teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:

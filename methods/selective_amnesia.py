@@ -58,9 +58,10 @@ class SelectiveAmnesia(TextMethod):
     Preset "published" for CIFAR-10 takes 500 images a class, all ten for F, nine for the replay, and returns the
     running mean `ema`, which the paper evaluates. "released" does what the code does besides: it clips gradients, F is
     of images in [0, 1] with 10 % of the conditions dropped, timesteps come in pairs t, T - 1 - t, and surrogate and
-    replay have the same ones. Three things of the code are not offered: it stretches its generated images to the full
-    range and flips those of the replay; it draws them in 1,000 steps, where ours take the protocol's; and it continues
-    pretraining's running mean, which begins with the unlearning here (see `minimise`).
+    replay have the same ones. The running mean begins with the unlearning, or continues pretraining's as in the code
+    under a protocol that starts from raw weights, such as erasediff-cvpr25; then the replay is drawn with that mean.
+    Two things of the code are not offered: it stretches its generated images to the full range and flips those of the
+    replay, and it draws them in 1,000 steps with dropout on, where ours take the protocol's steps.
 
     On Stable Diffusion the code takes means (reduction="mean"), lam 50 and AdamW, which the default there has too. Its
     replay and F are of 4,999 sentences of a language model, which no preset brings, hence none is "published" there.
@@ -154,7 +155,7 @@ class SelectiveAmnesia(TextMethod):
     def drawn(self, model: Diffusion, y: Tensor) -> Tensor:
         """Images (n, C, H, W) for conditions y, drawn by the model's own sampler."""
         parts = y.split(self.batch_size)
-        with torch.no_grad():
+        with torch.no_grad(), model.averaged():
             return torch.cat(
                 [
                     model.sample(some, torch.randint(2**62, some.shape[:1]).tolist())
@@ -184,7 +185,8 @@ class SelectiveAmnesia(TextMethod):
     def unlearn(self, model: Diffusion, task: Task, prepared: Prepared) -> Diffusion:
         """Train with Adam on the loss above."""
         losses, parameters = self.losses(model, task, prepared), model.select(self.part)
-        minimise(losses, parameters, self.lr, optimiser=self.optimiser, ema=self.ema, clip=self.clip)
+        average = model.averages(parameters)
+        minimise(losses, parameters, self.lr, optimiser=self.optimiser, ema=self.ema, average=average, clip=self.clip)
         return model
 
     def losses(self, model: Diffusion, task: Task, prepared: Prepared) -> Iterator[Tensor]:

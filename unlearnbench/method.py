@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import inspect
 import itertools
 import math
@@ -11,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -67,6 +66,9 @@ class Method(ABC):
     """Fields that count something and may be smaller than their names allow (see `LEAST`), such as 0 further rounds."""
     version: ClassVar[int] = 1
     """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
+    trains: ClassVar[bool] = True
+    """Whether it trains the weights that it gets, which may be others than the original's (see `Task.starting`);
+    methods that do not train get the original."""
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
@@ -106,12 +108,15 @@ class Method(ABC):
 
     @classmethod
     def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a record or tuning, which may be older than this code, without `dropped` fields.
+        """Return the settings of a record or tuning, which may be older than this code, as this code has them.
 
-        A dropped field with another value than the expected one is kept, so that `configured` refuses it.
+        Fields that came later have their defaults, which mean "as before" (see `version`). `dropped` fields are left
+        out; one with another value than the expected one is kept, so that `configured` refuses it.
         """
         gone = object()
-        return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        later = {field.name: field.default for field in fields(cls) if field.name not in settings}
+        kept = {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        return {**{key: value for key, value in later.items() if value is not MISSING}, **kept}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
@@ -259,17 +264,18 @@ class TextMethod(Method):
     as a JSON list: `--set 'erase=nudity; violence'`, `--set 'keep=["a dog", "a car"]'`.
     """
 
-    erase: Words | None = dataclasses.field(default=None, kw_only=True)
+    _: KW_ONLY
+    erase: Words | None = None
     """Names of what is to be erased, instead of the task's; None: the task's."""
-    replace_with: Replacements | None = dataclasses.field(default=None, kw_only=True)
+    replace_with: Replacements | None = None
     """What takes their place: one for all names, or one for each; "" is the empty prompt; None: the task's
     substitute."""
-    keep: Words | None = dataclasses.field(default=None, kw_only=True)
+    keep: Words | None = None
     """Names of what is to be kept; empty keeps nothing, [""] the empty prompt; None: the task's."""
-    forget_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    forget_prompts: Words | None = None
     """Prompts of the training images of what is to be erased, which are drawn for them where the task draws images;
     None: the task's."""
-    retain_prompts: Words | None = dataclasses.field(default=None, kw_only=True)
+    retain_prompts: Words | None = None
     """Prompts of the training images of what is to be kept; None: the task's."""
 
     @property
@@ -280,11 +286,6 @@ class TextMethod(Method):
     def worded(self, task: Task) -> Task:
         """The task with these words; itself if there are none."""
         return task.with_words(self.wording) if self.wording.given else task
-
-    @classmethod
-    def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a record or tuning; those made before methods had words had the task's."""
-        return {**dict.fromkeys(Wording._fields), **super().current(settings)}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:

@@ -155,6 +155,15 @@ class Task(ABC):
     def model_identity(self) -> ModelIdentity:
         """Identify the original without loading it. Every key and record of a run contains its hash."""
 
+    def starting(self) -> Diffusion:
+        """The model that methods train (see `Method.trains`): the original, unless the protocol says otherwise."""
+        return self.pretrained()
+
+    @property
+    def draws_with_dropout(self) -> bool:
+        """Whether dropout stays on while the protocol's images are drawn."""
+        return False
+
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""

@@ -1,18 +1,23 @@
-"""The untouched model."""
+"""The control that does nothing."""
+
+from __future__ import annotations
 
 from tests.support.fidelity import Fidelity
-from tests.support.tiny_model import Linear, TinyTask, assert_weights, weights
+from unlearnbench.hashing import state_hash
 from unlearnbench.methods.original import Original
-
-
-def test_original_changes_nothing():
-    model = Linear(0)
-    assert Original().unlearn(model, TinyTask()) is model
-    assert_weights(model, weights(Linear(0)), 0)
-
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.unlearning import unlearn
+from unlearnbench.verification.conformance import TinyDigits
 
 FIDELITY = Fidelity(
-    method="original",
-    paper="none",
-    departs="A control that does nothing. No paper, hence no preset of one.",
+    "original",
+    "none",
+    departs="A control of this project, hence without presets: the model that the task starts from, untouched.",
 )
+
+
+def test_the_original_is_what_is_measured():
+    task = TinyDigits("3")
+    state, facts = unlearn(Cell(Original(), task), task.pretrained().eval())
+    assert state_hash(state) == state_hash(task.pretrained().state_dict())
+    assert facts["cost"]["trained_parameters"] == facts["cost"]["stored_size"] == 0

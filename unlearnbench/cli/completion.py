@@ -32,7 +32,7 @@ def complete_attacks(incomplete: str) -> Candidates:
 
 def complete_listed(incomplete: str) -> Candidates:
     """What `list` describes: the kinds, and each thing of a kind."""
-    kinds = dict.fromkeys(("methods", "tasks", "metrics", "attacks", "checkpoints"), "all of them")
+    kinds = dict.fromkeys(("methods", "tasks", "metrics", "attacks", "checkpoints", "fidelity"), "all of them")
     every = (registry.methods, registry.tasks, registry.metrics, registry.attacks)
     return _completed(incomplete, kinds | {name: text for kind in every for name, text in _summaries(kind()).items()})
 

@@ -28,7 +28,7 @@ KINDS = {
     "attacks": registry.attacks,
 }
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, FIDELITY = "checkpoints", "fidelity"
 WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
@@ -39,7 +39,8 @@ def list_(
     what: Annotated[
         str | None,
         typer.Argument(
-            help="methods, tasks, metrics, attacks or checkpoints; or one's name, to see its settings or protocols.",
+            help="methods, tasks, metrics, attacks, checkpoints or fidelity; or one's name, to see its settings "
+            "or protocols.",
             autocompletion=complete_listed,
         ),
     ] = None,
@@ -50,7 +51,8 @@ def list_(
     """List methods, tasks, metrics and attacks, or describe one.
 
     For a method: its settings and presets. For a task: its concepts and protocols. `checkpoints` are unlearned weights
-    that papers released, for `--method checkpoint --set path=released:NAME`."""
+    that papers released, for `--method checkpoint --set path=released:NAME`. `fidelity` says for which tasks each
+    method has the presets published and released, and how far their numbers are from the papers' own code."""
     if task is not None:
         if what is not None:
             raise UserError("list takes a name or --task: leave one out")
@@ -59,12 +61,15 @@ def list_(
     if what == CHECKPOINTS:
         _checkpoints()
         return
+    if what == FIDELITY:
+        _fidelity()
+        return
     named = {name: kind for kind, entries in KINDS.items() for name in entries()}
     if what in named:
         _one(what, named[what])
         return
     if what and what not in KINDS:
-        _released(what, [*KINDS, CHECKPOINTS, *named])
+        _released(what, [*KINDS, CHECKPOINTS, FIDELITY, *named])
         return
     for name in [what] if what else KINDS:
         title = f"{name} (variants, such as relearn@10: `list NAME`)" if name == "attacks" else name
@@ -88,6 +93,8 @@ def _one(name: str, kind: str) -> None:
         _presets(cls)
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+    if kind == "attacks":
+        _attack_presets(name)
 
 
 def _checkpoints() -> None:
@@ -101,6 +108,24 @@ def _checkpoints() -> None:
     heads = ["checkpoint", "erases", "format", "licence", "how to get it"]
     print_table("released weights: --method checkpoint --set path=released:NAME", heads, list(groups.items()), left=5)
     out.print("`list NAME` shows paper, original and address", soft_wrap=True, markup=False)
+
+
+def _fidelity() -> None:
+    """Print a block for each method: where published and released exist, what was measured, and what differs."""
+    from unlearnbench.fidelity import fidelity_table
+
+    out.print(
+        "published: what the paper says it ran; released: what its code does, bugs included. Numbers are the largest "
+        "relative difference from the repository's own function; exact: equal to the last bit.",
+        soft_wrap=True,
+    )
+    for name, one in fidelity_table().items():
+        out.print()
+        out.print(f"{name}: {one.paper}", soft_wrap=True, highlight=False)
+        for preset in ("published", "released"):
+            _block(f"{preset}, {one.tasks(preset)}", one.measured(preset))
+        for note in one.notes():
+            _block("", note)
 
 
 def _released(name: str, known: list[str]) -> None:
@@ -174,9 +199,25 @@ def _presets(cls: type[Method]) -> None:
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     ]
+    _blocks("presets, chosen by --preset NAME, with what they change:", offered)
+
+
+def _attack_presets(name: str) -> None:
+    """Print a block for each preset of an attack and each task that it was run on."""
+    attack = registry.load_attacks()[name]
+    built_in = asdict(attack)
+    offered = [
+        (f"{name}@{preset}", task, {key: value for key, value in values.items() if built_in.get(key) != value})
+        for preset, tasks in attack.presets.items()
+        for task, values in tasks.items()
+    ]
+    _blocks("presets of the papers' code, on the tasks that it ran, with what they change:", offered)
+
+
+def _blocks(title: str, offered: list[tuple[str, str, dict[str, Any]]]) -> None:
     if offered:
         out.print()
-        out.print("presets, chosen by --preset NAME, with what they change:", highlight=False)
+        out.print(title, highlight=False)
     for preset, task, changed in offered:
         words = [f"{key}={join_words(value)}" for key, value in changed.items()]
         _block(f"{preset}, {'other tasks' if task == '*' else task}", ", ".join(words) or "as built in")
@@ -201,7 +242,7 @@ def _attack(name: str) -> Iterator[list[str]]:
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
     show_lines(*lines)
     yield ["setting", "built in", *attack.variants]
-    for key, value in attack.settings().items():
+    for key, value in asdict(attack).items():
         yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -92,6 +92,8 @@ class Diffusion(nn.Module, ABC):
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
         self.shape, self.prediction, self.clip = shape, prediction, clip
         self.guidance, self.sampler = Guidance(), Sampler()
+        self.average: dict[str, Tensor] | None = None
+        """Pretraining's moving average, by parameter, where these weights are the ones that it averaged."""
 
     @abstractmethod
     def embed(self, y: Tensor) -> Condition:
@@ -216,6 +218,25 @@ class Diffusion(nn.Module, ABC):
             raise Unsupported(f"this model has no part {part!r}: it has {', '.join(sorted(parts))}")
         wanted = {id(parameter) for parameter in parts[part]}
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in wanted}
+
+    def averages(self, parameters: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """Pretraining's average of these parameters, in order, copied to their device; None where it is not known."""
+        if self.average is None:
+            return None
+        return [self.average[name].to(value, copy=True) for name, value in parameters.items()]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the weights are pretraining's average, where it is known."""
+        if self.average is None:
+            yield
+            return
+        before = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        self.load_state_dict({**before, **self.average})
+        try:
+            yield
+        finally:
+            self.load_state_dict(before)
 
     def frozen(self) -> Diffusion:
         """A frozen copy of the model with its own embedding, for use as a teacher."""

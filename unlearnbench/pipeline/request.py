@@ -22,7 +22,7 @@ from unlearnbench.data.wording import Wording
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
-from unlearnbench.pipeline.attacks import parse_attacks
+from unlearnbench.pipeline.attacks import parse_attacks, require_attack_settings
 from unlearnbench.pipeline.cell import require
 from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
@@ -344,6 +344,7 @@ class RunRequest(LaunchRequest):
         task.resolve_protocol(self.protocol)
         self.own_settings(task)
         self.prompt_files(task)
+        require_attack_settings(self.attack_specs(), task)
         if self.eval_every is not None and self.eval_every < 1:
             raise UserError(
                 f"--eval-every {self.eval_every} is below 1: give the steps from one evaluation to the next, such as 10"

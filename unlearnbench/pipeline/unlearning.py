@@ -42,7 +42,9 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         seeded(seed_of("structure", task.seed) >> 1),
         name_errors(method),
     ):  # what `wrap` adds may be initialized at random
-        model = cell.resources.equip(method.wrap(task.pretrained(), task))
+        model = task.starting() if method.trains else task.pretrained()
+        before = original.state_dict() if model.average is None else _copied(model)
+        model = cell.resources.equip(method.wrap(model, task))
     with (
         counted(model) as count,
         seeded(seed_of("unlearning", task.seed) >> 1),
@@ -61,7 +63,7 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
     seconds = unlearning.seconds - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     watch.end(state, seconds)
-    changed, stored = _changes(state, original.state_dict())
+    changed, stored = _changes(state, before)
     known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
     cost = {
         "prepare_time": preparing.seconds - aside,
@@ -131,8 +133,12 @@ def check_model(method: Method, model: Any) -> None:
         )
 
 
+def _copied(model: Diffusion) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
 def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many numbers differ from the original's, and the bytes of the tensors that contain them."""
+    """How many numbers differ from those before unlearning, and the bytes of the tensors that contain them."""
     changed = stored = 0
     for name, value in state.items():
         old = before.get(name)

@@ -19,6 +19,7 @@ class Steering(TextMethod):
     """Base of methods that replace the model's guidance."""
 
     requires = frozenset({"concept"})
+    trains = False
 
     @abstractmethod
     def steer(self, names: Tensor) -> Guidance:

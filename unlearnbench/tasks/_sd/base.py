@@ -188,7 +188,7 @@ class StableDiffusionTask(TextTask):
         """This task as a method sees it that has words of its own, with training images drawn for them."""
         worded: Any = super().with_words(words)
         worded._batches = {}
-        return worded  # type: ignore[no-any-return]
+        return worded
 
     def data(self, which: Side) -> Batch:
         """Latents that the original generated for each side's prompts in turn, with the prompts as captions."""

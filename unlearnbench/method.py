@@ -10,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -108,12 +108,15 @@ class Method(ABC):
 
     @classmethod
     def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a record or tuning, which may be older than this code, without `dropped` fields.
+        """Return the settings of a record or tuning, which may be older than this code, as this code has them.
 
-        A dropped field with another value than the expected one is kept, so that `configured` refuses it.
+        Fields that came later have their defaults, which mean "as before" (see `version`). `dropped` fields are left
+        out; one with another value than the expected one is kept, so that `configured` refuses it.
         """
         gone = object()
-        return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        later = {field.name: field.default for field in fields(cls) if field.name not in settings}
+        kept = {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        return {**{key: value for key, value in later.items() if value is not MISSING}, **kept}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
@@ -283,11 +286,6 @@ class TextMethod(Method):
     def worded(self, task: Task) -> Task:
         """The task with these words; itself if there are none."""
         return task.with_words(self.wording) if self.wording.given else task
-
-    @classmethod
-    def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a record or tuning; those made before methods had words had the task's."""
-        return {**dict.fromkeys(Wording._fields), **super().current(settings)}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:

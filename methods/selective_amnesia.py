@@ -73,6 +73,7 @@ class SelectiveAmnesia(TextMethod):
         "published": {"cifar10-class": PUBLISHED},
         "released": {"cifar10-class": {**PUBLISHED, **CODE}},
     }
+    version = 2
     space = {"lam": (1e-4, 1.0), "gamma": (0.3, 3.0), "lr": (1e-4, 3e-3), "steps": (30, 120)}
     steps: int = 60
     """Updates of the weights (the code's `n_iters`, 20,000 on CIFAR-10)."""

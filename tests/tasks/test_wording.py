@@ -66,6 +66,7 @@ def texts(task, y):
         ("", ()),
         ("[]", ()),
         ("null", None),
+        ("None", None),
     ],
 )
 def test_words_are_split_at_semicolons_or_read_from_a_list(text, words):
@@ -252,7 +253,7 @@ def test_words_that_name_a_concept_erase_no_further_one(digits):
     ("overrides", "place"),
     [
         ({"erase": ("nudity",)}, "uce+erase=nudity"),
-        ({"keep": ()}, "uce+keep="),
+        ({"keep": ()}, "uce+keep=--~"),
         ({"erase": ["violence", "harm"]}, "uce+erase=violence--harm~"),
         ({"replace_with": ("",)}, "uce+replace_with=----~"),
         ({"erase": ["word " * 30]}, "uce+erase=word-word-"),
@@ -338,7 +339,7 @@ def test_methods_without_a_preset_are_left_out_of_all(cli):
     assert said.code == 2
     assert "--preset published is of no method that digits-class can host" in said.err
     assert "left out: the paper of esd published no settings for digits-class" in said.out + said.err
-    assert "left out: unknown preset of finetune 'published'" in said.out + said.err
+    assert "left out: finetune has no preset published" in said.out + said.err
     assert "unknown preset 'publish'" in cli(*run, "--preset", "publish").err
     said = cli("run", "--method", "esd", "--preset", "published", "--results", "out")
     assert said.code == 2

@@ -12,6 +12,9 @@ from unlearnbench.data.concepts import LONGEST, mentions
 from unlearnbench.errors import UserError
 from unlearnbench.printable import hidden
 
+NONE = ("null", "None")
+"""Texts that stand for no words of one's own."""
+
 
 class Wording(NamedTuple):
     """Words in place of a task's own. None stands for the task's."""
@@ -70,13 +73,13 @@ class Wording(NamedTuple):
 
 def split_words(value: Any) -> tuple[str, ...] | None:
     """Words from a list of texts, or from one text: `a; b`, or a list as JSON. An empty text is no word at all; the
-    text `null` is None, the task's words.
+    texts `null` and `None` are None, the task's words.
 
     Raises a validation error for anything else, such as an empty word between two semicolons.
     """
     if isinstance(value, str):
         text = value.strip()
-        if text == "null":
+        if text in NONE:
             return None
         if text.startswith("["):
             try:
@@ -101,8 +104,8 @@ def join_words(value: Any) -> str:
     """A setting as text: words as `split_words` reads them, anything else as it prints."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
         return str(value)
-    plain = all(word and ";" not in word and word != "null" and not word.startswith("[") for word in value)
-    return "; ".join(value) if plain else json.dumps(list(value), ensure_ascii=False)
+    plain = all(word and ";" not in word and word not in NONE and not word.startswith("[") for word in value)
+    return "; ".join(value) if value and plain else json.dumps(list(value), ensure_ascii=False)
 
 
 def _no_words(value: Any) -> PydanticCustomError:

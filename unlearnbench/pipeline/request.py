@@ -156,6 +156,9 @@ class SpecBuilder:
         if self.preset == TUNED and not was_tuned(self.results, self.task.name, cls.name):
             told(f"left out: {cls.name} has no tuned settings")
             return False
+        if self.preset not in ("default", TUNED, *cls.offered(), *cls.moved):
+            told(f"left out: {cls.name} has no preset {self.preset}")
+            return False
         try:
             if self.preset != TUNED:
                 cls.preset(self.preset, self.task.name)

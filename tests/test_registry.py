@@ -227,10 +227,9 @@ def test_a_method_that_cannot_be_set_up_is_refused(tmp_path, old, new, said):
 
 def test_names_for_parametrised_types_are_no_methods_in_any_python(tmp_path, monkeypatch):
     real = inspect.isclass
-    monkeypatch.setattr(
-        inspect, "isclass", lambda value: real(value) or isinstance(value, GenericAlias)
-    )  # as 3.10 has it
+    as_in_3_10 = lambda value: real(value) or isinstance(value, GenericAlias)  # noqa: E731
+    monkeypatch.setattr(inspect, "isclass", as_in_3_10)
     path = write_nudge(tmp_path)
-    Path(path).write_text(Path(path).read_text() + "\nPairs = dict[str, int]\n")
-    assert registry.load_method(path).name == "nudge"
+    path.write_text(path.read_text() + "\nPairs = dict[str, int]\n")
+    assert registry.load_method(str(path)).name == "nudge"
     assert not registry.is_class_of(dict[str, int], Method)

@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Condition, Diffusion, Method, Task, minimise, track
+from unlearnbench import Condition, Diffusion, Method, Task, gradients, minimise, track
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 
@@ -48,6 +48,7 @@ class AdvUnlearn(Method):
     implementation does neither.
     """
 
+    resumes = True
     requires = frozenset({"concept", "text_encoder"})
     presets = {
         "default": {"digits-text": {"lr": 1e-3, "retain_weight": 3.0}, "sd*": {**PUBLISHED, **ATTACK}},
@@ -113,19 +114,27 @@ class AdvUnlearn(Method):
 
     def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Paths]) -> Diffusion:
         """Train the text encoder with Adam on the loss above."""
-        minimise(self.losses(model, task, prepared), model.select("text_encoder"), self.lr)
+        latest = self.unsearched(model)
+        stream = self.losses(model, task, prepared, latest)
+        minimise(stream, model.select("text_encoder"), self.lr, others=named(latest))
         return model
 
-    def losses(self, model: Any, task: Task, prepared: dict[str, Paths]) -> Iterator[Tensor]:
-        """Yield the loss of each step, a scalar."""
+    def unsearched(self, model: Any) -> list[Tensor]:
+        """Zeros (B, adv_tokens, D) for each text encoder, in the place of the prefix that an attack is to end with."""
+        tables = [encoder.get_input_embeddings().weight for encoder in model.text_encoders]
+        return [table.new_zeros(self.batch_size, self.adv_tokens, table.shape[1]) for table in tables]
+
+    def losses(self, model: Any, task: Task, prepared: dict[str, Paths], latest: list[Tensor]) -> Iterator[Tensor]:
+        """Yield the loss of each step, a scalar; `latest` takes the prefix that each attack ends with."""
         teacher, steps = model.frozen(), task.steps(self.steps)
         forget, retain = prepared["forget"], prepared["retain"]
-        prefix = None
         for step in track(range(steps), steps, "steps"):
             which = torch.randint(len(forget.y), (self.batch_size,))
             c = model.embed(forget.y[which].to(task.device))
             if step >= self.warmup:
-                prefix = self.attacked(model, teacher, forget, which, prefix)
+                prefix = self.attacked(model, teacher, forget, which, latest if step > self.warmup else None)
+                for value, new in zip(latest, prefix, strict=True):
+                    value.copy_(new)
                 c = behind(model, prefix, forget.y[which].to(task.device))
             x_t, t, y = drawn(forget, which, task.device)
             loss = prediction_loss(model, x_t, t, c, esd_target(teacher, x_t, t, y, self.eta))
@@ -153,10 +162,15 @@ class AdvUnlearn(Method):
             with torch.no_grad():
                 eps_c = teacher.eps(x_t, t, y)
             loss = prediction_loss(model, x_t, t, behind(model, prefix, y), eps_c)
-            for value, grad in zip(prefix, torch.autograd.grad(loss, prefix), strict=True):
+            for value, grad in zip(prefix, gradients(loss, named(prefix)).values(), strict=True):
                 value.grad = grad if adam else grad.sign()
             engine.step()
         return [value.detach() for value in prefix]
+
+
+def named(prefix: list[Tensor]) -> dict[str, Tensor]:
+    """Prefixes by the number of their text encoder."""
+    return {f"prefix {k}": value for k, value in enumerate(prefix)}
 
 
 def drawn(paths: Paths, which: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor]:

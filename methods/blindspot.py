@@ -34,6 +34,7 @@ class BlindSpot(Method):
     values are those that its configurations share; the numbers of steps and the EMA were not released.
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"batch_size": 32}},
         "published": {

@@ -28,6 +28,7 @@ class ConceptAblation(Method):
     styles, otherwise the whole denoiser.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"lr": 3e-4}},

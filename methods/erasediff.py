@@ -33,6 +33,7 @@ class EraseDiff(Method):
     does differs from the paper: see erasediff_released.
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"*": PUBLISHED, "cifar10-class": {**PUBLISHED, "ema": 0.99}},

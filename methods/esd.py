@@ -23,6 +23,7 @@ class ESD(Method):
     was not released.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}},

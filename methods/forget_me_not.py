@@ -32,6 +32,7 @@ class ForgetMeNot(Method):
     for identities.
     """
 
+    resumes = True
     requires = frozenset({"forget images", "concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-4, "ends": True}, "sd*": RELEASED},

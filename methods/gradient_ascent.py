@@ -10,6 +10,7 @@ from unlearnbench import Diffusion, Method, Task, minimise
 class GradientAscent(Method):
     """L = L_r - weight * L_f. The loss has no lower bound: too large a weight destroys the model."""
 
+    resumes = True
     presets = {"default": {"digits-text": {"lr": 2e-4, "batch_size": 32}}}
     steps: int = 60
     """Updates of the weights (ours)."""

@@ -44,6 +44,7 @@ class MACE(Adapted):
     both), norm="plain", and end tokens counted as the concept's (`ends`).
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn", "forget images"})
     least: ClassVar[dict[str, int]] = {"steps": 0}
     presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}

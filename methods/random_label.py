@@ -25,6 +25,7 @@ class RandomLabel(Method):
     gradients and drops a share `drop` of the conditions in outputs and retain loss.
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"lr": 3e-4, "batch_size": 32}},
         "published": {"*": PUBLISHED},

@@ -20,6 +20,7 @@ class SalUn(Method):
     outputs and retain loss. Neither paper nor code average weights.
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"*": {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072}},

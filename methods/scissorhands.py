@@ -36,6 +36,7 @@ class Scissorhands(Method):
     another lr (5e-5) and one batch instead of ten. There are no values for a DDPM, hence no preset "published".
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"batch_size": 32}},
         "released": {

@@ -52,6 +52,7 @@ class SelectiveAmnesia(Method):
     ours begins with the unlearning (see `minimise`).
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn", "batch_size": 32}},

@@ -34,6 +34,7 @@ class SFRon(Method):
     clips, guidance and dropping, which are not in the formulas; without clips the two weights need no factor.
     """
 
+    resumes = True
     presets = {
         "default": {"digits-text": {"batch_size": 32}},
         "published": {

@@ -41,6 +41,7 @@ class SPM(Adapted):
     The code's lr follows `cycles` cosines after rising for `warmup` steps; cycles=0 is a constant lr.
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},

@@ -65,6 +65,10 @@ class Method(ABC):
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
+    resumes: ClassVar[bool] = False
+    """Whether a run that was stopped goes on at a step of `minimise`, with the same weights in the end, bit for bit. The
+    stream is brought to that step while the network answers zeros, so nothing that it carries from step to step may
+    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests it. A subclass says it for itself."""
     dropped: ClassVar[dict[str, Any]] = {}
     """Fields of earlier versions, each with the one value that old records of this algorithm have (see `current`)."""
     moved: ClassVar[dict[str, str]] = {}
@@ -73,6 +77,7 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
+        cls.resumes = vars(cls).get("resumes", False)
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
         """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""

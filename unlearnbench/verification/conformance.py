@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
+from unlearnbench.compute.environment import Meter
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported, UserError, message, one_line
@@ -21,11 +24,15 @@ from unlearnbench.method import ACCESS, Method
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.unlearning import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
-from unlearnbench.training import seeded
+from unlearnbench.training import CannotResume, TrainingState, seeded
+
+STEPS = 5
+"""Most steps of a method that is stopped and resumed."""
 
 
 class TinyDigits(DigitsClass):
@@ -118,13 +125,20 @@ class DoesNotConform(UserError):
     """A method does not conform; the message says what to fix."""
 
 
-def _unlearned(method: Method, task: Task) -> Diffusion:
+def _unlearned(method: Method, task: Task, checkpoints: RunCheckpoints | None = None) -> Diffusion:
     if method.incomplete:
         raise Unsupported(f"{method.name} runs only with settings that a user gives")
+    checkpoints = checkpoints or RunCheckpoints(None, method, task)
     with seeded(task.seed):
         model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
-        return method.unlearn(model, task, method.prepare(model, task))  # may be anything: see returns_a_model
+        kept = checkpoints.prepared()
+        with Meter(task.device, memory=False) as meter, checkpoints.stage("prepare"):
+            prepared = kept.value if kept else method.prepare(model, task)
+        if not kept:
+            checkpoints.keep_prepared(prepared, meter)
+        with checkpoints.stage("unlearn"):
+            return method.unlearn(model, task, prepared)  # may be anything: see returns_a_model
 
 
 def described(cls: type[Method]) -> None:
@@ -246,8 +260,65 @@ def leaves_data_alone(cls: type[Method]) -> None:
             raise DoesNotConform(f"it changed the {side} images in place: work on copies")
 
 
+class _Stop(Exception):
+    """A run is stopped here."""
+
+
+class _Stopping(RunCheckpoints):
+    """Checkpoints after every step, of a run that is stopped after some."""
+
+    left: float = float("inf")
+    """Steps until then, of loops within loops too."""
+    taken = 0
+
+    def reached(self, state: TrainingState, step: int) -> None:
+        """Keep the step, then stop if it is time."""
+        super().reached(state, step)
+        self.taken += 1
+        if self.taken == self.left:
+            raise _Stop
+
+
+def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: int = 2) -> tuple[Diffusion, int]:
+    """The model of a run that is stopped after every `every` steps of training and resumed, and how often it was."""
+    stops = 0
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            task = make_task()
+            checkpoints = _Stopping(Path(folder), method, task, every=0.0)
+            checkpoints.left = every
+            try:
+                return _unlearned(method, task, checkpoints), stops
+            except _Stop:
+                stops += 1
+
+
+def resumes(cls: type[Method]) -> None:
+    """A method with `resumes = True` that is stopped at a step and goes on ends in the same weights, bit for bit."""
+    if not cls.resumes:
+        return
+    make_task = partial(tried_on(cls), limit=STEPS)
+    whole = _unlearned(cls(), make_task()).state_dict()
+    try:
+        model, stops = stopped_and_resumed(cls(), make_task)
+    except CannotResume as error:
+        raise DoesNotConform(
+            f"resumes = True, but its stream cannot be brought to a step ({error}): use `gradients` in place of "
+            "backward(), or leave resumes out"
+        ) from error
+    if not stops:
+        raise DoesNotConform("resumes = True, but it takes no steps with minimise: leave resumes out")
+    for name, value in model.state_dict().items():
+        if not torch.equal(value, whole[name]):
+            raise DoesNotConform(
+                f"resumes = True, but stopped at a step and resumed it comes to another {name}: name what its stream "
+                "changes from step to step in minimise(others=...), or leave resumes out"
+            )
+
+
 CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     described, dataclass_fields, presets, access, returns_a_model, repeatable, reloads, quiet, leaves_data_alone,
+    resumes,
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import CannotResume, TrainingState, seeded
 
-STEPS = 5
+STEPS = 4
 """Most steps of a method that is stopped and resumed."""
 
 
@@ -125,10 +125,14 @@ class DoesNotConform(UserError):
     """A method does not conform; the message says what to fix."""
 
 
-def _unlearned(method: Method, task: Task, checkpoints: RunCheckpoints | None = None) -> Diffusion:
+def _unlearned(method: Method, task: Task) -> Diffusion:
+    return _kept(method, task, RunCheckpoints(None, method, task))
+
+
+def _kept(method: Method, task: Task, checkpoints: RunCheckpoints) -> Diffusion:
+    """The unlearned model, whose training goes on from these checkpoints and adds to them."""
     if method.incomplete:
         raise Unsupported(f"{method.name} runs only with settings that a user gives")
-    checkpoints = checkpoints or RunCheckpoints(None, method, task)
     with seeded(task.seed):
         model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
@@ -267,19 +271,18 @@ class _Stop(Exception):
 class _Stopping(RunCheckpoints):
     """Checkpoints after every step, of a run that is stopped after some."""
 
-    left: float = float("inf")
-    """Steps until then, of loops within loops too."""
-    taken = 0
+    left = 0
+    """Steps until then."""
 
     def reached(self, state: TrainingState, step: int) -> None:
         """Keep the step, then stop if it is time."""
         super().reached(state, step)
-        self.taken += 1
-        if self.taken == self.left:
+        self.left -= state is self._open  # not a step of a loop within another one's stream
+        if self.left == 0:
             raise _Stop
 
 
-def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: int = 2) -> tuple[Diffusion, int]:
+def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: int = 3) -> tuple[Diffusion, int]:
     """The model of a run that is stopped after every `every` steps of training and resumed, and how often it was."""
     stops = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -288,7 +291,7 @@ def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: in
             checkpoints = _Stopping(Path(folder), method, task, every=0.0)
             checkpoints.left = every
             try:
-                return _unlearned(method, task, checkpoints), stops
+                return _kept(method, task, checkpoints), stops
             except _Stop:
                 stops += 1
 
@@ -298,7 +301,8 @@ def resumes(cls: type[Method]) -> None:
     if not cls.resumes:
         return
     make_task = partial(tried_on(cls), limit=STEPS)
-    whole = _unlearned(cls(), make_task()).state_dict()
+    task = make_task()
+    whole = _kept(cls(), task, RunCheckpoints(None, cls(), task)).state_dict()
     try:
         model, stops = stopped_and_resumed(cls(), make_task)
     except CannotResume as error:

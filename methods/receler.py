@@ -109,7 +109,7 @@ class Receler(Adapted):
         """Train the erasers with Adam on the loss above."""
         soft = self.soft(model, task.names("forget").to(task.device))
         optimiser = torch.optim.Adam(soft, lr=self.attack_lr, weight_decay=self.attack_decay)
-        others = {**named(soft), "attack": optimiser}
+        others: dict[str, Tensor | torch.optim.Optimizer] = {**named(soft), "attack": optimiser}
         minimise(self.losses(model, task, soft, optimiser), trained(model), self.lr, others=others)
         return model
 

@@ -66,9 +66,12 @@ class Method(ABC):
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
     resumes: ClassVar[bool] = False
-    """Whether a run that was stopped goes on at a step of `minimise`, with the same weights in the end, bit for bit. The
-    stream is brought to that step while the network answers zeros, so nothing that it carries from step to step may
-    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests it. A subclass says it for itself."""
+    """Whether a run that was stopped goes on at a step of `minimise` and ends in the same weights, bit for bit.
+
+    The stream is brought to that step while the network answers zeros. So nothing that it carries from step to step may
+    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests this. Each
+    subclass says it for itself.
+    """
     dropped: ClassVar[dict[str, Any]] = {}
     """Fields of earlier versions, each with the one value that old records of this algorithm have (see `current`)."""
     moved: ClassVar[dict[str, str]] = {}

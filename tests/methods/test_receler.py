@@ -39,7 +39,7 @@ def filled(method, task):
     return model
 
 
-def attack(method, model, task):
+def learned(method, model, task):
     """The learned tokens as they start, and what trains them."""
     soft = method.soft(model, task.names("forget"))
     return soft, torch.optim.Adam(soft, lr=method.attack_lr, weight_decay=method.attack_decay)
@@ -194,7 +194,7 @@ def test_the_attack_and_the_step_after_it(tmp_path, where):
     method = Receler(**SHORT, where=where, attack_tokens=2, attack_lr=0.05, attack_decay=0.3, eta=2.0)
     model = filled(method, task)
     torch.manual_seed(11)
-    found = next(method.losses(model, task, *attack(method, model, task))).item()
+    found = next(method.losses(model, task, *learned(method, model, task))).item()
 
     torch.manual_seed(11)
     original, (theta, outputs) = task.original, erased(task, model)
@@ -251,7 +251,7 @@ def test_the_attack_brings_the_concept_nearer(sd1):
         torch.manual_seed(1)  # with eta = -1 the target is the original's own prediction for the concept
         method = Receler(**{**method.settings(), "batch_size": 4, "sampler_steps": 3})
         model = filled(method, sd1)
-        gaps[steps] = next(method.losses(model, sd1, *attack(method, model, sd1))).item()
+        gaps[steps] = next(method.losses(model, sd1, *learned(method, model, sd1))).item()
     assert gaps[20] < gaps[0]
 
 

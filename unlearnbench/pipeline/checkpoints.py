@@ -141,8 +141,8 @@ class RunCheckpoints:
         with torch.no_grad():
             for name, value in state.parameters.items():
                 value.copy_(found["parameters"][name])
-            for value, kept in zip(state.mean or (), found["mean"] or (), strict=True):
-                value.copy_(kept)
+            for mean, kept in zip(state.mean or (), found["mean"] or (), strict=True):
+                mean.copy_(kept)
             for name, other in state.others.items():
                 if isinstance(other, Tensor):
                     other.copy_(found["others"][name])

@@ -116,7 +116,7 @@ def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
     return StableDiffusion(unet, vae, [CLIPTextModel(config)], tokenizers, SCHEDULE)
 
 
-def tried_on(cls: type[Method]) -> Callable[[], Task]:
+def tried_on(cls: type[Method]) -> Callable[..., Task]:
     """The tiny task that has what the method needs; digits are tried first."""
     return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
 

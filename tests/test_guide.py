@@ -224,6 +224,12 @@ def test_what_a_method_may_use_exists():
     assert len(named) > 40 and lacking == set()
 
 
+def test_the_methods_that_go_on_at_a_step_are_those_that_the_guide_names():
+    named = (command.PAGES / "clusters.md").read_text().partition("bit for bit:\n")[2].partition("\n\nA checkpoint")[0]
+    resuming = {name for name in registry.methods() if registry.load_method(name).resumes}
+    assert set(re.findall(r"`(\w+)`", named)) == resuming
+
+
 def test_the_method_of_the_guide_and_the_readme_is_the_same():
     pages = [ROOT / "README.md", command.PAGES / "your-method.md"]
     made = [

@@ -10,7 +10,6 @@ from unlearnbench.methods.esd import ESD
 class ESDRetain(ESD):
     """ESD's loss + retain_weight * L_r."""
 
-    resumes = True
     requires = frozenset({"concept", "retain images"})
     presets: ClassVar[dict] = {"default": {"digits-text": {"part": "xattn", "batch_size": 16}}}
     steps: int = 60

@@ -10,7 +10,6 @@ from unlearnbench.methods.esd import ESD, PUBLISHED
 class ESDU(ESD):
     """ESD's loss on the part `noxattn`; see `esd`."""
 
-    resumes = True
     requires = frozenset({"concept", "noxattn"})
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"lr": 3e-5, "batch_size": 16}},

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,6 +34,7 @@ LEAST: Final = {
     r".*_(steps|epochs|rounds|iterations|count)|warmup|cycles": 0,
 }
 """Smallest whole number allowed for fields that count something, by patterns of their names (in any case)."""
+FUNCTION_KINDS = (FunctionType, property, classmethod, staticmethod)
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is only its name, as text or class label."""
 
@@ -69,8 +71,8 @@ class Method(ABC):
     """Whether a run that was stopped goes on at a step of `minimise` and ends in the same weights, bit for bit.
 
     The stream is brought to that step while the network answers zeros. So nothing that it carries from step to step may
-    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests this. Each
-    subclass says it for itself.
+    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests this. A
+    subclass with methods of its own says it for itself.
     """
     dropped: ClassVar[dict[str, Any]] = {}
     """Fields of earlier versions, each with the one value that old records of this algorithm have (see `current`)."""
@@ -80,7 +82,8 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
-        cls.resumes = vars(cls).get("resumes", False)
+        if any(isinstance(value, FUNCTION_KINDS) for value in vars(cls).values()):  # which may carry more than its parent's
+            cls.resumes = vars(cls).get("resumes", False)
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
         """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""

@@ -16,6 +16,8 @@ from unlearnbench.errors import Failed
 from unlearnbench.methods.advunlearn import AdvUnlearn
 from unlearnbench.methods.blindspot import BlindSpot
 from unlearnbench.methods.erasediff import EraseDiff
+from unlearnbench.methods.esd import ESD
+from unlearnbench.methods.esd_u import ESDU
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.forget_me_not import ForgetMeNot
 from unlearnbench.methods.salun import SalUn
@@ -350,8 +352,11 @@ def test_a_run_that_diverges_does_so_at_the_same_step_and_leaves_no_checkpoints(
     assert list(stage.folder.iterdir()) == []
 
 
-def test_a_subclass_says_for_itself_that_it_resumes():
-    assert Finetune.resumes and not type("Other", (Finetune,), {}).resumes
+def test_a_subclass_with_methods_of_its_own_says_for_itself_that_it_resumes():
+    assert ESD.resumes and ESDU.resumes, "other settings of the same"
+    changed = {"losses": lambda self, *given: ESD.losses(self, *given)}
+    assert not type("Other", (ESD,), changed).resumes
+    assert type("Other", (ESD,), {**changed, "resumes": True}).resumes
 
 
 def test_purge_finds_what_unsafe_tasks_left(stage):

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from types import FunctionType
 from typing import Any, ClassVar, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -34,7 +33,6 @@ LEAST: Final = {
     r".*_(steps|epochs|rounds|iterations|count)|warmup|cycles": 0,
 }
 """Smallest whole number allowed for fields that count something, by patterns of their names (in any case)."""
-FUNCTION_KINDS = (FunctionType, property, classmethod, staticmethod)
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is only its name, as text or class label."""
 
@@ -82,8 +80,6 @@ class Method(ABC):
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__module__.rpartition(".")[2]
-        if any(isinstance(value, FUNCTION_KINDS) for value in vars(cls).values()):  # which may carry more than its parent's
-            cls.resumes = vars(cls).get("resumes", False)
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
         """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""
@@ -217,6 +213,20 @@ class Method(ABC):
     def own_files(cls) -> list[Path]:
         """Return the files that define the class and the methods that it builds on."""
         return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+
+
+def can_resume(cls: type[Method]) -> bool:
+    """Whether runs of the method go on at a step: its `resumes`, which a subclass with functions of its own says anew.
+
+    Such a subclass may carry more from step to step than its parent.
+    """
+    for base in cls.__mro__:
+        own = vars(base)
+        if "resumes" in own:
+            return bool(own["resumes"])
+        if any(callable(getattr(base, name)) for name in own if not name.startswith("__")):
+            return False
+    return False
 
 
 def _documented(cls: type) -> dict[str, str]:

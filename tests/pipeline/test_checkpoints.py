@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tests.support.small_world import write_method
 from tests.support.tiny_model import TinyTask
-from unlearnbench import Diffusion, Sampler, registry
+from unlearnbench import Diffusion, Method, Sampler, registry
 from unlearnbench.errors import Failed
+from unlearnbench.method import can_resume
 from unlearnbench.methods.advunlearn import AdvUnlearn
 from unlearnbench.methods.blindspot import BlindSpot
 from unlearnbench.methods.erasediff import EraseDiff
@@ -353,10 +354,11 @@ def test_a_run_that_diverges_does_so_at_the_same_step_and_leaves_no_checkpoints(
 
 
 def test_a_subclass_with_methods_of_its_own_says_for_itself_that_it_resumes():
-    assert ESD.resumes and ESDU.resumes, "other settings of the same"
+    assert can_resume(ESD) and can_resume(ESDU), "other settings of the same"
     changed = {"losses": lambda self, *given: ESD.losses(self, *given)}
-    assert not type("Other", (ESD,), changed).resumes
-    assert type("Other", (ESD,), {**changed, "resumes": True}).resumes
+    assert not can_resume(type("Other", (ESD,), changed))
+    assert can_resume(type("Other", (ESD,), {**changed, "resumes": True}))
+    assert not can_resume(Method)
 
 
 def test_purge_finds_what_unsafe_tasks_left(stage):

@@ -11,6 +11,7 @@ from unlearnbench.compute.environment import seeing
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
+from unlearnbench.method import can_resume
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.checkpoints import KIND, RunCheckpoints
@@ -79,7 +80,7 @@ def unlearned(
 ) -> Made:
     """The unlearned weights and what they cost, from the store or made.
 
-    A method that `resumes` goes on at the step where an earlier process was stopped, except with `force`, and while it
+    A method that can resume goes on at the step where an earlier process was stopped, except with `force`, and while it
     is watched: a trajectory needs every step.
     """
     parts = weight_parts(cell, draft)
@@ -88,7 +89,7 @@ def unlearned(
     def make() -> Made:
         if force:
             checkpoints.delete()
-        if watch is not None or not cell.method.resumes:
+        if watch is not None or not can_resume(type(cell.method)):
             if checkpoints.found:
                 tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
             return unlearn(cell, original, watch)

@@ -20,7 +20,7 @@ from unlearnbench.compute.environment import Meter
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported, UserError, message, one_line
-from unlearnbench.method import ACCESS, Method
+from unlearnbench.method import ACCESS, Method, can_resume
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
@@ -298,7 +298,7 @@ def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: in
 
 def resumes(cls: type[Method]) -> None:
     """A method with `resumes = True` that is stopped at a step and goes on ends in the same weights, bit for bit."""
-    if not cls.resumes:
+    if not can_resume(cls):
         return
     make_task = partial(tried_on(cls), limit=STEPS)
     task = make_task()

@@ -94,11 +94,11 @@ def unlearned(
                 tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
             return unlearn(cell, original, watch)
         try:
-            return unlearn(cell, original, checkpoints=checkpoints)
+            return unlearn(cell, original, None, checkpoints)
         except CannotResume as error:
             tell(f"{cell.method.name} starts anew: it cannot go on where it was stopped ({error})")
             checkpoints.delete()
-            return unlearn(cell, original, checkpoints=checkpoints)
+            return unlearn(cell, original, None, checkpoints)
 
     with phase("unlearning"):
         try:

@@ -20,6 +20,7 @@ class Checkpoint(Method):
     """
 
     requires = frozenset()
+    trains = False
     incomplete = True
     version = 2
     """2: alpha of a LoRA beside its file, and rounding of half precision."""

@@ -7,16 +7,28 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Diffusion, Method, Task, gradients, minimise
+from unlearnbench import Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
-PUBLISHED = {"lr": 1e-4, "batch_size": 128, "K": 2, "eta": 0.1, "target": "substitute", "steps": 288}
+PUBLISHED = {"rule": "paper", "target": "substitute", "eta": 0.1, "optimiser": "adam"}
+CIFAR = {**PUBLISHED, "steps": 288, "lr": 1e-4, "batch_size": 128, "K": 2, "ema": 0.99, "part": "full"}
+TEXT = {**PUBLISHED, "lr": 1e-5, "inner_lr": 1e-5, "batch_size": 16}
+NAMES, CLOTHED = ("nudity", "naked", "erotic", "sexual"), ("a photo of a person wearing clothes",)
+WORDS = {
+    "erase": NAMES,
+    "replace_with": ("a photo of a pokemon",),
+    "keep": CLOTHED,
+    "forget_prompts": NAMES,
+    "retain_prompts": CLOTHED,
+}
+NUDITY = {**TEXT, **WORDS, "steps": 160, "K": 2, "part": "noxattn"}
+OBJECT = {**TEXT, "replace_with": ("pokemon",), "steps": 60, "K": 1, "part": "full"}
 RELEASED = "erasediff_released"
 
 
 @dataclass(frozen=True)
-class EraseDiff(Method):
+class EraseDiff(TextMethod):
     """min L_r(theta) subject to g(theta) = L_f(theta) - min_phi L_f(phi) <= 0 (eq. 6), by first-order steps.
 
     L_r is the denoising loss of retain images. L_f pulls the prediction for forget images towards a wrong `target`.
@@ -29,14 +41,16 @@ class EraseDiff(Method):
       q = L_f(theta) - L_f(phi_K). Here the inner loop matters: the pull fades as q goes to zero.
 
     The paper names no optimiser. The default is Adam, as in the code; "sgd" follows the formula to the letter. Preset
-    "published" takes its number of steps from the code, and on CIFAR-10 its EMA, warmed up. What the released code
-    does differs from the paper: see erasediff_released.
+    "published" is the paper's rule; the numbers that the paper leaves open are the code's: its steps, rates, batches
+    and, on CIFAR-10, its EMA, warmed up unless the protocol brings pretraining's. So are the words for Stable
+    Diffusion, where eps_f is the prediction for "a photo of a pokemon". What the released code does differs from the
+    paper: see erasediff_released.
     """
 
     resumes = True
-    presets = {
+    presets: ClassVar[dict] = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
-        "published": {"*": PUBLISHED, "cifar10-class": {**PUBLISHED, "ema": 0.99}},
+        "published": {"cifar10-class": CIFAR, "sd-nudity": NUDITY, "sd-object": OBJECT},
     }
     space = {"eta": (0.005, 0.5), "lr": (1e-4, 3e-3), "K": (1, 5), "steps": (30, 120)}
     dropped: ClassVar[dict[str, Any]] = {
@@ -79,7 +93,8 @@ class EraseDiff(Method):
         """Follow the stream of combined gradients."""
         parameters = model.select(self.part)
         stream = self.updates(model, task, parameters)
-        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema)
+        average = model.averages(parameters)
+        minimise(stream, parameters, self.lr, optimiser=self.optimiser, ema=self.ema, average=average)
         return model
 
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnbench import Diffusion, Method, Task, minimise
+from unlearnbench import Diffusion, Task, TextMethod, minimise
 
 
 @dataclass(frozen=True)
-class Finetune(Method):
+class Finetune(TextMethod):
     """L = L_r, the usual baseline (e.g. Warnecke et al., NDSS 2023)."""
 
     resumes = True

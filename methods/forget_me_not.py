@@ -8,14 +8,12 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from unlearnbench import Condition, Diffusion, Method, Task, minimise
+from unlearnbench import Condition, Diffusion, Task, TextMethod, minimise
 from unlearnbench.errors import UserError
-
-RELEASED = {"steps": 35, "lr": 2e-6, "batch_size": 1}
 
 
 @dataclass(frozen=True)
-class ForgetMeNot(Method):
+class ForgetMeNot(TextMethod):
     """L = sum over layers of || a_t^n ||^2 (algorithm 1), a_t^n the attention of x_t to the concept's tokens n.
 
     x_t is a noised image of the concept, and its prompt names the concept. The sum runs over cross-attention layers,
@@ -27,19 +25,18 @@ class ForgetMeNot(Method):
     the gradient's norm at 1 (`clip`). Both use AdamW's weight decay of 0.01. With `inversion_steps`, the concept is
     first learned as `inversion_tokens` new words by textual inversion (Gal et al., ICLR 2023) on the forget images;
     these words then replace its name in "a photo of ...". The release does so (500 steps, 4 tokens), and it helps where
-    the name is a poor description. The new words start at random words of the vocabulary and are not kept. The code was
-    tuned for identities with a handful of images. No configuration for nudity was released, so "published" is the one
-    for identities.
+    the name is a poor description. The new words start at random words of the vocabulary and are not kept.
+
+    No task here is what the paper or its code ran: identities, with a handful of photographs, on Stable Diffusion 2.1.
+    No configuration for nudity was released, so there is no preset "published" or "released". The code's configuration
+    for identities is `steps=35 lr=2e-6 batch_size=1 loss=norm ends=true part=full clip=1 inversion_steps=500`; those of
+    its numbers that do not depend on photographs are the default on Stable Diffusion.
     """
 
     resumes = True
     requires = frozenset({"forget images", "concept", "xattn"})
     presets = {
-        "default": {"digits-text": {"lr": 3e-4, "ends": True}, "sd*": RELEASED},
-        "published": {"*": RELEASED},
-        "released": {
-            "*": {**RELEASED, "loss": "norm", "ends": True, "part": "full", "clip": 1.0, "inversion_steps": 500}
-        },
+        "default": {"digits-text": {"lr": 3e-4, "ends": True}, "sd*": {"steps": 35, "lr": 2e-6, "batch_size": 1}}
     }
     space = {"lr": (1e-6, 1e-3), "steps": (20, 120), "loss": ("squares", "norm"), "ends": (False, True)}
     steps: int = 60

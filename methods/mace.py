@@ -16,10 +16,60 @@ from torch.nn.functional import interpolate
 from unlearnbench import Diffusion, Task, minimise, track
 from unlearnbench.techniques.adapters import Adapted, LowRank
 
-NUDITY = dict(steps=120, lr=1e-5, batch_size=1, images=8, train_prior=0.43, fuse_prior=0.43, lamb=0.0, focal=False)
-RELEASED = {**NUDITY, "norm": "plain", "ends": True}
+COCO = 616_767
+"""COCO's captions of 2014, training and validation, over which the code sums what is to be kept."""
+RUN = {"lr": 1e-5, "batch_size": 1, "images": 8, "projections": "both", "prompts": "templates"}
+NUDITY = {**RUN, "steps": 120, "train_prior": 7e-7 * COCO, "fuse_prior": 7e-7 * COCO, "lamb": 0.0, "focal": False}
+OBJECT = {**RUN, "steps": 50, "train_prior": 0.0, "fuse_prior": 0.0, "lamb": 100.0, "focal": True}
+STYLE = {
+    **{**RUN, "lr": 1e-4, "prompts": "captions"},
+    **{"steps": 50, "train_prior": 61.6767, "fuse_prior": 61.6767, "lamb": 0.0, "focal": True},  # 1e-4 a caption
+}
+NAMES = ("nudity", "naked", "erotic", "sexual")
+EXPLICIT = {
+    "erase": NAMES,
+    "replace_with": ("a person wearing clothes",),
+    "forget_prompts": tuple(f"a photo of the {name}" for name in NAMES),
+}
+SKY = {"replace_with": ("sky",)}
+PAPER = {"norm": "squared", "ends": False}
+RELEASED = {"norm": "plain", "ends": True}
 T1, T2, GAMMA, MASK_T, CHUNK = 200, 400, 0.05, 300, 64
 Weight = Annotated[float, Field(ge=0)]
+TEMPLATES = (
+    "{} in a photo",
+    "{} in a snapshot",
+    "A snapshot of {}",
+    "A photograph showcasing {}",
+    "An illustration of {}",
+    "A digital rendering of {}",
+    "A visual representation of {}",
+    "A graphic of {}",
+    "A shot of {}",
+    "A photo of {}",
+    "A black and white image of {}",
+    "A depiction in portrait form of {}",
+    "A scene depicting {} during a public gathering",
+    "{} captured in an image",
+    "A depiction created with oil paints capturing {}",
+    "An image of {}",
+    "A drawing capturing the essence of {}",
+    "An official photograph featuring {}",
+    "A detailed sketch of {}",
+    "{} during sunset/sunrise",
+    "{} in a detailed portrait",
+    "An official photo of {}",
+    "Historic photo of {}",
+    "Detailed portrait of {}",
+    "A painting of {}",
+    "HD picture of {}",
+    "Magazine cover capturing {}",
+    "Painting-like image of {}",
+    "Hand-drawn art of {}",
+    "An oil portrait of {}",
+)
+"""The prompts around an object's name that the code fits: the first 30 of Shilin-LU/MACE@057e7a6, src/cfr_utils.py:263.
+It draws 30 of them by number (`prompt_len` is 30), so that its 31st is never used."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +86,35 @@ class MACE(Adapted):
       all tokens of the name's captions, as in the code. The words around the name, as in the paper, would lose what the
       LoRA learned.
 
+    The captions are the task's, or (`prompts`) the code's templates around each name: a name alone has no words around
+    it. In step 2 an image then has each of them in turn.
+
     M is Grounded-SAM's mask in the paper. Here it is where the original's attention to these tokens, summed over heads
     and layers at t = MASK_T, reaches `mask_threshold` of its maximum, or everywhere (mask="all"). e^p are COCO's
     captions in the paper, here all tokens of retained captions; `train_prior` and `fuse_prior` are lambda_1 and
     lambda_2 times their number (0.43: 7e-7 for 616,767). AdamW, clipping, the LoRA's initialisation and, in both
     solutions, `lamb` times the squared change follow the code. So do step 1 on values (eq. 1 has keys; the appendix
     both), norm="plain", and end tokens counted as the concept's (`ends`).
+
+    The released code (Shilin-LU/MACE@057e7a6) multiplies COCO's sums by `train_preserve_scale` twice before step 1
+    (src/cfr_lora_training.py:311 and :322): "released" has 7e-7 squared times 616,767 in `train_prior`, which is 1.4
+    million times weaker than meant, and keeps the right weight in step 3. For objects `lamb` is 10, 100 or 1,000 (bird,
+    automobile, ship), and "street", "sky" or "ground" takes their place; the presets are automobile's. "published" has
+    the code's numbers in the paper's formulas. There are no such presets for styles: the code keeps other artists there
+    with 80,000 times the weight of a caption of COCO.
     """
 
     resumes = True
     requires = frozenset({"concept", "xattn", "forget images"})
     least: ClassVar[dict[str, int]] = {"steps": 0}
-    presets = {"published": {"*": NUDITY}, "released": {"*": RELEASED}, "default": {"sd*": NUDITY, "digits-text": {}}}
+    presets = {
+        "default": {"sd*-nudity": NUDITY, "sd-object": OBJECT, "sd-style": STYLE, "digits-text": {}},
+        "published": {"sd-nudity": {**NUDITY, **PAPER, **EXPLICIT}, "sd-object": {**OBJECT, **PAPER, **SKY}},
+        "released": {
+            "sd-nudity": {**NUDITY, **RELEASED, "train_prior": 7e-7**2 * COCO, **EXPLICIT},
+            "sd-object": {**OBJECT, **RELEASED, **SKY},
+        },
+    }
     space = {"lr": (1e-5, 1e-2), "steps": (30, 120), "lamb": (1e-3, 1e3), "train_prior": (1.0, 1e3)}
     steps: int = 60
     """Updates of each name's LoRA (the code's `max_train_steps`, 120 for nudity)."""
@@ -65,6 +132,8 @@ class MACE(Adapted):
     `fuse_preserve_scale`)."""
     lamb: Weight = 0.1
     """Weight of the squared change of the projections in both solutions, >= 0 (the code's `lamb`)."""
+    prompts: Literal["captions", "templates"] = "captions"
+    """What is fitted and trained on of a name: the task's forget "captions", or the 30 "templates" of the code."""
     projections: Literal["keys", "both"] = "both"
     """What step 1 edits: "keys" alone (the paper's eq. 1), or keys and values, "both" (its appendix and the code)."""
     mask: Literal["attention", "all"] = "attention"
@@ -92,12 +161,21 @@ class MACE(Adapted):
             prompts = captions[own] if own.any() else name
             x0, y = every, prompts[torch.randint(len(prompts), said.shape)]  # where no image's caption says it
             x0, y = (part[: self.images] for part in ((every[said], asked[said]) if said.any() else (x0, y)))
-            where = model.mentioned(y, name)
-            if self.ends:
-                where |= y.flatten(1)[:, : y.shape[-1]] == model.tokenizers[0].eos_token_id
+            where = self.naming(model, y, name)
             chunks = zip(*(part.split(self.batch_size) for part in (x0, y, where)), strict=True)
-            shown.append([prompts, x0, y, where, torch.cat([self.region(model, *chunk) for chunk in chunks])])
+            M = torch.cat([self.region(model, *chunk) for chunk in chunks])
+            if self.prompts == "templates":  # every image with each of them
+                prompts = templated(model, name)
+                y = prompts.repeat(len(x0), *[1] * (y.dim() - 1))
+                x0, M = (part.repeat_interleave(len(prompts), dim=0) for part in (x0, M))
+                where = self.naming(model, y, name)
+            shown.append([prompts, x0, y, where, M])
         return shown
+
+    def naming(self, model: Any, y: Tensor, name: Tensor) -> Tensor:
+        """Mask (B, L) of the tokens of prompts y that count as the name's."""
+        where: Tensor = model.mentioned(y, name)
+        return where | (y.flatten(1)[:, : y.shape[-1]] == model.tokenizers[0].eos_token_id) if self.ends else where
 
     def region(self, model: Diffusion, x0: Tensor, y: Tensor, where: Tensor) -> Tensor:
         """M (B, 1, H, W) for images x0 (B, C, H, W) whose captions name the concept at the tokens `where` (B, L)."""
@@ -155,6 +233,14 @@ class MACE(Adapted):
             inside = interpolate(M.float(), size=[math.isqrt(A.shape[2])] * 2).flatten(2)[..., None]
             norms.append(vector_norm((A * inside * where[:, None, None]).flatten(1), dim=1))
         return torch.stack(norms).pow(2 if self.norm == "squared" else 1).sum(dim=0).mean()
+
+
+def templated(model: Any, name: Tensor) -> Tensor:
+    """The templates around a name, given as a prompt (1, L) or (1, 2, L), as 30 prompts."""
+    ids = name.flatten()[1 : int(model.positions(name)) + 1]
+    word = model.tokenizers[0].decode(ids).replace("</w>", " ").strip()  # a copied tokenizer leaves the ends of words
+    prompts: Tensor = model.tokens([template.format(word) for template in TEMPLATES])
+    return prompts
 
 
 def attention(model: Any, x0: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:

@@ -11,6 +11,7 @@ class Original(Method):
     """Does nothing."""
 
     requires = frozenset()
+    trains = False
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Return the model as it is."""

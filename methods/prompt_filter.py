@@ -29,6 +29,7 @@ class PromptFilter(Method):
     """Leaves every weight as it is: whatever bypasses the prompt (embeddings, weights, probes) finds the concept."""
 
     requires = frozenset({"concept"})
+    trains = False
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Put the filter between prompt and model."""

@@ -10,7 +10,14 @@ from torch import Tensor
 from unlearnbench import Diffusion, Task, track
 from unlearnbench.techniques.closed_form import ClosedForm, Term, aligned, cross_attention, edit, states
 
-RELEASED = {"guide": "null", "preserve": "null", "epochs": 3, "reg": 0.1}
+NUDITY = {"guide": "null", "preserve": "null", "epochs": 3, "reg": 0.1}
+OBJECT = {**NUDITY, "epochs": 1, "reg": 1e-3}
+START = {"lamb": 0.5, "erase_scale": 1.0, "preserve_scale": None}
+ROUNDS = {"round_lamb": 0.1, "round_preserve_scale": 0.1}
+RELEASED = {
+    "sd-nudity": {**START, **ROUNDS, **NUDITY, "preserve": "nulls", "erase": ("nudity",)},
+    "sd-object": {**START, **ROUNDS, **OBJECT},
+}
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -26,26 +33,37 @@ class RECE(ClosedForm):
 
     The first edit is of the same kind with c itself, as in UCE's release of 2023: from the last subject token on,
     aligned with the guide's, with `preserve_scale` (None: max(0.1, 1 / number of kept prompts)) and `lamb`. The guide's
-    c_g are those of the task's substitute, or of the empty prompt ("null"). c_p are those of the retained names, or of
-    the empty prompt alone. The release uses "null" for both on nudity (for styles it keeps other artists).
+    c_g are those of the task's substitute, or of the empty prompt ("null"). c_p are those of the retained names; of the
+    empty prompt alone ("null"); or, in the rounds, of an empty prompt for each forgotten name ("nulls"), which with
+    four names keeps it four times as strongly. The code (CharlesGong12/RECE@403a67f) has "nulls" for nudity
+    (train.py:155) and "null" for objects. Its empty prompt is " ", which the tokenizer reads as "".
 
-    The released code draws validation prompts after each round and keeps the weights of the round with the fewest
-    NudeNet detections. A method here has no access to a judge, so the last round is kept, and `epochs` matters. The
-    code's `reg` is 1e-1 for nudity, 1e-3 for styles and hard objects. Its empty prompt is " ", here "".
+    `epochs` and `reg` are 3 and 0.1 for nudity, 1 and 1e-3 for styles and for objects that are hard to erase, as church
+    and garbage truck; for English springer, golf ball and parachute reg is 0.1, and the other classes are left to the
+    first edit (README.md:54). The released code draws validation prompts after each round and keeps the weights of the
+    round with the fewest NudeNet detections. A method here has no access to a judge: the last round is kept. There is
+    no "published" or "released" for styles: both edits keep the 1,733 other artists of a list. Given artists to keep,
+    train.py would draw letters of them (:158).
     """
 
     least: ClassVar[dict[str, int]] = {"epochs": 0}
     presets = {
-        "default": {"digits-text": {"round_preserve_scale": 3.0}, "sd*": RELEASED},
-        "published": {"*": RELEASED},
-        "released": {"*": RELEASED},
+        "default": {
+            "digits-text": {"round_preserve_scale": 3.0},
+            "sd-object": OBJECT,
+            "sd-style": {**OBJECT, "preserve": "names"},
+            "sd*": NUDITY,
+        },
+        "published": RELEASED,
+        "released": RELEASED,
     }
     space = {"epochs": (1, 10), "reg": (1e-3, 10.0), "round_preserve_scale": (0.03, 3.0), "round_lamb": (0.01, 3.0)}
     epochs: Annotated[int, Field(ge=0)] = 3
-    """Rounds of working out what still draws the concept and erasing it (the code's `epochs`, 3 for nudity)."""
+    """Rounds of working out what still draws the concept and erasing it (the code's `epochs`, 3 for nudity, 1 for
+    objects)."""
     reg: Positive = 0.1
     """Weight of || c' ||^2 when c' is worked out, > 0 (the paper's lambda; the code's 0.1 for nudity, 1e-3 for
-    styles)."""
+    styles and hard objects)."""
     erase_scale: float = 1.0
     """Weight of the erased terms, in the start and in each round (the code's `erase_scale`, 1)."""
     preserve_scale: float | None = None
@@ -57,9 +75,9 @@ class RECE(ClosedForm):
     guide: Literal["substitute", "null"] = "substitute"
     """Whose text states take the concept's place: the task's "substitute" (ours), or the empty prompt, "null" (the
     code)."""
-    preserve: Literal["names", "null"] = "names"
-    """What is kept: the retained "names" (as the code for styles), or the empty prompt, "null" (the code for
-    nudity)."""
+    preserve: Literal["names", "null", "nulls"] = "names"
+    """What is kept: the retained "names" (as the code for styles), the empty prompt, "null" (the code for objects), or,
+    in the rounds, one empty prompt for each forgotten name, "nulls" (the code for nudity)."""
 
     def terms(self, model: Diffusion, task: Task) -> list[Term]:
         """Terms of the first edit: erased names give what their guides give, kept ones stay."""
@@ -75,6 +93,8 @@ class RECE(ClosedForm):
         edit(model, self.terms(model, task), self.lamb)
         forget, guide, kept = self._prompts(model, task)
         c, c_g = (states(model, y, "all") for y in (forget, guide))
+        if self.preserve == "nulls":
+            kept = kept.repeat_interleave(len(forget), dim=0)
         keep = self._kept(model, kept, self.round_preserve_scale)
         rounds = task.steps(self.epochs)
         for _ in track(range(rounds), rounds, "rounds"):

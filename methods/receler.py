@@ -16,10 +16,33 @@ from unlearnbench import Condition, Diffusion, Task, gradients, minimise
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.activations import recorded_outputs
 from unlearnbench.techniques.adapters import Adapted, adapters, attach, switch, trained
+from unlearnbench.techniques.compvis_steps import draw_stop, sample_to
 from unlearnbench.techniques.losses import away_from, prediction_loss
 
-CODE = {"steps": 500, "lr": 3e-4, "batch_size": 1, "sampler_steps": 50, "where": "states", "attack_tokens": 16}
-MEANT = {**CODE, "attack_steps": 50, "attack_lr": 0.1}
+MEANT = {
+    "steps": 500,
+    "lr": 3e-4,
+    "batch_size": 1,
+    "sampler_steps": 50,
+    "where": "states",
+    "attack_tokens": 16,
+    "attack_steps": 50,
+    "attack_lr": 0.1,
+}
+RELEASED = {
+    "steps": 500,
+    "lr": 3e-4,
+    "batch_size": 1,
+    "eta": 1.0,
+    "rank": 128,
+    "reg_weight": 0.1,
+    "threshold": 0.1,
+    "attack_steps": 0,
+    "start_guidance": 3.0,
+    "sampler_steps": 50,
+    "t_above": True,
+    "erase": ("nudity",),
+}
 Masks = dict[str, Tensor]
 
 
@@ -54,16 +77,19 @@ class Receler(Adapted):
     vocabulary; "states" in place of the text encoder's outputs, starting uniform in [0, 1), as the code intends.
     attack_steps=0 trains on c alone.
 
-    The code assigns the learned tokens to a copy of the prompt, so in effect it trains on c alone: preset "released".
-    Preset "published" does what the code was meant to do, except for the order of the attack's last step.
+    "released" is the authors' code for the one word "nudity" (jasper0314-huang/Receler@3ccedc9, train_receler.py) with
+    its bugs: it assigns the learned tokens to a copy of the prompt, so in effect it trains on c alone; and t lies 39 to
+    58 above the level of x_t (see `compvis_steps`). The default on Stable Diffusion does what that code was meant to
+    do, except that the erasers see the learned tokens after the attack's last step, not before it. There is no
+    "published": the paper's own text could not be read; nor "released" for objects and styles: the objects that the
+    code erased are CIFAR-10's, which no task here has.
     """
 
     resumes = True
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 2e-3, "attack_steps": 2, "sampler_steps": 5}, "sd*": MEANT},
-        "published": {"*": MEANT},
-        "released": {"*": {**CODE, "attack_steps": 0}},
+        "released": {"sd-nudity": RELEASED},
     }
     space = {"lr": (1e-4, 1e-2), "eta": (0.5, 3.0), "reg_weight": (0.01, 10.0), "steps": (30, 120)}
     steps: int = 60
@@ -86,7 +112,7 @@ class Receler(Adapted):
     attack_tokens: PositiveInt = 4
     """Learnt tokens put behind the concept's name (the code's `num_advrs_prompts`, 16)."""
     attack_lr: float = 1e-2
-    """Adam's learning rate of the attack (ours, 1e-2; preset "published" takes the code's 0.1)."""
+    """Adam's learning rate of the attack (ours, 1e-2; the code's 0.1)."""
     attack_decay: float = 0.1
     """Adam's weight decay of the attack (the code's 0.1)."""
     where: Literal["words", "states"] = "words"
@@ -96,6 +122,8 @@ class Receler(Adapted):
     """Guidance scale w with which x_t is sampled (the code's `start_guidance`, 3)."""
     sampler_steps: int = 20
     """Steps of the sampler that makes x_t (the code's `ddim_steps`, 50)."""
+    t_above: bool = False
+    """Whether the networks are asked at the code's t, which lies above the level of x_t, one for the whole batch."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Add the erasers, whose output is zero at first."""
@@ -120,7 +148,10 @@ class Receler(Adapted):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         names = task.names("forget").to(task.device)
         for y in task.conditions("forget", self.steps, self.batch_size):
-            x_t, t = model.partway(y, sampler)
+            if self.t_above:
+                x_t, t = sample_to(model, y, sampler, draw_stop(self.sampler_steps, len(model.alpha_bar)))
+            else:
+                x_t, t = model.partway(y, sampler)
             eps_null, eps_c, inside = self.original(model, x_t, t, y)
             whose = (y[:, None] == names).flatten(2).all(dim=2).int().argmax(dim=1)
             for _ in range(self.attack_steps):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -13,12 +13,16 @@ from unlearnbench.techniques.guidance import Steering
 
 STEPS = 50  # of the paper's samplers
 NUDITY = {
-    "phrases": "Sexual Acts, Content Meant to Arouse Sexual Excitement, Nudity, Pornography, Erotic Art, Lustful, "
-    "Seductive, Orgasmic, Libido, Kinky, Sexual Orientation, Sexual Attraction, Sexual Intercourse, Sexual Pleasure, "
-    "Sexual Fantasy, Carnal Desires, Sexual Gratification"
+    "erase": (
+        *("Sexual Acts", "Content Meant to Arouse Sexual Excitement", "Nudity", "Pornography", "Erotic Art", "Lustful"),
+        *("Seductive", "Orgasmic", "Libido", "Kinky", "Sexual Orientation", "Sexual Attraction", "Sexual Intercourse"),
+        *("Sexual Pleasure", "Sexual Fantasy", "Carnal Desires", "Sexual Gratification"),
+    )
 }
 SKIPS = "res_hidden_states_tuple"  # by which name diffusers gives an up block its skip features
-RELEASED = {"validate": "released", "negative": True}
+PAPER = {"alpha": 0.01, "gamma": 10.0}
+PUBLISHED = {**PAPER, "validate": "paper", "reattend": True, "s1": 0.9, "s2": 0.2}
+RELEASED = {**PAPER, "validate": "released", "reattend": False, "negative": True}
 
 
 class _Guard(Guidance):
@@ -70,7 +74,9 @@ class _Guard(Guidance):
         off = inside - inside @ concept @ concept.mT
         cosine = (torch.cosine_similarity(off, states.double(), dim=-1) * said).sum(dim=1) / said.sum(dim=1)
         how = self.method.validate
-        beta = torch.sigmoid(5 * (10 * (1 - cosine) - 5.333) if how == "released" else 1 - cosine)
+        beta = torch.sigmoid(
+            self.method.slope * (10 * (1 - cosine) - self.method.midpoint) if how == "released" else 1 - cosine
+        )
         steps = (self.method.gamma * beta).round() + {"paper": 0, "released": 1, "off": STEPS}[how]
         return torch.where(trigger[:, :, None], off.to(states), states), steps
 
@@ -100,22 +106,34 @@ class SAFREE(Steering):
     token 0, CLIP's "!"), both from the states of end tokens; their order is the code's. Token i is a trigger where d_i
     >= (1 + alpha) mean of the others' d, d_i = || (I - P_C) p || without that token; a prompt's only token always is
     one, as in the code. t' = gamma sigmoid(1 - cos), rounded, of 50 steps or that share of fewer. cos is between p and
-    (I - P_C) P_I p, averaged over tokens. validate="released": gamma sigmoid(5 (10 (1 - cos) - 5.333)) and one more
-    step. "off": every step.
+    (I - P_C) P_I p, averaged over tokens. validate="released": gamma sigmoid(`slope` (10 (1 - cos) - `midpoint`)) and
+    one more step. "off": every step.
 
     With `reattend`, skip features of the first two up blocks are filtered during these steps: of their four lowest
     frequencies, those larger than the original prompt's are scaled by `s1` and `s2`, which needs a third prediction.
-    "Larger" means in magnitude, and the blocks are diffusers' first two: neither could be read in paper or code. The
-    phrases are the task's names, or `phrases`. `negative` puts them in place of the null condition, as the released
-    script does. XL's two encoders count as one, side by side. XL's pooled states and every weight stay as they are.
+    "Larger" means in magnitude, and the blocks are diffusers' first two. The phrases are the names to be erased.
+    `negative` puts them in place of the null condition, as the released script does. XL's two encoders count as one,
+    side by side. XL's pooled states and every weight stay as they are.
+
+    The released code (jaehong31/SAFREE@b8b2c3f) never re-attends: its script asks for it, but calls the functions that
+    install the filter without their argument `safree`, so that nothing is filtered (generate_safree.py:227). "released"
+    follows it. Switched on, that filter would compare real parts, not magnitudes, put the constant `scale` in place of
+    the frequency, not scale it, and pick layers by their width (free_lunch_utils.py:35). Its script for artists stops
+    at an unknown argument; "released" has the constants of its functions (models/modified_stable_diffusion_pipeline.py
+    :20). For XL it validates nothing and projects the second encoder's states alone, off a subspace of projected
+    states, which lie in another space: there is no "released" for XL. Neither paper nor code erases objects.
     """
 
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"validate": "off"}, "sd*-nudity": NUDITY, "sd*": {}},
-        "published": {"sd*-nudity": NUDITY, "*": {}},
-        "released": {"sd*-nudity": RELEASED | NUDITY, "*": RELEASED},
+        "published": {"sd-nudity": PUBLISHED | NUDITY, "sdxl-nudity": PUBLISHED | NUDITY, "sd-style": PUBLISHED},
+        "released": {
+            "sd-nudity": {**RELEASED, "slope": 5.0, "midpoint": 5.333} | NUDITY,
+            "sd-style": {**RELEASED, "slope": 7.0, "midpoint": 5.5},
+        },
     }
+    dropped: ClassVar[dict[str, Any]] = {"phrases": ""}
     space = {"alpha": (0.0, 0.1), "gamma": (5.0, 50.0), "validate": ("paper", "released", "off")}
     alpha: NonNegativeFloat = 0.01
     """How far beyond the mean a token's distance must lie for it to be a trigger, >= 0 (the paper's alpha, 0.01)."""
@@ -124,6 +142,11 @@ class SAFREE(Steering):
     validate: Literal["paper", "released", "off"] = "paper"
     """For how many steps the safe prompt guides: by the "paper"'s self-validation, by the "released" code's, or, "off",
     for all."""
+    slope: NonNegativeFloat = 5.0
+    """Slope of the sigmoid if validate="released", >= 0 (2 k in the code: k is 2.5, for artists 3.5)."""
+    midpoint: float = 5.333
+    """Ten times the distance 1 - cos at which it is one half, if validate="released" (the code's t; for artists
+    5.5)."""
     reattend: bool = True
     """Whether skip features are filtered by frequency (the paper's latent re-attention; the code's `-lra`)."""
     s1: float = 0.9
@@ -132,14 +155,11 @@ class SAFREE(Steering):
     """Scale of the low frequencies in the second up block (0.2 in the code's `freeu_hyp`)."""
     negative: bool = False
     """Whether the phrases take the null condition's place as a negative prompt (as the released code does)."""
-    phrases: str = ""
-    """Phrases that span the concept's subspace, separated by commas (the paper's 17 for nudity); "": the task's
-    names."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Give the model this guidance."""
         model.select("xattn")  # says where there is no text
-        names = model.tokens(self.phrases.split(",")) if self.phrases else task.names("forget").to(task.device)
+        names = task.names("forget").to(task.device)
         model.guidance = _Guard(self, names, model.joined(names) if self.negative else None)
         return model
 

@@ -1,7 +1,7 @@
 """SLD: turns guidance away from the concept wherever sampling heads for it (Schramowski et al., CVPR 2023)."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,31 @@ LEVELS = {
 }
 STEPS = 50
 """Number of steps of the samplers for which the paper states its warm-up."""
+INAPPROPRIATE = (
+    "hate",
+    "harassment",
+    "violence",
+    "suffering",
+    "humiliation",
+    "harm",
+    "suicide",
+    "sexual",
+    "nudity",
+    "bodily fluids",
+    "blood",
+    "obscene gestures",
+    "illegal activity",
+    "drug use",
+    "theft",
+    "vandalism",
+    "weapons",
+    "child abuse",
+    "brutality",
+    "cruelty",
+)
+"""The paper's concept S, one prompt of twenty names: ml-research/safe-latent-diffusion@a42923c,
+src/sld/sld_pipeline.py:70. diffusers' pipeline puts "an image showing" before them."""
+PAPERS = {"level": "medium", "erase": INAPPROPRIATE}
 
 
 class _Safe(Guidance):
@@ -68,16 +93,19 @@ class SLD(Steering):
     gamma = mu (eps_S - eps_null) + s_m nu, mu = min(1, |s_S (eps_c - eps_S)|) where eps_c - eps_S < lambda, else 0, and
     nu <- beta_m nu + (1 - beta_m) gamma from nu = 0, during the warm-up too (eq. 4 to 8). In the paper's letters: s_S
     is `scale`, lambda `threshold`, delta `warmup`, s_m `momentum_scale`, beta_m `momentum_beta`. `level` sets the
-    fields that are None; "medium" is also the default of the released code.
+    fields that are None; "medium" is also the default of the released code. Level "weak" has s_S = 200 here, as in
+    UnlearnDiffAtk's code; the released code has no levels, and diffusers' `SafetyConfig.WEAK` has 20, which is `--set
+    level=weak --set scale=20`.
 
     `warmup` counts steps of the paper's 50-step samplers and means that share of the timesteps: 10 are the first 10 of
     50 steps, or 4 of 20. The released code counts 10 steps of any sampler. All names of the concept form one prompt, as
-    in the paper. Class labels have no such prompt, so eps_S is the mean of their predictions. gamma also acts without
+    in the paper; presets "published" and "released" have the paper's twenty, from "hate" to "cruelty", whatever the
+    task erases. Class labels have no such prompt, so eps_S is the mean of their predictions. gamma also acts without
     guidance (w = 1). Where c is S itself, the bare name or the class label, mu is 0 and nothing is turned away: by this
     limit of the formula class-conditional models still draw the concept. Every weight stays as it is.
     """
 
-    presets = {"published": {"*": {"level": "medium"}}, "released": {"*": {"level": "medium"}}}
+    presets: ClassVar[dict] = {"published": {"sd-nudity": PAPERS}, "released": {"sd-nudity": PAPERS}}
     space = {"level": ("weak", "medium", "strong", "max")}
     level: Literal["weak", "medium", "strong", "max"] = "medium"
     """The paper's configurations "weak", "medium", "strong" and "max", which set the five numbers below."""

@@ -12,12 +12,35 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from unlearnbench import Condition, Diffusion, Task, minimise
+from unlearnbench import Condition, Diffusion, Guidance, Sampler, Task, minimise
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.adapters import Adapted, LowRank, attach, switch, trained
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 
-CODE = {"steps": 3000, "lr": 1e-4, "batch_size": 1, "sampler_steps": 30, "warmup": 500, "cycles": 3, "anchor_count": 4}
+CODE = {
+    "steps": 3000,
+    "lr": 1e-4,
+    "batch_size": 1,
+    "sampler_steps": 30,
+    "warmup": 500,
+    "cycles": 3,
+    "start_guidance": 3.0,
+    "rank": 1,
+    "eta": 1.0,
+    "anchor_weight": 1000.0,
+    "anchor_count": 4,
+    "init_slope": math.sqrt(5),
+}
+ERASED: dict[str, dict[str, Any]] = {"sd-nudity": {"erase": ("nudity",)}, "sd-object": {}, "sd-style": {}}
+"""Tasks like those of the paper and of the released adapters (nudity, objects, styles), with their words."""
+RELEASED = {
+    **CODE,
+    "anchors": "noise",
+    "empty_anchors": True,
+    "timestep": "released",
+    "gate_power": 2,
+    "null_gate": "prompt",
+}
 
 
 @dataclass(frozen=True)
@@ -26,27 +49,33 @@ class SPM(Adapted):
 
     theta adds an adapter of `rank` 1 to each linear layer and convolution of the U-Net's transformers; eps_0 has none.
     x_t is sampled with the adapters and `start_guidance`, down to a random step. Latent anchoring, L_anc = ||
-    eps_theta(x_t, a)
-    - eps_0(x_t, a) ||^2 at the concept's own x_t, preserves `anchor_count` anchors a for each x_t; lambda is
-      `anchor_weight`. Anchors are retained names (or captions), drawn with P(a) ~ (1 - |cos(E(a), E(c))|)^`power`, E
-      all text states as a vector. anchors="noise" are the code's, without words: Gaussian text states of 0.8 to 1.2
-      times c's norm (the code keeps each with probability 1 - cos, which is nearly 1; all are kept here).
+    eps_theta(x_t, a) - eps_0(x_t, a) ||^2 at the concept's own x_t, preserves `anchor_count` anchors a for each x_t;
+    lambda is `anchor_weight`. Anchors are retained names (or captions), drawn with P(a) ~ (1 - |cos(E(a),
+    E(c))|)^`power`, E all text states as a vector. anchors="noise" are the code's, without words: Gaussian text states
+    of 0.8 to 1.2 times c's norm (the code keeps each with probability 1 - cos, which is nearly 1; all are kept here).
 
     Facilitated transport: at inference the adapters' output is multiplied, for each prompt p, by gamma(p), the largest
     over the concept's names of max(cos(E(p), E(c)), share of c's tokens that p has), not below 0. That is
-    metric="clipcos_tokenuni"; "clipcos" and "tokenuni" are one of the two, "none" is gamma = 1, as in training. Here
-    the empty prompt of guidance has its own gamma; the code gives it that of its prompt. A condition without tokens has
+    metric="clipcos_tokenuni"; "clipcos" and "tokenuni" are one of the two, "none" is gamma = 1, as in training. The
+    empty prompt of guidance has its own gamma, or that of its prompt (`null_gate`). A condition without tokens has
     gamma 1, so that leaving out the tokens does not bypass the adapters. gamma has no gradient.
 
     The code's lr follows `cycles` cosines after rising for `warmup` steps; cycles=0 is a constant lr.
+
+    "released" follows the code (Con6924/SPM@3dd762e) in what its authors hardly meant. It puts the empty prompt before
+    each of the four anchors, but keeps the last half of all eight rows, so that two of its four anchors are empty
+    (src/engine/sampling.py:24). It tells the network a timestep that is up to 42 above the noise of x_t
+    (train_spm.py:192). At inference it multiplies both halves of every adapter by gamma, which is gamma^2
+    (infer_spm.py:138). It also draws x_t at random sizes from 256 to 448 pixels and uses an 8-bit AdamW; here x_t has
+    the model's size and AdamW 32 bits.
     """
 
     resumes = True
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},
-        "published": {"*": CODE},
-        "released": {"*": {**CODE, "anchors": "noise"}},
+        "published": {task: {**CODE, "anchors": "names", **words} for task, words in ERASED.items()},
+        "released": {task: {**RELEASED, **words} for task, words in ERASED.items()},
     }
     space = {"lr": (3e-4, 3e-2), "eta": (0.5, 3.0), "anchor_weight": (1.0, 1000.0), "steps": (30, 120)}
     steps: int = 60
@@ -64,6 +93,8 @@ class SPM(Adapted):
     anchors: Literal["names", "captions", "noise"] = "names"
     """What is kept: the retained concepts' "names" (the paper) or "captions" (ours), or text states of "noise" (the
     code)."""
+    empty_anchors: bool = False
+    """Whether the empty prompt stands in for every other anchor of "noise" (as in the code, by mistake)."""
     anchor_count: PositiveInt = 1
     """Anchors for each x_t (the code's `sampling_batch_size`, 4)."""
     power: float = 1.0
@@ -71,6 +102,15 @@ class SPM(Adapted):
     metric: Literal["clipcos_tokenuni", "clipcos", "tokenuni", "none"] = "clipcos_tokenuni"
     """What the gate gamma measures (the code's names): the "clipcos" of text states, the share of tokens, "tokenuni",
     the larger of both, or "none"."""
+    gate_power: PositiveInt = 1
+    """Exponent of gamma in the gate: 1 (the paper), or 2 (the code, which multiplies both halves of an adapter)."""
+    null_gate: Literal["own", "prompt"] = "own"
+    """Which gamma the empty prompt of guidance has: its "own", or that of the "prompt" beside it (the code)."""
+    init_slope: float = 1.0
+    """Parameter a of the uniform Kaiming initialisation of the adapters' first halves (the code's sqrt(5))."""
+    timestep: Literal["reached", "released"] = "reached"
+    """Which timestep the network is told in a loss: the one that x_t has "reached", or the "released" code's, which is
+    up to 42 of 1,000 above it; x_t then has at least one step behind it."""
     start_guidance: float = 3.0
     """Guidance scale w with which x_t is sampled (the code's 3)."""
     sampler_steps: int = 20
@@ -80,15 +120,22 @@ class SPM(Adapted):
     cycles: int = 0
     """Cosines that the learning rate follows after that (the code's `lr_scheduler_num_cycles`, 3); 0: constant."""
 
+    def __post_init__(self) -> None:
+        if self.timestep == "released" and self.sampler_steps < 2:
+            raise UserError(f"timestep=released leaves no step with sampler_steps={self.sampler_steps}: give 2 or more")
+
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Add the adapters, whose output is zero at first, and the hook that sets their gates."""
         model.select("xattn")
         blocks = [block for block in model.unet.modules() if type(block).__name__ == "Transformer2DModel"]
         every = [layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         for layer in every:
-            attach(layer, LowRank(layer, self.rank))
-        model.transport = Transport(task.names("forget"), model.tokenizers[0].all_special_ids, self.metric)
+            attach(layer, LowRank(layer, self.rank, slope=self.init_slope))
+        special = model.tokenizers[0].all_special_ids
+        model.transport = Transport(task.names("forget"), special, self.metric, self.gate_power)
         model.register_forward_pre_hook(model.transport)
+        if self.null_gate == "prompt":
+            model.guidance = _OneGate()
         return model
 
     def unlearn(self, model: Any, task: Task, prepared: Any = None) -> Diffusion:
@@ -110,11 +157,15 @@ class SPM(Adapted):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         texts, chance = self.candidates(model, task)
         for y in task.conditions("forget", self.steps, self.batch_size):
-            x_t, t = model.partway(y, sampler)
+            x_t, t = model.partway(y, sampler) if self.timestep == "reached" else late(model, y, sampler)
             with torch.no_grad():
                 if self.anchors == "noise":
                     c = model.embed(y.repeat_interleave(self.anchor_count, dim=0))
                     anchor = Condition(noise(c.states), None if c.pooled is None else noise(c.pooled), c.extra)
+                    if self.empty_anchors:  # the last half of: empty, first anchor, empty, second anchor, ...
+                        drawn = (torch.arange(len(c.states)) % self.anchor_count + self.anchor_count) % 2 == 1
+                        null = model.null(len(c.states))._replace(extra=c.extra, ids=None)
+                        anchor = anchor.where(drawn.to(y.device), null)
                 else:
                     drawn = torch.multinomial(chance, len(y) * self.anchor_count, replacement=True)
                     anchor = model.embed(texts[drawn].to(y.device))
@@ -147,8 +198,10 @@ class SPM(Adapted):
 class Transport:
     """Sets every adapter's gate before the model's forward: to `fixed`, or to gamma of each row's prompt."""
 
-    def __init__(self, names: Tensor, special: list[int], metric: str):
-        self.names, self.metric, self.fixed = names, metric, None
+    fixed: Tensor | float | None
+
+    def __init__(self, names: Tensor, special: list[int], metric: str, power: int = 1):
+        self.names, self.metric, self.power, self.fixed = names, metric, power, None
         rows = names[:, 0] if names.dim() == 3 else names
         self.words = [row[~torch.isin(row, torch.tensor(special))].unique() for row in rows]
 
@@ -161,7 +214,7 @@ class Transport:
 
     @torch.no_grad()
     def gamma(self, model: Any, condition: Condition) -> Tensor | float:
-        """Gates (B,); 1 where the condition has no tokens."""
+        """Gates (B,), gamma to the `power`; 1 where the condition has no tokens."""
         ids, scores = condition.ids, []
         if ids is None or self.metric == "none":
             return 1.0
@@ -172,7 +225,35 @@ class Transport:
             found = [(rows[..., None] == word.to(rows)).any(1).float().mean(1) for word in self.words]
             scores.append(torch.stack(found, dim=1))
         unknown = (ids.flatten(1) < 0).any(dim=1)
-        return torch.where(unknown, 1.0, torch.cat(scores, dim=1).amax(dim=1).clamp(min=0))
+        return torch.where(unknown, 1.0, torch.cat(scores, dim=1).amax(dim=1).clamp(min=0)) ** self.power
+
+
+class _OneGate(Guidance):
+    """Guidance in which the null condition has the gates of the prompts beside it."""
+
+    def __call__(
+        self, model: Any, x_t: Tensor, t: Tensor, i: int, condition: Condition, null: Condition, w: float
+    ) -> Tensor:
+        """Plain guidance with the prompts' gates on both sides."""
+        transport = model.transport
+        if transport.fixed is not None or w == 1:
+            return super().__call__(model, x_t, t, i, condition, null, w)
+        gate = transport.gamma(model, condition)
+        transport.fixed = torch.cat([gate, gate]) if isinstance(gate, Tensor) else gate
+        try:
+            return super().__call__(model, x_t, t, i, condition, null, w)
+        finally:
+            transport.fixed = None
+
+
+@torch.no_grad()
+def late(model: Diffusion, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """As `model.partway`, after at least one step, with the timestep (B,) that the released code takes for x_t's."""
+    done = torch.randint(1, sampler.steps, y.shape[:1], device=y.device)
+    seeds = torch.randint(2**62, y.shape[:1]).tolist()
+    x_t = model.sample(y, seeds, sampler=sampler, until=sampler.steps - done)
+    T = len(model.alpha_bar)
+    return x_t, T - 1 - done * T // sampler.steps
 
 
 def cosines(a: Condition, b: Condition) -> Tensor:

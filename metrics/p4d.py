@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -11,16 +11,41 @@ from torch import Tensor
 
 from unlearnbench import Attack, Condition, Diffusion, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
-from unlearnbench.attacks.search import predicted, sample_targets, sight
+from unlearnbench.attacks.search import Vocabulary, predicted, sample_targets, sight
+from unlearnbench.attacks.target_images import AS_PROTOCOL, TargetImages
 from unlearnbench.testing import toy_models
 
 SMALL = {"steps": 100, "every": 20}
 HARNESS = {"form": "prefix", "size": 5, "optimiser": "adam"}
+LONG = {"timesteps": 50, "steps": 2000, "every": 40, "lr": 0.01}
+RELEASED: dict[str, Any] = {
+    "steps": 3000,
+    "every": 50,
+    "lr": 0.1,
+    "decay": 0.1,
+    "optimiser": "adamw",
+    "timesteps": 0,
+    "vocabulary": "all",
+    "pad": 0,
+    "target_scheduler": "dpm++",
+    "target_steps": 25,
+    "target_encoding": "sample of [0, 1]",
+}
+RELEASED_PREFIX: dict[str, Any] = {
+    **HARNESS,
+    **LONG,
+    "decay": 0.1,
+    "vocabulary": "all",
+    "target_scheduler": "lms",
+    "target_steps": 25,
+    "target_guidance": 7.5,
+    "target_encoding": "mode",
+}
 ADAMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 @dataclass(frozen=True)
-class P4D(Attack):
+class P4D(Attack, TargetImages):
     """min over tokens P of || eps_theta(z_t | P) - eps_0(z_t | prompt) ||^2, mean over elements; eps_0 is the original.
 
     z_t is the target's image, drawn by the original from the same prompt and noise, at a random t with fresh noise.
@@ -30,20 +55,26 @@ class P4D(Attack):
     Whatever exceeds the encoder's length is cut. Every `every` steps the targets are drawn, by the protocol, with the
     nearest tokens decoded to text and tokenised again; recovered targets are done.
 
-    The defaults, the loss and both forms follow the released code (joycenerd/P4D: prompt_optimization/, configs/
-    esd_nudity_optmz_config.json), which was read; whether the paper has the same is unverified. The code draws three
-    images each time, keeps the prompt whose images CLIP finds most like the target, and judges that one alone. Here
-    every prompt is judged, on the target's own noise, and special tokens are never free ones. Both predictions are
-    unguided, except for a method's own guidance. The attack needs gradients, so it is white-box.
+    Every prompt is judged, on the target's own noise. Both predictions are unguided, except for a method's own
+    guidance. The attack needs gradients, so it is white-box. By default free tokens are whole words, prompts end and
+    are padded as the text encoder knows it, and target images are those of the protocol.
 
-    form="prefix" is P4D in UnlearnDiffAtk's harness (hard_prompt_esd_nudity_P4D.json, src/tasks/P4D_.py, read): `size`
-    = 5 tokens before the prompt, Adam with `lr` 0.01, and `timesteps` evenly spaced ones in turn (0: random ones, as
-    above).
+    "released" and "released-k" search as the authors' code does (joycenerd/P4D, prompt_optimization/optimize_n.py and
+    optimize_k.py, configs/esd_nudity_optmz_config.json), with its bugs: prompts are padded with token 0, an
+    exclamation mark, where Stable Diffusion 1 pads with the end token; form k has no end token; and pictures are
+    encoded with values from 0 to 1, where the autoencoder means -1 to 1. Target images are drawn by DPM-Solver++ in 25
+    steps, and any token may be found, word pieces and special ones too. Not reproduced: the code draws three images
+    each time, keeps the one prompt whose images CLIP ViT-H/14 finds most like the target, and judges only that.
 
-    "small" (n), "k" and "prefix" are 100 steps, drawn every 20, with "prefix" at `lr` 0.1; "published" and its two
-    variants are as published. A step costs a target two evaluations, one of each model; a method's own further passes
-    and the drawing of judged images are not counted. Random numbers are drawn for a group of targets, as in
-    UnlearnDiffAtk.
+    "released-prefix" is P4D as UnlearnDiffAtk's code runs it (OPTML-Group/Diffusion-MU-Attack, configs/*/hard_prompt_*,
+    src/attackers/hard_prompt_.py): free tokens before the prompt (5 for nudity, 3 for objects and styles), Adam with
+    `lr` 0.01, and `timesteps` evenly spaced ones in turn (0: random ones, as above). There is no "published": the
+    paper's own text could not be read.
+
+    "small" (n), "k" and "prefix" are 100 steps, drawn every 20, with "prefix" at `lr` 0.1; "full" and its two variants
+    are as long as the code's on any task. A step costs a target two evaluations, one of each model; a method's own
+    further passes and the drawing of judged images are not counted. Random numbers are drawn for a group of targets, as
+    in UnlearnDiffAtk.
     """
 
     title, rank = "P4D", 31
@@ -52,10 +83,24 @@ class P4D(Attack):
         "small": SMALL,
         "k": {**SMALL, "form": "k"},
         "prefix": {**SMALL, **HARNESS, "timesteps": 5},
-        "published": {},
-        "published-k": {"form": "k"},
-        "published-prefix": {**HARNESS, "timesteps": 50, "steps": 2000, "every": 40, "lr": 0.01},
+        "full": {},
+        "full-k": {"form": "k"},
+        "full-prefix": {**HARNESS, **LONG},
     }
+    presets = {
+        "released": {"sd-nudity": {**RELEASED, "form": "n", "size": 16}},
+        "released-k": {"sd-nudity": {**RELEASED, "form": "k", "spacing": 3, "end": False}},
+        "released-prefix": {
+            "sd-nudity": RELEASED_PREFIX,
+            "sd-object": {**RELEASED_PREFIX, "size": 3},
+            "sd-style": {**RELEASED_PREFIX, "size": 3},
+        },
+    }
+    removed = {
+        name: "the paper's text could not be read; @released is its code's run, @full its length on any task"
+        for name in ("published", "published-k", "published-prefix")
+    }
+    added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "pad": None, "end": True}
 
     form: Literal["n", "k", "prefix"] = "n"
     size: PositiveInt = 16
@@ -66,6 +111,12 @@ class P4D(Attack):
     lr: float = 0.1
     decay: float = 0.1
     optimiser: Literal["adam", "adamw"] = "adamw"
+    vocabulary: Vocabulary = "words"
+    """What free tokens may be: "words", those that end a word; "all", every token of the encoder."""
+    pad: NonNegativeInt | None = None
+    """Token that fills a prompt after its end while it is searched; None: the tokenizer's. The code's is 0."""
+    end: bool = True
+    """Whether a prompt has its end token while it is searched, if `pad` is given."""
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """After every `every` steps, until every target is recovered."""
@@ -73,10 +124,11 @@ class P4D(Attack):
         task: Any = outcome.task
         seen = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, seen)
-        x0, y = sample_targets(outcome, items, model=original), task.inputs(items)
+        x0, y = self.draw_targets(outcome, items), task.inputs(items)
         start = y if self.form != "n" else task.tokens([""] * len(items)).to(y.device)
         engine = ADAMS[self.optimiser]
-        prompts = Prompts(model, start, self.pattern, "hard", engine, self.lr, self.decay)
+        how: dict[str, Any] = {"vocabulary": self.vocabulary, "pad": self.pad, "end": self.end}
+        prompts = Prompts(model, start, self.pattern, "hard", engine, self.lr, self.decay, **how)
         for step in track(range(1, self.steps + 1), self.steps, "P4D"):
             left = (seen != 1).nonzero()[:, 0].to(x0.device)
             if not len(left):

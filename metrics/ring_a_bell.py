@@ -2,14 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, track
-from unlearnbench.attacks.search import allowed, evaluations, fill_tokens, open_prompts, sample_targets, sight
+from unlearnbench import Attack, Diffusion, Diverged, Known, Look, Outcome, Plan, Task, track
+from unlearnbench.attacks.concept_pairs import read_nudity_pairs
+from unlearnbench.attacks.search import (
+    allowed,
+    evaluations,
+    fill_tokens,
+    open_prompts,
+    sample_targets,
+    sight,
+    token_embeddings,
+)
 from unlearnbench.errors import Unsupported
 from unlearnbench.testing import toy_models
 
@@ -21,27 +31,50 @@ class RingABell(Attack):
     """min over token sequences s of K tokens: || E(s) - (E(p) + eta c) ||^2, c = mean (E(with) - E(without)).
 
     E are the original's text states (L, D) over all L places (for XL both encoders' side by side, without the pooled
-    ones); p is a target's own prompt. Pairs are the training captions of the forget side with the concept's name, and
-    the same captions with the task's substitute, or with the name deleted where there is none. The paper's pairs dress
-    people or delete words. Its list for nudity is not shipped, so on Stable Diffusion there are only a few pairs here.
+    ones); p is a target's own prompt. By default pairs are the training captions of the forget side with the concept's
+    name, and the same captions with the task's substitute, or with the name deleted where there is none: on Stable
+    Diffusion these are only a few.
 
-    A genetic algorithm as in the released code (chiayi-hsu/Ring-A-Bell, InversePrompt.ipynb; the paper's text could not
-    be read) starts from `population` random sequences. In each generation the better half survives. With probability
-    `crossover` each survivor and a random mate also leave both children of a random cut. Then every sequence, survivors
-    included, has one token replaced at random with probability `mutation`. There is no elitism, and special tokens are
-    never drawn. eta = 3 and K = 16 are the code's settings for nudity. Targets with the same prompt share a search. The
-    found sequence is decoded to text and tokenised again, as anyone who has only the prompt must do.
+    "released" is the authors' code for nudity (chiayi-hsu/Ring-A-Bell, Get_Concept_Vector.ipynb, InversePrompt.ipynb):
+    c is the mean over their 50 pairs of prompts, each counted as often as it has images in which NudeNet saw nudity,
+    and tokens may be word pieces. Their two lists are not shipped with this suite; where they are missing, the attack
+    refuses and names the command that fetches them. There is no "published": the paper's own text could not be read.
+
+    The genetic algorithm is the code's. It starts from `population` random sequences. In each generation the better
+    half survives. With probability `crossover` each survivor and a random mate also leave both children of a random
+    cut. Then every sequence, survivors included, has one token replaced at random with probability `mutation`. There is
+    no elitism, and special tokens are never drawn. eta = 3 and K = 16 are the code's settings for nudity. Targets with
+    the same prompt share a search. The found sequence is decoded to text and tokenised again, as anyone who has only
+    the prompt must do.
 
     Black box: the search costs text encodings of the original alone, which count nothing. Trying a found prompt costs
     the drawing of one image; the first, at budget 0, is the target's own. The best prompt is tried at the generations
-    in `after`; "published" tries the last alone. "small" has a small population and tries sooner. Parts: || E(s) -
+    in `after`: the last alone, as the code does; "small" has a small population and tries sooner. Parts: || E(s) -
     target ||^2 divided by that of p itself, mean over targets; and the share of found prompts that contain the
     concept's name.
     """
 
     title, rank, box, together = "Ring-A-Bell", 50, "black", True
     needs = frozenset({"text"})
-    variants = {"small": {"population": 60, "after": (25, 50, 100)}}
+    variants = {"small": {"population": 60, "after": (25, 50, 100)}, "full": {}}
+    presets = {
+        "released": {
+            "sd-nudity": {
+                "eta": 3.0,
+                "k": 16,
+                "population": 200,
+                "crossover": 0.5,
+                "mutation": 0.25,
+                "after": (3000,),
+                "pairs": "published",
+                "vocabulary": "all but special",
+            }
+        }
+    }
+    removed = {
+        "published": "the paper's text could not be read; @released is its code's run, @full its length on any task"
+    }
+    added: ClassVar[dict[str, Any]] = {"pairs": "captions", "vocabulary": "words"}
 
     eta: float = 3.0
     k: PositiveInt = 16
@@ -49,6 +82,15 @@ class RingABell(Attack):
     crossover: float = 0.5
     mutation: float = 0.25
     after: tuple[NonNegativeInt, ...] = (3000,)
+    pairs: Literal["captions", "published"] = "captions"
+    """Prompts with and without the concept: "captions", the task's; "published", the authors' lists for nudity."""
+    vocabulary: Literal["words", "all but special"] = "words"
+    """What tokens may be: "words", those that end a word; "all but special", every one from 1 on but special ones."""
+
+    def require_files(self, task: Task) -> None:
+        """Refuses where the published pairs are asked for and not there."""
+        if self.pairs == "published":
+            read_nudity_pairs(folder_of(task))
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """One look at every generation in `after`."""
@@ -60,7 +102,7 @@ class RingABell(Attack):
             return
         prompts, which = task.inputs(items).unique(dim=0, return_inverse=True)
         which, model, device, spent = which.cpu(), outcome.original, prompts.device, 0
-        vector = concept(model, task)
+        vector = concept(model, task) if self.pairs == "captions" else published_concept(model, task)
         if not vector.any():
             raise Unsupported(f"{task.name} has no captions with and without the concept to tell it by")
         target, own = states(model, prompts) + self.eta * vector, (self.eta * vector).square().sum().item()
@@ -75,7 +117,7 @@ class RingABell(Attack):
             far = [(states(model, y) - target[rows]).square().flatten(1).sum(dim=1) for y, rows in some]
             return torch.cat(far).cpu()
 
-        vocabulary = allowed(model).cpu()
+        vocabulary = (allowed(model) if self.vocabulary == "words" else all_but_special(model)).cpu()
         first = vocabulary[torch.randint(len(vocabulary), (len(prompts), self.population, k))]
         search = evolved(first, loss, vocabulary, self.crossover, self.mutation)
         for generation in track(range(1, max(self.after) + 1), max(self.after), "generations"):
@@ -105,6 +147,32 @@ def concept(model: Diffusion, task: Any) -> Tensor:
     """The concept's vector c (L, D): mean over pairs of E(with) - E(without)."""
     y = task.captions("forget").unique(dim=0).to(task.device)
     return (states(model, y) - states(model, task.substitute(y))).mean(dim=0)
+
+
+def published_concept(model: Diffusion, task: Any) -> Tensor:
+    """The vector c (L, D) of nudity: mean over the authors' pairs, each as often as they kept it."""
+    pairs = read_nudity_pairs(folder_of(task))
+    shown, hidden = (
+        states(model, task.tokens(list(texts)).to(task.device))
+        for texts in ([pair.shown for pair in pairs], [pair.hidden for pair in pairs])
+    )
+    copies = torch.tensor([float(pair.copies) for pair in pairs]).to(shown)
+    return ((shown - hidden) * copies[:, None, None]).sum(dim=0) / copies.sum()
+
+
+def folder_of(task: Any) -> Path:
+    """The data folder of a task that has one."""
+    folder: Path | None = getattr(task, "folder", None)
+    if folder is None:
+        raise Unsupported(f"{task.name} has no data folder to read published pairs from")
+    return folder
+
+
+def all_but_special(model: Any) -> Tensor:
+    """Ids (n,) of all tokens from 1 on but special ones, which the authors' code draws from."""
+    special = torch.tensor(model.tokenizers[0].all_special_ids)
+    every = torch.arange(1, len(token_embeddings(model)[0]))
+    return every[~torch.isin(every, special)]
 
 
 def evolved(

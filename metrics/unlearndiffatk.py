@@ -3,21 +3,35 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
 
 from unlearnbench import Attack, Known, Look, Outcome, Plan, track
 from unlearnbench.attacks.prompt_search import Prompts, evenly, looked
-from unlearnbench.attacks.search import denoising, sample_targets, sight
+from unlearnbench.attacks.search import Vocabulary, denoising, sample_targets, sight
+from unlearnbench.attacks.target_images import AS_PROTOCOL, TargetImages
 from unlearnbench.testing import toy_models
 
 SMALL = {"timesteps": 5, "iterations": 20}
+RELEASED = {
+    "kind": "relaxed",
+    "timesteps": 50,
+    "iterations": 40,
+    "lr": 0.01,
+    "decay": 0.1,
+    "vocabulary": "all",
+    "bisect": True,
+    "target_scheduler": "lms",
+    "target_steps": 25,
+    "target_guidance": 7.5,
+    "target_encoding": "mode",
+}
 
 
 @dataclass(frozen=True)
-class UnlearnDiffAtk(Attack):
+class UnlearnDiffAtk(Attack, TargetImages):
     """min over k tokens before a prompt of || eps - eps_theta(z_t | prefix, prompt) ||^2, a mean over elements.
 
     z_t is the target's image, drawn by the original from the same prompt and noise, at timestep t. kind="relaxed" is
@@ -30,15 +44,19 @@ class UnlearnDiffAtk(Attack):
     timestep the targets are drawn, by the protocol, with the likeliest (or nearest) tokens, decoded to text and
     tokenised again; recovered ones are done.
 
-    The defaults follow the released configs (OPTML-Group/Diffusion-MU-Attack, configs/nudity/text_grad_*.json,
-    src/attackers/text_grad_.py), which were read; whether the paper has the same is unverified. As in the code, noise
-    is fresh in each iteration. It is drawn for a whole group of targets, solved or not: the same for every method, but
-    not for another `batch`; everything else belongs to a target alone. Unlike in the code, the image is not decoded and
-    encoded in between, special tokens are never free ones, and prompts of over 60 tokens are not dropped; what no
-    longer fits is cut at their end.
+    Noise is fresh in each iteration, as in the authors' code. It is drawn for a whole group of targets, solved or not:
+    the same for every method, but not for another `batch`; everything else belongs to a target alone. What no longer
+    fits the text encoder is cut at a prompt's end.
 
-    "small", "soft" and "hard" are 5 timesteps of 20 iterations; "published" is 50 of 40. An iteration costs a target
-    one evaluation; a method's own further passes and the drawing of judged images are not counted.
+    By default the target images are those of the protocol, and free tokens are whole words, so that a prompt is
+    tokenised as it was found. "released" is the authors' code (OPTML-Group/Diffusion-MU-Attack, configs/*/text_grad_*
+    and src/execs/generate_dataset.py): images by LMS in 25 steps with guidance 7.5, encoded again from 8 bits, and any
+    token, word pieces and special ones too. It has 5 free tokens for nudity and 3 for objects and styles. There the
+    24 of 142 prompts of nudity that are over 60 tokens are left out, here they are attacked too. There is no
+    "published": the paper's own text could not be read.
+
+    "small", "soft" and "hard" are 5 timesteps of 20 iterations; "full" is 50 of 40 on any task. An iteration costs a
+    target one evaluation; a method's own further passes and the drawing of judged images are not counted.
     """
 
     title, rank = "UnlearnDiffAtk", 30
@@ -47,8 +65,19 @@ class UnlearnDiffAtk(Attack):
         "small": SMALL,
         "soft": {**SMALL, "kind": "soft"},
         "hard": {**SMALL, "kind": "hard"},
-        "published": {},
+        "full": {},
     }
+    presets = {
+        "released": {
+            "sd-nudity": {**RELEASED, "k": 5},
+            "sd-object": {**RELEASED, "k": 3},
+            "sd-style": {**RELEASED, "k": 3},
+        }
+    }
+    removed = {
+        "published": "the paper's text could not be read; @released is its code's run, @full its schedule on any task"
+    }
+    added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "bisect": False}
 
     kind: Literal["relaxed", "hard", "soft"] = "relaxed"
     k: PositiveInt = 5
@@ -56,14 +85,19 @@ class UnlearnDiffAtk(Attack):
     iterations: PositiveInt = 40
     lr: float = 0.01
     decay: float = 0.1
+    vocabulary: Vocabulary = "words"
+    """What free tokens may be: "words", those that end a word; "all", every token of the encoder."""
+    bisect: bool = False
+    """Whether P is projected by bisection to within 1e-5 of the shift, as in the released code; otherwise exactly."""
 
     def looks(self, outcome: Outcome, items: Sequence[Plan]) -> Iterator[Look]:
         """After each timestep's iterations, until every target is recovered."""
         model, task = outcome.model, outcome.task
         seen = sight(outcome, sample_targets(outcome, items), items).recovered
         yield Look(0, seen)
-        x0 = sample_targets(outcome, items, model=outcome.original)
-        prompts = Prompts(model, task.inputs(items), self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay)
+        x0, y = self.draw_targets(outcome, items), task.inputs(items)
+        how: dict[str, Any] = {"vocabulary": self.vocabulary, "bisect": self.bisect}
+        prompts = Prompts(model, y, self.prefixed, self.kind, torch.optim.Adam, self.lr, self.decay, **how)
         schedule = evenly(self.timesteps, len(model.alpha_bar))
         for number, timestep in enumerate(track(schedule, len(schedule), "UnlearnDiffAtk"), start=1):
             left = (seen != 1).nonzero()[:, 0].to(x0.device)

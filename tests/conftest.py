@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import os
 import re
@@ -40,6 +41,47 @@ def no_collection_of_what_stays() -> None:
     """Keep loaded libraries out of garbage collection: each run collects before it measures memory."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_stays_is_made_once() -> Iterator[None]:
+    """The parser of the command line and the list of what other packages offer: both take longer than a light command.
+
+    What is offered is looked up anew where `sys.path` is another.
+    """
+    import typer.main
+
+    from unlearnbench import registry
+
+    parser, offered = functools.cache(typer.main.get_command), registry.entry_points
+    known: dict[Any, Any] = {}
+
+    def entry_points(group: str) -> Any:
+        where = (group, *sys.path)
+        if where not in known:
+            known[where] = offered(group=group)
+        return known[where]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", parser)
+        patch.setattr(registry, "entry_points", entry_points)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pictures_are_packed_loosely() -> Iterator[None]:
+    """A record's sample grid is written in a tenth of the time, and shows the same."""
+    from PIL import Image
+
+    plain = Image.Image.save
+
+    def save(self: Any, fp: Any, format: str | None = None, **about: Any) -> None:
+        loosely = {**about, "optimize": False, "compress_level": 1} if about.get("optimize") else about
+        plain(self, fp, format, **loosely)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "save", save)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,12 +30,24 @@ def commands(text: str) -> list[list[str]]:
     """The words after `unlearnbench` of every command in the fenced bash blocks of a page."""
     found = []
     for line in re.sub(r"\\\n\s*", " ", "\n".join(BLOCK.findall(text))).splitlines():
-        for part in re.split(r"&&|;|\|", shlex_safe(line)):
-            words = shlex.split(part, comments=True)
+        for words in parts_of(shlex_safe(line)):
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 del words[0]
             if words and words[0] == "unlearnbench":
                 found.append([one for word in words[1:] for one in expanded(word)])
+    return found
+
+
+def parts_of(line: str) -> list[list[str]]:
+    """The commands of a line, which && ; and | separate where they are not quoted, as words."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+    lexer.whitespace_split = True
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set(";&|"):
+            found.append([])
+        else:
+            found[-1].append(word)
     return found
 
 

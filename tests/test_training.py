@@ -124,6 +124,17 @@ def test_the_running_mean_warms_up_as_its_formula_says(ema):
     assert_equal(values, mean, 3e-6)
 
 
+def test_the_running_mean_continues_pretrainings_at_its_own_pace():
+    """The papers' EMAHelper: shadow = mu shadow + (1 - mu) theta, from the shadow in the file, without a warm-up."""
+    values, other = parameters(), parameters()
+    before = [torch.full((3, 2), 5.0), torch.full((2,), -5.0)]
+    mean = dict(zip(other, before, strict=True))
+    minimise(stream(values, 6), values, 0.05, ema=0.9, average=[value.clone() for value in before])
+    for now in reference(other, torch.optim.Adam(other.values(), lr=0.05), steps=6):
+        mean = {name: 0.9 * mean[name] + 0.1 * now[name] for name in mean}
+    assert_equal(values, mean, 3e-6)
+
+
 def test_the_running_mean_does_not_disturb_training():
     seen = {}
     for ema in (None, 0.9):

@@ -13,6 +13,7 @@ from .diffusion.model import Diffusion as Diffusion
 from .diffusion.model import Guidance as Guidance
 from .diffusion.sampler import Sampler as Sampler
 from .method import Method as Method
+from .method import TextMethod as TextMethod
 from .metric import FeatureMetric as FeatureMetric
 from .metric import Known as Known
 from .metric import Metric as Metric

@@ -10,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any, ClassVar, Final, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from unlearnbench.data.wording import Replacements, Wording, Words
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.errors import UserError, one_line, unknown
+from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.task import Task
 
 if sys.version_info >= (3, 11):
@@ -35,6 +36,8 @@ LEAST: Final = {
 """Smallest whole number allowed for fields that count something, by patterns of their names (in any case)."""
 ACCESS = ("forget images", "retain images", "concept", "training recipe")
 """Kinds of access that `requires` may name; "concept" is only its name, as text or class label."""
+OF_PAPERS = ("published", "released")
+"""Presets that say what a paper or its code ran: they exist for the tasks that it ran, never for any task."""
 
 
 @cache
@@ -48,9 +51,11 @@ class Method(ABC):
     """Subclass as a frozen dataclass in a file of its own; the file's name is the method's name.
 
     The fields are the method's hyper-parameters; a string below each says what it is (see `field_docs`). `presets` maps
-    a name such as "published" to settings by task: the task's name, else the first matching pattern, such as "sd*",
-    with "*" for all other tasks last. `requires` names what the method needs (see `ACCESS`, or a part of the model);
-    where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six fields.
+    a name such as "default" to settings by task: the task's name, else the first matching pattern, such as "sd*", with
+    "*" for all other tasks last. "published" (what the paper says it ran) and "released" (what its code runs) name the
+    tasks that were run: there "*" counts for none. `requires` names what the method needs (see `ACCESS`, or a part of
+    the model); where that is missing, the cell is skipped with the reason. `space` gives tuning ranges for at most six
+    fields.
     """
 
     name: ClassVar[str] = ""
@@ -61,6 +66,9 @@ class Method(ABC):
     """Fields that count something and may be smaller than their names allow (see `LEAST`), such as 0 further rounds."""
     version: ClassVar[int] = 1
     """Increased, with a line in the changelog, when equal settings no longer give equal numbers."""
+    trains: ClassVar[bool] = True
+    """Whether it trains the weights that it gets, which may be others than the original's (see `Task.starting`);
+    methods that do not train get the original."""
     incomplete: ClassVar[bool] = False
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
@@ -82,11 +90,17 @@ class Method(ABC):
         cls.name = cls.__module__.rpartition(".")[2]
 
     def prepare(self, model: Diffusion, task: Task) -> Any:  # noqa: B027 - most methods prepare nothing
-        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately."""
+        """Compute masks, Fisher information or generated images. Runs before `unlearn` and is timed separately.
+
+        The model is in evaluation mode, without dropout. A network that is trained here needs its own `train()`.
+        """
 
     @abstractmethod
     def unlearn(self, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
-        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds."""
+        """Change and return the model. Random numbers come from torch's global generator, which the runner seeds.
+
+        The model is in training mode, so that networks with dropout train with it. `Diffusion.sample` turns it off.
+        """
 
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Add structure that weights alone do not carry (adapters, gates, guidance).
@@ -95,14 +109,21 @@ class Method(ABC):
         """
         return model
 
+    def worded(self, task: Task) -> Task:
+        """The task as this method sees it: with words of the method's own, if it has any (see `TextMethod`)."""
+        return task
+
     @classmethod
     def current(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a record or tuning, which may be older than this code, without `dropped` fields.
+        """Return the settings of a record or tuning, which may be older than this code, as this code has them.
 
-        A dropped field with another value than the expected one is kept, so that `configured` refuses it.
+        Fields that came later have their defaults, which mean "as before" (see `version`). `dropped` fields are left
+        out; one with another value than the expected one is kept, so that `configured` refuses it.
         """
         gone = object()
-        return {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        later = {field.name: field.default for field in fields(cls) if field.name not in settings}
+        kept = {key: value for key, value in settings.items() if cls.dropped.get(key, gone) != value}
+        return {**{key: value for key, value in later.items() if value is not MISSING}, **kept}
 
     @classmethod
     def configured(cls, settings: dict[str, Any]) -> Method:
@@ -164,13 +185,37 @@ class Method(ABC):
     def preset(cls, name: str, task: str) -> dict[str, Any]:
         """Return the settings of a preset for a task. "default" always exists; it is empty unless the method defines
         it.
+
+        Raises `UserError` for a preset that the method does not have, and `Unsupported` for one that it has for other
+        tasks only.
         """
         if name in cls.moved and name not in cls.offered():
             raise UserError(f"{cls.name} has no preset {name}: use --method {cls.moved[name]}")
         if name != "default" and name not in cls.offered():
             raise unknown(f"preset of {cls.name}", name, {*cls.offered(), "default"})
         by_task = cls.offered().get(name, {})
-        return dict(next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), {}))
+        if name in OF_PAPERS:
+            by_task = {key: values for key, values in by_task.items() if key != "*"}
+        found = next((by_task[key] for key in (task, *by_task) if key in by_task and fnmatchcase(task, key)), None)
+        if found is None and name != "default":
+            of = {"published": f"the paper of {cls.name} published", "released": f"the released code of {cls.name} has"}
+            there = (
+                f"it has them for {', '.join(by_task)}" if by_task else 'its "*" names none of the tasks that were run'
+            )
+            raise Unsupported(
+                f"{of.get(name, f'preset {name} of {cls.name} has')} no settings for {task}; {there}: use --preset "
+                "default, or give settings with --set"
+            )
+        return dict(found or {})
+
+    @classmethod
+    def has_preset(cls, name: str, task: str) -> bool:
+        """Whether `preset` returns settings for this task."""
+        try:
+            cls.preset(name, task)
+        except UserError:
+            return False
+        return True
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
@@ -212,7 +257,67 @@ class Method(ABC):
     @classmethod
     def own_files(cls) -> list[Path]:
         """Return the files that define the class and the methods that it builds on."""
-        return [Path(inspect.getfile(base)) for base in cls.__mro__ if issubclass(base, Method) and base is not Method]
+        own = [base for base in cls.__mro__ if issubclass(base, Method) and base not in (Method, TextMethod)]
+        return [Path(inspect.getfile(base)) for base in own]
+
+
+@dataclass(frozen=True)
+class TextMethod(Method):
+    """A method that can be given words of its own in place of the task's, by a preset or by `--set`.
+
+    They change what the task tells the method: `names`, `captions`, `substitute`, and the prompts for which training
+    images are drawn. What is measured never changes: the plan, its prompts and their labels are the task's. On tasks
+    with class labels, giving words is an error. On the command line several words are separated by semicolons, or given
+    as a JSON list: `--set 'erase=nudity; violence'`, `--set 'keep=["a dog", "a car"]'`.
+    """
+
+    _: KW_ONLY
+    erase: Words | None = None
+    """Names of what is to be erased, instead of the task's; None: the task's."""
+    replace_with: Replacements | None = None
+    """What takes their place: one for all names, or one for each; "" is the empty prompt; None: the task's
+    substitute."""
+    keep: Words | None = None
+    """Names of what is to be kept; empty keeps nothing, [""] the empty prompt; None: the task's."""
+    forget_prompts: Words | None = None
+    """Prompts of the training images of what is to be erased, which are drawn for them where the task draws images;
+    None: the task's."""
+    retain_prompts: Words | None = None
+    """Prompts of the training images of what is to be kept; None: the task's."""
+
+    @property
+    def wording(self) -> Wording:
+        """The five fields above, as tasks take them."""
+        return Wording(*(getattr(self, name) for name in Wording._fields))
+
+    def worded(self, task: Task) -> Task:
+        """The task with these words; itself if there are none."""
+        return task.with_words(self.wording) if self.wording.given else task
+
+    @classmethod
+    def configured(cls, settings: dict[str, Any]) -> Method:
+        """Create an instance with these settings; raises `UserError` for words that contradict one another too."""
+        method = super().configured(settings)
+        assert isinstance(method, TextMethod)
+        method.wording.check(cls.name)
+        return method
+
+    def settings(self) -> dict[str, Any]:
+        """Return all hyper-parameters by name, words last."""
+        own = super().settings()
+        return {**{name: own[name] for name in own if name not in Wording._fields}, **self.wording._asdict()}
+
+
+def run_prepare(method: Method, model: Diffusion, task: Task) -> Any:
+    """Return what `method.prepare` makes of the model in evaluation mode, as the papers' code computes masks."""
+    model.eval()
+    return method.prepare(model, task)
+
+
+def run_unlearn(method: Method, model: Diffusion, task: Task, prepared: Any) -> Diffusion:
+    """Return the model that `method.unlearn` makes, with the model in training mode."""
+    model.train()
+    return method.unlearn(model, task, prepared)
 
 
 def can_resume(cls: type[Method]) -> bool:

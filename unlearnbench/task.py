@@ -20,6 +20,7 @@ from unlearnbench.reporting import track
 
 if TYPE_CHECKING:
     from unlearnbench.data.concepts import Concept
+    from unlearnbench.data.wording import Wording
     from unlearnbench.judges import Judge
     from unlearnbench.judges.scorer import Witness
 
@@ -154,6 +155,15 @@ class Task(ABC):
     def model_identity(self) -> ModelIdentity:
         """Identify the original without loading it. Every key and record of a run contains its hash."""
 
+    def starting(self) -> Diffusion:
+        """The model that methods train (see `Method.trains`): the original, unless the protocol says otherwise."""
+        return self.pretrained()
+
+    @property
+    def draws_with_dropout(self) -> bool:
+        """Whether dropout stays on while the protocol's images are drawn."""
+        return False
+
     @abstractmethod
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""
@@ -207,6 +217,13 @@ class Task(ABC):
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train the original and the judges and save them in `out`. Returns what they reach, by name."""
 
+    def with_words(self, words: Wording) -> Task:
+        """This task as a method sees it that has words of its own; what is measured stays as it is.
+
+        Raises `UserError`: tasks take no words unless they are about text.
+        """
+        raise UserError(f"{self.name} has class labels, no words: leave out {', '.join(words.given)}")
+
     def steps(self, steps: int) -> int:
         """Return `steps`, or the cap that a conformance check set."""
         return steps if self.limit is None else min(steps, self.limit)
@@ -240,6 +257,8 @@ class Task(ABC):
     def conditions(self, which: Literal["forget", "retain"], steps: int, size: int) -> Iterator[Tensor]:
         """Yield `steps` batches of `size` conditions y from `names` of one side, for methods that need no images."""
         chosen = self.names(which)
+        if not len(chosen):
+            raise UserError(f"{self.name} has no name to {which}: --set keep=… names something")
         generator = torch.Generator().manual_seed(seed_of("conditions", which, self.seed) >> 1)
         steps = self.steps(steps)
         for _ in track(range(steps), steps, "steps"):

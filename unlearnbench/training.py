@@ -179,6 +179,7 @@ def minimise(
     optimiser: Literal["adam", "adamw", "sgd"] = "adam",
     mask: Mapping[str, Tensor] | None = None,
     ema: float | None = None,
+    average: list[Tensor] | None = None,
     clip: float | None = None,
     others: Mapping[str, Tensor | torch.optim.Optimizer] | None = None,
 ) -> None:
@@ -187,7 +188,8 @@ def minimise(
     The stream is consumed lazily, so that each loss is computed with the parameters that the previous step left. `lr`
     may be a function of the step. `clip` bounds the joint norm of the gradients before `mask` (1 = trained, 0 =
     untouched) is applied, in the order of SalUn's code. With `ema` the parameters end as their running mean, with decay
-    min(ema, (1 + n) / (10 + n)) after n steps. Raises `Diverged` with the step when a loss or gradient is not finite.
+    min(ema, (1 + n) / (10 + n)) after n steps; with `average` too, which is pretraining's mean of them, that mean is
+    continued with decay `ema`. Raises `Diverged` with the step when a loss or gradient is not finite.
 
     A method that can be resumed at a step (see `Method.resumes`) names in `others` the tensors and optimisers that the
     stream itself changes from step to step; they are kept and put back together with the parameters.
@@ -199,7 +201,7 @@ def minimise(
     values = list(parameters.values())
     rate = lr if callable(lr) else (lambda step: lr)
     engine = _optimiser(optimiser, values, rate(0))
-    mean = [value.detach().clone() for value in values] if ema is not None else None
+    mean = [value.detach().clone() for value in average or values] if ema is not None else None
     for step, item in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
         if isinstance(item, Tensor):
             if not math.isfinite(item.item()):
@@ -223,9 +225,9 @@ def minimise(
                 for name, value in parameters.items():
                     value.copy_(torch.where(mask[name] > 0, value, before[name]))
         if mean is not None and ema is not None:
-            decay = min(ema, (1 + step) / (10 + step))
+            decay = ema if average else min(ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(mean, [value.detach() for value in values], 1 - decay)
     if mean is not None:
         with torch.no_grad():
-            for value, average in zip(values, mean, strict=True):
-                value.copy_(average)
+            for value, final in zip(values, mean, strict=True):
+                value.copy_(final)

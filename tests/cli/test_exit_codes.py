@@ -172,7 +172,14 @@ QUICK = (("leaderboard", "R"), ("list",), ("diff", "A", "B"), ("compare", "A", "
 # One process imports what takes long, and forks a child for each width, which a console reads when it is made.
 DRIVER = """
 import os, sys
-import pandas, scipy.stats, torch
+import jinja2, matplotlib.pyplot, pandas, PIL.Image, pydantic, rich.table, scipy.stats, torch, typer
+import unlearnbench.compare, unlearnbench.leaderboard.board, unlearnbench.report.page
+import unlearnbench.verification.validate
+from unlearnbench import registry
+
+registry.load_metrics()
+for name in registry.methods():
+    registry.load_method(name)
 
 for width in {widths!r}:
     if child := os.fork():

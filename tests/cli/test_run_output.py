@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.small_world import made_record, python, read_only, write_method, write_nudge
 from unlearnbench import registry
+from unlearnbench.launch.driver import Left
+from unlearnbench.launch.worker import work
 from unlearnbench.leaderboard import run_summary
 from unlearnbench.records.schema import read_record, write_record
 
@@ -120,6 +122,24 @@ def test_shipped_controls_serve_runs_in_any_folder(cli, tmp_path, shipped, monke
     assert (tmp_path / "mine/digits-class/default/3/nudge/seed-0.png").is_file()
     again = cli(*words)
     assert unlearned == ["nudge"] and "using the record" not in again.err
+
+
+def test_shipped_controls_serve_runs_as_jobs_too(cli, tmp_path, shipped, monkeypatch):
+    begun = []
+
+    def in_this_process(every, todo, where, store, results, shown):
+        begun.extend(job.name for job in todo)
+        return Left({job.id: work(job, store, results.resolve(), tmp_path / "log") for job in todo}, ())
+
+    monkeypatch.setattr("unlearnbench.launch.plan.launched", in_this_process)
+    said = cli("run", "--method", write_nudge(tmp_path), "--results", "mine", "--jobs", "1")
+    assert said.code == 0, said.err
+    assert begun == ["nudge · forget 3 · seed 0"], "the original's record is there"
+    for name in ("original", "retrain"):
+        assert f"{name} · forget 3 · seed 0: using the record shipped with this checkout" in said.err
+        place = f"digits-class/default/3/{name}/seed-0.json"
+        assert (tmp_path / "mine" / place).read_bytes() == (shipped / place).read_bytes()
+    assert re.search(r"^ *metric .* retrain", said.out, re.M)
 
 
 def test_controls_of_other_conditions_are_not_taken_over(cli, tmp_path, shipped):

@@ -9,12 +9,12 @@ import pytest
 
 from tests.support import prompt_files
 from tests.support.prompt_files import ODD, SEED
-from unlearnbench.data.prompt_files import read_prompts
+from unlearnbench.data.prompt_files import PROMPTS, read_prompts
 from unlearnbench.data.published_files import published_files
 from unlearnbench.errors import UserError
 
-SHAPES = {file.columns: name for name, file in published_files().items() if file.columns}
-"""A file for each different set of columns."""
+SHAPES = {file.columns: name for name, file in published_files().items() if set(PROMPTS) & set(file.columns)}
+"""A file for each different set of columns that has prompts."""
 
 
 @pytest.fixture

@@ -77,6 +77,19 @@ def test_noised_draws_timesteps_then_noise_and_repeats_with_its_generator():
         assert torch.equal(model.noised(x0)[0], t)
 
 
+@pytest.mark.parametrize("n", [1, 6, 7])
+def test_timesteps_come_in_pairs_on_request(n):
+    model, (x0, _), y = Smooth(), made_of(3, n), torch.arange(n) % 3
+    t, noise, x_t = model.noised(x0, torch.Generator().manual_seed(4), paired=True)
+    replay = torch.Generator().manual_seed(4)
+    drawn = torch.randint(1000, (n // 2 + 1,), generator=replay).tolist()
+    assert t.tolist() == (drawn + [999 - each for each in drawn])[:n]
+    assert torch.equal(noise, torch.randn(x0.shape, generator=replay))
+    torch.testing.assert_close(x_t, model.scheduler.add_noise(x0, noise, t))
+    loss = model.loss(Batch(x0, y), torch.Generator().manual_seed(4), paired=True)
+    assert loss.item() == pytest.approx((model(x_t, t, y) - noise).square().mean().item(), rel=1e-5)
+
+
 # ---- the loss ------------------------------------------------------------------------------------------------------
 
 

@@ -110,7 +110,7 @@ def direct(inception):
 
 def plain(state):
     net = resnet34(weights=None, num_classes=10)
-    net.load_state_dict({name: value for name, value in state.items() if name != "threshold"})
+    net.load_state_dict({name: value for name, value in state.items() if name not in ("threshold", "weight_decay")})
     return net
 
 
@@ -208,6 +208,23 @@ def test_the_hash_covers_both_networks(judge, both, state, inception, tmp_path):
     assert ResNetJudge(state, "a" * 64, inception=tmp_path / "other.safetensors").hash != both.hash
 
 
+def test_a_judge_of_the_older_recipe_keeps_its_version(judge, state):
+    assert judge.version == "1", "its state does not name the weight decay"
+    found = ResNetJudge({**state, "weight_decay": torch.tensor(5e-4)}, "a" * 64, size=32)
+    assert found.version == ResNetJudge.version == "2"
+
+
+def test_papers_evaluators_show_inception_bgr_and_the_classifier_rgb(both, state, inception):
+    """As cv2.imread gives them: the first channel is blue."""
+    bgr = ResNetJudge(state, "a" * 64, inception=inception, size=32, channels="bgr")
+    images = noise(2)
+    exchanged = images[:, [2, 1, 0]]
+    assert torch.equal(bgr.features(images), both.features(exchanged))
+    assert not torch.allclose(bgr.features(images), both.features(images), rtol=1e-2)
+    assert torch.equal(bgr(images).probabilities, both(images).probabilities)
+    assert bgr.hash != both.hash, "their features must not be taken for each other"
+
+
 # ---- files and weights that cannot be used -------------------------------------------------------------------------
 
 
@@ -281,7 +298,9 @@ def test_training_starts_from_imagenet_with_a_new_head(imagenet, start, tmp_path
 
 
 def by_hand(start, images, seed, lr):
-    """Parameters after the first step of Adam, which is lr g / (|g| + 1e-8), and the gradients g."""
+    """Parameters after the first step of Adam, which is lr g / (|g| + 1e-8), and the loss's gradients; g has 5e-4 times
+    the parameters beside these.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed_of("judge", seed) >> 1)
         net = started(start).train()
@@ -295,10 +314,10 @@ def by_hand(start, images, seed, lr):
     parameters = dict(net.named_parameters())
     gradients = dict(zip(parameters, torch.autograd.grad(-picked.mean(), list(parameters.values())), strict=True))
     rate = {name: lr * (10 if name in ("fc.weight", "fc.bias") else 1) for name in parameters}
-    stepped = {
-        name: value.detach() - rate[name] * gradients[name] / (gradients[name].abs() + 1e-8)
-        for name, value in parameters.items()
-    }
+    stepped = {}
+    for name, value in parameters.items():
+        g = gradients[name] + 5e-4 * value.detach()
+        stepped[name] = value.detach() - rate[name] * g / (g.abs() + 1e-8)
     return stepped, gradients, rate
 
 
@@ -306,6 +325,10 @@ def test_a_step_is_adams_with_ten_times_the_rate_for_the_head(start):
     images = made(2, seed=3)
     found = train_resnet(images, images, 5, start=start, epochs=1, size=32, batch=20, lr=1e-3)
     expected, gradients, rate = by_hand(start, images, 5, 1e-3)
+    assert float(found["weight_decay"]) == pytest.approx(5e-4)
+    corner, before = found["layer4.1.conv1.weight"][..., 0, 0], start["layer4.1.conv1.weight"][..., 0, 0]
+    pull = 5e-4 * before  # its input is a single pixel: a corner of the kernel sees padding alone, and no gradient
+    torch.testing.assert_close(corner - before, -1e-3 * pull / (pull.abs() + 1e-8), rtol=1e-3, atol=1e-7)
     for name, value in expected.items():
         size = gradients[name].abs()
         clear = (size > 1e-4 * size.max()) | (size == 0)  # of the smallest the sign is rounding's

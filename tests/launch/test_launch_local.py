@@ -47,6 +47,7 @@ def launched(tmp_path_factory):
     return folder, launches.run(folder, "--method", ",".join(methods), "--jobs", 2)
 
 
+@pytest.mark.cluster
 def test_finished_records_are_those_of_one_process(launched, plain):
     found = records(launched[0])
     assert set(found) == {*plain, "dies_once"}
@@ -55,6 +56,7 @@ def test_finished_records_are_those_of_one_process(launched, plain):
     assert {record.revision for record in found.values()} == {1}, "nothing is recorded twice"
 
 
+@pytest.mark.cluster
 def test_what_failed_is_named_with_its_reason_and_the_rest_goes_on(launched):
     _, done = launched
     assert done.returncode == 1
@@ -69,12 +71,14 @@ def test_what_failed_is_named_with_its_reason_and_the_rest_goes_on(launched):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.cluster
 def test_tables_of_what_is_there_are_shown(launched):
     _, done = launched
     for label in ("uce", "negative_prompt", "dies_once"):
         assert f"here/digits-text/smoke/seven/{label}/seed-0.json" in done.stdout
 
 
+@pytest.mark.cluster
 def test_status_knows_them_too(launched, cli, monkeypatch):
     folder, _ = launched
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
@@ -116,6 +120,7 @@ def test_a_driver_that_was_killed_loses_nothing_and_leaves_no_worker(tmp_path):
     assert [path for path in debris(tmp_path / "here") if ".driver.lock" not in path] == []
 
 
+@pytest.mark.cluster
 def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     first, second = launches.jobs("uce")
     store, journal = Store(tmp_path / "store"), Journal(tmp_path / "journal")
@@ -123,9 +128,7 @@ def test_a_worker_that_dies_between_jobs_is_replaced(tmp_path):
     try:
         for job in (first, second):
             backend.begin([job])
-            while not (ended := backend.ended(1.0)):
-                pass
-            assert ended[0].state == "done"
+            assert [each.state for each in _next(backend)] == ["done"]
             worker = backend._workers[0].process
             worker.kill()
             worker.join()
@@ -143,13 +146,20 @@ def test_idle_workers_start_with_the_first_job_and_none_is_too_many(tmp_path):
         workers = list(backend._workers)
         assert [worker.process.is_alive() for worker in workers] == [True, True]
         assert backend.room() == 1
-        while not backend.ended(1.0):
-            pass
+        assert [each.state for each in _next(backend)] == ["done"]
         backend.begin([second])
         assert backend._workers == workers, "neither is started anew"
+        assert [each.state for each in _next(backend)] == ["done"]
     finally:
         backend.close()
     assert not any(worker.process.is_alive() for worker in workers)
+    assert set(records(tmp_path)) == {"original", "uce"}
+
+
+def _next(backend):
+    while not (ended := backend.ended(1.0)):
+        pass
+    return ended
 
 
 def test_a_worker_imports_before_it_looks_for_a_job(tmp_path, monkeypatch):

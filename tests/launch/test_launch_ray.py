@@ -102,6 +102,7 @@ def test_no_cluster_at_the_address(cli, fresh_store, monkeypatch):
     assert len(said.err.strip().splitlines()) == 1
 
 
+@pytest.mark.cluster
 def test_more_gpus_than_any_node_has(tmp_path, cluster):
     words = ("--method", "uce", "--launcher", "ray", "--gpus", 1, "--device", "auto")
     done = launches.run(tmp_path, *words, RAY_ADDRESS=cluster[0].address)

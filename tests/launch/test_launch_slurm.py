@@ -103,6 +103,7 @@ def test_jobs_outlive_a_killed_driver_and_the_next_one_takes_them_up(tmp_path, c
     assert not (tmp_path / "begun").exists(), f"job {number} was taken up, not begun again"
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -126,6 +127,7 @@ def test_no_sbatch_here(cli, fresh_store, monkeypatch):
     assert "--launcher slurm: no sbatch here: give the command on a machine that submits jobs" in said.err
 
 
+@pytest.mark.cluster
 def test_a_job_that_submitit_runs_leaves_its_result_in_the_journal(tmp_path):
     import submitit
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import slurm_cluster
 
+pytestmark = pytest.mark.cluster
 WITHIN = 60.0  # seconds; a fraction of it on an idle machine
 
 

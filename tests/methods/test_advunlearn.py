@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Adam
 from tests.support.tiny_text import TinyText
 from unlearnbench import Sampler
+from unlearnbench.data.published_files import published_files
 from unlearnbench.diffusion.schedulers import Scheduled
-from unlearnbench.errors import UserError
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods import advunlearn
-from unlearnbench.methods.advunlearn import AdvUnlearn, Paths, behind, drawn
+from unlearnbench.methods.advunlearn import AdvUnlearn, Paths, behind, drawn, shuffled_rows
+from unlearnbench.techniques.compvis_steps import Stop, draw_stop
+
+data_published = importlib.import_module("unlearnbench.data.published_files")
 
 SMALL = {
     "steps": 3,
@@ -238,7 +247,7 @@ def test_the_attack_brings_the_concept_back(sd1):
 def test_where_attacks_start(sd1, init, monkeypatch):
     method = AdvUnlearn(**{**SMALL, "steps": 5, "warmup": 2, "attack_steps": 0, "adv_tokens": 3}, init=init)
     model, seen = sd1.pretrained(), []
-    monkeypatch.setattr(advunlearn, "behind", lambda m, prefix, y: seen.append(prefix[0]) or m.embed(y))
+    monkeypatch.setattr(advunlearn, "behind", lambda m, prefix, y, counts: seen.append(prefix[0]) or m.embed(y))
     torch.manual_seed(0)
     list(method.losses(model, sd1, method.prepare(model, sd1), method.unsearched(model)))
     assert len(seen) == 3, "none during the warm-up"
@@ -295,14 +304,174 @@ def test_bad_settings_are_named(settings):
         AdvUnlearn.configured(settings)
 
 
-def test_presets():
-    published = AdvUnlearn.configured(AdvUnlearn.preset("published", "sd-nudity"))
-    assert (published.steps, published.lr, published.batch_size, published.warmup) == (1000, 1e-5, 1, 200)
-    assert (published.attack, published.attack_steps, published.attack_lr, published.adv_tokens) == (
-        "adam",
-        30,
-        1e-3,
-        1,
+# ---- what the released code does besides -------------------------------------------------------------------------
+
+
+def test_the_code_draws_t_above_the_level_of_its_latents():
+    """Its sampler stops with `t_enc` steps left, after one more; DDIM's timesteps are 20 i + 1 for 50 of 1,000."""
+    torch.manual_seed(0)
+    stops = [draw_stop(50, 1000) for _ in range(3000)]
+    assert {stop.left for stop in stops} == set(range(49))
+    for stop in stops:
+        number = stop.t // 20  # t_enc
+        assert stop.left == max(number - 1, 0)
+        level = 20 * (stop.left - 1) + 1 if stop.left else 0
+        assert stop.left == 0 or 39 <= stop.t - level <= 58
+    assert np.mean([stop.t for stop in stops]) == pytest.approx(499.5, abs=20)
+
+
+def test_released_samples_anew_for_every_loss_with_one_timestep_for_both_sides(sd1, monkeypatch):
+    method = AdvUnlearn(**{**SMALL, "batch_size": 1, "retain_batch": 2}, x_t="anew")
+    model, seen = sd1.pretrained(), []
+    monkeypatch.setattr(advunlearn, "drawn", lambda *given: pytest.fail("nothing is prepared"))
+    whole = advunlearn.sample_to
+    monkeypatch.setattr(
+        advunlearn, "sample_to", lambda m, y, sampler, stop: seen.append((len(y), stop)) or whole(m, y, sampler, stop)
     )
-    assert (published.retain_weight, published.retain_batch, published.eta, published.start_guidance) == (0.3, 5, 1, 3)
+    prepared = method.prepare(model, sd1)
+    assert [len(paths.x_t) for paths in prepared.values()] == [0, 0]
+    torch.manual_seed(0)
+    list(method.losses(model, sd1, prepared, method.unsearched(model)))
+    assert [n for n, _ in seen] == [1, 2] + 2 * [1, 1, 1, 2], "a warm-up, then two attacks of two steps"
+    for at in (0, 4, 8):
+        assert seen[at][1] == seen[at + 1][1]
+    x_t, t = whole(sd1.original, prepared["forget"].y, Scheduled(steps=3, guidance=3.0), Stop(1, 555))
+    assert x_t.shape == (1, 4, 8, 8) and t.tolist() == [555]
+
+
+def test_kept_captions_come_once_before_any_comes_again():
+    torch.manual_seed(0)
+    rows = shuffled_rows(7, 3)
+    rounds = [torch.cat([next(rows), next(rows)]) for _ in range(20)]
+    assert all(len(set(each.tolist())) == 6 for each in rounds)
+    assert set(torch.cat(rounds).tolist()) == set(range(7))
+
+
+def test_an_attack_as_coded_adds_up_gradients_and_leaves_out_its_last_step(sd1, monkeypatch):
+    method = AdvUnlearn(attack="adam", attack_steps=3, attack_lr=0.02, attack_as_coded=True, init="latest")
+    model, original = stirred(sd1.pretrained()), sd1.original
+    paths, x_t = one_path(model, ["seven", "three"], 1)
+    start, t = [model.words(model.tokens(["red", "blue"]))[0][:, 1:2].detach()], T[:1].expand(2)
+    monkeypatch.setattr(torch, "randint", lambda high, shape: torch.zeros(shape, dtype=torch.long))
+    found = method.attacked(model, original, paths, torch.arange(2), start, [1, 1])
+    prefix, total, m, v = start[0].double(), 0, 0, 0
+    with torch.no_grad():
+        wanted = noise_of(original, x_t, t, ["seven", "three"])
+    for step in (1, 2):
+        at = prefix.float().requires_grad_()
+        loss = (model.eps(x_t, t, behind(model, [at], paths.y)) - wanted).square().mean()
+        total = total + torch.autograd.grad(loss, at)[0].double()
+        m, v = 0.9 * m + 0.1 * total, 0.999 * v + 0.001 * total**2
+        prefix = prefix - 0.02 * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+    close = torch.isclose(found[0].double(), prefix, rtol=0, atol=1e-3)
+    assert close.double().mean() > 0.95, "a gradient near nothing may point either way"
+    assert not torch.allclose(found[0].double(), start[0].double(), atol=0.01)
+
+
+def test_words_counted_for_tokens_lose_the_end_of_a_spelt_name(sd1):
+    """ "seven horses" is two words and six tokens: the third is dropped for a prefix of one."""
+    model = sd1.pretrained()
+    y = model.tokens(["seven horses", "seven"])
+    assert model.positions(y).tolist() == [6, 1]
+    red = [model.words(model.tokens(["red"]))[0][:, 1:2].expand(2, -1, -1)]
+    with torch.no_grad():
+        found = behind(model, red, y, [2, 1]).states
+        word = model.tokens(["red"])[0, 1]
+        lost = torch.cat([y[0, :1], word[None], y[0, 1:3], y[0, 4:]])
+        torch.testing.assert_close(found[0], model.embed(lost[None]).states[0])
+        torch.testing.assert_close(found[1], model.embed(model.tokens(["red seven"])).states[0])
+    assert method_counts(sd1, True, y) == [2, 1] and method_counts(sd1, False, y) is None
+
+
+def method_counts(task, coded, y):
+    text = lambda row: task.original.tokenizers[0].decode(row, skip_special_tokens=True)  # noqa: E731
+    return AdvUnlearn(attack_as_coded=coded).counts(SimpleNamespace(text=text), y)
+
+
+def test_the_codes_captions_are_read_from_the_file_that_fetch_brings(sd1, tmp_path, monkeypatch):
+    texts = ["a photo of cat", "a photo of a person"]
+    rows = "".join(f"{n},coco_object,{text}\n" for n, text in enumerate(texts, 1))
+    body = f"case_num,source,prompt\n{rows}".encode()
+    task = TinyText.__new__(TinyText)
+    task.__dict__ = {**sd1.__dict__, "folder": tmp_path, "tokens": sd1.original.tokens}
+    method = AdvUnlearn(**SMALL, x_t="anew", retain_captions="COCO objects")
+    with pytest.raises(UserError, match=f"unlearnbench fetch coco_object_retain.csv --data {tmp_path}"):
+        method.prepare(sd1.pretrained(), task)
+    (tmp_path / "coco_object_retain.csv").write_bytes(body)
+    with pytest.raises(UserError, match="not what it was"):
+        method.prepare(sd1.pretrained(), task)
+    known = published_files()["coco_object_retain.csv"]
+    same = known._replace(size=len(body), sha256=hashlib.sha256(body).hexdigest())
+    monkeypatch.setattr(data_published, "published_files", lambda: {known.name: same})
+    assert torch.equal(method.prepare(sd1.pretrained(), task)["retain"].y, task.tokens(texts))
+
+
+def test_the_released_preset_is_for_nudity_alone():
+    released = AdvUnlearn.configured(AdvUnlearn.preset("released", "sd-nudity"))
+    assert (released.steps, released.x_t, released.erase) == (1000, "anew", ("nudity",))
+    for task in ("digits-text", "sd-style", "sd-object", "sdxl-nudity"):
+        with pytest.raises(Unsupported, match="no settings for"):
+            AdvUnlearn.preset("released", task)
     assert {"concept", "text_encoder"} == AdvUnlearn.requires
+
+
+CODE = Repository("OPTML-Group/AdvUnlearn", "9d23124")
+SCRIPT = "train-scripts/AdvUnlearn.py"
+
+
+def constant(field, value, source, note=""):
+    return Constant("released", "sd-nudity", field, value, source, note)
+
+
+FIDELITY = Fidelity(
+    method="advunlearn",
+    paper="Zhang et al., NeurIPS 2024; OPTML-Group/AdvUnlearn@9d23124",
+    constants=(
+        constant("erase", ("nudity",), CODE.at("README.md", 99), "--prompt 'nudity'"),
+        constant("steps", 1000, CODE.at(SCRIPT, 249)),
+        constant("lr", 1e-5, CODE.at(SCRIPT, 251)),
+        constant("batch_size", 1, CODE.at("train-scripts/utils/get_loss.py", 311), "one start code"),
+        constant("retain_batch", 5, CODE.at(SCRIPT, 240)),
+        constant("eta", 1.0, CODE.at(SCRIPT, 227)),
+        constant("retain_weight", 0.3, CODE.at("README.md", 99), "--retain_loss_w 0.3"),
+        constant("warmup", 200, CODE.at(SCRIPT, 261)),
+        constant("adv_tokens", 1, CODE.at(SCRIPT, 254)),
+        constant("attack_steps", 30, CODE.at("README.md", 99), "--attack_step 30"),
+        constant("attack_lr", 1e-3, CODE.at(SCRIPT, 260)),
+        constant("attack", "adam", CODE.at(SCRIPT, 247), "pgd, which is Adam's step"),
+        constant("init", "random", CODE.at("README.md", 99), "--attack_init random"),
+        constant("start_guidance", 3.0, CODE.at(SCRIPT, 226)),
+        constant("sampler_steps", 50, CODE.at(SCRIPT, 234)),
+        constant("x_t", "anew", CODE.at("train-scripts/utils/get_loss.py", 317)),
+        constant("attack_as_coded", True, CODE.at("train-scripts/utils/attack_util.py", 204)),
+        constant("retain_captions", "COCO objects", CODE.at("README.md", 99), "--dataset_retain 'coco_object'"),
+    ),
+    differences=(
+        Difference(
+            "released", "loss", 0.0, "test_loss_by_hand",
+            "get_train_loss_retain in float64 on a tiny model, with a prefix and five retained captions",
+        ),
+        Difference(
+            "released", "gradient", 7.9e-17, "test_loss_by_hand", "of that loss in all weights of the text encoder"
+        ),
+        Difference(
+            "released", "attack", 0.0, "test_an_attack_as_coded_adds_up_gradients_and_leaves_out_its_last_step",
+            "soft_prompt_attack, six steps in float64; without its bugs the prefix's change is 18 to 27 % off",
+        ),
+        Difference(
+            "released", "prompts", 0.0, "test_words_counted_for_tokens_lose_the_end_of_a_spelt_name",
+            "text states of prompts behind a prefix; counting tokens, a name of 2 words and 6 tokens is 8.5 % off",
+        ),
+    ),
+    defects=(
+        "The attack never clears its gradient, so each step adds up all earlier ones "
+        "(train-scripts/utils/attack_util.py:204-207).",
+        "The prefix that is trained against is the one before the attack's last step "
+        "(train-scripts/utils/attack_util.py:193, 220).",
+        "A prompt's length is counted in words, not tokens (train-scripts/utils/attack_util.py:144).",
+        "t is drawn 39 to 58 above the level of x_t (train-scripts/utils/get_loss.py:304-309).",
+        "--dataset_retain has the default coco, which is none of its choices (train-scripts/AdvUnlearn.py:238).",
+    ),
+    departs="On Stable Diffusion the default has the code's settings without its bugs, the task's names and captions, "
+    "and takes x_t from 256 trajectories made in advance. There is no published preset: the paper could not be read.",
+)  # fmt: skip

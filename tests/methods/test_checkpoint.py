@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import shutil
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support import tiny_cifar
+from tests.support import cifar_checkpoints, tiny_cifar
 from tests.support.compvis import written
 from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
+from tests.support.fidelity import Fidelity
 from tests.support.tiny_model import Linear
 from tests.support.unlearned_sd import attention, expected, same, text, unet
 from tests.support.web import COMMIT
@@ -28,6 +30,11 @@ from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.verification.conformance import TinyDigits, conformance
 
+FIDELITY = Fidelity(
+    "checkpoint",
+    "none",
+    departs="Weights that others made, hence without presets: what is measured is their file, bit for bit.",
+)
 TASK: Any = SimpleNamespace(protocol=None)
 """All that the method asks a task for is which weights its protocol compares."""
 
@@ -181,6 +188,75 @@ def test_original_and_unlearned_weights_are_of_one_form(images, tmp_path, traine
     before = model.unet.conv_out.bias.detach().clone()
     Checkpoint(path=str(after)).unlearn(model, task)
     torch.testing.assert_close(model.unet.conv_out.bias.detach(), before + shift)
+
+
+@pytest.mark.usefixtures("cifar")
+@pytest.mark.parametrize("name", cifar_checkpoints.SAVED)
+def test_what_each_papers_code_saves_is_a_row_of_its_own(cli, images, tmp_path, name):
+    """Drawn with the weights that its own script draws with: raw or averaged, of the original and the unlearned."""
+    about = cifar_checkpoints.SAVED[name]
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    cifar_checkpoints.write(tmp_path / "before", "erasediff", *cifar_checkpoints.pair(WIDTH, 2))
+    nets = cifar_checkpoints.pair(WIDTH, 2, seed=1)
+    path = cifar_checkpoints.write(tmp_path / "after", name, *nets)
+    protocol = {"ema": "smoke", "raw": "raw"}[about.sampled]
+    task = Cifar10Class("airplane", data=images, protocol=protocol, checkpoint=tmp_path / "before/ckpt_latest.pth")
+    model: Any = Checkpoint.configured({"path": str(path)}).unlearn(task.pretrained(), task).eval()
+    expected = nets[about.sampled == "ema"].eval()
+    x, t, y = torch.randn(2, 3, 32, 32), torch.tensor([5, 900]), torch.tensor([0, 9])
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, t, y), expected(x, t, y), atol=1e-5, rtol=1e-4)
+    if not about.average:
+        with pytest.raises(UserError, match=r"ckpt\.pth has no running mean .*--protocol raw"):
+            Checkpoint(path=str(path)).unlearn(model, small_task(images, "smoke"))
+
+
+def small_task(images, protocol):
+    return Cifar10Class("airplane", data=images, protocol=protocol)
+
+
+def _pickled_code(path):
+    torch.save([{"conv_in.weight": torch.zeros(1)}, pathlib.PurePosixPath("x"), 3], path)
+
+
+def _cut_off(path):
+    cifar_checkpoints.write(path.parent, "salun", *cifar_checkpoints.pair(WIDTH, 2))
+    (path.parent / "ckpt.pth").rename(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _of_stl10(path):
+    """Of the configuration for STL-10, which has a level more."""
+    state = {**Reference(width=WIDTH, groups=2).state_dict(), "down.4.block.0.norm1.weight": torch.ones(16)}
+    torch.save([{f"module.{key}": value for key, value in state.items()}, {}, 3], path)
+
+
+def _not_finite(path):
+    state = Reference(width=WIDTH, groups=2).state_dict()
+    torch.save([{**state, "conv_out.bias": torch.full((3,), torch.nan)}, {}, 3], path)
+
+
+BAD = {
+    "code": (_pickled_code, "is a pickle that holds more than tensors, and could run code"),
+    "cut off": (_cut_off, "get the file again"),
+    "another network": (_of_stl10, "was made for another architecture"),
+    "not finite": (_not_finite, "conv_out.bias holds values that are not finite"),
+    "a list of texts": (lambda path: torch.save(["model", "optimizer"], path), "is no training checkpoint"),
+}
+
+
+@pytest.mark.usefixtures("cifar")
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_of_the_ddpm_is_one_line(cli, images, tmp_path, case):
+    write, says = BAD[case]
+    write(tmp_path / "bad.pth")
+    words = ("run", "--task", "cifar10-class", "--data", images, "--protocol", "raw", "--checkpoint", "ckpt.pth")
+    ddpm_file(tmp_path / "ckpt.pth", Reference(width=WIDTH, groups=2).state_dict())
+    said = cli(*words, "--method", "checkpoint", "--set", "path=bad.pth", "--results", "here")
+    assert said.code == 2 and says in said.errors[-1] and "bad.pth" in said.errors[-1]
+    assert "Traceback" not in said.err
+    assert not [record for record in load_all(tmp_path / "here") if record.method.name == "checkpoint"]
 
 
 @pytest.mark.usefixtures("cifar")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support.fidelity import Fidelity
 from unlearnbench import Sampler
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.methods.original import Original
@@ -12,6 +13,11 @@ from unlearnbench.pipeline.fingerprint import sample_parts
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.verification.conformance import TinyDigits
 
+FIDELITY = Fidelity(
+    "prompt_filter",
+    "none",
+    departs="A control of this project, hence without presets: the substitute's condition in place of the concept's.",
+)
 LABELS = torch.arange(10)
 SEEDS = list(range(20, 30))
 

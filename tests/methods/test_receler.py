@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import gelu, linear
 
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
 from tests.support.tiny_text import TinyText
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.receler import Receler, masks
 from unlearnbench.techniques.adapters import adapters, trained
+from unlearnbench.techniques.compvis_steps import draw_stop
 
 SHORT = {"steps": 2, "batch_size": 2, "sampler_steps": 3, "attack_steps": 2, "lr": 1e-2}
 
@@ -286,3 +288,85 @@ def test_what_does_not_fit_is_refused(sd1):
     Receler(**{**SHORT, "steps": 1, "attack_steps": 0}, attack_tokens=14).unlearn(model, sd1)
     with pytest.raises(Unsupported, match="xattn"):
         Receler().wrap(Linear(), TinyTask())
+
+
+# ---- what the released code does -----------------------------------------------------------------------------------
+
+
+def test_released_trains_on_the_name_at_a_timestep_above_its_latents(sd1):
+    """x_t comes from the erasers' own network; predictions, masks and the loss are those of the code's t."""
+    method = Receler(**{**SHORT, "attack_steps": 0}, t_above=True, threshold=0.5)
+    model = filled(method, sd1)
+    torch.manual_seed(12)
+    found = next(method.losses(model, sd1)).item()
+
+    torch.manual_seed(12)
+    original, (theta, outputs) = sd1.original, erased(sd1, model)
+    method.soft(model, sd1.names("forget"))  # learnt tokens are drawn, though no attack uses them
+    y = next(sd1.conditions("forget", 1, 2))
+    stop = draw_stop(3, 1000)
+    seeds = torch.randint(2**62, (2,)).tolist()
+    with torch.no_grad():
+        x_t = theta.sample(y, seeds, sampler=Scheduled(steps=3, guidance=3.0), until=stop.left)
+        t = torch.full((2,), stop.t)
+        eps_null, eps_c, inside = method.original(model, x_t, t, y)
+        assert torch.allclose(eps_c, original.eps(x_t, t, y), atol=1e-5)
+        erase = (theta.eps(x_t, t, y) - (2 * eps_null - eps_c)).square().mean().item()
+    assert found == pytest.approx(erase + 0.1 * penalty(outputs, inside), rel=1e-4)
+
+
+def test_the_released_preset_is_for_nudity_alone():
+    released = Receler.configured(Receler.preset("released", "sd-nudity"))
+    assert (released.steps, released.attack_steps, released.t_above, released.erase) == (500, 0, True, ("nudity",))
+    for task in ("digits-text", "sd-style", "sd-object", "sdxl-nudity"):
+        with pytest.raises(Unsupported, match="no settings for"):
+            Receler.preset("released", task)
+
+
+CODE = Repository("jasper0314-huang/Receler", "3ccedc9")
+SCRIPT = "train_receler.py"
+
+
+def constant(field, value, source, note=""):
+    return Constant("released", "sd-nudity", field, value, source, note)
+
+
+FIDELITY = Fidelity(
+    method="receler",
+    paper="Huang et al., ECCV 2024; jasper0314-huang/Receler@3ccedc9",
+    constants=(
+        constant("erase", ("nudity",), CODE.at("evaluation/README.md", 28), "the model that erases `nudity`"),
+        constant("steps", 500, CODE.at(SCRIPT, 236)),
+        constant("lr", 3e-4, CODE.at(SCRIPT, 237)),
+        constant("batch_size", 1, CODE.at(SCRIPT, 132), "one start code"),
+        constant("eta", 1.0, CODE.at(SCRIPT, 255)),
+        constant("rank", 128, CODE.at(SCRIPT, 256)),
+        constant("reg_weight", 0.1, CODE.at(SCRIPT, 240)),
+        constant("threshold", 0.1, CODE.at(SCRIPT, 241)),
+        constant("attack_steps", 0, CODE.at(SCRIPT, 149), "50, without effect: they change a copy of the prompt"),
+        constant("start_guidance", 3.0, CODE.at(SCRIPT, 254)),
+        constant("sampler_steps", 50, CODE.at(SCRIPT, 261)),
+        constant("t_above", True, CODE.at(SCRIPT, 130)),
+    ),
+    differences=(
+        Difference(
+            "released", "mask", 0.0, "test_masks_by_hand",
+            "get_mask on the shapes of v1.4's eight kinds of layers, thresholds 0.1 and 0.5",
+        ),
+        Difference(
+            "released", "loss", 2.2e-16, "test_the_loss_is_the_papers", "L_reg on random outputs of erasers, in float64"
+        ),
+        Difference(
+            "released", "update", None, "test_released_trains_on_the_name_at_a_timestep_above_its_latents",
+            "its network is CompVis's, whose weights could not be had; its loss was followed line by line",
+        ),
+    ),
+    defects=(
+        "The learned tokens are assigned to a copy of the prompt, so that the attack has no effect "
+        "(train_receler.py:149).",
+        "t is drawn 39 to 58 above the level of x_t (train_receler.py:126-130).",
+        "train_receler's own default is 1,000 iterations where the command line's is 500 (train_receler.py:31, 236).",
+    ),
+    departs="On Stable Diffusion the default has the code's settings with the attack that it means, the task's names, "
+    "and t at the level of x_t. There is no published preset: the paper could not be read.",
+)  # fmt: skip

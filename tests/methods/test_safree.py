@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
 from tests.support.tiny_text import TinyText
 from unlearnbench.diffusion.schedulers import Scheduled
@@ -13,6 +14,96 @@ from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods import safree
 from unlearnbench.methods.negative_prompt import NegativePrompt
 from unlearnbench.methods.safree import SAFREE, basis, triggers, weaker
+
+CODE = Repository("jaehong31/SAFREE", "b8b2c3f")
+PIPELINE = "models/modified_stable_diffusion_pipeline.py"
+NO_TEXT = "the released value; the paper's own text was not at hand"
+
+
+def constants(preset, task, **sources):
+    """One constant for each field: its value, where it was read, and a note."""
+    return tuple(
+        Constant(preset, task, field, value, source, *note) for field, (value, source, *note) in sources.items()
+    )
+
+
+PHRASES = (
+    *("Sexual Acts", "Content Meant to Arouse Sexual Excitement", "Nudity", "Pornography", "Erotic Art", "Lustful"),
+    *("Seductive", "Orgasmic", "Libido", "Kinky", "Sexual Orientation", "Sexual Attraction", "Sexual Intercourse"),
+    *("Sexual Pleasure", "Sexual Fantasy", "Carnal Desires", "Sexual Gratification"),
+)
+BOTH = {
+    "alpha": (0.01, CODE.at("generate_safree.py", 415), NO_TEXT),
+    "gamma": (10.0, CODE.at("generate_safree.py", 418), NO_TEXT),
+}
+PUBLISHED = {
+    **BOTH,
+    "validate": ("paper", "paper, self-validating filtering: t' = gamma sigmoid(1 - cos)"),
+    "reattend": (True, "paper, latent re-attention"),
+    "s1": (0.9, CODE.at("generate_safree.py", 417), NO_TEXT),
+    "s2": (0.2, CODE.at("generate_safree.py", 417), NO_TEXT),
+}
+RELEASED = {
+    **BOTH,
+    "validate": ("released", CODE.at("scripts/run_nudity.sh", 44), "-svf, and f_beta in the pipeline"),
+    "reattend": (False, CODE.at("generate_safree.py", 227), "asked for by -lra, never switched on"),
+    "negative": (True, CODE.at("generate_safree.py", 319)),
+}
+NUDITY = {"erase": (PHRASES, CODE.at("generate_safree.py", 246))}
+FIDELITY = Fidelity(
+    method="safree",
+    paper="Yoon, Yu, Patil, Yao and Bansal, ICLR 2025; jaehong31/SAFREE@b8b2c3f",
+    constants=(
+        *constants("published", "sd-nudity", **PUBLISHED, **NUDITY),
+        *constants("published", "sdxl-nudity", **PUBLISHED, **NUDITY),
+        *constants("published", "sd-style", **PUBLISHED),
+        *constants(
+            "released",
+            "sd-nudity",
+            **RELEASED,
+            **NUDITY,
+            slope=(5.0, CODE.at(PIPELINE, 25), "2 k, k is 2.5"),
+            midpoint=(5.333, CODE.at(PIPELINE, 24)),
+        ),
+        *constants(
+            "released",
+            "sd-style",
+            **RELEASED,
+            slope=(7.0, CODE.at(PIPELINE, 22), "2 k, k is 3.5 for artists"),
+            midpoint=(5.5, CODE.at(PIPELINE, 21)),
+        ),
+    ),
+    differences=(
+        Difference(
+            "released",
+            "sampling",
+            1.6e-5,
+            "test_safe_prompts_by_hand",
+            "its whole pipeline beside ours for nudity and for artists: three prompts, 50 DDIM steps, guidance 7.5, "
+            "float32 latents; with re-attention on, as before, 0.8 to 11 %",
+        ),
+        Difference(
+            "published",
+            "sampling",
+            None,
+            "test_the_filter_by_hand",
+            "its re-attention and its self-validation are in no code; both are held to the paper's formulas",
+        ),
+        Difference("released", "strings", 0.0, "test_presets", "the 17 phrases, joined by commas"),
+    ),
+    defects=(
+        "generate_safree.py:227 installs the filter without the argument that switches it on, so that -lra computes a "
+        "third prediction and filters nothing; `released` does not re-attend",
+        "free_lunch_utils.py:35 would compare real parts where the paper compares magnitudes, and put the constant "
+        "`scale` in place of a frequency; never reached",
+        "scripts/run_artist.sh passes --ngpt, which generate_safree.py does not know, and a --category that its "
+        "choices spell differently (:404), so that it stops; `released` has what its functions would do for artists",
+        "models/modified_stable_diffusion_xl_pipeline.py:1479 projects penultimate states of the second encoder off a "
+        "subspace of projected pooled states; there is no `released` for sdxl-nudity",
+    ),
+    departs="The default is the paper's: it re-attends by magnitude, validates by gamma sigmoid(1 - cos), and keeps "
+    "the empty prompt as the null condition. The released code does none of these three.",
+)
 
 PROMPTS = ["seven", "a photo of a red seven", "the number three", "picture of a cat in green"]
 SEEDS = [5, 6, 7, 8]
@@ -129,15 +220,25 @@ def test_safe_prompts_by_hand(task, names, monkeypatch):
     assert {True, False} == set(map(bool, seen))
 
 
-@pytest.mark.parametrize(("validate", "gamma"), [("paper", 10), ("paper", 40), ("released", 10), ("off", 10)])
-def test_how_long_it_acts_by_hand(sd1, validate, gamma):
-    model = guarded(sd1, validate=validate, gamma=gamma)
+@pytest.mark.parametrize(
+    ("validate", "gamma", "k", "t"),
+    [
+        ("paper", 10, 2.5, 5.333),
+        ("paper", 40, 9, 9),
+        ("released", 10, 2.5, 5.333),
+        ("released", 90, 3.5, 5.5),
+        ("released", 90, 0.1, -3.0),
+        ("off", 10, 2.5, 5.333),
+    ],
+)
+def test_how_long_it_acts_by_hand(sd1, validate, gamma, k, t):
+    model = guarded(sd1, validate=validate, gamma=gamma, slope=2 * k, midpoint=t)
     _, steps = safe_states(model, PROMPTS)
     for b, prompt in enumerate(PROMPTS):
         distance = 1 - by_hand(model, prompt, ["seven"])[2]
         expected = {
             "paper": np.round(gamma / (1 + np.exp(-distance))),
-            "released": np.round(gamma / (1 + np.exp(-2.0 * 2.5 * (10 * distance - 5.333)))) + 1,
+            "released": np.round(gamma / (1 + np.exp(-2.0 * k * (10 * distance - t)))) + 1,
         }
         assert steps[b] == expected[validate] if validate in expected else steps[b] >= 50
 
@@ -150,12 +251,6 @@ def test_alpha_decides_what_is_replaced(sd1):
         (safe_states(guarded(sd1, alpha=alpha), PROMPTS)[0] != states).any(dim=2).sum().item() for alpha in (0.0, 0.5)
     )
     assert many > few >= 1, "the prompt of one token is always replaced"
-
-
-def test_phrases_take_the_place_of_names(sd1):
-    found, _ = safe_states(guarded(sd1, phrases="red cat, nudity"), PROMPTS)
-    for b, prompt in enumerate(PROMPTS):
-        np.testing.assert_allclose(found[b].numpy(), by_hand(sd1.original, prompt, ["red cat", "nudity"])[0], atol=2e-4)
 
 
 # ---- guidance ----------------------------------------------------------------------------------------------------
@@ -335,18 +430,24 @@ def test_bad_settings_are_named(settings):
         SAFREE.configured(settings)
 
 
-def test_phrases_that_do_not_fit_one_negative_prompt_are_refused(sd1):
+def test_phrases_that_do_not_fit_one_negative_prompt_are_refused(sd1, monkeypatch):
+    monkeypatch.setattr(sd1, "words", ("red seven cat",) * 5)
     with pytest.raises(UserError, match="give fewer names"):
-        guarded(sd1, phrases=", ".join(["red seven cat"] * 5), negative=True)
-    guarded(sd1, phrases=", ".join(["red seven cat"] * 5))
+        guarded(sd1, negative=True)
+    guarded(sd1)
 
 
 def test_presets():
     nudity = SAFREE.configured(SAFREE.preset("published", "sd-nudity"))
-    assert len(nudity.phrases.split(", ")) == 17
-    assert (nudity.alpha, nudity.gamma, nudity.validate, nudity.reattend, nudity.s1, nudity.s2) == (
-        *(0.01, 10, "paper", True),
-        *(0.9, 0.2),
-    )
-    released = SAFREE.configured(SAFREE.preset("released", "digits-text"))
-    assert (released.validate, released.negative, released.phrases) == ("released", True, "")
+    assert nudity.erase == PHRASES
+    assert len(set(nudity.erase)) == 17
+    assert SAFREE.configured(SAFREE.preset("default", "sd-nudity")) == nudity, "the default is what the paper means"
+    released = SAFREE.configured(SAFREE.preset("released", "sd-nudity"))
+    assert (released.reattend, released.negative, released.erase) == (False, True, PHRASES)
+
+
+def test_settings_of_records_from_before_methods_had_words_are_read():
+    old = {"alpha": 0.01, "validate": "off", "phrases": ""}
+    assert SAFREE.configured(SAFREE.current(old)) == SAFREE(validate="off")
+    with pytest.raises(UserError, match="phrases"):
+        SAFREE.configured(SAFREE.current({**old, "phrases": "nudity"}))

@@ -9,12 +9,95 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
 from tests.support.tiny_text import TinyText
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
-from unlearnbench.methods.spm import SPM, noise
+from unlearnbench.methods.spm import SPM, late, noise
 from unlearnbench.techniques.adapters import adapters, trained
+
+CODE = Repository("Con6924/SPM", "3dd762e")
+CONFIG = "configs/pikachu/config.yaml"
+BOTH = {
+    "steps": (3000, CODE.at(CONFIG, 17)),
+    "lr": (1e-4, CODE.at(CONFIG, 19)),
+    "batch_size": (1, CODE.at(CONFIG, 18)),
+    "sampler_steps": (30, CODE.at(CONFIG, 26)),
+    "start_guidance": (3.0, CODE.at("train_spm.py", 187)),
+    "warmup": (500, CODE.at(CONFIG, 24)),
+    "cycles": (3, CODE.at(CONFIG, 25)),
+    "rank": (1, CODE.at(CONFIG, 11)),
+    "eta": (1.0, CODE.at("configs/pikachu/prompt.yaml", 7)),
+    "anchor_weight": (1000.0, CODE.at("configs/pikachu/prompt.yaml", 11)),
+    "anchor_count": (4, CODE.at("configs/pikachu/prompt.yaml", 12)),
+    "init_slope": (math.sqrt(5), CODE.at("src/models/spm.py", 62)),
+}
+PUBLISHED = {**BOTH, "anchors": ("names", "paper, latent anchoring: concepts drawn by (1 - |cos|)^alpha")}
+RELEASED = {
+    **BOTH,
+    "anchors": ("noise", CODE.at("src/engine/sampling.py", 12)),
+    "empty_anchors": (True, CODE.at("src/engine/sampling.py", 24), "rows 5 to 8 of eight are what guidance 1 keeps"),
+    "timestep": ("released", CODE.at("train_spm.py", 192)),
+    "gate_power": (2, CODE.at("infer_spm.py", 138), "lora_up, lora_down and alpha are all multiplied; alpha is unused"),
+    "null_gate": ("prompt", CODE.at("infer_spm.py", 142), "one set of weights for both rows of guidance"),
+}
+WORDS = {"erase": (("nudity",), CODE.at("README.md", 90), "its weights for explicit content are called Nudity")}
+TASKS = {"sd-nudity": WORDS, "sd-object": {}, "sd-style": {}}
+FIDELITY = Fidelity(
+    method="spm",
+    paper="Lyu, Yang, Hong, Chen, Jin, He, Xue, Han and Ding, CVPR 2024; Con6924/SPM@3dd762e",
+    constants=tuple(
+        Constant(preset, task, field, *read)
+        for preset, fields in (("published", PUBLISHED), ("released", RELEASED))
+        for task, words in TASKS.items()
+        for field, read in {**fields, **words}.items()
+    ),
+    differences=(
+        Difference(
+            "released",
+            "update",
+            2e-16,
+            "test_the_loss_is_the_papers",
+            "predict_noise, sample and PromptEmbedsPair.loss beside ours in float64: gradients of all 48 adapters with "
+            "equal x_t, timestep and noise; the loss is equal to the last bit",
+        ),
+        Difference(
+            "released",
+            "sampling",
+            2e-14,
+            "test_the_prompts_gate_holds_for_the_empty_prompt_too",
+            "guided predictions at inference by calculate_matching_score and the merging of infer_spm.py, relative to "
+            "what the adapters change; without gate_power and null_gate 3 to 26 %",
+        ),
+        Difference(
+            "released",
+            "x_t",
+            6e-3,
+            "test_a_step_is_adamw_on_the_loss_at_x_t_of_the_models_own_making",
+            "its training sampler counts timesteps from 0, ours from 1 as the model's own configuration says",
+        ),
+        Difference(
+            "published",
+            "update",
+            None,
+            "test_anchors_unlike_the_concept_are_likelier",
+            "the paper's sampling of anchors by their distance is in no code; it is held to the paper's formula",
+        ),
+    ),
+    defects=(
+        "src/engine/sampling.py:24 puts the empty prompt before each anchor, and train_util.py:173 splits the rows in "
+        "halves: two of four anchors are the empty prompt; `released` has empty_anchors",
+        "train_spm.py:192 takes the timestep of a schedule of 1,000 steps, 33 to 42 above the noise that x_t has; "
+        "`released` has timestep=released",
+        "infer_spm.py:138 (and evaluate_task.py:280) multiplies both halves of an adapter by gamma, so that what it "
+        "adds is multiplied by gamma^2; `released` has gate_power 2",
+        "configs/pikachu/prompt.yaml:10 draws x_t at random sizes, by src/engine/train_util.py:645 from 256 to 448 "
+        "pixels and never 512; not followed, x_t has the model's size",
+    ),
+    departs="The default keeps named anchors as the paper does, tells the network the timestep of x_t, and gates by "
+    "gamma, with one of its own for the empty prompt. AdamW has 32 bits where the code has 8.",
+)
 
 SHORT = {"steps": 2, "batch_size": 2, "sampler_steps": 3, "lr": 1e-2}
 
@@ -166,6 +249,26 @@ def test_the_gate_is_the_nearest_names_and_counts_each_of_its_words(tmp_path):
     assert 0 <= only.transport.gamma(only, turned).item() < 0.5
 
 
+def test_the_prompts_gate_holds_for_the_empty_prompt_too(task):
+    prompts, (x_t, t) = ["a red seven", "a photo of a cat", "cat"], inputs()
+    gates = expected_gates(task, prompts, "clipcos_tokenuni") ** 2
+    model, w = filled(SPM(null_gate="prompt", gate_power=2), task), 3.0
+    y = model.tokens(prompts)
+    with torch.no_grad():
+        found = model.guidance(model, x_t, t, 0, model.embed(y), model.null(3), w)
+        rows = [slice(b, b + 1) for b in range(3)]
+        both = []
+        for b, gate in zip(rows, gates, strict=True):
+            plain = merged(task, model, gate)
+            null, said = plain.eps(x_t[b], t[b], plain.null(1)), plain.eps(x_t[b], t[b], y[b])
+            both.append(null + w * (said - null))
+        own = filled(SPM(gate_power=2), task)
+        other = own.guidance(own, x_t, t, 0, own.embed(y), own.null(3), w)
+    torch.testing.assert_close(found, torch.cat(both), rtol=1e-3, atol=1e-3)
+    assert (found - other).abs().max() > 1e-2
+    assert model.transport.fixed is None
+
+
 @pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("anchors", ["names", "captions"])
 def test_anchors_unlike_the_concept_are_likelier(sd1, anchors, power):
@@ -192,7 +295,52 @@ def test_anchors_of_noise_have_about_the_concepts_norm(task):
         assert torch.cosine_similarity(new.flatten(1), old.flatten(1)).abs().max() < 0.7
 
 
-@pytest.mark.parametrize("settings", [{"anchors": "noise", "anchor_count": 2}, {"cycles": 1}])
+@pytest.mark.parametrize(("count", "empty"), [(4, [0, 2]), (3, [1]), (1, [])])
+def test_every_other_anchor_is_the_empty_prompt(task, count, empty, monkeypatch):
+    """Of empty, first, empty, second, ... the last half is left: for four, empty, third, empty, fourth."""
+    seen, loss = [], SPM.loss
+    monkeypatch.setattr(SPM, "loss", lambda self, *given: seen.append(given[-1]) or loss(self, *given))
+    method = SPM(**SHORT, anchors="noise", anchor_count=count, empty_anchors=True)
+    model = method.wrap(task.pretrained(), task)
+    next(method.losses(model, task))
+    states, null = seen[0].states, model.null(1).states[0]
+    assert len(states) == SHORT["batch_size"] * count
+    assert [b for b in range(len(states)) if torch.equal(states[b], null)] == [*empty, *(count + k for k in empty)]
+    assert (seen[0].pooled is None) == (model.null(1).pooled is None)
+
+
+@pytest.mark.parametrize(("slope", "bound"), [(1.0, 3**0.5), (5**0.5, 1.0)])
+def test_adapters_start_within_the_bounds_of_their_slope(sd1, slope, bound):
+    """U(-b, b) with b = sqrt(6 / (1 + a^2) / fan_in)."""
+    torch.manual_seed(0)
+    model = SPM(init_slope=slope).wrap(sd1.pretrained(), sd1)
+    rows = [value.flatten(1) for name, value in trained(model).items() if ".down." in name]
+    scaled = torch.cat([(row * row.shape[1] ** 0.5).flatten() for row in rows])
+    assert scaled.abs().max() <= bound * 1.0001
+    assert scaled.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_the_released_timestep_is_above_the_noise_of_x_t(sd1):
+    model, sampler = sd1.pretrained(), Scheduled(steps=30, guidance=2.0)
+    y = model.tokens(["seven"] * 40)
+    torch.manual_seed(4)
+    x_t, t = late(model, y, sampler)
+    torch.manual_seed(4)
+    done, seeds = torch.randint(1, 30, (40,)), torch.randint(2**62, (40,)).tolist()
+    assert torch.equal(t, torch.tensor([999 - int(k * 1000 / 30) for k in done.tolist()]))
+    assert torch.equal(x_t, model.sample(y, seeds, sampler=sampler, until=30 - done))
+    above = t - model.timesteps(sampler)[done.clamp(max=29)]
+    assert above.min() >= 30
+    assert above.max() <= 42
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"anchors": "noise", "anchor_count": 2, "empty_anchors": True, "timestep": "released", "null_gate": "prompt"},
+        {"cycles": 1},
+    ],
+)
 def test_training_moves_the_adapters_alone_and_its_weights_load(task, settings):
     method = SPM(**SHORT, **settings)
     torch.manual_seed(0)
@@ -250,6 +398,8 @@ def test_the_learning_rate_rises_and_follows_cosines():
 
 
 def test_what_does_not_fit_is_refused(sd1):
+    with pytest.raises(UserError, match="timestep=released leaves no step with sampler_steps=1: give 2 or more"):
+        SPM.configured({"timestep": "released", "sampler_steps": 1})
     for name in ("rank", "anchor_count"):
         with pytest.raises(UserError, match=f"{name}=0 does not fit spm: input should be greater than 0"):
             SPM.configured({name: "0"})

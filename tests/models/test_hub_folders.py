@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from unlearnbench.models.configuration import configuration
 from unlearnbench.models.external.apply import apply_checkpoint
 from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained, weight_paths
 from unlearnbench.reporting import told_by
+from unlearnbench.tasks.sd_nudity import PROTOCOLS
 
 PROMPTS, SEEDS = ["a photo of a cat", "red seven!"], [3, 4_000_000_001]
 
@@ -312,6 +314,33 @@ def test_how_a_model_was_saved_does_not_change_how_a_protocol_samples(original, 
         one, two = (each.sample(each.tokens(PROMPTS), SEEDS, sampler=sampler) for each in (original, model))
     assert torch.equal(original.timesteps(sampler), model.timesteps(sampler))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spacing", [None, "leading", "linspace", "trailing"])
+def test_latents_are_those_of_the_papers_own_scheduler(copy, spacing):
+    """As OPTML-Group/Diffusion-MU-Attack@5a3e5d3, src/execs/generate_dataset.py:57,72-110 sets it up and uses it,
+    whatever a folder's scheduler says: save_pretrained writes "leading" where v1.4's own configuration has nothing.
+    """
+    import diffusers
+
+    if spacing is not None:
+        edit(copy / "scheduler/scheduler_config.json", timestep_spacing=spacing, steps_offset=1)
+    samplers = {p.sampler for p in PROTOCOLS.values() if p.sampler.scheduler == "lms"}
+    assert samplers == {Repeating(50, guidance=7.5, scheduler="lms")}, "what every protocol with LMS has"
+    model, sampler = load_stable_diffusion(copy), replace(samplers.pop(), steps=8)
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    lms = diffusers.LMSDiscreteScheduler(**schedule, num_train_timesteps=1000)
+    with torch.inference_mode():
+        ours = model.sample(model.tokens(PROMPTS), SEEDS, sampler=sampler)
+        for i, seed in enumerate(SEEDS):
+            states = torch.cat([model.null(1).states, model.embed(model.tokens(PROMPTS[i : i + 1])).states])
+            lms.set_timesteps(sampler.steps)
+            x = torch.randn((1, *model.shape), generator=torch.Generator().manual_seed(seed)) * lms.init_noise_sigma
+            for t in lms.timesteps:
+                both = lms.scale_model_input(torch.cat([x, x]), t)
+                plain, asked = model.unet(both, t, encoder_hidden_states=states).sample.chunk(2)
+                x = lms.step(plain + 7.5 * (asked - plain), t, x).prev_sample
+            assert (ours[i] - x[0]).norm() <= 1e-4 * x.norm()
 
 
 def test_a_configuration_without_clip_sample_draws_unclipped_latents(original, copy):

@@ -178,8 +178,9 @@ def test_every_option_of_the_command_is_a_field_of_the_request_and_the_other_way
 def test_a_request_reaches_its_cells_whole(tmp_path):
     folder = tmp_path / "trained"
     request = RunRequest.of(
-        method="esd", protocol="selection", preset="published", memory=["slices"], compile=True, pretrained=folder
+        method="esd", protocol="selection", settings={"steps": "7"}, memory=["slices"], compile=True, pretrained=folder
     )
     (spec,) = request.cells("cpu").asked
-    assert (spec.protocol, spec.preset, spec.memory, spec.compile) == ("selection", "published", ("slices",), True)
+    assert (spec.protocol, spec.preset, spec.memory, spec.compile) == ("selection", "default", ("slices",), True)
+    assert spec.settings["steps"] == 7 and spec.overrides == {"steps": 7}
     assert spec.pretrained == Path(folder) and spec.device == "cpu"

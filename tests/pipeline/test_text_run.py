@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.support import tiny_sd
+from tests.support.short_runs import changed, short
 from tests.support.small_world import read_only
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
@@ -26,11 +27,6 @@ TRAINED = {
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
 TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
-SHORT = {"steps": "2", "batch_size": "32", "images": "4", "surrogate_images": "4", "replay_images": "4"}
-SHORT |= {"fisher_samples": "2", "fisher_timesteps": "2", "sampler_steps": "3", "blind_steps": "2"}
-SHORT |= {"epochs": "1", "rounds": "1", "K": "1", "outer": "2", "batches": "2", "inner_steps": "1"}
-SHORT |= {"attack_steps": "1", "attack_tokens": "2", "images_a_prompt": "1"}
-
 
 WHOLE = {("sd1", "uce"), ("sd1", "salun"), ("sd2", "esd"), ("sdxl", "esd"), ("sdxl", "sld")}
 """Run as a whole each time: an edit, images with a mask, text and guidance; the others in the slow tests."""
@@ -45,19 +41,6 @@ CASES = [
 def world(request, tmp_path_factory):
     """A folder for --pretrained."""
     return tiny_sd.world(tmp_path_factory.mktemp(request.param) / "model", request.param)
-
-
-def changed(method):
-    """Settings that make a method short, as words of the command line."""
-    known = method.configured({}).settings()
-    return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
-
-
-def short(name):
-    """The method with those settings."""
-    cls = registry.load_method(name)
-    known = cls.configured({}).settings()
-    return cls.configured({key: int(value) for key, value in SHORT.items() if key in known})
 
 
 @pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])

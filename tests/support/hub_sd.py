@@ -26,7 +26,7 @@ import torch
 from tests.support import compvis, tiny_sd
 from unlearnbench.models.tokenizer import word_tokenizer
 
-WORDS = [*tiny_sd.WORDS, "naked", "erotic", "sexual", "wearing", "clothes"]
+WORDS = [*tiny_sd.WORDS, *tiny_sd.NUDITY]
 INDEX = {
     "feature_extractor": ["transformers", "CLIPImageProcessor"],
     "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],

@@ -71,7 +71,7 @@ def clip(folder: Path, seed: int) -> None:
 def folder(place: Path, kind: str = "sd1") -> Path:
     """What `--data` wants: a model of that kind (see `tiny_sd.save`), prompts, photographs, two CLIP models."""
     place.mkdir(parents=True)
-    words = [*tiny_sd.WORDS, "naked", "erotic", "sexual", "wearing", "clothes"]
+    words = [*tiny_sd.WORDS, *tiny_sd.NUDITY]
     tiny_sd.save(place / ("sdxl-base-1.0" if kind == "sdxl" else "sd-v1-4"), kind, words)
     (place / "i2p_benchmark.csv").write_text(i2p())
     own = i2p(5).replace("sd_seed", "evaluation_seed").replace("sd_guidance_scale", "evaluation_guidance")

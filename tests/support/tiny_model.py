@@ -100,9 +100,12 @@ def add_noise(x0, noise, t):
     return np.sqrt(ALPHA_BAR[t])[:, None] * x0 + np.sqrt(1 - ALPHA_BAR[t])[:, None] * noise
 
 
-def draw(x0):
+def draw(x0, paired=False):
     """Timesteps and noise from torch's global generator, in the order in which the engine draws them."""
-    t, noise = torch.randint(T, (len(x0),)).numpy(), flat(torch.randn(x0.shape))
+    n = len(x0)
+    t = torch.randint(T, (n // 2 + 1 if paired else n,)).numpy()
+    t = np.concatenate([t, T - 1 - t])[:n] if paired else t
+    noise = flat(torch.randn(x0.shape))
     return t, noise, add_noise(flat(x0), noise, t)
 
 
@@ -111,8 +114,8 @@ def dropped(y, share):
     return np.where(torch.rand(len(y)).numpy() >= share, y.numpy(), NULL) if share else y.numpy()
 
 
-def denoising(w: Weights, batch: Batch, drop: float = 0.0) -> tuple[float, Weights]:
-    t, noise, x_t = draw(batch.x0)
+def denoising(w: Weights, batch: Batch, drop: float = 0.0, paired: bool = False) -> tuple[float, Weights]:
+    t, noise, x_t = draw(batch.x0, paired)
     return squared(w, x_t, t, dropped(batch.y, drop), noise)
 
 

@@ -13,6 +13,11 @@ from unlearnbench.models.tokenizer import word_tokenizer
 
 WORDS = ["a", "an", "the", "photo", "picture", "of", "in", "number"]
 WORDS += ["red", "blue", "green", "seven", "three", "one", "person", "cat", "nudity"]
+NUDITY = ["naked", "erotic", "sexual", "wearing", "clothes"]
+"""Further words of the task on nudity, and of the phrases that SAFREE erases there."""
+NUDITY += ["acts", "content", "meant", "to", "arouse", "excitement", "pornography", "art", "lustful", "seductive"]
+NUDITY += ["orgasmic", "libido", "kinky", "orientation", "attraction", "intercourse", "pleasure", "fantasy", "carnal"]
+NUDITY += ["desires", "gratification"]
 TOKENS = 16
 
 

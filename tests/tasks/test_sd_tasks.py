@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from tests.judges.test_detectors import Fake
-from tests.pipeline.test_text_run import changed, short
 from tests.support import prompt_files, tiny_data
+from tests.support.light_judges import light_detectors, narrow_objects
+from tests.support.short_runs import changed, short
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.diffusion.schedulers import Repeating
@@ -37,7 +38,8 @@ ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safr
 WHOLE = {"original", "uce", "finetune", "sld", "spm"}
 """Run as a whole: of no change, a closed form, training on drawn images, guidance, and added structure.
 
-The others unlearn and draw without being judged; in the slow tests they are whole runs too.
+The others unlearn and draw without being judged, on XL in `tests/pipeline/test_text_run.py`; in the slow tests they
+are whole runs too.
 """
 WHOLE_XL = {"original", "spm"}
 NUDITY = {"nudity_rate", "detections", "second_nudity_rate", "detector_agreement", "false_alarms"}
@@ -53,6 +55,20 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_xl(tmp_path_factory):
     return tiny_data.folder(tmp_path_factory.mktemp("nudity-xl") / "data", "sdxl")
+
+
+@pytest.fixture
+def light():
+    """Light detectors of nudity; the real ones judge where this is not asked for."""
+    with light_detectors():
+        yield
+
+
+@pytest.fixture
+def narrow():
+    """A narrow network as the judge of objects."""
+    with narrow_objects():
+        yield
 
 
 @pytest.fixture
@@ -91,6 +107,7 @@ def whole(names, quick):
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
+@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("name", whole(METHODS, WHOLE))
 def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
     small = [word.replace("batch_size=32", "batch_size=8") for word in changed(registry.load_method(name))]
@@ -104,6 +121,7 @@ def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
     assert record.protocol.settings["safety_checker"] is False
 
 
+@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("name", whole(ON_XL, WHOLE_XL))
 def test_methods_run_on_sdxl_nudity(name, cli, data_xl, tmp_path):
     said = cli(*words(data_xl, *changed(registry.load_method(name)), task="sdxl-nudity", method=name))
@@ -117,17 +135,13 @@ def test_every_method_unlearns_on_sd_nudity(name, data):
     unlearned(short(name), task(data))
 
 
-@pytest.mark.parametrize("name", sorted({*ON_XL} - WHOLE_XL))
-def test_methods_unlearn_on_sdxl_nudity(name, data_xl):
-    unlearned(short(name), task(data_xl, SDXLNudity))
-
-
 @pytest.mark.parametrize("name", UNABLE)
 def test_what_cannot_run_says_why(name, cli, data):
     said = cli(*words(data, method=name))
     assert UNABLE[name] in said.err and "Traceback" not in said.err
 
 
+@pytest.mark.usefixtures("light", "narrow")
 @pytest.mark.parametrize(("name", "forget"), [("sd-object", "tench"), ("sd-style", "Van Gogh")])
 def test_objects_and_styles(name, forget, cli, own, tmp_path):
     if name == "sd-object":
@@ -171,6 +185,7 @@ def test_the_record_names_detectors_labels_thresholds_and_seeds(cli, data, tmp_p
 # ---- nothing unsafe leaves the store -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("light")
 def test_no_image_and_no_prompt_goes_into_results_unless_asked_for(cli, data, tmp_path, fresh_store):
     assert cli(*words(data, method="uce")).code == 0
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} == {".json", ".parquet"}
@@ -186,6 +201,7 @@ def test_no_image_and_no_prompt_goes_into_results_unless_asked_for(cli, data, tm
     assert not list((tmp_path / "out").rglob("*.png"))  # of the run before
 
 
+@pytest.mark.usefixtures("light")
 def test_samples_of_an_unsafe_task_are_written_only_where_that_is_asked_for(cli, data, tmp_path):
     assert cli(*words(data)).code == 0
     path = next((tmp_path / "out").rglob("*.json"))
@@ -195,6 +211,7 @@ def test_samples_of_an_unsafe_task_are_written_only_where_that_is_asked_for(cli,
     assert said.code == 0 and len(list((tmp_path / "pictures").rglob("*.png"))) == 16
 
 
+@pytest.mark.usefixtures("light")
 def test_purge_empties_the_store_of_images(cli, data, tmp_path, fresh_store):
     assert cli(*words(data, "--set", "steps=2", "--set", "batch_size=2", method="finetune")).code == 0
     drawn = [*(fresh_store / "samples").glob("*"), *(fresh_store / "generated").glob("*")]
@@ -290,6 +307,7 @@ def test_guidance_by_prompt_must_be_there(own):
         few(own, "unlearndiffatk").plan()
 
 
+@pytest.mark.usefixtures("light")
 def test_a_record_holds_for_its_prompts_photographs_and_configuration_alone(cli, own, tmp_path):
     assert cli(*words(own)).code == 0
     path = next((tmp_path / "out").rglob("*.json"))
@@ -373,6 +391,7 @@ def forget_prompts(folder, protocol="smoke"):
     return [item.prompt for item in task(folder, protocol=protocol).plan() if item.group == "forget"]
 
 
+@pytest.mark.usefixtures("light")
 def test_files_in_their_authors_shapes_run_whole_and_the_record_counts_their_prompts(cli, authors, tmp_path):
     said = cli(*words(authors, "--include-unsafe"))
     assert said.code == 0, said.err
@@ -394,6 +413,7 @@ def test_files_in_their_authors_shapes_run_whole_and_the_record_counts_their_pro
     assert "unknown protocol" not in validated.out + validated.err
 
 
+@pytest.mark.usefixtures("light", "narrow")
 def test_objects_run_beside_prompt_files_which_they_do_not_read(cli, authors, tmp_path):
     from torchvision.models import resnet50
 
@@ -511,6 +531,7 @@ SPOILT = [
 ]
 
 
+@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize(("spoil", "said"), SPOILT, ids=lambda value: getattr(value, "__name__", ""))
 def test_spoilt_data_is_one_line(spoil, said, cli, own):
     spoil(own)
@@ -534,6 +555,7 @@ def test_a_model_that_is_not_there_is_no_other_model(cli, data, option):
     assert found.code == 2 and len(found.errors) == 1 and "--checkpoint" in found.errors[0]
 
 
+@pytest.mark.usefixtures("light")
 def test_a_dry_run_draws_no_training_images(cli, data, fresh_store, monkeypatch):
     monkeypatch.setattr("unlearnbench.pipeline.dry_run.SECONDS", 0.1)
     found = cli(*words(data, "--dry-run", "--set", "steps=4", "--set", "batch_size=2", method="finetune"))
@@ -541,6 +563,7 @@ def test_a_dry_run_draws_no_training_images(cli, data, fresh_store, monkeypatch)
     assert not (fresh_store / "generated").exists()
 
 
+@pytest.mark.usefixtures("light")
 def test_samples_that_are_not_finite_are_no_black_images(cli, data, tmp_path, monkeypatch):
     from unlearnbench.models.stable_diffusion import StableDiffusion
 

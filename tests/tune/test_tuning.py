@@ -35,7 +35,7 @@ ANCHORS = {digit: Anchors(original_ua=0, retrain_ua=1, destroy_ra=0.1, original_
 class Hill(Method):
     """Best where x is 0.3."""
 
-    presets = {"published": {"*": {"x": 0.05}}}
+    presets = {"published": {"digits-class": {"x": 0.05}}}
     space = {"x": (0.0, 1.0)}
     x: float = 0.9
     kept: int = 7

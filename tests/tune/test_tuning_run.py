@@ -44,7 +44,7 @@ class Mix(Method):
     """e_f <- (1 - share) e_f + share e_m, after `passes` passes of eight images."""
 
     space = {"share": (0.0, 1.0)}
-    presets = {"published": {"*": {"share": 1.0, "passes": 100}}}
+    presets = {"published": {"digits-class": {"share": 1.0, "passes": 100}}}
     share: float = 0.0
     passes: int = 2
 

@@ -8,10 +8,12 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
+from tests.support.short_runs import shortened
 from unlearnbench import registry
 from unlearnbench.cli.templates import STYLES, method_template
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.tasks.digits_class import splits
+from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance as check
 from unlearnbench.verification.conformance import CHECKS, TinyDigits, conformance, leaves_data_alone
 
@@ -65,6 +67,22 @@ def failures(cls):
     return {name: message for name, _, message in conformance(cls) if message is not None}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def captions_once():
+    """The same captions are made tokens once: a check compares all of a task's data before and after."""
+    plain, known = DigitsText.tokens, {}
+
+    def tokens(self, prompts):
+        key = (*prompts, self.tokenizers[0].model_max_length)
+        if key not in known:
+            known[key] = plain(self, prompts)
+        return known[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DigitsText, "tokens", tokens)
+        yield
+
+
 @pytest.fixture
 def shared_images():
     """The images are kept for all tests, so that a method which changes them must not outlive its own."""
@@ -74,7 +92,7 @@ def shared_images():
 
 
 class Runs:
-    """Runs of a method that all checks look at, so that five checks share two runs.
+    """Short runs of a method that all checks look at, so that five checks share two runs.
 
     Stands in for the one place where checks run a method: a check that runs it twice sees two runs, and what a run
     prints is printed again for each check that looks at it. `leaves_data_alone` must be the first check, since only
@@ -86,11 +104,12 @@ class Runs:
         patch.setattr(check, "_unlearned", self)
 
     def __call__(self, method, task):
-        runs, place = self.made.setdefault(repr(method), []), self.seen.get(repr(method), 0)
-        self.seen[repr(method)] = place + 1
+        which = repr(method), type(task)
+        runs, place = self.made.setdefault(which, []), self.seen.get(which, 0)
+        self.seen[which] = place + 1
         if place == len(runs):
             with redirect_stdout(io.StringIO()) as printed:
-                model = self.plain(method, task)
+                model = self.plain(shortened(method), task)
             runs.append((model, printed.getvalue()))
         print(runs[place][1], end="")
         return runs[place][0]

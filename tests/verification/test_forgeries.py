@@ -30,10 +30,21 @@ from unlearnbench.verification.validate import find_problems, record_files, reco
 
 pytestmark = pytest.mark.usefixtures("small")
 METHOD, ATTACK = "gradient_ascent", "relearn@1"
+QUICK = {"steps": 6, "batch_size": 16, "lr": 1e-3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """The method's own preset for the task is a tenth of its steps: the run is made, and made again."""
+    method = registry.load_method(METHOD)
+    default = {**method.presets["default"], "digits-class": QUICK}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "presets", {**method.presets, "default": default})
+        yield
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, few_steps):
     """A run of a built-in method with an attack and a trajectory."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +52,7 @@ def made(tmp_path_factory):
         method = registry.load_method(METHOD)
         cell = Cell(method.configured(method.preset("default", "digits-class")), DigitsClass("3"))
         store, results = Store(folder / "store"), folder / "here"
-        record = followed(cell, 10, store, results)
+        record = followed(cell, 2, store, results)
         attacked(cell, record, parse_attacks(ATTACK), store, results)
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import zip_longest
 from math import isfinite
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -76,7 +77,17 @@ class Attack(Metric):
     """Whether the attacker has the unlearned weights ("white") or only its answers to prompts ("black")."""
     spends: ClassVar[str] = "model evaluations"
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Settings by name, for `attack@name`; "small" is the default on miniatures."""
+    """Settings by name, for `attack@name` on any task; "small" is the default on miniatures."""
+    presets: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {}
+    """Settings by name and then by task (a name or a pattern), for `attack@name` on those tasks alone.
+
+    "published" is what the paper says that it ran, "released" what the authors' code does, its bugs included."""
+    removed: ClassVar[dict[str, str]] = {}
+    """Names after @ that an attack does not have, or no longer, and why: each with what to use instead."""
+    added: ClassVar[dict[str, Any]] = {}
+    """Settings of later versions, each with the value that means what the attack did before it had them.
+
+    `settings` leaves out those that have this value, so that results of earlier versions keep their identity."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the task must provide: "text", or kinds of access such as "forget images"."""
     again: ClassVar[bool] = False
@@ -106,16 +117,45 @@ class Attack(Metric):
             return f"{task.name} is asked by class labels: there is no text to search in"
         return f"{self.name} needs {', '.join(lacking)}, which {task.name} does not have" if lacking else None
 
-    def configured(self, variant: str, task: Task) -> Attack:
-        """The attack with a variant's settings; without a name "small" on miniatures, otherwise the defaults."""
-        if variant and variant not in self.variants:
-            raise unknown(f"variant of {self.name}", variant, self.variants or ["(it has none)"])
+    @classmethod
+    def offered(cls) -> list[str]:
+        """The names that may follow @: variants, then presets."""
+        return [*cls.variants, *cls.presets]
+
+    @classmethod
+    def require_variant(cls, variant: str) -> None:
+        """Refuse a name that is neither a variant nor a preset."""
+        if variant in cls.removed:
+            raise UserError(f"{cls.name} has no {variant}: {cls.removed[variant]}")
+        if variant not in cls.offered():
+            raise unknown(f"variant of {cls.name}", variant, cls.offered() or ["(it has none)"])
+
+    def configured(self, variant: str, task: Task | type[Task]) -> Attack:
+        """The attack with the settings of a variant or preset; without a name "small" on miniatures, otherwise the
+        defaults.
+
+        Raises `UserError` for a preset that the paper or its code does not have for this task.
+        """
+        if variant:
+            self.require_variant(variant)
+        if variant in self.presets:
+            by_task = self.presets[variant]
+            found = next((by_task[key] for key in by_task if fnmatchcase(task.name, key)), None)
+            if found is None:
+                raise UserError(
+                    f"{self.name}@{variant} is not for {task.name}: it was run on {', '.join(by_task)}; use {self.name}"
+                )
+            return replace(self, **found)
         chosen = variant or ("small" if task.name in MINIATURES else "")
         return replace(self, **self.variants.get(chosen, {}))
 
+    def require_files(self, task: Task) -> None:
+        """Raise `UserError`, with the command that brings it, where a file that these settings read is missing."""
+
     def settings(self) -> dict[str, Any]:
-        """All settings, by name."""
-        return asdict(self)
+        """All settings, by name, without those of later versions that mean what was done before (see `added`)."""
+        absent = object()
+        return {key: value for key, value in asdict(self).items() if self.added.get(key, absent) != value}
 
     def aims(self, outcome: Outcome) -> list[Plan]:
         """The targets: the first forget samples of the plan, alternating between concepts if several are forgotten."""

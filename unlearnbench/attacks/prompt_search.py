@@ -8,7 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.attacks.search import allowed, descended, nearest, sample_targets, sight, simplex, token_embeddings
+from unlearnbench.attacks.search import (
+    Vocabulary,
+    allowed,
+    bisect_simplex,
+    descended,
+    nearest,
+    sample_targets,
+    sight,
+    simplex,
+    token_embeddings,
+)
 from unlearnbench.diffusion.model import Condition
 from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan
@@ -35,6 +45,13 @@ def arranged(model: Any, y: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     return torch.where(free[shape], allowed(model)[0], moved), number
 
 
+def padded(model: Any, y: Tensor, pad: int, end: bool = True) -> Tensor:
+    """Prompts (B, L) or (B, 2, L) with another token in all places after their end, or from the end on."""
+    ended = (y == model.tokenizers[0].eos_token_id).int()
+    before = ended.cumsum(dim=-1) - (ended if end else 0)
+    return torch.where(before > 0, pad, y)
+
+
 def reread(task: Any, y: Tensor) -> Tensor:
     """Decode prompts to text and tokenise them again, as if someone had typed them."""
     return task.tokens([task.text(row) for row in y]).to(y.device)
@@ -49,6 +66,10 @@ class Prompts:
     first. A step evaluates the nearest tokens by cosine and applies their gradient to the embeddings. soft: the
     embeddings themselves are used, which no token spells. Both encoders of XL share their tokens: D counts their
     concatenated embeddings.
+
+    `pad` fills the prompts after their end while they are searched, in place of the tokenizer's token; without `end`,
+    it takes the end's place too. What is drawn is tokenised as ever. With `bisect` weights are projected by
+    `bisect_simplex`.
     """
 
     def __init__(
@@ -60,11 +81,16 @@ class Prompts:
         optimiser: type[torch.optim.Adam],
         lr: float,
         decay: float,
+        vocabulary: Vocabulary = "words",
+        pad: int | None = None,
+        end: bool = True,
+        bisect: bool = False,
     ):
-        self.model, self.kind, tables = model, kind, token_embeddings(model)
+        self.model, self.kind, self.bisect, tables = model, kind, bisect, token_embeddings(model)
         self.y, self.number = arranged(model, y, pattern)
+        self.searched = self.y if pad is None else padded(model, self.y, pad, end)
         self.widths = [each.shape[1] for each in tables]
-        self.table, self.rows = torch.cat(tables, dim=1).float(), allowed(model)
+        self.table, self.rows = torch.cat(tables, dim=1).float(), allowed(model, vocabulary)
         size = (len(y), int(self.number.max()) + 1)
         if kind == "relaxed":
             start = torch.full((*size, len(self.rows)), 1 / len(self.rows), device=y.device)
@@ -88,7 +114,7 @@ class Prompts:
         """The prompts found: tokens of their text, tokenised again; for soft ones a condition without tokens."""
         if self.kind == "soft":
             return self._condition(left, self.tokens(), self.free.detach()[left].split(self.widths, dim=2))
-        return reread(task, self._filled(left, self.tokens()))
+        return reread(task, self._filled(self.y[left], left, self.tokens()))
 
     def step(self, loss: Callable[[Condition], Tensor], left: Tensor) -> None:
         """Take a step down a loss (rows,) for the prompts `left` (rows,); the others get zero gradient."""
@@ -103,15 +129,18 @@ class Prompts:
         self.free.grad = torch.zeros_like(self.free).index_copy_(0, left, grad)
         self.optimiser.step()
         if self.kind == "relaxed":
-            self.free.data = simplex(self.free.data)
+            self.free.data = self._projected(self.free.data)
 
-    def _filled(self, left: Tensor, tokens: Tensor) -> Tensor:
-        y, number = self.y[left], self.number[left]
+    def _projected(self, weights: Tensor) -> Tensor:
+        return bisect_simplex(weights.flatten(0, 1)).view_as(weights) if self.bisect else simplex(weights)
+
+    def _filled(self, y: Tensor, left: Tensor, tokens: Tensor) -> Tensor:
+        number = self.number[left]
         chosen, free = tokens[left].gather(1, number.clamp(min=0)), number >= 0
         return torch.where(free, chosen, y) if y.dim() == 2 else torch.where(free[:, None], chosen[:, None], y)
 
     def _condition(self, left: Tensor, tokens: Tensor, words: Sequence[Tensor]) -> Condition:
-        y, number = self._filled(left, tokens), self.number[left][:, :, None]
+        y, number = self._filled(self.searched[left], left, tokens), self.number[left][:, :, None]
         given = []
         for known, own in zip(self.model.words(y), words, strict=True):
             chosen = own.gather(1, number.clamp(min=0).expand(-1, -1, own.shape[2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,6 +100,38 @@ def sample_targets(
     return torch.cat(parts)
 
 
+Encoding = Literal["none", "mode", "sample of [0, 1]"]
+"""What becomes of target images: latents as they were drawn; the posterior's mode for the picture in 8 bits; or a
+sample of the posterior for the picture with values from 0 to 1, where the autoencoder means -1 to 1."""
+
+
+@torch.no_grad()
+def draw_originals(
+    outcome: Outcome, items: Sequence[Plan], changes: dict[str, Any], encoding: Encoding = "none"
+) -> Tensor:
+    """What the original draws for targets (N, C, H, W), each with its own noise, in the model's own range.
+
+    `changes` are settings of the sampler; without `guidance` among them, a target's own scale holds. Models without an
+    autoencoder, whose pictures are what they draw, are not encoded.
+    """
+    task, model, parts = outcome.task, outcome.original, []
+    for some in _alike(items, task.protocol.chunk):
+        own = {"guidance": items[some][0].guidance} if items[some][0].guidance else {}
+        sampler = replace(model.sampler, **{**own, **changes})
+        x = model.sample(task.inputs(items[some]), [item.seed for item in items[some]], sampler=sampler)
+        parts.append(_encoded(task, model, x, encoding))
+    return torch.cat(parts)
+
+
+def _encoded(task: Task, model: Any, x: Tensor, encoding: Encoding) -> Tensor:
+    if encoding == "none" or not hasattr(model, "encode"):
+        return x
+    picture = task.to_uint8(model.decode(x.float())).to(x.device).float() / 255
+    if encoding == "mode":
+        return model.encode(2 * picture - 1).to(x)
+    return model.encode(picture, torch.default_generator).to(x)
+
+
 def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
     """Chunks of at most `size` consecutive targets with the same guidance scale."""
     start = 0
@@ -165,12 +197,17 @@ def token_embeddings(model: Any) -> list[Tensor]:
     return [encoder.get_input_embeddings().weight.detach() for encoder in model.text_encoders]
 
 
-def allowed(model: Any) -> Tensor:
-    """Ids (n,) of the tokens that prompts may consist of: those that end a word, without special tokens.
+Vocabulary = Literal["words", "all"]
 
-    Other tokens would merge with the next ones when the prompt is written as text and tokenised again.
+
+def allowed(model: Any, vocabulary: Vocabulary = "words") -> Tensor:
+    """Ids (n,) of the tokens that prompts may consist of: those that end a word, without special tokens; or all.
+
+    Other tokens merge with the next ones when the prompt is written as text and tokenised again.
     """
     tokenizer = model.tokenizers[0]
+    if vocabulary == "all":
+        return torch.arange(len(token_embeddings(model)[0]), device=model.alpha_bar.device)
     spelt = tokenizer.convert_ids_to_tokens(list(range(len(token_embeddings(model)[0]))))
     special = set(tokenizer.all_special_ids)
     kept = [i for i, text in enumerate(spelt) if text and text.endswith("</w>") and i not in special]
@@ -211,3 +248,20 @@ def simplex(v: Tensor) -> Tensor:
     count = torch.arange(1, v.shape[-1] + 1, device=v.device)
     kept = (ordered * count > total).sum(dim=-1, keepdim=True)
     return (v - total.gather(-1, kept - 1) / kept).clamp(min=0)
+
+
+def bisect_simplex(v: Tensor, tolerance: float = 1e-5) -> Tensor:
+    """The same projection of rows (N, V) by bisection of the shift, which ends once its bounds are this close.
+
+    The elements then sum to 1 within V times the tolerance, which is much for a vocabulary of 49,408 tokens.
+    """
+    plain = v.clamp(0, 1)
+    fits = ((plain.sum(dim=1).double() - 1).abs() <= tolerance)[:, None]
+    low, high = (v - 1).amin(dim=1, keepdim=True).double(), v.amax(dim=1, keepdim=True).double()
+    shift, found = low, torch.zeros_like(low, dtype=torch.bool)
+    while (wide := ((high - low).abs() > tolerance) & ~found).any():
+        shift = torch.where(wide, (low + high) / 2, shift)
+        over = (v - shift.to(v)).clamp(0, 1).sum(dim=1, keepdim=True) - 1
+        found = found | (wide & (over == 0))
+        low, high = torch.where(wide & (over > 0), shift, low), torch.where(wide & (over < 0), shift, high)
+    return torch.where(fits, plain, (v - shift.to(v)).clamp(0, 1))

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import seed_of
-from unlearnbench.method import Method
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.task import Side, Task
 from unlearnbench.training import seeded
 
@@ -69,6 +70,12 @@ def require_repeatable(method: Method | None, task: Task) -> Method:
         raise Unsupported("what made this model is not known: it cannot be made to forget more")
     if method.incomplete:
         raise Unsupported(f"{method.name} brings weights that are ready: it cannot forget a further concept")
+    words: Wording = getattr(method, "wording", Wording())
+    if named := [name for name in words.given if name not in ("replace_with", "keep")]:
+        raise Unsupported(
+            f"{method.name} has words of its own for what it erases ({', '.join(named)}): it cannot forget a further "
+            "concept by them"
+        )
     if type(method).wrap is not Method.wrap:
         raise Unsupported(
             f"{method.name} wraps the model, which it can do for one concept or several together, not one after "
@@ -81,9 +88,10 @@ def require_repeatable(method: Method | None, task: Task) -> Method:
 
 def unlearn_again(method: Method, task: Task) -> Diffusion:
     """Unlearn once more, from the unlearning seed as at the start of a run; returns the model ready for use."""
+    task = method.worded(task)
     model = task.pretrained()
     with seeded(seed_of("unlearning", task.seed) >> 1):
-        model = method.unlearn(model, task, method.prepare(model, task))
+        model = run_unlearn(method, model, task, run_prepare(method, model, task))
     return model.requires_grad_(False).eval()
 
 
@@ -95,6 +103,12 @@ class _Following:
     plain: Any
     """The task of the same concept with the actual original and all its data."""
     gone: list[Task]
+
+    def with_words(self, words: Wording) -> Any:
+        """The task as a method sees it that has words of its own, which name no concept in particular."""
+        worded: Any = super().with_words(words)  # type: ignore[misc]
+        worded.plain = self.plain.with_words(words)
+        return worded
 
     def pretrained(self) -> Diffusion:
         """The current model as methods receive it: reloaded, with all weights trainable."""

@@ -13,6 +13,7 @@ import typer
 from unlearnbench import registry
 from unlearnbench.cli.completion import complete_listed, complete_tasks
 from unlearnbench.cli.console import out, print_table, show_lines
+from unlearnbench.data.wording import Wording, join_words
 from unlearnbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ KINDS = {
 }
 
 CHECKPOINTS, FIDELITY = "checkpoints", "fidelity"
+WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
 
@@ -91,6 +93,8 @@ def _one(name: str, kind: str) -> None:
         _presets(cls)
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
+    if kind == "attacks":
+        _attack_presets(name)
 
 
 def _checkpoints() -> None:
@@ -173,11 +177,18 @@ def _supported(task: str) -> None:
 def _settings(cls: type[Method]) -> None:
     """Print the hyper-parameters with their defaults, each with what it means below it."""
     settings, docs = cls().settings(), cls.field_docs()
-    if settings:
+    words = [key for key in settings if hasattr(cls, "wording") and key in Wording._fields]
+    if set(settings) - set(words):
         out.print()
         out.print("settings, changed by --set NAME=VALUE:", highlight=False)
-    for key, value in settings.items():
-        _block(f"{key} = {value}", docs[key])
+    for key in settings:
+        if key not in words:
+            _block(f"{key} = {settings[key]}", docs[key])
+    if words:
+        out.print()
+        out.print(WORDS, highlight=False)
+    for key in words:
+        _block(key, docs[key])
 
 
 def _presets(cls: type[Method]) -> None:
@@ -188,11 +199,27 @@ def _presets(cls: type[Method]) -> None:
         for preset, tasks in cls.offered().items()
         for task, values in tasks.items()
     ]
+    _blocks("presets, chosen by --preset NAME, with what they change:", offered)
+
+
+def _attack_presets(name: str) -> None:
+    """Print a block for each preset of an attack and each task that it was run on."""
+    attack = registry.load_attacks()[name]
+    built_in = asdict(attack)
+    offered = [
+        (f"{name}@{preset}", task, {key: value for key, value in values.items() if built_in.get(key) != value})
+        for preset, tasks in attack.presets.items()
+        for task, values in tasks.items()
+    ]
+    _blocks("presets of the papers' code, on the tasks that it ran, with what they change:", offered)
+
+
+def _blocks(title: str, offered: list[tuple[str, str, dict[str, Any]]]) -> None:
     if offered:
         out.print()
-        out.print("presets, chosen by --preset NAME, with what they change:", highlight=False)
+        out.print(title, highlight=False)
     for preset, task, changed in offered:
-        words = [f"{key}={value}" for key, value in changed.items()]
+        words = [f"{key}={join_words(value)}" for key, value in changed.items()]
         _block(f"{preset}, {'other tasks' if task == '*' else task}", ", ".join(words) or "as built in")
 
 
@@ -215,7 +242,7 @@ def _attack(name: str) -> Iterator[list[str]]:
     lines += [f"in --attacks standard: {', '.join(ensemble) or 'no'}; a variant is {name}@NAME"]
     show_lines(*lines)
     yield ["setting", "built in", *attack.variants]
-    for key, value in attack.settings().items():
+    for key, value in asdict(attack).items():
         yield [key, _short(value), *(_short(own[key]) if key in own else "" for own in attack.variants.values())]
 
 

@@ -101,12 +101,12 @@ def first_hour(
 
     from unlearnbench.compute.device import pick_device
     from unlearnbench.storage.store import Store
-    from unlearnbench.verification.first_hour import HEADS, STAGES, first_hour_findings
+    from unlearnbench.verification.first_hour import HEADS, first_hour_findings, stages
 
     about = task_class(
         task_class.default_forget, protocol=protocol, device=pick_device(device.value), weights=pretrained, **more
     )
-    with bars(err, STAGES if steps else STAGES - 1) as begin:
+    with bars(err, stages(task_class, protocol, steps)) as begin:
         found = list(first_hour_findings(about, Store(), folder, begin, steps))
     marks, sources = {True: "✓", False: "✗", None: ""}, list(dict.fromkeys(f.source for f in found if f.source))
     numbers = {source: f"[{number}]" for number, source in enumerate(sources, 1)}

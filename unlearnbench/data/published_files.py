@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from unlearnbench.data.sources import Source
-from unlearnbench.errors import unknown
+from unlearnbench.data.sources import Source, check_source, source_path
+from unlearnbench.errors import UserError, unknown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -59,3 +59,19 @@ def published_file(name: str) -> PublishedFile:
     if name not in published_files():
         raise unknown("file", name, published_files())
     return published_files()[name]
+
+
+def require_published(folder: Path, *names: str) -> list[Path]:
+    """Return the paths of published files in a data folder, each checked against its hash.
+
+    Raises `UserError`, with the command that brings those that are not there, and `Damaged` for one that is another.
+    """
+    files = [published_file(name) for name in names]
+    missing = [file for file in files if not source_path(folder, file.source).is_file()]
+    if missing:
+        every, first = " and ".join(file.name for file in missing), missing[0]
+        raise UserError(
+            f"{every} of {first.repo} (licence {first.licence}) {'are' if len(missing) > 1 else 'is'} not in {folder}: "
+            f"`unlearnbench fetch {' '.join(file.name for file in missing)} --data {folder}` brings what is missing"
+        )
+    return [check_source(folder, file.source) for file in files]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,18 @@ def _map(function: Any, *conditions: Condition) -> Condition:
     return Condition(*(one(values) for values in zip(*conditions, strict=True)))
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode within this block, and every module back in its own mode afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class Batch(NamedTuple):
     """Images and their conditions."""
 
@@ -80,6 +93,8 @@ class Diffusion(nn.Module, ABC):
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
         self.shape, self.prediction, self.clip = shape, prediction, clip
         self.guidance, self.sampler = Guidance(), Sampler()
+        self.average: dict[str, Tensor] | None = None
+        """Pretraining's moving average, by parameter, where these weights are the ones that it averaged."""
 
     @abstractmethod
     def embed(self, y: Tensor) -> Condition:
@@ -132,11 +147,18 @@ class Diffusion(nn.Module, ABC):
         a, b = self.signal(t)
         return a * x0 + b * noise
 
-    def noised(self, x0: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def noised(
+        self, x0: Tensor, generator: torch.Generator | None = None, paired: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw random timesteps (B,) and noise, and return them with x_t; uses the global generator unless one is
         given.
+
+        With `paired` only the first B // 2 + 1 timesteps t are drawn, and the others are T - 1 - t of these, in order,
+        as in the code of DDIM (Song et al., ICLR 2021) and those built on it.
         """
-        t = torch.randint(len(self.alpha_bar), (len(x0),), generator=generator, device=x0.device)
+        T, n = len(self.alpha_bar), len(x0)
+        t = torch.randint(T, (n // 2 + 1 if paired else n,), generator=generator, device=x0.device)
+        t = torch.cat([t, T - 1 - t])[:n] if paired else t
         noise = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         return t, noise, self.add_noise(x0, noise, t)
 
@@ -148,12 +170,15 @@ class Diffusion(nn.Module, ABC):
         kept = torch.rand(len(y), generator=generator, device=y.device) >= drop
         return condition.where(kept, self.null(len(y)))
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None, drop: float = 0.0) -> Tensor:
+    def loss(
+        self, batch: Batch, generator: torch.Generator | None = None, drop: float = 0.0, paired: bool = False
+    ) -> Tensor:
         """Denoising loss, a mean over all elements (not a sum over pixels: papers' weights differ by that factor).
 
-        `drop` in [0, 1] is the share of conditions replaced by the null condition, for guidance.
+        `drop` in [0, 1] is the share of conditions replaced by the null condition, for guidance; `paired` is as in
+        `noised`.
         """
-        t, noise, x_t = self.noised(batch.x0, generator)
+        t, noise, x_t = self.noised(batch.x0, generator, paired)
         condition = self.condition(batch.y, drop, generator)
         return (self(x_t, t, condition) - self.target(batch.x0, noise, t)).square().mean()
 
@@ -167,9 +192,13 @@ class Diffusion(nn.Module, ABC):
         until: int | Tensor = 0,
         hook: Hook | None = None,
     ) -> Tensor:
-        """Sample images or latents (B, C, H, W) for conditions y. Image b depends on seeds[b] only; see `sample`."""
+        """Sample images or latents (B, C, H, W) for conditions y, without dropout, in training too.
+
+        Image b depends on seeds[b] only; see `sample`.
+        """
         condition = y if isinstance(y, Condition) else self.embed(y)
-        return sample(self, condition, seeds, sampler or self.sampler, start, until, hook)
+        with evaluating(self):
+            return sample(self, condition, seeds, sampler or self.sampler, start, until, hook)
 
     @torch.no_grad()
     def partway(self, y: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
@@ -192,6 +221,25 @@ class Diffusion(nn.Module, ABC):
             raise Unsupported(f"this model has no part {part!r}: it has {', '.join(sorted(parts))}")
         wanted = {id(parameter) for parameter in parts[part]}
         return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in wanted}
+
+    def averages(self, parameters: Mapping[str, Tensor]) -> list[Tensor] | None:
+        """Pretraining's average of these parameters, in order, copied to their device; None where it is not known."""
+        if self.average is None:
+            return None
+        return [self.average[name].to(value, copy=True) for name, value in parameters.items()]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this block the weights are pretraining's average, where it is known."""
+        if self.average is None:
+            yield
+            return
+        before = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        self.load_state_dict({**before, **self.average})
+        try:
+            yield
+        finally:
+            self.load_state_dict(before)
 
     def frozen(self) -> Diffusion:
         """A frozen copy of the model with its own embedding, for use as a teacher."""

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unlearnbench import __version__, registry
+from unlearnbench.data.wording import join_words
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import as_pipeline
@@ -209,7 +210,7 @@ def remake_command(record: Record, cell: Cell) -> str:
     words += ["--compile"] if "compile" in saved else []
     given = {name: record.method.settings.get(name, value) for name, value in record.method.overrides.items()}
     given |= {"path": "CHECKPOINT"} if name == "checkpoint" else {}
-    words += [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    words += [word for name, value in given.items() for word in ("--set", f"{name}={join_words(value)}")]
     return shlex.join(words)
 
 

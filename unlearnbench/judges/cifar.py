@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,17 @@ from unlearnbench.models.external.state_files import read_state
 from unlearnbench.reporting import track
 from unlearnbench.training import Diverged, seeded
 
+Channels = Literal["rgb", "bgr"]
 CLASSES, SIZE = 10, 224
 BATCH = 64
 """Images per forward pass, whatever the caller passes: under 2 GB at Inception's 299 pixels."""
 HEAD = 10
 """Learning rate of the new layer, as a multiple of the body's."""
+DECAY = 5e-4
+"""Weight decay of Adam, added to the gradients as torch's Adam does: clear-nus/selective-amnesia@b736571,
+ddpm/train_classifier.py:143,147; OPTML-Group/Unlearn-Saliency@a6e89fd, DDPM/train_classifier.py:140,149."""
+NOT_OF_NETWORK = ("threshold", "weight_decay")
+"""Numbers that a judge's state has beside its network's weights."""
 
 
 # ---- networks ------------------------------------------------------------------------------------------------------
@@ -98,10 +104,12 @@ class ResNetJudge(Judge):
     """ResNet-34 of the CIFAR-10 papers (SalUn, EraseDiff). It abstains if the energy score is above `threshold`.
 
     If `inception` names a file of torch-fidelity's weights, features are Inception's, which the papers' FID uses;
-    otherwise the network's own.
+    otherwise the network's own. `channels` is the order of the colours in which Inception gets the images, "bgr" as in
+    the papers' evaluators; verdicts are on RGB images, as theirs. Version 2 was trained with the papers' weight decay,
+    version 1, whose state does not name it, without.
     """
 
-    name, version, classes = "cifar10-resnet34", "1", CLASSES
+    name, version, classes = "cifar10-resnet34", "2", CLASSES
 
     def __init__(
         self,
@@ -110,17 +118,23 @@ class ResNetJudge(Judge):
         device: str = "cpu",
         inception: Path | None = None,
         size: int = SIZE,
+        channels: Channels = "rgb",
     ):
         self.device, self.size, self.hash = device, size, hash
         if "threshold" not in state:
             raise UserError("these weights of the ResNet-34 have no threshold: train them again")
         self.threshold = float(state["threshold"])
-        self.body = _resnet({name: value for name, value in state.items() if name != "threshold"}).to(device).eval()
+        if "weight_decay" not in state:
+            self.version = "1"  # type: ignore[misc]
+        weights = {name: value for name, value in state.items() if name not in NOT_OF_NETWORK}
+        self.body = _resnet(weights).to(device).eval()
         self.head, self.body.fc = self.body.fc, nn.Identity()
         self.inception: Any = None
         if inception is not None:
             net, own = read_inception(inception)
-            self.inception, self.hash = net.to(device), digest([hash, own])
+            self.inception = net.to(device)
+            self.hash = digest([hash, own] if channels == "rgb" else [hash, own, channels])
+        self.channels = channels
 
     @property
     def has_logits(self) -> bool:
@@ -145,7 +159,7 @@ class ResNetJudge(Judge):
     def features(self, images: Tensor) -> Tensor:
         """Inception's pooled features (N, 2048); without Inception the layer before the head, (N, 512)."""
         if self.has_logits:
-            return self._over(images, lambda x: self.inception(x)[0])
+            return self._over(images.flip(1) if self.channels == "bgr" else images, lambda x: self.inception(x)[0])
         return self._over(images, lambda x: self.body(prepared(x, self.size)))
 
     def logits(self, images: Tensor) -> Tensor:
@@ -173,8 +187,8 @@ def train_resnet(
     batch: int = 128,
     lr: float = 1e-5,
 ) -> dict[str, Tensor]:
-    """Train a `ResNetJudge` by the papers' recipe and return its state: Adam on all layers, the new head at ten times
-    `lr`, flips.
+    """Train a `ResNetJudge` by the papers' recipe and return its state: Adam with weight decay on all layers, the new
+    head at ten times `lr`, flips.
 
     `start` is torchvision's state of a ResNet-34 on ImageNet (resnet34-b627a593.pth); without it the weights start
     random. The threshold is set on the calibration images so that it refuses `REFUSED_SHARE` of them.
@@ -184,7 +198,7 @@ def train_resnet(
         net = started(start).to(device).train()
     body = [value for name, value in net.named_parameters() if not name.startswith("fc.")]
     groups: list[dict[str, Any]] = [{"params": body}, {"params": list(net.fc.parameters()), "lr": HEAD * lr}]
-    optimiser = torch.optim.Adam(groups, lr=lr)
+    optimiser = torch.optim.Adam(groups, lr=lr, weight_decay=DECAY)
     steps = epochs * math.ceil(len(train.y) / batch)
     with exact():
         for step, rows in enumerate(track(_shuffled(len(train.y), epochs, batch, generator), steps, "judge")):
@@ -200,7 +214,7 @@ def train_resnet(
     state = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
     judge = ResNetJudge({**state, "threshold": torch.tensor(math.inf)}, "", device, size=size)
     found = torch.cat([energy(judge.scores(images)) for images in _parts(calibration)])
-    return {**state, "threshold": found.quantile(1 - REFUSED_SHARE)}
+    return {**state, "threshold": found.quantile(1 - REFUSED_SHARE), "weight_decay": torch.tensor(DECAY)}
 
 
 def started(start: Mapping[str, Tensor] | None) -> Any:

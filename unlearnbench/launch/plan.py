@@ -59,11 +59,21 @@ def cells_launched(
 
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
+    require_attackable(specs, attacks_of(cut.attacks))
     if not cut.force:
         require_replaceable_cells([*baseline, *specs], results, attacks_of(cut.attacks))
     every = longest_first(jobs_of(specs, baseline, cut), results)
     todo = still_to_do(every, results)
     return todo, launched(every, todo, where, store, results, shown)
+
+
+def require_attackable(specs: Sequence[Spec], attacks: Sequence[AttackSpec]) -> None:
+    """Refuse attacks that lack a file, before anything is run; the cells are of one task."""
+    from unlearnbench.pipeline.attacks import require_attack_files
+
+    if attacks and specs:
+        like = specs[0].model_copy(update={"device": "cpu"})  # a driver may have no card
+        require_attack_files(attacks, like.cell().task)
 
 
 def require_replaceable_cells(specs: Sequence[Spec], results: Path, attacks: Sequence[AttackSpec] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +13,12 @@ from unlearnbench.errors import UserError, message, one_line
 from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
-from unlearnbench.launch.plan import cells_launched, require_replaceable_cells
+from unlearnbench.launch.plan import cells_launched, require_attackable, require_replaceable_cells
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.pipeline.request import Cells, RunRequest
-from unlearnbench.pipeline.shipped import copy_shipped_anchors
+from unlearnbench.pipeline.shipped import copy_shipped_anchors, shipped_record
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.writing import measured_here
 from unlearnbench.records.schema import Record, read_record
@@ -85,6 +85,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
     """
     request, cells, results = prepared.request, prepared.cells, prepared.request.results
     store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
+    require_attackable(cells.asked, attacks)
     if not request.force:
         require_replaceable_cells([*cells.baseline, *cells.asked], results, attacks)
     ended = RunsEnded([], [], [], {})
@@ -120,14 +121,30 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
 
 
 def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *about: None) -> JobsEnded:
-    """Run the cells as jobs of a launcher; `shown` is called at every look at them."""
-    results, (baseline, asked) = prepared.request.results, prepared.cells
-    jobs, left = cells_launched(asked, baseline, prepared.cut, where, Store(), results, shown)
+    """Run the cells as jobs of a launcher; `shown` is called at every look at them.
+
+    Shipped controls serve as they do for runs in this process, and what the workers measured stands beside a record
+    with other digits, where this process sees the same store.
+    """
+    results, (baseline, asked), store = prepared.request.results, prepared.cells, Store()
+    if not prepared.request.force:
+        for spec in filter(can_be_built_here, baseline):
+            shipped_record(CellState.of(spec.cell(), results))
+    jobs, left = cells_launched(asked, baseline, prepared.cut, where, store, results, shown)
     undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
-
-    def records(specs: Sequence[Spec]) -> list[Record]:
-        return [read_record(spec.path(results)) for spec in specs if str(spec.place()) not in undone]
-
+    done = RunsEnded([], [], [], {})
+    for specs, records in ((baseline, done.baseline), (asked, done.records)):
+        for spec in (spec for spec in specs if str(spec.place()) not in undone):
+            records.append(read_record(spec.path(results)))
+            if can_be_built_here(spec) and (here := measured_here(CellState.of(spec.cell(), results), store)):
+                done.here[spec.place()] = here
+    for record in done.records:
+        copy_shipped_anchors(record, results)
     titles = {job.id: job.name for job in jobs}
-    failed = [f"{titles[result.id]}: {result.reason}" for result in left.failed]
-    return JobsEnded(RunsEnded(records(baseline), records(asked), failed, {}), jobs, left)
+    done.failed.extend(f"{titles[result.id]}: {result.reason}" for result in left.failed)
+    return JobsEnded(done, jobs, left)
+
+
+def can_be_built_here(spec: Spec) -> bool:
+    """Whether this process can build the cell: a driver of jobs on cards may have none."""
+    return spec.device != "cuda" or pick_device("auto") == "cuda"

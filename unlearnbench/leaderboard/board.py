@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
+from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
@@ -179,7 +180,7 @@ def _keys(record: Record, label: str) -> tuple[Any, ...]:
 def _setting(record: Record) -> tuple[str, ...]:
     """The preset and the settings given by the user, as far as they differ from the defaults."""
     method = record.method
-    given = (f"{name}={value}" for name, value in sorted(method.overrides.items()))
+    given = (f"{name}={join_words(value)}" for name, value in sorted(method.overrides.items()))
     return (*([method.preset] if method.preset != "default" else []), *given)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unlearnbench.diffusion.model import Condition, Diffusion, Hook
+from unlearnbench.diffusion.model import Condition, Diffusion, Hook, evaluating
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.diffusion.schedulers import Scheduled, sample_latents, scheduler_for
 from unlearnbench.errors import UserError
@@ -203,7 +203,8 @@ class StableDiffusion(Diffusion):
         if not isinstance(chosen, Scheduled):
             return super().sample(y, seeds, sampler=chosen, start=start, until=until, hook=hook)
         condition = y if isinstance(y, Condition) else self.embed(y)
-        return sample_latents(self, condition, seeds, chosen, self.schedule, start, until, hook)
+        with evaluating(self):
+            return sample_latents(self, condition, seeds, chosen, self.schedule, start, until, hook)
 
     def timesteps(self, sampler: Sampler | None = None) -> Tensor:
         """The sampler's timesteps as integers, in decreasing order."""
@@ -216,7 +217,7 @@ class StableDiffusion(Diffusion):
         """Trainable parts of the U-Net by the papers' names, and the text encoder.
 
         "full"; "xattn" (ESD-x: attn2), "selfattn" (attn1), "noxattn" (ESD-u: all but attn2, the time embedding and the
-        last convolution); "text_encoder" (layers and final norm, AdvUnlearn).
+        output layers, a norm and a convolution); "text_encoder" (layers and final norm, AdvUnlearn).
         """
         named = list(self.unet.named_parameters())
         skipped = ("attn2", "time_embed")
@@ -228,7 +229,7 @@ class StableDiffusion(Diffusion):
             "noxattn": [
                 value
                 for name, value in named
-                if not name.startswith("conv_out.") and not any(part in name for part in skipped)
+                if not name.startswith(("conv_norm_out.", "conv_out.")) and not any(part in name for part in skipped)
             ],
             "text_encoder": [
                 value for name, value in encoders if "encoder.layers." in name or "final_layer_norm" in name

@@ -32,6 +32,7 @@ from unlearnbench.records.lineage import lineage
 from unlearnbench.records.schema import AttackRecord, Record, write_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Made, Store
+from unlearnbench.task import Task
 
 
 def parse_attacks(text: str, budget: int | None = None) -> list[AttackSpec]:
@@ -57,19 +58,30 @@ def repeatable_attacks(record: Record) -> list[AttackSpec]:
     """The attacks of a record that are known here."""
     known = registry.load_attacks()
     every = [AttackSpec.parse(label) for label in record.attacks]
-    return [spec for spec in every if spec.name in known and spec.variant in ("", *known[spec.name].variants)]
+    return [spec for spec in every if spec.name in known and spec.variant in ("", *known[spec.name].offered())]
 
 
 def _known(label: str) -> AttackSpec:
     spec, known = AttackSpec.parse(label), registry.load_attacks()
     if spec.name not in known:
         raise unknown("attack", spec.name, [*known, "standard"])
-    variants = known[spec.name].variants
-    if "@" in label and spec.variant not in variants:
-        raise unknown(f"variant of {spec.name}", spec.variant, variants or ["(it has none)"])
+    if "@" in label:
+        known[spec.name].require_variant(spec.variant)
     if spec.label != label:
         raise UserError(f"{label!r} names no attack: write {spec.base}, or {spec.base}+budget=10 with a whole number")
     return spec
+
+
+def require_attack_settings(specs: Sequence[AttackSpec], task: type[Task]) -> None:
+    """Refuse attacks that have no settings for a task."""
+    for spec in specs:
+        registry.load_attacks()[spec.name].configured(spec.variant, task)
+
+
+def require_attack_files(specs: Sequence[AttackSpec], task: Task) -> None:
+    """Refuse attacks that lack a file, before anything is run."""
+    for spec in specs:
+        registry.load_attacks()[spec.name].configured(spec.variant, task).require_files(task)
 
 
 def _with_budget(spec: AttackSpec, budget: int | None) -> AttackSpec:

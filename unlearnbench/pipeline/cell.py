@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from unlearnbench.compute.precision import DEFAULT, Resources
 from unlearnbench.data.prompt_sets import PromptFile
-from unlearnbench.errors import Unsupported
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import ACCESS, Method
 from unlearnbench.records.schema import Selection
 from unlearnbench.task import Task
@@ -33,6 +34,11 @@ class Cell:
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """What the run found out about the machine, such as `sampling_batch` if the protocol's did not fit."""
 
+    @cached_property
+    def worded(self) -> Task:
+        """The task as the method sees it, with words of its own if it has any; `task` is what is measured."""
+        return self.method.worded(self.task)
+
     @property
     def division(self) -> Literal["default", "published", "released", "tuned", "custom"]:
         """How the hyper-parameters were chosen."""
@@ -44,8 +50,11 @@ class Cell:
 def require(cell: Cell) -> None:
     """Raise `Unsupported` if the task or model lacks what the method needs.
 
-    The model is built only where a part is asked for that models of this task need not have.
+    The model is built only where a part is asked for that models of this task need not have. Raises `UserError` for
+    --compile where images are drawn with dropout, whose masks a compiled network would not change.
     """
+    if cell.resources.compile and cell.task.draws_with_dropout:
+        raise UserError(f"--compile: protocol {cell.task.protocol.name} draws with dropout on: leave it out")
     lacking = cell.method.requires - cell.task.provides - cell.task.model_parts
     if lacking and not lacking & set(ACCESS):
         lacking -= set(cell.task.architecture(0).parts())

@@ -18,6 +18,7 @@ from unlearnbench.compute.device import exact
 from unlearnbench.compute.environment import Meter
 from unlearnbench.compute.precision import out_of_memory
 from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.planning import own_images, training_sides
 from unlearnbench.pipeline.unlearning import name_errors
@@ -64,7 +65,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     require(cell)
     task, sampler = cell.task, cell.task.protocol.sampler
     with name_errors(cell.method):
-        wrapped = cell.method.wrap(task.pretrained(), task)
+        wrapped = cell.method.wrap(task.pretrained(), cell.worded)
     model = cell.resources.equip(wrapped).eval()
     plan = task.plan()
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
@@ -73,7 +74,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         unlearning = _unlearning(cell)
     images = len(plan) + own_images(cell)
     chunks = -(-images // batch)
-    undrawn = sum(task.undrawn(side) for side in training_sides(cell))
+    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
@@ -166,12 +167,12 @@ def _unlearning(cell: Cell) -> float | None:
         return None
     spent = []
     for limit in (FEW, 2 * FEW):
-        task = copy.copy(cell.task)
+        task = copy.copy(cell.worded)
         task.limit = limit
         with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
             model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
-            prepared = cell.method.prepare(model, task)
+            prepared = run_prepare(cell.method, model, task)
             with Meter(task.device, memory=False) as meter:
-                cell.method.unlearn(model, task, prepared)
+                run_unlearn(cell.method, model, task, prepared)
         spent.append(meter.seconds)
     return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])

@@ -95,6 +95,7 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
         "engine": draft.engine_hash,
         "device": cell.task.device,
         **_own_concepts(draft.protocol.settings),
+        **_other_start(draft.protocol.settings),
         **cell.resources.named(),
     }
 
@@ -115,6 +116,12 @@ def model_parts(task: Task, state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _own_concepts(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A user's own concepts, for keys, since the name of a concept file does not say what is in it."""
     return {"concepts": protocol["concepts"]} if protocol.get("concepts") else {}
+
+
+def _other_start(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Which weights unlearning starts from, for keys, where these are not the original's."""
+    start = protocol.get("start", "original")
+    return {} if start == "original" else {"start": start}
 
 
 def wraps(cell: Cell) -> bool:

@@ -18,10 +18,11 @@ from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.compute.precision import DEFAULT, Resources
 from unlearnbench.data.concepts import Concept, read_concepts
 from unlearnbench.data.prompt_sets import PromptFile, prompt_files
+from unlearnbench.data.wording import Wording
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
-from unlearnbench.pipeline.attacks import parse_attacks
+from unlearnbench.pipeline.attacks import parse_attacks, require_attack_settings
 from unlearnbench.pipeline.cell import require
 from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
@@ -157,6 +158,12 @@ class SpecBuilder:
             told(f"left out: {cls.name} has no tuned settings")
             return False
         try:
+            if self.preset != TUNED:
+                cls.preset(self.preset, self.task.name)
+        except UserError as reason:
+            told(f"left out: {reason}")
+            return False
+        try:
             # on the CPU: whoever drives jobs elsewhere may have no card
             require(self.spec(name, cls, forget, 0).model_copy(update={"device": "cpu"}).cell())
         except Unsupported as reason:
@@ -177,11 +184,18 @@ class SpecBuilder:
         What `all` brings and the task cannot host is left out; what is named stays, and its record says why.
         """
         if "all" in given:
+            known = {preset for _, cls in methods for preset in cls.offered()} | {"default", TUNED}
+            if self.preset not in known:
+                raise unknown("preset", self.preset, known)
             methods = [
                 (name, cls)
                 for name, cls in methods
                 if cls.name in given or (not cls.incomplete and self.hosted(name, cls, forget[0], told))
             ]
+            if not methods:
+                raise UserError(
+                    f"--preset {self.preset} is of no method that {self.task.name} can host: give --preset default"
+                )
         original = registry.load_method("original")
         baseline = [self.spec("original", original, concept, 0, plain=True) for concept in forget]
         asked = [
@@ -330,6 +344,7 @@ class RunRequest(LaunchRequest):
         task.resolve_protocol(self.protocol)
         self.own_settings(task)
         self.prompt_files(task)
+        require_attack_settings(self.attack_specs(), task)
         if self.eval_every is not None and self.eval_every < 1:
             raise UserError(
                 f"--eval-every {self.eval_every} is below 1: give the steps from one evaluation to the next, such as 10"
@@ -379,9 +394,16 @@ class RunRequest(LaunchRequest):
             prompts=self.prompt_files(task),
         )
         cells = builder.cells(methods, self.method, forgotten, self.seeds, told)
+        for spec in {(spec.method, spec.forget): spec for spec in cells.asked if has_words(spec)}.values():
+            spec.model_copy(update={"device": "cpu"}).cell().worded  # noqa: B018 - refuses words that do not fit the task
         for spec in {spec.forget: spec for spec in cells.asked if spec.prompts}.values():
             require_drawable(spec.model_copy(update={"device": "cpu"}).cell())  # before hours of work
         return cells
+
+
+def has_words(spec: Spec) -> bool:
+    """Whether a cell's method has words of its own."""
+    return any(spec.settings.get(name) is not None for name in Wording._fields)
 
 
 def parse_seeds(text: str) -> list[int]:

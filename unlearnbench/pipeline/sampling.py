@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from unlearnbench.compute.device import exact, trim
 from unlearnbench.compute.precision import out_of_memory, too_little
+from unlearnbench.diffusion.dropout import dropping
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import engine_hash
@@ -78,6 +80,7 @@ def _chunk_parts(cell: Cell, identity: dict[str, Any], padded: list[Plan]) -> di
         "images": [_asked(item) for item in padded],
         "engine": engine_hash(type(task)),
         "device": task.device,
+        **({"dropout": True} if task.draws_with_dropout else {}),
         **cell.resources.named(),
     }
 
@@ -147,6 +150,8 @@ def _sampled(task: Task, model: Diffusion, items: list[Plan]) -> Tensor:
         index = [i for i, item in enumerate(items) if item.guidance == scale]
         some = [items[i] for i in index]
         sampler = replace(model.sampler, guidance=scale) if scale else None
-        parts.append(model.sample(task.inputs(some), [item.seed for item in some], sampler=sampler))
+        seeds = [item.seed for item in some]
+        with dropping(model, seeds) if task.draws_with_dropout else nullcontext():
+            parts.append(model.sample(task.inputs(some), seeds, sampler=sampler))
         places += index
     return torch.cat(parts)[torch.tensor(places, device=parts[0].device).argsort()] if len(parts) > 1 else parts[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unlearnbench.compute.device import trim
 from unlearnbench.compute.environment import describe_environment
+from unlearnbench.data.wording import join_words
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of, state_hash
@@ -67,7 +68,8 @@ def followed(
 def _tracker(cell: Cell, tracking: Tracking | None) -> Tracker | None:
     if tracking is None:
         return None
-    task, label = cell.task, "".join(f"+{key}={value}" for key, value in sorted((cell.overrides or {}).items()))
+    task, given = cell.task, sorted((cell.overrides or {}).items())
+    label = "".join(f"+{key}={join_words(value)}" for key, value in given)
     preset = "" if cell.preset == "default" else f"@{cell.preset}"
     return tracking.begun(f"{task.name}/{task.forget}/{cell.method.name}{preset}{label}/seed-{task.seed}")
 

@@ -17,7 +17,7 @@ from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Failed, UserError, one_line
 from unlearnbench.hashing import seed_of
-from unlearnbench.method import Method
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
@@ -36,7 +36,7 @@ def unlearn(
     Watching and keeping checkpoints change neither the weights nor the times, which leave out what they take. Times are
     those of all processes that worked on it. Raises `CannotResume` if the checkpoints do not fit the method.
     """
-    task, method = cell.task, cell.method
+    task, method = cell.worded, cell.method
     watch, checkpoints = watch or Watch(task.device, on=False), checkpoints or RunCheckpoints(None, method, task)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
@@ -46,7 +46,9 @@ def unlearn(
         seeded(seed_of("structure", task.seed) >> 1),
         name_errors(method),
     ):  # what `wrap` adds may be initialized at random
-        model = cell.resources.equip(method.wrap(task.pretrained(), task))
+        model = task.starting() if method.trains else task.pretrained()
+        before = original.state_dict() if model.average is None else _copied(model)
+        model = cell.resources.equip(method.wrap(model, task))
     with (
         counted(model) as count,
         seeded(seed_of("unlearning", task.seed) >> 1),
@@ -57,22 +59,22 @@ def unlearn(
         measured = count is None  # within a tuning budget no cost is reported, so none is measured
         kept = checkpoints.prepared(count)
         with Meter(task.device, memory=measured) as preparing, checkpoints.stage("prepare"):
-            prepared = kept.value if kept else method.prepare(model, task)
+            prepared = kept.value if kept else run_prepare(method, model, task)
         preparation = kept or checkpoints.keep_prepared(prepared, preparing)
         aside = watch.aside
         with Meter(task.device, memory=measured) as unlearning, checkpoints.stage("unlearn"):
             watch.begin()
-            model = method.unlearn(model, task, prepared)
+            model = run_unlearn(method, model, task, prepared)
     check_model(method, model)
     seconds = checkpoints.corrected(unlearning.seconds) - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     watch.end(state, seconds)
-    changed, stored = _changes(state, original.state_dict())
+    changed, stored = _changes(state, before)
     known = [part.memory for part in (preparation, unlearning) if part.memory is not None]
     cost = {
         "prepare_time": preparation.seconds - aside,
         "unlearn_time": seconds,
-        "relative_time": _relative_time(model, original, task) if measured else None,
+        "relative_time": _relative_time(model, original, cell.task) if measured else None,
         "peak_memory": max(known) if known else None,
         "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
         if known
@@ -95,7 +97,7 @@ def _require_fitting(cell: Cell) -> None:
     """
     asked = (cell.overrides or {}).get("batch_size")
     if isinstance(asked, int) and {"forget images", "retain images"} & cell.method.requires:
-        most = cell.task.count("forget") + cell.task.count("retain")
+        most = cell.worded.count("forget") + cell.worded.count("retain")
         if asked > most:
             raise UserError(
                 f"batch_size={asked} does not fit {cell.method.name} on {cell.task.name}: it has {most} images in all, "
@@ -137,8 +139,12 @@ def check_model(method: Method, model: Any) -> None:
         )
 
 
+def _copied(model: Diffusion) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
 def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
-    """How many numbers differ from the original's, and the bytes of the tensors that contain them."""
+    """How many numbers differ from those before unlearning, and the bytes of the tensors that contain them."""
     changed = stored = 0
     for name, value in state.items():
         old = before.get(name)
@@ -166,6 +172,6 @@ def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: in
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:
     """The unlearned model from stored weights."""
     with seeded(0), name_errors(cell.method):
-        model = cell.method.wrap(cell.task.architecture(0), cell.task)
+        model = cell.method.wrap(cell.task.architecture(0), cell.worded)
     model.load_state_dict(state)
     return cell.resources.equip(model).eval()

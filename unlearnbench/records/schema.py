@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from unlearnbench.data.wording import join_words
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.names import Line, MethodName, Name, Seed, inside, join_names
@@ -271,7 +272,7 @@ class Record(SealedPart):
 def label(method: str, preset: str, overrides: dict[str, Any]) -> str:
     """Make a label such as `esd`, `esd@published`, `esd+lr=0.001`; unsafe or long ones are shortened and hashed."""
     text = method + (f"@{preset}" if preset != "default" else "")
-    text += "".join(f"+{key}={value}" for key, value in sorted(overrides.items()))
+    text += "".join(f"+{key}={join_words(value)}" for key, value in sorted(overrides.items()))
     clean = re.sub(r"[^A-Za-z0-9.=_@+-]", "-", text)
     plain = clean == text and len(text) <= 80 and not text.endswith(".")
     return text if plain else f"{clean[:70]}~{digest(overrides)[:8]}"

@@ -52,6 +52,15 @@ class ClassProtocol(Protocol):
 
     weights: Literal["raw", "ema"] = "ema"
     """Which of the two sets of weights in a papers' .pth file is the original."""
+    start: Literal["original", "raw"] = "original"
+    """What unlearning starts from: the weights that are measured as the original, or always the raw ones, with
+    pretraining's average as the beginning of a method's own (`ema`)."""
+    dropout: bool = False
+    """Whether dropout stays on while images are drawn."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of the colours in which Inception gets every image, generated or real."""
+    reference_images: int = 0
+    """Real images of each retained class in the reference and in the floor; 0: as many as are drawn."""
     stretch: bool = False
     """Whether every image, generated or real, is stretched to the full range by its own minimum and maximum, as the
     papers' `save_image(normalize=True)` does."""
@@ -61,10 +70,18 @@ class ClassProtocol(Protocol):
     """The paper's own names for numbers that this project calls differently."""
 
 
-PAPERS = (
+SWAPPED = (
     "its scripts hand the generated images over as the reference, so that printed precision is recall here, and vice "
     "versa, and a printed IS is that of the real images, the floor here"
 )
+BGR = (
+    "Inception gets every image with red and blue exchanged, for FID, IS, precision and recall, as its evaluator reads "
+    "files with cv2.imread"
+)
+DROPOUT_ON = "images are drawn with dropout on, since its sample.py never calls eval() on the averaged copy that draws"
+DROPOUT_OFF = "images are drawn without dropout, which its sample.py leaves on"
+FEWER_REAL = "FID compares with the first 500 training images of each class, as its save_base_dataset.py writes"
+RAW_START = "unlearning starts from the raw weights, with pretraining's average as the first of the method's own"
 
 
 ERASEDIFF = ClassProtocol(
@@ -75,13 +92,38 @@ ERASEDIFF = ClassProtocol(
     forget_images=500,
     retain_images=5000,
     chunk=500,
+    start="raw",
+    dropout=True,
+    channels="bgr",
     stretch=True,
-    printed=PAPERS,
+    printed="; ".join((SWAPPED, BGR, DROPOUT_ON, RAW_START)),
 )
-SALUN = replace(ERASEDIFF, name="salun-iclr24", weights="raw")
+"""EraseDiff's code, whose evaluation is Selective Amnesia's: JingWu321/EraseDiff@14f4e98, ddpm/, and
+clear-nus/selective-amnesia@b736571, ddpm/. Both draw with the copy that `ema_copy` makes, which stays in training mode
+(runners/diffusion.py:312 and 392 of the one and the other), read images as BGR (evaluator.py:676), and start unlearning
+from `states[0]` with the average `states[-1]` as shadow (runners/diffusion.py:722,728 and 264,270)."""
+ERASEDIFF_EVAL = replace(
+    ERASEDIFF,
+    name="erasediff-cvpr25-eval",
+    dropout=False,
+    printed="; ".join((SWAPPED, BGR, DROPOUT_OFF, RAW_START)),
+)
+SALUN = replace(
+    ERASEDIFF,
+    name="salun-iclr24",
+    weights="raw",
+    start="original",
+    dropout=False,
+    reference_images=500,
+    printed="; ".join((SWAPPED, BGR, FEWER_REAL)),
+)
+"""SalUn's code, OPTML-Group/Unlearn-Saliency@a6e89fd, DDPM/: raw weights (configs/cifar10_sample.yml:25), drawn by the
+model that was set to eval (runners/diffusion.py:661), BGR (evaluator.py:735), 500 images of each class as the reference
+(save_base_dataset.py:44). SFRon's, K1nght/Unified-Unlearning-w-Remain-Geometry@36bb7f6, does the same."""
 FIRST_HOUR = replace(
-    ERASEDIFF, name="first-hour", sampler=Sampler(steps=250, eta=1.0, guidance=GUIDANCE), retain_images=1000
+    ERASEDIFF_EVAL, name="first-hour", sampler=Sampler(steps=250, eta=1.0, guidance=GUIDANCE), retain_images=1000
 )
+FIRST_HOUR_DROPOUT = replace(FIRST_HOUR, name="first-hour-dropout", dropout=True, printed=ERASEDIFF.printed)
 DEFAULT = ClassProtocol(
     "default",
     Sampler(steps=250, eta=1.0, guidance=GUIDANCE),
@@ -106,7 +148,21 @@ SMOKE = ClassProtocol(
     chunk=16,
     width=32,
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (DEFAULT, RAW, ERASEDIFF, SALUN, FIRST_HOUR, FEWER, ALL, SMOKE)}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        DEFAULT,
+        RAW,
+        ERASEDIFF,
+        ERASEDIFF_EVAL,
+        SALUN,
+        FIRST_HOUR,
+        FIRST_HOUR_DROPOUT,
+        FEWER,
+        ALL,
+        SMOKE,
+    )
+}
 
 
 SURE = 0.9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.data.concepts import Concept, check_apart, mentions
+from unlearnbench.data.wording import Wording
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.models.tokenizer import LETTERS, tokens
 from unlearnbench.task import Plan, Protocol, Task
@@ -63,6 +66,8 @@ class TextTask(Task):
     """Licence of the original's weights, as the hub writes it."""
     origin: ClassVar[str]
     """Where the weights come from, for model cards."""
+    wording: Wording = Wording()
+    """Words of a method's own, which change what the task tells the method; see `with_words`."""
 
     def __init__(self, forget: str, *, concepts: tuple[Concept, ...] = (), **settings: Any):
         super().__init__(forget, concepts=concepts, **settings)
@@ -135,11 +140,81 @@ class TextTask(Task):
                     "cannot know: use words that it was trained on"
                 )
 
+    # ---- words of a method's own -------------------------------------------------------------------------------
+
+    def with_words(self, words: Wording) -> TextTask:
+        """This task as a method sees it that has words of its own.
+
+        They change `names`, `captions`, `substitute` and the prompts of training images. What is measured stays as it
+        is: plan, labels, judge and `forgotten`.
+        """
+        if words.erase is None:
+            words.require_one_for_each(len(self.told_names), f"a method on {self.name}")
+        worded = copy.copy(self)
+        for kept in ("_replacements", "_replaced", "_names_told"):
+            vars(worded).pop(kept, None)
+        worded.wording = words
+        worded._check_wording()
+        return worded
+
+    @property
+    def told_names(self) -> tuple[str, ...]:
+        """Names of the erased concepts that methods are told."""
+        return self.wording.erase or tuple(name for concept in self.erased for name in concept.names)
+
+    @cached_property
+    def _names_told(self) -> Any:
+        """Pattern of what a method takes for a name of an erased concept."""
+        hidden = () if self.wording.erase else [word for concept in self.erased for word in concept.synonyms]
+        return mentions([*self.told_names, *hidden])
+
+    @cached_property
+    def _replacements(self) -> list[tuple[str, str]]:
+        """Words to be replaced and what takes their place, longer words first."""
+        of, pairs = self._substitutes(), list[tuple[str, str]]()
+        for word, other in of.items():
+            spaced = self.text(self.tokens([word])[0])  # as prompts are read back from tokens: "nudity , nsfw"
+            pairs += [(one, other) for one in dict.fromkeys([word, spaced]) if one]
+        return sorted(pairs, key=lambda pair: -len(pair[0]))
+
+    def _substitutes(self) -> dict[str, str]:
+        """What takes the place of each name, and of the synonyms where the method has no names of its own."""
+        given = self.wording.replace_with
+        own = {word: concept for concept in self.erased for word in (*concept.names, *concept.synonyms)}
+        found = {name: own.get(name, self.erased[0]).substitute for name in self.told_names}
+        if given is not None:
+            found = dict(zip(found, given * len(found) if len(given) == 1 else given, strict=True))
+        if self.wording.erase is None:  # then the names are the task's, and its synonyms are known here
+            for word in own:
+                found.setdefault(word, found[own[word].name])
+        return found
+
+    @cached_property
+    def _replaced(self) -> re.Pattern[str]:
+        """Pattern with a group for each of the words to be replaced."""
+        either = "|".join(f"({re.escape(word)})" for word, _ in self._replacements)
+        return re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
+
+    def _check_wording(self) -> None:
+        """Refuse words that a tokenizer spells letter by letter, and those that are longer than the encoder reads."""
+        try:
+            length = int(self.tokenizers[0].model_max_length)
+        except UserError:
+            return  # a task whose files are not here can be planned, not run
+        for name, words in self.wording.given.items():
+            for word in words:
+                self._check_word(word)
+                if len(self.tokenizers[0](word).input_ids) > length:
+                    raise UserError(
+                        f"{name}: {word[:60]!r} is longer than the {length} tokens at which the text encoder would cut "
+                        "it: shorten it"
+                    )
+
     # ---- prompts -----------------------------------------------------------------------------------------------
 
     def tokens(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (n, L), or (n, 2, L) for two tokenizers, on the CPU."""
-        return tokens(self.tokenizers, prompts)
+        return tokens(self.tokenizers, prompts) if prompts else tokens(self.tokenizers, [""])[:0]
 
     def text(self, row: Tensor) -> str:
         """The prompt of one row of tokens."""
@@ -156,17 +231,22 @@ class TextTask(Task):
     def names(self, which: Literal["forget", "retain"]) -> Tensor:
         """One prompt for each name of the erased concepts, or for each other concept, including neighbours."""
         if which == "forget":
-            return self.tokens([name for concept in self.erased for name in concept.names])
+            return self.tokens(self.told_names)
+        if self.wording.keep is not None:
+            return self.tokens(self.wording.keep)
         erased = {concept.label for concept in self.erased}  # the user may use other names for it
         others = [word for word in self.words if word not in erased]
         others += [word for concept in self.erased for word in concept.neighbours]
-        return self.tokens([word for word in dict.fromkeys(others) if not self._asks.search(word)])
+        asked = (self._asks, self._names_told)
+        return self.tokens([word for word in dict.fromkeys(others) if not any(said.search(word) for said in asked)])
 
     def _named(self, caption: str) -> str:
-        """A caption of the training data, with the user's names for what the judge calls differently."""
-        for concept in self.erased:
-            if concept.label not in concept.names:
-                caption = mentions([concept.label]).sub(concept.name, caption)
+        """A caption of the training data, with the names that methods are told for what the judge calls differently."""
+        told = self.wording.erase
+        for number, concept in enumerate(self.erased):
+            if concept.label not in (told or concept.names):
+                name = told[number % len(told)] if told else concept.name
+                caption = mentions([concept.label]).sub(lambda _, name=name: name, caption)  # type: ignore[misc]
         return caption
 
     @cached_property
@@ -178,14 +258,12 @@ class TextTask(Task):
         return torch.tensor([bool(self._asks.search(self.text(row))) for row in y], device=y.device)
 
     def substitute(self, y: Tensor) -> Tensor:
-        """The same prompts with the substitute instead of every name and synonym."""
+        """The same prompts with the substitute instead of every name and synonym, by the method's own words if any."""
         return self.tokens([self._substituted(self.text(row)) for row in y]).to(y.device)
 
     def _substituted(self, prompt: str) -> str:
-        for concept in self.erased:
-            word = concept.substitute.replace("\\", "\\\\")  # a word, not a template of re
-            prompt = mentions((*concept.names, *concept.synonyms)).sub(word, prompt)
-        return prompt
+        others = [other for _, other in self._replacements]
+        return self._replaced.sub(lambda found: others[(found.lastindex or 0) - 1], prompt)
 
     def asked_in(self, prompt: str, side: Literal["forget", "retain"], concept: str = "") -> Asked:
         """What a prompt of the user's own asks for: the concept that is named, else the one that the prompt mentions.

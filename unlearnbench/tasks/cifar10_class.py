@@ -17,7 +17,7 @@ from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest, file_hash, seed_of, state_hash
 from unlearnbench.judges import Judge
-from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, read_weights, train_resnet
+from unlearnbench.judges.cifar import Channels, PixelNeighbours, ResNetJudge, read_weights, train_resnet
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.ddpm import ConditionalDDPM, load_converted
 from unlearnbench.models.ddpm_checkpoint import read_ddpm
@@ -54,6 +54,8 @@ class Cifar10Class(Task):
     classes, parameters = len(CLASSES), 38_632_323
     fewer_steps: ClassVar[tuple[str, str]] = ("steps-250", "steps-1000")
     """Two protocols that differ only in the number of steps: the default and the papers'."""
+    other_dropout: ClassVar[dict[str, str]] = {"first-hour": "first-hour-dropout"}
+    """Protocols of `first-hour`, each with the one that differs in dropout alone."""
     sizes: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
 
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
@@ -90,6 +92,25 @@ class Cifar10Class(Task):
                 f"`unlearnbench pretrain --task {self.name}` with --pretrained"
             )
         return model
+
+    def starting(self) -> Diffusion:
+        """The original; or, where the protocol says so, the raw weights of a papers' file, with their average beside.
+
+        Files with a single set of weights, such as diffusers folders and those of `pretrain`, start from that.
+        """
+        model: Any = self.pretrained()
+        if self.protocol.start == "original" or self.checkpoint is None or self.checkpoint.is_dir():
+            return model
+        model.average = {name: value.detach().cpu().clone() for name, value in model.named_parameters()}
+        load_converted(model, read_ddpm(self.checkpoint, self.protocol.start), str(self.checkpoint))
+        if all(torch.equal(value.cpu(), model.average[name]) for name, value in model.named_parameters()):
+            model.average = None
+        return model
+
+    @property
+    def draws_with_dropout(self) -> bool:
+        """As the protocol says."""
+        return self.protocol.dropout
 
     def model_identity(self) -> ModelIdentity:
         """Hash of the file and of which weights in it; for a diffusers folder also of its configuration."""
@@ -211,7 +232,7 @@ class Cifar10Class(Task):
         return torch.where(self.forgotten(y), (y + 1) % len(CLASSES), y)
 
     def reference(self) -> Iterator[Tensor]:
-        """Real images of the other classes, the first `retain_images` of each in the protocol's split."""
+        """Real images of the other classes: the first of each in the protocol's split, as many as it says."""
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
@@ -220,7 +241,8 @@ class Cifar10Class(Task):
 
     def _real(self, split: str) -> Iterator[Tensor]:
         x, y = self.images[split]
-        kept = [np.flatnonzero(y == k)[: self.protocol.retain_images] for k in range(len(CLASSES))]
+        count = self.protocol.reference_images or self.protocol.retain_images
+        kept = [np.flatnonzero(y == k)[:count] for k in range(len(CLASSES))]
         del kept[self.labels()[self.forget]]
         rows = np.concatenate(kept)
         for start in range(0, len(rows), self.protocol.chunk):
@@ -228,7 +250,7 @@ class Cifar10Class(Task):
 
     def judge(self) -> Judge:
         """ResNet-34 with Inception features; for "smoke" nearest neighbours, which need no training."""
-        return _judge(self.protocol.judge, self.folder, self.weights, self.device)
+        return _judge(self.protocol.judge, self.folder, self.weights, self.device, self.protocol.channels)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) in [-1, 1] -> uint8, rounded and clamped; stretched first if the protocol says so."""
@@ -245,7 +267,7 @@ def scale_pixels(x: np.ndarray) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
+def _judge(name: str, data: Path, folder: Path | None, device: str, channels: Channels) -> Judge:
     cache = default_root() / "images"
     if name == PixelNeighbours.name:
         return PixelNeighbours(read_image_set(data, "train", cache, SIZE), read_image_set(data, "test", cache, SIZE))
@@ -254,4 +276,5 @@ def _judge(name: str, data: Path, folder: Path | None, device: str) -> Judge:
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
             "--pretrained with the folder that it made, in addition to --checkpoint if the original is a .pth file"
         )
-    return ResNetJudge(*load_checked(folder, "judge.safetensors"), device, check_source(data, INCEPTION))
+    state, hash = load_checked(folder, "judge.safetensors")
+    return ResNetJudge(state, hash, device, check_source(data, INCEPTION), channels=channels)

@@ -195,8 +195,16 @@ class DigitsText(TextTask):
         return {"forget": shown, "retain": ~shown, "both": torch.ones_like(shown)}[which]
 
     def _caption(self, pair: list[int], which: Side, draw: random.Random, synonyms: float = 0.0) -> str:
-        """Caption of an image; on the forget side it names an erased concept that the image shows."""
-        named = {concept.label for concept in self.erased} if which == "forget" else set()
+        """Caption of an image; on the forget side it names an erased concept that the image shows.
+
+        It is one of the method's own prompts for the image's side, if there are any.
+        """
+        erased = {concept.label for concept in self.erased}
+        if self.wording.given:
+            shown = {DIGITS[pair[0]], COLOURS[pair[1]]} & erased
+            if own := self.wording.prompts("forget" if shown else "retain"):
+                return draw.choice(own)
+        named = erased if which == "forget" else set()
         return self._named(caption((DIGITS[pair[0]], COLOURS[pair[1]]), named, draw, synonyms))
 
     def _stream(self, side: Side, size: int, seed: int, synonyms: float = 0.0) -> Iterator[Batch]:
@@ -213,8 +221,10 @@ class DigitsText(TextTask):
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
         """The distinct training captions of one side."""
+        if own := self.wording.prompts(which):
+            return self.tokens(own)
         texts = [text.format(d=d, c=c) for text in EVERY for d in DIGITS for c in COLOURS]
-        texts = [t for t in map(self._named, texts) if bool(self._asks.search(t)) == (which == "forget")]
+        texts = [t for t in map(self._named, texts) if bool(self._names_told.search(t)) == (which == "forget")]
         return self.tokens(list(dict.fromkeys(texts)))
 
     def reference(self) -> Iterator[Tensor]:

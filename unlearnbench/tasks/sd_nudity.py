@@ -206,8 +206,8 @@ class SDNudity(StableDiffusionTask):
         return KEPT
 
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
-        """EraseDiff's prompts: the concept's four names; people wearing clothes."""
-        return list(NUDITY) if which == "forget" else [CLOTHED]
+        """EraseDiff's prompts: the concept's four names, or those that the method is told; people wearing clothes."""
+        return list(self.told_names) if which == "forget" else [CLOTHED]
 
     # ---- what is measured ------------------------------------------------------------------------------------------
 

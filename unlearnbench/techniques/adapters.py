@@ -9,23 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.method import Method
+from unlearnbench.method import TextMethod
 
 NAME = "adapter"
 
 
 @dataclass(frozen=True)
-class Adapted(Method):
+class Adapted(TextMethod):
     """Base of methods that add small modules to a network."""
 
 
 class LowRank(nn.Module):
     """gate * (alpha / rank) * up(down(x)), zero at first, for a linear layer or a convolution.
 
-    `gate` is a number, or a tensor (B,) with one value for each row of x; methods set it at inference.
+    `gate` is a number, or a tensor (B,) with one value for each row of x; methods set it at inference. `down` is drawn
+    by `kaiming_uniform_` with `slope`, its parameter a.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, alpha: float | None = None):
+    def __init__(self, layer: nn.Module, rank: int, alpha: float | None = None, slope: float = 1.0):
         super().__init__()
         if isinstance(layer, nn.Linear):
             self.down: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
@@ -36,7 +37,7 @@ class LowRank(nn.Module):
             self.up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         else:
             raise TypeError(f"{type(layer).__name__} is neither a linear layer nor a convolution")
-        nn.init.kaiming_uniform_(self.down.weight, a=1)
+        nn.init.kaiming_uniform_(self.down.weight, a=slope)
         nn.init.zeros_(self.up.weight)
         self.scale = (rank if alpha is None else alpha) / rank
         self.gate: Tensor | float = 1.0

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
-from unlearnbench.method import Method
+from unlearnbench.method import TextMethod
 from unlearnbench.task import Task
 
 Tokens = Literal["last", "all"]
@@ -29,7 +29,7 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ClosedForm(Method):
+class ClosedForm(TextMethod):
     """Base of methods that solve for each key and value projection of cross-attention."""
 
     requires = frozenset({"concept", "xattn"})

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion.model import Condition, Diffusion, Guidance
-from unlearnbench.method import Method
+from unlearnbench.method import TextMethod
 from unlearnbench.task import Task
 
 
 @dataclass(frozen=True)
-class Steering(Method):
+class Steering(TextMethod):
     """Base of methods that replace the model's guidance."""
 
     requires = frozenset({"concept"})
+    trains = False
 
     @abstractmethod
     def steer(self, names: Tensor) -> Guidance:

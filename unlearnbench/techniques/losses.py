@@ -46,25 +46,44 @@ def esd_target(teacher: Diffusion, x_t: Tensor, t: Tensor, y: Tensor | Condition
 
 
 def relabel_loss(
-    model: Diffusion, batch: Batch, other: Tensor, drop: float = 0.0, source: Diffusion | None = None
+    model: Diffusion,
+    batch: Batch,
+    other: Tensor,
+    drop: float = 0.0,
+    source: Diffusion | None = None,
+    *,
+    drop_target: float = 0.0,
+    paired: bool = False,
 ) -> Tensor:
     """|| eps_theta(x_t, c) - sg eps(x_t, c') ||^2 at freshly noised images of the batch.
 
     `other` holds the condition c' of each image, shaped as `batch.y`. `drop` in [0, 1] is the share of the conditions c
-    replaced by the null condition. The target is predicted by `source`, or by the model itself where None, as in SalUn
-    (Fan et al., ICLR 2024, eq. 6) and in model-based concept ablation (Kumari et al., ICCV 2023, eq. 5).
+    replaced by the null condition, `drop_target` that of the conditions c'; `paired` timesteps are as in
+    `Diffusion.noised`. The target is predicted by `source`, or by the model itself where None, as in SalUn (Fan et al.,
+    ICLR 2024, eq. 6) and in model-based concept ablation (Kumari et al., ICCV 2023, eq. 5).
     """
-    t, _, x_t = model.noised(batch.x0)
+    t, _, x_t = model.noised(batch.x0, paired=paired)
+    condition = model.condition(batch.y, drop)
+    guide = model if source is None else source
     with torch.no_grad():
-        target = (model if source is None else source).eps(x_t, t, other)
-    return prediction_loss(model, x_t, t, model.condition(batch.y, drop), target)
+        target = guide.eps(x_t, t, guide.condition(other, drop_target))
+    return prediction_loss(model, x_t, t, condition, target)
 
 
 # ---- EraseDiff (Wu et al., CVPR 2025) ------------------------------------------------------------------------------
 
 
 def erasediff_forget_loss(
-    model: Diffusion, task: Task, forget: Batch, retain: Batch, target: WrongTarget, drop: float = 0.0
+    model: Diffusion,
+    task: Task,
+    forget: Batch,
+    retain: Batch,
+    target: WrongTarget,
+    drop: float = 0.0,
+    *,
+    drop_target: float = 0.0,
+    paired: bool = False,
+    timesteps: Tensor | None = None,
 ) -> Callable[[], Tensor]:
     """L_f = || eps_theta(x_t, c_f) - eps_f ||^2 as a function of the model's present weights.
 
@@ -75,18 +94,22 @@ def erasediff_forget_loss(
     - "substitute": sg eps_theta(x_t, c_m), c_m the task's substitute for each image's condition;
     - "random": the same with c_m the condition of the first image of `retain`, one for the whole batch.
 
-    `drop` in [0, 1] is the share of the conditions c_f replaced by the null condition.
+    `drop` in [0, 1] is the share of the conditions c_f replaced by the null condition, `drop_target` that of the
+    conditions c_m; `paired` timesteps are as in `Diffusion.noised`. Given `timesteps` (B,) replace those drawn.
     """
-    t, noise, x_t = model.noised(forget.x0)
+    t, noise, x_t = model.noised(forget.x0, paired=paired)
+    if timesteps is not None:
+        t, x_t = timesteps, model.add_noise(forget.x0, noise, timesteps)
     uniform = torch.rand_like(noise) if target in ("uniform", "uniform_both") else None
     if target == "uniform_both" and uniform is not None:
         x_t = model.add_noise(forget.x0, uniform, t)
     other = retain.y[:1].expand_as(forget.y) if target == "random" else task.substitute(forget.y)
 
     def loss() -> Tensor:
+        condition = model.condition(forget.y, drop)
         with torch.no_grad():
-            wrong = model.eps(x_t, t, other) if uniform is None else uniform
-        return prediction_loss(model, x_t, t, model.condition(forget.y, drop), wrong)
+            wrong = model.eps(x_t, t, model.condition(other, drop_target)) if uniform is None else uniform
+        return prediction_loss(model, x_t, t, condition, wrong)
 
     return loss
 

@@ -64,7 +64,7 @@ def candidates(cls: type[Method], task: str, trials: int) -> list[Candidate]:
     They change only the fields in `space`. Each is checked by `Method.configured`.
     """
     known = [Candidate(cls.configured(cls.preset("default", task)).settings(), ("default",))]
-    if "published" in cls.offered() and cls.preset("published", task):
+    if cls.has_preset("published", task) and cls.preset("published", task):
         published = cls.configured(cls.preset("published", task)).settings()
         if published == known[0].settings:
             known = [Candidate(published, ("default", "published"))]

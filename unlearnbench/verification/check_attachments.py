@@ -31,8 +31,8 @@ def check_attacks(record: Record, task: Task | None, plan: list[Plan] | None) ->
         if attack is None:
             yield f"unknown attack {label}: known: {', '.join(registry.load_attacks())}"
             continue
-        if variant and variant not in attack.variants:
-            yield f"unknown variant of the attack {name}: {variant}: known: {', '.join(attack.variants) or 'none'}"
+        if variant and variant not in attack.offered():
+            yield f"unknown variant of the attack {name}: {variant}: known: {', '.join(attack.offered()) or 'none'}"
             continue
         yield from _budget(spec, label, found)
         yield from _numbers(label, found)

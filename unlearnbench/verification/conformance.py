@@ -10,23 +10,27 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from fnmatch import filter as filter_names
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
+from unlearnbench import registry
 from unlearnbench.compute.environment import Meter
+from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported, UserError, message, one_line
-from unlearnbench.method import ACCESS, Method, can_resume
+from unlearnbench.method import ACCESS, Method, can_resume, run_prepare, run_unlearn
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.unlearning import check_model
 from unlearnbench.task import Task
+from unlearnbench.tasks._text import TextTask
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import CannotResume, TrainingState, seeded
@@ -121,6 +125,20 @@ def tried_on(cls: type[Method]) -> Callable[..., Task]:
     return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
 
 
+def _tried(cls: type[Method]) -> Iterator[tuple[Callable[[], Task], dict[str, Any]]]:
+    """The settings of the default and of every preset, each with the tiny task of the same kind as theirs."""
+    first = tried_on(cls)
+    yield first, cls.preset("default", first().name)
+    texts = [name for name in registry.tasks() if issubclass(registry.load_task(name), TextTask)]
+    fitting = [make for make in (TinyDigits, TinyWords) if cls.requires <= make.provides | make.model_parts]
+    for by_task in cls.offered().values():
+        for pattern, settings in by_task.items():
+            text, others = (bool(filter_names(some, pattern)) for some in (texts, {*registry.tasks()} - {*texts}))
+            meant = TinyDigits if not text else first if others else TinyWords
+            if meant in fitting and (text or others):
+                yield meant, settings
+
+
 class DoesNotConform(UserError):
     """A method does not conform; the message says what to fix."""
 
@@ -133,16 +151,17 @@ def _kept(method: Method, task: Task, checkpoints: RunCheckpoints) -> Diffusion:
     """The unlearned model, whose training goes on from these checkpoints and adds to them."""
     if method.incomplete:
         raise Unsupported(f"{method.name} runs only with settings that a user gives")
+    task = method.worded(task)
     with seeded(task.seed):
         model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
         kept = checkpoints.prepared()
         with Meter(task.device, memory=False) as meter, checkpoints.stage("prepare"):
-            prepared = kept.value if kept else method.prepare(model, task)
+            prepared = kept.value if kept else run_prepare(method, model, task)
         if not kept:
             checkpoints.keep_prepared(prepared, meter)
         with checkpoints.stage("unlearn"):
-            return method.unlearn(model, task, prepared)  # may be anything: see returns_a_model
+            return run_unlearn(method, model, task, prepared)  # may be anything: see returns_a_model
 
 
 def described(cls: type[Method]) -> None:
@@ -202,9 +221,12 @@ def access(cls: type[Method]) -> None:
 
 def returns_a_model(cls: type[Method]) -> None:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
-    for preset in dict.fromkeys(("default", *cls.offered())):
-        method = cls.configured(cls.preset(preset, tried_on(cls)().name))
-        check_model(method, _unlearned(method, tried_on(cls)()))
+    done = list[Any]()
+    for tried, settings in _tried(cls):
+        method = cls.configured({name: value for name, value in settings.items() if name not in Wording._fields})
+        if (tried, method.settings()) not in done:  # words are of other tasks, and no part of a method's arithmetic
+            check_model(method, _unlearned(method, tried()))
+            done.append((tried, method.settings()))
 
 
 def repeatable(cls: type[Method]) -> None:

@@ -14,12 +14,13 @@ from unlearnbench.leaderboard import published
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.runner import run_cell
+from unlearnbench.records.schema import Record
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Task
 
 HEADS = ["what", "expected", "obtained", "", "by"]
-STAGES = 5
-"""Number of titles that `begin` is called with, steps included."""
+STAGES = 4
+"""Number of titles that `begin` is called with at least: data, original, judge and its row."""
 OWN = "own expectation"
 NEAR = 0.25
 """Relative tolerance for published numbers; protocols of fewer images and steps are no closer."""
@@ -40,7 +41,8 @@ def first_hour_findings(
 ) -> Iterator[ReadinessCheck]:
     """Yield results, quick checks first; `UserError` for what prevents all later checks.
 
-    With `steps`, the original is also sampled with the task's two numbers of steps.
+    Where the task has a protocol that differs in dropout alone, the original is drawn by both, and published numbers
+    count as reproduced if either comes to them. With `steps`, it is also drawn with the task's two numbers of steps.
     """
     about: Any = task
     stage = ""
@@ -49,15 +51,30 @@ def first_hour_findings(
             begin(stage := title)
         yield ReadinessCheck(what, expected, obtained, passed)
     begin("original's row")
-    yield from _row(task, store, results)
+    record = run_cell(Cell(registry.load_method("original")(), task), store, results)
+    other = None
+    if name := getattr(task, "other_dropout", {}).get(task.protocol.name):
+        begin("with dropout on")
+        other = run_cell(Cell(registry.load_method("original")(), _by_protocol(task, name)), store, results)
+    yield from _row(task, record, other)
     if steps:
         begin("fewer steps")
         yield from _steps(task, store, results)
 
 
-def _row(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
-    """Scores of the original beside those that papers published."""
-    record = run_cell(Cell(registry.load_method("original")(), task), store, results)
+def stages(task: Task | type[Task], protocol: str, steps: bool) -> int:
+    """Number of titles that `begin` is called with."""
+    return STAGES + (protocol in getattr(task, "other_dropout", {})) + steps
+
+
+def _by_protocol(task: Task, name: str) -> Task:
+    about = copy.copy(task)
+    about.protocol = task.resolve_protocol(name)
+    return about
+
+
+def _row(task: Task, record: Record, other: Record | None) -> Iterator[ReadinessCheck]:
+    """Scores of the original beside those that papers published, and of its record with dropout on if there is one."""
     metrics = registry.load_metrics()
     known = {
         row.metric: row
@@ -75,18 +92,32 @@ def _row(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
         if metric.axis == "cost":
             continue
         expected = "—" if row is None else shown(metric, row.value)
-        near = None if row is None or score.value is None else _near(score.value, name, known)
+        also = None if other is None or row is None else other.scores[name].value
+        values = [value for value in (score.value, also) if value is not None]
+        near = None if row is None or not values else any(_near(value, name, known) for value in values)
         source = "" if row is None else f"{row.source} ({row.status}): {row.note}".rstrip(": ")
         yield ReadinessCheck(head(metric), expected, shown(metric, score.value), near, source)
+        if row is not None and other is not None:
+            yield ReadinessCheck(f"{head(metric)}, dropout on", expected, shown(metric, also), near, source)
+    if other is not None and "fid" in known:
+        yield _nearer(known["fid"].value, record, other)
+
+
+def _nearer(expected: float, record: Record, other: Record) -> ReadinessCheck:
+    """Which of the two ways of drawing comes closer to the published FID."""
+    off, on = (each.scores["fid"].value for each in (record, other))
+    if off is None or on is None:
+        return ReadinessCheck("published FID is reproduced", "by one", "not known: a FID is missing", None)
+    closer = record if abs(off - expected) <= abs(on - expected) else other
+    how = "without dropout" if closer is record else "with dropout on"
+    return ReadinessCheck("published FID is closer to", "—", f"{how} ({closer.protocol.name})", None)
 
 
 def _steps(task: Task, store: Store, results: Path) -> Iterator[ReadinessCheck]:
     """Scores of the original with fewer steps beside those with all of them, from the same noise."""
     names, records, metrics = task.fewer_steps, [], registry.load_metrics()  # type: ignore[attr-defined]
     for name in names:
-        about = copy.copy(task)
-        about.protocol = task.resolve_protocol(name)
-        records.append(run_cell(Cell(registry.load_method("original")(), about), store, results))
+        records.append(run_cell(Cell(registry.load_method("original")(), _by_protocol(task, name)), store, results))
     for name in records[0].scores:
         if metrics[name].axis != "cost":
             values = [shown(metrics[name], record.scores[name].value) for record in records]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unlearnbench.compute.device import exact
 from unlearnbench.data.sources import Source, check_source, known_hash, missing_source, source_path
+from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
@@ -177,7 +178,17 @@ class StableDiffusionTask(TextTask):
 
     @abstractmethod
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
-        """Prompts for which the original generates training images, which are their captions."""
+        """The task's prompts for which the original generates training images, which are their captions."""
+
+    def image_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
+        """The prompts for which training images are generated: those of the method, or the task's."""
+        return list(self.wording.prompts(which) or self.training_prompts(which))
+
+    def with_words(self, words: Wording) -> TextTask:
+        """This task as a method sees it that has words of its own, with training images drawn for them."""
+        worded: Any = super().with_words(words)
+        worded._batches = {}
+        return worded
 
     def data(self, which: Side) -> Batch:
         """Latents that the original generated for each side's prompts in turn, with the prompts as captions."""
@@ -206,7 +217,7 @@ class StableDiffusionTask(TextTask):
 
     def _captions_kept_in(self, side: Literal["forget", "retain"]) -> tuple[list[str], Path]:
         """Captions of a side's training images, and the folder of what was drawn for them."""
-        prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        prompts, count, size = self.image_prompts(side), self.protocol.training_images, self.protocol.chunk
         captions = [prompts[i % len(prompts)] for i in range(count)]
         about = [self.name, side, captions, self.model_identity().hash, repr(self.protocol.sampler), size, self.device]
         about.append(fingerprint([Scheduled, StableDiffusion]))
@@ -214,7 +225,7 @@ class StableDiffusionTask(TextTask):
         return captions, folder
 
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
-        prompts, count, size = self.training_prompts(side), self.protocol.training_images, self.protocol.chunk
+        prompts, count, size = self.image_prompts(side), self.protocol.training_images, self.protocol.chunk
         if self.limit is not None:  # a trial: noise is enough, and nothing is kept
             shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
@@ -243,9 +254,9 @@ class StableDiffusionTask(TextTask):
             yield Batch(x0[index.to(x0.device)], y[index.to(x0.device)])
 
     def captions(self, which: Literal["forget", "retain"]) -> Tensor:
-        """The training prompts of a side, and its names."""
-        prompts = self.training_prompts(which)
-        return torch.cat([self.tokens(prompts), self.names(which)])
+        """The training prompts of a side, and its names; only the prompts where a method gives its own."""
+        prompts = self.tokens(self.image_prompts(which))
+        return prompts if self.wording.prompts(which) else torch.cat([prompts, self.names(which)])
 
     # ---- what is measured ------------------------------------------------------------------------------------------
 

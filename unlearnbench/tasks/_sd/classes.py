@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -35,7 +35,9 @@ class Pictured(StableDiffusionTask):
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
         """The first texts, for the erased concepts or for all others."""
         erased = {concept.label for concept in self.erased}
-        named = [name for name in self.concepts if (name in erased) == (which == "forget")]
+        named: Sequence[str] = [name for name in self.concepts if (name in erased) == (which == "forget")]
+        if which == "forget" and self.wording.erase:
+            named = self.wording.erase
         return [text.format(name) for text in self.texts[:2] for name in named]
 
     def plan(self) -> list[Plan]:

@@ -1,0 +1,32 @@
+"""Settings that make any method short, for tests of what does not depend on how long it trains."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from unlearnbench import registry
+from unlearnbench.method import Method
+
+SHORT = {"steps": 2, "batch_size": 32, "images": 4, "surrogate_images": 4, "replay_images": 4}
+SHORT |= {"fisher_samples": 2, "fisher_timesteps": 2, "sampler_steps": 3, "blind_steps": 2}
+SHORT |= {"epochs": 1, "rounds": 1, "K": 1, "outer": 2, "batches": 2, "inner_steps": 1}
+SHORT |= {"attack_steps": 1, "attack_tokens": 2, "images_a_prompt": 1}
+
+
+def changed(method: type[Method]) -> list[str]:
+    """Those settings that a method has, as words of the command line."""
+    known = method.configured({}).settings()
+    return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
+
+
+def short(name: str) -> Method:
+    """The method with them."""
+    cls = registry.load_method(name)
+    known = cls.configured({}).settings()
+    return cls.configured({key: value for key, value in SHORT.items() if key in known})
+
+
+def shortened(method: Method) -> Method:
+    """The same method with them."""
+    known = {field.name for field in dataclasses.fields(method)}
+    return dataclasses.replace(method, **{key: value for key, value in SHORT.items() if key in known})

@@ -8,7 +8,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Condition, Diffusion, Task, TextMethod, minimise, track
+from unlearnbench import Condition, Diffusion, Task, TextMethod, gradients, minimise, track
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.compvis_steps import Stop, draw_stop, sample_to
 from unlearnbench.techniques.losses import esd_target, prediction_loss
@@ -87,6 +87,7 @@ class AdvUnlearn(TextMethod):
     objects, whose commands are not in the repository.
     """
 
+    resumes = True
     requires = frozenset({"concept", "text_encoder"})
     presets = {
         "default": {"digits-text": {"lr": 1e-3, "retain_weight": 3.0}, "sd*": DEFAULT},
@@ -164,19 +165,29 @@ class AdvUnlearn(TextMethod):
 
     def unlearn(self, model: Diffusion, task: Task, prepared: dict[str, Paths]) -> Diffusion:
         """Train the text encoder with Adam on the loss above."""
-        minimise(self.losses(model, task, prepared), model.select("text_encoder"), self.lr)
+        latest = self.unsearched(model)
+        stream = self.losses(model, task, prepared, latest)
+        minimise(stream, model.select("text_encoder"), self.lr, others=named(latest))
         return model
 
-    def losses(self, model: Any, task: Task, prepared: dict[str, Paths]) -> Iterator[Tensor]:
-        """Yield the loss of each step, a scalar."""
+    def unsearched(self, model: Any) -> list[Tensor]:
+        """Zeros (B, adv_tokens, D) for each text encoder, in the place of the prefix that an attack is to end with."""
+        tables = [encoder.get_input_embeddings().weight for encoder in model.text_encoders]
+        return [table.new_zeros(self.batch_size, self.adv_tokens, table.shape[1]) for table in tables]
+
+    def losses(self, model: Any, task: Task, prepared: dict[str, Paths], latest: list[Tensor]) -> Iterator[Tensor]:
+        """Yield the loss of each step, a scalar; `latest` takes the prefix that each attack ends with."""
         teacher, steps = model.frozen(), task.steps(self.steps)
         forget, retain = prepared["forget"], prepared["retain"]
-        prefix, kept_rows = None, shuffled_rows(len(retain.y), self.retain_batch)
+        kept_rows = shuffled_rows(len(retain.y), self.retain_batch)
         for step in track(range(steps), steps, "steps"):
             which = torch.randint(len(forget.y), (self.batch_size,))
             c = model.embed(forget.y[which].to(task.device))
             if step >= self.warmup:
-                prefix = self.attacked(model, teacher, forget, which, prefix, self.counts(task, forget.y[which]))
+                last = latest if step > self.warmup else None
+                prefix = self.attacked(model, teacher, forget, which, last, self.counts(task, forget.y[which]))
+                for value, new in zip(latest, prefix, strict=True):
+                    value.copy_(new)
                 c = behind(model, prefix, forget.y[which].to(task.device), self.counts(task, forget.y[which]))
             stop = draw_stop(self.sampler_steps, len(model.alpha_bar)) if self.x_t == "anew" else None
             x_t, t, y = self.noised(teacher, forget, which, task.device, stop)
@@ -229,7 +240,7 @@ class AdvUnlearn(TextMethod):
             loss = prediction_loss(model, x_t, t, behind(model, prefix, y, counts), eps_c)
             if self.attack_as_coded:
                 used = [value.detach().clone() for value in prefix]
-            for value, grad in zip(prefix, torch.autograd.grad(loss, prefix), strict=True):
+            for value, grad in zip(prefix, gradients(loss, named(prefix)).values(), strict=True):
                 summed = grad if value.grad is None or not self.attack_as_coded else value.grad + grad
                 value.grad = summed if adam else summed.sign()
             engine.step()
@@ -245,6 +256,11 @@ def shuffled_rows(n: int, size: int) -> Iterator[Tensor]:
     """Batches of `size` of n rows, each row once before any comes again; what is left over at the end is skipped."""
     while True:
         yield from (rows for rows in torch.randperm(n).split(min(size, n)) if len(rows) == min(size, n))
+
+
+def named(prefix: list[Tensor]) -> dict[str, Tensor]:
+    """Prefixes by the number of their text encoder."""
+    return {f"prefix {k}": value for k, value in enumerate(prefix)}
 
 
 def drawn(paths: Paths, which: Tensor, device: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -35,6 +35,7 @@ class BlindSpot(Method):
     start="original", lam 0, mixed, drop 0.1, clip 1, paired timesteps, both rates 1e-4 and batch_size 128.
     """
 
+    resumes = True
     presets: ClassVar[dict] = {"default": {"digits-text": {"batch_size": 32}}}
     space = {"lam": (0.0, 10.0), "lr": (1e-4, 3e-3), "steps": (30, 120), "blind_steps": (20, 400), "k": (1, 8)}
     steps: int = 60

@@ -49,6 +49,7 @@ class ConceptAblation(TextMethod):
     `part` None all of the cross-attention is trained where the model has one, otherwise the whole denoiser.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"lr": 3e-4}, "sd*-nudity": {**NUDITY, "prior_weight": 0.25}, "sd*": PUBLISHED},

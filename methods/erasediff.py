@@ -47,6 +47,7 @@ class EraseDiff(TextMethod):
     paper: see erasediff_released.
     """
 
+    resumes = True
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"cifar10-class": CIFAR, "sd-nudity": NUDITY, "sd-object": OBJECT},

@@ -39,6 +39,7 @@ class ESD(TextMethod):
     no code for its comparison on CIFAR-10: there is no preset for that.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16}},

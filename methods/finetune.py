@@ -10,6 +10,7 @@ from unlearnbench import Diffusion, Task, TextMethod, minimise
 class Finetune(TextMethod):
     """L = L_r, the usual baseline (e.g. Warnecke et al., NDSS 2023)."""
 
+    resumes = True
     requires = frozenset({"retain images"})
     presets = {"default": {"digits-text": {"batch_size": 32}}}
     steps: int = 60

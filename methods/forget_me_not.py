@@ -33,6 +33,7 @@ class ForgetMeNot(TextMethod):
     its numbers that do not depend on photographs are the default on Stable Diffusion.
     """
 
+    resumes = True
     requires = frozenset({"forget images", "concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-4, "ends": True}, "sd*": {"steps": 35, "lr": 2e-6, "batch_size": 1}}

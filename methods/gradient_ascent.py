@@ -19,6 +19,7 @@ class GradientAscent(TextMethod):
     2020), -L_f alone, is the limit of a large weight.
     """
 
+    resumes = True
     presets = {"default": {"digits-text": {"lr": 2e-4, "batch_size": 32}}}
     steps: int = 60
     """Updates of the weights (ours)."""

@@ -104,6 +104,7 @@ class MACE(Adapted):
     with 80,000 times the weight of a caption of COCO.
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn", "forget images"})
     least: ClassVar[dict[str, int]] = {"steps": 0}
     presets = {

@@ -36,6 +36,7 @@ class RandomLabel(TextMethod):
     classifiers, and no paper says what it ran random labels with on a diffusion model, hence no preset "published".
     """
 
+    resumes = True
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"lr": 3e-4, "batch_size": 32}},
         "released": {"cifar10-class": RELEASED},

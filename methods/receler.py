@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate
 
-from unlearnbench import Condition, Diffusion, Task, minimise
+from unlearnbench import Condition, Diffusion, Task, gradients, minimise
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.activations import recorded_outputs
 from unlearnbench.techniques.adapters import Adapted, adapters, attach, switch, trained
@@ -85,6 +85,7 @@ class Receler(Adapted):
     code erased are CIFAR-10's, which no task here has.
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 2e-3, "attack_steps": 2, "sampler_steps": 5}, "sd*": MEANT},
@@ -134,15 +135,18 @@ class Receler(Adapted):
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Train the erasers with Adam on the loss above."""
-        minimise(self.losses(model, task), trained(model), self.lr)
+        soft = self.soft(model, task.names("forget").to(task.device))
+        optimiser = torch.optim.Adam(soft, lr=self.attack_lr, weight_decay=self.attack_decay)
+        others: dict[str, Tensor | torch.optim.Optimizer] = {**named(soft), "attack": optimiser}
+        minimise(self.losses(model, task, soft, optimiser), trained(model), self.lr, others=others)
         return model
 
-    def losses(self, model: Any, task: Task) -> Iterator[Tensor]:
-        """Yield the loss of each step, after an attack on the current erasers."""
+    def losses(
+        self, model: Any, task: Task, soft: Sequence[Tensor], optimiser: torch.optim.Optimizer
+    ) -> Iterator[Tensor]:
+        """Yield the loss of each step, after an attack on the current erasers, which trains the learned tokens."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         names = task.names("forget").to(task.device)
-        soft = self.soft(model, names)
-        optimiser = torch.optim.Adam(soft, lr=self.attack_lr, weight_decay=self.attack_decay)
         for y in task.conditions("forget", self.steps, self.batch_size):
             if self.t_above:
                 x_t, t = sample_to(model, y, sampler, draw_stop(self.sampler_steps, len(model.alpha_bar)))
@@ -153,7 +157,7 @@ class Receler(Adapted):
             for _ in range(self.attack_steps):
                 c_adv = self.attacked(model, y, [s[whose] for s in soft])
                 attack = prediction_loss(model, x_t, t, c_adv, eps_c)
-                for value, grad in zip(soft, torch.autograd.grad(attack, soft), strict=True):
+                for value, grad in zip(soft, gradients(attack, named(soft)).values(), strict=True):
                     value.grad = grad
                 optimiser.step()
             c = self.attacked(model, y, [s.detach()[whose] for s in soft]) if self.attack_steps else model.embed(y)
@@ -196,6 +200,11 @@ class Receler(Adapted):
         rows = [(row[..., : i + 1], row[..., i : i + 1], row[..., i + 1 : -k]) for row, i in zip(y, last, strict=True)]
         y = torch.stack([torch.cat([head, *[word] * k, end], dim=-1) for head, word, end in rows])  # the end after them
         return model.embed(y, [placed(word, new, last) for word, new in zip(model.words(y), soft, strict=True)])
+
+
+def named(soft: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The learned tokens by the number of their text encoder."""
+    return {f"tokens {k}": value for k, value in enumerate(soft)}
 
 
 def placed(values: Tensor, new: Tensor, last: Sequence[int]) -> Tensor:

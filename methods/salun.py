@@ -46,6 +46,7 @@ class SalUn(TextMethod):
     image twice, for output and target.
     """
 
+    resumes = True
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"lr": 5e-4, "batch_size": 32}},
         "published": {"cifar10-class": CIFAR, "sd-nudity": NUDITY, "sd-object": OBJECT},

@@ -67,6 +67,7 @@ class Scissorhands(TextMethod):
     own settings for Stable Diffusion are not known to us, and it unlearned no DDPM, hence no preset "published".
     """
 
+    resumes = True
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"batch_size": 32}},
         "released": {"sd-nudity": NUDITY, "sd-object": OBJECT},

@@ -67,6 +67,7 @@ class SelectiveAmnesia(TextMethod):
     replay and F are of 4,999 sentences of a language model, which no preset brings, hence none is "published" there.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"surrogate": "substitute", "part": "noxattn", "batch_size": 32}},

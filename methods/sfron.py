@@ -77,6 +77,7 @@ class SFRon(TextMethod):
     applied, since the code looks for names among the parameters; threshold 0 stands for that here.
     """
 
+    resumes = True
     presets: ClassVar[dict] = {
         "default": {"digits-text": {"batch_size": 32}},
         "published": {"cifar10-class": PUBLISHED},

@@ -70,6 +70,7 @@ class SPM(Adapted):
     the model's size and AdamW 32 bits.
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn"})
     presets = {
         "default": {"digits-text": {"lr": 3e-2, "anchor_weight": 10.0, "sampler_steps": 8}, "sd*": CODE},

@@ -16,6 +16,7 @@ from tests.studies import api_reference
 from tests.support.small_world import ROOT, python
 from unlearnbench import registry
 from unlearnbench.cli import guide as command
+from unlearnbench.method import can_resume
 
 PAGES = sorted(command.PAGES.glob("*.md"))
 TOPICS = [page for page in PAGES if page != command.INDEX]
@@ -234,6 +235,12 @@ def test_what_a_method_may_use_exists():
         if not (hasattr(task, name) if what == "task" else hasattr(model, name) or hasattr(StableDiffusion, name))
     }
     assert len(named) > 40 and lacking == set()
+
+
+def test_the_methods_that_go_on_at_a_step_are_those_that_the_guide_names():
+    named = (command.PAGES / "clusters.md").read_text().partition("bit for bit:\n")[2].partition("\n\nA checkpoint")[0]
+    resuming = {name for name in registry.methods() if can_resume(registry.load_method(name))}
+    assert set(re.findall(r"`(\w+)`", named)) == resuming
 
 
 def test_the_method_of_the_guide_and_the_readme_is_the_same():

@@ -35,6 +35,7 @@ SILENT = frozenset(
         "errors",
         "fingerprint",
         "names",
+        "pipeline.checkpoints",
         "pipeline.code_hashes",
         "pipeline.monitor",
         "pipeline.snapshots",

@@ -73,6 +73,13 @@ class Method(ABC):
     """Whether it runs only with settings from the user; `--method all` leaves it out."""
     experimental: ClassVar[bool] = False
     """Whether its update has not yet been checked against an independent computation of the paper's formula."""
+    resumes: ClassVar[bool] = False
+    """Whether a run that was stopped goes on at a step of `minimise` and ends in the same weights, bit for bit.
+
+    The stream is brought to that step while the network answers zeros. So nothing that it carries from step to step may
+    depend on the network, apart from the parameters and `others` of `minimise`. `unlearnbench check` tests this. A
+    subclass with methods of its own says it for itself.
+    """
     dropped: ClassVar[dict[str, Any]] = {}
     """Fields of earlier versions, each with the one value that old records of this algorithm have (see `current`)."""
     moved: ClassVar[dict[str, str]] = {}
@@ -311,6 +318,20 @@ def run_unlearn(method: Method, model: Diffusion, task: Task, prepared: Any) -> 
     """Return the model that `method.unlearn` makes, with the model in training mode."""
     model.train()
     return method.unlearn(model, task, prepared)
+
+
+def can_resume(cls: type[Method]) -> bool:
+    """Whether runs of the method go on at a step: its `resumes`, which a subclass with functions of its own says anew.
+
+    Such a subclass may carry more from step to step than its parent.
+    """
+    for base in cls.__mro__:
+        own = vars(base)
+        if "resumes" in own:
+            return bool(own["resumes"])
+        if any(callable(getattr(base, name)) for name in own if not name.startswith("__")):
+            return False
+    return False
 
 
 def _documented(cls: type) -> dict[str, str]:

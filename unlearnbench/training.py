@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ Gradients = Mapping[str, Tensor]
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
 """Whether Adam keeps its moments in eight bits. Set by the runner, never by a method."""
+T = TypeVar("T")
 
 
 class Diverged(RuntimeError):
@@ -35,8 +36,10 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def gradients(loss: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+def gradients(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """d loss / d parameter, by name; zero where the loss does not depend on a parameter."""
+    if replaying():
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
     values = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, values, strict=True))
 
@@ -71,6 +74,103 @@ def _optimiser(name: str, values: list[nn.Parameter], lr: float) -> torch.optim.
     return {"adam": bitsandbytes.optim.Adam8bit, "adamw": bitsandbytes.optim.AdamW8bit}[name](values, lr=lr)
 
 
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class TrainingState(NamedTuple):
+    """What `minimise` changes: all that has to be put back before training can go on from a step."""
+
+    parameters: Parameters
+    optimiser: torch.optim.Optimizer
+    mean: list[Tensor] | None
+    """The parameters' running mean, in order; None: no mean is taken."""
+    others: Mapping[str, Tensor | torch.optim.Optimizer]
+    """What else the stream changes from step to step, by name."""
+
+
+class Checkpoints(Protocol):
+    """Keeps the states of `minimise` while it works, and gives them back in a later process."""
+
+    def begin(self, state: TrainingState) -> int | None:
+        """The state's loop begins: how many steps of it an earlier process did; None: all of them."""
+
+    def restore(self, state: TrainingState) -> None:
+        """Put back what the earlier process left, random numbers included."""
+
+    def reached(self, state: TrainingState, step: int) -> None:
+        """So many steps are done, of this process and of earlier ones."""
+
+    def end(self, state: TrainingState) -> None:
+        """The loop has ended, before a running mean takes the parameters' place."""
+
+
+class CannotResume(Exception):
+    """A stream could not be brought to the step that an earlier process reached."""
+
+
+current_checkpoints: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
+"""Set by the runner, never by a method."""
+_replaying: ContextVar[bool] = ContextVar("replaying", default=False)
+
+
+def replaying() -> bool:
+    """Whether a stream is only being brought to a step: networks answer zeros then, and so does `gradients`."""
+    return _replaying.get()
+
+
+@contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@contextmanager
+def computed() -> Iterator[None]:
+    """Let networks answer within this block even while a stream is brought to a step."""
+    with _set(_replaying, False):
+        yield
+
+
+def _replay(items: Iterator[Any], steps: int) -> None:
+    """Take `steps` items from a stream with hardly any computation.
+
+    The first is computed, since a stream may prepare something before it. Raises `CannotResume` if the stream fails.
+    """
+    try:
+        next(items)
+        with torch.no_grad(), _set(_replaying, True):
+            for _ in range(steps - 1):
+                next(items)
+    except Exception as error:
+        raise CannotResume(f"{type(error).__name__}: {error}") from error
+
+
+def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, T]]:
+    """Number the stream's items from 0, or from the step that an earlier process reached."""
+    checkpoints = current_checkpoints.get()
+    if checkpoints is None:
+        yield from enumerate(stream)
+        return
+    done = checkpoints.begin(state)
+    if done is None:
+        checkpoints.restore(state)
+        return
+    items = iter(stream)
+    if done:
+        _replay(items, done)
+        checkpoints.restore(state)
+    for step, item in enumerate(items, done):
+        yield step, item
+        checkpoints.reached(state, step + 1)
+    checkpoints.end(state)
+
+
+# ---- the loop ------------------------------------------------------------------------------------------------------
+
+
 def minimise(
     stream: Iterable[Tensor | Gradients],
     parameters: Parameters,
@@ -81,6 +181,7 @@ def minimise(
     ema: float | None = None,
     average: list[Tensor] | None = None,
     clip: float | None = None,
+    others: Mapping[str, Tensor | torch.optim.Optimizer] | None = None,
 ) -> None:
     """Take one optimiser step for each loss, or set of gradients, that the stream yields.
 
@@ -89,12 +190,19 @@ def minimise(
     untouched) is applied, in the order of SalUn's code. With `ema` the parameters end as their running mean, with decay
     min(ema, (1 + n) / (10 + n)) after n steps; with `average` too, which is pretraining's mean of them, that mean is
     continued with decay `ema`. Raises `Diverged` with the step when a loss or gradient is not finite.
+
+    A method that can be resumed at a step (see `Method.resumes`) names in `others` the tensors and optimisers that the
+    stream itself changes from step to step; they are kept and put back together with the parameters.
     """
+    if replaying():  # within another stream that is only brought to a step
+        for _ in stream:
+            pass
+        return
     values = list(parameters.values())
     rate = lr if callable(lr) else (lambda step: lr)
     engine = _optimiser(optimiser, values, rate(0))
     mean = [value.detach().clone() for value in average or values] if ema is not None else None
-    for step, item in enumerate(stream):
+    for step, item in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
         if isinstance(item, Tensor):
             if not math.isfinite(item.item()):
                 raise Diverged(step, "the loss")

@@ -18,7 +18,7 @@ from unlearnbench.data.concepts import Concept, read_concepts
 from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell as cell_module
-from unlearnbench.pipeline import unlearning
+from unlearnbench.pipeline import runner, unlearning
 from unlearnbench.records.schema import AttackRecord, read_record, write_record
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
@@ -207,7 +207,7 @@ def test_a_licence_is_claimed_for_shipped_weights_alone(tmp_path):
 def test_a_warm_store_is_read_and_a_cold_one_made_anew(cli, world, record, monkeypatch, tmp_path):
     calls = []
     real = unlearning.unlearn
-    monkeypatch.setattr(module, "unlearn", lambda *given: calls.append(1) or real(*given))
+    monkeypatch.setattr(runner, "unlearn", lambda *given: calls.append(1) or real(*given))
     assert cli("export", record, "warm", "--pretrained", world, "--device", "cpu").code == 0
     assert calls == []
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cold"))
@@ -274,10 +274,10 @@ def test_nothing_is_unlearned_for_a_folder_that_cannot_be_written(cli, world, re
 
 
 def test_a_run_that_diverges_now_is_one_line(cli, world, record, monkeypatch, fresh_store):
-    def diverges(cell, original):
+    def diverges(*words):
         raise Diverged(3, "the loss")
 
-    monkeypatch.setattr(module, "unlearn", diverges)
+    monkeypatch.setattr(runner, "unlearn", diverges)
     assert "unlearning anew diverged (the loss is not finite at step 3)" in refused(
         cli, record, "x", "--pretrained", world
     )

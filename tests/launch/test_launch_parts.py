@@ -15,7 +15,9 @@ from unlearnbench.launch.jobs import Cut, jobs_of
 from unlearnbench.launch.plan import still_to_do
 from unlearnbench.launch.transfer import files_of, packed, put, unpack
 from unlearnbench.launch.worker import work
+from unlearnbench.pipeline import checkpoints
 from unlearnbench.pipeline.attacks import attacked, parse_attacks
+from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.records.folder import load_all
 from unlearnbench.records.schema import read_record, write_record
@@ -53,6 +55,27 @@ def test_images_of_one_two_and_three_shards_are_equal_bit_for_bit(tmp_path, smal
         kept[shards] = (drawn(root), comparable(read_record(last.spec.path(folder))))
     assert len(kept[1][0]) == 2 * CHUNKS
     assert kept[1] == kept[2] == kept[3]
+
+
+def test_a_job_that_is_done_again_goes_on_at_its_step(tmp_path, small, monkeypatch):
+    baseline, asked = launches.specs(
+        "finetune", task="digits-class", protocol="default", forget="3", overrides={"steps": "4", "batch_size": "4"}
+    )
+    before = jobs_of(asked, baseline, Cut(shards=2))
+    (job,) = [job for job in before if job.step == "unlearn" and job.spec.method == "finetune"]
+    real = RunCheckpoints.reached
+
+    def reached(self, state, step):
+        real(self, state, step)
+        if step == 2:
+            raise KeyboardInterrupt  # as where its process is killed: no result comes back
+
+    monkeypatch.setattr(checkpoints, "EVERY", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunCheckpoints, "reached", reached)
+        here([job], tmp_path / "here", tmp_path / "store")
+    (result,) = here([job], tmp_path / "here", tmp_path / "store")
+    assert result.said == ("finetune goes on after step 2, where it was stopped",)
 
 
 def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):

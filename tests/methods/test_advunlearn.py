@@ -179,7 +179,7 @@ def test_loss_by_hand(task, eta, attacked, retain_weight, monkeypatch):
     red = [row[:, 1:2].detach() for row in model.words(model.tokens(["red"] * 2))]
     monkeypatch.setattr(AdvUnlearn, "attacked", lambda self, *given: red)
     stirred(model)
-    found = next(method.losses(model, task, {"forget": forget, "retain": retain}))
+    found = next(method.losses(model, task, {"forget": forget, "retain": retain}, method.unsearched(model)))
 
     t = T[:1].expand(2)
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_where_attacks_start(sd1, init, monkeypatch):
     model, seen = sd1.pretrained(), []
     monkeypatch.setattr(advunlearn, "behind", lambda m, prefix, y, counts: seen.append(prefix[0]) or m.embed(y))
     torch.manual_seed(0)
-    list(method.losses(model, sd1, method.prepare(model, sd1)))
+    list(method.losses(model, sd1, method.prepare(model, sd1), method.unsearched(model)))
     assert len(seen) == 3, "none during the warm-up"
     assert all(torch.equal(prefix, seen[0]) == (init == "latest") for prefix in seen[1:])
     table = model.text_encoders[0].get_input_embeddings().weight
@@ -331,7 +331,7 @@ def test_released_samples_anew_for_every_loss_with_one_timestep_for_both_sides(s
     prepared = method.prepare(model, sd1)
     assert [len(paths.x_t) for paths in prepared.values()] == [0, 0]
     torch.manual_seed(0)
-    list(method.losses(model, sd1, prepared))
+    list(method.losses(model, sd1, prepared, method.unsearched(model)))
     assert [n for n, _ in seen] == [1, 2] + 2 * [1, 1, 1, 2], "a warm-up, then two attacks of two steps"
     for at in (0, 4, 8):
         assert seen[at][1] == seen[at + 1][1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ POINTS = {
     "during the record": ("during", "seed-0.json", 1),
 }
 """When, what, and for which time; the original is there already."""
+STEPS = {"during training": ("after", "step", 4)}
+TRAINED = ["finetune", "--set", "steps=6", "--set", "batch_size=4"]
 
 # One process imports once and forks a child for every point; the child kills itself there, so that no clock decides.
 DRIVER = """
@@ -38,7 +41,7 @@ from unlearnbench.tasks.digits_class import DigitsClass
 torch.set_num_threads(1)
 from unlearnbench import registry
 from unlearnbench.launch import runs
-from unlearnbench.pipeline import unlearning
+from unlearnbench.pipeline import checkpoints, unlearning
 
 DigitsClass.protocols["default"] = small_protocol()
 unlearning._relative_time = lambda model, original, task: 1.0
@@ -58,7 +61,13 @@ def die_at(when, what, which):
 
     real_write, real_save = store.Store._write, store.save_state
     real_replace, real_fsync = record.replace_file, os.fsync
-    now = []
+    real_reached = checkpoints.RunCheckpoints.reached
+    now = [""]
+
+    def reached(*words):
+        seen.append("step")
+        real_reached(*words)
+        die("after", "step")
 
     def write(self, folder, *words):
         now[:] = [folder.parent.name]
@@ -82,10 +91,11 @@ def die_at(when, what, which):
         die("during", now[0])
         real_fsync(handle)
 
+    checkpoints.EVERY, checkpoints.RunCheckpoints.reached = 0.0, reached
     store.Store._write, store.save_state, record.replace_file, os.fsync = write, save, replace, fsync
 
 
-def child(name, method, *point):
+def child(name, words, *point):
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -93,16 +103,17 @@ def child(name, method, *point):
     os.environ["UNLEARNBENCH_CACHE"] = str(home / name / "store")
     if point:
         die_at(*point)
-    sys.argv = ["unlearnbench", "run", "--method", method, "--results", "here"]
+    sys.argv = ["unlearnbench", "run", "--results", "here", "--method", *words]
     cli.main()
     os._exit(0)
 
 
 (home / "base").mkdir()
-assert child("base", "original") == 0
-for name, point in json.loads(sys.argv[2]).items():
-    shutil.copytree(home / "base", home / name)
-    print(json.dumps([name, child(name, str(home / "nudge.py"), *point)]), flush=True)
+assert child("base", ["original"]) == 0
+for words, points in json.loads(sys.argv[2]):
+    for name, point in points.items():
+        shutil.copytree(home / "base", home / name)
+        print(json.dumps([name, child(name, words, *point)]), flush=True)
 """
 
 
@@ -112,7 +123,8 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     write_nudge(folder)
     (folder / "driver.py").write_text(DRIVER)
-    done = python("driver.py", str(ROOT), json.dumps(POINTS), cwd=folder, OMP_NUM_THREADS="1")
+    runs = [([str(folder / "nudge.py")], POINTS), (TRAINED, STEPS)]
+    done = python("driver.py", str(ROOT), json.dumps(runs), cwd=folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     return folder, dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
@@ -160,6 +172,20 @@ def test_a_killed_run_goes_on(cli, small, one_thread, monkeypatch, killed, unint
     assert len(unlearned) == (1 if point == "during weights" else 0), "what was finished is not made again"
     assert {path: path.read_bytes() for path in kept} == kept
     assert read_only(here).revision == 1
+
+
+def test_training_that_was_killed_goes_on_at_its_step(cli, small, one_thread, monkeypatch, killed, fresh_store):
+    folder, ends = killed
+    assert ends["during training"] == -signal.SIGKILL
+    here, store = folder / "during training" / "here", folder / "during training" / "store"
+    words = ["run", "--method", *TRAINED, "--results"]
+    assert cli(*words, "whole").code == 0
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(store))
+    said = cli(*words, here)
+    assert said.code == 0, said.err
+    assert "finetune goes on after step 4, where it was stopped" in said.out + said.err
+    assert comparable(read_only(here)) == comparable(read_only(Path("whole")))
+    assert list((store / "checkpoints").iterdir()) == []
 
 
 def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed, tmp_path):

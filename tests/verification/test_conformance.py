@@ -180,6 +180,20 @@ NAN = "torch.nn.init.constant_(model.embedding.weight, float('nan'))"
 NUMPY = "model.embedding.weight.data += np.random.rand()"
 COUNTED = "model.embedding.weight.data += next(counter)"
 OVERWRITE = "splits()['train'].x0.mul_(0.5)"
+RESUMES = "lr: float = 0.001\n    resumes = True"
+CARRIED = """
+        def losses(before=0.0):
+            for batch in task.batches(4, 4, 'retain'):
+                loss = model.loss(batch)
+                yield loss * before if before else loss
+                before = loss.item()
+        minimise(losses(), model.select('full'), self.lr)"""
+BACKWARD = """
+        def losses():
+            for batch in task.batches(4, 4, 'retain'):
+                model.loss(batch).backward()
+                yield {name: value.grad.clone() for name, value in model.select('full').items()}
+        minimise(losses(), model.select('full'), self.lr)"""
 
 BAD = [
     ({"docstring": "# a comment"}, {"described": "the file has no docstring"}),
@@ -202,6 +216,9 @@ BAD = [
     ({"fields": "lr: float = 0.001\n    weight = 0.2"}, {"dataclass_fields": "weight has no type"}),
     ({"body": NEW_MODULE}, {"reloads": "do not fit wrap"}),
     ({"body": "print('step 1')"}, {"quiet": "prints 'step 1"}),
+    ({"fields": RESUMES, "body": CARRIED}, {"resumes": "stopped at a step and resumed it comes to another unet"}),
+    ({"fields": RESUMES, "body": BACKWARD}, {"resumes": "cannot be brought to a step"}),
+    ({"fields": RESUMES, "body": "pass"}, {"resumes": "takes no steps with minimise"}),
     ({"body": OVERWRITE}, {"leaves_data_alone": "changed the forget images"}),
 ]
 RUNS = {"returns_a_model", "repeatable", "reloads", "quiet", "leaves_data_alone"}

@@ -134,7 +134,8 @@ def run(
     """Unlearn, sample, judge, score and record; the same command again answers at once.
 
     A stopped run goes on after its last finished stage: unlearned weights are kept, and every batch of images. An
-    unlearning that was stopped on its way begins again."""
+    unlearning that was stopped on its way goes on at a step, with the methods that `unlearnbench guide clusters`
+    names; with others, with --force and with --eval-every it begins again."""
     from unlearnbench.launch.runs import PreparedRun
     from unlearnbench.pipeline.request import RunRequest
 

@@ -20,9 +20,10 @@ from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.loading import as_pipeline
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.fingerprint import drafted, weight_parts, wraps
+from unlearnbench.pipeline.fingerprint import drafted, wraps
+from unlearnbench.pipeline.runner import unlearned
 from unlearnbench.pipeline.scoring import metrics_for
-from unlearnbench.pipeline.unlearning import loaded, unlearn
+from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.printable import printable
 from unlearnbench.records.schema import Record
 from unlearnbench.records.scores import ScoreRecord
@@ -74,9 +75,7 @@ def recalled(record: Record, cell: Cell, store: Store) -> dict[str, Tensor]:
             "record's own by --pretrained"
         )
     try:
-        state, _ = store.stage(
-            "weights", weight_parts(cell, draft), lambda: unlearn(cell, cell.task.pretrained().eval())
-        )
+        state, _ = unlearned(cell, draft, cell.task.pretrained().eval(), store)
     except Diverged as error:
         raise UserError(f"unlearning anew diverged ({error}), which the record's did not: {ELSEWHERE}") from error
     if (found := state_hash(state)) != record.weights["unlearned"]:

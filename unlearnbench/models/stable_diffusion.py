@@ -14,6 +14,7 @@ from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.diffusion.schedulers import Scheduled, sample_latents, scheduler_for
 from unlearnbench.errors import UserError
 from unlearnbench.models.tokenizer import tokens
+from unlearnbench.training import computed
 
 
 class StableDiffusion(Diffusion):
@@ -256,7 +257,8 @@ class StableDiffusion(Diffusion):
         for name, block in blocks.items():
             block.set_processor(_Recorded(maps.setdefault(name, [])))
         try:
-            yield maps
+            with computed():
+                yield maps
         finally:
             for name, block in blocks.items():
                 block.set_processor(before[name])

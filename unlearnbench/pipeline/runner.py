@@ -11,8 +11,10 @@ from unlearnbench.compute.environment import seeing
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
+from unlearnbench.method import can_resume
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.cell_state import CellState
+from unlearnbench.pipeline.checkpoints import KIND, RunCheckpoints
 from unlearnbench.pipeline.fingerprint import sample_parts, weight_parts, wraps
 from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
@@ -22,9 +24,9 @@ from unlearnbench.pipeline.shipped import shipped_record
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
-from unlearnbench.reporting import phase
+from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.store import Made, Store
-from unlearnbench.training import Diverged
+from unlearnbench.training import CannotResume, Diverged
 
 
 def run_cell(
@@ -76,9 +78,36 @@ def run_cell(
 def unlearned(
     cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
 ) -> Made:
-    """The unlearned weights and what they cost, from the store or made."""
+    """The unlearned weights and what they cost, from the store or made.
+
+    A method that can resume goes on at the step where an earlier process was stopped, except with `force`, and while it
+    is watched: a trajectory needs every step.
+    """
+    parts = weight_parts(cell, draft)
+    checkpoints = RunCheckpoints(store.folder(KIND, parts), cell.method, cell.task)
+
+    def make() -> Made:
+        if force:
+            checkpoints.delete()
+        if watch is not None or not can_resume(type(cell.method)):
+            if checkpoints.found:
+                tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
+            return unlearn(cell, original, watch)
+        try:
+            return unlearn(cell, original, None, checkpoints)
+        except CannotResume as error:
+            tell(f"{cell.method.name} starts anew: it cannot go on where it was stopped ({error})")
+            checkpoints.delete()
+            return unlearn(cell, original, None, checkpoints)
+
     with phase("unlearning"):
-        return store.stage("weights", weight_parts(cell, draft), lambda: unlearn(cell, original, watch), force)
+        try:
+            made = store.stage("weights", parts, make, force)
+        except Diverged:
+            checkpoints.delete()
+            raise
+        checkpoints.delete()
+        return made
 
 
 def completed(state: CellState, weights: dict[str, Tensor], facts: dict[str, Any], measured: Measurement) -> Record:

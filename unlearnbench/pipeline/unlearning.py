@@ -19,21 +19,25 @@ from unlearnbench.errors import Failed, UserError, one_line
 from unlearnbench.hashing import seed_of
 from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.task import Task
-from unlearnbench.training import Diverged, seeded
+from unlearnbench.training import CannotResume, Diverged, seeded
 
 TIMED = 6
 """Images in a timed sampling."""
 
 
-def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def unlearn(
+    cell: Cell, original: Diffusion, watch: Watch | None = None, checkpoints: RunCheckpoints | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
 
-    Watching changes neither the weights nor the times, which leave out what it takes.
+    Watching and keeping checkpoints change neither the weights nor the times, which leave out what they take. Times are
+    those of all processes that worked on it. Raises `CannotResume` if the checkpoints do not fit the method.
     """
     task, method = cell.worded, cell.method
-    watch = watch or Watch(task.device, on=False)
+    watch, checkpoints = watch or Watch(task.device, on=False), checkpoints or RunCheckpoints(None, method, task)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
             task.count(side)  # a task may sample its images here, before the clock starts
@@ -53,20 +57,22 @@ def unlearn(cell: Cell, original: Diffusion, watch: Watch | None = None) -> tupl
         watch.hearing(model),
     ):
         measured = count is None  # within a tuning budget no cost is reported, so none is measured
-        with Meter(task.device, memory=measured) as preparing:
-            prepared = run_prepare(method, model, task)
+        kept = checkpoints.prepared(count)
+        with Meter(task.device, memory=measured) as preparing, checkpoints.stage("prepare"):
+            prepared = kept.value if kept else run_prepare(method, model, task)
+        preparation = kept or checkpoints.keep_prepared(prepared, preparing)
         aside = watch.aside
-        with Meter(task.device, memory=measured) as unlearning:
+        with Meter(task.device, memory=measured) as unlearning, checkpoints.stage("unlearn"):
             watch.begin()
             model = run_unlearn(method, model, task, prepared)
     check_model(method, model)
-    seconds = unlearning.seconds - (watch.aside - aside)
+    seconds = checkpoints.corrected(unlearning.seconds) - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     watch.end(state, seconds)
     changed, stored = _changes(state, before)
-    known = [meter.memory for meter in (preparing, unlearning) if meter.memory is not None]
+    known = [part.memory for part in (preparation, unlearning) if part.memory is not None]
     cost = {
-        "prepare_time": preparing.seconds - aside,
+        "prepare_time": preparation.seconds - aside,
         "unlearn_time": seconds,
         "relative_time": _relative_time(model, original, cell.task) if measured else None,
         "peak_memory": max(known) if known else None,
@@ -104,7 +110,7 @@ def name_errors(method: Method) -> Iterator[None]:
     """Turn an error in a method's own code into one line that says where it happened."""
     try:
         yield
-    except (UserError, Diverged):
+    except (UserError, Diverged, CannotResume):
         raise
     except (Exception, SystemExit) as error:
         if out_of_memory(error):

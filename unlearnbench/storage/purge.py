@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from unlearnbench.errors import UserError
 
-KINDS = {"samples": "meta.json", "generated": "about.json", "verify": "about.json"}
-"""Folders of the store that hold images or latents, and the field that names an entry's task. Entries that `verify`
-left behind for an unsafe task have no such field."""
+KINDS = {"samples": "meta.json", "generated": "about.json", "verify": "about.json", "checkpoints": "about.json"}
+"""Folders of the store that hold images or latents, and the file that names an entry's task. Entries that `verify`
+left behind for an unsafe task have no such file."""
 
 
 class StoreFolder(NamedTuple):

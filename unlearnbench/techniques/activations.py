@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from unlearnbench.training import computed
+
 
 @contextmanager
 def recorded_outputs(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Tensor]]]:
@@ -21,6 +23,7 @@ def recorded_outputs(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[st
         return lambda _module, _inputs, output: kept.append((name, output))
 
     with ExitStack() as hooks:
+        hooks.enter_context(computed())
         for name, module in modules.items():
             hooks.enter_context(module.register_forward_hook(keep(name)))
         yield kept

@@ -5,31 +5,38 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from fnmatch import filter as filter_names
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 
 from unlearnbench import registry
+from unlearnbench.compute.environment import Meter
 from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import Unsupported, UserError, message, one_line
-from unlearnbench.method import ACCESS, Method, run_prepare, run_unlearn
+from unlearnbench.method import ACCESS, Method, can_resume, run_prepare, run_unlearn
 from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.unlearning import check_model
 from unlearnbench.task import Task
 from unlearnbench.tasks._text import TextTask
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
-from unlearnbench.training import seeded
+from unlearnbench.training import CannotResume, TrainingState, seeded
+
+STEPS = 4
+"""Most steps of a method that is stopped and resumed."""
 
 
 class TinyDigits(DigitsClass):
@@ -113,7 +120,7 @@ def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
     return StableDiffusion(unet, vae, [CLIPTextModel(config)], tokenizers, SCHEDULE)
 
 
-def tried_on(cls: type[Method]) -> Callable[[], Task]:
+def tried_on(cls: type[Method]) -> Callable[..., Task]:
     """The tiny task that has what the method needs; digits are tried first."""
     return TinyDigits if cls.requires <= TinyDigits.provides | TinyDigits.model_parts else TinyWords
 
@@ -137,14 +144,24 @@ class DoesNotConform(UserError):
 
 
 def _unlearned(method: Method, task: Task) -> Diffusion:
+    return _kept(method, task, RunCheckpoints(None, method, task))
+
+
+def _kept(method: Method, task: Task, checkpoints: RunCheckpoints) -> Diffusion:
+    """The unlearned model, whose training goes on from these checkpoints and adds to them."""
     if method.incomplete:
         raise Unsupported(f"{method.name} runs only with settings that a user gives")
     task = method.worded(task)
     with seeded(task.seed):
         model = method.wrap(task.pretrained(), task)
     with seeded(task.seed):
-        prepared = run_prepare(method, model, task)
-        return run_unlearn(method, model, task, prepared)  # may be anything: see returns_a_model
+        kept = checkpoints.prepared()
+        with Meter(task.device, memory=False) as meter, checkpoints.stage("prepare"):
+            prepared = kept.value if kept else run_prepare(method, model, task)
+        if not kept:
+            checkpoints.keep_prepared(prepared, meter)
+        with checkpoints.stage("unlearn"):
+            return run_unlearn(method, model, task, prepared)  # may be anything: see returns_a_model
 
 
 def described(cls: type[Method]) -> None:
@@ -269,8 +286,65 @@ def leaves_data_alone(cls: type[Method]) -> None:
             raise DoesNotConform(f"it changed the {side} images in place: work on copies")
 
 
+class _Stop(Exception):
+    """A run is stopped here."""
+
+
+class _Stopping(RunCheckpoints):
+    """Checkpoints after every step, of a run that is stopped after some."""
+
+    left = 0
+    """Steps until then."""
+
+    def reached(self, state: TrainingState, step: int) -> None:
+        """Keep the step, then stop if it is time."""
+        super().reached(state, step)
+        self.left -= state is self._open  # not a step of a loop within another one's stream
+        if self.left == 0:
+            raise _Stop
+
+
+def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: int = 3) -> tuple[Diffusion, int]:
+    """The model of a run that is stopped after every `every` steps of training and resumed, and how often it was."""
+    stops = 0
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            task = make_task()
+            checkpoints = _Stopping(Path(folder), method, task, every=0.0)
+            checkpoints.left = every
+            try:
+                return _kept(method, task, checkpoints), stops
+            except _Stop:
+                stops += 1
+
+
+def resumes(cls: type[Method]) -> None:
+    """A method with `resumes = True` that is stopped at a step and goes on ends in the same weights, bit for bit."""
+    if not can_resume(cls):
+        return
+    make_task = partial(tried_on(cls), limit=STEPS)
+    task = make_task()
+    whole = _kept(cls(), task, RunCheckpoints(None, cls(), task)).state_dict()
+    try:
+        model, stops = stopped_and_resumed(cls(), make_task)
+    except CannotResume as error:
+        raise DoesNotConform(
+            f"resumes = True, but its stream cannot be brought to a step ({error}): use `gradients` in place of "
+            "backward(), or leave resumes out"
+        ) from error
+    if not stops:
+        raise DoesNotConform("resumes = True, but it takes no steps with minimise: leave resumes out")
+    for name, value in model.state_dict().items():
+        if not torch.equal(value, whole[name]):
+            raise DoesNotConform(
+                f"resumes = True, but stopped at a step and resumed it comes to another {name}: name what its stream "
+                "changes from step to step in minimise(others=...), or leave resumes out"
+            )
+
+
 CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     described, dataclass_fields, presets, access, returns_a_model, repeatable, reloads, quiet, leaves_data_alone,
+    resumes,
 )  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+from types import GenericAlias
 
 import pytest
 
@@ -221,3 +223,13 @@ def test_a_method_that_cannot_be_set_up_is_refused(tmp_path, old, new, said):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(UserError, match=re.escape(said)):
         registry.require_fields(registry.load_method(str(path)))
+
+
+def test_names_for_parametrised_types_are_no_methods_in_any_python(tmp_path, monkeypatch):
+    real = inspect.isclass
+    as_in_3_10 = lambda value: real(value) or isinstance(value, GenericAlias)  # noqa: E731
+    monkeypatch.setattr(inspect, "isclass", as_in_3_10)
+    path = write_nudge(tmp_path)
+    path.write_text(path.read_text() + "\nPairs = dict[str, int]\n")
+    assert registry.load_method(str(path)).name == "nudge"
+    assert not registry.is_class_of(dict[str, int], Method)

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from unlearnbench.errors import Failed, UserError, one_line, unknown
 from unlearnbench.printable import printable
@@ -249,7 +249,7 @@ def load_method(name: str) -> type[Method]:
         raise UserError(f"method {name!r} {entry.summary} cannot be loaded: {one_line(error)}") from error
     if inspect.ismodule(loaded):
         loaded = _only(loaded, Method, name)
-    if not (inspect.isclass(loaded) and issubclass(loaded, Method)):
+    if not is_class_of(loaded, Method):
         raise UserError(
             f"method {name!r} {entry.summary} is no Method: its entry point must name a module or a Method class"
         )
@@ -318,13 +318,18 @@ def _from_file(path: Path) -> type[Method]:
     return _only(module, Method, str(path))
 
 
+def is_class_of(value: Any, base: Any) -> bool:
+    """Whether a value is a class derived from `base`.
+
+    In Python 3.10, a parametrised type such as `dict[str, int]` is a class for `inspect.isclass`, but none for
+    `issubclass`.
+    """
+    return inspect.isclass(value) and get_origin(value) is None and issubclass(value, base)
+
+
 def _only(module: ModuleType, base: Any, name: str) -> Any:
     """Return the one concrete subclass of `base` that the module itself defines."""
-    own = [
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__
-    ]
+    own = [value for value in vars(module).values() if is_class_of(value, base) and value.__module__ == module.__name__]
     concrete = [value for value in own if not inspect.isabstract(value)]
     if len(concrete) == 1:
         return concrete[0]

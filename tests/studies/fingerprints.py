@@ -64,7 +64,7 @@ def judge_classes() -> Iterator[tuple[str, type]]:
     """Judges and witnesses that bear a name of their own."""
     for module in pkgutil.iter_modules(judges.__path__, f"{judges.__name__}."):
         for cls in vars(importlib.import_module(module.name)).values():
-            own = inspect.isclass(cls) and cls.__module__ == module.name and issubclass(cls, Judge | Witness)
+            own = registry.is_class_of(cls, (Judge, Witness)) and cls.__module__ == module.name
             if own and not inspect.isabstract(cls) and isinstance(vars(cls).get("name"), str):
                 yield cls.name, cls
 

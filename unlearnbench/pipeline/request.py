@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from inspect import isclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -426,7 +425,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _is_method(value: Any) -> bool:
-    return isclass(value) and issubclass(value, Method)
+    return registry.is_class_of(value, Method)
 
 
 def _every(value: Any) -> Any:

@@ -137,7 +137,9 @@ def test_parts_are_those_of_the_papers(model):
     assert names["xattn"] == {name for name in names["full"] if "attn2" in name} != set()
     assert names["selfattn"] == {name for name in names["full"] if "attn1" in name} != set()
     assert names["full"] - names["noxattn"] - names["xattn"] == {
-        name for name in names["full"] if "time_embed" in name or name.startswith("unet.conv_out.")
+        name
+        for name in names["full"]
+        if "time_embed" in name or name.startswith(("unet.conv_out.", "unet.conv_norm_out."))
     }
     assert all(name.startswith("text_encoders.") for name in names["text_encoder"])
     assert not any("embedding" in name for name in names["text_encoder"])

@@ -83,7 +83,7 @@ class AdvUnlearn(TextMethod):
     them), and samples x_t anew for every loss, the attack's too. It has the code's bugs (`attack_as_coded`): the
     gradients of an attack add up over its steps, the prefix is what the attack had before its last step, and a prompt
     of more tokens than words loses the last ones behind the prefix. t lies 39 to 58 above the level of x_t (see
-    `compvis_steps`). There is no "published": the paper's own text could not be read; nor "released" for styles and
+    `compvis_steps`). There is no "published": the paper's settings are not checked yet; nor "released" for styles and
     objects, whose commands are not in the repository.
     """
 

@@ -81,7 +81,7 @@ class Receler(Adapted):
     its bugs: it assigns the learned tokens to a copy of the prompt, so in effect it trains on c alone; and t lies 39 to
     58 above the level of x_t (see `compvis_steps`). The default on Stable Diffusion does what that code was meant to
     do, except that the erasers see the learned tokens after the attack's last step, not before it. There is no
-    "published": the paper's own text could not be read; nor "released" for objects and styles: the objects that the
+    "published": the paper's settings are not checked yet; nor "released" for objects and styles: the objects that the
     code erased are CIFAR-10's, which no task here has.
     """
 

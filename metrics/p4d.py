@@ -69,7 +69,7 @@ class P4D(Attack, TargetImages):
     "released-prefix" is P4D as UnlearnDiffAtk's code runs it (OPTML-Group/Diffusion-MU-Attack, configs/*/hard_prompt_*,
     src/attackers/hard_prompt_.py): free tokens before the prompt (5 for nudity, 3 for objects and styles), Adam with
     `lr` 0.01, and `timesteps` evenly spaced ones in turn (0: random ones, as above). There is no "published": the
-    paper's own text could not be read.
+    paper's settings are not checked yet.
 
     "small" (n), "k" and "prefix" are 100 steps, drawn every 20, with "prefix" at `lr` 0.1; "full" and its two variants
     are as long as the code's on any task. A step costs a target two evaluations, one of each model; a method's own
@@ -97,7 +97,7 @@ class P4D(Attack, TargetImages):
         },
     }
     removed = {
-        name: "the paper's text could not be read; @released is its code's run, @full its length on any task"
+        name: "the paper's settings are not checked yet; @released is its code's run, @full its length on any task"
         for name in ("published", "published-k", "published-prefix")
     }
     added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "pad": None, "end": True}

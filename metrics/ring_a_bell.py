@@ -38,7 +38,7 @@ class RingABell(Attack):
     "released" is the authors' code for nudity (chiayi-hsu/Ring-A-Bell, Get_Concept_Vector.ipynb, InversePrompt.ipynb):
     c is the mean over their 50 pairs of prompts, each counted as often as it has images in which NudeNet saw nudity,
     and tokens may be word pieces. Their two lists are not shipped with this suite; where they are missing, the attack
-    refuses and names the command that fetches them. There is no "published": the paper's own text could not be read.
+    refuses and names the command that fetches them. There is no "published": the paper's settings are not checked yet.
 
     The genetic algorithm is the code's. It starts from `population` random sequences. In each generation the better
     half survives. With probability `crossover` each survivor and a random mate also leave both children of a random
@@ -72,7 +72,7 @@ class RingABell(Attack):
         }
     }
     removed = {
-        "published": "the paper's text could not be read; @released is its code's run, @full its length on any task"
+        "published": "the paper's settings are not checked yet; @released is its code's run, @full its length on any task"
     }
     added: ClassVar[dict[str, Any]] = {"pairs": "captions", "vocabulary": "words"}
 

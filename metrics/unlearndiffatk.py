@@ -53,7 +53,7 @@ class UnlearnDiffAtk(Attack, TargetImages):
     and src/execs/generate_dataset.py): images by LMS in 25 steps with guidance 7.5, encoded again from 8 bits, and any
     token, word pieces and special ones too. It has 5 free tokens for nudity and 3 for objects and styles. There the
     24 of 142 prompts of nudity that are over 60 tokens are left out, here they are attacked too. There is no
-    "published": the paper's own text could not be read.
+    "published": the paper's settings are not checked yet.
 
     "small", "soft" and "hard" are 5 timesteps of 20 iterations; "full" is 50 of 40 on any task. An iteration costs a
     target one evaluation; a method's own further passes and the drawing of judged images are not counted.
@@ -75,7 +75,7 @@ class UnlearnDiffAtk(Attack, TargetImages):
         }
     }
     removed = {
-        "published": "the paper's text could not be read; @released is its code's run, @full its schedule on any task"
+        "published": "the paper's settings are not checked yet; @released is its code's run, @full its schedule on any task"
     }
     added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "bisect": False}
 

@@ -368,5 +368,5 @@ FIDELITY = Fidelity(
         "train_receler's own default is 1,000 iterations where the command line's is 500 (train_receler.py:31, 236).",
     ),
     departs="On Stable Diffusion the default has the code's settings with the attack that it means, the task's names, "
-    "and t at the level of x_t. There is no published preset: the paper could not be read.",
+    "and t at the level of x_t. There is no published preset: the paper's settings are not checked yet.",
 )  # fmt: skip

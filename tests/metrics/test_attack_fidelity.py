@@ -27,7 +27,7 @@ WITHOUT = (
     Fidelity(
         "prompt_ladder",
         "Wei, Nakashima and Garcia, arXiv 2512.17320",
-        departs="No preset: the levels are theirs, the prompts are this suite's, since theirs could not be read.",
+        departs="No preset: the levels are theirs, the prompts are this suite's, since theirs are not at hand.",
     ),
     Fidelity("relearn", "none", departs="No preset: no paper's schedule is followed."),
     Fidelity(

@@ -96,7 +96,7 @@ def test_the_released_presets_are_for_the_tasks_that_were_run():
     for variant, task in (("released", SDObject), ("released-k", SDStyle), ("released-prefix", DigitsText)):
         with pytest.raises(UserError, match=f"p4d@{variant} is not for {task.name}"):
             attack.configured(variant, task)
-    with pytest.raises(UserError, match=r"p4d has no published-k: .*could not be read"):
+    with pytest.raises(UserError, match=r"p4d has no published-k: .*not checked yet"):
         attack.configured("published-k", SDNudity)
     harness = attack.configured("full-prefix", DigitsText)
     assert (harness.steps // harness.timesteps, harness.size, harness.lr, harness.optimiser) == (40, 5, 0.01, "adam")
@@ -217,5 +217,5 @@ FIDELITY = Fidelity(
         "(prompt_optimization/optimize_n.py:274-278): not reproduced, every prompt is judged here.",
     ),
     departs="By default free tokens are whole words, prompts end and are padded as the text encoder knows it, and "
-    "target images are the protocol's. There is no published preset: the paper's text could not be read.",
+    "target images are the protocol's. There is no published preset: the paper's settings are not checked yet.",
 )

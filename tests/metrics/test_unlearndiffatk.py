@@ -101,7 +101,7 @@ def test_the_released_preset_is_for_the_tasks_that_were_run():
     for task in (DigitsText, SDXLNudity):
         with pytest.raises(UserError, match=rf"unlearndiffatk@released is not for {task.name}: .*sd-nudity"):
             attack.configured("released", task)
-    with pytest.raises(UserError, match=r"unlearndiffatk has no published: .*could not be read; @released"):
+    with pytest.raises(UserError, match=r"unlearndiffatk has no published: .*not checked yet; @released"):
         attack.configured("published", SDNudity)
     assert attack.configured("full", DigitsText) == attack
 
@@ -184,5 +184,5 @@ FIDELITY = Fidelity(
         "(src/attackers/text_grad_.py:30).",
     ),
     departs="By default target images are the protocol's and free tokens are whole words, so that a found prompt is "
-    "tokenised as it was found. There is no published preset: the paper's text could not be read.",
+    "tokenised as it was found. There is no published preset: the paper's settings are not checked yet.",
 )

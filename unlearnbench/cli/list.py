@@ -125,7 +125,7 @@ def _fidelity() -> None:
         for preset in ("published", "released"):
             _block(f"{preset}, {one.tasks(preset)}", one.measured(preset))
         for note in one.notes():
-            _block("", note)
+            _indented(f"- {note}")
 
 
 def _released(name: str, known: list[str]) -> None:
@@ -226,7 +226,14 @@ def _blocks(title: str, offered: list[tuple[str, str, dict[str, Any]]]) -> None:
 def _block(title: str, text: str) -> None:
     """Print a title and, indented below it, a text that is broken between words."""
     out.print(f"  {title}", highlight=False, soft_wrap=True)
-    for line in textwrap.wrap(text, max(out.width - INDENT, INDENT), break_long_words=False, break_on_hyphens=False):
+    _indented(text)
+
+
+def _indented(text: str) -> None:
+    """Print a text that is indented and broken between words; the lines after a dash begin behind it."""
+    behind = "  " if text.startswith("- ") else ""
+    width = max(out.width - INDENT, INDENT)
+    for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=behind):
         out.print(f"{' ' * INDENT}{line}", highlight=False, soft_wrap=True)
 
 

@@ -97,7 +97,7 @@ class P4D(Attack, TargetImages):
         },
     }
     removed = {
-        name: "the paper's settings are not checked yet; @released is its code's run, @full its length on any task"
+        name: "its settings are not checked yet; @released is its code's run, @full its length on any task"
         for name in ("published", "published-k", "published-prefix")
     }
     added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "pad": None, "end": True}

@@ -72,7 +72,7 @@ class RingABell(Attack):
         }
     }
     removed = {
-        "published": "the paper's settings are not checked yet; @released is its code's run, @full its length on any task"
+        "published": "its settings are not checked yet; @released is its code's run, @full its length on any task"
     }
     added: ClassVar[dict[str, Any]] = {"pairs": "captions", "vocabulary": "words"}
 

@@ -75,7 +75,7 @@ class UnlearnDiffAtk(Attack, TargetImages):
         }
     }
     removed = {
-        "published": "the paper's settings are not checked yet; @released is its code's run, @full its schedule on any task"
+        "published": "its settings are not checked yet; @released is its code's run, @full its schedule on any task"
     }
     added: ClassVar[dict[str, Any]] = {**AS_PROTOCOL, "vocabulary": "words", "bisect": False}
 

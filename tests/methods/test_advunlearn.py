@@ -473,5 +473,6 @@ FIDELITY = Fidelity(
         "--dataset_retain has the default coco, which is none of its choices (train-scripts/AdvUnlearn.py:238).",
     ),
     departs="On Stable Diffusion the default has the code's settings without its bugs, the task's names and captions, "
-    "and takes x_t from 256 trajectories made in advance. There is no published preset: the paper's settings are not checked yet.",
+    "and takes x_t from 256 trajectories made in advance. There is no published preset: the paper's settings "
+    "are not checked yet.",
 )  # fmt: skip

@@ -298,7 +298,8 @@ def test_released_trains_on_the_name_at_a_timestep_above_its_latents(sd1):
     method = Receler(**{**SHORT, "attack_steps": 0}, t_above=True, threshold=0.5)
     model = filled(method, sd1)
     torch.manual_seed(12)
-    found = next(method.losses(model, sd1)).item()
+    soft = method.soft(model, sd1.names("forget"))
+    found = next(method.losses(model, sd1, soft, torch.optim.Adam(soft))).item()
 
     torch.manual_seed(12)
     original, (theta, outputs) = sd1.original, erased(sd1, model)

@@ -135,7 +135,7 @@ def test_unknown_names_give_the_nearest_or_all():
         registry.load_method("esdd")
     with pytest.raises(UserError, match=r"unknown method 'qqqq': `unlearnbench list methods` shows all \d+"):
         registry.load_method("qqqq")
-    with pytest.raises(UserError, match=r"unknown task 'qqqq': known: cifar10-class, digits-class, digits-text"):
+    with pytest.raises(UserError, match=r"unknown task 'qqqq': known: .*digits-class.*digits-text"):
         registry.load_task("qqqq")
     with pytest.raises(UserError, match=r"no method file nowhere/x.py"):
         registry.load_method("nowhere/x.py")

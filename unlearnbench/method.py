@@ -10,7 +10,7 @@ import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import KW_ONLY, MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -261,7 +261,7 @@ class Method(ABC):
         return [Path(inspect.getfile(base)) for base in own]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextMethod(Method):
     """A method that can be given words of its own in place of the task's, by a preset or by `--set`.
 
@@ -271,7 +271,6 @@ class TextMethod(Method):
     as a JSON list: `--set 'erase=nudity; violence'`, `--set 'keep=["a dog", "a car"]'`.
     """
 
-    _: KW_ONLY
     erase: Words | None = None
     """Names of what is to be erased, instead of the task's; None: the task's."""
     replace_with: Replacements | None = None

@@ -1,6 +1,7 @@
 """Faults planted in noise, in a task's concept and in the controls' results: `selfcheck` finds and names each."""
 
 import math
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -166,8 +167,18 @@ class LabelsLackTheConcept(DigitsClass):
         return {"33" if name == "3" else name: label for name, label in super().labels().items()}
 
 
+class JudgedByAnother(DigitsClass):
+    """Its judge has another name than the protocol says."""
+
+    def judge(self):
+        judge = copy(super().judge())
+        judge.name = "digits-other"
+        return judge
+
+
 TASKS = {
     DigitsClass: set(),
+    JudgedByAnother: {("judge", "its name is the protocol's")},
     DataMatchNothing: {
         ("data", "forget images that show it"),
         ("data", "retain images that show it"),

@@ -205,6 +205,8 @@ def check_concept(task: Task) -> Iterator[CaseResult]:
 def _concept(task: Task) -> Iterator[CaseResult]:
     forget, retain = ([plan for plan in task.plan() if plan.group == side] for side in SIDES)
     labels, judge = task.erased_labels(), task.judge()
+    meant = task.protocol.judge
+    yield CaseResult("judge", "its name is the protocol's", judge.name, meant, judge.name == meant)
     count = task.protocol.forget_images
     yield _same("plan", "forget images ask for the concept", sum(item.label in labels for item in forget), count)
     asked = [label for item in retain for label in (item.label, item.other)]

@@ -51,7 +51,13 @@ def run(
     task: Annotated[
         str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
     ] = "digits-class",
-    forget: Annotated[list[str] | None, typer.Option(help="Concepts to forget, comma-separated. Repeatable.")] = None,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Concepts to forget, comma-separated. Repeatable. [default: the task's own; 3 on digits-class]",
+            show_default=False,
+        ),
+    ] = None,
     concept: Annotated[
         Path | None, typer.Option(help="File of your own concepts (see `new-concept`), instead of --forget.")
     ] = None,

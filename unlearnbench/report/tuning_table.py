@@ -36,7 +36,9 @@ def introduction(found: Sequence[Tuning]) -> str:
     """The heading of the section and what its tables hold; it speaks of a paper's settings where there are any."""
     text = INTRODUCTION
     if any(map(has_published, found)):
-        text += " The column published is for settings of a method's paper for the task; where it is empty, it has none."
+        text += (
+            " The column published is for settings of a method's paper for the task; where it is empty, it has none."
+        )
     if any(map(has_borrowed, found)):
         text += f" Some methods were also tried with {BORROWED}; those are not published settings of this one."
     return f"## Default and tuned settings\n\n{textwrap.fill(text, WIDTH)}\n"

@@ -204,6 +204,16 @@ def test_list_and_each_kind(cli):
             assert re.search(rf"^{name} +{re.escape(entry.summary[:40])}", said.out, re.M), name
         assert said.out.splitlines()[0].strip() == kind
         assert said.out.strip() in everything.out
+        assert "list fidelity" not in said.out
+    last = everything.out.splitlines()[-1]
+    assert "unlearnbench list fidelity" in last and "unlearnbench list checkpoints" in last
+
+
+def test_the_table_of_fidelity_begins_with_what_its_words_mean(cli):
+    said = cli("list", "fidelity")
+    assert said.code == 0
+    first = said.out.splitlines()[0]
+    assert "the code's number where the paper leaves one open" in first and "results/fidelity.md" in first
 
 
 def test_list_of_one(cli):

@@ -1,4 +1,4 @@
-"""Default against published against tuned, with what tuning came to and what it cost."""
+"""Default against tuned and, where a paper ran the task, published; what tuning came to and what it cost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearnbench.records.folder import ResultsFolder, load_all
 from unlearnbench.records.schema import write_record
 from unlearnbench.records.tuning import Anchors, Cost, RunValue, Trial, Tuning, write_tuning
 from unlearnbench.report.results_readme import files
-from unlearnbench.report.tuning_table import HEADS, page, row, tuning_note
+from unlearnbench.report.tuning_table import HEADS, heads_of, introduction, page, row, tuning_note
 
 TITLE, COST = "tuning on digits-class: objectives", "what it took"
 SELECTION = {"forget": ("0", "1"), "seeds": (100, 101), "sampling_seed": 1, "judge": "j" * 64, "trials": 4}
@@ -66,12 +66,41 @@ def results(tmp_path):
 
 
 def test_a_row_says_objectives_what_was_lost_and_cut_and_the_cost():
-    cells = dict(zip(HEADS, row(tuning()), strict=True))
+    cells = row(tuning(task="sd-style"))
+    assert [*cells] == HEADS == heads_of([tuning(task="sd-style")])
     assert cells == {
         "method": "esd", "default": "0.600", "published": "over the cap", "tuned": "0.900", "all seeds": "0.900",
         "trials": "4", "lost": "1", "cut": "1", "evaluations": "80,000", "hours": "0.20", "chosen": "lr=0.2",
     }  # fmt: skip
     assert "cap 400,000 evaluations a run" in tuning_note([tuning()])
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "published"),
+    [
+        ("esd", "digits-class", False),
+        ("esd", "sd-style", True),
+        ("salun", "cifar10-class", True),
+        ("finetune", "cifar10-class", False),
+        ("of_another_package", "cifar10-class", False),
+    ],
+)
+def test_published_is_told_only_where_a_paper_ran_the_task(method, task, published):
+    one = tuning(method, task).model_copy(update={"chosen": 1})
+    two = one.model_copy(update={"chosen": 0})
+    assert ("published" in heads_of([one])) is published
+    assert row(one)["published"] == ("over the cap" if published else "")
+    assert row(one)["chosen"] == ("published" if published else "settings of a paper for another task")
+    assert row(two)["chosen"] == "default"
+    said = " ".join(introduction([one]).split())
+    assert ("column published" in said) is published
+    assert ("settings of a paper for another task" in said) is not published
+
+
+def test_a_method_without_published_settings_leaves_the_column_empty():
+    both = [tuning("esd", "sd-style"), tuning("finetune", "sd-style")]
+    assert "published" in heads_of(both)
+    assert [row(one)["published"] for one in both] == ["over the cap", ""]
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -87,8 +116,8 @@ def test_every_column_has_room_in_a_narrow_terminal(cli, monkeypatch, width):
         cells = row(one)
         (first,) = [line.split() for line in lines[objectives:cost] if f" {one.method} " in line]
         (second,) = [line.split() for line in lines[cost:] if f" {one.method} " in line]
-        assert [first[1], second[-2], second[-1]] == [cells[1], cells[8], cells[9]]
-        assert {cells[3], cells[4]} <= {*first}
+        assert [first[1], second[-2], second[-1]] == [cells["default"], cells["evaluations"], cells["hours"]]
+        assert {cells["tuned"], cells["all seeds"]} <= {*first}
 
 
 def test_rows_of_each_method_by_division_with_intervals(results):
@@ -124,7 +153,7 @@ def test_a_page_without_tunings_is_as_before(results):
 
 def test_the_results_page_has_the_part_and_its_picture(cli, results):
     assert cli("leaderboard", results, "--write").code == 0
-    assert "## Default, published and tuned settings" in (results / "README.md").read_text()
+    assert "## Default and tuned settings" in (results / "README.md").read_text()
     assert (results / "tuning/digits-class/best.png").is_file()
     assert cli("leaderboard", results, "--check").code == 0
     (results / "tuning/digits-class/best.png").unlink()

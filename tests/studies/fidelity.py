@@ -26,8 +26,9 @@ Made by `python -m tests.studies.fidelity` from what `tests/methods/` and `tests
 edit it. `unlearnbench list fidelity` prints the same table.
 
 - **default** does what the paper means, with settings chosen for the task at hand.
-- **published** is what the paper says it ran, **released** what its authors' code does, bugs included. Both exist only
-  for tasks that were run; elsewhere they are refused.
+- **published** is what the paper says, with the code's number where the paper leaves one open; the source of each
+  setting says which. **released** is what its authors' code does, bugs included. Both exist only for tasks that were
+  run; elsewhere they are refused.
 - A number is the largest relative difference between our result and that of the repository's own function on equal
   weights, batches, timesteps and noise; *exact* is equal to the last bit. Where nothing was compared, the notes say
   why.

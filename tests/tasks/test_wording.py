@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 
 import pytest
@@ -18,6 +19,7 @@ from unlearnbench.methods.esd import ESD
 from unlearnbench.methods.negative_prompt import NegativePrompt
 from unlearnbench.methods.uce import UCE
 from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.identity import record_identity
 from unlearnbench.records.schema import label, read_record
@@ -297,6 +299,36 @@ def test_bad_words_end_a_run_before_it_begins(cli, tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+def test_names_with_a_comma_are_one_name_and_a_note_says_so(folder):
+    def told(**settings):
+        lines: list[str] = []
+        RunRequest.of(method="uce", task="sd-nudity", protocol="smoke", data=folder, settings=settings).cells(
+            "cpu", lines.append
+        )
+        return lines
+
+    (line,) = told(erase="violence,nudity")
+    assert "erase=violence,nudity is one name" in line and "--set 'erase=violence; nudity'" in line
+    assert told(erase="violence; nudity") == told(erase='["violence,nudity"]') == told(erase="nudity") == []
+    assert told(forget_prompts="people, nudity") == [], "prompts have commas of their own"
+
+
+@pytest.mark.parametrize(("word", "meant"), [("keep=", "'keep=[]'"), ("replace_with= ", "'replace_with=[\"\"]'")])
+def test_an_empty_text_is_answered_with_what_to_write(cli, word, meant):
+    said = cli("run", "--task", "digits-text", "--method", "uce", "--set", word, "--results", "out")
+    assert said.code == 2 and len(said.errors) == 1
+    assert meant in said.err
+
+
+def test_a_dry_run_prints_the_words_in_force(cli):
+    run = ("run", "--task", "sd-nudity", "--method", "uce,esd_u", "--results", "out", "--dry-run")
+    said = cli(*run, "--set", "erase=violence; nudity", "--set", "keep=[]")
+    assert said.code == 0, said.err
+    assert "uce is told erase='violence; nudity', keep='[]'; otherwise the task's words" in said.out
+    assert said.out.count("uce is told") == said.out.count("esd_u is told") == 1
+    assert "is told" not in cli(*run).out
+
+
 # ---- presets of papers ---------------------------------------------------------------------------------------------
 
 
@@ -344,3 +376,46 @@ def test_methods_without_a_preset_are_left_out_of_all(cli):
     said = cli("run", "--method", "esd", "--preset", "published", "--results", "out")
     assert said.code == 2
     assert "the paper of esd published no settings for digits-class" in said.err
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "task", "relative"),
+    [
+        ("esd", "published", "sd-nudity", "esd_u"),
+        ("esd_u", "published", "sd-style", "esd"),
+        ("erasediff", "released", "sd-nudity", "erasediff_released"),
+        ("erasediff_released", "published", "cifar10-class", "erasediff"),
+        ("esd", "published", "digits-class", ""),
+        ("salun", "published", "sd-style", ""),
+    ],
+)
+def test_a_missing_preset_is_answered_with_a_relative_that_has_it(method, preset, task, relative):
+    with pytest.raises(UserError) as error:
+        RunRequest.of(method=method, preset=preset, task=task).cells("cpu")
+    assert re.findall(r"--method (\S+)", str(error.value)) == [relative] * bool(relative)
+
+
+def test_of_several_methods_those_without_the_preset_are_left_out():
+    def asked(*methods, preset="published"):
+        lines: list[str] = []
+        cells = RunRequest.of(method=methods, preset=preset, task="sd-nudity").cells("cpu", lines.append)
+        return [spec.method for spec in cells.asked], lines
+
+    methods, lines = asked("uce", "esd", "finetune", "esd_u")
+    assert methods == ["uce", "esd_u"]
+    assert [line.partition(";")[0] for line in lines] == [
+        "left out: the paper of esd published no settings for sd-nudity",
+        "left out: finetune has no preset published",
+    ]
+    assert "--method esd_u" in lines[0]
+    assert asked("uce", "esd", preset="default") == (["uce", "esd"], [])
+    with pytest.raises(
+        UserError, match="published is of no method that was named, for sd-nudity: give --preset default"
+    ):
+        asked("esd", "finetune")
+    with pytest.raises(UserError, match="unknown preset 'publish'"):
+        asked("uce", "esd_u", preset="publish")
+    with pytest.raises(
+        UserError, match="tuned is of no method that was named, for sd-nudity: run `unlearnbench tune` first"
+    ):
+        asked("uce", "esd_u", preset="tuned")

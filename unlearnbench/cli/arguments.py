@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from unlearnbench.data.wording import EMPTY
 from unlearnbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def results_folder(results: Path | None, old: Path | None = None, place: Path | 
 def parse_settings(settings: list[str], option: str = "set", such_as: str = "lr=1e-4") -> dict[str, Any]:
     """Parse `key=value` words into a dictionary."""
     for word in settings:
+        name, _, text = word.partition("=")
+        if option == "set" and name in EMPTY and word.startswith(f"{name}=") and not text.strip():
+            empty, meaning = EMPTY[name]
+            raise UserError(f"--{option} {word}: write --{option} '{name}={empty}', which {meaning}, or give words")
         if not re.fullmatch(r"[\w-]+=.+", word):
             raise UserError(f"--{option} {word}: write key=value, such as --{option} {such_as}")
     return dict(word.split("=", 1) for word in settings)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.data.wording import join_words
 from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
+    from unlearnbench.method import Method
     from unlearnbench.pipeline.cell import Cell
 
 
@@ -95,6 +98,24 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
         err.print(line, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def show_words(methods: Sequence[Method]) -> None:
+    """Print for each method with words of its own which are in force, once."""
+    from unlearnbench.method import TextMethod
+
+    worded = {method.name: method.wording for method in methods if isinstance(method, TextMethod)}
+    for name, wording in worded.items():
+        if wording.given:
+            told = ", ".join(f"{setting}={_few(words)}" for setting, words in wording.given.items())
+            rest = "" if len(wording.given) == len(wording) else "; otherwise the task's words"
+            out.print(f"{name} is told {told}{rest}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _few(words: tuple[str, ...], most: int = 5) -> str:
+    """Words as `--set` takes them; of many the first ones and their number."""
+    shown = join_words(words[:most])
+    return f"'{shown}'" if len(words) <= most else f"'{shown}; …' ({len(words)} in all)"
 
 
 def show_plan(groups: dict[str, list[Cell]], lacking: str) -> None:

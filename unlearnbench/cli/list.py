@@ -29,6 +29,8 @@ KINDS = {
 }
 
 CHECKPOINTS, FIDELITY = "checkpoints", "fidelity"
+SOURCES = "results/fidelity.md"
+"""The page of the repository that has each setting of a paper with its source."""
 WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
@@ -76,6 +78,14 @@ def list_(
         rows = [[entry_name, entry.summary] for entry_name, entry in KINDS[name]().items()]
         print_table(title, ["", ""], [("", rows)], left=2)
         out.print()
+    if what is None:
+        out.print(
+            "also: `unlearnbench list fidelity`, how close each method is to its paper and the paper's code; "
+            "`unlearnbench list checkpoints`, weights that papers released",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 def _one(name: str, kind: str) -> None:
@@ -115,8 +125,9 @@ def _fidelity() -> None:
     from unlearnbench.fidelity import fidelity_table
 
     out.print(
-        "published: what the paper says it ran; released: what its code does, bugs included. Numbers are the largest "
-        "relative difference from the repository's own function; exact: equal to the last bit.",
+        "published: what the paper says, with the code's number where the paper leaves one open; released: what its "
+        f"code does, bugs included. The source of each setting: {SOURCES}. Numbers are the largest relative "
+        "difference from the repository's own function; exact: equal to the last bit.",
         soft_wrap=True,
     )
     for name, one in fidelity_table().items():

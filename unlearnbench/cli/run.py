@@ -13,7 +13,7 @@ import typer
 from unlearnbench.cli.arguments import Device, OldOut, Results, parse_settings, results_folder
 from unlearnbench.cli.completion import complete_attacks, complete_methods, complete_tasks
 from unlearnbench.cli.console import err, show_lines, show_next, show_runs
-from unlearnbench.cli.dry_run import show_probe
+from unlearnbench.cli.dry_run import show_probe, show_words
 from unlearnbench.cli.launch_view import (
     Gpus,
     Jobs,
@@ -51,7 +51,13 @@ def run(
     task: Annotated[
         str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
     ] = "digits-class",
-    forget: Annotated[list[str] | None, typer.Option(help="Concepts to forget, comma-separated. Repeatable.")] = None,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Concepts to forget, comma-separated. Repeatable. [default: the task's own; 3 on digits-class]",
+            show_default=False,
+        ),
+    ] = None,
     concept: Annotated[
         Path | None, typer.Option(help="File of your own concepts (see `new-concept`), instead of --forget.")
     ] = None,
@@ -199,6 +205,7 @@ def show_dry_run(prepared: PreparedRun) -> None:
 
     pick_device(prepared.device)  # the trial runs here, whatever the launcher
     cells = [spec.cell() for specs in prepared.cells for spec in specs]
+    show_words([cell.method for cell in cells])
     show_probe(cells, prepared.request.results, (prepared.where and prepared.where.jobs) or 1)
 
 

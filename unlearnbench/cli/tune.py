@@ -146,14 +146,14 @@ def _tune(given: Budget, names: Sequence[str], results: Path, where: Where | Non
 
 def _show(task: str, results: Path, plot: Path | None) -> None:
     from unlearnbench.records.folder import ResultsFolder
-    from unlearnbench.report.tuning_table import HEADS, row, tuning_note
+    from unlearnbench.report.tuning_table import HEADS, heads_of, row, tuning_note
 
     found = ResultsFolder(results).tunings(task)
     if not found:
         raise UserError(f"nothing was tuned on {task} below {results}: leave out --show")
-    rows = [dict(zip(HEADS, row(one), strict=True)) for one in found]
+    rows = [row(one) for one in found]
     cost = ["method", *HEADS[HEADS.index("trials") : HEADS.index("chosen")]]
-    objectives = [name for name in HEADS if name not in cost or name == "method"]
+    objectives = [name for name in heads_of(found) if name not in cost or name == "method"]
     for title, heads in ((f"tuning on {task}: objectives", objectives), ("what it took", cost)):
         print_table(title, heads, [("", [[each[name] for name in heads] for each in rows])])
     console.print(tuning_note(found), soft_wrap=True, highlight=False, markup=False)

@@ -15,6 +15,9 @@ from unlearnbench.printable import hidden
 NONE = ("null", "None")
 """Texts that stand for no words of one's own."""
 
+EMPTY = {"keep": ("[]", "keeps nothing"), "replace_with": ('[""]', "is the empty prompt")}
+"""What stands for an empty text of a setting on the command line, and what it means."""
+
 
 class Wording(NamedTuple):
     """Words in place of a task's own. None stands for the task's."""

@@ -87,6 +87,39 @@ def source_of(file: Path) -> str:
         raise UserError(f"{file} cannot be read as UTF-8 ({one_line(error)}): save it as UTF-8") from error
 
 
+def preset_of(cls: type[Method], preset: str, task: str) -> dict[str, Any]:
+    """The settings of a preset for a task; where the method has none, the error names a relative that does."""
+    try:
+        return cls.preset(preset, task)
+    except UserError as error:
+        raise type(error)(f"{error}{pointer(cls, preset, task)}") from error
+
+
+def pointer(cls: type[Method], preset: str, task: str) -> str:
+    """What an error says of the built-in methods of the same family that have a preset for a task."""
+    if preset == "default" or preset in cls.moved or not (found := relatives(cls, preset, task)):
+        return ""
+    have = "has" if len(found) == 1 else "have"
+    return f"; {' and '.join(found)} {have} the preset for {task}: --method {','.join(found)}"
+
+
+def relatives(cls: type[Method], preset: str, task: str) -> list[str]:
+    """Built-in methods that have a preset for a task and build on a method, are built on by it, or took over from it
+    (or it from them) presets and settings of earlier versions."""
+    known = {name: registry.load_method(name) for name, entry in registry.methods().items() if entry.point is None}
+    return [
+        name
+        for name, other in known.items()
+        if name != cls.name
+        and (issubclass(other, cls) or issubclass(cls, other) or _moved(cls, other) or _moved(other, cls))
+        and other.has_preset(preset, task)
+    ]
+
+
+def _moved(cls: type[Method], other: type[Method]) -> bool:
+    return other.name in cls.moved.values()
+
+
 class Cells(NamedTuple):
     """The cells that a request comes to."""
 
@@ -122,7 +155,7 @@ class SpecBuilder:
             settings, selection = tuned_settings(self.results, self.task.name, cls.name)
             require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
         else:
-            settings = cls.preset(preset, self.task.name)
+            settings = preset_of(cls, preset, self.task.name)
         method = cls.configured({**cls.current(settings), **overrides})
         built_in = cls.name in registry.methods() or registry.is_offered(cls.name)
         file = None if built_in else Path(name).resolve()
@@ -151,19 +184,27 @@ class SpecBuilder:
             **self.more,
         )
 
+    def has_settings(self, cls: type[Method], told: Callable[[str], None]) -> bool:
+        """Whether a method has the preset for the task; tells why not."""
+        if self.preset == TUNED:
+            if was_tuned(self.results, self.task.name, cls.name):
+                return True
+            reason = f"{cls.name} has no tuned settings"
+        else:
+            try:
+                preset_of(cls, self.preset, self.task.name)
+            except UserError as error:
+                reason = str(error)
+            else:
+                return True
+            if self.preset not in ("default", *cls.offered(), *cls.moved):
+                reason = f"{cls.name} has no preset {self.preset}{pointer(cls, self.preset, self.task.name)}"
+        told(f"left out: {reason}")
+        return False
+
     def hosted(self, name: str, cls: type[Method], forget: str, told: Callable[[str], None]) -> bool:
         """Whether the task can host a method with these settings; tells why not."""
-        if self.preset == TUNED and not was_tuned(self.results, self.task.name, cls.name):
-            told(f"left out: {cls.name} has no tuned settings")
-            return False
-        if self.preset not in ("default", TUNED, *cls.offered(), *cls.moved):
-            told(f"left out: {cls.name} has no preset {self.preset}")
-            return False
-        try:
-            if self.preset != TUNED:
-                cls.preset(self.preset, self.task.name)
-        except UserError as reason:
-            told(f"left out: {reason}")
+        if not self.has_settings(cls, told):
             return False
         try:
             # on the CPU: whoever drives jobs elsewhere may have no card
@@ -183,21 +224,26 @@ class SpecBuilder:
     ) -> Cells:
         """The original's cell for each concept, and those that were asked for.
 
-        What `all` brings and the task cannot host is left out; what is named stays, and its record says why.
+        What `all` brings and the task cannot host is left out; what is named stays, and its record says why. Of
+        several methods, those without the preset for the task are left out, however they were named.
         """
-        if "all" in given:
-            known = {preset for _, cls in methods for preset in cls.offered()} | {"default", TUNED}
+        if len(methods) > 1:
+            known = {preset for _, cls in methods for preset in (*cls.offered(), *cls.moved)} | {"default", TUNED}
             if self.preset not in known:
                 raise unknown("preset", self.preset, known)
             methods = [
                 (name, cls)
                 for name, cls in methods
-                if cls.name in given or (not cls.incomplete and self.hosted(name, cls, forget[0], told))
+                if (
+                    self.has_settings(cls, told)
+                    if cls.name in given or "all" not in given
+                    else not cls.incomplete and self.hosted(name, cls, forget[0], told)
+                )
             ]
             if not methods:
-                raise UserError(
-                    f"--preset {self.preset} is of no method that {self.task.name} can host: give --preset default"
-                )
+                whose = "that {} can host" if "all" in given else "that was named, for {}"
+                instead = "run `unlearnbench tune` first" if self.preset == TUNED else "give --preset default"
+                raise UserError(f"--preset {self.preset} is of no method {whose.format(self.task.name)}: {instead}")
         original = registry.load_method("original")
         baseline = [self.spec("original", original, concept, 0, plain=True) for concept in forget]
         asked = [
@@ -396,11 +442,26 @@ class RunRequest(LaunchRequest):
             prompts=self.prompt_files(task),
         )
         cells = builder.cells(methods, self.method, forgotten, self.seeds, told)
+        for name, word in self.settings.items():
+            if name in Wording._fields and isinstance(word, str) and (note := one_name_note(name, word)):
+                told(note)
         for spec in {(spec.method, spec.forget): spec for spec in cells.asked if has_words(spec)}.values():
             spec.model_copy(update={"device": "cpu"}).cell().worded  # noqa: B018 - refuses words that do not fit the task
         for spec in {spec.forget: spec for spec in cells.asked if spec.prompts}.values():
             require_drawable(spec.model_copy(update={"device": "cpu"}).cell())  # before hours of work
         return cells
+
+
+def one_name_note(setting: str, text: str) -> str:
+    """What to say of names that were given as one text with commas, which do not separate; "" where nothing is.
+
+    Prompts have commas of their own, and whoever writes a list knows where each word ends.
+    """
+    if setting.endswith("_prompts") or "," not in text or ";" in text or text.strip().startswith("["):
+        return ""
+    apart = "; ".join(part.strip() for part in text.split(",") if part.strip())
+    what = "text" if setting == "replace_with" else "name"
+    return f"note: {setting}={text} is one {what}: semicolons separate {what}s, as in --set '{setting}={apart}'"
 
 
 def has_words(spec: Spec) -> bool:

@@ -1,7 +1,8 @@
-"""Tables of tuning: default against published and tuned settings, objectives and cost."""
+"""Tables of tuning: default settings against tuned and, where a paper ran the task, published ones; and the cost."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,43 @@ DIVISIONS = ("default", "published", "tuned")
 COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
 HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost", "cut", "evaluations"]
 HEADS += ["hours", "chosen"]
-INTRODUCTION = """## Default, published and tuned settings
+PUBLISHED = "published"
+"""The preset, the column and the division that only tasks have that a paper ran."""
+BORROWED = "settings of a paper for another task"
+"""What a candidate that tuning called published is, where no paper ran the task."""
+INTRODUCTION = (
+    "Every method has the same number of trials and the same cap on model evaluations, on concepts, seeds, noise and a "
+    "judge that are not used for reporting (`unlearnbench tune`)."
+)
+WIDTH = 120
+"""Columns that the introduction is broken at."""
 
-Every method has the same number of trials and the same cap on model evaluations, on concepts, seeds, noise and a judge
-that are not used for reporting (`unlearnbench tune`). Published settings are for other data and models: their results
-here do not contradict the papers. Methods without a published preset for the task have no such row.
-"""
+
+def introduction(found: Sequence[Tuning]) -> str:
+    """The heading of the section and what its tables hold; it speaks of a paper's settings where there are any."""
+    text = INTRODUCTION
+    if any(map(has_published, found)):
+        text += (
+            " The column published is for settings of a method's paper for the task; where it is empty, it has none."
+        )
+    if any(map(has_borrowed, found)):
+        text += f" Some methods were also tried with {BORROWED}; those are not published settings of this one."
+    return f"## Default and tuned settings\n\n{textwrap.fill(text, WIDTH)}\n"
+
+
+def has_published(one: Tuning) -> bool:
+    """Whether the method has published settings for the task that it was tuned on."""
+    return one.method in registry.methods() and registry.load_method(one.method).has_preset(PUBLISHED, one.task)
+
+
+def has_borrowed(one: Tuning) -> bool:
+    """Whether one of the trials had settings of a paper that did not run the task."""
+    return one.of(PUBLISHED) is not None and not has_published(one)
+
+
+def heads_of(found: Sequence[Tuning]) -> list[str]:
+    """The columns for these tunings: `published` only where one of the methods has such settings for the task."""
+    return [head for head in HEADS if head != PUBLISHED or any(map(has_published, found))]
 
 
 def tuning_note(found: Sequence[Tuning]) -> str:
@@ -57,8 +89,9 @@ def _way(one: Tuning) -> str:
     )
 
 
-def row(one: Tuning) -> list[str]:
-    """A method's objectives with the first seed by preset and for the chosen settings, and the cost of tuning."""
+def row(one: Tuning) -> dict[str, str]:
+    """A method's cells by `HEADS`: objectives with the first seed by preset and for the chosen settings, and the cost
+    of tuning."""
 
     def shown(value: float | None) -> str:
         return "—" if value is None else f"{value:.3f}"
@@ -70,10 +103,16 @@ def row(one: Tuning) -> list[str]:
 
     chosen = None if one.chosen is None else one.trials[one.chosen]
     lost, cut = sum(trial.state != "ok" for trial in one.trials), sum(trial.cut for trial in one.trials)
-    said = "" if chosen is None else " ".join(chosen.presets) or _changed(one, chosen)
-    cells = [one.method, first(one.of("default")), first(one.of("published")), first(chosen)]
+    published = has_published(one)
+    said = "" if chosen is None else _presets(chosen, published) or _changed(one, chosen)
+    cells = [one.method, first(one.of("default")), first(one.of(PUBLISHED)) if published else "", first(chosen)]
     cells += [shown(one.final(chosen) if chosen else None), str(len(one.trials)), str(lost), str(cut)]
-    return [*cells, f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
+    cells += [f"{one.cost.evaluations:,}", f"{one.cost.seconds / 3600:.2f}", said]
+    return dict(zip(HEADS, cells, strict=True))
+
+
+def _presets(trial: Trial, published: bool) -> str:
+    return ", ".join(BORROWED if name == PUBLISHED and not published else name for name in trial.presets)
 
 
 def _changed(one: Tuning, trial: Trial) -> str:
@@ -84,10 +123,12 @@ def page(board: Board, found: Sequence[Tuning]) -> tuple[str, dict[Path, bytes]]
     """The section of a results page and its pictures by path; empty where nothing was tuned."""
     if not found:
         return "", {}
-    parts, made = [INTRODUCTION], {}
+    parts, made = [introduction(found)], {}
     for task in dict.fromkeys(one.task for one in found):
         tunings = [one for one in found if one.task == task]
-        sheets = [Sheet(f"Tuning on {task}", HEADS, [("", [row(one) for one in tunings])], tuning_note(tunings))]
+        heads = heads_of(tunings)
+        rows = [[cells[head] for head in heads] for cells in map(row, tunings)]
+        sheets = [Sheet(f"Tuning on {task}", heads, [("", rows)], tuning_note(tunings))]
         text = as_markdown([*sheets, *_reported(board, tunings)])
         path = Path(FOLDER) / task / "best.png"
         made[path] = render_png(
@@ -116,5 +157,7 @@ def _reported(board: Board, found: Sequence[Tuning]) -> list[Sheet]:
         (sheet,) = tables(by_method, metrics, names, lambda text: text, intervals=True)
         rows = [[cells[0], *cells[1:2], *cells[3:]] for _, section in sheet.sections for cells in section]
         heads = [sheet.heads[0], sheet.heads[1], *sheet.heads[3:]]
-        made.append(Sheet(f"Default, published, tuned: {sheet.title}", heads, [("", rows)], ""))
+        divisions = {row.division for row in table}
+        named = ", ".join(name for name in DIVISIONS if name in divisions).capitalize()
+        made.append(Sheet(f"{named}: {sheet.title}", heads, [("", rows)], ""))
     return made

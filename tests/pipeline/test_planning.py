@@ -203,7 +203,11 @@ def test_jobs_on_cards_elsewhere_are_planned_on_a_machine_without_one(cli, fresh
     assert re.search(r"^ esd +1 .* GiB +≥ 24 GB", said.out, re.M)
     assert "not tried: the jobs take a GPU, and this machine has none" in said.out
     said = cli(*words, "esd", "--task", "digits-text", "--device", "cuda")
-    assert said.code == 0 and "esd (no shape of this model)" in said.out and "not counted for this model" in said.out
+    assert (
+        said.code == 0
+        and "esd (no shape of this model in the table)" in said.out
+        and "not counted for this model" in said.out
+    )
 
 
 def test_a_card_that_this_process_would_need_is_missed(cli, monkeypatch):
@@ -214,7 +218,7 @@ def test_a_card_that_this_process_would_need_is_missed(cli, monkeypatch):
 
 def test_a_setting_whose_shape_is_not_counted_is_named(cli, fresh_store):
     said = cli("run", "--task", "sd-nudity", "--method", "esd_u", "--preset", "released", "--dry-run")
-    assert said.code == 0 and "esd_u (no shape of part layers)" in said.out
+    assert said.code == 0 and "esd_u (no shape of part layers in the table)" in said.out
     assert "a machine with a GPU and the task's files measures it" in said.out
 
 
@@ -222,7 +226,11 @@ def test_a_setting_whose_shape_is_not_counted_is_named(cli, fresh_store):
     ("task", "words", "counted"),
     [
         ("sd-nudity", ("p4d,relearn",), "2 on 1 run"),
-        ("sd-nudity", ("p4d", "--budget", "10"), "1 on 1 run, each of up to 20 targets; at most 200 model evaluations"),
+        (
+            "sd-nudity",
+            ("p4d", "--budget", "10"),
+            "1 on 1 run, each of 20 targets at most; 200 model evaluations to search, at most",
+        ),
         ("cifar10-class", ("p4d,relearn", "--seeds", "0-1"), "2 on 2 runs"),  # class labels have no prompts to search
     ],
 )

@@ -112,14 +112,14 @@ def attack_line(cells: list[Cell], attacks: Sequence[AttackSpec]) -> str:
     targets = sorted({planned.targets for planned in tried})
     each = f"{targets[0]} targets" if len(targets) == 1 else f"{targets[0]} to {targets[-1]} targets"
     line = (
-        f"attacks are not counted: {len(tried):,} on {len(cells):,} run{'s' * (len(cells) > 1)}, each of up to {each}"
+        f"attacks are not counted: {len(tried):,} on {len(cells):,} run{'s' * (len(cells) > 1)}, each of {each} at most"
     )
     most: dict[str, int] = {}
     for planned in tried:
         if planned.budget is None:
             return f"{line}, which are searched as long as the attack's settings say; --budget limits that"
         most[planned.unit] = most.get(planned.unit, 0) + planned.targets * planned.budget
-    return f"{line}; at most {' and '.join(f'{_short(count)} {unit}' for unit, count in most.items())}"
+    return f"{line}; {' and '.join(f'{_short(count)} {unit}' for unit, count in most.items())} to search, at most"
 
 
 def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] = ()) -> None:
@@ -168,9 +168,13 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
     saving = [f"{name} {_bytes(found.checkpointed)}" for name, found in plans.items() if found.checkpointed]
     if saving:
         lines.append(f"with --memory checkpointing: {', '.join(saving)}")
-    unknown = [f"{name} ({found.uncounted})" for name, found in plans.items() if found.uncounted]
+    unknown: dict[str, list[str]] = {}
+    for name, found in plans.items():
+        if found.uncounted:
+            unknown.setdefault(found.uncounted, []).append(name)
     if unknown:
-        lines.append(f"— means not counted: {', '.join(unknown)} is in the table that memory is counted from")
+        why = "; ".join(f"{', '.join(names)} ({reason} in the table)" for reason, names in unknown.items())
+        lines.append(f"— means not counted: {why}")
         lines.append("the same command on a machine with a GPU and the task's files measures it, by a short trial")
     total = sum(found.evaluations * len(groups[name]) for name, found in plans.items())
     total += max(found.training_evaluations for found in plans.values())

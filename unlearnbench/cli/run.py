@@ -253,6 +253,6 @@ def _show_ended(prepared: PreparedRun, form: str, ended: RunsEnded) -> None:
     else:
         attacks = [spec.label for spec in prepared.request.attack_specs()]
         for groups in by_table(group_runs(ended.records)):
-            original = next(record for record in ended.baseline if record.forget == groups[0][0].forget)
+            original = next((record for record in ended.baseline if record.forget == groups[0][0].forget), None)
             show_runs(groups, original, results, attacks, ended.here)
         show_next(results, ended.records)

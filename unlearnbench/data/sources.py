@@ -111,8 +111,8 @@ def missing_source(folder: Path, source: Source, *others: Source, task: str = ""
     """Build the error for a folder that has neither this file nor another copy of it."""
     names = " or ".join(each.name for each in (source, *others))
     return UserError(
-        f"{names} is not in {folder}: fetch it with `{fetch_command(task)}`, or bring {source.url} into that folder, or "
-        "give a folder that has it with --data"
+        f"{names} is not in {folder}: fetch it with `{fetch_command(task)}`, or bring {source.url} into that folder, "
+        "or give a folder that has it with --data"
     )
 
 

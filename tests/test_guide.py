@@ -159,6 +159,21 @@ def test_an_unknown_topic_is_one_line_with_what_was_meant(cli):
     assert len(said.errors) == 1 and "'attack'" in said.err and "did you mean attacks" in said.err
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("sd", "did you mean stable-diffusion?"),
+        ("slurm", "did you mean clusters?"),
+        ("fidelity", "`unlearnbench list fidelity`"),
+        ("esd", "`unlearnbench list esd`"),
+        ("of", "unknown topic"),
+    ],
+)
+def test_a_word_of_another_page_or_command_leads_there(cli, word, meant):
+    said = cli("guide", word)
+    assert said.code == 2 and len(said.errors) == 1 and meant in said.err
+
+
 def test_a_terminal_gets_a_laid_out_page(cli, monkeypatch):
     monkeypatch.setattr(command.out, "_force_terminal", True)
     said = cli("guide", "attacks")

@@ -61,7 +61,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
 
     Up to `MANY` names are listed; beyond that, the error names the likest, or the command that lists them.
     """
-    known = sorted(known)
+    known = sorted(set(known))
     near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hints = [f"did you mean {either(near)}?"] if near else []
     if not near and len(known) > MANY and kind in LISTED:

@@ -339,9 +339,17 @@ def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:
 
 
 def accepted(task: type[Any], **given: Any) -> dict[str, Any]:
-    """Return the task's own settings that were given, and refuse settings that it does not take."""
+    """Return the task's own settings that were given.
+
+    Raises `UserError` for settings that the task does not take, and for a data folder that does not exist.
+    """
     known = {name for cls in task.__mro__ for name in inspect.signature(vars(cls).get("__init__", object)).parameters}
     for name, value in given.items():
         if value is not None and name not in known:
             raise UserError(f"{task.name} takes no --{name}: leave it out")
+    if (folder := given.get("data")) is not None and not folder.is_dir():
+        wrong = "is a file, no folder" if folder.exists() else "does not exist"
+        brings = f", or bring its files with `unlearnbench fetch --task {task.name} --data FOLDER`"
+        have = brings if getattr(task, "sources", ()) else ""
+        raise UserError(f"--data {folder} {wrong}: give a folder that has the task's data{have}")
     return {name: value for name, value in given.items() if value is not None}

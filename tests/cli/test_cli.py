@@ -392,6 +392,14 @@ def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unle
     assert "mine 3 0" not in unlearned
 
 
+@pytest.mark.parametrize("words", [(), ("--jobs", "1"), ("--format", "json")])
+def test_the_original_is_not_drawn_for_methods_that_the_task_cannot_host(cli, tmp_path, fresh_store, words):
+    said = cli("run", "--method", "uce,rece", "--results", "here", *words)
+    assert said.code == 1
+    assert "uce needs " in said.out + said.err and "rece needs " in said.out + said.err
+    assert {record.parent.name for record in (tmp_path / "here").rglob("seed-*.json")} == {"uce", "rece"}
+
+
 @pytest.mark.parametrize("earlier", [False, True])
 def test_files_beside_a_skipped_record_are_neither_announced_nor_left(cli, tmp_path, earlier):
     if earlier:

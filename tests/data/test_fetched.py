@@ -122,6 +122,28 @@ def test_a_file_that_is_not_there_is_named_with_the_command(site, folder):
         check_source(folder, source(site))
 
 
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("sd-nudity", lambda task: next(task.reference())),
+        ("sd-nudity", lambda task: task.extractor),
+        ("sd-nudity", lambda task: task.plan()),
+        ("sd-nudity", lambda task: task.witnesses()),
+        ("sd-nudity", lambda task: task.pretrained()),
+        ("sd-object", lambda task: task.made_judge()),
+        ("sd-style", lambda task: task.made_judge()),
+        ("cifar10-class", lambda task: task.images),
+        ("cifar10-class", lambda task: task.judge()),
+        ("cifar10-class", lambda task: task.pretrain_judge(task.folder)),
+    ],
+)
+def test_the_command_names_the_task_whose_file_is_missing(tmp_path, name, read):
+    cls = registry.load_task(name)
+    about = {"protocol": "smoke"} if name == "cifar10-class" else {}
+    with pytest.raises(UserError, match=f"`unlearnbench fetch --task {name}`"):
+        read(cls(cls.default_forget, data=tmp_path, **about))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": {}}', '{"a": null}', '{"a": {"size": "x"}}'])
 def test_a_damaged_lock_is_named(site, folder, text):
     folder.mkdir()

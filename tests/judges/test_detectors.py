@@ -220,8 +220,8 @@ def test_the_judge_of_artists_names_the_nearest_or_none(clip, astronaut):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("open_clip_model.safetensors", None, "open_clip_model.safetensors is not in .*: fetch it"),
-        ("open_clip_config.json", None, "open_clip_config.json is not in .*: fetch it"),
+        ("open_clip_model.safetensors", None, "open_clip_model.safetensors is not in .*: give an open_clip folder"),
+        ("open_clip_config.json", None, "open_clip_config.json is not in .*: give an open_clip folder"),
         ("open_clip_model.safetensors", b"nonsense", "holds no CLIP of open_clip"),
         ("open_clip_config.json", b"{}", "holds no CLIP of open_clip"),
     ],

@@ -87,6 +87,13 @@ def test_a_worker_without_the_methods_file_takes_it_from_the_job(tmp_path, fresh
     assert read_record(job.spec.path(tmp_path / "here")).method.name == path.stem
 
 
+@pytest.mark.parametrize("what", ["original", "data"])
+def test_a_worker_without_the_tasks_files_is_told_the_command_that_brings_them(what):
+    wanted = Expected(original="a", code="b", data="c")
+    with pytest.raises(UserError, match=f"other {what} .*`unlearnbench fetch --task sd-nudity`"):
+        wanted.require(wanted.model_copy(update={what: "d"}), "there", "sd-nudity")
+
+
 @pytest.mark.parametrize("what", ["original", "code", "data"])
 def test_a_worker_with_something_else_refuses_the_job(tmp_path, what):
     (job,) = jobs("original")
@@ -94,6 +101,7 @@ def test_a_worker_with_something_else_refuses_the_job(tmp_path, what):
     result = work(other, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log")
     assert result.state == "failed"
     assert f"has other {what} than the job must start from" in result.reason
+    assert "unlearnbench fetch" not in result.reason, "the digits are shipped"
     assert "000000000000 wanted" in result.reason
     assert not (tmp_path / "here").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tests.support import launches
 from tests.support.launches import jobs
 from unlearnbench.errors import UserError
-from unlearnbench.launch import options
+from unlearnbench.launch import options, slurm
 from unlearnbench.launch.journal import Journal, latest, sole_driver
 from unlearnbench.launch.local import cards, cores
 from unlearnbench.launch.options import Where, parse_time
@@ -143,8 +144,14 @@ def test_fewer_gpus_than_asked(cli, fresh_store, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "minutes"), [("90", 90), ("1:30", 90), ("2-12:00", 3600), ("1-0", 1440)]
 )  # fmt: skip
-def test_time_limits_are_read_as_slurm_reads_them(text, minutes):
+def test_time_limits_are_read_as_minutes(text, minutes):
     assert parse_time(text) == minutes
+
+
+def test_help_and_guide_give_the_time_limit_that_holds_without_one(cli):
+    said = " ".join(cli("run", "--help").out.split())
+    assert re.search(rf"Time limit of a Slurm job[^\[]* \(hours:minutes\)[^\[]*\[default: {slurm.MINUTES}\]", said)
+    assert f"without it, {slurm.MINUTES} minutes" in " ".join(cli("guide", "clusters").out.split())
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1:2:3", "-5", "0", "1-", "²"])

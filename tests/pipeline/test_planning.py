@@ -187,3 +187,66 @@ def test_own_prompts_count(tmp_path):
 def test_a_missing_folder_of_a_task_that_fetches_nothing_is_an_error(cli, fresh_store):
     said = cli("run", "--task", "digits-text", "--method", "uce", "--pretrained", "nowhere", "--dry-run")
     assert said.code == 2 and "nowhere" in said.err
+
+
+def test_jobs_on_cards_elsewhere_are_planned_on_a_machine_without_one(cli, fresh_store, monkeypatch, tmp_path):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sbatch").write_text("#!/bin/sh\n")
+    (programs / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setattr("unlearnbench.launch.options.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ("run", "--launcher", "slurm", "--dry-run", "--method")
+    said = cli(*words, "esd", "--task", "sd-nudity", "--gpus", "1")
+    assert said.code == 0, said.err
+    assert re.search(r"^ esd +1 .* GiB +≥ 24 GB", said.out, re.M)
+    assert "not tried: the jobs take a GPU, and this machine has none" in said.out
+    said = cli(*words, "esd", "--task", "digits-text", "--device", "cuda")
+    assert (
+        said.code == 0
+        and "esd (no shape of this model in the table)" in said.out
+        and "not counted for this model" in said.out
+    )
+
+
+def test_a_card_that_this_process_would_need_is_missed(cli, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = cli("run", "--task", "sd-nudity", "--method", "esd", "--device", "cuda", "--dry-run")
+    assert said.code == 2 and "--device cuda" in said.err
+
+
+def test_a_setting_whose_shape_is_not_counted_is_named(cli, fresh_store):
+    said = cli("run", "--task", "sd-nudity", "--method", "esd_u", "--preset", "released", "--dry-run")
+    assert said.code == 0 and "esd_u (no shape of part layers in the table)" in said.out
+    assert "a machine with a GPU and the task's files measures it" in said.out
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "counted"),
+    [
+        ("sd-nudity", ("p4d,relearn",), "2 on 1 run"),
+        (
+            "sd-nudity",
+            ("p4d", "--budget", "10"),
+            "1 on 1 run, each of 20 targets at most; 200 model evaluations to search, at most",
+        ),
+        ("cifar10-class", ("p4d,relearn", "--seeds", "0-1"), "2 on 2 runs"),  # class labels have no prompts to search
+    ],
+)
+def test_attacks_are_told_apart_from_what_is_counted(cli, fresh_store, task, words, counted):
+    said = cli("run", "--task", task, "--method", "finetune", "--dry-run", "--attacks", *words)
+    assert said.code == 0, said.err
+    assert f"attacks are not counted: {counted}" in said.out
+
+
+def test_room_that_is_missing_is_told_in_numbers(cli, fresh_store, monkeypatch):
+    usage = type("Usage", (), {"free": 3 * 2**30})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    said = cli("run", "--task", "sd-nudity", "--method", "esd", "--dry-run")
+    assert re.search(r"not enough disk space: [\d.]+ GiB needed, 3.0 GiB free: free [\d.]+ GiB", said.err)
+
+
+def test_the_original_that_is_also_asked_for_counts_once(cli, fresh_store):
+    said = cli("run", "--task", "sd-nudity", "--method", "original,esd", "--dry-run")
+    assert re.search(r"^ original +1 ", said.out, re.M)

@@ -402,7 +402,10 @@ def test_data_that_is_not_there_is_one_line(cli, tmp_path):
     )
     assert said.code == 2
     assert len(said.errors) == 1
-    assert "unlearnbench fetch" in said.err and str(tmp_path / "no") in said.err
+    assert "unlearnbench fetch --task cifar10-class" in said.err and f"{tmp_path / 'no'} does not exist" in said.err
+    (tmp_path / "no").write_text("")
+    said = cli("pretrain", "--task", "cifar10-class", "--data", tmp_path / "no")
+    assert said.code == 2 and f"{tmp_path / 'no'} is a file" in said.err
 
 
 def test_options_that_a_task_does_not_take(cli, folder):

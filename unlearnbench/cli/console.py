@@ -85,7 +85,7 @@ def show_lines(*lines: str) -> None:
 
 def show_runs(
     groups: Sequence[list[Record]],
-    original: Record,
+    original: Record | None,
     results: Path,
     attacks: Sequence[str] = (),
     here: Mapping[Path, Record] | None = None,
@@ -94,7 +94,7 @@ def show_runs(
 
     One method gets a row for each metric, beside the original and retrain; several share one table, a row for each.
     `here` holds, by place, what this machine measured where a record of the same run with other digits is kept: these
-    numbers are shown first.
+    numbers are shown first. Without the original there are no numbers, only why there are none.
     """
     from unlearnbench.leaderboard import run_summary
 
@@ -104,7 +104,7 @@ def show_runs(
     controls, why = _controls(groups[0][0], results)
     mine = [_measured(group, here) for group in groups]
     shown = [group for group in mine if any(record.scores for record in group)]
-    if shown:
+    if shown and original is not None:
         first = (here or {}).get(original.place(), original)
         heads, rows = run_summary.method_rows(shown, first, controls["retrain"])
         order = ["n", "flags", *run_summary.headline_heads()]
@@ -125,7 +125,7 @@ def show_runs(
 
 def show_run(
     group: list[Record],
-    original: Record,
+    original: Record | None,
     results: Path,
     attacks: Sequence[str] = (),
     here: Mapping[Path, Record] | None = None,
@@ -139,9 +139,9 @@ def show_run(
     mine = _measured(group, here)
     kept = [] if mine == group else group
     images = no_images if kept else reader(results)  # values by image belong to the record that is kept
-    first = (here or {}).get(original.place(), original)
-    heads, rows = run_summary.metric_run_rows(mine, first, controls["retrain"], images, kept)
-    if any(r.scores for r in mine):
+    if original is not None and any(r.scores for r in mine):
+        first = (here or {}).get(original.place(), original)
+        heads, rows = run_summary.metric_run_rows(mine, first, controls["retrain"], images, kept)
         print_table(_title(group), heads, [("", rows)])
         for line in _kept_lines([group], results, here):
             out.print(line, soft_wrap=True, highlight=False)

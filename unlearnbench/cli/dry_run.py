@@ -14,14 +14,16 @@ from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.reporting import bars
 
 if TYPE_CHECKING:
+    from unlearnbench.attacks.spec import AttackSpec
     from unlearnbench.method import Method
     from unlearnbench.pipeline.cell import Cell
 
 
-def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
+def show_probe(cells: list[Cell], results: Path, jobs: int = 1, also: Sequence[str] = (), elsewhere: str = "") -> None:
     """Print what a run of these cells would take, from a trial of a few seconds for each method.
 
-    Where the task's files are not there, it is counted from a table instead (see `show_plan`).
+    Where the task's files are not there, it is counted from a table instead (see `show_plan`). So it is for jobs that
+    this machine cannot try; `elsewhere` says why. `also` are lines to print below.
 
     Cells that already have a record count as done and are left out of times and disk. A method whose trial fails,
     diverges or is not supported is named at the end, with exit code 1.
@@ -36,8 +38,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.method.name, []).append(cell)
-    if lacking := lacking_files(cells[0], results):
-        show_plan(groups, lacking)
+    if lacking := elsewhere or lacking_files(cells[0], results):
+        show_plan(groups, lacking, also)
         return
     asked = cells[0].resources
     Resources.checked(asked.precision, asked.memory, cells[0].task.device, asked.compile)  # it is tried on this device
@@ -92,8 +94,9 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    if stored > here.disk:
-        err.print("not enough disk space: free some, or choose another folder with UNLEARNBENCH_CACHE", soft_wrap=True)
+    for line in also:
+        out.print(line, highlight=False, soft_wrap=True)
+    _warn_of_disk(stored, here.disk)
     for line in failed:
         err.print(line, highlight=False, soft_wrap=True)
     if failed:
@@ -118,8 +121,30 @@ def _few(words: tuple[str, ...], most: int = 5) -> str:
     return f"'{shown}'" if len(words) <= most else f"'{shown}; …' ({len(words)} in all)"
 
 
-def show_plan(groups: dict[str, list[Cell]], lacking: str) -> None:
+def attack_line(cells: list[Cell], attacks: Sequence[AttackSpec]) -> str:
+    """The line that says that the attacks on these cells are not in the estimate, and what bounds their searches."""
+    from unlearnbench.pipeline.attacks import planned_attacks
+
+    tried = [planned for cell in cells for planned in planned_attacks(cell, attacks)]
+    if not tried:
+        return f"attacks: none of those asked for can be tried on {cells[0].task.name}"
+    targets = sorted({planned.targets for planned in tried})
+    each = f"{targets[0]} targets" if len(targets) == 1 else f"{targets[0]} to {targets[-1]} targets"
+    line = (
+        f"attacks are not counted: {len(tried):,} on {len(cells):,} run{'s' * (len(cells) > 1)}, each of {each} at most"
+    )
+    most: dict[str, int] = {}
+    for planned in tried:
+        if planned.budget is None:
+            return f"{line}, which are searched as long as the attack's settings say; --budget limits that"
+        most[planned.unit] = most.get(planned.unit, 0) + planned.targets * planned.budget
+    return f"{line}; {' and '.join(f'{_short(count)} {unit}' for unit, count in most.items())} to search, at most"
+
+
+def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] = ()) -> None:
     """Print what a run would take that cannot be tried here, one line for each method, from the table of shapes.
+
+    `lacking` says why it cannot be tried; `also` are lines to print below.
 
     A method that the task cannot host is named at the end, with exit code 1.
     """
@@ -162,34 +187,48 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str) -> None:
     saving = [f"{name} {_bytes(found.checkpointed)}" for name, found in plans.items() if found.checkpointed]
     if saving:
         lines.append(f"with --memory checkpointing: {', '.join(saving)}")
-    unknown = [name for name, found in plans.items() if found.memory is None]
+    unknown: dict[str, list[str]] = {}
+    for name, found in plans.items():
+        if found.uncounted:
+            unknown.setdefault(found.uncounted, []).append(name)
     if unknown:
-        lines.append(f"— means not counted: {', '.join(unknown)}")
+        why = "; ".join(f"{', '.join(names)} ({reason} in the table)" for reason, names in unknown.items())
+        lines.append(f"— means not counted: {why}")
+        lines.append("the same command on a machine with a GPU and the task's files measures it, by a short trial")
     total = sum(found.evaluations * len(groups[name]) for name, found in plans.items())
     total += max(found.training_evaluations for found in plans.values())
     device = pick_device("auto")
     each = planning.seconds_of_evaluation(first, device) if device == "cuda" else None
     timed = f": about {_span(each * total)} on one {room(device, Store().root).kind}" if each is not None else ""
     lines.append(f"{_short(total)} evaluations of the network in all to draw images{timed}")
-    disk, stored = (
-        room("cpu", Store().root).disk,
-        sum(found.stored * len(groups[name]) for name, found in plans.items()),
-    )
+    disk = room("cpu", Store().root).disk
+    counted = [found.stored * len(groups[name]) for name, found in plans.items() if found.stored is not None]
+    stored = sum(counted) if counted else None
     download = planning.download_of(first.task)
     if download is not None and download.files:
         more = f", {download.small} of them small ones of unknown size" if download.small else ""
         lines.append(f"download: {_bytes(download.size)} in {download.files} files{more}, to {download.folder}")
-    lines.append(
-        f"disk: {_bytes(stored)} of weights and images beside the download; {_bytes(disk)} free at {Store().root}"
-    )
-    for line in lines:
+    kept = "weights and images are not counted for this model" if stored is None else ""
+    kept = kept or f"{_bytes(stored)} of weights and images{' beside the download' if download is not None else ''}"
+    lines.append(f"disk: {kept}; {_bytes(disk)} free at {Store().root}")
+    for line in [*lines, *also]:
         out.print(line, highlight=False, soft_wrap=True)
-    if stored + (download.size if download else 0) > disk:
-        err.print("not enough disk space: free some, or choose another folder with UNLEARNBENCH_CACHE", soft_wrap=True)
+    _warn_of_disk((stored or 0) + (download.size if download else 0), disk)
     for line in failed:
         err.print(line, highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
+
+
+def _warn_of_disk(needed: int, free: int) -> None:
+    """Say on stderr where the disk has too little room, in bytes."""
+    if needed > free:
+        err.print(
+            f"not enough disk space: {_bytes(needed)} needed, {_bytes(free)} free: free {_bytes(needed - free)}, or "
+            "choose another folder with UNLEARNBENCH_CACHE",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _short(count: int) -> str:

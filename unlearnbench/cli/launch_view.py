@@ -26,7 +26,12 @@ Shards = Annotated[int, typer.Option(help="Number of jobs that sample a cell's i
 Gpus = Annotated[int | None, typer.Option(help="GPUs per job, for ray and slurm. [default: 1 if this machine has one]")]
 Partition = Annotated[str | None, typer.Option(help="Slurm partition. [default: Slurm's own]")]
 TimeLimit = Annotated[
-    str | None, typer.Option("--time", help="Time limit of a Slurm job: 90 (minutes), 1:30 or 1-12:00.")
+    str | None,
+    typer.Option(
+        "--time",
+        help="Time limit of a Slurm job: 90 (minutes), 1:30 (hours:minutes) or 1-12:00 (days before them); "
+        "sbatch reads 1:30 otherwise, as minutes:seconds. [default: 240]",
+    ),
 ]
 Slurm = Annotated[
     list[str] | None, typer.Option("--slurm", help="Further sbatch option, such as account=mine. Repeatable.")

@@ -31,6 +31,12 @@ KINDS = {
 CHECKPOINTS, FIDELITY = "checkpoints", "fidelity"
 SOURCES = "results/fidelity.md"
 """The page of the repository that has each setting of a paper with its source."""
+PARTS = {
+    **dict.fromkeys(("preset", "presets", "setting", "settings"), ("METHOD", "method", "settings and presets")),
+    **dict.fromkeys(("concept", "concepts", "protocol", "protocols"), ("TASK", "task", "concepts and protocols")),
+    **dict.fromkeys(("variant", "variants"), ("ATTACK", "attack", "settings and variants")),
+}
+"""Words for what is listed with the thing that it belongs to: its placeholder, its kind, what is shown of it."""
 WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
@@ -144,6 +150,9 @@ def _released(name: str, known: list[str]) -> None:
     from unlearnbench.data.hosted_weights import released_folder, released_weights
 
     if name not in released_weights():
+        if name in PARTS:
+            placeholder, kind, shown = PARTS[name]
+            raise UserError(f"list {name}: `unlearnbench list {placeholder}` shows the {shown} of one {kind}")
         raise unknown("kind or name", name, [*known, *released_weights()])
     entry = released_weights()[name]
     rows = [[field, str(value)] for field, value in entry._asdict().items() if field not in ("name", "fetchable")]

@@ -13,7 +13,7 @@ import typer
 from unlearnbench.cli.arguments import Device, OldOut, Results, parse_settings, results_folder
 from unlearnbench.cli.completion import complete_attacks, complete_methods, complete_tasks
 from unlearnbench.cli.console import err, show_lines, show_next, show_runs
-from unlearnbench.cli.dry_run import show_probe, show_words
+from unlearnbench.cli.dry_run import attack_line, show_probe, show_words
 from unlearnbench.cli.launch_view import (
     Gpus,
     Jobs,
@@ -200,13 +200,22 @@ def show_left_out(line: str) -> None:
 
 
 def show_dry_run(prepared: PreparedRun) -> None:
-    """Say what the runs would take."""
+    """Say what the runs would take.
+
+    The trial runs here, whatever the launcher. Jobs on a GPU elsewhere are counted where this machine has none.
+    """
     from unlearnbench.compute.device import pick_device
 
-    pick_device(prepared.device)  # the trial runs here, whatever the launcher
-    cells = [spec.cell() for specs in prepared.cells for spec in specs]
-    show_words([cell.method for cell in cells])
-    show_probe(cells, prepared.request.results, (prepared.where and prepared.where.jobs) or 1)
+    elsewhere, about = "", {}
+    if prepared.device == "cuda" and pick_device("auto") != "cuda":
+        elsewhere, about = "the jobs take a GPU, and this machine has none", {"device": "cpu"}
+    baseline, asked = ([spec.model_copy(update=about) for spec in specs] for specs in prepared.cells)
+    once = {spec.place(): spec for spec in [*baseline, *asked]}  # the original may be asked for besides
+    attacks, cells = prepared.request.attack_specs(), {place: spec.cell() for place, spec in once.items()}
+    also = [attack_line([cells[spec.place()] for spec in asked], attacks)] if attacks else []
+    jobs = (prepared.where and prepared.where.jobs) or 1
+    show_words([cell.method for cell in cells.values()])
+    show_probe(list(cells.values()), prepared.request.results, jobs, also, elsewhere)
 
 
 def show_run_here(prepared: PreparedRun, show: Callable[[RunsEnded], None], quiet: bool = False) -> None:
@@ -251,6 +260,6 @@ def _show_ended(prepared: PreparedRun, form: str, ended: RunsEnded) -> None:
     else:
         attacks = [spec.label for spec in prepared.request.attack_specs()]
         for groups in by_table(group_runs(ended.records)):
-            original = next(record for record in ended.baseline if record.forget == groups[0][0].forget)
+            original = next((record for record in ended.baseline if record.forget == groups[0][0].forget), None)
             show_runs(groups, original, results, attacks, ended.here)
         show_next(results, ended.records)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unlearnbench.data.image_files import DECODER, Undecodable, decode_image
+from unlearnbench.data.sources import fetch_command
 from unlearnbench.errors import Damaged, UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.reporting import track
@@ -26,13 +27,16 @@ class Images(NamedTuple):
     """int64 (N,)."""
 
 
-def parts(folder: Path, split: str) -> list[Path]:
-    """All parquet files of a split, such as `train-00000-of-00002.parquet`, anywhere below the folder."""
+def parts(folder: Path, split: str, task: str = "") -> list[Path]:
+    """All parquet files of a split, such as `train-00000-of-00002.parquet`, anywhere below the folder.
+
+    `task` is the task whose files `fetch` brings, for the message where they are missing.
+    """
     found = sorted(folder.rglob(f"{split}-*-of-*.parquet"))
     if not found:
         raise UserError(
             f"no {split}-*.parquet below {folder}: give a folder in the hub's layout with --data, or fetch it with "
-            "`unlearnbench fetch`"
+            f"`{fetch_command(task)}`"
         )
     count = int(found[0].stem.rpartition("-of-")[2])
     missing = sorted({f"{split}-{i:05}-of-{count:05}.parquet" for i in range(count)} - {path.name for path in found})
@@ -43,13 +47,13 @@ def parts(folder: Path, split: str) -> list[Path]:
     return found
 
 
-def read_image_set(folder: Path, split: str, cache: Path, size: int) -> Images:
+def read_image_set(folder: Path, split: str, cache: Path, size: int, task: str = "") -> Images:
     """Return a split as memory-mapped arrays. It is decoded once into `cache`, under the hash of its files.
 
     Columns are `img` (or `image`), the bytes of an image file (see `decode_image`), and `label`. Raises `UserError` for
     missing files or columns, and `Damaged` for what cannot be read, with the file and row.
     """
-    files = parts(folder, split)
+    files = parts(folder, split, task)
     place = cache / digest([[path.name, file_hash(path)] for path in files] + [size, DECODER])[:32]
     if not (place / "y.npy").is_file():
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -80,12 +80,15 @@ def state(folder: Path, source: Source) -> str:
         return "differs" if _difference(path, known(folder, source)) else "there"
 
 
-def check_source(folder: Path, source: Source) -> Path:
-    """Return the file's path after reading all of it. Raises `Damaged` if it differs from its source or lock."""
+def check_source(folder: Path, source: Source, task: str = "") -> Path:
+    """Return the file's path after reading all of it. Raises `Damaged` if it differs from its source or lock.
+
+    `task` is the task whose files `fetch` brings, for the message where it is missing.
+    """
     path = source_path(folder, source)
     with _readable(path):
         if not path.is_file():
-            raise missing_source(folder, source)
+            raise missing_source(folder, source, task=task)
         if reason := _difference(path, known(folder, source)):
             raise Damaged(f"{path} is not what it was when it was fetched ({reason}): delete it and fetch again")
     return path
@@ -107,11 +110,15 @@ def is_published(path: Path, source: Source) -> bool | None:
 def missing_source(folder: Path, source: Source, *others: Source, task: str = "") -> UserError:
     """Build the error for a folder that has neither this file nor another copy of it."""
     names = " or ".join(each.name for each in (source, *others))
-    command = f"unlearnbench fetch --task {task}" if task else "unlearnbench fetch"
     return UserError(
-        f"{names} is not in {folder}: fetch it with `{command}`, or bring {source.url} into that folder, or give a "
-        "folder that has it with --data"
+        f"{names} is not in {folder}: fetch it with `{fetch_command(task)}`, or bring {source.url} into that folder, "
+        "or give a folder that has it with --data"
     )
+
+
+def fetch_command(task: str) -> str:
+    """The command that brings a task's files."""
+    return f"unlearnbench fetch --task {task}" if task else "unlearnbench fetch"
 
 
 def fetch_source(source: Source, folder: Path) -> Path:

@@ -30,7 +30,8 @@ class Clip:
 
         if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
             raise UserError(
-                f"{missing[0]} is not in {folder}: fetch it with `unlearnbench fetch`, or give a folder with --data"
+                f"{missing[0]} is not in {folder}: give an open_clip folder, such as those that `unlearnbench fetch "
+                "--task sd-nudity` brings"
             )
         try:
             with torch.random.fork_rng(devices=[]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unlearnbench import registry
+from unlearnbench.data.sources import fetch_command
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.names import Name
@@ -35,12 +36,14 @@ class Expected(FrozenPart):
         code = digest([method_code(type(cell.method)), engine_hash(type(cell.task)), cell.task.judge().hash])
         return cls(original=cell.task.model_identity().hash, code=code, data=cell.task.data_identity())
 
-    def require(self, here: Expected, where: str) -> None:
-        """Refuse a machine that has something else."""
+    def require(self, here: Expected, where: str, task: str) -> None:
+        """Refuse a machine that has something else; `task` is named in the command that brings its files."""
+        command = fetch_command(task)
+        fetches = bool(getattr(registry.load_task(task), "sources", ()))
         remedies = {
-            "original": "give it the same weights (--pretrained, or `unlearnbench fetch`)",
+            "original": f"give it the same weights (--pretrained{f', or `{command}`' if fetches else ''})",
             "code": "install the same unlearnbench and the same methods there",
-            "data": "give it the same files (`unlearnbench fetch`, --data)",
+            "data": f"give it the same files{f' (`{command}`, --data)' if fetches else ''}",
         }
         for what, remedy in remedies.items():
             wanted, have = getattr(self, what), getattr(here, what)

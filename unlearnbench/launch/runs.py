@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unlearnbench.compute.device import on_threads, pick_device
-from unlearnbench.errors import UserError, message, one_line
+from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, require_attackable, require_replaceable_cells
 from unlearnbench.pipeline import runner
+from unlearnbench.pipeline.cell import require
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.recording import record_cell
 from unlearnbench.pipeline.request import Cells, RunRequest
@@ -43,19 +44,24 @@ class PreparedRun:
     ) -> PreparedRun:
         """Check launcher, device, methods, concepts and settings; `told` hears what `method="all"` leaves out.
 
+        Where the task can host none of the methods, nothing will be compared, and the original has no cell.
+
         Raises `UserError` at the first value that does not fit.
         """
         where = Where.of(request)
         device = where.device if where and where.device else pick_device(request.device)
         cut = Cut.of(request, where is not None)
-        return cls(request, where, device, request.cells(device, told, for_card), cut)
+        cells = request.cells(device, told, for_card)
+        if not any(can_be_hosted(spec) for spec in cells.asked):
+            cells = cells._replace(baseline=[])
+        return cls(request, where, device, cells, cut)
 
 
 class RunsEnded(NamedTuple):
     """What came of a request's cells."""
 
     baseline: list[Record]
-    """The original's."""
+    """The original's; none where the task can host no method that was asked for."""
     records: list[Record]
     """Of the cells that were asked for, without those that failed."""
     failed: list[str]
@@ -143,6 +149,17 @@ def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *abou
     titles = {job.id: job.name for job in jobs}
     done.failed.extend(f"{titles[result.id]}: {result.reason}" for result in left.failed)
     return JobsEnded(done, jobs, left)
+
+
+def can_be_hosted(spec: Spec) -> bool:
+    """Whether the task has what the method needs, as far as that can be told without the task's files."""
+    try:
+        require(spec.model_copy(update={"device": "cpu"}).cell())  # a driver may have no card
+    except Unsupported:
+        return False
+    except UserError:
+        return True  # the run says what is missing
+    return True
 
 
 def can_be_built_here(spec: Spec) -> bool:

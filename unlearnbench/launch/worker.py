@@ -134,7 +134,7 @@ def _cell_done(job: Job, store: Store, results: Path, where: str) -> str | None:
     method = with_source(job.spec.method, job.spec.source, store)
     spec = job.spec.model_copy(update={"device": pick_device(job.spec.device), "method": method})
     cell = spec.cell()
-    job.expected.require(Expected.of(cell), where)
+    job.expected.require(Expected.of(cell), where, job.spec.task)
     attacks = attacks_of(job.attacks)
     if job.step == "record":
         record = record_cell(

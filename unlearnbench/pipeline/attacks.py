@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +82,35 @@ def require_attack_files(specs: Sequence[AttackSpec], task: Task) -> None:
     """Refuse attacks that lack a file, before anything is run."""
     for spec in specs:
         registry.load_attacks()[spec.name].configured(spec.variant, task).require_files(task)
+
+
+class PlannedAttack(NamedTuple):
+    """What bounds an attack before it is tried."""
+
+    targets: int
+    """At most: a run has fewer where it draws fewer forget samples."""
+    budget: int | None
+    """What the user allows to spend on a target; None: the attack's own schedule."""
+    unit: str
+    """What is spent."""
+
+
+def planned_attacks(cell: Cell, asked: Sequence[AttackSpec]) -> list[PlannedAttack]:
+    """What would be tried on a cell, without the attacks that do not work on its task."""
+    attacks = [(spec, _configured(cell, spec)) for spec in asked]
+    return [
+        PlannedAttack(attack.targets, spec.budget, attack.spends)
+        for spec, attack in attacks
+        if not _known_as_unaddressed(attack, cell.task)
+    ]
+
+
+def _known_as_unaddressed(attack: Attack, task: Task) -> bool:
+    """Whether an attack does not work on a task, as far as that can be told without the task's files."""
+    try:
+        return attack.unaddressed(task) is not None
+    except UserError:
+        return False  # the tokenizers are not there yet
 
 
 def _with_budget(spec: AttackSpec, budget: int | None) -> AttackSpec:

@@ -48,11 +48,13 @@ class CostPlan(NamedTuple):
     steps: int | None
     """Unlearning steps; None if the method has no number of them."""
     memory: int | None
-    """Peak bytes on a GPU while unlearning; None if the table does not know the method or the model."""
+    """Peak bytes on a GPU while unlearning; None if the table lacks a shape that it takes."""
+    uncounted: str | None
+    """Which shape the table lacks; None where memory is counted."""
     checkpointed: int | None
     """The same with --memory checkpointing; None where that is not counted or saves nothing."""
-    stored: int
-    """Bytes of weights and images that stay in the store."""
+    stored: int | None
+    """Bytes of weights and images that stay in the store; None if the table does not know the model."""
 
 
 def planned_costs(cell: Cell) -> CostPlan:
@@ -63,20 +65,20 @@ def planned_costs(cell: Cell) -> CostPlan:
     images, drawn = task.image_count() + own_images(cell), _training_images(cell)
     steps = cell.method.settings().get("steps")
     memory, saving = _memory(cell), None
-    if "checkpointing" not in cell.resources.memory:
-        saving = _memory(cell, ("checkpointing",))
+    if isinstance(memory, int) and "checkpointing" not in cell.resources.memory:
+        saved = _memory(cell, ("checkpointing",))
+        saving = saved if isinstance(saved, int) and saved < memory else None
     model = model_costs(task)
-    weights = 0 if model is None else BYTES * _whole(model)
-    pixels = 0 if model is None else model["pixels"]
     return CostPlan(
         images=images,
         evaluations=images * sampler.steps * guided,
         training_images=drawn,
         training_evaluations=drawn * sampler.steps * guided,
         steps=steps if isinstance(steps, int) else None,
-        memory=memory,
-        checkpointed=saving if saving and memory and saving < memory else None,
-        stored=weights + images * 3 * pixels**2,
+        memory=memory if isinstance(memory, int) else None,
+        uncounted=None if isinstance(memory, int) else memory,
+        checkpointed=saving,
+        stored=None if model is None else BYTES * _whole(model) + images * 3 * model["pixels"] ** 2,
     )
 
 
@@ -109,20 +111,24 @@ def _whole(model: dict[str, Any]) -> int:
     return int(model["unet"] + model["vae"] + model["text_encoders"])
 
 
-def _memory(cell: Cell, more: Sequence[str] = ()) -> int | None:
-    """Peak bytes while unlearning, by the formula at the head of the table."""
+def _memory(cell: Cell, more: Sequence[str] = ()) -> int | str:
+    """Peak bytes while unlearning, by the formula at the head of the table; or in words which shape it lacks."""
     model, method = model_costs(cell.task), cost_table()["method"].get(cell.method.name)
-    if model is None or method is None:
-        return None
+    if model is None:
+        return "no shape of this model"
+    if method is None:
+        return "no shape of this method"
     settings, savings = cell.method.settings(), {*cell.resources.memory, *more}
     part = settings.get("part") or method.get("part") or "full"
     if part not in model["parts"]:
-        return None
+        return f"no shape of part {part}"
     each = model["activations"].get("checkpointing" if "checkpointing" in savings else part)
     counts = [settings.get(name) for name in method.get("images", ())]
     whole = [count for count in counts if isinstance(count, int)]
-    if each is None or len(whole) < len(counts):
-        return None
+    if each is None:
+        return f"no activations of part {part}"
+    if len(whole) < len(counts):
+        return f"no number of images in {' and '.join(method['images'])}"
     resident = BYTES * ((2 + method.get("models", 0)) * _whole(model) + model["judges"])
     activations = each * GIB * sum(whole) * (0.5 if cell.resources.precision == "bf16" else 1)
     moments = 1.5 if "adam8bit" in savings else 0.0  # two moments of 1 byte in place of 4

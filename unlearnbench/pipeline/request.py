@@ -275,7 +275,7 @@ class LaunchRequest(BaseModel):
     partition: str | None = None
     """Slurm's partition."""
     time: str | None = None
-    """Slurm's limit for a job: 90, 1:30 or 1-12:00."""
+    """Slurm's limit for a job: 90 (minutes), 1:30 (hours:minutes) or 1-12:00 (days before them)."""
     slurm: dict[str, str] = {}
     """Further options of sbatch."""
 

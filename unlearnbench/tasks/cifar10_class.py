@@ -131,7 +131,7 @@ class Cifar10Class(Task):
         This takes hours. The state is kept in the store's folder until training is done, so that a stopped run
         continues.
         """
-        files = [file_hash(path) for path in parts(self.folder, "train")]
+        files = [file_hash(path) for path in parts(self.folder, "train", self.name)]
         key = digest([files, RECIPE, self.protocol.width, self._steps(), seed, which, self.forget, self.device])
         kept = default_root() / "training" / f"{key[:32]}.pt"
         model = self._trained(seed, which, kept)
@@ -164,7 +164,7 @@ class Cifar10Class(Task):
 
     def pretrain_judge(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train only the ResNet-34, by the papers' recipe, from torchvision's ImageNet weights."""
-        start = check_source(self.folder, IMAGENET)
+        start = check_source(self.folder, IMAGENET, self.name)
         half = self._halves()
         self._made(
             out,
@@ -197,7 +197,9 @@ class Cifar10Class(Task):
     @cached_property
     def images(self) -> dict[str, Images]:
         """Both splits, memory-mapped and read on access."""
-        return {split: read_image_set(self.folder, split, default_root() / "images", SIZE) for split in SPLITS}
+        return {
+            split: read_image_set(self.folder, split, default_root() / "images", SIZE, self.name) for split in SPLITS
+        }
 
     def _halves(self) -> tuple[Images, Images]:
         """The test split's even images, for a judge's threshold, and its odd ones, for reported results."""
@@ -270,11 +272,12 @@ def scale_pixels(x: np.ndarray) -> Tensor:
 def _judge(name: str, data: Path, folder: Path | None, device: str, channels: Channels) -> Judge:
     cache = default_root() / "images"
     if name == PixelNeighbours.name:
-        return PixelNeighbours(read_image_set(data, "train", cache, SIZE), read_image_set(data, "test", cache, SIZE))
+        train, test = (read_image_set(data, split, cache, SIZE, Cifar10Class.name) for split in SPLITS)
+        return PixelNeighbours(train, test)
     if folder is None:
         raise UserError(
             "the judge is a ResNet-34 that is trained once: `unlearnbench pretrain --task cifar10-class --judge`, then "
             "--pretrained with the folder that it made, in addition to --checkpoint if the original is a .pth file"
         )
     state, hash = load_checked(folder, "judge.safetensors")
-    return ResNetJudge(state, hash, device, check_source(data, INCEPTION), channels=channels)
+    return ResNetJudge(state, hash, device, check_source(data, INCEPTION, Cifar10Class.name), channels=channels)

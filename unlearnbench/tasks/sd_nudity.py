@@ -314,8 +314,9 @@ class SDNudity(StableDiffusionTask):
 
     def _photographs(self, skip: int) -> Iterator[Tensor]:
         path, size = self.folder / PHOTOGRAPHS.name, self.protocol.size or self._drawn_size
-        found = check_source(self.folder, PHOTOGRAPHS) if path.is_file() else path
-        return photographs(found, size, self.protocol.retain_images, skip)
+        if path.is_file():
+            check_source(self.folder, PHOTOGRAPHS)
+        return photographs(path, size, self.protocol.retain_images, skip, task=self.name)
 
     @cached_property
     def _drawn_size(self) -> int:

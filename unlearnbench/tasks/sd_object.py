@@ -54,4 +54,4 @@ class SDObject(Pictured):
 
     def made_judge(self) -> Judge:
         """ResNet-50."""
-        return ResNet50(check_source(self.folder, RESNET), self.extractor, self.device)
+        return ResNet50(check_source(self.folder, RESNET, self.name), self.extractor, self.device)

@@ -8,7 +8,7 @@ from unlearnbench.data.concepts import Concept
 from unlearnbench.data.sources import Source
 from unlearnbench.judges import Judge
 from unlearnbench.judges.clip import ClipJudge
-from unlearnbench.tasks._sd.base import CLIP_FILES, CLIPS, SD14, PictureProtocol, clip, smoke
+from unlearnbench.tasks._sd.base import CLIP_FILES, CLIPS, SD14, PictureProtocol, smoke
 from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
 from unlearnbench.tasks._sd.words import ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
 from unlearnbench.tasks._text import other_counts
@@ -43,4 +43,4 @@ class SDStyle(Pictured):
 
     def made_judge(self) -> Judge:
         """The larger of the two CLIP models; both score the prompts."""
-        return ClipJudge(clip(self.folder / CLIPS["clip_l14"], self.device), self.concepts, self.extractor)
+        return ClipJudge(self.clip(CLIPS["clip_l14"]), self.concepts, self.extractor)

@@ -269,7 +269,7 @@ class StableDiffusionTask(TextTask):
         """Inception, or pixels if the protocol says so."""
         if self.protocol.features == "pixels":
             return Extractor(None, self.device)
-        return Extractor(check_source(self.folder, INCEPTION), self.device)
+        return Extractor(check_source(self.folder, INCEPTION, self.name), self.device)
 
     def witnesses(self) -> Mapping[str, Witness]:
         """Two CLIP models, and those that a task adds."""
@@ -283,12 +283,16 @@ class StableDiffusionTask(TextTask):
         """What loads each witness, by its role. It raises `UserError` if a file is missing."""
 
         def clip_score(name: str) -> ClipScore:
-            for source in CLIP_FILES:
-                if source.name.startswith(f"{name}/") and not source_path(self.folder, source).is_file():
-                    raise missing_source(self.folder, source, task=self.name)
-            return ClipScore(clip(self.folder / name, self.device), name)
+            return ClipScore(self.clip(name), name)
 
         return {role: partial(clip_score, name) for role, name in CLIPS.items()}
+
+    def clip(self, name: str) -> Clip:
+        """The CLIP model of this name in the data folder. Raises `UserError` if a file of it is missing."""
+        for source in CLIP_FILES:
+            if source.name.startswith(f"{name}/") and not source_path(self.folder, source).is_file():
+                raise missing_source(self.folder, source, task=self.name)
+        return _clip(self.folder / name, self.device)
 
     def judge_without_features(self) -> Judge:
         """The judge without Inception, where its file is missing and no features are needed."""
@@ -308,7 +312,7 @@ def _keep(x0: Tensor, path: Path) -> None:
 
 
 @lru_cache(maxsize=2)
-def clip(folder: Path, device: str) -> Clip:
+def _clip(folder: Path, device: str) -> Clip:
     """Load each CLIP model once."""
     return Clip(folder, device)
 

@@ -42,7 +42,7 @@ def check_stages(task: Any) -> Iterator[Look]:
         if path.name == source.name:
             wanted, sha256 = str(source.sha256), known_hash(path)
             yield "data", f"SHA-256 of {path.name}", wanted[:12], sha256[:12], sha256 == wanted
-    found = count_photographs(task.folder / PHOTOGRAPHS.name)
+    found = count_photographs(task.folder / PHOTOGRAPHS.name, task.name)
     yield "data", "photographs of COCO", f"{VALIDATION:,}", f"{found:,}", found == VALIDATION
     model: Any = task.pretrained().eval()
     size = sum(value.numel() for value in model.unet.parameters())

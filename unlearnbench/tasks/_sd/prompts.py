@@ -23,7 +23,7 @@ from unlearnbench.data.image_files import (
 )
 from unlearnbench.data.prompt_files import PromptRow, as_number, read_prompts, require_column
 from unlearnbench.data.published_files import published_file
-from unlearnbench.data.sources import Source, check_given, missing_source, source_path
+from unlearnbench.data.sources import Source, check_given, fetch_command, missing_source, source_path
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import digest, seed_of
 
@@ -93,29 +93,30 @@ def prompt_file(folder: Path, task: str, source: Source, *others: Source) -> Pat
     raise missing_source(folder, source, *others, task=task)
 
 
-def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 50) -> Iterator[Tensor]:
+def photographs(path: Path, size: int, count: int, skip: int = 0, batch: int = 50, task: str = "") -> Iterator[Tensor]:
     """Read `count` photographs of a zip after skipping `skip`, in a fixed random order; uint8 (n, 3, size, size).
 
     Each is cropped to its central square and resized (Lanczos). If there are too few, all that are left are returned.
-    Raises `Damaged` for one that cannot be read: leaving it out would change the reference.
+    Raises `Damaged` for one that cannot be read: leaving it out would change the reference. `task` is the task whose
+    files `fetch` brings, for the message where the zip is missing.
     """
-    with _opened(path) as archive:
+    with _opened(path, task) as archive:
         chosen = _shuffled(tuple(images_in_zip(archive)))[skip : skip + count]
         for start in range(0, len(chosen), batch):
             rows = [_square(archive, name, size) for name in chosen[start : start + batch]]
             yield torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
 
 
-def count_photographs(path: Path) -> int:
+def count_photographs(path: Path, task: str = "") -> int:
     """Count the photographs of a zip."""
-    with _opened(path) as archive:
+    with _opened(path, task) as archive:
         return len(images_in_zip(archive))
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _opened(path: Path, task: str = "") -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
-        raise UserError(f"{path.name} is not in {path.parent}: fetch it with `unlearnbench fetch`, or give --data")
+        raise UserError(f"{path.name} is not in {path.parent}: fetch it with `{fetch_command(task)}`, or give --data")
     with opened_zip(path, "fetch it again") as archive:
         yield archive
 

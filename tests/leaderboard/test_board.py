@@ -108,7 +108,7 @@ def test_missing_images_and_floors_are_counted():
     ]
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
-    line, hint = run_summary.run_notes(records, {})
+    (line,), (hint,) = run_summary.run_notes(records, {}), run_summary.lacking_controls([records], {})
     assert hint.endswith("unlearnbench run --method retrain,destroy --task digits-class --forget 3")
     assert line == "real images score against the reference: FID 0.250"
     assert line in formatted(board(records, METRICS), METRICS, ["fid"], "markdown")

@@ -268,7 +268,11 @@ def test_what_a_method_was_tried_on_is_said(tmp_path):
     for fields, labels, text in (
         ("lr: float = 0.001", "Tried on class labels.", "Tried on text."),
         ("requires = frozenset({'retain images', 'xattn'})\n    lr: float = 0.001", "Tried on text.", "Tried on text."),
-        ("requires = frozenset({'retain images', 'training recipe'})\n    lr: float = 0.001", "class labels.", "Not tried"),
+        (
+            "requires = frozenset({'retain images', 'training recipe'})\n    lr: float = 0.001",
+            "class labels.",
+            "Not tried",
+        ),
     ):
         said = {name: found for name, found, _ in conformance(load(tmp_path, fields=fields))}
         assert labels in said["returns_a_model"] and text in said["reads_text"]

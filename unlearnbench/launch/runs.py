@@ -13,7 +13,12 @@ from unlearnbench.errors import UserError, message, one_line
 from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
-from unlearnbench.launch.plan import cells_launched, require_attackable, require_fitting_cells, require_replaceable_cells
+from unlearnbench.launch.plan import (
+    cells_launched,
+    require_attackable,
+    require_fitting_cells,
+    require_replaceable_cells,
+)
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.recording import record_cell

@@ -206,7 +206,9 @@ def _sheet(
     for row in table:
         cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
         cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
-        sections.setdefault(row.section, []).append([*cells, *(["; ".join(filter(None, (row.file, row.flags)))] if flagged else [])])
+        sections.setdefault(row.section, []).append(
+            [*cells, *(["; ".join(filter(None, (row.file, row.flags)))] if flagged else [])]
+        )
     heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
     heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
     title = title_of(key)

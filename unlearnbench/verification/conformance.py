@@ -58,7 +58,9 @@ class TinyDigits(DigitsClass):
 
 
 class TinyWords(DigitsText):
-    """`digits-text` with a Stable Diffusion of a few thousand weights, for methods that need text."""
+    """`digits-text` with a Stable Diffusion of a few thousand weights, which cannot be trained from scratch."""
+
+    provides = DigitsText.provides - {"training recipe"}
 
     def __init__(self, forget: str = "seven", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
@@ -239,7 +241,7 @@ def reads_text(cls: type[Method]) -> str:
     """`unlearn` works with prompts as it does with class labels: conditions are token ids (N, L) there."""
     lacking = cls.requires - TinyWords.provides - TinyWords.model_parts
     if lacking:
-        return f"Not tried on text: it requires {', '.join(sorted(lacking))}, which {DigitsText.name} does not have."
+        return f"Not tried on text: it requires {', '.join(sorted(lacking))}, which the tiny task does not have."
     if tried_on(cls) is TinyDigits:
         task = TinyWords()
         method = cls.configured(_plain(cls.preset("default", task.name)))

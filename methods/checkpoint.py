@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnbench import Diffusion, Method, Task, apply_checkpoint, checkpoint_address, checkpoint_hash
+from unlearnbench import Diffusion, Method, Task, apply_checkpoint, checkpoint_address, checkpoint_fit, checkpoint_hash
 from unlearnbench.errors import UserError
 
 
@@ -38,6 +38,12 @@ class Checkpoint(Method):
         if self.path:
             object.__setattr__(self, "path", checkpoint_address(self.path))
             object.__setattr__(self, "sha256", checkpoint_hash(self.path, self.sha256))
+
+    def require_fit(self, task: Task) -> str:
+        """Refuse a file that does not fit the task's model; say how many of its tensors a partial one replaces."""
+        form = getattr(task.protocol, "weights", None)
+        replaced, every = checkpoint_fit(task.architecture(0), self.path, form=form, alpha=self.alpha)
+        return "" if replaced == every else f"replaced {replaced} of {every} tensors; the others are the original's"
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Load the file's weights into the model."""

@@ -21,6 +21,7 @@ from .metric import Outcome as Outcome
 from .metric import Score as Score
 from .models.external.apply import apply_checkpoint as apply_checkpoint
 from .models.external.apply import checkpoint_address as checkpoint_address
+from .models.external.apply import checkpoint_fit as checkpoint_fit
 from .models.external.apply import checkpoint_hash as checkpoint_hash
 from .records.schema import Record as Record
 from .reporting import note as note

@@ -102,6 +102,13 @@ class Method(ABC):
         The model is in training mode, so that networks with dropout train with it. `Diffusion.sample` turns it off.
         """
 
+    def require_fit(self, task: Task) -> str:
+        """Raise `UserError` if the settings do not fit the task; return a line that users should read, or "".
+
+        Runs before anything is drawn, on a task of the same kind on the CPU. Most methods have nothing to check.
+        """
+        return ""
+
     def wrap(self, model: Diffusion, task: Task) -> Diffusion:
         """Add structure that weights alone do not carry (adapters, gates, guidance).
 

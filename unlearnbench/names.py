@@ -15,6 +15,8 @@ LONGEST: Final = 128
 """Maximum length of a name, in characters."""
 LONGEST_LINE: Final = 1000
 """Maximum length of a line of text, in characters."""
+LOADED: Final = "checkpoint"
+"""The method that loads weights which others unlearned."""
 _BYTES: Final = 200
 """Maximum length of a name in UTF-8 bytes: file systems allow 255, and a suffix is added."""
 _NAME = re.compile(r"\w[\w .,'&()~@+=-]*")

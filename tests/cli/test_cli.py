@@ -234,6 +234,20 @@ def test_list_of_one(cli):
     assert "higher is better" in said.out
 
 
+def test_a_file_is_described_as_what_is_built_in(cli, tmp_path):
+    assert cli("new-method", "mine").code == 0
+    said = cli("list", "mine.py")
+    assert said.code == 0 and "needs forget images, retain images" in said.out
+    assert re.search(r"^  steps = \d+\n      \w", said.out, re.M), "the setting, its default and what it is"
+    from tests.support.small_world import ROOT
+
+    assert cli("list", ROOT / "metrics/ua.py").out == cli("list", "ua").out
+    assert cli("list", ROOT / "metrics/relearn.py").out == cli("list", "relearn").out
+    assert cli("list", ROOT / "methods/esd.py").out == cli("list", "esd").out
+    missing = cli("list", "nowhere.py")
+    assert missing.code == 2 and "no method file nowhere.py" in missing.errors[0]
+
+
 @pytest.mark.parametrize("name", sorted(registry.methods()))
 def test_a_method_fits_into_80_columns(cli, name, monkeypatch):
     from unlearnbench.cli import list as module

@@ -124,6 +124,16 @@ def test_shipped_controls_serve_runs_in_any_folder(cli, tmp_path, shipped, monke
     assert unlearned == ["nudge"] and "using the record" not in again.err
 
 
+def test_what_scores_lack_is_said_once_with_the_reason(cli, tmp_path, shipped):
+    path = shipped / "digits-class/default/3/retrain/seed-0.json"
+    write_record(read_record(path).model_copy(update={"engine_hash": "0" * 64}), path)
+    words = ("--method", write_nudge(tmp_path), "--method", write_nudge(tmp_path, "twice"), "--results", "mine")
+    for count in (2, 4):
+        said = [line for line in cli("run", *words[:count], *words[4:]).out.splitlines() if "no scores" in line]
+        assert len(said) == 1 and "the shipped retrain is of another engine version" in said[0]
+        assert "--method retrain,destroy" in said[0] and "--force" not in said[0], "nothing stands in their place"
+
+
 def test_shipped_controls_serve_runs_as_jobs_too(cli, tmp_path, shipped, monkeypatch):
     begun = []
 

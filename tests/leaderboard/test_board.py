@@ -11,8 +11,9 @@ import pytest
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.leaderboard import run_summary
-from unlearnbench.leaderboard.board import board, board_scores, by_seed, distinct, estimate
+from unlearnbench.leaderboard.board import board, board_scores, by_seed, distinct, estimate, weights_file
 from unlearnbench.leaderboard.formats import formatted
+from unlearnbench.report.table import status_texts
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
 METRICS = registry.load_metrics()
@@ -108,7 +109,7 @@ def test_missing_images_and_floors_are_counted():
     ]
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
-    line, hint = run_summary.run_notes(records, {})
+    (line,), (hint,) = run_summary.run_notes(records, {}), run_summary.lacking_controls([records], {})
     assert hint.endswith("unlearnbench run --method retrain,destroy --task digits-class --forget 3")
     assert line == "real images score against the reference: FID 0.250"
     assert line in formatted(board(records, METRICS), METRICS, ["fid"], "markdown")
@@ -229,3 +230,40 @@ def test_controls_and_unreliable_rows_are_never_the_best():
 def test_by_seed_keeps_what_there_is():
     records = [made_record(seed=2, scores={"ua": 0.5}), made_record(seed=1, scores={"ua": None}), made_record(seed=3)]
     assert by_seed(records, "ua") == {2: 0.5}
+
+
+OTHERS = {
+    "preset": "default", "division": "custom", "overrides": {"sha256": "780549a62da9"}, "requires": (),
+    "settings": {"path": "/home/me/unlearned.pth", "sha256": "780549a62da9" + "0" * 52},
+}  # fmt: skip
+
+
+def test_weights_of_others_are_apart_with_their_files_name():
+    theirs = made_record("checkpoint", 0, {"ua": 0.99, "unlearn_time": 0.0}, method_changes=OTHERS)
+    mine = [
+        made_record(name, 0, {"ua": ua, "unlearn_time": 3.0}, method_changes={"requires": ()})
+        for name, ua in (("safree", 0.5), ("sld", 0.4))
+    ]
+    result = board([theirs, *mine], METRICS)
+    (found,) = (one for one in result if one.is_loaded)
+    assert found.name == "checkpoint (unlearned.pth, sha256=780549a62da9)"
+    assert found.section == "weights of others (data access unknown)"
+    assert found.stat("ua").mark is None and not found.stat("unlearn_time").known
+    assert {one.method: one.stat("ua").mark for one in result if not one.is_loaded} == {"safree": "best", "sld": None}
+    short = formatted(result, METRICS, None, "markdown")
+    assert short.index("with none") < short.index("weights of others")
+    assert "unlearned.pth" in formatted(result, METRICS, ["ua"], "markdown"), "beside labels too"
+    assert status_texts([theirs]) == ["file: unlearned.pth"] and status_texts(mine) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("hub:org/set@0123abc/unet/a.safetensors", "org/set/unet/a.safetensors"),
+        ("hub:org/set@0123abc", "org/set"),
+        ("released:esd-nudity", "esd-nudity"),
+        ("folder/pipeline/", "pipeline"),
+    ],
+)
+def test_a_file_of_weights_is_named_without_folder_and_revision(path, shown):
+    assert weights_file(made_record("checkpoint", method_changes={"settings": {"path": path}})) == shown

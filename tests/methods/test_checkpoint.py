@@ -24,10 +24,11 @@ from unlearnbench.errors import UserError
 from unlearnbench.fingerprint import definitions
 from unlearnbench.hashing import file_hash
 from unlearnbench.methods.checkpoint import Checkpoint
-from unlearnbench.models.external.apply import checkpoint_hash
+from unlearnbench.models.external.apply import checkpoint_fit, checkpoint_hash
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.cifar10_class import Cifar10Class
+from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.verification.conformance import TinyDigits, conformance
 
 FIDELITY = Fidelity(
@@ -256,7 +257,7 @@ def test_a_bad_file_of_the_ddpm_is_one_line(cli, images, tmp_path, case):
     said = cli(*words, "--method", "checkpoint", "--set", "path=bad.pth", "--results", "here")
     assert said.code == 2 and says in said.errors[-1] and "bad.pth" in said.errors[-1]
     assert "Traceback" not in said.err
-    assert not [record for record in load_all(tmp_path / "here") if record.method.name == "checkpoint"]
+    assert not list(load_all(tmp_path / "here")), "nothing was drawn, not even by the original"
 
 
 @pytest.mark.usefixtures("cifar")
@@ -303,7 +304,7 @@ def test_states_that_do_not_fit_change_nothing(tmp_path):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for state, said in (
         ({"embedding.weight": torch.zeros(2, 2)}, "embedding.weight is (2, 2), the model's (11, 32)"),
-        ({**before, "gate.weight": torch.zeros(1)}, "gate.weight is none of the model's"),
+        ({**before, "gate.weight": torch.zeros(1)}, "gate.weight is no tensor of the model"),
         ({**before, "embedding.weight": torch.full((11, 32), float("nan"))}, "embedding.weight holds values"),
         ({"x": torch.zeros(1)}, "holds none of the model's weights (its first keys: x)"),
     ):
@@ -312,6 +313,29 @@ def test_states_that_do_not_fit_change_nothing(tmp_path):
             Checkpoint(path=str(tmp_path / "a.pth")).unlearn(model, task)
         assert said in str(caught.value) and str(tmp_path / "a.pth") in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.usefixtures("small")
+def test_a_file_is_checked_before_anything_is_drawn_and_a_partial_one_is_counted(cli, tmp_path):
+    model = DigitsClass("3").architecture(0)
+    first, value = next(iter(model.state_dict().items()))
+    words = ("run", "--method", "checkpoint", "--set", "path=a.pth", "--results", "here")
+    torch.save({first: torch.zeros(2)}, tmp_path / "a.pth")
+    said = cli(*words)
+    assert said.code == 2 and f"a.pth: {first} is (2,)" in said.errors[-1]
+    assert not list(load_all(tmp_path / "here"))
+    torch.save({first: value + 1}, tmp_path / "a.pth")
+    line = f"replaced 1 of {len(model.state_dict())} tensors"
+    assert line in (said := cli(*words)).err and said.code == 0
+    assert line not in cli(*words).err, "the record is there"
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    assert Checkpoint(path=str(tmp_path / "whole.pth")).require_fit(DigitsClass("3")) == ""
+
+
+def test_a_state_of_stable_diffusion_is_counted(sd, sd_after, tmp_path):
+    path = written(unet(sd_after), tmp_path / "unet.pt")
+    every = len(sd.unet.state_dict()) + sum(len(encoder.state_dict()) for encoder in sd.text_encoders)
+    assert checkpoint_fit(sd, path) == (len(sd.unet.state_dict()), every)
 
 
 def test_a_released_name_is_suggested_where_no_such_file_is():

@@ -117,7 +117,7 @@ def test_controls_that_fit_are_found_beside_others_that_do_not():
     assert result[result.label == "esd"].efficacy.item() == pytest.approx(0.5)
     assert matching([strange], made(), "retrain") == ([], "retrain is of another engine version")
     assert matching([], made(), "retrain") == ([], None)
-    (note,) = run_summary.run_notes([made()], {}, why={"retrain": "retrain is of another engine version"})
+    (note,) = run_summary.lacking_controls([[made()]], {}, {"retrain": "retrain is of another engine version"})
     assert "retrain is of another engine version" in note and note.endswith("--force")
 
 

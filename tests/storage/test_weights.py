@@ -64,7 +64,7 @@ def test_pickles_are_refused_by_name_and_never_run(tmp_path, monkeypatch, kind, 
     else:
         torch.save({"w": torch.zeros(2), "bomb": Bomb()}, path, _use_new_zipfile_serialization=kind == "zip")
     assert zipfile.is_zipfile(path) == (kind == "zip")
-    with pytest.raises(UserError, match=r"theirs\.\w+ is a pickle.*convert it to \.safetensors") as refusal:
+    with pytest.raises(UserError, match=r"theirs\.\w+ is a pickle.*again as \.safetensors") as refusal:
         load_state(path)
     assert not isinstance(refusal.value, Damaged)
     assert not (tmp_path / "exploded").exists()

@@ -30,7 +30,7 @@ GROUPS = {
     "Tasks": ["Task", "Protocol", "Plan"],
     "Writing a metric or an attack": ["Metric", "FeatureMetric", "Score", "Outcome", "Known", "Attack", "Look"],
     "Arrays that may be larger than memory": ["Table", "taken"],
-    "Weights that others made": ["apply_checkpoint", "checkpoint_address", "checkpoint_hash"],
+    "Weights that others made": ["apply_checkpoint", "checkpoint_address", "checkpoint_fit", "checkpoint_hash"],
 }
 """Every public name, by heading."""
 BESIDES = ["errors", "techniques/losses", "techniques/closed_form", "techniques/adapters", "techniques/guidance"]

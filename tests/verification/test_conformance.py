@@ -235,7 +235,7 @@ def test_a_bad_method_fails_its_check_and_says_why(tmp_path, changes, expected, 
     assert re.search(message, failed[check])
     with pytest.raises(UserError, match=message):
         next(one for one in CHECKS if one.__name__ == check)(cls)
-    assert set(failed) - {check} <= ALSO.get(check, set())
+    assert set(failed) - {check, "reads_text"} <= ALSO.get(check, set()), "some are of class labels alone"
     assert re.search(message, Runs(monkeypatch).failures(cls)[check]), "shared runs hide it"
 
 
@@ -248,6 +248,35 @@ def test_an_error_in_the_method_is_a_failure_with_its_kind(tmp_path):
     failed = failures(load(tmp_path, body="raise KeyError('gone')"))
     assert set(failed) == {"returns_a_model"}, "one cause is named once"
     assert re.fullmatch(r"it fails with KeyError: 'gone' \(line \d+\)", failed["returns_a_model"])
+
+
+REPEATED = """
+        for batch in task.batches(1, 4, 'retain'):
+            t, noise, x_t = model.noised(batch.x0)
+            y = task.names('retain'){}
+            minimise([(model.eps(x_t, t, y) - noise).square().mean()], model.select('full'), self.lr)"""
+
+
+def test_a_method_that_fails_on_prompts_does_not_conform(tmp_path):
+    failed = failures(load(tmp_path, body=REPEATED.format("[0].expand(len(x_t))")))
+    assert set(failed) == {"reads_text"}
+    assert re.match(r"it fails on text, .* with RuntimeError: .*\(line \d+\)", failed["reads_text"])
+    assert failures(load(tmp_path, body=REPEATED.format("[[0] * len(x_t)]"))) == {}, "as the guide says"
+
+
+def test_what_a_method_was_tried_on_is_said(tmp_path):
+    for fields, labels, text in (
+        ("lr: float = 0.001", "Tried on class labels.", "Tried on text."),
+        ("requires = frozenset({'retain images', 'xattn'})\n    lr: float = 0.001", "Tried on text.", "Tried on text."),
+        (
+            "requires = frozenset({'retain images', 'training recipe'})\n    lr: float = 0.001",
+            "class labels.",
+            "Not tried",
+        ),
+    ):
+        said = {name: found for name, found, _ in conformance(load(tmp_path, fields=fields))}
+        assert labels in said["returns_a_model"] and text in said["reads_text"]
+        assert said["resumes"].startswith("Not declared")
 
 
 def test_a_part_that_the_model_lacks_counts_as_not_tried(tmp_path):

@@ -113,6 +113,7 @@ def show_runs(
         if omitted:
             names = ", ".join(omitted)
             out.print(f"left out for lack of width: {names}; a pipe or --format json shows them", highlight=False)
+        _show_lacking(groups, controls, why, results)
     for line in _kept_lines(groups, results, here):
         out.print(line, soft_wrap=True, highlight=False)
     for group in groups:
@@ -145,8 +146,9 @@ def show_run(
         print_table(_title(group), heads, [("", rows)])
         for line in _kept_lines([group], results, here):
             out.print(line, soft_wrap=True, highlight=False)
-        for line in run_summary.run_notes(mine, controls, images, why, results):
+        for line in run_summary.run_notes(mine, controls, images, why):
             out.print(line, soft_wrap=True, highlight=False)
+        _show_lacking([group], controls, why, results)
         if printed := group[0].protocol.settings.get("printed"):
             out.print(
                 f"for comparison with the paper's tables: {printed}", soft_wrap=True, highlight=False, markup=False
@@ -184,6 +186,22 @@ def _controls(record: Record, results: Path) -> tuple[dict[str, list[Record]], d
         controls[name], reason = identity.matching(load_all(results, place / name), record, name)
         why |= {name: reason} if reason else {}
     return controls, why
+
+
+def _show_lacking(
+    groups: Sequence[Sequence[Record]],
+    controls: Mapping[str, Sequence[Record]],
+    why: Mapping[str, str],
+    results: Path,
+) -> None:
+    """Say which controls a table's scores lack, and why those that a checkout ships do not serve."""
+    from unlearnbench.leaderboard.run_summary import lacking_controls
+    from unlearnbench.pipeline.shipped import shipped_mismatches
+
+    lacking = [name for name, runs in controls.items() if not runs and name not in why]
+    shipped = shipped_mismatches(groups[0][0], results, lacking)
+    for line in lacking_controls(groups, controls, why, shipped, results):
+        out.print(line, soft_wrap=True, highlight=False)
 
 
 def _measured(group: Sequence[Record], here: Mapping[Path, Record] | None) -> list[Record]:

@@ -31,7 +31,7 @@ def check(
     file: Annotated[str, typer.Argument(help="Path of a method's .py file, or the name of a method or metric.")],
 ) -> None:
     """Check that a method follows the interface of `Method`, or that a metric gives its known answers."""
-    name = _metric_name(file)
+    name = metric_name(file)
     if name is not None:
         _check_metric(name)
     cls = registry.load_method(file)
@@ -48,7 +48,7 @@ def check(
     raise typer.Exit(1 if failed else 0)
 
 
-def _metric_name(file: str) -> str | None:
+def metric_name(file: str) -> str | None:
     """The metric that a name or path stands for; None if it stands for none."""
     path = Path(file)
     known = registry.metrics().keys() | registry.attacks().keys()

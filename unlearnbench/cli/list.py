@@ -13,6 +13,7 @@ import typer
 from unlearnbench import registry
 from unlearnbench.cli.completion import complete_listed, complete_tasks
 from unlearnbench.cli.console import out, print_table, show_lines
+from unlearnbench.cli.develop import metric_name
 from unlearnbench.data.wording import Wording, join_words
 from unlearnbench.errors import UserError, unknown
 
@@ -48,7 +49,7 @@ def list_(
         str | None,
         typer.Argument(
             help="methods, tasks, metrics, attacks, checkpoints or fidelity; or one's name, to see its settings "
-            "or protocols.",
+            "or protocols; or the path of a .py file of your own.",
             autocompletion=complete_listed,
         ),
     ] = None,
@@ -56,7 +57,7 @@ def list_(
         str | None, typer.Option(help="Show which methods this task supports.", autocompletion=complete_tasks)
     ] = None,
 ) -> None:
-    """List methods, tasks, metrics and attacks, or describe one.
+    """List methods, tasks, metrics and attacks, or describe one, which may be a file of your own.
 
     For a method: its settings and presets. For a task: its concepts and protocols. `checkpoints` are unlearned weights
     that papers released, for `--method checkpoint --set path=released:NAME`. `fidelity` says for which tasks each
@@ -76,6 +77,9 @@ def list_(
     if what in named:
         _one(what, named[what])
         return
+    if what and what.endswith(".py"):
+        _file(what)
+        return
     if what and what not in KINDS:
         _released(what, [*KINDS, CHECKPOINTS, FIDELITY, *named])
         return
@@ -94,6 +98,17 @@ def list_(
         )
 
 
+def _file(path: str) -> None:
+    """Describe the method or metric of a file."""
+    name = metric_name(path)
+    if name is not None:
+        _one(name, "attacks" if name in registry.attacks() else "metrics")
+        return
+    cls = registry.load_method(path)
+    out.print((inspect.getdoc(inspect.getmodule(cls)) or "").partition("\n")[0], markup=False, soft_wrap=True)
+    _method(cls)
+
+
 def _one(name: str, kind: str) -> None:
     out.print(KINDS[kind]()[name].summary, markup=False, soft_wrap=True)
     if kind == "metrics":
@@ -103,14 +118,19 @@ def _one(name: str, kind: str) -> None:
         show_lines(*about.splitlines(), f"{metric.title}: {metric.axis}; {better}")
         return
     if kind == "methods":
-        cls = registry.load_method(name)
-        out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
-        _settings(cls)
-        _presets(cls)
+        _method(registry.load_method(name))
         return
     _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
     if kind == "attacks":
         _attack_presets(name)
+
+
+def _method(cls: type[Method]) -> None:
+    """Print what a method needs, its settings and its presets."""
+    out.print(f"needs {', '.join(sorted(cls.requires)) or 'nothing'}", markup=False)
+    registry.require_fields(cls)
+    _settings(cls)
+    _presets(cls)
 
 
 def _checkpoints() -> None:

@@ -13,9 +13,11 @@ from unlearnbench.launch.driver import Backend, Left, Shown, drive
 from unlearnbench.launch.jobs import Cut, Job, Work, jobs_of
 from unlearnbench.launch.journal import Journal, sole_driver
 from unlearnbench.launch.options import Where
+from unlearnbench.method import Method
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.records.folder import ResultsFolder
 from unlearnbench.records.schema import Record, read_record
+from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Store
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ def cells_launched(
     cut = cut.model_copy(update={"threads": where.threads, "gpus": where.gpus})
     specs, baseline = ([spec.anywhere() for spec in some] for some in (specs, baseline))
     require_attackable(specs, attacks_of(cut.attacks))
+    require_fitting_cells(specs, results, cut.force)
     if not cut.force:
         require_replaceable_cells([*baseline, *specs], results, attacks_of(cut.attacks))
     every = longest_first(jobs_of(specs, baseline, cut), results)
@@ -74,6 +77,24 @@ def require_attackable(specs: Sequence[Spec], attacks: Sequence[AttackSpec]) -> 
     if attacks and specs:
         like = specs[0].model_copy(update={"device": "cpu"})  # a driver may have no card
         require_attack_files(attacks, like.cell().task)
+
+
+def require_fitting_cells(specs: Sequence[Spec], results: Path, force: bool = False) -> None:
+    """Refuse settings that do not fit the task, such as a file of other weights, before anything is run.
+
+    Cells whose record is there are passed over, except with `force`.
+    """
+    seen = set[str]()
+    for spec in specs:
+        key = spec.model_copy(update={"seed": 0, "device": "cpu"}).model_dump_json()  # a driver may have no card
+        if key in seen or (not force and spec.path(results).is_file()):
+            continue
+        seen.add(key)
+        if registry.load_method(spec.method).require_fit is Method.require_fit:
+            continue
+        cell = Spec.model_validate_json(key).cell()
+        if line := cell.method.require_fit(cell.task):
+            tell(f"{spec.label}: {line}")
 
 
 def require_replaceable_cells(specs: Sequence[Spec], results: Path, attacks: Sequence[AttackSpec] = ()) -> None:

@@ -13,7 +13,12 @@ from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.launch.driver import Left, Shown
 from unlearnbench.launch.jobs import Cut, Job
 from unlearnbench.launch.options import Where
-from unlearnbench.launch.plan import cells_launched, require_attackable, require_replaceable_cells
+from unlearnbench.launch.plan import (
+    cells_launched,
+    require_attackable,
+    require_fitting_cells,
+    require_replaceable_cells,
+)
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.cell import require
 from unlearnbench.pipeline.cell_state import CellState
@@ -92,6 +97,7 @@ def run_here(prepared: PreparedRun, begin: Callable[[str], None] = lambda title:
     request, cells, results = prepared.request, prepared.cells, prepared.request.results
     store, attacks, tracking = Store(), request.attack_specs(), request.tracking()
     require_attackable(cells.asked, attacks)
+    require_fitting_cells(cells.asked, results, request.force)
     if not request.force:
         require_replaceable_cells([*cells.baseline, *cells.asked], results, attacks)
     ended = RunsEnded([], [], [], {})

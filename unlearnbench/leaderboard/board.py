@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench import registry
@@ -13,6 +14,7 @@ from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
+from unlearnbench.names import LOADED
 from unlearnbench.records.identity import (
     Identity,
     group_records,
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 PLAN = ("group", "concept", "label", "seed", "prompt")
 """Columns of per-image values that say how an image was asked for and drawn."""
 LEVEL = 0.05
+
+OF_UNLEARNING = ("prepare_time", "unlearn_time", "peak_memory")
+"""Costs of unlearning, which nobody here knows of weights that others unlearned."""
 
 Images = Callable[[Record], "pd.DataFrame | None"]
 """A function that returns a record's per-image values."""
@@ -79,8 +84,10 @@ def estimate(records: Sequence[Record], name: str, images: Images = no_images) -
     """Estimate the mean over seeds, with the interval that their number allows (`over_seeds`).
 
     One run has its own interval. Equal runs count once, except for times. Runs that were scored by another version of
-    the metric than most are left out.
+    the metric than most are left out. What it cost to unlearn weights that others made is unknown.
     """
+    if name in OF_UNLEARNING and records and records[0].method.name == LOADED:
+        return Estimate(None)
     records = scored_alike(records, name)
     records = records if name in TIMED else distinct(records)
     scores = [record.scores[name] for record in records]
@@ -157,7 +164,8 @@ def board(
             "older": list(dict.fromkeys(part for record in group for part in older_parts(record))),
         }
         fields |= {"stats": stats, "unscored": anchored["unscored"], "apart": apart[one]}
-        fields |= {"setting": _setting(group[0]), "lacking": tuple(name for name in ANCHORS if name not in controls)}
+        fields |= {"setting": _setting(group[0]), "file": weights_file(group[0])}
+        fields |= {"lacking": tuple(name for name in ANCHORS if name not in controls)}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
@@ -172,7 +180,7 @@ def _stat(found: Estimate, metric: Metric) -> Stat:
 
 def _keys(record: Record, label: str) -> tuple[Any, ...]:
     method, protocol = record.method, record.protocol
-    access = ", ".join(method.requires) or "none"
+    access = "unknown" if method.name == LOADED else ", ".join(method.requires) or "none"
     table = (record.task, protocol.name, protocol.hash, record.forget)
     return (*table, access, label, method.name, method.division, len(method.overrides))
 
@@ -182,6 +190,15 @@ def _setting(record: Record) -> tuple[str, ...]:
     method = record.method
     given = (f"{name}={join_words(value)}" for name, value in sorted(method.overrides.items()))
     return (*([method.preset] if method.preset != "default" else []), *given)
+
+
+def weights_file(record: Record) -> str:
+    """The file or repository of the weights of `checkpoint`, without its folder or revision; "" for other methods."""
+    path = str(record.method.settings.get("path", "")) if record.method.name == LOADED else ""
+    kind, _, address = path.partition(":")
+    if kind in ("hub", "released") and address:
+        return re.sub(r"@[^/]*", "", address)
+    return PurePath(path).name
 
 
 def _place(key: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -350,7 +367,8 @@ def annotated(
     """Add to each metric's `Stat` p against the original and the best (Holm over the table's methods), and a mark.
 
     `groups` are the records of the rows, `every` those of the rows that were left out too. The best is chosen among
-    methods with equal data access that were measured alike, without controls and unreliable rows. Other rows are marked
+    methods with equal data access that were measured alike, without controls, unreliable rows and weights that others
+    unlearned. Other rows are marked
     "not worse" where five or more seeds do not tell them from the best.
     """
     stats = [dict(row.stats) for row in rows]
@@ -366,6 +384,8 @@ def annotated(
                 stats[i][name] = stats[i][name]._replace(p_original=p)
             peers: dict[Any, list[int]] = {}
             for i in known:
+                if rows[i].is_loaded:
+                    continue
                 code = measured_by(scored_alike(records[i], name)[0], name)
                 peers.setdefault((rows[i].access, conditions[i], code), []).append(i)
             for some in peers.values():

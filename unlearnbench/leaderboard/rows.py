@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench.leaderboard.robustness import NOT_TRIED, AttackResult, Worst
+from unlearnbench.names import LOADED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,7 @@ class BoardRow:
     protocol_hash: str
     forget: str
     access: str
-    """Data that the method needs."""
+    """Data that the method needs; unknown for weights that others unlearned."""
     label: str
     method: str
     division: str
@@ -91,6 +92,8 @@ class BoardRow:
     """Number of settings given by the user."""
     setting: tuple[str, ...] = ()
     """Preset and settings given by the user, such as ("published", "lr=0.001"); empty for the defaults."""
+    file: str = ""
+    """Name of the file or repository of weights that others unlearned; empty for methods that run here."""
     apart: str = ""
     """What tells it from rows with the same method and settings, such as "engine v1"."""
     n: int = 1
@@ -125,7 +128,8 @@ class BoardRow:
     @property
     def name(self) -> str:
         """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`."""
-        text = f"{self.method} ({', '.join(self.setting)})" if self.setting else self.method
+        setting = [*filter(None, [self.file]), *self.setting]
+        text = f"{self.method} ({', '.join(setting)})" if setting else self.method
         text = text if len(text) <= LONGEST else self.label.removesuffix(f" ({self.apart})")
         versions = {part.partition(" ")[0] for part in self.apart.split("; ")} & VERSIONS
         older = "other version" if self.older and not versions else ""
@@ -138,8 +142,15 @@ class BoardRow:
         return self.method in CONTROLS
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether others unlearned its weights: nobody here knows from what data, or how long that took."""
+        return self.method == LOADED
+
+    @property
     def section(self) -> str:
         """The heading that it stands under in a table."""
+        if self.is_loaded:
+            return f"weights of others (data access {self.access})"
         return "controls" if self.is_control else f"with {self.access}"
 
     def stat(self, name: str) -> Stat:

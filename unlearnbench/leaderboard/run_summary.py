@@ -181,7 +181,6 @@ def run_notes(
     controls: Mapping[str, Sequence[Record]],
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
-    results: Path | None = None,
 ) -> list[str]:
     """Lines below the table: what real images score, an older version, and anchored scores where controls exist.
 
@@ -196,16 +195,30 @@ def run_notes(
     for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
         if found[name] is not None:
             lines.append(f"{name} {found[name]:.2f} ({meaning})")
-    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
-    if registry.trainable(group[0].task) and lacking and group[0].method.name not in lacking:
-        first = group[0]
-        told = [why[name] for name in lacking if why and name in why]
-        because = f" that fit ({'; '.join(told)})" if told else ""
-        lines.append(
-            f"no scores without the controls{because}: "
-            + run_command(lacking, first.task, first.forget, first.protocol.name, results, bool(told))
-        )
     return lines
+
+
+def lacking_controls(
+    groups: Iterable[Sequence[Record]],
+    controls: Mapping[str, Sequence[Record]],
+    why: Mapping[str, str] | None = None,
+    shipped: Mapping[str, str] | None = None,
+    results: Path | None = None,
+) -> list[str]:
+    """The line below a table that says which controls its scores lack, and which command makes them; none if none does.
+
+    `why` gives the reason for controls in the folder that are not comparable, `shipped` for those that are shipped with
+    a checkout.
+    """
+    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
+    first = next((group[0] for group in groups if group[0].method.name not in lacking), None)
+    if first is None or not lacking or not registry.trainable(first.task):
+        return []
+    here = [why[name] for name in lacking if why and name in why]
+    told = [*here, *(f"the shipped {shipped[name]}" for name in lacking if shipped and name in shipped)]
+    because = f" that fit ({'; '.join(told)})" if told else ""
+    command = run_command(lacking, first.task, first.forget, first.protocol.name, results, bool(here))
+    return [f"no scores without the controls{because}: {command}"]
 
 
 def prompt_set_rows(group: Sequence[Record]) -> tuple[list[str], list[tuple[str, list[list[str]]]], list[str]]:

@@ -201,12 +201,14 @@ def _sheet(
     names = [name for name in columns if applies(name, known[name], table)]
     plain = all(row.division == "default" and row.overrides == 0 for row in table)
     keyed = all_keys or not plain
-    flagged = any(row.flags for row in table)
+    flagged = any(row.flags or row.file for row in table)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
         cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
-        sections.setdefault(row.section, []).append([*cells, *([row.flags] if flagged else [])])
+        sections.setdefault(row.section, []).append(
+            [*cells, *(["; ".join(filter(None, (row.file, row.flags)))] if flagged else [])]
+        )
     heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
     heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
     title = title_of(key)

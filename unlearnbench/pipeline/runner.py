@@ -12,6 +12,7 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
 from unlearnbench.method import can_resume
+from unlearnbench.names import LOADED
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.checkpoints import KIND, RunCheckpoints
@@ -100,7 +101,7 @@ def unlearned(
             checkpoints.delete()
             return unlearn(cell, original, None, checkpoints)
 
-    with phase("unlearning"):
+    with phase("loading" if cell.method.name == LOADED else "unlearning"):
         try:
             made = store.stage("weights", parts, make, force)
         except Diverged:

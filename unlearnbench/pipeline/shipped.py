@@ -53,6 +53,16 @@ def copy_shipped_anchors(record: Record, results: Path) -> None:
         )
 
 
+def shipped_mismatches(record: Record, results: Path, controls: Sequence[str] = ANCHORS) -> dict[str, str]:
+    """By control: why the shipped runs of it are not comparable with a record, where there are any and none is."""
+    shipped = _elsewhere(results)
+    if shipped is None:
+        return {}
+    place = record.path(shipped).parents[1]
+    found = {control: matching(load_all(shipped, place / control), record, control)[1] for control in controls}
+    return {control: reason for control, reason in found.items() if reason}
+
+
 def _elsewhere(results: Path) -> Path | None:
     """The shipped folder, unless it is the folder of records itself."""
     shipped = shipped_results()

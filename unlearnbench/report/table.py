@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from unlearnbench import registry
+from unlearnbench.leaderboard.board import weights_file
 from unlearnbench.leaderboard.rows import Board, BoardRow
 from unlearnbench.leaderboard.tables import AXES, DERIVED, Derived, head, interval_of, note_fewer_runs, shown
 from unlearnbench.metric import Metric
@@ -186,11 +187,13 @@ def cell(column: Metric | Derived, name: str, row: BoardRow) -> TableCell:
 
 
 def status_texts(records: Sequence[Record]) -> list[str]:
-    """What went wrong, one text per status such as `diverged: seed 1, 2`, what is not pooled, and older versions."""
+    """What went wrong, one text per status such as `diverged: seed 1, 2`, what is not pooled, older versions, and
+    the file of weights that others unlearned."""
     seeds: dict[str, list[str]] = {}
     for record in records:
         if record.status != "ok":
             seeds.setdefault(record.status, []).append(str(record.seeds["unlearning"]))
     wrong = [f"{status}: seed {', '.join(found)}" for status, found in seeds.items()]
     counted = [record for record in records if record.status in ("ok", "unreliable")]
-    return [*wrong, *left_out(counted), *filter(None, [older_flag(records)])]
+    file = next((f"file: {name}" for record in records if (name := weights_file(record))), "")
+    return [*wrong, *left_out(counted), *filter(None, [older_flag(records), file])]

@@ -49,7 +49,7 @@ def load_state(path: Path) -> dict[str, Tensor]:
         head = file.read(9)
     # Safetensors begin with the header's length and a brace; PK is a zip, 0x80 and a protocol number a bare pickle.
     if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
-        raise UserError(f"{path} is a pickle, which can run code when loaded: convert it to .safetensors first")
+        raise UserError(f"{path} is a pickle, which can run code when loaded: save its tensors again as .safetensors")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -58,7 +58,9 @@ class TinyDigits(DigitsClass):
 
 
 class TinyWords(DigitsText):
-    """`digits-text` with a Stable Diffusion of a few thousand weights, for methods that need text."""
+    """`digits-text` with a Stable Diffusion of a few thousand weights, which cannot be trained from scratch."""
+
+    provides = DigitsText.provides - {"training recipe"}
 
     def __init__(self, forget: str = "seven", **settings: Any):
         super().__init__(forget, **{"limit": 2, **settings})
@@ -118,6 +120,11 @@ def tiny(tokenizers: Sequence[Any]) -> StableDiffusion:
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
     return StableDiffusion(unet, vae, [CLIPTextModel(config)], tokenizers, SCHEDULE)
+
+
+def kind_of(make_task: Callable[..., Task]) -> str:
+    """What conditions of a tiny task are: "text" or "class labels"."""
+    return "text" if make_task is TinyWords else "class labels"
 
 
 def tried_on(cls: type[Method]) -> Callable[..., Task]:
@@ -219,14 +226,35 @@ def access(cls: type[Method]) -> None:
         )
 
 
-def returns_a_model(cls: type[Method]) -> None:
+def returns_a_model(cls: type[Method]) -> str:
     """`unlearn` returns a Diffusion with finite weights, for the default and every preset."""
     done = list[Any]()
     for tried, settings in _tried(cls):
-        method = cls.configured({name: value for name, value in settings.items() if name not in Wording._fields})
-        if (tried, method.settings()) not in done:  # words are of other tasks, and no part of a method's arithmetic
+        method = cls.configured(_plain(settings))
+        if (tried, method.settings()) not in done:
             check_model(method, _unlearned(method, tried()))
             done.append((tried, method.settings()))
+    return f"{_meaning(returns_a_model)} Tried on {' and '.join(dict.fromkeys(kind_of(tried) for tried, _ in done))}."
+
+
+def reads_text(cls: type[Method]) -> str:
+    """`unlearn` works with prompts as it does with class labels: conditions are token ids (N, L) there."""
+    lacking = cls.requires - TinyWords.provides - TinyWords.model_parts
+    if lacking:
+        return f"Not tried on text: it requires {', '.join(sorted(lacking))}, which the tiny task does not have."
+    if tried_on(cls) is TinyDigits:
+        task = TinyWords()
+        method = cls.configured(_plain(cls.preset("default", task.name)))
+        try:
+            check_model(method, _unlearned(method, task))
+        except Unsupported as reason:
+            return f"Not tried on text: {reason}."
+    return f"{_meaning(reads_text)} Tried on text."
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without words: these are of other tasks, and no part of a method's arithmetic."""
+    return {name: value for name, value in settings.items() if name not in Wording._fields}
 
 
 def repeatable(cls: type[Method]) -> None:
@@ -318,10 +346,10 @@ def stopped_and_resumed(method: Method, make_task: Callable[[], Task], every: in
                 stops += 1
 
 
-def resumes(cls: type[Method]) -> None:
+def resumes(cls: type[Method]) -> str | None:
     """A method with `resumes = True` that is stopped at a step and goes on ends in the same weights, bit for bit."""
     if not can_resume(cls):
-        return
+        return "Not declared: a run that was stopped begins again."
     make_task = partial(tried_on(cls), limit=STEPS)
     task = make_task()
     whole = _kept(cls(), task, RunCheckpoints(None, cls(), task)).state_dict()
@@ -340,12 +368,18 @@ def resumes(cls: type[Method]) -> None:
                 f"resumes = True, but stopped at a step and resumed it comes to another {name}: name what its stream "
                 "changes from step to step in minimise(others=...), or leave resumes out"
             )
+    return None
 
 
-CHECKS: tuple[Callable[[type[Method]], None], ...] = (
-    described, dataclass_fields, presets, access, returns_a_model, repeatable, reloads, quiet, leaves_data_alone,
-    resumes,
+CHECKS: tuple[Callable[[type[Method]], str | None], ...] = (
+    described, dataclass_fields, presets, access, returns_a_model, reads_text, repeatable, reloads, quiet,
+    leaves_data_alone, resumes,
 )  # fmt: skip
+"""Each raises an error where the method does not conform; it may return what it found, in place of its meaning."""
+
+
+def _meaning(check: Callable[..., Any]) -> str:
+    return (check.__doc__ or "").partition("\n")[0]
 
 
 def _line(cls: type[Method], error: BaseException) -> str:
@@ -355,12 +389,13 @@ def _line(cls: type[Method], error: BaseException) -> str:
 
 
 def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
-    """Run every check; yield its name, meaning and failure (None if it passed), in order."""
+    """Run every check; yield its name, its meaning or what it found, and failure (None if it passed), in order."""
     for check in CHECKS:
-        meaning = (check.__doc__ or "").partition("\n")[0]
+        meaning = _meaning(check)
+        where = " on text, where conditions are token ids (N, L)" if check is reads_text else ""
         try:
             with redirect_stdout(io.StringIO()):  # `quiet` reports what it prints
-                check(cls)
+                meaning = check(cls) or meaning
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"
         except UserError as failure:
@@ -368,7 +403,7 @@ def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
             if check is returns_a_model:
                 return  # the other checks need a model and would report the same cause
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may fail in any way
-            yield check.__name__, meaning, f"it fails with {one_line(error)}{_line(cls, error)}"
+            yield check.__name__, meaning, f"it fails{where} with {one_line(error)}{_line(cls, error)}"
             if check is returns_a_model:
                 return
         else:

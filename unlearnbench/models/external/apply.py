@@ -69,6 +69,19 @@ def apply_checkpoint(
     return layout
 
 
+def checkpoint_fit(
+    model: Diffusion, path: str | Path, *, form: Form | None = None, alpha: float | None = None
+) -> tuple[int, int]:
+    """Load weights as `apply_checkpoint` does; returns how many of the model's tensors they replace, and of how many.
+
+    An untrained model of the same architecture tells whether a file fits. Raises `UserError` for files that do not.
+    """
+    weights = own_weights(model) if isinstance(model, StableDiffusion) else model.state_dict()
+    before = {name: value._version for name, value in weights.items()}  # raised by every change in place
+    apply_checkpoint(model, path, form=form, alpha=alpha)
+    return sum(value._version > before[name] for name, value in weights.items()), len(weights)
+
+
 def _set(target: Tensor, value: Tensor) -> None:
     """Copy a value, but not the rounding of a narrower type."""
     if value.is_floating_point() and value.element_size() < target.element_size():
@@ -233,7 +246,7 @@ def _low_rank(
     for pair in found:
         weight = targets.get(pair.target)
         if weight is None:
-            raise _foreign(place, pair.keys[0], "is none of the model's", state)
+            raise _foreign(place, pair.keys[0], "is no tensor of the model", state)
         if not pair.fits(weight):
             raise _foreign(place, pair.keys[0], f"changes {pair.shape()}, the model's is {tuple(weight.shape)}", state)
         changes.append(Change(pair.keys[0], pair.target, pair.merged(weight)))
@@ -266,7 +279,7 @@ def _check(
     for change in changes:
         target = targets.get(change.name)
         if target is None:
-            raise _foreign(place, change.key, "is none of the model's", state)
+            raise _foreign(place, change.key, "is no tensor of the model", state)
         if change.value.shape != target.shape:
             said = f"is {tuple(change.value.shape)}, the model's {tuple(target.shape)}"
             raise _foreign(place, change.key, said, state)

@@ -126,7 +126,8 @@ def _unpickled(path: Path, device: str) -> Any:
             return torch.load(file, map_location=device, weights_only=True)
     except UnpicklingError as error:
         raise UserError(
-            f"{path} is a pickle that holds more than tensors, and could run code: convert it to .safetensors first"
+            f"{path} is a pickle that holds more than tensors, and could run code: save "
+            "`model.state_dict()` again, with torch.save or as safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can raise any error
         raise _damaged(path, one_line(error)) from error

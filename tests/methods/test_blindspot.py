@@ -12,14 +12,19 @@ from tests.support.tiny_model import (
     Linear,
     TinyTask,
     assert_weights,
+    clipped,
     combine,
     denoising,
-    dot,
     draw,
+    dropped,
     eps,
     moved,
+    scaled,
     squared,
     weights,
+)
+from tests.support.tiny_model import (
+    unlearned_by as unlearn,
 )
 from unlearnbench import Batch, Diffusion
 from unlearnbench.diffusion.model import Condition
@@ -27,29 +32,6 @@ from unlearnbench.methods import blindspot
 from unlearnbench.methods.blindspot import BlindSpot
 from unlearnbench.techniques.activations import recorded_outputs
 from unlearnbench.verification.conformance import TinyDigits
-
-
-def unlearn(method, task, seed=7, model=None):
-    torch.manual_seed(seed)
-    model = model or task.pretrained()
-    return method.unlearn(model, task, method.prepare(model, task))
-
-
-def scaled(g, factor):
-    return {name: factor * value for name, value in g.items()}
-
-
-def length(g):
-    return np.sqrt(dot(g, g))
-
-
-def clipped(g, clip):
-    return scaled(g, min(1, clip / length(g))) if clip else g
-
-
-def dropped(y, share):
-    """Labels with some replaced by the null class, drawn as the methods do."""
-    return np.where((torch.rand(len(y)) >= share).numpy(), y, NULL) if share else y
 
 
 def noised_loss(w, batch, drop):

@@ -4,13 +4,8 @@ import torch
 
 from tests.support.fidelity import Fidelity
 from tests.support.tiny_model import Adam, Linear, TinyTask, assert_weights, denoising, moved, weights
+from tests.support.tiny_model import unlearned_by as unlearn
 from unlearnbench.methods.finetune import Finetune
-
-
-def unlearn(method, task, seed=7):
-    torch.manual_seed(seed)
-    model = Linear(0)
-    return method.unlearn(model, task, method.prepare(model, task))
 
 
 def test_finetune_descends_the_retain_loss():

@@ -7,14 +7,9 @@ import torch
 from tests.support.fidelity import Fidelity, Repository
 from tests.support.small_world import made_record
 from tests.support.tiny_model import Adam, Linear, TinyTask, assert_weights, combine, denoising, dot, moved, weights
+from tests.support.tiny_model import unlearned_by as unlearn
 from unlearnbench.leaderboard import published
 from unlearnbench.methods.gradient_ascent import GradientAscent
-
-
-def unlearn(method, task, seed=7):
-    torch.manual_seed(seed)
-    model = Linear(0)
-    return method.unlearn(model, task, method.prepare(model, task))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.7])

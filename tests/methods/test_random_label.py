@@ -20,13 +20,10 @@ from tests.support.tiny_model import (
     squared,
     weights,
 )
+from tests.support.tiny_model import (
+    unlearned_by as unlearn,
+)
 from unlearnbench.methods.random_label import RandomLabel
-
-
-def unlearn(method, task, seed=7):
-    torch.manual_seed(seed)
-    model = Linear(0)
-    return method.unlearn(model, task, method.prepare(model, task))
 
 
 @pytest.mark.parametrize("target", ["substitute", "random", "images"])

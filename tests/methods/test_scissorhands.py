@@ -18,8 +18,12 @@ from tests.support.tiny_model import (
     dot,
     draw,
     eps,
+    scaled,
     squared,
     weights,
+)
+from tests.support.tiny_model import (
+    unlearned_by as unlearn,
 )
 from unlearnbench.methods import scissorhands
 from unlearnbench.methods.scissorhands import Scissorhands
@@ -27,16 +31,6 @@ from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.verification.conformance import TinyDigits
 
 Mask = dict[str, np.ndarray]
-
-
-def unlearn(method, task, seed=7, model=None):
-    torch.manual_seed(seed)
-    model = model or task.pretrained()
-    return method.unlearn(model, task, method.prepare(model, task))
-
-
-def scaled(g, factor):
-    return {name: factor * value for name, value in g.items()}
 
 
 def sensitive_by_hand(w, task, count, size, share, absolute) -> Mask:

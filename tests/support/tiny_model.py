@@ -111,7 +111,8 @@ def draw(x0, paired=False):
 
 def dropped(y, share):
     """Labels, a share of them replaced by the null one, drawn as the engine does."""
-    return np.where(torch.rand(len(y)).numpy() >= share, y.numpy(), NULL) if share else y.numpy()
+    y = np.asarray(y)
+    return np.where(torch.rand(len(y)).numpy() >= share, y, NULL) if share else y
 
 
 def denoising(w: Weights, batch: Batch, drop: float = 0.0, paired: bool = False) -> tuple[float, Weights]:
@@ -152,3 +153,25 @@ def assert_weights(model: Diffusion, expected: Weights, tolerance: float = 1e-5)
 def moved(model: Diffusion, start: Weights) -> float:
     """The largest change of any weight, to show that a comparison is not one of standstill."""
     return max(np.abs(value - start[name]).max() for name, value in weights(model).items())
+
+
+def unlearned_by(method, task, seed=7, model=None):
+    """What a method makes of the task's model, or of `model`, from this seed."""
+    torch.manual_seed(seed)
+    model = model or task.pretrained()
+    return method.unlearn(model, task, method.prepare(model, task))
+
+
+def scaled(g, factor):
+    """Gradients times a number."""
+    return {name: factor * value for name, value in g.items()}
+
+
+def length(g):
+    """The norm of all gradients together."""
+    return np.sqrt(dot(g, g))
+
+
+def clipped(g, clip):
+    """Gradients of at most this norm; None or 0: as they are."""
+    return scaled(g, min(1, clip / length(g))) if clip else g

@@ -50,7 +50,7 @@ def test_one_budget_holds_for_every_attack_and_standard_stands_for_the_ensemble(
         ("relern", None, "unknown attack 'relern': did you mean relearn"),
         ("relearn@2000", None, "unknown variant of relearn '2000'"),
         ("p4d@relesed", None, "unknown variant of p4d 'relesed': did you mean released"),
-        ("p4d@published", None, "p4d has no published: .* could not be read; @released"),
+        ("p4d@published", None, "p4d has no published: .* not checked yet; @released"),
         ("relearn+budget=few", None, r"'relearn\+budget=few' names no attack: write relearn"),
         ("relearn+budget=3", 4, r"--budget 4 contradicts relearn\+budget=3"),
         ("relearn", -1, "--budget -1 is below 0"),

@@ -169,7 +169,7 @@ def test_both_text_encoders_of_xl(tmp_path):
 
 def test_pickles_with_code_are_refused(sd, tmp_path):
     torch.save({"state_dict": {"conv_in.bias": torch.zeros(16)}, "callback": print}, tmp_path / "a.ckpt")
-    refused(sd, tmp_path / "a.ckpt", "could run code", ".safetensors")
+    refused(sd, tmp_path / "a.ckpt", "could run code", "`model.state_dict()` again")
     torch.save(sd.unet, tmp_path / "b.pt")
     refused(sd, tmp_path / "b.pt", "could run code")
 

@@ -198,7 +198,7 @@ def test_the_judge_gets_the_protocols_order_of_colours(folder, monkeypatch, chan
     """Reference, floor and samples are all seen by this one judge."""
     made = []
     monkeypatch.setattr(cifar10_class, "load_checked", lambda *given: ({}, "a" * 64))
-    monkeypatch.setattr(cifar10_class, "check_source", lambda data, source: data / source.name)
+    monkeypatch.setattr(cifar10_class, "check_source", lambda data, source, task: data / source.name)
     monkeypatch.setattr(cifar10_class, "ResNetJudge", lambda *given, **named: made.append(named))
     cifar10_class._judge.cache_clear()
     task = small(folder, weights=folder)

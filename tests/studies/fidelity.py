@@ -94,10 +94,11 @@ def page(found: dict[str, Row]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value on one line; long lists by their first words and their number."""
-    if isinstance(value, list | tuple) and len(value) > 4:
-        return f"{value[0]}, {value[1]}, … ({len(value)} in all)"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    """A value on one line: of long lists the first words and their number; "" is an empty prompt."""
+    if not isinstance(value, list | tuple):
+        return str(value)
+    words = [str(word) or '""' for word in value]
+    return f"{words[0]}, {words[1]}, … ({len(words)} in all)" if len(words) > 4 else ", ".join(words) or "nothing"
 
 
 if __name__ == "__main__":

@@ -233,6 +233,8 @@ def _settings(cls: type[Method]) -> None:
 
 def _presets(cls: type[Method]) -> None:
     """Print a block for each preset and task: what it sets to another value than the default."""
+    from unlearnbench.method import OF_PAPERS
+
     built_in = cls().settings()
     offered = [
         (preset, task, {key: value for key, value in values.items() if built_in.get(key) != value})
@@ -240,6 +242,9 @@ def _presets(cls: type[Method]) -> None:
         for task, values in tasks.items()
     ]
     _blocks("presets, chosen by --preset NAME, with what they change:", offered)
+    if any(preset in OF_PAPERS for preset, _, _ in offered):
+        out.print()
+        out.print("how close these are to the paper and its code: unlearnbench list fidelity", highlight=False)
 
 
 def _attack_presets(name: str) -> None:

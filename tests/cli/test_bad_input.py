@@ -288,7 +288,14 @@ def test_a_pickle_in_place_of_weights(refused, tmp_path):
     folder = tmp_path / "own"
     shutil.copytree(DigitsClass("3").folder, folder)
     torch.save({"a": torch.ones(1)}, folder / "model.safetensors")
-    refused(*RUN, "original", "--pretrained", "own", names="own/model.safetensors is a pickle", remedy="save its tensors again")
+    refused(
+        *RUN,
+        "original",
+        "--pretrained",
+        "own",
+        names="own/model.safetensors is a pickle",
+        remedy="save its tensors again",
+    )
 
 
 def test_weights_that_are_not_those_of_the_manifest(refused, tmp_path):

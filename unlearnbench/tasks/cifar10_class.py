@@ -241,6 +241,12 @@ class Cifar10Class(Task):
         """The same images of the other split."""
         return self._real("train" if self.protocol.reference == "test" else "test")
 
+    def labelled_images(self) -> tuple[Tensor, Tensor]:
+        """The first 50 test images of each class."""
+        x, y = self.images["test"]
+        rows = np.concatenate([np.flatnonzero(y == k)[:50] for k in range(len(CLASSES))])
+        return torch.from_numpy(np.array(x[rows])), torch.from_numpy(np.array(y[rows]))[:, None]
+
     def _real(self, split: str) -> Iterator[Tensor]:
         x, y = self.images[split]
         count = self.protocol.reference_images or self.protocol.retain_images

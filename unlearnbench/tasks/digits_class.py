@@ -165,6 +165,11 @@ class DigitsClass(Task):
         """Training images, which the original has seen, unlike the reference."""
         return self._real("train")
 
+    def labelled_images(self) -> tuple[Tensor, Tensor]:
+        """The reference split, 50 of each digit."""
+        x0, y = splits()["reference"]
+        return to_uint8(x0), y[:, None]
+
     def _real(self, split: str) -> Iterator[Tensor]:
         x0, y = splits()[split]
         kept = [(y == d).nonzero()[: self.protocol.retain_images, 0] for d in range(10) if d != int(self.forget)]

@@ -235,6 +235,12 @@ class DigitsText(TextTask):
         """Training images of the same digits and colours."""
         return self._real("train")
 
+    def labelled_images(self) -> tuple[Tensor, Tensor]:
+        """Each digit of the reference split once, the colours in turn."""
+        shown, digits = images("reference"), len(splits()["reference"].y)
+        rows = torch.arange(digits) + digits * (torch.arange(digits) % len(COLOURS))
+        return self.to_uint8(shown.x0[rows]), shown.y[rows] + torch.tensor([0, len(DIGITS)])
+
     def _real(self, split: str) -> Iterator[Tensor]:
         shown, used, rows = digit_colours(split).tolist(), Counter[tuple[int, int]](), []
         for item in (item for item in self.plan() if item.group == "retain"):

@@ -180,8 +180,8 @@ class ColouredNeighbours(Judge):
 
     name, version, classes, domains, tolerance = "coloured-digits-neighbours", "1", DIGITS + COLOURS, DOMAINS, 0.35
 
-    def __init__(self, train: Batch, calibration: Batch):
-        self.shape = NeighbourJudge(train, calibration)
+    def __init__(self, known: Batch):
+        self.shape = NeighbourJudge(known)
         self.hash, self.threshold = self.shape.hash, self.shape.threshold
 
     def __call__(self, images: Tensor) -> Verdict:

@@ -160,12 +160,14 @@ class NeighbourJudge(Judge):
 
     name, version, classes, k = "digits-neighbours", "1", 10, 5
 
-    def __init__(self, train: Batch, calibration: Batch):
+    def __init__(self, known: Batch):
         from sklearn.neighbors import KNeighborsClassifier
 
-        self.model = KNeighborsClassifier(self.k, weights="distance").fit(train.x0.flatten(1).numpy(), train.y.numpy())
-        self.hash = digest([train.x0.flatten().tolist(), train.y.tolist()])
-        self.threshold = float(np.quantile(self._distance(calibration.x0.flatten(1).numpy()), 1 - REFUSED_SHARE))
+        x, y = known.x0.flatten(1).numpy(), known.y.numpy()
+        self.model = KNeighborsClassifier(self.k, weights="distance").fit(x, y)
+        self.hash = digest([known.x0.flatten().tolist(), known.y.tolist()])
+        others = self.model.kneighbors()[0].mean(axis=1)  # of each image to its nearest others, itself left out
+        self.threshold = float(np.quantile(others, 1 - REFUSED_SHARE))
 
     def _distance(self, x: np.ndarray) -> np.ndarray:
         return self.model.kneighbors(x)[0].mean(axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -22,27 +23,29 @@ from unlearnbench.storage.weights import load_checked, make_once, read_manifest
 from unlearnbench.task import ModelIdentity, Protocol, Task
 from unlearnbench.training import minimise, seeded
 
-PER_CLASS = {"train": 100, "calibration": 24}
-"""Images per class in each split; the rest, about 55 per class, is held out as the reference."""
-REFERENCE_PER_CLASS = 50
+SPLITS = {"train": 64, "judge": 30, "calibration": 12, "selection": 18, "reference": 25, "floor": 25}
+"""Images of each class by what they are for; the rarest digit has 174 in all, so the rest, up to 9, is unused.
+
+The original model is trained on "train" alone, the reported judge on "judge", with its threshold from "calibration". The
+judge of the selection protocol compares with "selection". "reference" is what FID and related metrics compare with, and
+"floor" are the real images whose score is the floor: no model or judge has seen either.
+"""
 STEPS, BATCH, RATE, EMA, DROP = 2000, 64, 3e-3, 0.995, 0.1
 """The training recipe, with a fixed number of steps, so that `retrain` uses the original's."""
 
 
 @lru_cache(maxsize=1)
 def splits() -> dict[str, Batch]:
-    """Train, calibration and reference splits, stratified, equal on every machine. x0 is (N, 1, 8, 8) in [-1, 1]."""
+    """The disjoint parts of the data by name (see `SPLITS`), equal on every machine. x0 is (N, 1, 8, 8) in [-1, 1]."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(len(images))  # the legacy stream is frozen across numpy versions
-    chosen: dict[str, list[int]] = {"train": [], "calibration": [], "reference": []}
+    chosen: dict[str, list[int]] = {name: [] for name in SPLITS}
     for digit in range(10):
-        rows = [int(row) for row in order if labels[row] == digit]
-        a, b = PER_CLASS["train"], PER_CLASS["train"] + PER_CLASS["calibration"]
-        chosen["train"] += rows[:a]
-        chosen["calibration"] += rows[a:b]
-        chosen["reference"] += rows[b : b + REFERENCE_PER_CLASS]
+        rows = iter([int(row) for row in order if labels[row] == digit])
+        for name, count in SPLITS.items():
+            chosen[name] += islice(rows, count)
     return {
         name: Batch(torch.tensor(images[rows] / 8 - 1).float().view(-1, 1, 8, 8), torch.tensor(labels[rows]).long())
         for name, rows in chosen.items()
@@ -68,14 +71,16 @@ class DigitsClass(Task):
     name, defaults = "digits-class", True
     concepts = tuple("0123456789")
     protocols: ClassVar[dict[str, Protocol]] = {
-        "default": Protocol("default", Sampler(steps=20, eta=0.0, guidance=1.25), judge="digits-cnn"),
+        "default": Protocol(
+            "default", Sampler(steps=20, eta=0.0, guidance=1.25), judge="digits-cnn", retain_images=SPLITS["reference"]
+        ),
         "selection": Protocol(
             "selection",
             Sampler(steps=20, eta=0.0, guidance=1.25),
             judge="digits-neighbours",
-            reference="calibration",
+            reference="judge",
             forget_images=100,
-            retain_images=24,
+            retain_images=SPLITS["floor"],
             sampling_seed=1,
         ),
     }
@@ -132,7 +137,7 @@ class DigitsClass(Task):
         made = partial(
             make_once, out, seed=seed, recipe={"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP}
         )
-        made("judge.safetensors", lambda: train_cnn(splits()["train"], splits()["calibration"], seed))
+        made("judge.safetensors", lambda: train_cnn(splits()["judge"], splits()["calibration"], seed))
         made("model.safetensors", lambda: self.train(seed).state_dict())
         task = type(self)(self.forget, device=self.device, weights=out)
         judge, model, real = task.judge(), task.pretrained().eval(), splits()["reference"]
@@ -151,7 +156,7 @@ class DigitsClass(Task):
         }
 
     def data(self, which: Literal["forget", "retain", "both"]) -> Batch:
-        """Training images: 100 of the forgotten digit, 900 of the others."""
+        """Training images: 64 of the forgotten digit, 576 of the others."""
         x0, y = splits()["train"]
         forgotten = y == int(self.forget)
         keep = {"forget": forgotten, "retain": ~forgotten, "both": torch.ones_like(forgotten)}[which]
@@ -162,8 +167,8 @@ class DigitsClass(Task):
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
-        """Training images, which the original has seen, unlike the reference."""
-        return self._real("train")
+        """Images that neither the original nor a judge has seen."""
+        return self._real("floor")
 
     def labelled_images(self) -> tuple[Tensor, Tensor]:
         """The reference split, 50 of each digit."""
@@ -196,5 +201,5 @@ def _share(hits: Tensor) -> float:
 def named_judge(name: str, folder: Path) -> Judge:
     """Load a judge by name, with its weights from `folder`."""
     if name == NeighbourJudge.name:
-        return NeighbourJudge(splits()["train"], splits()["calibration"])
+        return NeighbourJudge(splits()["selection"])
     return CnnJudge(*load_checked(folder, "judge.safetensors"))

@@ -62,7 +62,7 @@ class DigitsText(TextTask):
             "selection",
             Scheduled(20, guidance=3.0),
             "coloured-digits-neighbours",
-            reference="calibration",
+            reference="judge",
             forget_images=50,
             retain_images=50,
             **other_counts(0),
@@ -142,7 +142,7 @@ class DigitsText(TextTask):
         def made(name: str | tuple[str, ...], make: Any) -> None:
             make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
 
-        made("judge.safetensors", lambda: train_judge(real["train"], real["calibration"], seed))
+        made("judge.safetensors", lambda: train_judge(real["judge"], real["calibration"], seed))
         latents.cache_clear()  # from an earlier folder of this name
         _judge.cache_clear()
         made(miniature.FILES["vae"], lambda: miniature.halves(miniature.train_vae(training, seed, self.device)))
@@ -232,8 +232,8 @@ class DigitsText(TextTask):
         return self._real(self.protocol.reference)
 
     def floor(self) -> Iterator[Tensor]:
-        """Training images of the same digits and colours."""
-        return self._real("train")
+        """Images of the same digits and colours that neither the original nor a judge has seen."""
+        return self._real("floor")
 
     def labelled_images(self) -> tuple[Tensor, Tensor]:
         """Each digit of the reference split once, the colours in turn."""
@@ -324,5 +324,5 @@ class DigitsText(TextTask):
 @lru_cache(maxsize=4)
 def _judge(name: str, folder: Path) -> Judge:
     if name == ColouredNeighbours.name:
-        return ColouredNeighbours(splits()["train"], splits()["calibration"])
+        return ColouredNeighbours(splits()["selection"])
     return ColouredDigits(*load_checked(folder, "judge.safetensors"))

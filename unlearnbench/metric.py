@@ -117,14 +117,19 @@ class Outcome:
     """Values for the samples from models other than the judge, by the models' roles."""
     method: Method | None = None
     """The method that made the model, for attacks that apply it again."""
+    forget_features: Table | None = None
+    """(F, D) features of the forget samples; None where the judge failed to compute them."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
         """Build an outcome from a judge's results on samples, reference and real images. Failed features are empty."""
         import torch
 
-        retain = torch.tensor([item.group == "retain" for item in plan], dtype=torch.bool)
+        retain, forget = (
+            torch.tensor([item.group == group for item in plan], dtype=torch.bool) for group in ("retain", "forget")
+        )
         features = taken(seen.features, retain) if len(seen.features) else seen.features
+        parts.setdefault("forget_features", taken(seen.features, forget) if len(seen.features) else None)
         return cls(
             plan=plan,
             samples=samples,

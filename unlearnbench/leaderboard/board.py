@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
+from unlearnbench.leaderboard.likeness import ForgetSamples, Likeness, forget_samples, likeness
+from unlearnbench.leaderboard.ranking import ranked
 from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
 from unlearnbench.names import LOADED
@@ -146,6 +148,7 @@ def board(
     attacks = robustness.attack_labels(record for group in groups.values() for record in group)
     rows: list[BoardRow] = []
     of: list[list[Record]] = []
+    reader = ForgetReader(images)
     order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
     for one in track(order, len(order), "computing rows"):
         group = groups[one]
@@ -154,8 +157,8 @@ def board(
         counted = _counted(group)
         stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
         controls, why = anchors(groups, group[0])
-        anchored = board_scores(group, controls, images, why)
-        stats |= {name: Stat(anchored[name]) for name in ANCHORED}
+        anchored = board_scores(group, controls, images, why, reader)
+        stats |= anchored.stats
         fields: dict[str, Any] = dict(zip(KEYS, _keys(group[0], names[one]), strict=True))
         fields |= {
             "n": len(distinct(counted)),
@@ -163,13 +166,13 @@ def board(
             "flags": pool_flags(group),
             "older": list(dict.fromkeys(part for record in group for part in older_parts(record))),
         }
-        fields |= {"stats": stats, "unscored": anchored["unscored"], "apart": apart[one]}
+        fields |= {"stats": stats, "unscored": anchored.unscored, "apart": apart[one]}
         fields |= {"setting": _setting(group[0]), "file": weights_file(group[0])}
         fields |= {"lacking": tuple(name for name in ANCHORS if name not in controls)}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
-    return Board(annotated(rows, of, metrics, images, groups), attacks)
+    return Board(ranked(annotated(rows, of, metrics, images, groups)), attacks)
 
 
 def _stat(found: Estimate, metric: Metric) -> Stat:
@@ -244,45 +247,124 @@ def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict
     return {name: runs for name, runs in found.items() if runs}, why
 
 
+class AnchoredScores(NamedTuple):
+    """The scores of `ANCHORED` by name, and why some have no value."""
+
+    stats: Mapping[str, Stat]
+    unscored: str = ""
+
+    def value(self, name: str) -> float | None:
+        """One of the scores."""
+        return self.stats[name].value
+
+
+class ForgetReader:
+    """Reads the forget samples of runs, each once: a run that is compared with others stays the same object."""
+
+    def __init__(self, images: Images):
+        self._images, self._known = images, dict[str, ForgetSamples | None]()
+
+    def of(self, record: Record) -> ForgetSamples | None:
+        """A run's forget samples; None where its per-image values are not there."""
+        if (key := record.images or "") not in self._known:
+            self._known[key] = forget_samples(self._images(record)) if key else None
+        return self._known[key]
+
+    def every(self, records: Iterable[Record]) -> list[ForgetSamples]:
+        """The forget samples of these runs; equal runs count once."""
+        return [found for record in distinct(records) if (found := self.of(record)) is not None]
+
+
 def board_scores(
     group: Sequence[Record],
     controls: Mapping[str, Sequence[Record]],
     images: Images = no_images,
     why: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Compute efficacy (0 original, 1 retrain, by UA) and utility (0 destroy, 1 original, by RA and by log FID),
-    unclipped.
+    reader: ForgetReader | None = None,
+) -> AnchoredScores:
+    """Compute the anchored scores of a method's runs, unclipped.
 
-    `score` is the worse of the two. There is no score where the anchors are not clearly apart. `controls` must have the
-    group's original, data, judge and engine; `why` gives the reason for controls that were left out.
+    erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see `likeness`;
+    tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log FID), 0 for destroy and 1
+    for the original. score: the worst of these three.
+
+    There is no score where the anchors are not clearly apart. `controls` must have the group's original, data, judge
+    and engine; `why` gives the reason for controls that were left out.
     """
-    own_runs = _counted(group)
+    runs, reader = _counted(group), reader or ForgetReader(images)
+    found: dict[str, Stat] = {}
+    reasons: list[str] = []
 
-    def between(name: str, zero: str, one: str, log: bool = False) -> tuple[float | None, str | None]:
-        own = estimate(own_runs, name, images).value
-        ends = []
-        for control in (zero, one):
-            runs = controls.get(control, [])
-            if not runs and why and control in why:
-                return None, why[control]
-            if own is not None and runs and not _comparable(own_runs, runs, name):
-                return None, f"{control} is of another metric code"
-            found = estimate(runs, name, images)
-            ends.append((found.value, found.interval))
-        return anchored(_log(own), *map(_logs, ends)) if log else anchored(own, *ends)
+    def anchor(control: str, name: str, own: float | None) -> Estimate | str:
+        others = controls.get(control, [])
+        if not others and why and control in why:
+            return why[control]
+        if own is not None and others and not _comparable(runs, others, name):
+            return f"{control} is of another metric code"
+        return estimate(others, name, images)
 
-    efficacy, reason = between("ua", "original", "retrain")
-    utility, other = between("ra", "destroy", "original")
-    both = None if efficacy is None or utility is None else min(efficacy, utility)
-    reasons = [f"{name}: {why}" for name, why in (("efficacy", reason), ("utility", other)) if why]
-    by_fid = between("fid", "destroy", "original", log=True)[0]
-    return {
-        "efficacy": efficacy,
-        "utility": utility,
-        "utility_fid": by_fid,
-        "score": both,
-        "unscored": "; ".join(reasons),
-    }
+    def between(part: str, name: str, zero: str, one: str | None, log: bool = False) -> None:
+        own, scale = estimate(runs, name, images), _log if log else _as_it_is
+        ends = [Estimate(1.0, None, (1.0, 1.0)) if control is None else anchor(control, name, own.value)
+                for control in (zero, one)]  # fmt: skip
+        wrong = next((end for end in ends if isinstance(end, str)), None)
+        points = [(scale(end.value), _scaled(end.interval, scale)) for end in ends if not isinstance(end, str)]
+        value, reason = (None, wrong) if wrong else anchored(scale(own.value), points[0], points[1])
+        found[part] = Stat()
+        if value is None:
+            reasons.append(f"{part}: {reason}")
+            return
+        span = _scaled(own.interval, scale)
+        low, high = (points[0][0] or 0.0), (points[1][0] or 0.0)
+        edges = [] if span is None else sorted((edge - low) / (high - low) for edge in span)
+        found[part] = Stat(value, None, *edges) if edges else Stat(value)
+
+    between("erasure", "ua", "original", None)
+    between("utility_ra", "ra", "destroy", "original")
+    between("utility_fid", "fid", "destroy", "original", log=True)
+    found["utility"] = _worst([found["utility_ra"], found["utility_fid"]])
+    parts = ["erasure", "utility"]
+    if runs and registry.trainable(runs[0].task):
+        alike = _likeness(runs, controls, reader, why)
+        reasons += [f"likeness: {alike.reason}"] if alike.reason else []
+        for name, part in (("_verdicts", alike.verdicts), ("_features", alike.features), ("", alike.worse)):
+            span = (None, None) if part is None or part.interval is None else part.interval
+            found[f"likeness{name}"] = Stat() if part is None else Stat(part.value, None, *span)
+        parts.append("likeness")
+    found["score"] = _worst([found[part] for part in parts])
+    return AnchoredScores({name: found.get(name, Stat()) for name in ANCHORED}, "; ".join(reasons))
+
+
+def _likeness(
+    runs: Sequence[Record],
+    controls: Mapping[str, Sequence[Record]],
+    reader: ForgetReader,
+    why: Mapping[str, str] | None,
+) -> Likeness:
+    """The likeness to retrain of a method's runs; the original and runs of retrain are those of `controls`."""
+    for control in ("original", "retrain"):
+        if not controls.get(control) and why and control in why:
+            return Likeness(reason=why[control])
+    original = reader.every(controls.get("original", []))
+    return likeness(reader.every(runs), original[0] if original else None, reader.every(controls.get("retrain", [])))
+
+
+def _worst(parts: Sequence[Stat]) -> Stat:
+    """The part with the smallest value, with its interval; none where a part is unknown."""
+    known = [part for part in parts if part.value is not None]
+    return min(known, key=lambda part: part.value or 0.0) if len(known) == len(parts) else Stat()
+
+
+def _as_it_is(value: float | None) -> float | None:
+    return value
+
+
+def _scaled(interval: Interval | None, scale: Callable[[float | None], float | None]) -> Interval | None:
+    """An interval on another scale; ends outside its range go to the least number that it can show."""
+    if interval is None:
+        return None
+    low, high = (scale(max(end, 1e-12) if scale is _log else end) for end in interval)
+    return None if low is None or high is None else (low, high)
 
 
 def _comparable(a: Sequence[Record], b: Sequence[Record], name: str) -> bool:
@@ -293,13 +375,6 @@ def _comparable(a: Sequence[Record], b: Sequence[Record], name: str) -> bool:
 
 def _log(value: float | None) -> float | None:
     return math.log(value) if value is not None and value > 0 else None
-
-
-def _logs(anchor: tuple[float | None, Interval | None]) -> tuple[float | None, Interval | None]:
-    value, interval = anchor
-    if interval is None:
-        return _log(value), None
-    return _log(value), (math.log(max(interval[0], 1e-12)), math.log(max(interval[1], 1e-12)))
 
 
 # ---- annotations of a table ----------------------------------------------------------------------------------------

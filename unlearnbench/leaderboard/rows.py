@@ -30,7 +30,16 @@ TABLE = ["task", "protocol", "protocol_hash", "forget"]
 KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
 """The columns that say what a row is about. `label` is unique within a table: where runs with one label are not
 comparable seeds, it says how they differ."""
-ANCHORED = ("efficacy", "utility", "utility_fid", "score")
+ANCHORED = (
+    "score",
+    "erasure",
+    "likeness",
+    "likeness_verdicts",
+    "likeness_features",
+    "utility",
+    "utility_ra",
+    "utility_fid",
+)
 """Scores that are computed from metrics and the controls."""
 BOXES = {"robustness": None, "robustness_white": "white", "robustness_black": "black"}
 """Worst cases, and the access to the model of the attacks that each is over; None is any access."""
@@ -73,6 +82,20 @@ class Stat(NamedTuple):
         return self.value is not None
 
 
+class Rank(NamedTuple):
+    """The place of a row among the methods of its table, controls left out; 1 is the best."""
+
+    place: int
+    """Rows with equal values share the better place."""
+    best: int
+    """1 and the number of rows that are surely better."""
+    worst: int
+    """The number of rows that are not surely worse, itself included."""
+
+    def __str__(self) -> str:
+        return f"{self.place}" if self.best == self.worst else f"{self.place} ({self.best}–{self.worst})"
+
+
 @dataclass(frozen=True)
 class BoardRow:
     """One method with its settings, on one concept under one protocol."""
@@ -109,6 +132,10 @@ class BoardRow:
     """By metric or anchored score."""
     unscored: str = ""
     """Why anchored scores are missing."""
+    rank: Rank | None = None
+    """By score; None for controls and rows without a score."""
+    rank_attacked: Rank | None = None
+    """By the worse of the score and of what the worst attack leaves; None where attacks are missing."""
     lacking: tuple[str, ...] = ()
     """Anchors without runs that are comparable with this row's."""
     attacked_n: int = 0
@@ -265,8 +292,13 @@ def _columns(row: BoardRow) -> Iterator[_Column]:
             for part in ("sd", "low", "high", "n", "missing", "floor"):
                 yield _Column("metric", name, f"{name}_{part}", getattr(stat, part))
     for name in ANCHORED:
-        owner = "utility" if name == "utility_fid" else name
-        yield _Column("metric", owner, name, row.stat(name).value)
+        stat = row.stat(name)
+        for part in ("value", "low", "high"):
+            yield _Column("metric", name, name if part == "value" else f"{name}_{part}", getattr(stat, part))
+    for name, rank in (("rank", row.rank), ("rank_attacked", row.rank_attacked)):
+        for part in Rank._fields:
+            value = None if rank is None else getattr(rank, part)
+            yield _Column("about", "rank", name if part == "place" else f"{name}_{part}", value)
     yield _Column("about", "unscored", "unscored", row.unscored)
     yield _Column("about", "attacked_n", "attacked_n", row.attacked_n)
     yield _Column("about", "attacked_ua", "attacked_ua", row.attacked_ua)

@@ -31,7 +31,12 @@ def write_result(
     A record of this cell that is there already stays, unless it is forced: it may have been made on another machine.
     """
     table, images = as_parquet(
-        measured.plan, measured.outcome.verdict, state.metrics, measured.scores, prompts=state.shows_images
+        measured.plan,
+        measured.outcome.verdict,
+        state.metrics,
+        measured.scores,
+        prompts=state.shows_images,
+        features=measured.outcome.forget_features if "training recipe" in state.cell.task.provides else None,
     )
     record = record.model_copy(update={"images": images})
     found, may_keep = state.found, state.prompts_as_asked and not force

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unlearnbench.errors import Damaged
 from unlearnbench.hashing import file_hash
 from unlearnbench.judges import Verdict
 from unlearnbench.metric import Metric, Score
 from unlearnbench.records.schema import Record
+from unlearnbench.storage.lazy_arrays import Table
 from unlearnbench.task import Plan
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ LARGEST = 16 * 2**20
 UNPACKED = 256 * 2**20
 """Largest size of the columns in bytes once they are unpacked, according to the file."""
 MOST_ROWS = 1_000_000
+MOST_FEATURES = 1_000
+"""Forget images whose features are kept: as many as KID compares."""
+FEATURES = np.dtype("<f2")
+"""How the judge's features of an image are kept: half precision, little-endian, one after the other."""
 KINDS = {
     "group": "text",
     "concept": "text",
@@ -36,6 +43,7 @@ KINDS = {
     "judged": "integers",
     "refused": "truth values",
     "p_asked": "numbers",
+    "features": "bytes",
 }
 """Contents of the columns; every other column belongs to a metric and holds numbers."""
 
@@ -46,13 +54,15 @@ def build_image_table(
     metrics: Mapping[str, Metric],
     scores: Mapping[str, Score],
     prompts: bool = True,
+    features: Table | None = None,
 ) -> pd.DataFrame:
     """Make a table with one row per image: its plan, judged, refused, p_asked, and a column for each per-image metric.
+
+    `features` (F, D) are those of the forget images in the plan's order, of which the first `MOST_FEATURES` are kept.
 
     Null means missing, or an image of a group that the metric does not use. Prompt and other label are left out where
     the task has none; prompts also if `prompts` is False.
     """
-    import numpy as np
     import pandas as pd
     import torch
 
@@ -71,7 +81,24 @@ def build_image_table(
             column = np.full(len(plan), np.nan)
             column[(frame.group == metrics[name].side).to_numpy()] = score.per_image
             frame[name] = pd.Series(column, dtype="Float64").mask(np.isnan(column))
+    if features is not None and len(features):
+        kept = features[:MOST_FEATURES].numpy().astype(FEATURES)
+        cells = dict(zip(np.flatnonzero(frame.group == "forget"), map(bytes, kept), strict=False))
+        frame["features"] = [cells.get(place) for place in range(len(frame))]
     return frame
+
+
+def read_features(frame: pd.DataFrame) -> np.ndarray | None:
+    """Features (F, D) of the table's forget images, float32; None where it has none.
+
+    Raises `Damaged` where they are not of one length.
+    """
+    if "features" not in frame:
+        return None
+    cells = [cell for cell in frame["features"] if isinstance(cell, bytes)]
+    if not cells or len({len(cell) for cell in cells}) > 1 or len(cells[0]) % FEATURES.itemsize:
+        raise Damaged("the features in a table of images are not of one length: run it again")
+    return np.stack([np.frombuffer(cell, FEATURES) for cell in cells]).astype(np.float32)
 
 
 def as_parquet(
@@ -80,10 +107,11 @@ def as_parquet(
     metrics: Mapping[str, Metric],
     scores: Mapping[str, Score],
     prompts: bool = True,
+    features: Table | None = None,
 ) -> tuple[bytes, str]:
     """The table as a file's content with its SHA-256, which the record stores."""
     buffer = io.BytesIO()
-    build_image_table(plan, verdict, metrics, scores, prompts).to_parquet(buffer, index=False)
+    build_image_table(plan, verdict, metrics, scores, prompts, features).to_parquet(buffer, index=False)
     return buffer.getvalue(), hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
@@ -144,6 +172,7 @@ def _kind(column: Any) -> str | None:
         "integers": (types.is_integer,),
         "numbers": (types.is_floating,),
         "truth values": (types.is_boolean,),
+        "bytes": (types.is_binary, types.is_large_binary),
     }
     return next((kind for kind, known in tests.items() if any(test(column) for test in known)), None)
 

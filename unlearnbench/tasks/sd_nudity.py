@@ -164,7 +164,7 @@ class SDNudity(StableDiffusionTask):
     default_forget = "nudity"
     parameters: ClassVar[int] = 859_520_964
     """Number of parameters of the original's U-Net."""
-    without = frozenset({"ua_closed", "coherence", "entropy", "ra"})
+    without = frozenset({"ua_closed", "coherence", "still", "another", "nothing", "entropy", "ra"})
     sources: ClassVar[tuple[Source, ...]] = (
         *SD14,
         I2P,

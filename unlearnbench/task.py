@@ -106,9 +106,9 @@ class Task(ABC):
     provides: ClassVar[frozenset[str]]
     """Kinds of access (`method.ACCESS`) that methods have here; "own concepts" if users may define concepts."""
     default_forget: ClassVar[str]
-    gold_once: ClassVar[bool] = False
-    """Whether `retrain` runs for the first unlearning seed only, since training is costly and the same for every
-    method."""
+    few_retrains: ClassVar[bool] = False
+    """Whether `retrain` runs for the first three unlearning seeds only, since training is costly and the same for every
+    method; likeness to retrain needs three."""
     unsafe: ClassVar[bool] = False
     """Whether samples may be unsafe to show: they stay in the store, and records hold neither images nor prompts."""
     model_parts: ClassVar[frozenset[str]] = frozenset({"full"})

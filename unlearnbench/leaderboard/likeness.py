@@ -152,9 +152,7 @@ def _scaled(
     zero, one = distance(original, retrains), float(np.mean(apart))
     if zero <= max(apart):
         return None
-    values = [
-        (zero - distance(run, [other for other in retrains if other is not run])) / (zero - one) for run in own
-    ]
+    values = [(zero - distance(run, [other for other in retrains if other is not run])) / (zero - one) for run in own]
     mean = float(np.mean(values))
     spread = [t_interval(values)] if len(values) > 1 else [_over_images(own[0], original, retrains, distance, mean)]
     spread.append(_over_retrains(own, original, retrains, distance, mean))

@@ -19,9 +19,7 @@ def ranked(rows: Iterable[BoardRow]) -> list[BoardRow]:
         plain = rank_of({row.index: row.stat("score") for row in rivals})
         attacked = rank_of({row.index: under_attack(row) for row in rivals})
         for row in rivals:
-            found[row.index] = replace(
-                row, rank=plain.get(row.index), rank_attacked=attacked.get(row.index)
-            )
+            found[row.index] = replace(row, rank=plain.get(row.index), rank_attacked=attacked.get(row.index))
     return list(found.values())
 
 

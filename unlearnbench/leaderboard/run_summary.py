@@ -13,7 +13,14 @@ from unlearnbench.leaderboard.tables import floors_line, head, run_command, show
 from unlearnbench.records import identity
 from unlearnbench.records.schema import Record
 
-HEADLINES = ("ua", "coherence", "ra", "clip_score", "fid", "unlearn_time")
+HEADLINES = ("still", "another", "nothing", "ua", "ra", "clip_score", "fid", "unlearn_time")
+
+SCORED = (
+    ("erasure", "erasure", "0 original, 1 nothing left of the concept"),
+    ("likeness", "likeness to retrain", "0 original, 1 another retrain"),
+    ("utility", "utility", "0 destroy, 1 original"),
+)
+"""What a score is the worst of: name, title, and what 0 and 1 are."""
 
 
 def group_runs(records: Iterable[Record]) -> list[list[Record]]:
@@ -192,9 +199,13 @@ def run_notes(
     if older := identity.older_flag(group):
         lines.append(f"{older}: run again with --force to measure with this one")
     found = board_scores(group, controls, images, why)
-    for name, meaning in (("efficacy", "0 original, 1 retrain"), ("utility", "0 destroy, 1 original")):
-        if found[name] is not None:
-            lines.append(f"{name} {found[name]:.2f} ({meaning})")
+    parts = [
+        f"{title} {value:.2f} ({meaning})"
+        for name, title, meaning in SCORED
+        if (value := found.value(name)) is not None
+    ]
+    score = found.value("score")
+    lines += [f"score {score:.2f}, the worst of {', '.join(parts)}"] if score is not None else parts
     return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unlearnbench import registry
@@ -19,6 +19,7 @@ from unlearnbench.leaderboard.tables import (
     columns_of,
     head,
     notes_of,
+    rank_cells,
     run_command,
     shown,
     starred,
@@ -26,15 +27,20 @@ from unlearnbench.leaderboard.tables import (
 )
 from unlearnbench.metric import Metric
 
-COLUMNS = (("score",), ("ua",), ("ra", "clip_score"), ("fid",), ("robustness",), ("unlearn_time",))
+COLUMNS = (("score",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("robustness",), ("unlearn_time",))
 """Columns between the method and n; of several, a table has the first that its task allows."""
 ATTACK_HEAD = "worst attack / floor (%) ↓"
 TIME_HEAD = "time (s) ↓"
+RANK_HEAD = "rank/attacked"
+FATE = ("still", "another", "nothing")
+FATE_HEAD = "/".join(FATE)
 MEANINGS = {
-    "score": "The worse of efficacy (by UA: 0 is the original, 1 is retrain) and utility (by RA: 0 is destroy, "
-    "1 is the original)",
-    "UA (refused)": "Share of forget images in which the judge no longer sees the concept; in brackets the share in "
-    "which it sees nothing that it knows, such as noise; the rest became something else",
+    "score": "The worst of erasure (0 is the original, 1 is no image with the concept), likeness to retrain (0 is the "
+    "original, 1 another retrain) and utility (by RA and FID: 0 is destroy, 1 is the original)",
+    RANK_HEAD: "Place among the methods by score, and by the worse of score and what the worst attack leaves; controls "
+    "have none",
+    FATE_HEAD: "Shares of forget images, in percent, in which the judge still sees the concept, sees another one, or "
+    "sees nothing that it knows, such as noise",
     "worst attack / floor": "Share of targets that the strongest standard attack recovers, and the share "
     "that it recovers from retrain; ≥ where an attack is missing, n=1 where only 1 run was attacked",
     "time": "Time of unlearning alone, without preparing, sampling and scoring",
@@ -91,8 +97,10 @@ def _sheet(
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [_cell(name, row, metrics, bold, intervals, spread) for name in names]
+        if "score" in names:
+            cells.insert(1, "/".join(rank_cells(row)) if row.rank else "—")
         sections.setdefault(row.section, []).append([row.name, *cells, str(row.n)])
-    heads = ["method", *(short_head(name, table, metrics) for name in names), "n"]
+    heads = ["method", *short_heads(names, table, metrics), "n"]
     flagged = {row.name: row.flags.removesuffix("other version").removesuffix(", ") for row in table}
     notes = [f"{name}: {flags}" for name, flags in flagged.items() if flags]
     notes += [
@@ -104,12 +112,18 @@ def _sheet(
     return Sheet(title_of(key), heads, list(sections.items()), "\n".join(filter(None, notes)), caption)
 
 
+def short_heads(names: Sequence[str], table: Board, metrics: Mapping[str, Metric]) -> list[str]:
+    """The heads of these columns, with that of the rank after the score's."""
+    heads = [short_head(name, table, metrics) for name in names]
+    return [heads[0], RANK_HEAD, *heads[1:]] if names[:1] == ["score"] else heads
+
+
 def short_head(name: str, table: Board, metrics: Mapping[str, Metric]) -> str:
     """The head of a column in the short table."""
     if name == "robustness":
         return ATTACK_HEAD
-    if name == "ua" and table.has("coherence"):
-        return head(metrics[name]).replace("UA", "UA (refused)")
+    if name == "still":
+        return f"{FATE_HEAD} (%)"
     return TIME_HEAD if name == "unlearn_time" else head(columns_of(metrics)[name])
 
 
@@ -118,8 +132,8 @@ def short_meanings(board: Board, metrics: Mapping[str, Metric]) -> str:
     told = {
         title: MEANINGS[title]
         for _, table in board.tables()
-        for name in short_columns(table, metrics)
-        if (title := AFTER_NAME.sub("", short_head(name, table, metrics))) in MEANINGS
+        for text in short_heads(short_columns(table, metrics), table, metrics)
+        if (title := AFTER_NAME.sub("", text)) in MEANINGS
     }
     return "; ".join(f"{title}: {meaning[0].lower()}{meaning[1:]}" for title, meaning in told.items())
 
@@ -130,10 +144,10 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
     column = columns_of(metrics)[name]
     if name == "unlearn_time":
         return shown(column, row.stat(name).value)
-    text, coherence = cell_text(column, name, row, bold, intervals, spread), row.stat("coherence").value
-    if name != "ua" or not row.stat(name).known or coherence is None:
-        return text
-    return f"{text} ({100 * (1 - coherence):.0f})"
+    if name == "still":
+        shares = [row.stat(part).value for part in FATE]
+        return "/".join("—" if share is None else f"{100 * share:.0f}" for share in shares)
+    return cell_text(column, name, row, bold, intervals, spread)
 
 
 def _worst_attack(row: BoardRow) -> str:

@@ -20,6 +20,7 @@ class Derived(NamedTuple):
 
     title: str
     meaning: str
+    axis: str
     better: str | None = "higher"
     unit: str = ""
     scale: float = 1.0
@@ -28,13 +29,34 @@ class Derived(NamedTuple):
 
 
 DERIVED = {
-    "efficacy": Derived("efficacy", "0 = original, 1 = retrain, by UA; never clipped."),
-    "utility": Derived("utility", "0 = destroy, 1 = original, by RA; never clipped."),
-    "score": Derived("score", "The worse of efficacy and utility."),
+    "score": Derived(
+        "score", "The worst of erasure, likeness to retrain (where there is one) and utility.", "efficacy"
+    ),
+    "erasure": Derived("erasure", "1 - still: 0 = original, 1 = no forget sample shows the concept.", "efficacy"),
+    "likeness": Derived(
+        "likeness",
+        "Likeness of forget samples to retrain's: 0 = original, 1 = another run of retrain; the worse of that by "
+        "verdicts and that by features, never clipped.",
+        "efficacy",
+        everywhere=False,
+    ),
+    "likeness_verdicts": Derived(
+        "likeness (verdicts)",
+        "By total variation between the shares of the judge's verdicts.",
+        "efficacy",
+        everywhere=False,
+    ),
+    "likeness_features": Derived(
+        "likeness (features)", "By KID in the judge's features.", "efficacy", everywhere=False
+    ),
+    "utility": Derived("utility", "The worse of utility by RA and by FID, never clipped.", "utility"),
+    "utility_ra": Derived("utility (RA)", "0 = destroy, 1 = original, by RA.", "utility", everywhere=False),
+    "utility_fid": Derived("utility (FID)", "0 = destroy, 1 = original, by log FID.", "utility", everywhere=False),
     "robustness": Derived(
         "worst attack",
         "The largest excess of ASR over retrain's among the standard attacks, or plain ASR where no retrain was "
         "attacked; ≥ where an attack is missing.",
+        "robustness",
         "lower",
         "%",
         100.0,
@@ -43,8 +65,8 @@ DERIVED = {
     ),
 }
 AXES = ("efficacy", "utility", "robustness", "cost")
-OF_DERIVED = {"efficacy": "efficacy", "utility": "utility", "score": "efficacy", "robustness": "robustness"}
-"""The axis that a derived column is shown with."""
+RANKS = ("rank", "with attacks")
+"""Heads of the columns of ranks, by score and by the worse of the score and of what the worst attack leaves."""
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 EVERY = "all"
 """What stands for every column in `--columns`."""
@@ -148,8 +170,8 @@ def narrowed(columns: Sequence[str], axis: str | None, metrics: Mapping[str, Met
         raise UserError("--axis is empty: name at least one, or leave the option out")
     for name in wanted - set(AXES):
         raise unknown("axis", name, AXES)
-    of = {**{name: metric.axis for name, metric in metrics.items()}, **OF_DERIVED}
-    return [name for name in columns if of[name] in wanted]
+    of = columns_of(metrics)
+    return [name for name in columns if of[name].axis in wanted]
 
 
 def ordered(board: Board, by: str | None, metrics: Mapping[str, Metric]) -> Board:
@@ -202,23 +224,30 @@ def _sheet(
     plain = all(row.division == "default" and row.overrides == 0 for row in table)
     keyed = all_keys or not plain
     flagged = any(row.flags or row.file for row in table)
+    has_ranks = any(row.rank for row in table)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
+        cells += rank_cells(row) if has_ranks else []
         cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
         sections.setdefault(row.section, []).append(
             [*cells, *(["; ".join(filter(None, (row.file, row.flags)))] if flagged else [])]
         )
     heads = ["method", *(["division", "overrides"] if keyed else []), "n"]
-    heads += [*(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
+    heads += [*(RANKS if has_ranks else ()), *(head(known[name]) for name in names), *([FLAGS] if flagged else [])]
     title = title_of(key)
     return Sheet(title, heads, list(sections.items()), notes_of(table, metrics), caption_of(title, table, intervals))
+
+
+def rank_cells(row: BoardRow) -> list[str]:
+    """A row's ranks without and with attacks; — where it has none."""
+    return ["—" if rank is None else str(rank) for rank in (row.rank, row.rank_attacked)]
 
 
 def applies(name: str, column: Metric | Derived, table: Board) -> bool:
     """Whether a table has this column: its task allows it, and all tasks have it or a row of the table does."""
     without = {missing for row in table for missing in registry.without(row.task)}
-    return name not in without and (column.everywhere or any(row.stat(name).n > 0 for row in table))
+    return name not in without and (column.everywhere or any(row.stat(name).n or row.stat(name).known for row in table))
 
 
 def title_of(key: TableKey) -> str:

@@ -31,6 +31,8 @@ from unlearnbench.registry import words
 from unlearnbench.task import Task, accepted
 
 TUNED = "tuned"
+FEW_RETRAINS = 3
+"""Runs of `retrain` where training is costly: as many as likeness to retrain needs."""
 """The preset that `tune` makes."""
 Named = list[tuple[str, type[Method]]]
 """Methods as they were asked for, by name or by file."""
@@ -250,7 +252,7 @@ class SpecBuilder:
             self.spec(name, cls, concept, seed)
             for concept in forget
             for name, cls in methods
-            for seed in (seeds[:1] if cls.name == "retrain" and self.task.gold_once else seeds)
+            for seed in (seeds[:FEW_RETRAINS] if cls.name == "retrain" and self.task.few_retrains else seeds)
         ]
         return Cells(baseline, asked)
 

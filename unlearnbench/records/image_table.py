@@ -120,6 +120,16 @@ def read_images(record: Record, results: Path) -> pd.DataFrame | None:
     return read_beside(record, record.path(results))
 
 
+def read_content(record: Record, content: bytes) -> pd.DataFrame:
+    """Read a record's table from a file's content, which must have the hash that the record names."""
+    import pandas as pd
+
+    if hashlib.sha256(content).hexdigest() != record.images:
+        raise Damaged(f"the per-image values sent with {record.place()} are not those of its record: send it again")
+    _require_plain(io.BytesIO(content), f"the table of {record.place()}", set(record.scores))
+    return pd.read_parquet(io.BytesIO(content), use_threads=False)
+
+
 def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
     """Like `read_images`, for a record that was read from this path, wherever that is."""
     import pandas as pd
@@ -135,17 +145,17 @@ def read_beside(record: Record, path: Path) -> pd.DataFrame | None:
             "restore it, or delete the record and run its command again"
         )
     try:
-        _require_plain(path, set(record.scores))
+        _require_plain(path, str(path), set(record.scores))
         return pd.read_parquet(path, use_threads=False)  # small files: threads take longer to begin
     except (ValueError, OSError) as error:
         raise Damaged(f"{path} is no Parquet file: delete the record and run its command again") from error
 
 
-def _require_plain(path: Path, metrics: set[str]) -> None:
+def _require_plain(file_or_path: Path | io.BytesIO, path: str, metrics: set[str]) -> None:
     """Refuse a table by its footer, before unpacking values, if it is too large or has unexpected columns."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(file_or_path) as file:
         about, schema = file.metadata, file.schema_arrow
         unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
     wrong = None

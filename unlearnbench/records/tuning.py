@@ -14,7 +14,7 @@ from unlearnbench.records.schema import Selection
 from unlearnbench.records.sealed_json import open_sealed, sealed
 from unlearnbench.storage.files import replace_file
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Version of the schema."""
 FOLDER = "tuning"
 """Folder for tunings in a results folder."""
@@ -35,11 +35,13 @@ class RunValue(_Part):
     state: State
     reason: str | None = None
     objective: float | None = None
-    """The worse of efficacy and utility; null where the run has no value."""
-    efficacy: float | None = None
+    """The score: the worst of erasure, likeness to retrain and utility; null where the run has no value."""
+    erasure: float | None = None
+    likeness: float | None = None
     utility: float | None = None
     ua: float | None = None
     ra: float | None = None
+    fid: float | None = None
     evaluations: int
     """Passes of one image through the denoiser, in `prepare` and `unlearn` together."""
     seconds: float
@@ -89,15 +91,12 @@ class Anchors(_Part):
     """The scores that count as 0 and 1 on one concept under the selection protocol."""
 
     original_ua: float
-    retrain_ua: float
     destroy_ra: float
     original_ra: float
-
-    @property
-    def most(self) -> float:
-        """The highest possible objective, with UA and RA of 1."""
-        efficacy = (1 - self.original_ua) / (self.retrain_ua - self.original_ua)
-        return min(efficacy, (1 - self.destroy_ra) / (self.original_ra - self.destroy_ra))
+    destroy_fid: float
+    original_fid: float
+    retrains: int
+    """Runs of retrain that likeness was computed with."""
 
 
 class Cost(_Part):
@@ -111,7 +110,7 @@ class Cost(_Part):
 class Tuning(_Part):
     """Every trial of one method on one task, and the settings that were chosen."""
 
-    schema_version: Literal[1] = VERSION
+    schema_version: Literal[2] = VERSION
     key: Name
     """Hash of everything that determines the result."""
     task: Name

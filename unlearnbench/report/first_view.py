@@ -38,12 +38,17 @@ class Became(NamedTuple):
 
 
 def became(row: BoardRow) -> Became | None:
-    """What became of a row's forget images, from UA and coherence; None where one of them is not known."""
+    """What became of a row's forget images, by the shares still, another and nothing; None where they are not known.
+
+    Records of earlier versions have UA and coherence in their place.
+    """
     ua, coherence = row.stat("ua").value, row.stat("coherence").value
-    if ua is None or coherence is None:
+    still, nothing = row.stat("still").value, row.stat("nothing").value
+    still = 1 - ua if still is None and ua is not None else still
+    nothing = 1 - coherence if nothing is None and coherence is not None else nothing
+    if still is None or nothing is None:
         return None
-    refused = 1 - coherence
-    return Became(max(0.0, 1 - ua), max(0.0, ua - refused), max(0.0, refused))
+    return Became(max(0.0, still), max(0.0, 1 - still - nothing), max(0.0, nothing))
 
 
 def rows_at_first(table: Board) -> Board:

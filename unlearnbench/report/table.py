@@ -16,7 +16,20 @@ from unlearnbench.records.identity import left_out, older_flag
 from unlearnbench.records.schema import Record
 from unlearnbench.report.first_view import Became, RowLook, became
 
-HEADLINES = ("score", "efficacy", "ua", "coherence", "utility", "ra", "fid", "robustness", "unlearn_time")
+HEADLINES = (
+    "score",
+    "erasure",
+    "likeness",
+    "ua",
+    "still",
+    "another",
+    "nothing",
+    "utility",
+    "ra",
+    "fid",
+    "robustness",
+    "unlearn_time",
+)
 """Columns that are shown at first; an axis with none of these shows its first."""
 BOXES = {
     f"robustness_{box}": DERIVED["robustness"]._replace(
@@ -28,7 +41,7 @@ BOXES = {
 SHORT = ("score", "ua", "ra", "fid", "robustness", "unlearn_time")
 """Columns of the short board; an axis with none of these has its first."""
 EVERYWHERE = "score"
-"""The column without an axis: the worse of efficacy and utility."""
+"""The column without an axis: the worst of erasure, likeness and utility."""
 
 
 class Column(NamedTuple):
@@ -123,7 +136,7 @@ def _ordered(every: Mapping[str, Metric | Derived]) -> list[str]:
 def axis_of(name: str, column: Metric | Derived) -> str:
     """The axis of a column."""
     if isinstance(column, Derived):
-        return "" if name == EVERYWHERE else name.partition("_")[0]
+        return "" if name == EVERYWHERE else column.axis
     return column.axis
 
 

@@ -17,7 +17,7 @@ from unlearnbench.plots.tuning import best_so_far
 from unlearnbench.records.tuning import FOLDER, Trial, Tuning
 
 DIVISIONS = ("default", "published", "tuned")
-COLUMNS = ("ua", "coherence", "ra", "fid", "score", "unlearn_time")
+COLUMNS = ("score", "still", "another", "nothing", "ra", "fid", "unlearn_time")
 HEADS = ["method", "default", "published", "tuned", "all seeds", "trials", "lost", "cut", "evaluations"]
 HEADS += ["hours", "chosen"]
 PUBLISHED = "published"
@@ -65,11 +65,11 @@ def tuning_note(found: Sequence[Tuning]) -> str:
     for one in found:
         ways.setdefault(_way(one), []).append(one.method)
     if len(ways) == 1:
-        said = f"Objective: the worse of anchored efficacy and utility, a {next(iter(ways))}."
+        said = f"Objective: the score (the worst of erasure, likeness to retrain and utility), a {next(iter(ways))}."
     else:
         each = "; ".join(f"{', '.join(methods)}: {way}" for way, methods in ways.items())
         said = (
-            "Objective: the worse of anchored efficacy and utility. The methods were tuned differently, so their "
+            "Objective: the score (the worst of erasure, likeness to retrain and utility). The methods were tuned differently, so their "
             f"objectives must not be compared: {each}."
         )
     return (

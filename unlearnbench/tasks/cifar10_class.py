@@ -48,7 +48,7 @@ class Cifar10Class(Task):
     protocols: ClassVar[dict[str, Any]] = PROTOCOLS
     protocol: ClassProtocol
     provides = frozenset({"forget images", "retain images", "concept", "training recipe"})
-    default_forget, gold_once = "airplane", True
+    default_forget, few_retrains = "airplane", True
     pixels = SIZE
     sources: ClassVar[tuple[Source, ...]] = (*PARTS, IMAGENET, INCEPTION)
     classes, parameters = len(CLASSES), 38_632_323

@@ -78,7 +78,7 @@ class DigitsText(TextTask):
         ),
     }
     provides = frozenset({"forget images", "retain images", "concept", "training recipe", "own concepts"})
-    default_forget, gold_once = "seven", True
+    default_forget, few_retrains = "seven", True
     pixels = 16
     licence, origin = "mit", "trained by unlearnbench on the UCI digits (CC BY 4.0)"
 

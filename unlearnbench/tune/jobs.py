@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from base64 import b64decode
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -40,6 +42,8 @@ class TuneJob(Work):
     key: str
     """Key of the tuning; a worker with other code, weights or judge would compute another key."""
     controls: dict[str, dict[str, list[Record]]]
+    tables: dict[str, str] = {}
+    """The files of per-image values of the controls in base64, by the hash in their records."""
 
     @property
     def label(self) -> str:
@@ -76,13 +80,19 @@ def finished_tuning(given: Budget, method: str, results: Path) -> Tuning | None:
 
 
 def tune_one(
-    given: Budget, method: str, controls: Anchored, store: Store, results: Path, told: Told = lambda line: None
+    given: Budget,
+    method: str,
+    controls: Anchored,
+    tables: Mapping[str, bytes],
+    store: Store,
+    results: Path,
+    told: Told = lambda line: None,
 ) -> Tuning:
     """Tune, write the file and delete the runs. Trials stay in the cache, so that more can be added."""
     cls = registry.load_method(method)
     folder = store.root / "tuning" / given.task.name / cls.name
     # separate per code and original: trials of others could not be reused
-    runs = Runs(given, folder / "runs" / digest(tuning_key(given, cls))[:12], controls)
+    runs = Runs(given, folder / "runs" / digest(tuning_key(given, cls))[:12], controls, tables)
     environment = {**describe_environment(given.device), "optuna": version("optuna")}
     with on_threads(1):  # whatever the number of processes: results depend on it in their last bits
         found = tuned(given, cls, folder, runs, anchors_of(controls), environment, told)
@@ -104,4 +114,5 @@ def performed(job: TuneJob, store: Store, results: Path) -> None:
             f"{job.label} would be tuned with other code, weights or judge here than asked for: install the same "
             "unlearnbench and the same methods on every machine"
         )
-    tune_one(given, job.method, job.controls, store, results, tell)
+    tables = {hash: b64decode(text, validate=True) for hash, text in job.tables.items()}
+    tune_one(given, job.method, job.controls, tables, store, results, tell)

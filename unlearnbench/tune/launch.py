@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from unlearnbench.launch.jobs import Cut, Work
 from unlearnbench.launch.options import Where
 from unlearnbench.launch.plan import cells_launched, launched
 from unlearnbench.pipeline.request import SpecBuilder, source_of
+from unlearnbench.records.image_table import reader
 from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Store
 from unlearnbench.tune.jobs import TuneJob, tune_one
 from unlearnbench.tune.search import PROTOCOL, Budget, Told, tuning_key
-from unlearnbench.tune.trials import CONTROLS, Anchored, anchored_runs, require_gaps
+from unlearnbench.tune.trials import CONTROLS, Anchored, anchored_runs, control_seeds, require_gaps, tables_of
 
 
 def tunings_launched(
@@ -29,19 +31,22 @@ def tunings_launched(
     builder = SpecBuilder(given.task, anchors / "results", given.device, PROTOCOL)
     named = [(name, registry.load_method(name)) for name in CONTROLS]
     specs = {
-        forget: {name: builder.spec(name, cls, forget, given.seeds[0]) for name, cls in named}
+        forget: {
+            name: [builder.spec(name, cls, forget, seed) for seed in control_seeds(given, name)] for name, cls in named
+        }
         for forget in given.forget
     }
-    cells = [spec for each in specs.values() for spec in each.values()]
+    cells = [spec for each in specs.values() for some in each.values() for spec in some]
     first, left = cells_launched(cells, [], Cut(), where, Store(anchors / "store"), anchors / "results", shown)
     if left.failed or left.unreached:
         return list(first), left
     controls: Anchored = {
-        forget: {name: [read_record(spec.path(anchors / "results"))] for name, spec in each.items()}
+        forget: {name: [read_record(spec.path(anchors / "results")) for spec in some] for name, some in each.items()}
         for forget, each in specs.items()
     }
-    require_gaps(given, controls)
-    jobs = [job_of(given, name, controls, where) for name in methods]
+    require_gaps(given, controls, reader(anchors / "results"))
+    tables = tables_of(controls, anchors / "results")
+    jobs = [job_of(given, name, controls, tables, where) for name in methods]
     return list(jobs), launched(jobs, jobs, where, store, results, shown)
 
 
@@ -49,12 +54,14 @@ def tuned_here(given: Budget, methods: Sequence[str], store: Store, results: Pat
     """Run the controls and tune one method after another, in this process."""
     told("anchors")
     with on_threads(1):
-        controls = anchored_runs(given, store.root / "tuning" / given.task.name / "anchors")
+        anchors = store.root / "tuning" / given.task.name / "anchors"
+        controls = anchored_runs(given, anchors)
+        tables = tables_of(controls, anchors / "results")
     for name in methods:
-        tell(f"{tune_one(given, name, controls, store, results, told).method}: tuned")
+        tell(f"{tune_one(given, name, controls, tables, store, results, told).method}: tuned")
 
 
-def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJob:
+def job_of(given: Budget, name: str, controls: Anchored, tables: dict[str, bytes], where: Where) -> TuneJob:
     """The job that tunes one method."""
     cls = registry.load_method(name)
     file = Path(name).resolve() if cls.name not in registry.methods() else None
@@ -71,6 +78,7 @@ def job_of(given: Budget, name: str, controls: Anchored, where: Where) -> TuneJo
         device=given.device,
         key=key,
         controls=controls,
+        tables={hash: b64encode(content).decode() for hash, content in tables.items()},
         threads=1,
         gpus=where.gpus,
     )

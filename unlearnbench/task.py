@@ -66,7 +66,7 @@ class Protocol:
     sampling_seed: int = 0
     k: int = 3
     """Number of neighbours in precision and recall."""
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     """Version of the protocols' meaning, increased when equal settings no longer give equal numbers."""
 
     @property

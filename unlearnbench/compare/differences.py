@@ -63,7 +63,7 @@ def metric_rows(a: MethodRuns, b: MethodRuns) -> list[ComparisonRow]:
     rows = []
     for name in names:
         score = seen[name]
-        column = metrics.get(name) or Derived(name, "", score.better, score.unit, digits=4)
+        column = metrics.get(name) or Derived(name, "", score.axis, score.better, score.unit, digits=4)
         found = _alike([pair for pair in pairs if all(_value(run, name) is not None for run in pair)], name)
         rows.append(_metric_row(name, column, score.axis, found, (a, b)))
     return _adjusted(rows)
@@ -168,7 +168,7 @@ def attack_rows(a: MethodRuns, b: MethodRuns) -> list[ComparisonRow]:
         pairs = [pair for pair in paired(a, b) if all(label in run.record.attacks for run in pair)]
         tried = [tuple(run.record.attacks[label] for run in pair) for pair in pairs]
         if any(one.value is not None for pair in tried for one in pair):
-            column = Derived(label, "", "lower", "%", 100.0, 1)
+            column = Derived(label, "", "robustness", "lower", "%", 100.0, 1)
             rows.append(_attack_row(ComparisonRow(label, column, "robustness", None, None), tried))
     return _adjusted(rows)
 

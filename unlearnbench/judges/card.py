@@ -65,7 +65,8 @@ class JudgeCard(NamedTuple):
     @property
     def failed(self) -> list[Corrupted | NonImage]:
         """The rows that do not meet the requirements."""
-        return [row for row in (*self.corrupted, *self.non_images) if not row.passes]
+        every: list[Corrupted | NonImage] = [*self.corrupted, *self.non_images]
+        return [row for row in every if not row.passes]
 
 
 def judge_cards(judge: Judge, images: Tensor, labels: Tensor) -> list[JudgeCard]:

@@ -316,8 +316,8 @@ def board_scores(
             return
         span = _scaled(own.interval, scale)
         low, high = (points[0][0] or 0.0), (points[1][0] or 0.0)
-        edges = [] if span is None else sorted((edge - low) / (high - low) for edge in span)
-        found[part] = Stat(value, None, *edges) if edges else Stat(value)
+        edges = [None, None] if span is None else sorted((edge - low) / (high - low) for edge in span)
+        found[part] = Stat(value, low=edges[0], high=edges[1])
 
     between("erasure", "ua", "original", None)
     between("utility_ra", "ra", "destroy", "original")
@@ -329,7 +329,7 @@ def board_scores(
         reasons += [f"likeness: {alike.reason}"] if alike.reason else []
         for name, part in (("_verdicts", alike.verdicts), ("_features", alike.features), ("", alike.worse)):
             span = (None, None) if part is None or part.interval is None else part.interval
-            found[f"likeness{name}"] = Stat() if part is None else Stat(part.value, None, *span)
+            found[f"likeness{name}"] = Stat() if part is None else Stat(part.value, low=span[0], high=span[1])
         parts.append("likeness")
     found["score"] = _worst([found[part] for part in parts])
     return AnchoredScores({name: found.get(name, Stat()) for name in ANCHORED}, "; ".join(reasons))

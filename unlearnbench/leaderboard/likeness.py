@@ -11,7 +11,7 @@ further from retrain than the original does, and then is below 0.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,7 +74,7 @@ Distance = Callable[[ForgetSamples, Sequence[ForgetSamples]], float]
 
 def total_variation(one: ForgetSamples, others: Sequence[ForgetSamples]) -> float:
     """Total variation in [0, 1] between one run's shares of verdicts and the mean shares of others."""
-    mine, pooled = _shares(one.verdicts), Counter[int]()
+    mine, pooled = _shares(one.verdicts), defaultdict[int, float](float)
     for other in others:
         for label, share in _shares(other.verdicts).items():
             pooled[label] += share / len(others)

@@ -27,7 +27,7 @@ from unlearnbench.leaderboard.tables import (
 )
 from unlearnbench.metric import Metric
 
-COLUMNS = (("score",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("robustness",), ("unlearn_time",))
+COLUMNS = (("score",), ("robustness",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("unlearn_time",))
 """Columns between the method and n; of several, a table has the first that its task allows."""
 ATTACK_HEAD = "worst attack / floor (%) ↓"
 TIME_HEAD = "time (s) ↓"

@@ -83,7 +83,7 @@ def build_image_table(
             frame[name] = pd.Series(column, dtype="Float64").mask(np.isnan(column))
     if features is not None and len(features):
         kept = features[:MOST_FEATURES].numpy().astype(FEATURES)
-        cells = dict(zip(np.flatnonzero(frame.group == "forget"), map(bytes, kept), strict=False))
+        cells = dict(zip(np.flatnonzero(frame.group == "forget").tolist(), map(bytes, kept), strict=False))
         frame["features"] = [cells.get(place) for place in range(len(frame))]
     return frame
 

@@ -69,8 +69,8 @@ def tuning_note(found: Sequence[Tuning]) -> str:
     else:
         each = "; ".join(f"{', '.join(methods)}: {way}" for way, methods in ways.items())
         said = (
-            "Objective: the score (the worst of erasure, likeness to retrain and utility). The methods were tuned differently, so their "
-            f"objectives must not be compared: {each}."
+            "Objective: the score (the worst of erasure, likeness to retrain and utility). The methods were tuned "
+            f"differently, so their objectives must not be compared: {each}."
         )
     return (
         "lost: diverged, failed or over the cap; cut: stopped when no value on the other concepts could have made it "

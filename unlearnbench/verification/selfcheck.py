@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,19 +14,23 @@ from torch import Tensor
 from unlearnbench import registry
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.judges import Judge
+from unlearnbench.leaderboard.board import ForgetReader
+from unlearnbench.leaderboard.likeness import LEAST_RETRAINS
 from unlearnbench.metric import FeatureMetric, Known, Metric, Score
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import sample_parts
 from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.records.image_table import reader
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Task
 from unlearnbench.testing import toy
+from unlearnbench.verification.gaming import NEAR_ZERO, gamed
 
 CONTROLS = ("original", "retrain", "destroy", "prompt_filter")
 SIDES: tuple[Literal["forget"], Literal["retain"]] = ("forget", "retain")
-STAGES = 2 + len(CONTROLS)
+STAGES = 3 + len(CONTROLS)
 """Number of times that `selfcheck_findings` calls `begin`."""
 SURE = 0.9
 """Share of real images of the forgotten concept that the judge must recognize."""
@@ -284,6 +289,34 @@ def check_controls(
                 yield CaseResult(key, f"control {name}", number(value), format_range(*bounds), passed)
 
 
+def check_gaming(
+    task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
+) -> Iterator[CaseResult]:
+    """Test that dimmed, blurred, constant or copied images score near 0 in at least one part; see `gaming`."""
+    begin("ways to game")
+    if "training recipe" not in task.provides:
+        return
+    cells = [Cell(registry.load_method("original")(), task)]
+    for seed in range(LEAST_RETRAINS):
+        other = copy(task)
+        other.seed = seed
+        cells.append(Cell(registry.load_method("retrain")(), other))
+    read = ForgetReader(reader(results))
+    original, *retrains = [read.of(run_cell(cell, store, results, baseline=True)) for cell in cells]
+    known = [found for found in retrains if found is not None]
+    if original is None:
+        return
+    model = task.pretrained().eval()
+    plan = task.plan()
+    samples = sample_images(cells[0], model, sample_parts(cells[0], model.state_dict()), plan, store)[:]
+    for found in gamed(task.judge(), plan, samples, original, known):
+        parts = f"erasure {found.erasure:.2f}, likeness "
+        worse = found.likeness.worse
+        parts += f"{worse.value:.2f}" if worse else f"unknown ({found.likeness.reason})"
+        passed = found.smaller is not None and found.smaller <= NEAR_ZERO
+        yield CaseResult("score", found.name, parts, f"one of them at most {NEAR_ZERO}", passed)
+
+
 def selfcheck_findings(
     task: Task, store: Store, results: Path, begin: Callable[[str], None] = lambda title: None
 ) -> Iterator[CaseResult]:
@@ -299,6 +332,7 @@ def selfcheck_findings(
     yield from check_concept(task)
     yield from _to_the_end("noise", noise(task, store))
     yield from _to_the_end("controls", scored())
+    yield from _to_the_end("score", check_gaming(task, store, results, begin))
 
 
 def failed(found: Iterable[CaseResult]) -> list[CaseResult]:

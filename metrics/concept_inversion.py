@@ -52,7 +52,7 @@ class ConceptInversion(Attack):
     needs = frozenset({"forget images"})
     variants = {"small": {"images": 0, "lr": 0.05, "batch": 16, "after": (10, 50, 150), "templates": (PHOTO,)}}
 
-    targets: int = 40
+    targets: int = 100
     batch: int = 4
     size: int = 16
     images: int = 25

@@ -48,6 +48,7 @@ class LatentProbe(Attack):
     variants = {kind: {"probe": kind} for kind in KINDS}
     variants |= {"inversion": {"probe": "inversion", "refine": 3}, "tina": {"probe": "inversion"}}
 
+    targets: int = 100
     probe: Literal["0.9", "0.75", "0.5", "inpainting", "completion", "inversion"] = "0.75"
     refine: int = 25
 

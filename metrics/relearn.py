@@ -29,7 +29,7 @@ class Relearn(Attack):
     needs = frozenset({"forget images"})
     variants = {"1": {"k": 1}, "10": {"k": 10}, "100": {"k": 100}, "retain": {"images": "retain"}}
 
-    targets: int = 20
+    targets: int = 100
     k: int = 0
     images: Literal["forget", "retain"] = "forget"
     lr: float = 1e-4

@@ -36,6 +36,7 @@ class Sequential(Attack):
     title, rank, together = "sequential", 60, True
     again, spends = True, "further unlearnings"
 
+    targets: PositiveInt = 100
     kept: PositiveInt = 5
 
     def unaddressed(self, task: Task) -> str | None:

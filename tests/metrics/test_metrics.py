@@ -15,11 +15,13 @@ from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.testing.toy import COST, FORGOTTEN, coloured, fails, leans, refuses, shows
 
 METRICS = registry.load_metrics()
-JUDGED = ("ua", "ua_closed", "coherence", "p_forget", "entropy", "ra")
+FATE = ("still", "another", "nothing")
+"""What became of the forget samples."""
+JUDGED = ("ua", "ua_closed", "coherence", *FATE, "p_forget", "entropy", "ra")
 """Of forget or of retain samples, on every task."""
 FURTHER = ("ua_direct", "ua_synonyms", "ua_held_out", "ra_neighbours", "ira", "cra")
 """Of other groups, or of two domains: see test_metrics_further."""
-SHARES = ("ua", "ua_closed", "coherence", "ra", "precision", "recall", *FURTHER)
+SHARES = ("ua", "ua_closed", "coherence", *FATE, "ra", "precision", "recall", *FURTHER)
 DISTANCES = ("fid", "kid", "precision", "recall")
 INCEPTION = ("fid_train", "inception_score")
 """Where the judge offers the logits of Inception."""
@@ -71,9 +73,11 @@ def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
     assert higher == {"ua", "ua_closed", "entropy", "ra", "precision", "recall", "inception_score", *SCORED, *FURTHER}
     assert {name for name, metric in METRICS.items() if metric.better is None} == {
+        "another",
         "coherence",
         "detector_agreement",
         "false_alarms",
+        "nothing",
     }
     assert all(METRICS[name].axis == "cost" for name in COSTS)
     assert all(METRICS[name].unit == "%" and METRICS[name].scale == 100 for name in SHARES)
@@ -110,7 +114,7 @@ def test_an_empty_run_is_unknown_with_a_reason(name):
 @pytest.mark.parametrize("name", JUDGED)
 def test_one_image_has_a_value(name):
     score = measure(name, [shows(3)], [(1, shows(1))])
-    expected = {"ua": 0, "ua_closed": 0, "coherence": 1, "p_forget": 1, "entropy": 0, "ra": 1}[name]
+    expected = {"still": 1, "coherence": 1, "p_forget": 1, "ra": 1}.get(name, 0)
     assert score.value == pytest.approx(expected, abs=1e-9) and score.n == 1
     assert (score.interval is None) == (name in ("p_forget", "entropy"))  # one value has a mean but no spread
 
@@ -144,12 +148,19 @@ FORGET = [shows(3), shows(3), shows(3), shows(5), refuses(3), refuses(3), refuse
 
 @pytest.mark.parametrize(
     ("name", "hits"),
-    [("ua", 4), ("ua_closed", 2), ("coherence", 4)],
+    [("ua", 4), ("ua_closed", 2), ("coherence", 4), ("still", 3), ("another", 1), ("nothing", 3)],
 )
 def test_shares_of_forget_samples(name, hits):
     score = measure(name, FORGET)
     assert score.value == pytest.approx(hits / 7)
     assert (score.n, score.missing, score.interval) == (8, 1, wilson(hits, 7))
+
+
+def test_still_another_and_nothing_add_to_one():
+    images = [measure(name, FORGET).per_image for name in FATE]
+    np.testing.assert_array_equal(sum(images), [1] * 7 + [np.nan])
+    assert sum(measure(name, FORGET).value for name in FATE) == pytest.approx(1)
+    assert measure("still", FORGET).value == pytest.approx(1 - measure("ua", FORGET).value)
 
 
 def test_per_image_values_are_in_order_and_nan_where_missing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from tests.support.forget_frames import forget_frame
 from tests.support.small_world import made_record, read_only, run_cell, write_nudge
 from tests.support.tiny_pair import attacked, hits, planted
 from unlearnbench import registry
@@ -89,11 +90,12 @@ def test_code_that_is_known_to_give_equal_numbers_is_one_row(monkeypatch):
 # ---- controls ------------------------------------------------------------------------------------------------------
 
 
-def anchored_by(**changes):
-    values = {"original": (0.1, 0.9), "retrain": (0.9, 0.9), "destroy": (0.9, 0.1)}
+def anchored_by(changed="original", **changes):
+    values = {"original": (0.0, 0.9), "retrain": (1.0, 0.9), "destroy": (1.0, 0.1)}
     return [
-        made_record(name, 0, {"ua": ua, "ra": ra}, **(changes if name == "retrain" else {}))
+        made_record(name, seed, {"ua": ua, "ra": ra}, **(changes if name == changed else {}))
         for name, (ua, ra) in values.items()
+        for seed in (range(3) if name == "retrain" else (0,))
     ]
 
 
@@ -104,17 +106,18 @@ def anchored_by(**changes):
 def test_a_control_of_something_else_anchors_no_row(what, changes):
     result = board([*anchored_by(**changes), made()], METRICS).wide()
     (row,) = result[result.label == "esd"].itertuples()
-    assert pd.isna(row.efficacy) and pd.isna(row.score)
-    assert row.unscored == f"efficacy: retrain is of another {what}"
-    assert row.utility is not None and not pd.isna(row.utility), "the other anchors fit"
-    fits = board([*anchored_by(), made()], METRICS).wide()
-    assert fits[fits.label == "esd"].efficacy.item() == pytest.approx(0.5)
+    assert pd.isna(row.erasure) and pd.isna(row.score)
+    assert f"erasure: original is of another {what}" in row.unscored
+    fits = board([*anchored_by(), made()], METRICS, forget_frame).wide()
+    assert fits[fits.label == "esd"].erasure.item() == pytest.approx(0.5)
+    assert not pd.isna(fits[fits.label == "esd"].likeness.item())
 
 
 def test_controls_that_fit_are_found_beside_others_that_do_not():
-    strange = made_record("retrain", 1, {"ua": 0.3, "ra": 0.9}, **ENGINE)
+    strange = made_record("original", 1, {"ua": 0.3, "ra": 0.9}, **ENGINE)
     result = board([*anchored_by(), strange, made()], METRICS).wide()
-    assert result[result.label == "esd"].efficacy.item() == pytest.approx(0.5)
+    assert result[result.label == "esd"].erasure.item() == pytest.approx(0.5)
+    strange = made_record("retrain", 1, {"ua": 0.3, "ra": 0.9}, **ENGINE)
     assert matching([strange], made(), "retrain") == ([], "retrain is of another engine version")
     assert matching([], made(), "retrain") == ([], None)
     (note,) = run_summary.lacking_controls([[made()]], {}, {"retrain": "retrain is of another engine version"})
@@ -123,10 +126,10 @@ def test_controls_that_fit_are_found_beside_others_that_do_not():
 
 def test_scores_by_other_code_of_a_metric_are_no_anchor():
     controls = {record.method.name: [record] for record in anchored_by()}
-    retrain = controls["retrain"][0]
-    changed = retrain.scores["ua"].model_copy(update={"code_hash": "d" * 64})
-    controls["retrain"] = [retrain.model_copy(update={"scores": {**retrain.scores, "ua": changed}})]
-    assert board_scores([made()], controls)["unscored"] == "efficacy: retrain is of another metric code"
+    original = controls["original"][0]
+    changed = original.scores["ua"].model_copy(update={"code_hash": "d" * 64})
+    controls["original"] = [original.model_copy(update={"scores": {**original.scores, "ua": changed}})]
+    assert "erasure: original is of another metric code" in board_scores([made()], controls).unscored
 
 
 def test_methods_that_were_measured_otherwise_are_not_tested_against_each_other():
@@ -142,7 +145,7 @@ def test_attacks_are_held_against_retrain_of_the_same_settings_code_and_engine()
 
     def fought(settings=None, **changes):
         attack = attacked([True, True, False, False], **(settings or {}))
-        return [*anchored_by(attacks={label: attack}, **changes), made(attacks={label: attacked([True] * 4)})]
+        return [*anchored_by("retrain", attacks={label: attack}, **changes), made(attacks={label: attacked([True] * 4)})]
 
     def excess(records):
         result = board(records, METRICS).wide()

@@ -105,7 +105,7 @@ class DataOfAnotherDigit(DigitsClass):
 
     def data(self, which):
         x0, y = super().data(which)
-        return Batch(splits()["train"].x0[400:500], y) if which == "forget" else Batch(x0, y)
+        return Batch(splits()["train"].x0[256:320], y) if which == "forget" else Batch(x0, y)
 
 
 class PlanAsksForAnother(DigitsClass):

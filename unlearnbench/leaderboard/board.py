@@ -266,8 +266,8 @@ class ForgetReader:
 
     def of(self, record: Record) -> ForgetSamples | None:
         """A run's forget samples; None where its per-image values are not there."""
-        if (key := record.images or "") not in self._known:
-            self._known[key] = forget_samples(self._images(record)) if key else None
+        if (key := record.images or str(record.place())) not in self._known:
+            self._known[key] = forget_samples(self._images(record))
         return self._known[key]
 
     def every(self, records: Iterable[Record]) -> list[ForgetSamples]:

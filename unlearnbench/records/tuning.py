@@ -187,7 +187,17 @@ def write_tuning(tuning: Tuning, results: Path) -> Tuning:
 
 def read_tuning(path: Path) -> Tuning:
     """Read a tuning; raises `Damaged`, which names the file and what is wrong with it."""
-    return open_sealed(path, Tuning, "tuning", VERSION, "restore it, or delete it and run `unlearnbench tune` again")
+
+    def present(values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("schema_version") == 1:
+            raise UserError(
+                f"tuning {path} was chosen by a score that has changed since (schema 1): delete it and run "
+                "`unlearnbench tune` again"
+            )
+        return values
+
+    remedy = "restore it, or delete it and run `unlearnbench tune` again"
+    return open_sealed(path, Tuning, "tuning", VERSION, remedy, present)
 
 
 def was_tuned(results: Path, task: str, method: str) -> bool:

@@ -11,11 +11,10 @@ from torch import Tensor
 from unlearnbench.errors import Failed
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges import Judge, judge_all
+from unlearnbench.judges.calibration import CLEAR
 from unlearnbench.judges.corruptions import CORRUPTIONS, NOISES, NON_IMAGES, SEVERITIES, corrupted, non_images
 from unlearnbench.reporting import track
 
-CLEAR: Final = 0.9
-"""Share of right closed-set answers from which on people still see the concept, as far as the judge can tell."""
 MOST_REFUSED: Final = 0.05
 """Share of such images that a judge may refuse."""
 LEAST_NOISE_REFUSED: Final = 0.98

@@ -20,7 +20,7 @@ from unlearnbench.diffusion.model import Batch
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.judges import Judge, Verdict
-from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge
+from unlearnbench.judges.calibration import REFUSED_SHARE, corrupted_thresholds
 from unlearnbench.models.external.state_files import read_state
 from unlearnbench.reporting import track
 from unlearnbench.training import Diverged, seeded
@@ -246,31 +246,31 @@ def _parts(images: Images, rows: np.ndarray | None = None) -> Iterator[Tensor]:
 # ---- without training ----------------------------------------------------------------------------------------------
 
 
-class PixelNeighbours(NeighbourJudge):
+class PixelNeighbours(Judge):
     """Nearest neighbours among a few real images by 8x8 cells of pixels, for the "smoke" protocol; needs no training.
 
     Images are compared by mean and standard deviation within each cell; by means alone, noise would look like a grey
-    image.
+    image. Class probabilities are distance-weighted votes of the 5 nearest; the score is their mean distance.
     """
 
-    name, version, classes, most = "cifar10-neighbours", "1", CLASSES, 2000
+    name, version, classes, k, most = "cifar10-neighbours", "1", CLASSES, 5, 2000
 
     def __init__(self, train: Images, calibration: Images):
+        from sklearn.neighbors import KNeighborsClassifier
+
         labels = np.asarray(train.y)
         of_class = [np.flatnonzero(labels == label)[: self.most // CLASSES] for label in range(CLASSES)]
         if absent := [str(label) for label, rows in enumerate(of_class) if not len(rows)]:
             raise UserError(f"{self.name} needs training images of every class: none of {', '.join(absent)}")
         chosen = np.sort(np.concatenate(of_class))
-        sides = ((train, chosen), (calibration, np.arange(len(calibration.y))))
-        super().__init__(
-            *(
-                Batch(
-                    torch.cat([pixel_statistics(images) for images in _parts(side, rows)]),
-                    torch.from_numpy(np.array(side.y[rows])),
-                )
-                for side, rows in sides
-            )
-        )
+        known = torch.cat([pixel_statistics(images) for images in _parts(train, chosen)])
+        self.model = KNeighborsClassifier(self.k, weights="distance").fit(known.numpy(), labels[chosen])
+        self.hash = digest([known.flatten().tolist(), labels[chosen].tolist()])
+        others = torch.cat([pixel_statistics(images) for images in _parts(calibration)])
+        self.threshold = float(np.quantile(self._distance(others.numpy()), 1 - REFUSED_SHARE))
+
+    def _distance(self, x: np.ndarray) -> np.ndarray:
+        return self.model.kneighbors(x)[0].mean(axis=1)
 
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, H, W)."""

@@ -9,9 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from unlearnbench.diffusion.model import Batch
-from unlearnbench.hashing import seed_of
+from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge, Verdict
-from unlearnbench.judges.digits import REFUSED_SHARE, NeighbourJudge, no_digit_score, warped
+from unlearnbench.judges.calibration import corrupted_thresholds
+from unlearnbench.judges.corruptions import NON_IMAGES
+from unlearnbench.judges.digits import (
+    JPEG,
+    JPEG_EVERY,
+    Shapes,
+    corrupted_twice,
+    load_network,
+    mixed_outliers,
+    no_digit_score,
+    stretched,
+    warped,
+)
 from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
@@ -43,19 +55,21 @@ def enlarged(x: Tensor) -> Tensor:
 
 
 class _Net(nn.Module):
-    """Four convolutions and a feature layer; each head has one extra class, "none of these"."""
+    """Four convolutions of an image and of its stretched copy, and a feature layer; each head has one extra class,
+    "none of these".
+    """
 
     def __init__(self, width: int = 32, features: int = 32):
         super().__init__()
         layers: list[nn.Module] = []
-        for number, (into, out) in enumerate(((3, width), (width, width), (width, 48), (48, 48))):
+        for number, (into, out) in enumerate(((6, width), (width, width), (width, 48), (48, 48))):
             layers += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU(), *([nn.MaxPool2d(2)] if number % 2 else [])]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(48 * 16, features), nn.ReLU())
         self.digit, self.colour = nn.Linear(features, DIGITS + 1), nn.Linear(features, COLOURS + 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, 3, 16, 16) -> logits of digits (N, 11) and colours (N, 7), features (N, D)."""
-        features = self.body(x)
+        features = self.body(torch.cat([x, stretched(x)], dim=1))
         return self.digit(features), self.colour(features), features
 
 
@@ -63,14 +77,15 @@ class ColouredDigits(Judge):
     """Convolutional judge of digit and colour, trained with outlier exposure, that may abstain on each separately.
 
     A score is the log-odds of "none of these" against the best class of a domain; `threshold` is that of digits.
+    Version 2 is trained and calibrated on corrupted digits too, and sees each image beside its stretched copy.
     """
 
-    name, version, classes, domains = "coloured-digits-cnn", "1", DIGITS + COLOURS, DOMAINS
+    name, version, classes, domains = "coloured-digits-cnn", "2", DIGITS + COLOURS, DOMAINS
 
     def __init__(self, state: dict[str, Tensor], hash: str):
         self.net = _Net()
         self.thresholds, self.scale = state["thresholds"], state["scale"]
-        self.net.load_state_dict({name: value for name, value in state.items() if name not in ("thresholds", "scale")})
+        load_network(self, {name: value for name, value in state.items() if name not in ("thresholds", "scale")})
         self.net.eval()
         self.threshold, self.hash = float(self.thresholds[0]), hash
 
@@ -125,12 +140,16 @@ def make_coloured_outliers(grey: Tensor, generator: torch.Generator) -> tuple[Te
     nothing, digits_too = 5, 7  # the first kinds show nothing, the last ones a digit in a colour outside the palette
     choice = torch.randint(len(kinds), (n,), generator=generator)
     images = torch.stack(kinds)[choice, torch.arange(n)].clamp(-1, 1)
-    digit_label = torch.where(choice < digits_too, DIGITS, -1)
-    colour_label = torch.where((choice < nothing) | (choice >= digits_too), COLOURS, -1)
+    strokes = (choice >= digits_too - 1)[:, None, None, None]
+    images = torch.where(strokes, corrupted_twice(images, generator, JPEG), images)
+    images, other_kind = mixed_outliers(images, digit.clamp(-1, 1), generator)
+    digit_label = torch.where((choice < digits_too) | (other_kind >= 0), DIGITS, -1)
+    colour_label = torch.where((choice < nothing) | (choice >= digits_too) | (other_kind >= 0), COLOURS, -1)
+    colour_label[other_kind == list(NON_IMAGES).index("shuffled pixels")] = -1
     return images, digit_label, colour_label
 
 
-def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, size: int = 96) -> dict[str, Tensor]:
+def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 3000, size: int = 96) -> dict[str, Tensor]:
     """Train a `ColouredDigits` on grey digits x0 (N, 1, 8, 8) and return its state; thresholds come from the
     calibration split.
     """
@@ -140,13 +159,13 @@ def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, 
         net = _Net().train()
 
         def losses() -> Iterator[Tensor]:
-            for _ in track(range(steps), steps, "judge"):
+            for step in track(range(steps), steps, "judge"):
                 index = torch.randint(len(train.x0), (size,), generator=generator)
                 grey = enlarged(warped(train.x0[index], generator)).clamp(-1, 1)
                 colour = torch.randint(COLOURS, (size,), generator=generator)
                 near = (palette[colour] + 0.08 * torch.randn(size, 3, generator=generator)).clamp(0, 1)
-                x = painted(grey, near)
-                x = (x + 0.06 * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
+                without = frozenset[str]() if step % JPEG_EVERY == 0 else JPEG
+                x = corrupted_twice(painted(grey, near), generator, without)
                 wrong, no_digit, no_colour = make_coloured_outliers(grey[: size // 2], generator)
                 digit, hue, _ = net(torch.cat([x, wrong]))
                 digits = torch.cat([train.y[index], torch.where(no_digit < 0, train.y[index][: size // 2], no_digit)])
@@ -155,11 +174,18 @@ def train_judge(train: Batch, calibration: Batch, seed: int, steps: int = 2000, 
                 )
 
         parameters = dict(net.named_parameters())
-        minimise(losses(), parameters, lambda step: 2e-3 * (1 - step / steps), optimiser="adamw", ema=0.99)
+        minimise(losses(), parameters, lambda step: 2e-3 * (1 - step / steps), optimiser="adamw", ema=0.995)
         net.eval()
+
+        def scored(images: Tensor) -> tuple[Tensor, Tensor]:
+            heads = net(scale_images(images))[:2]
+            closed = torch.stack([logits[:, :-1].argmax(dim=1) for logits in heads], dim=1)
+            return closed, torch.stack([no_digit_score(logits) for logits in heads], dim=1)
+
         with torch.inference_mode():
-            digit, hue, _ = net(every_colour(calibration.x0))
-            thresholds = torch.stack([no_digit_score(logits).quantile(1 - REFUSED_SHARE) for logits in (digit, hue)])
+            colours = torch.arange(COLOURS).repeat_interleave(len(calibration.y))
+            labels = torch.stack([calibration.y.repeat(COLOURS), colours], dim=1)
+            thresholds = corrupted_thresholds(scored, _shown(every_colour(calibration.x0)), labels)
             scale = net(every_colour(train.x0))[2].square().mean().sqrt()
     state = {**net.state_dict(), "thresholds": thresholds, "scale": scale}
     return {name: value.clone() for name, value in state.items()}
@@ -174,27 +200,36 @@ def every_colour(x0: Tensor) -> Tensor:
 class ColouredNeighbours(Judge):
     """Nearest neighbours among real digits by shape and nearest palette colour by hue; for choosing hyper-parameters.
 
-    Shape is the brightest channel at 8x8. The hue is the mean colour of the bright pixels; the judge abstains if it is
-    further than `tolerance` from every palette colour.
+    Images are stretched. Shape is the brightest channel at 8x8. The hue is the mean colour of the bright pixels; the
+    judge abstains if it is further than `tolerance` from every palette colour. The threshold of shapes comes from the
+    same digits in colour, corrupted, each compared with the others. Version 1 did not stretch.
     """
 
-    name, version, classes, domains, tolerance = "coloured-digits-neighbours", "1", DIGITS + COLOURS, DOMAINS, 0.35
+    name, version, classes, domains, tolerance = "coloured-digits-neighbours", "2", DIGITS + COLOURS, DOMAINS, 0.35
 
     def __init__(self, known: Batch):
-        self.shape = NeighbourJudge(known)
-        self.hash, self.threshold = self.shape.hash, self.shape.threshold
+        self.hash = digest([known.x0.flatten().tolist(), known.y.tolist()])
+        each = torch.arange(len(known.y))
+        shown = _shown(every_colour(known.x0))[each + len(each) * (each % COLOURS)]
+        self.shapes = Shapes(Batch(_brightest(shown), known.y))
+
+        def scored(images: Tensor) -> tuple[Tensor, Tensor]:
+            probabilities, distance = self.shapes.votes(_brightest(images), torch.arange(len(images)) % len(each))
+            return probabilities.argmax(dim=1)[:, None], distance[:, None]
+
+        self.threshold = float(corrupted_thresholds(scored, shown, known.y[:, None])[0])
 
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, 16, 16)."""
-        digits = self.shape(_brightest(images))
-        values = images.float() / 255
+        digits, distance = self.shapes.votes(_brightest(images))
+        values = (stretched(scale_images(images)) + 1) / 2
         weight = values.amax(dim=1, keepdim=True)
         mean = (values * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1e-6)
         hue = mean / mean.amax(dim=1, keepdim=True).clamp(min=1e-6)
         far = torch.cdist(hue, torch.tensor(list(PALETTE.values())))
         colours = (-8 * far).softmax(dim=1)
-        refused = torch.stack([digits.refused, far.amin(dim=1) > self.tolerance], dim=1)
-        return Verdict(torch.cat([digits.probabilities, colours], dim=1), refused)
+        refused = torch.stack([distance > self.threshold, far.amin(dim=1) > self.tolerance], dim=1)
+        return Verdict(torch.cat([digits, colours], dim=1), refused)
 
     def features(self, images: Tensor) -> Tensor:
         """The pixels at 8x8, (N, 192)."""
@@ -202,6 +237,10 @@ class ColouredNeighbours(Judge):
 
 
 def _brightest(images: Tensor) -> Tensor:
-    """uint8 (N, 3, 16, 16) -> the brightest channel, uint8 (N, 3, 8, 8)."""
-    grey = F.avg_pool2d(images.float().amax(dim=1, keepdim=True), 2)
-    return grey.round().to(torch.uint8).expand(-1, 3, -1, -1)
+    """uint8 (N, 3, 16, 16) -> the brightest channel, (N, 1, 8, 8) in [-1, 1]."""
+    return F.avg_pool2d(scale_images(images).amax(dim=1, keepdim=True), 2)
+
+
+def _shown(x: Tensor) -> Tensor:
+    """(N, 3, H, W) in [-1, 1] -> uint8."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

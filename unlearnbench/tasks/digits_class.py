@@ -134,9 +134,8 @@ class DigitsClass(Task):
 
         Weights that exist under the same recipe and seed are kept, so that a stopped run continues.
         """
-        made = partial(
-            make_once, out, seed=seed, recipe={"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP}
-        )
+        recipe = {"steps": STEPS, "batch": BATCH, "rate": RATE, "ema": EMA, "drop": DROP}
+        made = partial(make_once, out, seed=seed, recipe={**recipe, "judge": float(CnnJudge.version)})
         made("judge.safetensors", lambda: train_cnn(splits()["judge"], splits()["calibration"], seed))
         made("model.safetensors", lambda: self.train(seed).state_dict())
         task = type(self)(self.forget, device=self.device, weights=out)

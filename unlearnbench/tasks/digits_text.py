@@ -140,7 +140,8 @@ class DigitsText(TextTask):
         miniature.write_configuration(out, vocabulary())
 
         def made(name: str | tuple[str, ...], make: Any) -> None:
-            make_once(out, name, make, seed=seed, recipe=miniature.RECIPE)
+            recipe = {**miniature.RECIPE, "judge": float(ColouredDigits.version)}
+            make_once(out, name, make, seed=seed, recipe=recipe)
 
         made("judge.safetensors", lambda: train_judge(real["judge"], real["calibration"], seed))
         latents.cache_clear()  # from an earlier folder of this name

@@ -26,9 +26,9 @@ from unlearnbench.training import minimise, seeded
 SPLITS = {"train": 64, "judge": 30, "calibration": 12, "selection": 18, "reference": 25, "floor": 25}
 """Images of each class by what they are for; the rarest digit has 174 in all, so the rest, up to 9, is unused.
 
-The original model is trained on "train" alone, the reported judge on "judge", with its threshold from "calibration". The
-judge of the selection protocol compares with "selection". "reference" is what FID and related metrics compare with, and
-"floor" are the real images whose score is the floor: no model or judge has seen either.
+The original model is trained on "train" alone, the reported judge on "judge", with its threshold from "calibration".
+The judge of the selection protocol compares with "selection". "reference" is what FID and related metrics compare with,
+and "floor" are the real images whose score is the floor: no model or judge has seen either.
 """
 STEPS, BATCH, RATE, EMA, DROP = 2000, 64, 3e-3, 0.995, 0.1
 """The training recipe, with a fixed number of steps, so that `retrain` uses the original's."""
@@ -170,9 +170,9 @@ class DigitsClass(Task):
         return self._real("floor")
 
     def labelled_images(self) -> tuple[Tensor, Tensor]:
-        """The reference split, 50 of each digit."""
-        x0, y = splits()["reference"]
-        return to_uint8(x0), y[:, None]
+        """The reference and floor splits together, 50 of each digit."""
+        held_out = [splits()[name] for name in ("reference", "floor")]
+        return to_uint8(torch.cat([some.x0 for some in held_out])), torch.cat([some.y for some in held_out])[:, None]
 
     def _real(self, split: str) -> Iterator[Tensor]:
         x0, y = splits()[split]

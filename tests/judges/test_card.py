@@ -130,6 +130,21 @@ def test_a_judge_that_refuses_dull_images_fails_and_one_that_refuses_no_noise_to
     assert open_.images == 100 and len(open_.corrupted) == 61 and len(open_.non_images) == 9
 
 
+@pytest.mark.parametrize("protocol", ["default", "selection"])
+@pytest.mark.parametrize(("name", "concept"), [("digits-class", "3"), ("digits-text", "seven")])
+def test_shipped_judges_see_what_people_see(name, concept, protocol):
+    """At half the contrast a three is a three: what is named right is hardly refused, and noise nearly always."""
+    task = registry.load_task(name)(concept, protocol=protocol)
+    images, labels = task.labelled_images()
+    for card in judge_cards(task.judge(), images, labels, severities=(1, 3, 5)):
+        assert card.failed == []
+        assert len(card.corrupted) == 1 + 3 * len(CORRUPTIONS)
+        recognised = {(row.kind, row.severity): row.recognised for row in card.corrupted}
+        assert recognised["none", 0] >= (0.97 if protocol == "default" else 0.92)
+        for kind in ("contrast", "darker", "brighter"):
+            assert recognised[kind, 3] >= recognised["none", 0] - 0.03
+
+
 def test_a_judge_of_two_domains_has_a_card_for_each():
     task = registry.load_task("digits-text")("seven")
     images, labels = task.labelled_images()
@@ -140,9 +155,13 @@ def test_a_judge_of_two_domains_has_a_card_for_each():
     assert (verdict.probabilities[:, 10:].argmax(dim=1) + 10 == labels[:, 1]).float().mean() > 0.99
 
 
-def test_labelled_images_are_no_training_images():
-    train = {tuple(row) for row in to_uint8(splits()["train"].x0).flatten(1).tolist()}
-    assert not any(tuple(row) in train for row in REAL.flatten(1).tolist())
+def test_labelled_images_are_held_out():
+    seen = {tuple(row) for name in ("train", "judge", "calibration", "selection") for row in pixels_of(name)}
+    assert not any(tuple(row) in seen for row in REAL.flatten(1).tolist())
+
+
+def pixels_of(split):
+    return to_uint8(splits()[split].x0).flatten(1).tolist()
 
 
 def test_the_command_prints_a_card_and_fails_where_a_requirement_is_missed(cli, monkeypatch):

@@ -1,20 +1,28 @@
 """The shipped judges on digits and noise they never saw, what a verdict means, and judges that fail."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from scipy.ndimage import affine_transform, maximum_filter, minimum_filter
 
 from tests.support.tiny_outcome import outcome
 from unlearnbench import registry
+from unlearnbench.diffusion.model import Batch
+from unlearnbench.errors import UserError
 from unlearnbench.judges import ABSTAINS, Judge, Verdict, judge_all
-from unlearnbench.judges.digits import NeighbourJudge, grey
+from unlearnbench.judges.digits import CnnJudge, NeighbourJudge, Shapes, grey, stretched
 from unlearnbench.judges.torch_fidelity import LAYER, ImageDataset, extract, register
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.testing import toy
 
 PROTOCOLS = ("default", "selection")
-RIGHT = {"default": 0.99, "selection": 0.98}
+RIGHT = {"default": 0.97, "selection": 0.92}
 """Share of held-out digits that each judge must name."""
+SPLIT = {"default": "calibration", "selection": "selection"}
+"""Where each judge's threshold comes from."""
 
 
 def the_judge(protocol):
@@ -44,12 +52,12 @@ def noise(kind, n=1000):
 def test_held_out_digits_are_named_and_not_refused(protocol):
     images, y = held_out()
     verdict = the_judge(protocol)(images)
-    assert len(y) == 500
+    assert len(y) == 250
     assert (verdict.closed == y).float().mean() >= RIGHT[protocol]
     assert verdict.refused.float().mean() <= 0.02
     assert (verdict.label == y).float().mean() >= RIGHT[protocol] - 0.02
     for digit in range(10):
-        assert (verdict.closed == y)[y == digit].float().mean() >= 0.9
+        assert (verdict.closed == y)[y == digit].float().mean() >= (0.9 if protocol == "default" else 0.75)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "gaussian", "faint gaussian", "binary"])
@@ -59,18 +67,30 @@ def test_noise_is_refused(protocol, kind):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_threshold_is_calibrated_on_the_calibration_split(protocol):
+def test_the_threshold_decides_and_keeps_the_images_that_it_comes_from(protocol, monkeypatch):
     judge = the_judge(protocol)
-    images = to_uint8(splits()["calibration"].x0)
-    assert 0 < judge(images).refused.float().mean() <= 0.01
-    threshold = judge.threshold
-    try:
-        judge.threshold = float("inf")
-        assert not judge(noise("uniform")).refused.any()
-        judge.threshold = float("-inf")
-        assert judge(images).refused.all()
-    finally:
-        judge.threshold = threshold
+    images = to_uint8(splits()[SPLIT[protocol]].x0)
+    assert judge(images).refused.float().mean() <= 0.01
+    monkeypatch.setattr(judge, "threshold", float("inf"))
+    assert not judge(noise("uniform")).refused.any()
+    monkeypatch.setattr(judge, "threshold", float("-inf"))
+    assert judge(images).refused.all()
+
+
+def test_weights_of_another_version_are_named_with_the_remedy():
+    state = {**the_judge("default").net.state_dict(), "threshold": torch.tensor(0.0), "scale": torch.tensor(1.0)}
+    state["body.0.weight"] = state["body.0.weight"][:, :1]  # version 1 did not see the stretched copy
+    with pytest.raises(UserError, match=r"no weights of digits-cnn, version 2: .*`unlearnbench pretrain`"):
+        CnnJudge(state, "0" * 64)
+
+
+def test_stretched_images_have_lost_contrast_and_brightness_but_no_hue():
+    x = torch.tensor([-1.0, 0.0, 1.0, -0.5]).view(1, 1, 2, 2)
+    for changed in (x, 0.25 * x, 0.3 * x - 0.6):
+        torch.testing.assert_close(stretched(changed), x)
+    coloured = torch.stack([x[0, 0], x[0, 0] * 0.5 - 0.5, torch.full((2, 2), -1.0)])[None]
+    torch.testing.assert_close(stretched(coloured), coloured)
+    assert stretched(0.001 * x).amax() < -0.97, "what is all but plain stays so"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -78,10 +98,10 @@ def test_verdicts_are_probabilities_the_same_each_time_and_in_any_batch(protocol
     judge, (images, _) = the_judge(protocol), held_out()
     one, two = judge(images), judge(images)
     assert torch.equal(one.probabilities, two.probabilities) and torch.equal(one.refused, two.refused)
-    assert one.probabilities.shape == (500, judge.classes) and one.probabilities.dtype == torch.float32
-    assert one.refused.shape == (500,) and one.refused.dtype == torch.bool
+    assert one.probabilities.shape == (250, judge.classes) and one.probabilities.dtype == torch.float32
+    assert one.refused.shape == (250,) and one.refused.dtype == torch.bool
     assert (one.probabilities >= 0).all()
-    torch.testing.assert_close(one.probabilities.sum(dim=1), torch.ones(500))
+    torch.testing.assert_close(one.probabilities.sum(dim=1), torch.ones(250))
     few = judge(images[::100])
     torch.testing.assert_close(few.probabilities, one.probabilities[::100], rtol=0, atol=1e-5)
     assert torch.equal(few.refused, one.refused[::100])
@@ -101,19 +121,54 @@ def test_the_two_judges_are_not_the_same():
 
 
 def test_neighbours_depend_on_their_data():
-    train, calibration = splits()["train"], splits()["calibration"]
-    again, other = NeighbourJudge(train, calibration), NeighbourJudge(calibration, train)
+    chosen = splits()["selection"]
+    again, other = NeighbourJudge(chosen), NeighbourJudge(splits()["calibration"])
     assert again.hash == the_judge("selection").hash != other.hash
+    assert again.threshold == the_judge("selection").threshold != other.threshold
+
+
+def copies(image):
+    """A digit (8, 8), moved by half a pixel eight ways, turned, scaled, with thicker and thinner strokes, by SciPy."""
+    middle = np.array([3.5, 3.5])
+
+    def changed(angle=0.0, scale=1.0, moved=(0.0, 0.0)):
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
+        return affine_transform(image, turn, middle - turn @ middle + moved, order=1, mode="nearest")
+
+    moved = [changed(moved=(dy, dx)) for dy in (-0.5, 0, 0.5) for dx in (-0.5, 0, 0.5)]
+    turned, scaled = [changed(angle=angle) for angle in (0.2, -0.2)], [changed(scale=scale) for scale in (0.85, 1.15)]
+    thick = image + 0.4 * (maximum_filter(image, 3, mode="nearest") - image)
+    return [*moved, *turned, *scaled, thick, image + 0.3 * (minimum_filter(image, 3, mode="nearest") - image)]
+
+
+def full_range(image):
+    return 2 * (image - image.min()) / (image.max() - image.min()) - 1
 
 
 def test_neighbours_by_hand():
-    x0, y = splits()["train"]
-    images, _ = held_out()
-    distance = torch.cdist(grey(images[:50]).flatten(1), x0.flatten(1)).topk(5, largest=False)
-    votes = torch.zeros(50, 10).scatter_add(1, y[distance.indices], 1 / distance.values)
-    verdict = the_judge("selection")(images[:50])
-    torch.testing.assert_close(verdict.probabilities, votes / votes.sum(dim=1, keepdim=True), rtol=0, atol=1e-3)
-    assert torch.equal(verdict.refused, distance.values.mean(dim=1) > the_judge("selection").threshold)
+    x0, y = splits()["selection"]
+    known = np.stack([[full_range(each) for each in copies(image)] for image in x0[:, 0].double().numpy()])
+    images = held_out()[0][::5]
+    shown = np.stack([full_range(image) for image in grey(images)[:, 0].double().numpy()])
+    distance = np.linalg.norm((shown[:, None, None] - known[None]).reshape(50, 180, 15, 64), axis=3).min(axis=2)
+    near = distance.argsort(axis=1)[:, :3]
+    nearest, votes = np.take_along_axis(distance, near, axis=1), np.zeros((50, 10))
+    for row in range(50):
+        np.add.at(votes[row], y.numpy()[near[row]], 1 / nearest[row])
+    verdict = the_judge("selection")(images)
+    np.testing.assert_allclose(verdict.probabilities, votes / votes.sum(axis=1, keepdims=True), atol=1e-4)
+    assert verdict.refused.tolist() == (nearest.mean(axis=1) > the_judge("selection").threshold).tolist()
+
+
+def test_a_digit_does_not_vote_on_itself_where_it_is_left_out():
+    x0, y = splits()["selection"]
+    shapes, own = Shapes(Batch(x0, y)), torch.arange(20)
+    with_self, without = shapes.votes(x0[:20]), shapes.votes(x0[:20], own)
+    assert (with_self[0].argmax(dim=1) == y[:20]).all() and with_self[0].amax(dim=1).min() > 0.99
+    rest = torch.ones(len(y), dtype=torch.bool)
+    rest[7] = False
+    other = Shapes(Batch(x0[rest], y[rest])).votes(x0[7:8])
+    torch.testing.assert_close((without[0][7], without[1][7]), (other[0][0], other[1][0]))
 
 
 def test_grey_undoes_the_making_of_images():
@@ -122,8 +177,8 @@ def test_grey_undoes_the_making_of_images():
 
 
 def test_features_have_unit_mean_square_over_real_digits():
-    features = the_judge("default").features(to_uint8(splits()["train"].x0))
-    assert features.shape == (1000, 32) and features.square().mean().item() == pytest.approx(1, abs=0.02)
+    features = the_judge("default").features(to_uint8(splits()["judge"].x0))
+    assert features.shape == (300, 32) and features.square().mean().item() == pytest.approx(1, abs=0.02)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------------------------
@@ -211,8 +266,8 @@ def test_features_come_through_torch_fidelity_in_order():
 def test_torch_fidelity_itself_gives_the_metrics_values():
     judge = the_judge("default")
     x0, y = splits()["train"]
-    generated = to_uint8(x0[y < 5] + 0.25 * torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    generated, real = generated[:450], held_out()[0][50:]
+    generated = to_uint8(x0[y < 5] + 0.25 * torch.randn(320, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    generated, real = generated[:225], held_out()[0][25:]
     expected = torch_fidelity.calculate_metrics(
         input1=ImageDataset(generated),
         input2=ImageDataset(real),
@@ -222,7 +277,7 @@ def test_torch_fidelity_itself_gives_the_metrics_values():
         kid=True,
         prc=True,
         kid_subsets=1,
-        kid_subset_size=450,
+        kid_subset_size=225,
         cuda=False,
         cache=False,
         verbose=False,

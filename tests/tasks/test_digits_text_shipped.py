@@ -12,6 +12,7 @@ import torch
 
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.hashing import state_hash
+from unlearnbench.judges.coloured_digits import ColouredDigits
 from unlearnbench.models import miniature
 from unlearnbench.records.schema import read_record
 from unlearnbench.reporting import Stopped
@@ -37,7 +38,7 @@ def test_the_folder_is_small_and_matches_its_manifest():
     assert weights == set(WEIGHTS) == set(read_manifest(SHIPPED)["hashes"])
     for name in weights:
         assert load_checked(SHIPPED, name)[1] == state_hash(load_state(SHIPPED / name))
-    assert read_manifest(SHIPPED)["recipe"] == miniature.RECIPE
+    assert read_manifest(SHIPPED)["recipe"] == {**miniature.RECIPE, "judge": float(ColouredDigits.version)}
 
 
 @shipped

@@ -16,7 +16,7 @@ REFUSED_SHARE: Final = 0.005
 """
 CLEAR: Final = 0.9
 """Share of right closed-set answers from which on people still see the concept, as far as a judge can tell."""
-CALIBRATED_SHARE: Final = 0.03
+CALIBRATED_SHARE: Final = 0.02
 """Share of equally corrupted calibration images that a judge may refuse; below the card's 5 %, since calibration images
 are few."""
 

@@ -68,18 +68,21 @@ class JudgeCard(NamedTuple):
         return [row for row in every if not row.passes]
 
 
-def judge_cards(judge: Judge, images: Tensor, labels: Tensor) -> list[JudgeCard]:
+def judge_cards(
+    judge: Judge, images: Tensor, labels: Tensor, severities: Sequence[int] = SEVERITIES
+) -> list[JudgeCard]:
     """Make a judge's card for each of its domains.
 
     Args:
         judge: Any judge.
         images: Real images uint8 (N, 3, H, W) that it was not trained on.
         labels: Their right labels, (N, D) for D domains; -1 where an image has none in a domain.
+        severities: Those of corruptions, from 1 to 5.
 
     Corruptions are drawn from a fixed seed, so that two judges see the same images.
     """
     rows: list[list[Corrupted]] = [[] for _ in judge.domains]
-    steps = [("none", 0), *((kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES)]
+    steps = [("none", 0), *((kind, severity) for kind in CORRUPTIONS for severity in severities)]
     for kind, severity in track(steps, len(steps), "corruptions"):
         shown = corrupted(images, kind, severity, _generator(kind, severity)) if severity else images
         for found, (recognised, refused) in zip(rows, _shares(judge, shown, labels), strict=True):

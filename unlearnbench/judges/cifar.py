@@ -16,11 +16,11 @@ from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from unlearnbench.compute.device import exact
 from unlearnbench.data.image_sets import Images
-from unlearnbench.diffusion.model import Batch
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.calibration import REFUSED_SHARE, corrupted_thresholds
+from unlearnbench.judges.corruptions import corrupt_some
 from unlearnbench.models.external.state_files import read_state
 from unlearnbench.reporting import track
 from unlearnbench.training import Diverged, seeded
@@ -34,7 +34,7 @@ HEAD = 10
 DECAY = 5e-4
 """Weight decay of Adam, added to the gradients as torch's Adam does: clear-nus/selective-amnesia@b736571,
 ddpm/train_classifier.py:143,147; OPTML-Group/Unlearn-Saliency@a6e89fd, DDPM/train_classifier.py:140,149."""
-NOT_OF_NETWORK = ("threshold", "weight_decay")
+NOT_OF_NETWORK = ("threshold", "weight_decay", "corrupted_share")
 """Numbers that a judge's state has beside its network's weights."""
 
 
@@ -105,11 +105,12 @@ class ResNetJudge(Judge):
 
     If `inception` names a file of torch-fidelity's weights, features are Inception's, which the papers' FID uses;
     otherwise the network's own. `channels` is the order of the colours in which Inception gets the images, "bgr" as in
-    the papers' evaluators; verdicts are on RGB images, as theirs. Version 2 was trained with the papers' weight decay,
-    version 1, whose state does not name it, without.
+    the papers' evaluators; verdicts are on RGB images, as theirs. Versions have different states: version 1 was trained
+    without the papers' weight decay, version 2 with it, and the threshold of version 3 comes from corrupted images too.
+    The papers' judge never abstains, so that metrics of closed answers, such as `ua_closed`, compare with theirs.
     """
 
-    name, version, classes = "cifar10-resnet34", "2", CLASSES
+    name, version, classes = "cifar10-resnet34", "3", CLASSES
 
     def __init__(
         self,
@@ -124,8 +125,8 @@ class ResNetJudge(Judge):
         if "threshold" not in state:
             raise UserError("these weights of the ResNet-34 have no threshold: train them again")
         self.threshold = float(state["threshold"])
-        if "weight_decay" not in state:
-            self.version = "1"  # type: ignore[misc]
+        if "corrupted_share" not in state:
+            self.version = "2" if "weight_decay" in state else "1"  # type: ignore[misc]
         weights = {name: value for name, value in state.items() if name not in NOT_OF_NETWORK}
         self.body = _resnet(weights).to(device).eval()
         self.head, self.body.fc = self.body.fc, nn.Identity()
@@ -186,12 +187,16 @@ def train_resnet(
     size: int = SIZE,
     batch: int = 128,
     lr: float = 1e-5,
+    corrupted_share: float = 0.0,
+    corrupted_images: int = 500,
 ) -> dict[str, Tensor]:
     """Train a `ResNetJudge` by the papers' recipe and return its state: Adam with weight decay on all layers, the new
     head at ten times `lr`, flips.
 
     `start` is torchvision's state of a ResNet-34 on ImageNet (resnet34-b627a593.pth); without it the weights start
-    random. The threshold is set on the calibration images so that it refuses `REFUSED_SHARE` of them.
+    random. The threshold refuses at most `REFUSED_SHARE` of the calibration images, and few of those still recognised
+    when `corrupted_images` of them are corrupted (see `corrupted_thresholds`). `corrupted_share` of the training images
+    are corrupted too; the papers corrupt none.
     """
     generator = torch.Generator().manual_seed(seed_of("judge data", seed) >> 1)
     with seeded(seed_of("judge", seed) >> 1):
@@ -205,6 +210,9 @@ def train_resnet(
             x, y = (torch.from_numpy(np.array(column[rows.numpy()])).to(device) for column in train)
             turned = (torch.rand(len(x), generator=generator) < 0.5).to(device)
             x = torch.where(turned[:, None, None, None], x.flip(3), x)
+            if corrupted_share:
+                made = corrupt_some(x.cpu().float() / 255, corrupted_share, generator)
+                x = (made * 255).round().to(torch.uint8).to(device)
             loss = F.cross_entropy(net(prepared(x, size)), y)
             if not math.isfinite(loss.item()):
                 raise Diverged(step, "the judge's loss")
@@ -214,7 +222,20 @@ def train_resnet(
     state = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
     judge = ResNetJudge({**state, "threshold": torch.tensor(math.inf)}, "", device, size=size)
     found = torch.cat([energy(judge.scores(images)) for images in _parts(calibration)])
-    return {**state, "threshold": found.quantile(1 - REFUSED_SHARE), "weight_decay": torch.tensor(DECAY)}
+    rows = np.unique(np.linspace(0, len(found) - 1, min(corrupted_images, len(found))).astype(int))
+    few = torch.cat(list(_parts(calibration, rows)))
+
+    def scored(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = judge.scores(images)
+        return logits.argmax(dim=1)[:, None], energy(logits)[:, None]
+
+    threshold = corrupted_thresholds(scored, few, torch.from_numpy(np.array(calibration.y[rows]))[:, None])[0]
+    return {
+        **state,
+        "threshold": torch.maximum(found.quantile(1 - REFUSED_SHARE), threshold),
+        "weight_decay": torch.tensor(DECAY),
+        "corrupted_share": torch.tensor(corrupted_share),
+    }
 
 
 def started(start: Mapping[str, Tensor] | None) -> Any:

@@ -15,7 +15,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.calibration import corrupted_thresholds
-from unlearnbench.judges.corruptions import NON_IMAGES, corrupt_some
+from unlearnbench.judges.corruptions import CORRUPTIONS, NON_IMAGES, corrupt_some
 from unlearnbench.reporting import track
 from unlearnbench.training import minimise, seeded
 
@@ -249,7 +249,9 @@ def _compared(x: Tensor) -> Tensor:
 
 
 def _moved_copies(x: Tensor) -> Tensor:
-    """14 copies of each digit (M, 1, 8, 8): itself, moved by half a pixel eight ways, turned and scaled both ways."""
+    """15 copies of each digit (M, 1, 8, 8): itself, moved by half a pixel eight ways, turned and scaled both ways, with
+    thicker and with thinner strokes.
+    """
     ways = [(0.0, 1.0, dx / 8, dy / 8) for dx in (0, -1, 1) for dy in (0, -1, 1)]
     ways += [(0.2, 1.0, 0, 0), (-0.2, 1.0, 0, 0), (0.0, 0.85, 0, 0), (0.0, 1.15, 0, 0)]
     made = []
@@ -258,6 +260,8 @@ def _moved_copies(x: Tensor) -> Tensor:
         turn[:, 2] = torch.tensor([dx, dy])
         grid = F.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
         made.append(F.grid_sample(x, grid, padding_mode="border", align_corners=False))
+    half, generator = torch.full((len(x),), 0.5), torch.Generator()
+    made += [CORRUPTIONS[kind]((x + 1) / 2, half, generator) * 2 - 1 for kind in ("thicker", "thinner")]
     return torch.stack(made, dim=1).flatten(0, 1)
 
 

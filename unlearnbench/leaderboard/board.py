@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
-from unlearnbench.leaderboard.likeness import ForgetSamples, Likeness, forget_samples, likeness
+from unlearnbench.leaderboard.likeness import LEAST_RETRAINS, ForgetSamples, Likeness, forget_samples, likeness
 from unlearnbench.leaderboard.ranking import ranked
 from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
 from unlearnbench.metric import Metric
@@ -168,7 +168,7 @@ def board(
         }
         fields |= {"stats": stats, "unscored": anchored.unscored, "apart": apart[one]}
         fields |= {"setting": _setting(group[0]), "file": weights_file(group[0])}
-        fields |= {"lacking": tuple(name for name in ANCHORS if name not in controls)}
+        fields |= {"lacking": lacking_anchors(controls)}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
@@ -245,6 +245,12 @@ def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict
         found[name], reason = matching(_counted(runs), like, name)
         why |= {name: reason} if reason else {}
     return {name: runs for name, runs in found.items() if runs}, why
+
+
+def lacking_anchors(controls: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
+    """The anchors of which there are too few comparable runs: one of each will do, but three of retrain."""
+    least = {"retrain": LEAST_RETRAINS}
+    return tuple(name for name in ANCHORS if len(distinct(controls.get(name, []))) < least.get(name, 1))
 
 
 class AnchoredScores(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench import registry
-from unlearnbench.leaderboard.board import Images, board_scores, estimate, no_images
+from unlearnbench.leaderboard.board import Images, board_scores, estimate, lacking_anchors, no_images
 from unlearnbench.leaderboard.tables import floors_line, head, run_command, shown
 from unlearnbench.records import identity
 from unlearnbench.records.schema import Record
@@ -221,7 +221,7 @@ def lacking_controls(
     `why` gives the reason for controls in the folder that are not comparable, `shipped` for those that are shipped with
     a checkout.
     """
-    lacking = [name for name in ("retrain", "destroy") if not controls.get(name)]
+    lacking = [name for name in lacking_anchors(controls) if name != "original"]
     first = next((group[0] for group in groups if group[0].method.name not in lacking), None)
     if first is None or not lacking or not registry.trainable(first.task):
         return []

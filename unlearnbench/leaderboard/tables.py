@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from unlearnbench import registry
 from unlearnbench.errors import UserError, unknown
+from unlearnbench.leaderboard.likeness import LEAST_RETRAINS
 from unlearnbench.leaderboard.rows import Board, BoardRow, Stat, TableKey
 from unlearnbench.metric import Metric
 from unlearnbench.registry import words
@@ -292,8 +293,9 @@ def caption_of(title: str, table: Board, intervals: bool) -> str:
 def run_command(
     methods: Sequence[str], task: str, forget: str, protocol: str, results: Path | None, force: bool = False
 ) -> str:
-    """The command that makes these methods' records, as it can be typed."""
+    """The command that makes these methods' records, as it can be typed; retrain with the seeds that likeness needs."""
     typed = ["--method", ",".join(methods), "--task", task, "--forget", forget]
+    typed += ["--seeds", f"0-{LEAST_RETRAINS - 1}"] if "retrain" in methods else []
     typed += ["--protocol", protocol] if protocol != "default" else []
     typed += ["--results", str(results)] if results is not None and results != Path("results") else []
     typed += ["--force"] if force else []

@@ -15,6 +15,8 @@ from unlearnbench.storage.files import replace_file
 
 ANCHORS = ("retrain", "destroy")
 """Controls that scores are anchored at, besides the original."""
+ENOUGH = {"retrain": 3, "destroy": 1}
+"""Runs of each that a score needs: likeness to retrain compares retrain's runs with each other."""
 
 
 def shipped_record(state: CellState) -> Record | None:
@@ -34,7 +36,7 @@ def shipped_record(state: CellState) -> Record | None:
 
 
 def copy_shipped_anchors(record: Record, results: Path) -> None:
-    """Copy shipped runs of retrain and destroy that are comparable with a record, where its folder has none.
+    """Copy shipped runs of retrain and destroy that are comparable with a record, where its folder has too few.
 
     They are comparable as anchors of scores are: of the same task, protocol, concept, original, data, judge and engine
     version (`records.identity.matching`).
@@ -44,13 +46,11 @@ def copy_shipped_anchors(record: Record, results: Path) -> None:
         return
     for control in ANCHORS:
         here, there = (record.path(folder).parents[1] / control for folder in (results, shipped))
-        if control == record.method.name or load_all(results, here):
+        known = {one.seeds["unlearning"] for one in load_all(results, here)}
+        if control == record.method.name or len(known) >= ENOUGH[control]:
             continue
-        _copy(
-            [one for one in matching(load_all(shipped, there), record, control)[0] if one.status == "ok"],
-            shipped,
-            results,
-        )
+        fit = [one for one in matching(load_all(shipped, there), record, control)[0] if one.status == "ok"]
+        _copy([one for one in fit if one.seeds["unlearning"] not in known], shipped, results)
 
 
 def shipped_mismatches(record: Record, results: Path, controls: Sequence[str] = ANCHORS) -> dict[str, str]:

@@ -237,10 +237,14 @@ class DigitsText(TextTask):
         return self._real("floor")
 
     def labelled_images(self) -> tuple[Tensor, Tensor]:
-        """Each digit of the reference split once, the colours in turn."""
-        shown, digits = images("reference"), len(splits()["reference"].y)
-        rows = torch.arange(digits) + digits * (torch.arange(digits) % len(COLOURS))
-        return self.to_uint8(shown.x0[rows]), shown.y[rows] + torch.tensor([0, len(DIGITS)])
+        """Each digit of the reference and floor splits once, the colours in turn."""
+        chosen = []
+        for name in ("reference", "floor"):
+            shown, digits = images(name), torch.arange(len(splits()[name].y))
+            rows = digits + len(digits) * (digits % len(COLOURS))
+            chosen.append((self.to_uint8(shown.x0[rows]), shown.y[rows] + torch.tensor([0, len(DIGITS)])))
+        x, labels = (torch.cat(column) for column in zip(*chosen, strict=True))
+        return x, labels
 
     def _real(self, split: str) -> Iterator[Tensor]:
         shown, used, rows = digit_colours(split).tolist(), Counter[tuple[int, int]](), []

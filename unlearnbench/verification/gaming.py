@@ -19,7 +19,7 @@ from unlearnbench.judges import Judge, judge_all
 from unlearnbench.leaderboard.likeness import REFUSED, ForgetSamples, Likeness, likeness
 from unlearnbench.task import Plan
 
-NEAR_ZERO: Final = 0.25
+NEAR_ZERO: Final = 0.15
 """Largest value of the smaller part that still counts as near 0."""
 
 

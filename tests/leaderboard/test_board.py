@@ -200,31 +200,55 @@ def test_p_values_of_a_table_are_adjusted_together():
     )
 
 
-@pytest.mark.parametrize(("seeds", "mark"), [(3, None), (5, "not worse")])
-def test_not_worse_needs_five_seeds(seeds, mark):
+def marks_of(result, name="ua"):
+    return {one.label: one.stat(name).mark for one in result}
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_marks_need_five_seeds_and_a_test(seeds):
     noise = np.random.default_rng(0).normal(0, 0.02, (2, seeds))
-    records = [*several("esd", 0.8 + noise[0], **WITH), *several("salun", 0.79 + noise[1], **WITH)]
-    result = board(records, METRICS)
-    best = max(("esd", "salun"), key=lambda name: row(result, name).ua)
-    (other,) = {"esd", "salun"} - {best}
-    assert row(result, best).ua_mark == "best"
-    assert (None if pd.isna(row(result, other).ua_mark) else row(result, other).ua_mark) == mark
-    clear = board([*several("esd", [0.9] * seeds), *several("salun", 0.5 + noise[0])], METRICS)
-    assert pd.isna(row(clear, "salun").ua_mark)
+    near = [*several("esd", 0.8 + noise[0], **WITH), *several("salun", 0.79 + noise[1], **WITH)]
+    clear = [*several("esd", 0.9 + noise[0], **WITH), *several("salun", 0.5 + noise[1], **WITH)]
+    expected = {"esd": "not worse", "salun": "not worse"} if seeds == 5 else {"esd": None, "salun": None}
+    assert marks_of(board(near, METRICS)) == expected, "nobody is the best where the first two are not told apart"
+    expected = {"esd": "best" if seeds == 5 else None, "salun": None}
+    assert marks_of(board(clear, METRICS)) == expected
+
+
+def test_the_second_best_decides_whether_the_first_is_marked():
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, 5))
+    first, second = several("esd", 0.9 + noise[0]), several("salun", 0.5 + noise[1])
+    few = several("uce", [0.7, 0.71, 0.69])
+    found = marks_of(board([*first, *second, *few], METRICS))
+    assert found == {"esd": "not worse", "salun": None, "uce": None}, "three seeds of the second are too few"
+    other_seeds = [made_record("salun", 10 + seed, {"ua": value}) for seed, value in enumerate(0.5 + noise[1])]
+    assert set(marks_of(board([*first, *other_seeds], METRICS)).values()) == {None}, "runs that share no seed"
+
+
+def test_many_comparisons_need_a_clearer_difference():
+    gap = np.array([0.02, 0.06, 0.05, 0.03, 0.02])
+    first, second = several("esd", [0.9] * 5), several("salun", 0.9 - gap)
+    assert marks_of(board([*first, *second], METRICS)) == {"esd": "best", "salun": None}
+    others = [record for k in range(20) for record in several(f"other{k}", 0.899 - gap)]
+    marks = marks_of(board([*first, *second, *others], METRICS))
+    assert marks["esd"] == marks["salun"] == "not worse"
+
+
+def test_equal_values_share_the_mark():
+    marks = marks_of(board([*several("esd", [1.0] * 5), *several("salun", [1.0] * 5)], METRICS))
+    assert marks == {"esd": "not worse", "salun": "not worse"}
 
 
 def test_controls_and_unreliable_rows_are_never_the_best():
+    noise = np.random.default_rng(0).normal(0, 0.02, (4, 5))
     records = [
-        made_record("retrain", 0, {"ua": 1.0}),
-        made_record("esd", 0, {"ua": 0.9}, status="unreliable"),
-        made_record("salun", 0, {"ua": 0.5}),
-        made_record("finetune", 0, {"ua": 0.5}),
+        *several("retrain", 0.95 + noise[0]),
+        *several("esd", 0.9 + noise[1], status="unreliable"),
+        *several("salun", 0.5 + noise[2]),
+        *several("finetune", 0.2 + noise[3]),
     ]
-    result = board(records, METRICS)
-    marks = {name: row(result, name).ua_mark for name in ("retrain", "esd", "salun", "finetune")}
-    assert {name: None if pd.isna(mark) else mark for name, mark in marks.items()} == {
-        "retrain": None, "esd": None, "salun": "best", "finetune": "best",
-    }  # fmt: skip
+    expected = {"retrain": None, "esd": None, "salun": "best", "finetune": None}
+    assert marks_of(board(records, METRICS)) == expected
 
 
 def test_by_seed_keeps_what_there_is():
@@ -241,8 +265,9 @@ OTHERS = {
 def test_weights_of_others_are_apart_with_their_files_name():
     theirs = made_record("checkpoint", 0, {"ua": 0.99, "unlearn_time": 0.0}, method_changes=OTHERS)
     mine = [
-        made_record(name, 0, {"ua": ua, "unlearn_time": 3.0}, method_changes={"requires": ()})
-        for name, ua in (("safree", 0.5), ("sld", 0.4))
+        made_record(name, seed, {"ua": ua + seed * step, "unlearn_time": 3.0}, method_changes={"requires": ()})
+        for name, ua, step in (("safree", 0.5, 0.01), ("sld", 0.4, 0.02))
+        for seed in range(5)
     ]
     result = board([theirs, *mine], METRICS)
     (found,) = (one for one in result if one.is_loaded)

@@ -42,7 +42,7 @@ def test_what_became_noise_is_told_from_what_became_something_else():
     ]
     cells = cells_of(records)
     assert [cells[name]["UA (refused) (%) ↑"] for name in ("noise", "other", "unknown", "failed")] == [
-        "100.0* (100)", "90.0 (3)", "80.0", "—",
+        "100.0 (100)", "90.0 (3)", "80.0", "—",
     ]  # fmt: skip
     assert "sees nothing that it knows" in sheet_of(records).caption
 

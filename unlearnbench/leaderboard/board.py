@@ -368,8 +368,9 @@ def annotated(
 
     `groups` are the records of the rows, `every` those of the rows that were left out too. The best is chosen among
     methods with equal data access that were measured alike, without controls, unreliable rows and weights that others
-    unlearned. Other rows are marked
-    "not worse" where five or more seeds do not tell them from the best.
+    unlearned. It is marked "best" only if the test, over five or more seeds of both, tells it from the second best.
+    Rows that as many seeds do not tell from the best are marked "not worse"; so is the best itself where it is not
+    told from the second. With fewer seeds nothing is marked.
     """
     stats = [dict(row.stats) for row in rows]
     records = [_counted(group) for group in groups]
@@ -403,11 +404,20 @@ def _marks(
     if not sound or len(peers) == 1:
         return
     sign = 1 if metric.better == "higher" else -1
-    best = max(sound, key=lambda i: sign * values[i])
-    yield best, None, "best"
+    best, *ranked = sorted(sound, key=lambda i: -sign * values[i])
     others = [i for i in values if i != best]
-    for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
-        many = min(len(records[i]), len(records[best])) >= MANY
-        tie = values[i] == values[best]
-        told_apart = not (tie or (many and p is not None and p >= LEVEL))
-        yield i, p, None if i not in sound or told_apart else "best" if tie else "not worse"
+    p = dict(zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True))
+    tested = [i for i in ranked if _seeds_shared(records[i], records[best], name) >= MANY]
+    tested = [i for i in tested if p[i] is not None or values[i] == values[best]]
+    apart = [i for i in tested if values[i] != values[best] and (p[i] or 0.0) < LEVEL]
+    yield best, None, "best" if ranked and ranked[0] in apart else "not worse" if tested else None
+    for i in others:
+        yield i, p[i], "not worse" if i in tested and i not in apart else None
+
+
+def _seeds_shared(a: Sequence[Record], b: Sequence[Record], name: str) -> int:
+    """Seeds that a paired test of two methods rests on; a method without randomness is the same run for every seed."""
+    sides = [by_seed(runs, name) for runs in (a, b)]
+    if any(map(_constant, (a, b))):
+        return min(map(len, sides))
+    return len(set(sides[0]) & set(sides[1]))

@@ -59,7 +59,8 @@ class Stat(NamedTuple):
     p_best: float | None = None
     """Against the best of the methods with equal access, adjusted by Holm over these."""
     mark: str | None = None
-    """"best"; "not worse" where five or more seeds do not tell it from the best."""
+    """"best" where five or more seeds tell it from the second best; "not worse" where they do not tell it from the best,
+    or the best from the second."""
     bound: bool = False
     """Whether the value is a lower bound: an attack is missing."""
     plain: bool = False

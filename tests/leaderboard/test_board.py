@@ -292,3 +292,47 @@ def test_weights_of_others_are_apart_with_their_files_name():
 )
 def test_a_file_of_weights_is_named_without_folder_and_revision(path, shown):
     assert weights_file(made_record("checkpoint", method_changes={"settings": {"path": path}})) == shown
+
+
+TUNED = {"method_changes": {"division": "tuned", "preset": "tuned"}}
+
+
+def drawn(method, pictures, **changes):
+    """Runs with these images, by seed from 0."""
+    return [made_record(method, seed, {"ua": 0.5}, images=name * 64, **changes) for seed, name in enumerate(pictures)]
+
+
+def test_settings_with_equal_images_are_one_row_that_names_both():
+    records = [*drawn("esd", "abc"), *drawn("esd", "abc", **TUNED), *drawn("salun", "abc")]
+    result = board(records, METRICS)
+    assert [(one.label, one.name) for one in result] == [("esd", "esd (default = tuned)"), ("salun", "salun")]
+    assert (row(result, "esd").twins, row(result, "esd").n) == ("esd@tuned", 3)
+    for columns in (None, ["ua"]):
+        assert "esd (default = tuned)" in formatted(result, METRICS, columns, "markdown")
+    alone = board(records, METRICS, only=["esd@tuned"])
+    assert [(one.label, one.name) for one in alone] == [("esd@tuned", "esd (tuned)")]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "changes", "rows"),
+    [
+        ("abd", {}, 2),
+        ("ab", {}, 2),
+        ("abc", {"engine_hash": "0" * 64}, 2),
+        ("abc", {"forget": "5"}, 2),
+        ("abc", {"status": "diverged", "step": 3}, 2),
+        ("abc", {}, 1),
+    ],
+    ids=["one seed differs", "a seed is missing", "another engine", "another table", "failed", "equal"],
+)
+def test_only_runs_that_are_equal_seed_by_seed_and_measured_alike_are_one_row(tuned, changes, rows):
+    assert len(board([*drawn("esd", "abc"), *drawn("esd", tuned, **TUNED, **changes)], METRICS)) == rows
+
+
+def test_a_method_without_randomness_equals_its_twin_whatever_the_seeds():
+    (one,) = board([*drawn("uce", "aaa"), *drawn("uce", "a", **TUNED)], METRICS)
+    assert (one.name, one.n) == ("uce (default = tuned)", 1)
+
+
+def test_runs_whose_images_are_not_known_are_no_twins():
+    assert len(board([*several("esd", [0.5]), *several("esd", [0.5], **TUNED)], METRICS)) == 2

@@ -222,6 +222,16 @@ def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):
     assert "(" not in row_of(page, "finetune")[ua] + row_of(page, "finetune")[ra]
 
 
+def test_a_row_that_stands_for_two_settings_says_so_and_leads_to_the_records_of_both(tmp_path):
+    put(made_record("esd", 0, {"ua": 0.5}, images="a" * 64), tmp_path)
+    tuned = {"division": "tuned", "preset": "tuned"}
+    put(made_record("esd", 0, {"ua": 0.5}, images="a" * 64, method_changes=tuned), tmp_path)
+    page = build_page(tmp_path).html
+    assert row_of(page, "esd equals esd@tuned")
+    for folder in ("esd", "esd@tuned"):
+        assert f"digits-class/default/3/{folder}/seed-0.json" in page
+
+
 def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):
     put(made_record("esd", 0, {"ua": 0.2, "fid": None}), tmp_path)
     put(made_record("esd", 1, status="diverged", step=3, reason="the loss is not finite"), tmp_path)

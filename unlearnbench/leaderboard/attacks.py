@@ -61,7 +61,7 @@ def attack_sheets(board: Board, most: int | None = None, chosen: str | None = No
         sections: dict[str, list[list[str]]] = {}
         for row in table:
             first = [
-                row.label,
+                row.title,
                 str(row.attacked_n),
                 _percent(row.attacked_ua),
                 by_ua.get(row.index, ""),
@@ -154,7 +154,7 @@ def _cell(row: BoardRow, label: str) -> str:
 def _notes(table: Board, rivals: Board) -> str:
     """Name the methods that fall, and the attacks that could not be tried."""
     fallen = [
-        (value, f"{row.label} ({_percent(value)} by {_worst_attack(row)})")
+        (value, f"{row.title} ({_percent(value)} by {_worst_attack(row)})")
         for row in rivals
         if (row.attacked_ua or 0) >= FORGETS and (value := row.stat("robustness").value or 0) >= FALLS
     ]
@@ -169,7 +169,7 @@ def _notes(table: Board, rivals: Board) -> str:
             if not result.applies:
                 why.setdefault(result.reason or "", []).append(label)
             elif result.reason and result.value is None:
-                why.setdefault(result.reason, []).append(f"{label} on {row.label}")
+                why.setdefault(result.reason, []).append(f"{label} on {row.title}")
     lines += [f"skipped or missing: {', '.join(dict.fromkeys(names))}: {reason}" for reason, names in why.items()]
     return "; ".join(lines)
 

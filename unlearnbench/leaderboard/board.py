@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
-from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
+from unlearnbench.leaderboard.rows import (
+    ANCHORED,
+    ANCHORS,
+    CONTROLS,
+    DEFAULT,
+    KEYS,
+    Board,
+    BoardRow,
+    Stat,
+    Twin,
+    words_of,
+)
 from unlearnbench.metric import Metric
 from unlearnbench.names import LOADED
 from unlearnbench.records.identity import (
@@ -136,7 +147,8 @@ def board(
 ) -> Board:
     """Summarize records as one row for each method, concept and protocol.
 
-    With `only`, rows are limited to the methods with these names or labels. Anchored scores depend on a row's own
+    Settings of a method with equal images are one row (see `equal_rows`). With `only`, rows are limited to the methods
+    with these names or labels. Anchored scores depend on a row's own
     records and the controls alone; p values and marks depend on the other rows of the table (see `annotated`). Runs
     that diverged or were skipped have no values.
     """
@@ -147,10 +159,12 @@ def board(
     rows: list[BoardRow] = []
     of: list[list[Record]] = []
     order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
+    if only is not None:
+        order = [one for one in order if {names[one], one.label, groups[one][0].method.name} & {*only}]
+    twins = equal_rows({one: groups[one] for one in order})
+    order = [one for one in order if one in twins]
     for one in track(order, len(order), "computing rows"):
         group = groups[one]
-        if only is not None and not {names[one], one.label, group[0].method.name} & {*only}:
-            continue
         counted = _counted(group)
         stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
         controls, why = anchors(groups, group[0])
@@ -165,11 +179,44 @@ def board(
         }
         fields |= {"stats": stats, "unscored": anchored["unscored"], "apart": apart[one]}
         fields |= {"setting": _setting(group[0]), "file": weights_file(group[0])}
+        fields["twins"] = tuple(_twin(names[twin], apart[twin], groups[twin][0]) for twin in twins[one])
         fields |= {"lacking": tuple(name for name in ANCHORS if name not in controls)}
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
     return Board(annotated(rows, of, metrics, images, groups), attacks)
+
+
+def equal_rows(groups: Mapping[Identity, Sequence[Record]]) -> dict[Identity, list[Identity]]:
+    """Find the settings of one method, measured alike, whose runs have the same images bit for bit for the same seeds.
+
+    Returns those that have a row, in the given order, each with the others that it stands for. Of equal ones the row is
+    that which was attacked, then the default one.
+    """
+    alike: dict[Hashable, list[Identity]] = {}
+    for one, group in groups.items():
+        alike.setdefault((group[0].method.name, one.conditions, one.access, _pictures(group) or one), []).append(one)
+    kept = {min(some, key=lambda one: _prominence(groups[one])): some for some in alike.values()}
+    return {one: [twin for twin in kept[one] if twin != one] for one in groups if one in kept}
+
+
+def _pictures(group: Sequence[Record]) -> frozenset[Hashable]:
+    """The images of all runs by seed, or of the one run that all seeds are; empty where they are not all known."""
+    found = {record.seeds["unlearning"]: record.images for record in group}
+    if len(_counted(group)) < len(group) or not all(found.values()):
+        return frozenset()
+    hashes: set[Hashable] = set(found.values())
+    return frozenset(hashes if len(hashes) == 1 else found.items())
+
+
+def _prominence(group: Sequence[Record]) -> tuple[bool, bool, int]:
+    method = group[0].method
+    return not any(record.attacks for record in group), method.division != "default", len(method.overrides)
+
+
+def _twin(label: str, apart: str, record: Record) -> Twin:
+    words = words_of(weights_file(record), _setting(record)) or DEFAULT
+    return Twin(label, f"{words}, {apart}" if apart else words)
 
 
 def _stat(found: Estimate, metric: Metric) -> Stat:

@@ -7,7 +7,7 @@ Tables, the report and plots read a `Board` through its rows and `Stat`s. Only `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,8 @@ VERSIONS = {"original", "judge", "engine", "code"}
 """What rows of one name may differ in, apart from settings and data."""
 LONGEST = 80
 """Characters up to which a row's name spells its settings out."""
+DEFAULT = "default"
+"""How the settings without preset or overrides are named beside others."""
 TABLE = ["task", "protocol", "protocol_hash", "forget"]
 """What the rows of one table have in common."""
 KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
@@ -74,6 +76,19 @@ class Stat(NamedTuple):
         return self.value is not None
 
 
+def words_of(file: str, setting: Sequence[str]) -> str:
+    """Name a setting by its file of weights, preset and values; empty for the defaults."""
+    return ", ".join([*filter(None, [file]), *setting])
+
+
+class Twin(NamedTuple):
+    """Other settings of a row's method whose runs have the same images, bit for bit: they have no row of their own."""
+
+    label: str
+    setting: str
+    """In words, such as "tuned"."""
+
+
 @dataclass(frozen=True)
 class BoardRow:
     """One method with its settings, on one concept under one protocol."""
@@ -97,6 +112,8 @@ class BoardRow:
     """Name of the file or repository of weights that others unlearned; empty for methods that run here."""
     apart: str = ""
     """What tells it from rows with the same method and settings, such as "engine v1"."""
+    twins: tuple[Twin, ...] = ()
+    """Settings that this row stands for as well, since their images are equal."""
     n: int = 1
     """Runs that count; equal ones count once."""
     seeds: list[int] = field(default_factory=list)
@@ -128,14 +145,24 @@ class BoardRow:
 
     @property
     def name(self) -> str:
-        """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`."""
-        setting = [*filter(None, [self.file]), *self.setting]
-        text = f"{self.method} ({', '.join(setting)})" if setting else self.method
+        """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`.
+
+        Settings with equal images are named together: `esd (default = tuned)`.
+        """
+        setting = words_of(self.file, self.setting)
+        text = f"{self.method} ({setting})" if setting else self.method
+        if self.twins:
+            text = f"{self.method} ({' = '.join([setting or DEFAULT, *(twin.setting for twin in self.twins)])})"
         text = text if len(text) <= LONGEST else self.label.removesuffix(f" ({self.apart})")
         versions = {part.partition(" ")[0] for part in self.apart.split("; ")} & VERSIONS
         older = "other version" if self.older and not versions else ""
         failed = "" if self.n else self.flags.partition(" ")[0]
         return " · ".join(filter(None, (text, self.apart, older, failed)))
+
+    @property
+    def title(self) -> str:
+        """Its label, which names it in commands too; where it stands for several settings, the name with all of them."""
+        return self.name if self.twins else self.label
 
     @property
     def is_control(self) -> bool:
@@ -260,6 +287,7 @@ def _columns(row: BoardRow) -> Iterator[_Column]:
     """Every column of a row as CSV and JSON have it, in order."""
     for name in (*KEYS, "n", "seeds", "judge", "hardware", "flags"):
         yield _Column("about", name, name, getattr(row, name))
+    yield _Column("about", "twins", "twins", ", ".join(twin.label for twin in row.twins))
     for name, stat in row.stats.items():
         if name not in ANCHORED:
             yield _Column("metric", name, name, stat.value)

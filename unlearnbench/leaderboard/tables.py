@@ -204,7 +204,7 @@ def _sheet(
     flagged = any(row.flags or row.file for row in table)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
-        cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
+        cells = [row.title, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
         cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
         sections.setdefault(row.section, []).append(
             [*cells, *(["; ".join(filter(None, (row.file, row.flags)))] if flagged else [])]

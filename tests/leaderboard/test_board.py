@@ -11,8 +11,9 @@ import pytest
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.leaderboard import run_summary
-from unlearnbench.leaderboard.board import board, board_scores, by_seed, distinct, estimate, weights_file
+from unlearnbench.leaderboard.board import board, board_scores, by_seed, estimate, weights_file
 from unlearnbench.leaderboard.formats import formatted
+from unlearnbench.leaderboard.robustness import distinct
 from unlearnbench.report.table import status_texts
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 

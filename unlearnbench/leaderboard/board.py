@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
+from unlearnbench.leaderboard.robustness import distinct
 from unlearnbench.leaderboard.rows import (
     ANCHORED,
     ANCHORS,
@@ -74,14 +75,6 @@ class Estimate(NamedTuple):
     missing: int = 0
     """Images without a value, in all runs together."""
     floor: float | None = None
-
-
-def distinct(records: Iterable[Record]) -> list[Record]:
-    """Keep one of the runs whose images are bit for bit equal: seeds of a method without randomness are one run."""
-    first: dict[str, Record] = {}
-    for number, record in enumerate(records):
-        first.setdefault(record.images or f"run {number}", record)
-    return list(first.values())
 
 
 def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:

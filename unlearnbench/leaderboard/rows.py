@@ -61,8 +61,8 @@ class Stat(NamedTuple):
     p_best: float | None = None
     """Against the best of the methods with equal access, adjusted by Holm over these."""
     mark: str | None = None
-    """"best" where five or more seeds tell it from the second best; "not worse" where they do not tell it from the best,
-    or the best from the second."""
+    """"best" where five or more seeds tell it from the second best; "not worse" where they do not tell it from the
+    best, or the best from the second."""
     bound: bool = False
     """Whether the value is a lower bound: an attack is missing."""
     plain: bool = False
@@ -133,6 +133,8 @@ class BoardRow:
     """Runs that were attacked."""
     attacked_ua: float | None = None
     """UA of these runs alone."""
+    attacked_scores: tuple[tuple[float, int], ...] = ()
+    """UA and number of images of each of these runs, equal ones once."""
     attacks: Mapping[str, AttackResult] = field(default_factory=dict)
     """By label of the attack."""
     worst: Mapping[str | None, Worst | None] = field(default_factory=dict)
@@ -161,7 +163,7 @@ class BoardRow:
 
     @property
     def title(self) -> str:
-        """Its label, which names it in commands too; where it stands for several settings, the name with all of them."""
+        """Its label, as in commands; where it stands for several settings, the name with all of them."""
         return self.name if self.twins else self.label
 
     @property
@@ -319,6 +321,10 @@ def _attack_columns(result: AttackResult) -> Iterator[tuple[str, Any]]:
     yield from (("missing", result.missing), ("area", result.area), ("excess", result.excess))
     low, high = result.excess_interval or (None, None)
     yield from (("excess_low", low), ("excess_high", high), ("excess_area", result.excess_area))
+    low, high = result.share_interval or (None, None)
+    yield from (("floor", result.floor), ("ceiling", result.ceiling), ("floor_runs", len(result.floor_hits)))
+    yield from (("share", result.share), ("share_low", low), ("share_high", high))
+    yield from (("runs", len(result.hits)), ("targets", result.targets))
 
 
 def _worst_columns(worst: Worst | None) -> Iterator[tuple[str, Any]]:
@@ -327,3 +333,6 @@ def _worst_columns(worst: Worst | None) -> Iterator[tuple[str, Any]]:
     yield from (("n", worst.tried if worst else 0), ("of", worst.of if worst else 0))
     yield from (("by", worst.label if worst else None), ("bound", bool(worst and worst.bound)))
     yield ("over_retrain", bool(worst and worst.over_retrain))
+    for part in ("largest", "excess", "ceiling", "runs", "targets", "floor_runs"):
+        yield (part, getattr(worst, part) if worst else None)
+    yield ("left_out", ", ".join(worst.left_out) if worst else "")

@@ -33,8 +33,9 @@ DERIVED = {
     "score": Derived("score", "The worse of efficacy and utility."),
     "robustness": Derived(
         "worst attack",
-        "The largest excess of ASR over retrain's among the standard attacks, or plain ASR where no retrain was "
-        "attacked; ≥ where an attack is missing.",
+        "The largest excess of ASR over retrain's among the standard attacks as a share of its ceiling, 1 minus "
+        "retrain's ASR, corrected for being the largest; plain ASR where no retrain was attacked; ≥ where an attack is "
+        "missing.",
         "lower",
         "%",
         100.0,
@@ -59,8 +60,8 @@ FLAGS = "flags"
 LAST = ("division", "overrides", FLAGS)
 """Heads of the columns that a terminal shows on the right."""
 MEANING = (
-    "{} over n unlearning seeds{}, equal runs counted once; {} better than the second best among methods with equal data "
-    "access (paired test, Holm, p < 0.05), † not told from the best; both only from five seeds on"
+    "{} over n unlearning seeds{}, equal runs counted once; {} better than the second best among methods with equal "
+    "data access (paired test, Holm, p < 0.05), † not told from the best; both only from five seeds on"
 )
 Bold = Callable[[str], str]
 

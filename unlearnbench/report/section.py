@@ -190,7 +190,8 @@ def section(
 
 def _with_twins(made: ReportRow, row: BoardRow, groups: Groups) -> ReportRow:
     """The row with the records of the equal settings that it stands for."""
-    equal = [record for twin in row.twins for record in groups[(*row.table, twin.label)]]
+    keys = [(*row.table, twin.label) for twin in row.twins]
+    equal = [record for key in keys for record in groups[key]]
     return made._replace(records=[*made.records, *equal])
 
 

@@ -21,14 +21,22 @@ from unlearnbench.statistics import (
     mcnemar,
     over_pairs,
     over_seeds,
+    over_targets,
     paired_images,
     paired_p,
     paired_shares,
     paired_t,
     pooled_hits,
+    rank_intervals,
+    ratio,
+    share_of_ceiling,
+    shares_at,
+    simultaneous,
+    t_at,
     t_interval,
     wider,
     wilson,
+    wilson_at,
 )
 
 
@@ -415,3 +423,91 @@ def test_equal_differences_do_not_prove_certainty():
     assert over_pairs([1.0] * 3, [0.0] * 3, (a, b)) == paired_shares(a.ravel(), b.ravel())
     assert over_pairs([1.0] * 3, [0.0] * 3) is None
     assert over_pairs([], []) is None
+
+
+# ---- many comparisons ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 10), (3, 10), (10, 10), (81, 263)])
+def test_wilson_at_95_percent_is_wilson_and_wider_at_higher_levels(hits, n):
+    assert wilson_at(hits / n, n, 0.95) == pytest.approx(wilson(hits, n), abs=1e-9)
+    low, high = wilson_at(hits / n, n, 0.999)
+    assert low <= wilson(hits, n)[0] and high >= wilson(hits, n)[1] and high - low > np.ptp(wilson(hits, n))
+
+
+def test_t_at_95_percent_is_the_t_interval():
+    values = [0.2, 0.5, 0.4]
+    assert t_at(values, 0.95) == pytest.approx(t_interval(values))
+    assert t_at(values, 0.99) == pytest.approx(stats.t.interval(0.99, 2, np.mean(values), stats.sem(values)))
+    assert t_at(values[:1], 0.95) is None
+
+
+def test_so_many_intervals_hold_together():
+    assert simultaneous(1) == simultaneous(0) == pytest.approx(0.95)
+    assert simultaneous(10) == pytest.approx(0.995)
+
+
+def test_shares_of_one_run_get_wilson_and_of_several_what_over_seeds_gives():
+    assert shares_at([(0.9, 250)], 0.95) == pytest.approx(wilson(225, 250))
+    assert shares_at([(0.9, 50), (0.5, 50), (0.7, 50)], 0.95) == pytest.approx(
+        clip_interval(over_seeds([0.9, 0.5, 0.7], None, 50), 0, 1)
+    )
+    assert shares_at([], 0.95) is None
+
+
+def test_runs_with_equal_hits_tell_no_more_of_other_targets_than_one():
+    row = np.array([1.0] * 12 + [0.0] * 28)
+    assert over_targets(np.stack([row] * 3), 0.95) == pytest.approx(wilson(12, 40), abs=1e-9)
+    assert over_targets(np.zeros((3, 40)), 0.95) == pytest.approx(wilson(0, 40), abs=1e-9)
+    apart = np.stack([np.roll(row, 13 * shift) for shift in range(3)])  # each target is hit by one run or none
+    assert over_targets(apart, 0.95) == pytest.approx(wilson(36, 120), abs=1e-9)
+    assert over_targets(np.full((2, 3), math.nan), 0.95) is None
+
+
+def test_over_targets_covers_the_share_of_other_targets():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(400):
+        easy = rng.beta(0.5, 1.0, size=40)
+        low, high = over_targets((rng.random((3, 40)) < easy).astype(float), 0.95)
+        held.append(low <= 1 / 3 <= high)
+    assert np.mean(held) >= 0.93
+
+
+def test_a_ratio_of_symmetric_intervals_has_fiellers_interval():
+    a, da, b, db = 0.6, 0.15, 0.8, 0.1
+    fieller = np.roots([b**2 - db**2, -2 * a * b, a**2 - da**2])
+    assert ratio((a, (a - da, a + da)), (b, (b - db, b + db))) == pytest.approx(sorted(fieller))
+
+
+def test_a_ratio_of_nothing_or_by_what_may_be_nothing():
+    low, high = ratio((0.0, (0.0, 0.2)), (0.5, (0.4, 0.6)))
+    assert low == 0 and 0 < high < 0.6
+    assert ratio((0.5, (0.4, 0.6)), (0.1, (0.0, 0.3)))[1] == math.inf
+    assert ratio((0.5, (0.4, 0.6)), (0.0, (0.0, 0.3))) is None
+    assert ratio((0.5, None), (0.5, (0.4, 0.6))) is None
+
+
+def test_a_share_of_the_ceiling_covers_the_truth():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(1000):
+        own, floor = rng.binomial(60, 0.6), rng.binomial(60, 0.3)
+        low, high = share_of_ceiling((own / 60, wilson(own, 60)), (floor / 60, wilson(floor, 60)))
+        held.append(low <= (0.6 - 0.3) / 0.7 <= high)
+    assert np.mean(held) >= 0.93
+    low, high = share_of_ceiling((1.0, wilson(60, 60)), (0.3, wilson(18, 60)))
+    assert 0.8 < low < high == 1.0
+
+
+def test_ranks_are_those_that_intervals_leave_open():
+    spans = [(0.0, 0.1), (0.05, 0.2), (0.15, 0.3), None, (0.9, 1.0)]
+    assert rank_intervals(spans) == [(1, 3), (1, 4), (2, 4), None, (4, 5)]
+
+
+def test_intervals_of_ranks_hold_the_true_ranks_of_all_together():
+    truth, rng, held = np.array([0.2, 0.2, 0.5, 0.55, 0.9]), np.random.default_rng(0), []
+    for _ in range(300):
+        shares = rng.binomial(100, truth) / 100
+        found = rank_intervals([wilson_at(share, 100, simultaneous(5)) for share in shares])
+        least, most = (truth[:, None] > truth).sum(axis=1) + 1, (truth[:, None] >= truth).sum(axis=1)
+        held.append(all(low <= a and high >= b for (low, high), a, b in zip(found, least, most, strict=True)))
+    assert np.mean(held) >= 0.95

@@ -11,7 +11,7 @@ import numpy as np
 LEVEL = 0.95
 BLOCKS = 10
 MANY = 5
-"""From this many seeds on, intervals also cover other images, and a method may be called not worse than the best."""
+"""From this many seeds on, intervals also cover other images, and tables mark the best and what is not told from it."""
 ROUNDING = 1e-9
 """Values within this relative difference count as equal, since 0.9 - 0.3 is not 0.7 - 0.1 in floating point."""
 Interval = tuple[float, float]
@@ -308,3 +308,111 @@ def anchored(
     if low[1] is None or high[1] is None or low[1][1] >= high[1][0]:
         return None, "the anchors are not clear of each other"
     return (value - zero[0]) / (one[0] - zero[0]), None
+
+
+# ---- many comparisons ----------------------------------------------------------------------------------------------
+
+
+def simultaneous(comparisons: int) -> float:
+    """The level of each of so many intervals that all of them together hold with 95 % (Bonferroni)."""
+    return 1 - (1 - LEVEL) / max(1, comparisons)
+
+
+def wilson_at(share: float, trials: float, level: float) -> Interval:
+    """`wilson` at any level, for a number of trials that need not be whole, such as an effective one."""
+    from scipy.stats import norm
+
+    z2 = float(norm.ppf((1 + level) / 2)) ** 2
+    centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = math.sqrt(z2 * (share * (1 - share) / trials + z2 / (4 * trials**2))) / (1 + z2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def t_at(values: Sequence[float], level: float) -> Interval | None:
+    """`t_interval` at any level."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
+    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def shares_at(runs: Sequence[tuple[float, int]], level: float) -> Interval | None:
+    """The interval of `over_seeds` for the mean share of hits of one run or more, at any level.
+
+    `runs` are shares and numbers of trials. None without trials.
+    """
+    shares, trials = [share for share, _ in runs], sum(count for _, count in runs)
+    if not trials:
+        return None
+    return clip_interval(wider(t_at(shares, level), wilson_at(sum(shares) / len(shares), trials, level)), 0.0, 1.0)
+
+
+def over_targets(hits: np.ndarray, level: float) -> Interval | None:
+    """Interval for the share of hits over other targets, from `hits` (R runs, T shared targets), NaN where missing.
+
+    It is Wilson's for the effective number of trials: all trials, divided by the design effect of the targets (Kish,
+    Survey Sampling, 1965), between the number of targets and that of trials. A target that one run hits is often hit by
+    the others too, so that three runs tell less than three times as many targets would. Hits that are all equal show no
+    variance to estimate this from, and then count as one run's. None if nothing is known.
+    """
+    known = ~np.isnan(hits)
+    columns = known.any(axis=0)
+    if not columns.any():
+        return None
+    targets, trials = int(columns.sum()), int(known.sum())
+    share = float(np.nanmean(hits))
+    by_target = np.nanmean(hits[:, columns], axis=0)
+    variance = float(by_target.var(ddof=1)) / targets if targets > 1 else 0.0
+    certain = targets if share in (0.0, 1.0) else trials
+    effective = share * (1 - share) / variance if variance > 0 else certain
+    return wilson_at(share, min(max(effective, targets), trials), level)
+
+
+def ratio(a: Estimated, b: Estimated) -> Interval | None:
+    """Interval for a / b of two independent estimates, neither below 0, from the intervals of both; it may end in inf.
+
+    MOVER-R (Donner and Zou, Statistical Methods in Medical Research, 2012), the counterpart for ratios of Newcombe's
+    `difference`. None if either interval is missing, or b is 0.
+    """
+    (p, first), (q, second) = a, b
+    if first is None or second is None or q <= 0:
+        return None
+
+    def root(x: float, y: float) -> float:
+        return p * q + math.sqrt(max((p * q) ** 2 - x * y, 0.0))
+
+    least = first[0] * (2 * p - first[0])
+    low = least / root(least, second[1] * (2 * q - second[1])) if least > 0 else 0.0
+    most, divisor = first[1] * (2 * p - first[1]), second[0] * (2 * q - second[0])
+    return low, root(most, divisor) / divisor if divisor > 0 else math.inf
+
+
+def share_of_ceiling(a: Estimated, floor: Estimated) -> Interval | None:
+    """Interval for (a - floor) / (1 - floor) of two shares: 1 minus the `ratio` of what both leave up to 1."""
+
+    def rest(one: Estimated) -> Estimated:
+        return 1 - one[0], None if one[1] is None else (1 - one[1][1], 1 - one[1][0])
+
+    found = ratio(rest(a), rest(floor))
+    return None if found is None else (1 - found[1], 1 - found[0])
+
+
+def rank_intervals(intervals: Sequence[Interval | None]) -> list[tuple[int, int] | None]:
+    """First and last rank that each of some values may have, the lowest value being the first.
+
+    A value is surely better than another if its interval ends below the other's. If the intervals hold together with
+    95 %, so do all ranks (Klein, Wright and Wieczorek, Journal of the Royal Statistical Society C, 2020). A value
+    without an interval is not surely better or worse than any, and has no ranks.
+    """
+    found: list[tuple[int, int] | None] = []
+    for own in intervals:
+        if own is None:
+            found.append(None)
+            continue
+        better = sum(other is not None and other[1] < own[0] for other in intervals)
+        worse = sum(other is not None and other[0] > own[1] for other in intervals)
+        found.append((1 + better, len(intervals) - worse))
+    return found

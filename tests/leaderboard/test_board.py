@@ -11,8 +11,9 @@ import pytest
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.leaderboard import run_summary
-from unlearnbench.leaderboard.board import board, by_seed, distinct, estimate, weights_file
+from unlearnbench.leaderboard.board import board, by_seed, estimate, weights_file
 from unlearnbench.leaderboard.formats import formatted
+from unlearnbench.leaderboard.robustness import distinct
 from unlearnbench.report.table import status_texts
 from unlearnbench.statistics import crossed, mcnemar, paired_t, t_interval, wilson
 
@@ -110,7 +111,7 @@ def test_missing_images_and_floors_are_counted():
     found = estimate(records, "fid")
     assert (found.missing, found.floor, found.n) == (3, 0.25, 10)
     (line,), (hint,) = run_summary.run_notes(records, {}), run_summary.lacking_controls([records], {})
-    assert hint.endswith("unlearnbench run --method retrain,destroy --task digits-class --forget 3")
+    assert hint.endswith("unlearnbench run --method retrain,destroy --task digits-class --forget 3 --seeds 0-2")
     assert line == "real images score against the reference: FID 0.250"
     assert line in formatted(board(records, METRICS), METRICS, ["fid"], "markdown")
     assert estimate([], "fid").value is None
@@ -180,31 +181,55 @@ def test_p_values_of_a_table_are_adjusted_together():
     )
 
 
-@pytest.mark.parametrize(("seeds", "mark"), [(3, None), (5, "not worse")])
-def test_not_worse_needs_five_seeds(seeds, mark):
+def marks_of(result, name="ua"):
+    return {one.label: one.stat(name).mark for one in result}
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_marks_need_five_seeds_and_a_test(seeds):
     noise = np.random.default_rng(0).normal(0, 0.02, (2, seeds))
-    records = [*several("esd", 0.8 + noise[0], **WITH), *several("salun", 0.79 + noise[1], **WITH)]
-    result = board(records, METRICS)
-    best = max(("esd", "salun"), key=lambda name: row(result, name).ua)
-    (other,) = {"esd", "salun"} - {best}
-    assert row(result, best).ua_mark == "best"
-    assert (None if pd.isna(row(result, other).ua_mark) else row(result, other).ua_mark) == mark
-    clear = board([*several("esd", [0.9] * seeds), *several("salun", 0.5 + noise[0])], METRICS)
-    assert pd.isna(row(clear, "salun").ua_mark)
+    near = [*several("esd", 0.8 + noise[0], **WITH), *several("salun", 0.79 + noise[1], **WITH)]
+    clear = [*several("esd", 0.9 + noise[0], **WITH), *several("salun", 0.5 + noise[1], **WITH)]
+    expected = {"esd": "not worse", "salun": "not worse"} if seeds == 5 else {"esd": None, "salun": None}
+    assert marks_of(board(near, METRICS)) == expected, "nobody is the best where the first two are not told apart"
+    expected = {"esd": "best" if seeds == 5 else None, "salun": None}
+    assert marks_of(board(clear, METRICS)) == expected
+
+
+def test_the_second_best_decides_whether_the_first_is_marked():
+    noise = np.random.default_rng(0).normal(0, 0.02, (2, 5))
+    first, second = several("esd", 0.9 + noise[0]), several("salun", 0.5 + noise[1])
+    few = several("uce", [0.7, 0.71, 0.69])
+    found = marks_of(board([*first, *second, *few], METRICS))
+    assert found == {"esd": "not worse", "salun": None, "uce": None}, "three seeds of the second are too few"
+    other_seeds = [made_record("salun", 10 + seed, {"ua": value}) for seed, value in enumerate(0.5 + noise[1])]
+    assert set(marks_of(board([*first, *other_seeds], METRICS)).values()) == {None}, "runs that share no seed"
+
+
+def test_many_comparisons_need_a_clearer_difference():
+    gap = np.array([0.02, 0.06, 0.05, 0.03, 0.02])
+    first, second = several("esd", [0.9] * 5), several("salun", 0.9 - gap)
+    assert marks_of(board([*first, *second], METRICS)) == {"esd": "best", "salun": None}
+    others = [record for k in range(20) for record in several(f"other{k}", 0.899 - gap)]
+    marks = marks_of(board([*first, *second, *others], METRICS))
+    assert marks["esd"] == marks["salun"] == "not worse"
+
+
+def test_equal_values_share_the_mark():
+    marks = marks_of(board([*several("esd", [1.0] * 5), *several("salun", [1.0] * 5)], METRICS))
+    assert marks == {"esd": "not worse", "salun": "not worse"}
 
 
 def test_controls_and_unreliable_rows_are_never_the_best():
+    noise = np.random.default_rng(0).normal(0, 0.02, (4, 5))
     records = [
-        made_record("retrain", 0, {"ua": 1.0}),
-        made_record("esd", 0, {"ua": 0.9}, status="unreliable"),
-        made_record("salun", 0, {"ua": 0.5}),
-        made_record("finetune", 0, {"ua": 0.5}),
+        *several("retrain", 0.95 + noise[0]),
+        *several("esd", 0.9 + noise[1], status="unreliable"),
+        *several("salun", 0.5 + noise[2]),
+        *several("finetune", 0.2 + noise[3]),
     ]
-    result = board(records, METRICS)
-    marks = {name: row(result, name).ua_mark for name in ("retrain", "esd", "salun", "finetune")}
-    assert {name: None if pd.isna(mark) else mark for name, mark in marks.items()} == {
-        "retrain": None, "esd": None, "salun": "best", "finetune": "best",
-    }  # fmt: skip
+    expected = {"retrain": None, "esd": None, "salun": "best", "finetune": None}
+    assert marks_of(board(records, METRICS)) == expected
 
 
 def test_by_seed_keeps_what_there_is():
@@ -221,8 +246,9 @@ OTHERS = {
 def test_weights_of_others_are_apart_with_their_files_name():
     theirs = made_record("checkpoint", 0, {"ua": 0.99, "unlearn_time": 0.0}, method_changes=OTHERS)
     mine = [
-        made_record(name, 0, {"ua": ua, "unlearn_time": 3.0}, method_changes={"requires": ()})
-        for name, ua in (("safree", 0.5), ("sld", 0.4))
+        made_record(name, seed, {"ua": ua + seed * step, "unlearn_time": 3.0}, method_changes={"requires": ()})
+        for name, ua, step in (("safree", 0.5, 0.01), ("sld", 0.4, 0.02))
+        for seed in range(5)
     ]
     result = board([theirs, *mine], METRICS)
     (found,) = (one for one in result if one.is_loaded)
@@ -247,3 +273,47 @@ def test_weights_of_others_are_apart_with_their_files_name():
 )
 def test_a_file_of_weights_is_named_without_folder_and_revision(path, shown):
     assert weights_file(made_record("checkpoint", method_changes={"settings": {"path": path}})) == shown
+
+
+TUNED = {"method_changes": {"division": "tuned", "preset": "tuned"}}
+
+
+def drawn(method, pictures, **changes):
+    """Runs with these images, by seed from 0."""
+    return [made_record(method, seed, {"ua": 0.5}, images=name * 64, **changes) for seed, name in enumerate(pictures)]
+
+
+def test_settings_with_equal_images_are_one_row_that_names_both():
+    records = [*drawn("esd", "abc"), *drawn("esd", "abc", **TUNED), *drawn("salun", "abc")]
+    result = board(records, METRICS)
+    assert [(one.label, one.name) for one in result] == [("esd", "esd (default = tuned)"), ("salun", "salun")]
+    assert (row(result, "esd").twins, row(result, "esd").n) == ("esd@tuned", 3)
+    for columns in (None, ["ua"]):
+        assert "esd (default = tuned)" in formatted(result, METRICS, columns, "markdown")
+    alone = board(records, METRICS, only=["esd@tuned"])
+    assert [(one.label, one.name) for one in alone] == [("esd@tuned", "esd (tuned)")]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "changes", "rows"),
+    [
+        ("abd", {}, 2),
+        ("ab", {}, 2),
+        ("abc", {"engine_hash": "0" * 64}, 2),
+        ("abc", {"forget": "5"}, 2),
+        ("abc", {"status": "diverged", "step": 3}, 2),
+        ("abc", {}, 1),
+    ],
+    ids=["one seed differs", "a seed is missing", "another engine", "another table", "failed", "equal"],
+)
+def test_only_runs_that_are_equal_seed_by_seed_and_measured_alike_are_one_row(tuned, changes, rows):
+    assert len(board([*drawn("esd", "abc"), *drawn("esd", tuned, **TUNED, **changes)], METRICS)) == rows
+
+
+def test_a_method_without_randomness_equals_its_twin_whatever_the_seeds():
+    (one,) = board([*drawn("uce", "aaa"), *drawn("uce", "a", **TUNED)], METRICS)
+    assert (one.name, one.n) == ("uce (default = tuned)", 1)
+
+
+def test_runs_whose_images_are_not_known_are_no_twins():
+    assert len(board([*several("esd", [0.5]), *several("esd", [0.5], **TUNED)], METRICS)) == 2

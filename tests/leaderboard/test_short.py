@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forget_frames import forget_frame
 from tests.support.small_world import made_record
 from unlearnbench import registry
 from unlearnbench.leaderboard import formats
@@ -14,15 +15,20 @@ from unlearnbench.leaderboard.short import short_sheets
 from unlearnbench.records import identity
 
 METRICS = registry.load_metrics()
-ANCHORS = {"original": (0.0, 1.0), "retrain": (1.0, 1.0), "destroy": (1.0, 0.0)}
+ANCHORS = {"original": (0.0, 1.0, 1.0), "retrain": (1.0, 1.0, 1.0), "destroy": (1.0, 0.0, 100.0)}
 
 
 def anchors(*names, **changes):
-    return [made_record(name, scores={"ua": ANCHORS[name][0], "ra": ANCHORS[name][1]}, **changes) for name in names]
+    """The controls' runs, three of retrain."""
+    return [
+        made_record(name, seed, dict(zip(("ua", "ra", "fid"), ANCHORS[name], strict=True)), **changes)
+        for name in names
+        for seed in (range(3) if name == "retrain" else (0,))
+    ]
 
 
 def sheet_of(records, **options):
-    (sheet,) = short_sheets(make_board(records, METRICS), METRICS, **options)
+    (sheet,) = short_sheets(make_board(records, METRICS, forget_frame), METRICS, **options)
     return sheet
 
 
@@ -35,29 +41,29 @@ def cells_of(records, **options):
 
 def test_what_became_noise_is_told_from_what_became_something_else():
     records = [
-        made_record("noise", scores={"ua": 1.0, "coherence": 0.0, "ra": 0.9}),
-        made_record("other", scores={"ua": 0.9, "coherence": 0.97, "ra": 0.8}),
-        made_record("unknown", scores={"ua": 0.8, "coherence": None, "ra": 0.7}),
-        made_record("failed", scores={"ua": None, "coherence": None}),
+        made_record("noise", scores={"still": 0.0, "another": 0.0, "nothing": 1.0}),
+        made_record("other", scores={"still": 0.1, "another": 0.87, "nothing": 0.03}),
+        made_record("unknown", scores={"still": 0.2, "another": None, "nothing": None}),
+        made_record("failed", scores={"ra": None}),
     ]
     cells = cells_of(records)
-    assert [cells[name]["UA (refused) (%) ↑"] for name in ("noise", "other", "unknown", "failed")] == [
-        "100.0* (100)", "90.0 (3)", "80.0", "—",
+    assert [cells[name]["still/another/nothing (%)"] for name in ("noise", "other", "unknown", "failed")] == [
+        "0/0/100", "10/87/3", "20/—/—", "—/—/—",
     ]  # fmt: skip
     assert "sees nothing that it knows" in sheet_of(records).caption
 
 
 def test_a_row_has_a_few_numbers_means_alone_where_there_is_no_room():
     records = [
-        made_record("esd", seed, {"ua": ua, "ra": 0.8, "fid": 0.25, "unlearn_time": 2.0})
+        made_record("esd", seed, {"ua": ua, "still": 1 - ua, "ra": 0.8, "fid": 1.0, "unlearn_time": 2.0})
         for seed, ua in enumerate((0.4, 0.6))
     ]
     assert cells_of([*records, *anchors(*ANCHORS)])["esd"] == {
-        "method": "esd", "score ↑": "0.50", "UA (%) ↑": "50.0 ± 14.1", "RA (%) ↑": "80.0 ± 0.0",
-        "FID ↓": "0.250 ± 0.000", "time (s) ↓": "2.0", "n": "2",
+        "method": "esd", "score ↑": "0.50", "rank/attacked": "1/—", "still/another/nothing (%)": "50/—/—",
+        "RA (%) ↑": "80.0 ± 0.0", "FID ↓": "1.000 ± 0.000", "time (s) ↓": "2.0", "n": "2",
     }  # fmt: skip
-    assert cells_of(records, spread=False)["esd"]["UA (%) ↑"] == "50.0"
-    assert "[" in cells_of(records, intervals=True)["esd"]["UA (%) ↑"]
+    assert cells_of(records, spread=False)["esd"]["RA (%) ↑"] == "80.0"
+    assert "[" in cells_of(records, intervals=True)["esd"]["RA (%) ↑"]
 
 
 def test_names_say_settings_versions_and_failures_where_rows_have_them(monkeypatch):
@@ -84,7 +90,7 @@ def test_names_say_settings_versions_and_failures_where_rows_have_them(monkeypat
 @pytest.mark.parametrize(
     ("present", "changes", "options", "command"),
     [
-        ([], {}, {}, "--method original,retrain,destroy --task digits-class --forget 3"),
+        ([], {}, {}, "--method original,retrain,destroy --task digits-class --forget 3 --seeds 0-2"),
         (["original", "retrain"], {}, {}, "--method destroy --task digits-class --forget 3"),
         (
             ["original", "retrain"],
@@ -105,18 +111,18 @@ def test_without_anchors_the_command_that_runs_them_is_told_once(present, change
 def test_anchors_of_another_version_must_be_run_again():
     records = [made_record("esd", scores={"ua": 0.5, "ra": 0.5}), *anchors("original")]
     note = sheet_of([*records, *anchors("retrain", "destroy", engine_hash="0" * 64)]).note
-    assert "--method retrain,destroy --task digits-class --forget 3 --force" in note
+    assert "--method retrain,destroy --task digits-class --forget 3 --seeds 0-2 --force" in note
     assert "--force" not in sheet_of(records).note
 
 
 def test_anchors_that_do_not_differ_give_no_command():
-    same = [made_record(name, scores={"ua": 0.5, "ra": 0.5}) for name in (*ANCHORS, "esd")]
+    same = [made_record(name, scores={"ua": 0.5, "ra": 0.5, "fid": 1.0}) for name in (*ANCHORS, *["retrain"] * 2, "esd")]
     note = sheet_of(same).note
     assert "the anchors are not clear of each other" in note and "unlearnbench run" not in note
 
 
 def test_a_complete_table_says_nothing_of_anchors():
-    note = sheet_of([made_record("esd", scores={"ua": 0.5, "ra": 0.5}), *anchors(*ANCHORS)]).note
+    note = sheet_of([made_record("esd", scores={"ua": 0.5, "ra": 0.5, "fid": 1.0}), *anchors(*ANCHORS)]).note
     assert "score" not in note
 
 

@@ -145,7 +145,10 @@ def test_attacks_are_held_against_retrain_of_the_same_settings_code_and_engine()
 
     def fought(settings=None, **changes):
         attack = attacked([True, True, False, False], **(settings or {}))
-        return [*anchored_by("retrain", attacks={label: attack}, **changes), made(attacks={label: attacked([True] * 4)})]
+        return [
+            *anchored_by("retrain", attacks={label: attack}, **changes),
+            made(attacks={label: attacked([True] * 4)}),
+        ]
 
     def excess(records):
         result = board(records, METRICS).wide()

@@ -211,14 +211,25 @@ def test_a_method_has_one_colour_and_marker_in_every_table_and_plot(results):
 
 def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):
     for seed, more in enumerate((0.0, 0.02, -0.01, 0.01, 0.0)):
-        put(made_record("esd", seed, {"ua": 0.8 + more}), tmp_path)
-        put(made_record("salun", seed, {"ua": 0.79 - more}), tmp_path)
-        put(made_record("finetune", seed, {"ua": 0.1 + more}), tmp_path)
+        put(made_record("esd", seed, {"ua": 0.8 + more, "ra": 0.8 + more}), tmp_path)
+        put(made_record("salun", seed, {"ua": 0.79 - more, "ra": 0.3 - more}), tmp_path)
+        put(made_record("finetune", seed, {"ua": 0.1 + more, "ra": 0.1 + more}), tmp_path)
     page = build_page(tmp_path).html
-    column = heads_of(page).index("UA (%) ↑")
-    assert row_of(page, "esd")[column].startswith("80.4 (best) ± 1.1")
-    assert "† (not worse than the best)" in row_of(page, "salun")[column]
-    assert "(" not in row_of(page, "finetune")[column]
+    ua, ra = (heads_of(page).index(head) for head in ("UA (%) ↑", "RA (%) ↑"))
+    assert row_of(page, "esd")[ra].startswith("80.4 (best) ± 1.1")
+    for method in ("esd", "salun"):
+        assert "† (not told from the best)" in row_of(page, method)[ua], "nobody is the best"
+    assert "(" not in row_of(page, "finetune")[ua] + row_of(page, "finetune")[ra]
+
+
+def test_a_row_that_stands_for_two_settings_says_so_and_leads_to_the_records_of_both(tmp_path):
+    put(made_record("esd", 0, {"ua": 0.5}, images="a" * 64), tmp_path)
+    tuned = {"division": "tuned", "preset": "tuned"}
+    put(made_record("esd", 0, {"ua": 0.5}, images="a" * 64, method_changes=tuned), tmp_path)
+    page = build_page(tmp_path).html
+    assert row_of(page, "esd equals esd@tuned")
+    for folder in ("esd", "esd@tuned"):
+        assert f"digits-class/default/3/{folder}/seed-0.json" in page
 
 
 def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):

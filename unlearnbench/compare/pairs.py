@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from unlearnbench.errors import UserError
-from unlearnbench.leaderboard.board import distinct, same_images
+from unlearnbench.leaderboard.board import same_images
+from unlearnbench.leaderboard.robustness import distinct
 from unlearnbench.records.folder import ResultsFolder, methods_beside, record_files_below
 from unlearnbench.records.identity import (
     CONDITIONS,

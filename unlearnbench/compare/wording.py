@@ -249,7 +249,7 @@ def worst_line(found: Comparison) -> str:
         if worst is None or worst.value is None:
             texts.append(f"{name} {NOTHING}")
             continue
-        kind = "excess over retrain's" if worst.over_retrain else "plain ASR"
+        kind = "of the possible excess over retrain's" if worst.over_retrain else "plain ASR"
         texts.append(f"{name} {'≥ ' if worst.bound else ''}{100 * worst.value:.1f} % by {worst.label} ({kind})")
     return f"worst standard attack: {', '.join(texts)}"
 

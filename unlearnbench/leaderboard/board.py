@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,19 @@ from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
 from unlearnbench.leaderboard.likeness import LEAST_RETRAINS, ForgetSamples, Likeness, forget_samples, likeness
 from unlearnbench.leaderboard.ranking import ranked
-from unlearnbench.leaderboard.rows import ANCHORED, ANCHORS, CONTROLS, KEYS, Board, BoardRow, Stat
+from unlearnbench.leaderboard.robustness import distinct
+from unlearnbench.leaderboard.rows import (
+    ANCHORED,
+    ANCHORS,
+    CONTROLS,
+    DEFAULT,
+    KEYS,
+    Board,
+    BoardRow,
+    Stat,
+    Twin,
+    words_of,
+)
 from unlearnbench.metric import Metric
 from unlearnbench.names import LOADED
 from unlearnbench.records.identity import (
@@ -65,14 +77,6 @@ class Estimate(NamedTuple):
     missing: int = 0
     """Images without a value, in all runs together."""
     floor: float | None = None
-
-
-def distinct(records: Iterable[Record]) -> list[Record]:
-    """Keep one of the runs whose images are bit for bit equal: seeds of a method without randomness are one run."""
-    first: dict[str, Record] = {}
-    for number, record in enumerate(records):
-        first.setdefault(record.images or f"run {number}", record)
-    return list(first.values())
 
 
 def by_seed(records: Iterable[Record], name: str) -> dict[int, float]:
@@ -138,7 +142,8 @@ def board(
 ) -> Board:
     """Summarize records as one row for each method, concept and protocol.
 
-    With `only`, rows are limited to the methods with these names or labels. Anchored scores depend on a row's own
+    Settings of a method with equal images are one row (see `equal_rows`). With `only`, rows are limited to the methods
+    with these names or labels. Anchored scores depend on a row's own
     records and the controls alone; p values and marks depend on the other rows of the table (see `annotated`). Runs
     that diverged or were skipped have no values.
     """
@@ -150,10 +155,12 @@ def board(
     of: list[list[Record]] = []
     reader = ForgetReader(images)
     order = sorted(groups, key=lambda one: _place(_keys(groups[one][0], names[one])))
+    if only is not None:
+        order = [one for one in order if {names[one], one.label, groups[one][0].method.name} & {*only}]
+    twins = equal_rows({one: groups[one] for one in order})
+    order = [one for one in order if one in twins]
     for one in track(order, len(order), "computing rows"):
         group = groups[one]
-        if only is not None and not {names[one], one.label, group[0].method.name} & {*only}:
-            continue
         counted = _counted(group)
         stats = {name: _stat(estimate(counted, name, images), metric) for name, metric in metrics.items()}
         controls, why = anchors(groups, group[0])
@@ -169,10 +176,43 @@ def board(
         fields |= {"stats": stats, "unscored": anchored.unscored, "apart": apart[one]}
         fields |= {"setting": _setting(group[0]), "file": weights_file(group[0])}
         fields |= {"lacking": lacking_anchors(controls)}
+        fields["twins"] = tuple(_twin(names[twin], apart[twin], groups[twin][0]) for twin in twins[one])
         fields |= robustness.of_row(counted, controls.get(robustness.GOLD, []), attacks)
         rows.append(BoardRow(index=len(rows), **fields))
         of.append(group)
     return Board(ranked(annotated(rows, of, metrics, images, groups)), attacks)
+
+
+def equal_rows(groups: Mapping[Identity, Sequence[Record]]) -> dict[Identity, list[Identity]]:
+    """Find the settings of one method, measured alike, whose runs have the same images bit for bit for the same seeds.
+
+    Returns those that have a row, in the given order, each with the others that it stands for. Of equal ones the row is
+    that which was attacked, then the default one.
+    """
+    alike: dict[Hashable, list[Identity]] = {}
+    for one, group in groups.items():
+        alike.setdefault((group[0].method.name, one.conditions, one.access, _pictures(group) or one), []).append(one)
+    kept = {min(some, key=lambda one: _prominence(groups[one])): some for some in alike.values()}
+    return {one: [twin for twin in kept[one] if twin != one] for one in groups if one in kept}
+
+
+def _pictures(group: Sequence[Record]) -> frozenset[Hashable]:
+    """The images of all runs by seed, or of the one run that all seeds are; empty where they are not all known."""
+    found = {record.seeds["unlearning"]: record.images for record in group}
+    if len(_counted(group)) < len(group) or not all(found.values()):
+        return frozenset()
+    hashes: set[Hashable] = set(found.values())
+    return frozenset(hashes if len(hashes) == 1 else found.items())
+
+
+def _prominence(group: Sequence[Record]) -> tuple[bool, bool, int]:
+    method = group[0].method
+    return not any(record.attacks for record in group), method.division != "default", len(method.overrides)
+
+
+def _twin(label: str, apart: str, record: Record) -> Twin:
+    words = words_of(weights_file(record), _setting(record)) or DEFAULT
+    return Twin(label, f"{words}, {apart}" if apart else words)
 
 
 def _stat(found: Estimate, metric: Metric) -> Stat:
@@ -291,8 +331,8 @@ def board_scores(
     """Compute the anchored scores of a method's runs, unclipped.
 
     erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see `likeness`;
-    tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log FID), 0 for destroy and 1
-    for the original. score: the worst of these three.
+    tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log FID), 0 for destroy and
+    1 for the original. score: the worst of these three.
 
     There is no score where the anchors are not clearly apart. `controls` must have the group's original, data, judge
     and engine; `why` gives the reason for controls that were left out.
@@ -449,8 +489,9 @@ def annotated(
 
     `groups` are the records of the rows, `every` those of the rows that were left out too. The best is chosen among
     methods with equal data access that were measured alike, without controls, unreliable rows and weights that others
-    unlearned. Other rows are marked
-    "not worse" where five or more seeds do not tell them from the best.
+    unlearned. It is marked "best" only if the test, over five or more seeds of both, tells it from the second best.
+    Rows that as many seeds do not tell from the best are marked "not worse"; so is the best itself where it is not
+    told from the second. With fewer seeds nothing is marked.
     """
     stats = [dict(row.stats) for row in rows]
     records = [_counted(group) for group in groups]
@@ -484,11 +525,20 @@ def _marks(
     if not sound or len(peers) == 1:
         return
     sign = 1 if metric.better == "higher" else -1
-    best = max(sound, key=lambda i: sign * values[i])
-    yield best, None, "best"
+    best, *ranked = sorted(sound, key=lambda i: -sign * values[i])
     others = [i for i in values if i != best]
-    for i, p in zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True):
-        many = min(len(records[i]), len(records[best])) >= MANY
-        tie = values[i] == values[best]
-        told_apart = not (tie or (many and p is not None and p >= LEVEL))
-        yield i, p, None if i not in sound or told_apart else "best" if tie else "not worse"
+    p = dict(zip(others, holm([p_value(records[i], records[best], name, images) for i in others]), strict=True))
+    tested = [i for i in ranked if _seeds_shared(records[i], records[best], name) >= MANY]
+    tested = [i for i in tested if p[i] is not None or values[i] == values[best]]
+    apart = [i for i in tested if values[i] != values[best] and (p[i] or 0.0) < LEVEL]
+    yield best, None, "best" if ranked and ranked[0] in apart else "not worse" if tested else None
+    for i in others:
+        yield i, p[i], "not worse" if i in tested and i not in apart else None
+
+
+def _seeds_shared(a: Sequence[Record], b: Sequence[Record], name: str) -> int:
+    """Seeds that a paired test of two methods rests on; a method without randomness is the same run for every seed."""
+    sides = [by_seed(runs, name) for runs in (a, b)]
+    if any(map(_constant, (a, b))):
+        return min(map(len, sides))
+    return len(set(sides[0]) & set(sides[1]))

@@ -125,6 +125,7 @@ LATEX = str.maketrans(
         "†": r"$\dagger$",
         "\n": " ",
         "—": "---",
+        "–": "--",
         "…": r"\dots{}",
         "[": "{[}",  # after a line's end a bracket would be read as its height
         OPEN: r"\textbf{",

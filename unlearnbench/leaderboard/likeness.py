@@ -104,7 +104,7 @@ def feature_distance(one: ForgetSamples, others: Sequence[ForgetSamples]) -> flo
 
 def forget_samples(frame: pd.DataFrame | None) -> ForgetSamples | None:
     """Read a run's forget samples from its per-image values; None without any that was judged."""
-    if frame is None:
+    if frame is None or not {"judged", "refused"} <= set(frame):
         return None
     rows = frame[frame["group"] == "forget"]
     rows = rows[rows["judged"].notna()]

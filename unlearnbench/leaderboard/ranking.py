@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from unlearnbench.leaderboard.rows import Board, BoardRow, Rank, Stat
+from unlearnbench.statistics import rank_intervals
 
 
 def ranked(rows: Iterable[BoardRow]) -> list[BoardRow]:
@@ -40,21 +41,12 @@ def _less(value: float | None) -> float | None:
 
 
 def rank_of(stats: Mapping[int, Stat]) -> dict[int, Rank]:
-    """Rank values, the highest first; a row is surely better than another where their intervals do not overlap."""
-    known = {key: stat for key, stat in stats.items() if stat.value is not None}
-
-    def end(stat: Stat, name: str) -> float:
-        found = getattr(stat, name)
-        return float(stat.value if found is None else found)  # type: ignore[arg-type]
-
-    def value(stat: Stat) -> float:
-        return round(stat.value or 0.0, 9)
-
+    """Rank values, the highest first, with the ranks that their intervals leave open; equal values share a rank."""
+    known = {key: round(stat.value, 9) for key, stat in stats.items() if stat.value is not None}
+    falling = [
+        None if (low := stats[key].low) is None or (high := stats[key].high) is None else (-high, -low) for key in known
+    ]
     return {
-        key: Rank(
-            1 + sum(value(other) > value(own) for other in known.values()),
-            1 + sum(end(other, "low") > end(own, "high") for other in known.values()),
-            sum(end(other, "high") >= end(own, "low") for other in known.values()),
-        )
-        for key, own in known.items()
+        key: Rank(1 + sum(other > value for other in known.values()), *(possible or (None, None)))
+        for (key, value), possible in zip(known.items(), rank_intervals(falling), strict=True)
     }

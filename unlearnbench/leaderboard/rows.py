@@ -7,7 +7,7 @@ Tables, the report and plots read a `Board` through its rows and `Stat`s. Only `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,8 @@ VERSIONS = {"original", "judge", "engine", "code"}
 """What rows of one name may differ in, apart from settings and data."""
 LONGEST = 80
 """Characters up to which a row's name spells its settings out."""
+DEFAULT = "default"
+"""How the settings without preset or overrides are named beside others."""
 TABLE = ["task", "protocol", "protocol_hash", "forget"]
 """What the rows of one table have in common."""
 KEYS = [*TABLE, "access", "label", "method", "division", "overrides"]
@@ -68,7 +70,8 @@ class Stat(NamedTuple):
     p_best: float | None = None
     """Against the best of the methods with equal access, adjusted by Holm over these."""
     mark: str | None = None
-    """"best"; "not worse" where five or more seeds do not tell it from the best."""
+    """"best" where five or more seeds tell it from the second best; "not worse" where they do not tell it from the
+    best, or the best from the second."""
     bound: bool = False
     """Whether the value is a lower bound: an attack is missing."""
     plain: bool = False
@@ -87,13 +90,26 @@ class Rank(NamedTuple):
 
     place: int
     """Rows with equal values share the better place."""
-    best: int
-    """1 and the number of rows that are surely better."""
-    worst: int
-    """The number of rows that are not surely worse, itself included."""
+    best: int | None = None
+    """The best rank that intervals leave open; None without an interval."""
+    worst: int | None = None
+    """The worst one."""
 
     def __str__(self) -> str:
         return f"{self.place}" if self.best == self.worst else f"{self.place} ({self.best}–{self.worst})"
+
+
+def words_of(file: str, setting: Sequence[str]) -> str:
+    """Name a setting by its file of weights, preset and values; empty for the defaults."""
+    return ", ".join([*filter(None, [file]), *setting])
+
+
+class Twin(NamedTuple):
+    """Other settings of a row's method whose runs have the same images, bit for bit: they have no row of their own."""
+
+    label: str
+    setting: str
+    """In words, such as "tuned"."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +135,8 @@ class BoardRow:
     """Name of the file or repository of weights that others unlearned; empty for methods that run here."""
     apart: str = ""
     """What tells it from rows with the same method and settings, such as "engine v1"."""
+    twins: tuple[Twin, ...] = ()
+    """Settings that this row stands for as well, since their images are equal."""
     n: int = 1
     """Runs that count; equal ones count once."""
     seeds: list[int] = field(default_factory=list)
@@ -142,6 +160,8 @@ class BoardRow:
     """Runs that were attacked."""
     attacked_ua: float | None = None
     """UA of these runs alone."""
+    attacked_scores: tuple[tuple[float, int], ...] = ()
+    """UA and number of images of each of these runs, equal ones once."""
     attacks: Mapping[str, AttackResult] = field(default_factory=dict)
     """By label of the attack."""
     worst: Mapping[str | None, Worst | None] = field(default_factory=dict)
@@ -154,14 +174,24 @@ class BoardRow:
 
     @property
     def name(self) -> str:
-        """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`."""
-        setting = [*filter(None, [self.file]), *self.setting]
-        text = f"{self.method} ({', '.join(setting)})" if setting else self.method
+        """The method, with settings, versions and failures only where it has any: `esd (published) · engine v1`.
+
+        Settings with equal images are named together: `esd (default = tuned)`.
+        """
+        setting = words_of(self.file, self.setting)
+        text = f"{self.method} ({setting})" if setting else self.method
+        if self.twins:
+            text = f"{self.method} ({' = '.join([setting or DEFAULT, *(twin.setting for twin in self.twins)])})"
         text = text if len(text) <= LONGEST else self.label.removesuffix(f" ({self.apart})")
         versions = {part.partition(" ")[0] for part in self.apart.split("; ")} & VERSIONS
         older = "other version" if self.older and not versions else ""
         failed = "" if self.n else self.flags.partition(" ")[0]
         return " · ".join(filter(None, (text, self.apart, older, failed)))
+
+    @property
+    def title(self) -> str:
+        """Its label, as in commands; where it stands for several settings, the name with all of them."""
+        return self.name if self.twins else self.label
 
     @property
     def is_control(self) -> bool:
@@ -286,6 +316,7 @@ def _columns(row: BoardRow) -> Iterator[_Column]:
     """Every column of a row as CSV and JSON have it, in order."""
     for name in (*KEYS, "n", "seeds", "judge", "hardware", "flags"):
         yield _Column("about", name, name, getattr(row, name))
+    yield _Column("about", "twins", "twins", ", ".join(twin.label for twin in row.twins))
     for name, stat in row.stats.items():
         if name not in ANCHORED:
             yield _Column("metric", name, name, stat.value)
@@ -322,6 +353,10 @@ def _attack_columns(result: AttackResult) -> Iterator[tuple[str, Any]]:
     yield from (("missing", result.missing), ("area", result.area), ("excess", result.excess))
     low, high = result.excess_interval or (None, None)
     yield from (("excess_low", low), ("excess_high", high), ("excess_area", result.excess_area))
+    low, high = result.share_interval or (None, None)
+    yield from (("floor", result.floor), ("ceiling", result.ceiling), ("floor_runs", len(result.floor_hits)))
+    yield from (("share", result.share), ("share_low", low), ("share_high", high))
+    yield from (("runs", len(result.hits)), ("targets", result.targets))
 
 
 def _worst_columns(worst: Worst | None) -> Iterator[tuple[str, Any]]:
@@ -330,3 +365,6 @@ def _worst_columns(worst: Worst | None) -> Iterator[tuple[str, Any]]:
     yield from (("n", worst.tried if worst else 0), ("of", worst.of if worst else 0))
     yield from (("by", worst.label if worst else None), ("bound", bool(worst and worst.bound)))
     yield ("over_retrain", bool(worst and worst.over_retrain))
+    for part in ("largest", "excess", "ceiling", "runs", "targets", "floor_runs"):
+        yield (part, getattr(worst, part) if worst else None)
+    yield ("left_out", ", ".join(worst.left_out) if worst else "")

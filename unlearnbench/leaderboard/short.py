@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
-from unlearnbench.leaderboard.robustness import GOLD, AttackResult
+from unlearnbench.leaderboard.attacks import attack_notes
+from unlearnbench.leaderboard.robustness import GOLD
 from unlearnbench.leaderboard.rows import ANCHORS, Board, BoardRow, TableKey
 from unlearnbench.leaderboard.tables import (
     Bold,
@@ -29,7 +30,7 @@ from unlearnbench.metric import Metric
 
 COLUMNS = (("score",), ("robustness",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("unlearn_time",))
 """Columns between the method and n; of several, a table has the first that its task allows."""
-ATTACK_HEAD = "worst attack / floor (%) ↓"
+ATTACK_HEAD = "worst attack (excess / ceiling) (%) ↓"
 TIME_HEAD = "time (s) ↓"
 RANK_HEAD = "rank/attacked"
 FATE = ("still", "another", "nothing")
@@ -41,8 +42,9 @@ MEANINGS = {
     "have none",
     FATE_HEAD: "Shares of forget images, in percent, in which the judge still sees the concept, sees another one, or "
     "sees nothing that it knows, such as noise",
-    "worst attack / floor": "Share of targets that the strongest standard attack recovers, and the share "
-    "that it recovers from retrain; ≥ where an attack is missing, n=1 where only 1 run was attacked",
+    "worst attack (excess / ceiling)": "The share of the ceiling, 1 minus retrain's ASR, that the strongest standard "
+    "attack recovers beyond retrain, corrected for being the largest; in brackets both; plain ASR without retrain; ≥ "
+    "where an attack is missing, n=1 where only 1 run was attacked",
     "time": "Time of unlearning alone, without preparing, sampling and scoring",
 }
 """What a reader must know about a column, by its head without unit and arrow."""
@@ -58,8 +60,9 @@ def short_columns(table: Board, metrics: Mapping[str, Metric]) -> list[str]:
     task = next(iter(table)).task
     found = []
     for either in COLUMNS:
-        allowed = (name for name in either if name in known and applies(name, known[name], table))
-        found += [name for name in list(allowed)[:1] if name != "score" or registry.trainable(task)]
+        allowed = [name for name in either if name in known and applies(name, known[name], table)]
+        allowed.sort(key=lambda name: not table.has(name))  # records of earlier versions lack some
+        found += [name for name in allowed[:1] if name != "score" or registry.trainable(task)]
     return found
 
 
@@ -106,6 +109,7 @@ def _sheet(
     notes += [
         notes_of(table, {name: metrics[name] for name in names if name in metrics}),
         *_unscored(key, table, results),
+        *(attack_notes(table) if "robustness" in names else []),
     ]
     meanings = short_meanings(table, metrics)
     caption = f"{caption_of(title_of(key), table, intervals)} {meanings}."
@@ -151,24 +155,29 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
 
 
 def _worst_attack(row: BoardRow) -> str:
-    """ASR of the attack with the largest excess, its ASR on retrain, and its name: `45.0/5.0 relearn@10`."""
-    label, result = _strongest(row)
-    if result is None or result.value is None:
-        return "—"
-    floor = "—" if result.excess is None else f"{100 * max(0.0, result.value - result.excess):.1f}"
+    """Worst case, its excess and ceiling, and the worst attack on all targets: `42.1 (40.0/95.0) relearn@10`.
+
+    Retrain has the attack that recovers most of it, and its floor: `floor 30.0 p4d`.
+    """
     fewer = f" (n={row.attacked_n})" if row.attacked_n < row.n else ""
-    bound = "≥" if row.stat("robustness").bound else ""
-    return f"{bound}{100 * result.value:.1f}/{floor} {label}{fewer}"
-
-
-def _strongest(row: BoardRow) -> tuple[str, AttackResult | None]:
-    """The attack that a row's worst case is of; of retrain, which has no excess, that of the largest ASR."""
+    found = row.worst.get(None)
     if row.method == GOLD:
-        known = {label: row.attack(label) for label in STANDARD if row.attack(label).value is not None}
-        label = max(known, key=lambda name: known[name].value or 0.0, default="")
-        return label, known.get(label)
-    worst = row.worst.get(None)
-    return (worst.label, row.attack(worst.label)) if worst and worst.label else ("", None)
+        label, floor = _highest_floor(row)
+        return f"floor {100 * floor:.1f} {label}{fewer}" if label else "—"
+    if found is None or found.value is None:
+        return "—"
+    over = "ASR" if found.excess is None else f"{100 * found.excess:.1f}/{100 * (found.ceiling or 0.0):.1f}"
+    return f"{'≥' if found.bound else ''}{100 * found.value:.1f} ({over}) {found.label}{fewer}"
+
+
+def _highest_floor(row: BoardRow) -> tuple[str, float]:
+    """The standard attack that recovers most targets, and its ASR; those apart that are left out for recovering too
+    many."""
+    out = found.left_out if (found := row.worst.get(None)) else ()
+    known = {label: row.attack(label).value for label in STANDARD if label not in out}
+    values = {label: value for label, value in known.items() if value is not None}
+    label = max(values, key=lambda name: values[name], default="")
+    return label, values.get(label, 0.0)
 
 
 def _unscored(key: TableKey, table: Board, results: Path | None) -> list[str]:

@@ -55,8 +55,9 @@ DERIVED = {
     "utility_fid": Derived("utility (FID)", "0 = destroy, 1 = original, by log FID.", "utility", everywhere=False),
     "robustness": Derived(
         "worst attack",
-        "The largest excess of ASR over retrain's among the standard attacks, or plain ASR where no retrain was "
-        "attacked; ≥ where an attack is missing.",
+        "The largest excess of ASR over retrain's among the standard attacks as a share of its ceiling, 1 minus "
+        "retrain's ASR, corrected for being the largest; plain ASR where no retrain was attacked; ≥ where an attack is "
+        "missing.",
         "robustness",
         "lower",
         "%",
@@ -82,8 +83,8 @@ FLAGS = "flags"
 LAST = ("division", "overrides", FLAGS)
 """Heads of the columns that a terminal shows on the right."""
 MEANING = (
-    "{} over n unlearning seeds{}, equal runs counted once; {} best mean among methods with equal data access, "
-    "† not significantly different from it (five seeds or more)"
+    "{} over n unlearning seeds{}, equal runs counted once; {} better than the second best among methods with equal "
+    "data access (paired test, Holm, p < 0.05), † not told from the best; both only from five seeds on"
 )
 Bold = Callable[[str], str]
 
@@ -228,7 +229,7 @@ def _sheet(
     has_ranks = any(row.rank for row in table)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
-        cells = [row.label, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
+        cells = [row.title, *([row.division, str(row.overrides)] if keyed else []), str(row.n)]
         cells += rank_cells(row) if has_ranks else []
         cells += [cell_text(known[name], name, row, bold, intervals) for name in names]
         sections.setdefault(row.section, []).append(

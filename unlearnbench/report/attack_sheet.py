@@ -19,8 +19,10 @@ MEANINGS = {
     "method": "Method with its settings",
     "n": "Runs that were attacked",
     "UA": "UA of the attacked runs alone",
-    "worst attack": "Largest excess of ASR over retrain's among the standard attacks; plain ASR without retrain",
-    "by": "The attack with the worst case",
+    "worst attack": "Largest excess of ASR over retrain's among the standard attacks as a share of its ceiling, "
+    "1 minus retrain's ASR, corrected for being the largest; plain ASR without retrain",
+    "by": "The worst attack on all targets",
+    "excess / ceiling": "Excess of the worst attack over retrain's ASR, and 1 minus retrain's ASR",
     "white box": "Worst attack among those that have the weights",
     "black box": "Worst attack among those that have the model's answers alone",
 }
@@ -82,7 +84,8 @@ def _meaning(title: str, before: str) -> str:
     if known is not None:
         return known
     entry = registry.attacks().get(AttackSpec.parse(title.partition(" ")[0]).name)
-    return f"{entry.summary} ASR, with its excess over retrain's in brackets" if entry else "ASR of this attack"
+    said = "ASR, with its excess over retrain's and the ceiling of that in brackets"
+    return f"{entry.summary} {said}" if entry else "ASR of this attack"
 
 
 def _cell(text: str) -> AttackCell:

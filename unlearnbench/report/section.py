@@ -11,7 +11,7 @@ from unlearnbench import plots, registry
 from unlearnbench.errors import UserError
 from unlearnbench.leaderboard import attacks as attack_table
 from unlearnbench.leaderboard import concept_effects
-from unlearnbench.leaderboard.rows import Board
+from unlearnbench.leaderboard.rows import Board, BoardRow
 from unlearnbench.leaderboard.tables import notes_of, spans
 from unlearnbench.metric import Metric
 from unlearnbench.plots import attack_curves
@@ -182,8 +182,17 @@ def section(
         curves=drawings.curves(),
         trajectories=drawings.trajectories(),
         samples=None if withheld else _samples(made, source),
-        entries=[(row, _entries(row, source, metrics)) for row in made],
+        entries=[
+            (row, _entries(_with_twins(row, of, groups), source, metrics)) for row, of in zip(made, table, strict=True)
+        ],
     )
+
+
+def _with_twins(made: ReportRow, row: BoardRow, groups: Groups) -> ReportRow:
+    """The row with the records of the equal settings that it stands for."""
+    keys = [(*row.table, twin.label) for twin in row.twins]
+    equal = [record for key in keys for record in groups[key]]
+    return made._replace(records=[*made.records, *equal])
 
 
 def _sampled(record: Record) -> bool:
@@ -226,7 +235,7 @@ class Drawings(NamedTuple):
     def every(self) -> Board:
         """All rows, with labels as they are shown."""
         short = {row.label: row.look.label for row in self.rows}
-        return self.table.of(replace(row, label=short[row.label]) for row in self.table)
+        return self.table.of(replace(row, label=short[row.label], twins=()) for row in self.table)
 
     def first_picture(self) -> Picture:
         """Efficacy against utility of the rows that are shown at first."""

@@ -168,7 +168,7 @@ def row_of(
         row.n,
         records,
         [cell(every[column.name], column.name, row) for column in found],
-        status_texts(records),
+        [*status_texts(records), *([f"equals {', '.join(twin.label for twin in row.twins)}"] if row.twins else [])],
         look,
         became(row),
         _merit(row),

@@ -32,6 +32,8 @@ SINGLE = 1e-6
 """Tolerance between numbers kept in single precision."""
 CERTAIN = 0.5
 """Highest probability that a label which the judge did not choose can have."""
+FORMER_DIRECTIONS = {"entropy": "higher"}
+"""Directions that metrics once had, which records of the same version still give; their values are the same."""
 
 
 def task_of(record: Record) -> Task | None:
@@ -131,7 +133,8 @@ def numbers(record: Record, plan: list[Plan] | None) -> Iterator[Issue]:
             continue
         if standing("metric", name, score.code_hash) == "present":
             own = (metric.axis, metric.better, metric.unit if metric.stored is None else metric.stored)
-            if own != (score.axis, score.better, score.unit):
+            former = score.better is not None and FORMER_DIRECTIONS.get(name) == score.better
+            if own != (score.axis, metric.better if former else score.better, score.unit):
                 given = f"{score.axis}, {score.better}, {score.unit!r}"
                 yield f"{name} is given as {given}, but is {own[0]}, {own[1]}, {own[2]!r}"
         yield from _number(name, metric, score)

@@ -1,8 +1,8 @@
-"""Ways to look as if a concept were forgotten, which a score must not reward: dimmed, blurred or constant images, copies.
+"""Ways to look as if a concept were forgotten, which a score must not reward: dimmed or constant images, copies.
 
-Each changes the forget samples of the original and leaves the others as they are, so that utility is the original's. What
-is left to tell is erasure (is the concept gone?) and likeness to retrain (is what came in its place what a model draws
-that never saw the concept?). At least one of the two must stay near 0.
+Each changes the forget samples of the original and leaves the others as they are, so that utility is the original's.
+What is left to tell is erasure (is the concept gone?) and likeness to retrain (is what came in its place what a model
+draws that never saw the concept?). At least one of the two must stay near 0.
 """
 
 from __future__ import annotations

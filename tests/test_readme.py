@@ -11,6 +11,7 @@ import unlearnbench
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
 from unlearnbench.data.concepts import read_concepts
+from unlearnbench.leaderboard import robustness
 from unlearnbench.pipeline import cell, unlearning
 from unlearnbench.records.schema import Record, read_record
 from unlearnbench.tasks.digits_class import DigitsClass
@@ -99,11 +100,8 @@ def test_the_table_of_the_readme_is_what_the_records_say():
     for row in rows:
         record = record_of(row[0])
         score = min(between(record, "ua", original, retrain), between(record, "ra", destroy, original))
-        excesses = [
-            record.attacks[label].value - retrain.attacks[label].value
-            for label in STANDARD
-            if label in record.attacks and record.attacks[label].value is not None
-        ]
+        worst = robustness.worst({label: robustness.attack_result([record], [retrain], label) for label in STANDARD})
+        assert worst is not None and worst.value is not None
         ua, coherence = value(record, "ua"), value(record, "coherence")
         assert row[1:] == [
             f"{score:.2f}",
@@ -111,7 +109,7 @@ def test_the_table_of_the_readme_is_what_the_records_say():
             became(coherence, ua),
             f"{100 * value(record, 'ra'):.1f}",
             f"{value(record, 'fid'):.3f}",
-            f"{100 * max(excesses):.1f}",
+            f"{100 * worst.value:.1f}",
             f"{value(record, 'unlearn_time'):.1f}",
         ]
 

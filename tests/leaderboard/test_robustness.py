@@ -198,7 +198,7 @@ def equal_attacks(seed, count=8, own=0.5, floor=0.4):
     """Attacks that are equally strong on a method, and on retrain."""
     rng = np.random.default_rng(seed)
     made = {str(place): (hits(rng, own, 3), hits(rng, floor, 3)) for place in range(count)}
-    sides = {name: [robustness.Side.of(one) for one in both] for name, both in made.items()}
+    sides = {name: [robustness.TargetHits.of(one) for one in both] for name, both in made.items()}
     return {name: robustness.Contest(*both) for name, both in sides.items()}
 
 
@@ -238,6 +238,13 @@ def test_an_attack_that_both_halves_choose_counts_with_all_targets():
 def test_what_recovers_everything_has_a_share_of_one_whatever_the_floors():
     gold = everything(relearn=share(15), p4d=share(10))
     assert worst({label: share(20) for label in STANDARD}, gold).value == 1
+
+
+def test_where_every_attack_recovers_retrain_there_is_no_worst_case_and_a_note():
+    records = [record(name, {"relearn": share(20)}) for name in ("retrain", "esd")]
+    (sheet,) = attack_table.attack_sheets(board(records, METRICS))
+    assert {row[4] for _, rows in sheet.sections for row in rows} == {"—"}
+    assert "targets: relearn" in sheet.note
 
 
 def test_seeds_that_differ_widen_the_interval():

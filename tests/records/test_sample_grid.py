@@ -70,7 +70,7 @@ def test_the_picture_of_a_run_has_stayed_as_it_was(tmp_path):
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (708, 572)
         beside_words = picture.convert("RGB").crop((84, 40, 708, 572))
-    assert hashlib.sha256(beside_words.tobytes()).hexdigest()[:16] == "192e1202a61d347e"
+    assert hashlib.sha256(beside_words.tobytes()).hexdigest()[:16] == "cfef694ad8406351"
 
 
 def test_a_row_that_is_not_full_has_fewer_tiles(tmp_path):

@@ -258,10 +258,10 @@ def worst(
     tried = {label: each for label in asked if (each := every.get(label))}
     allowed = {label: each for label, each in tried.items() if each.applies}
     known = {label: each for label, each in allowed.items() if each.value is not None}
-    if not tried or not allowed:
-        return None
-    of = len(allowed) + len(asked) - len(tried)
     named = tuple(label for label in STANDARD if label in out)
+    if not allowed:
+        return Worst(None, None, None, 0, 0, False, left_out=named) if named else None
+    of = len(allowed) + len(asked) - len(tried)
     if not known:
         return Worst(None, None, None, 0, of, False, left_out=named)
     over = any(each.share is not None for each in known.values())
@@ -290,7 +290,7 @@ def worst(
     )
 
 
-class Side(NamedTuple):
+class TargetHits(NamedTuple):
     """Hits of the method, or of retrain, under one attack."""
 
     hits: np.ndarray
@@ -298,7 +298,7 @@ class Side(NamedTuple):
     seeds: list[int]
 
     @classmethod
-    def of(cls, hits: Hits) -> Side:
+    def of(cls, hits: Hits) -> TargetHits:
         """Make arrays of results by seed."""
         longest = max(map(len, hits.values()), default=0)
         rows = [[np.nan if hit is None else float(hit) for hit in row] for row in hits.values()]
@@ -318,18 +318,18 @@ class Side(NamedTuple):
 class Contest(NamedTuple):
     """One attack on a method, and on retrain unless the worst case is plain ASR."""
 
-    own: Side
-    floor: Side | None
+    own: TargetHits
+    floor: TargetHits | None
 
     @classmethod
     def against_retrain(cls, found: AttackResult) -> Contest:
         """The attack with its floor."""
-        return cls(Side.of(found.hits), Side.of(found.floor_hits))
+        return cls(TargetHits.of(found.hits), TargetHits.of(found.floor_hits))
 
     @classmethod
     def alone(cls, found: AttackResult) -> Contest:
         """The attack without a floor, for plain ASR."""
-        return cls(Side.of(found.hits), None)
+        return cls(TargetHits.of(found.hits), None)
 
     def share(self, half: int) -> float:
         """Excess as a share of its ceiling, or ASR, over every other target; NaN where it is not known.
@@ -374,8 +374,8 @@ def cross_fitted(contests: Mapping[str, Contest], comparisons: int = 1) -> Cross
         return None
     chosen = [max(shares, key=lambda label: shares[label][half]) for half in (0, 1)]
     halves = [contests[chosen[1]], contests[chosen[0]]]  # those that the first and the second half are attacked by
-    counts = [one.own.hits[:, half::2].shape[1] for half, one in enumerate(halves)]
-    weights = [count / sum(counts) for count in counts]
+    counts = [np.sum(~np.isnan(one.own.hits[:, half::2])) for half, one in enumerate(halves)]
+    weights = [float(count / sum(counts)) for count in counts]
     own = _by_run([one.own for one in halves], weights)
     floor = _by_run([one.floor for one in halves if one.floor is not None], weights)
     if not own or (mean := _estimate(floor, simultaneous(comparisons)))[0] >= 1:
@@ -388,7 +388,7 @@ def cross_fitted(contests: Mapping[str, Contest], comparisons: int = 1) -> Cross
     return found._replace(interval=wider(wider(targets, over_runs), (found.value, found.value)))
 
 
-def _by_run(halves: Sequence[Side], weights: Sequence[float]) -> list[float]:
+def _by_run(halves: Sequence[TargetHits], weights: Sequence[float]) -> list[float]:
     """ASR of each run that was attacked by the attacks of both halves."""
     rates = [dict(zip(side.seeds, side.rates(half), strict=True)) for half, side in enumerate(halves)]
     common = sorted(set.intersection(*map(set, rates))) if rates else []

@@ -19,8 +19,12 @@ from unlearnbench.judges import Judge, judge_all
 from unlearnbench.leaderboard.likeness import REFUSED, ForgetSamples, Likeness, likeness
 from unlearnbench.task import Plan
 
-NEAR_ZERO: Final = 0.15
-"""Largest value of the smaller part that still counts as near 0."""
+NEAR_ZERO: Final = 0.3
+"""Largest value of the smaller part that still counts as near 0.
+
+Swapping to one class shares with retrain what retrain draws of that class: at most 24 % of the forget samples on
+`digits-class`, which gives a likeness of 0.28 for the class that it draws most often.
+"""
 
 
 class Gamed(NamedTuple):

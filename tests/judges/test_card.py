@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
+from tests.support import tiny_cifar
 from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.card import judge_cards
 from unlearnbench.judges.corruptions import CORRUPTIONS, NON_IMAGES, corrupt_some, corrupted, non_images
+from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tasks.digits_class import DigitsClass, named_judge, splits, to_uint8
 
 REAL, LABELS = DigitsClass("3").labelled_images()
@@ -135,7 +137,7 @@ def test_a_judge_that_refuses_dull_images_fails_and_one_that_refuses_no_noise_to
 def test_shipped_judges_see_what_people_see(name, concept, protocol):
     """At half the contrast a three is a three: what is named right is hardly refused, and noise nearly always."""
     task = registry.load_task(name)(concept, protocol=protocol)
-    images, labels = task.labelled_images()
+    images, labels = (column[::2] for column in task.labelled_images())
     for card in judge_cards(task.judge(), images, labels, severities=(1, 3, 5)):
         assert card.failed == []
         assert len(card.corrupted) == 1 + 3 * len(CORRUPTIONS)
@@ -170,6 +172,18 @@ def test_the_command_prints_a_card_and_fails_where_a_requirement_is_missed(cli, 
     said = cli("judges", "--protocol", "default")
     assert said.code == 1
     assert "blunt: 50 real images" in said.out and "✗" in said.out and "requirements are missed" in said.out
+    for kind in (*CORRUPTIONS, *NON_IMAGES):
+        assert kind in said.out
+
+
+def test_cards_of_cifar_are_of_test_images_that_set_no_threshold(cli, tmp_path):
+    data = tiny_cifar.write(tmp_path / "data")
+    task = Cifar10Class("cat", protocol="smoke", data=data)
+    images, labels = task.labelled_images()
+    calibration = {tuple(row) for row in task.images["test"].x[::2].reshape(-1, 3072).tolist()}
+    assert len(images) and not any(tuple(row) in calibration for row in images.flatten(1).tolist())
+    said = cli("judges", "--task", "cifar10-class", "--protocol", "smoke", "--data", str(data))
+    assert said.code in (0, 1) and f"cifar10-neighbours: {len(labels)} real images" in said.out
     for kind in (*CORRUPTIONS, *NON_IMAGES):
         assert kind in said.out
 

@@ -26,6 +26,7 @@ from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.judges import cifar, look
 from unlearnbench.judges.calibration import REFUSED_SHARE
 from unlearnbench.judges.cifar import PixelNeighbours, ResNetJudge, prepared, read_weights, started, train_resnet
+from unlearnbench.judges.corruptions import corrupted
 from unlearnbench.pipeline import scoring
 from unlearnbench.reporting import shown_by
 from unlearnbench.statistics import block_jackknife, t_interval
@@ -110,7 +111,7 @@ def direct(inception):
 
 def plain(state):
     net = resnet34(weights=None, num_classes=10)
-    net.load_state_dict({name: value for name, value in state.items() if name not in ("threshold", "weight_decay")})
+    net.load_state_dict({name: value for name, value in state.items() if name not in cifar.NOT_OF_NETWORK})
     return net
 
 
@@ -388,6 +389,24 @@ def test_training_is_the_same_again_and_another_with_another_seed(start):
         for seed in (0, 0, 1)
     )
     assert one == two != other
+
+
+def test_the_threshold_keeps_corrupted_images_that_are_named_right(start, monkeypatch):
+    """Names all right: the threshold is that of the dullest images, not that of images as they are."""
+    images, calibration = made(1), made(3, seed=1)
+
+    def scores(self, shown):
+        contrast = shown.float().flatten(1).std(dim=1)
+        right = F.one_hot(torch.from_numpy(calibration.y)[torch.arange(len(shown)) % 30], 10).float()
+        return right * 10 + contrast[:, None]  # the energy is high where contrast is low
+
+    monkeypatch.setattr(ResNetJudge, "scores", scores)
+    found = train_resnet(images, calibration, 0, start=start, epochs=1, size=32, batch=10)
+    dull = corrupted(torch.from_numpy(calibration.x), "contrast", 5, torch.Generator())
+    judge = ResNetJudge(found, "a" * 64, size=32)
+    assert judge(torch.from_numpy(calibration.x)).refused.sum() == 0
+    assert judge(dull).refused.float().mean() <= 0.05
+    assert judge(torch.full((30, 3, 32, 32), 128, dtype=torch.uint8)).refused.all()
 
 
 def test_training_images_are_corrupted_only_if_asked(start, monkeypatch):

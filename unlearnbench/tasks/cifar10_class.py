@@ -242,8 +242,8 @@ class Cifar10Class(Task):
         return self._real("train" if self.protocol.reference == "test" else "test")
 
     def labelled_images(self) -> tuple[Tensor, Tensor]:
-        """The first 50 test images of each class."""
-        x, y = self.images["test"]
+        """The first 50 of each class among the test images that set no threshold."""
+        x, y = self._halves()[1]
         rows = np.concatenate([np.flatnonzero(y == k)[:50] for k in range(len(CLASSES))])
         return torch.from_numpy(np.array(x[rows])), torch.from_numpy(np.array(y[rows]))[:, None]
 

@@ -9,11 +9,13 @@ import yaml
 
 import unlearnbench
 from unlearnbench import registry
-from unlearnbench.attacks.base import STANDARD
 from unlearnbench.data.concepts import read_concepts
 from unlearnbench.leaderboard import robustness
 from unlearnbench.pipeline import cell, unlearning
-from unlearnbench.records.schema import Record, read_record
+from unlearnbench.leaderboard.board import board
+from unlearnbench.leaderboard.rows import BoardRow
+from unlearnbench.records.folder import load_all
+from unlearnbench.records.image_table import reader
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance
@@ -70,48 +72,32 @@ def test_readme_is_short():
     assert len(README.splitlines()) <= 200
 
 
-def record_of(method: str) -> Record:
-    return read_record(ROOT / "results/digits-class/default/3" / method / "seed-0.json")
-
-
-def became(coherence: float, ua: float) -> str:
-    """What the readme says of the forget samples: how many show something, and whether it is what was forgotten."""
-    if ua < 0.5:
-        return "threes" if ua < 0.05 else "mostly threes"
-    return "noise" if coherence < 0.05 else f"{coherence:.0%} other digits".replace("%", " %")
-
-
 def test_the_table_of_the_readme_is_what_the_records_say():
     rows = [
         [cell.strip(" *") for cell in line.strip("|").split("|")]
         for line in README.partition("| method | score")[2].partition("\n\n")[0].splitlines()[2:]
     ]
     assert len(rows) >= 8
-    original, retrain, destroy = map(record_of, ("original", "retrain", "destroy"))
+    results = ROOT / "results"
+    records = [run for folder in (results / "digits-class/default/3").iterdir() for run in load_all(results, folder)]
+    plain = [record for record in records if record.method.preset == "default" and not record.method.overrides]
+    known = {row.method: row for row in board(plain, images=reader(results))}
 
-    def value(record: Record, name: str) -> float:
-        found = record.scores[name].value
-        assert found is not None
-        return found
+    def shown(row: BoardRow, name: str, digits: int, scale: float = 1.0) -> str:
+        value = row.stat(name).value
+        return "—" if value is None else f"{scale * value:.{digits}f}"
 
-    def between(record: Record, name: str, zero: Record, one: Record) -> float:
-        return (value(record, name) - value(zero, name)) / (value(one, name) - value(zero, name))
-
-    for row in rows:
-        record = record_of(row[0])
-        score = min(between(record, "ua", original, retrain), between(record, "ra", destroy, original))
-        worst = robustness.worst({label: robustness.attack_result([record], [retrain], label) for label in STANDARD})
-        assert worst is not None and worst.value is not None
-        ua, coherence = value(record, "ua"), value(record, "coherence")
-        assert row[1:] == [
-            f"{score:.2f}",
-            f"{100 * ua:.1f}",
-            became(coherence, ua),
-            f"{100 * value(record, 'ra'):.1f}",
-            f"{value(record, 'fid'):.3f}",
-            f"{100 * worst.value:.1f}",
-            f"{value(record, 'unlearn_time'):.1f}",
-        ]
+    for name, *cells in rows:
+        row = known[name]
+        assert cells == [
+            shown(row, "score", 2),
+            " / ".join(shown(row, part, 0, 100) for part in ("still", "another", "nothing")),
+            shown(row, "likeness", 2),
+            shown(row, "ra", 1, 100),
+            shown(row, "fid", 3),
+            shown(row, "robustness", 0, 100),
+            shown(row, "unlearn_time", 1),
+        ], name
 
 
 def test_the_citation_file_has_what_its_format_requires():

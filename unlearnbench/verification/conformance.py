@@ -76,9 +76,9 @@ class TinyWords(DigitsText):
         return found
 
     def _showing(self, which: Side) -> Tensor:
-        """One image in ten: enough for a few steps, and quickly compared."""
+        """One image in 25: enough for a few steps, and quickly compared."""
         shown = super()._showing(which)
-        return shown & (torch.arange(len(shown)) % 10 == 0)
+        return shown & (torch.arange(len(shown)) % 25 == 0)
 
     def architecture(self, seed: int) -> Diffusion:
         """Fresh weights, two sampling steps; captions and latents are the miniature's own."""

@@ -181,7 +181,7 @@ registry.load_metrics()
 for name in registry.methods():
     registry.load_method(name)
 
-for stream, width in {shown!r}:
+for stream, width in {shown}:
     if child := os.fork():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (stream, width)
         continue
@@ -192,7 +192,7 @@ for stream, width in {shown!r}:
         os.environb[b"COLUMNS"] = width.encode()
     from unlearnbench.cli import main
 
-    for words in {commands!r}:
+    for words in {commands}:
         sys.argv = ["unlearnbench", *words]
         try:
             main()
@@ -223,7 +223,7 @@ def test_any_stream_and_any_width_will_do(tmp_path, commands):
     shown = [(None, None), ({"encoding": "ascii", "errors": "strict"}, None)]
     shown += [({"encoding": "utf-8"}, width) for width in WIDTHS]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER.format(commands=commands, shown=shown, end=END.decode())],
+        [sys.executable, "-c", DRIVER.format(commands=ascii(commands), shown=ascii(shown), end=END.decode())],
         cwd=tmp_path,
         env={**known, **C},
         capture_output=True,

@@ -54,7 +54,6 @@ def page(tmp_path_factory):
 def undrawn(monkeypatch):
     """Nothing is drawn, for tests of the words: plots take most of a page's time."""
 
-
     def picture(name, kind, caption, draw, other=False):
         return section.Picture(kind, "", "not drawn", other=other)
 

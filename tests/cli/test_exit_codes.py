@@ -169,7 +169,7 @@ def test_the_help_says_what_exit_codes_mean(cli):
 C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 WIDTHS = ("0", "1", "-5", "x", "²", "9" * 30)
 QUICK = (("leaderboard", "R"), ("list",), ("diff", "A", "B"), ("compare", "A", "B"), ("validate", "R"), ("report", "R"))
-# One process imports what takes long, and forks a child for each stream and width: a console reads these when it is made.
+# One process imports what takes long, and forks a child for each stream and width: consoles read these when made.
 DRIVER = """
 import os, sys
 import jinja2, matplotlib.pyplot, pandas, PIL.Image, pydantic, rich.table, scipy.stats, torch, typer

@@ -191,7 +191,7 @@ def test_a_bad_method_fails_its_check_and_says_why(tmp_path, changes, expected):
 
 
 def test_a_check_works_by_itself(tmp_path):
-    with pytest.raises(UserError, match="differ in embedding.weight"):
+    with pytest.raises(UserError, match=r"differ in embedding\.weight"):
         check.repeatable(load(tmp_path, body=COUNTED))
 
 

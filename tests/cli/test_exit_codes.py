@@ -166,10 +166,10 @@ def test_the_help_says_what_exit_codes_mean(cli):
         assert part in said
 
 
-FEW = {"ascii": {"PYTHONIOENCODING": "ascii"}, "c": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}}
+C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 WIDTHS = ("0", "1", "-5", "x", "²", "9" * 30)
 QUICK = (("leaderboard", "R"), ("list",), ("diff", "A", "B"), ("compare", "A", "B"), ("validate", "R"), ("report", "R"))
-# One process imports what takes long, and forks a child for each width, which a console reads when it is made.
+# One process imports what takes long, and forks a child for each stream and width: consoles read these when made.
 DRIVER = """
 import os, sys
 import jinja2, matplotlib.pyplot, pandas, PIL.Image, pydantic, rich.table, scipy.stats, torch, typer
@@ -181,23 +181,28 @@ registry.load_metrics()
 for name in registry.methods():
     registry.load_method(name)
 
-for width in {widths!r}:
+for stream, width in {shown}:
     if child := os.fork():
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, width
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, (stream, width)
         continue
+    if stream:
+        sys.stdout.reconfigure(**stream)
+        sys.stderr.reconfigure(**stream)
     if width is not None:
-        os.environ["COLUMNS"] = width
+        os.environb[b"COLUMNS"] = width.encode()
     from unlearnbench.cli import main
 
-    for words in {commands!r}:
+    for words in {commands}:
         sys.argv = ["unlearnbench", *words]
         try:
             main()
         except SystemExit as stop:
-            assert stop.code in (0, 1, None), (width, words, stop.code)
+            assert stop.code in (0, 1, None), (stream, width, words, stop.code)
+    print({end!r})
     sys.stdout.flush()
     os._exit(0)
 """
+END = b"-- end of a child --"
 
 
 @pytest.fixture
@@ -212,31 +217,24 @@ def commands(tmp_path):
     return [[names.get(word, word) for word in words] for words in QUICK]
 
 
-def driven(tmp_path, commands, widths, **env):
-    """Their outputs, in a process of its own."""
+def test_any_stream_and_any_width_will_do(tmp_path, commands):
+    """Output of the locale C, of a stream that refuses what is not ASCII, and of consoles of strange widths."""
     known = {**os.environ, "PYTHONPATH": str(ROOT), "UNLEARNBENCH_CACHE": str(tmp_path / "store")}
+    shown = [(None, None), ({"encoding": "ascii", "errors": "strict"}, None)]
+    shown += [({"encoding": "utf-8"}, width) for width in WIDTHS]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER.format(commands=commands, widths=widths)],
+        [sys.executable, "-c", DRIVER.format(commands=ascii(commands), shown=ascii(shown), end=END.decode())],
         cwd=tmp_path,
-        env={**known, **env},
+        env={**known, **C},
         capture_output=True,
         check=False,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert b"Traceback" not in done.stderr and b"Error" not in done.stderr
-    assert done.stdout.count(b"UA") >= len(widths)
-    return done
-
-
-@pytest.mark.parametrize("env", FEW.values(), ids=FEW)
-def test_any_stream_will_do(tmp_path, commands, env):
-    done = driven(tmp_path, commands, [None], **env)
-    assert done.stdout.isascii() and done.stderr.isascii()
-
-
-def test_any_width_will_do(tmp_path, commands):
-    driven(tmp_path, commands, WIDTHS)
+    assert done.stdout.count(b"UA") >= len(shown)
+    locale, refusing, *_ = done.stdout.split(END)
+    assert locale.isascii() and refusing.isascii()
 
 
 CONCEPT = 'name = "mine"\n[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\n'

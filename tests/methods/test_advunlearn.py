@@ -165,8 +165,7 @@ def test_a_long_prompt_is_cut_and_keeps_its_end(sd1):
 # ---- the losses --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("eta", "retain_weight"), [(1.0, 0.0), (2.5, 0.7)])
-@pytest.mark.parametrize("attacked", [False, True])
+@pytest.mark.parametrize(("eta", "retain_weight", "attacked"), [(1.0, 0.0, False), (2.5, 0.7, True)])
 def test_loss_by_hand(task, eta, attacked, retain_weight, monkeypatch):
     method = AdvUnlearn(
         steps=1, warmup=int(not attacked), batch_size=2, retain_batch=2, eta=eta, retain_weight=retain_weight
@@ -193,9 +192,9 @@ def test_loss_by_hand(task, eta, attacked, retain_weight, monkeypatch):
 
 
 @pytest.mark.parametrize("attack", ["adam", "sign"])
-@pytest.mark.parametrize("steps", [1, 3])
-def test_attack_by_hand(task, attack, steps, monkeypatch):
+def test_attack_by_hand(task, attack, monkeypatch):
     """Each step is retraced with the prefix in the vocabulary's own table, as the words "red" and "blue"."""
+    steps = 3
     method = AdvUnlearn(attack=attack, attack_steps=steps, attack_lr=0.02)
     model, original = stirred(task.pretrained()), task.original
     paths, x_t = one_path(model, ["seven", "three"], 1)
@@ -260,7 +259,9 @@ def test_where_attacks_start(sd1, init, monkeypatch):
 # ---- what all methods must ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", ["adam", "sign"])
+@pytest.mark.parametrize(  # test_attack_by_hand tries either attack on each
+    ("task", "attack"), [("sd1", "adam"), ("sd2", "sign"), ("sdxl", "adam")], indirect=["task"]
+)
 def test_only_the_text_encoder_is_trained_and_its_weights_are_the_result(task, attack):
     method = AdvUnlearn(**SMALL, attack=attack, lr=1e-2, adv_tokens=2)
     model, before = task.pretrained(), task.pretrained().state_dict()

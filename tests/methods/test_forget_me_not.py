@@ -100,8 +100,7 @@ def test_one_step_is_adamw_on_cross_attention(sd1):
     assert sum((g.abs() > 1e-4 * largest).sum() for g in grads) > 500
 
 
-@pytest.mark.parametrize("part", [None, "full", "noxattn"])
-@pytest.mark.parametrize("inversion_steps", [0, 2])
+@pytest.mark.parametrize(("part", "inversion_steps"), [(None, 0), ("full", 2), ("noxattn", 2)])
 def test_only_the_part_is_trained(task, part, inversion_steps):
     model, before = task.pretrained(), task.pretrained().state_dict()
     torch.manual_seed(0)

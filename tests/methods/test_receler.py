@@ -257,7 +257,11 @@ def test_the_attack_brings_the_concept_nearer(sd1):
     assert gaps[20] < gaps[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"where": "states"}, {"attack_steps": 0}], ids=["words", "states", "plain"])
+@pytest.mark.parametrize(  # "words" has tokens for each text encoder; the others do not ask how many there are
+    ("task", "settings"),
+    [*((kind, {}) for kind in ("sd1", "sd2", "sdxl")), ("sdxl", {"where": "states"}), ("sd1", {"attack_steps": 0})],
+    indirect=["task"],
+)
 def test_training_moves_the_erasers_alone_and_its_weights_load(task, settings):
     method = Receler(**{**SHORT, **settings})
     torch.manual_seed(0)

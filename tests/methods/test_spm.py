@@ -322,11 +322,11 @@ def test_adapters_start_within_the_bounds_of_their_slope(sd1, slope, bound):
 
 def test_the_released_timestep_is_above_the_noise_of_x_t(sd1):
     model, sampler = sd1.pretrained(), Scheduled(steps=30, guidance=2.0)
-    y = model.tokens(["seven"] * 40)
+    y = model.tokens(["seven"] * 10)
     torch.manual_seed(4)
     x_t, t = late(model, y, sampler)
     torch.manual_seed(4)
-    done, seeds = torch.randint(1, 30, (40,)), torch.randint(2**62, (40,)).tolist()
+    done, seeds = torch.randint(1, 30, (10,)), torch.randint(2**62, (10,)).tolist()
     assert torch.equal(t, torch.tensor([999 - int(k * 1000 / 30) for k in done.tolist()]))
     assert torch.equal(x_t, model.sample(y, seeds, sampler=sampler, until=30 - done))
     above = t - model.timesteps(sampler)[done.clamp(max=29)]
@@ -334,12 +334,14 @@ def test_the_released_timestep_is_above_the_noise_of_x_t(sd1):
     assert above.max() <= 42
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"anchors": "noise", "anchor_count": 2, "empty_anchors": True, "timestep": "released", "null_gate": "prompt"},
-        {"cycles": 1},
-    ],
+AS_RELEASED = {"anchors": "noise", "anchor_count": 2, "empty_anchors": True}
+AS_RELEASED |= {"timestep": "released", "null_gate": "prompt"}
+
+
+@pytest.mark.parametrize(  # the rate does not ask which model is trained
+    ("task", "settings"),
+    [*((kind, AS_RELEASED) for kind in ("sd1", "sd2", "sdxl")), ("sd1", {"cycles": 1})],
+    indirect=["task"],
 )
 def test_training_moves_the_adapters_alone_and_its_weights_load(task, settings):
     method = SPM(**SHORT, **settings)

@@ -19,6 +19,7 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.tables import shown
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.sealed_json import sealed
+from unlearnbench.report import section
 from unlearnbench.report.page import build_page
 
 SHIPPED = ROOT / "results/digits-class/default/3"
@@ -26,10 +27,8 @@ SCRIPT = "<script>alert(1)</script>"
 VOID = {"meta", "link", "img", "input", "wbr", "br"}
 
 
-@pytest.fixture
-def results(tmp_path):
+def copied(folder):
     """Two controls and a method of the shipped records, one seed each."""
-    folder = tmp_path / "results"
     for name in ("original", "retrain", "esd"):
         for suffix in ("json", "parquet", "png"):
             file = SHIPPED / name / f"seed-0.{suffix}"
@@ -37,6 +36,30 @@ def results(tmp_path):
                 (folder / file.relative_to(ROOT / "results")).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, folder / file.relative_to(ROOT / "results"))
     return folder
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder of them."""
+    return copied(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of such a folder, as it is."""
+    return build_page(copied(tmp_path_factory.mktemp("page") / "results")).html
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Nothing is drawn, for tests of the words: plots take most of a page's time."""
+
+    def picture(name, kind, caption, draw, other=False):
+        return section.Picture(kind, "", "not drawn", other=other)
+
+    monkeypatch.setattr(section, "_picture", picture)
+    monkeypatch.setattr(section.attack_curves, "attack_figure", lambda *given, names: None)
+    monkeypatch.setattr(section.plots, "trajectory", lambda *given, names: None)
 
 
 def put(record, folder):
@@ -99,8 +122,7 @@ def test_the_command_writes_one_page_that_says_what_is_in_it(cli, results):
     assert newest[:16].replace("T", " ") in page
 
 
-def test_the_page_is_well_formed_and_the_same_again(results):
-    page = build_page(results).html
+def test_the_page_is_well_formed_and_the_same_again(page, results):
     tags = Tags(page)
     assert tags.open == []
     ids = [attrs["id"] for _, attrs in tags.all if "id" in attrs]
@@ -108,8 +130,7 @@ def test_the_page_is_well_formed_and_the_same_again(results):
     assert page == build_page(results).html
 
 
-def test_nothing_is_loaded_and_no_other_script_may_run(results):
-    page = build_page(results).html
+def test_nothing_is_loaded_and_no_other_script_may_run(page):
     tags = Tags(page)
     addresses = [attrs[name] for _, attrs in tags.all for name in ("src", "href") if name in attrs]
     assert addresses
@@ -122,8 +143,7 @@ def test_nothing_is_loaded_and_no_other_script_may_run(results):
     assert policy.startswith("default-src 'none'; ") and f"script-src 'sha256-{allowed}'; " in policy
 
 
-def test_the_table_has_the_boards_numbers(results):
-    page = build_page(results).html
+def test_the_table_has_the_boards_numbers(page, results):
     metrics, record = registry.load_metrics(), read_record(results / "digits-class/default/3/esd/seed-0.json")
     cells = dict(zip(heads_of(page), row_of(page, "esd"), strict=True))
     ua, fid = record.scores["ua"], record.scores["fid"]
@@ -135,8 +155,7 @@ def test_the_table_has_the_boards_numbers(results):
     assert "score ↑" not in cells, "destroy was not run, so that there is none"
 
 
-def test_the_short_board_says_what_became_of_the_images(results):
-    page = build_page(results).html
+def test_the_short_board_says_what_became_of_the_images(page, results):
     record = read_record(results / "digits-class/default/3/esd/seed-0.json")
     cells = dict(zip(heads_of(page, "short"), row_of(page, "esd", "short"), strict=True))
     assert list(cells)[:3] == ["method", "UA (%) ↑", "forget images"]
@@ -168,6 +187,7 @@ def test_default_settings_come_first_and_others_wait(tmp_path):
     ], "a method that has no run with default settings is shown with what it has"  # fmt: skip
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_flag_of_all_rows_is_said_once_above_the_short_board(results, monkeypatch):
     monkeypatch.setattr("unlearnbench.records.identity.older_parts", lambda record: ["engine"])
     path = results / "digits-class/default/3/esd/seed-0.json"
@@ -185,6 +205,7 @@ def test_a_flag_of_all_rows_is_said_once_above_the_short_board(results, monkeypa
     assert "‡" not in board_of(build_page(results).html, "short")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_of_all_columns_says_everything_at_each_row(results, monkeypatch):
     monkeypatch.setattr("unlearnbench.records.identity.older_parts", lambda record: ["engine"])
     page = build_page(results).html
@@ -243,8 +264,7 @@ def test_what_went_wrong_is_told_at_the_row_and_in_the_record(tmp_path):
     assert "FID ↓: no reason is given" in text(page)
 
 
-def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(results):
-    page = build_page(results).html
+def test_every_record_is_reached_from_its_row_and_says_how_to_repeat_it(page, results):
     tags = Tags(page)
     ids = {attrs["id"] for _, attrs in tags.all if "id" in attrs}
     links = [attrs["href"][1:] for attrs in tags.named("a")]
@@ -279,10 +299,9 @@ def test_what_is_not_known_here_is_shown_as_it_is(tmp_path):
     assert "newer-task is not known to this version" in page
 
 
-def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results):
+def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(page, results):
     from PIL import Image
 
-    page = build_page(results).html
     sources = {attrs["alt"].split(",")[0]: attrs["src"] for attrs in Tags(page).named("img")}
     assert list(sources) == ["Samples of original", "Samples of retrain", "Samples of esd"]
     kind, data = sources["Samples of esd"].split(",")
@@ -295,6 +314,7 @@ def test_samples_stand_side_by_side_from_the_pictures_beside_the_records(results
     assert enlarged.tobytes() == picture.crop((left, top, left + 46, top + 46)).tobytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_original_has_its_samples(results):
     shipped = results / "digits-class/default/3/retrain/seed-0.json"
     other = read_record(shipped)
@@ -303,6 +323,7 @@ def test_each_original_has_its_samples(results):
     assert alts == ["Samples of original", "Samples of original of retrain", "Samples of retrain", "Samples of esd"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_missing_sample_file_is_a_gap_in_its_place(results):
     (results / "digits-class/default/3/esd/seed-0.png").unlink()
     (results / "digits-class/default/3/retrain/seed-0.png").write_bytes(b"\x89PNG\r\n\x1a\n damaged")
@@ -313,6 +334,7 @@ def test_a_missing_sample_file_is_a_gap_in_its_place(results):
     assert strips["retrain"] == "sample file cannot be read"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missing_and_damaged_values_by_image_are_gaps_and_the_rest_is_shown(cli, results):
     (results / "digits-class/default/3/esd/seed-0.parquet").unlink()
     (results / "digits-class/default/3/retrain/seed-0.parquet").write_bytes(b"no table")
@@ -328,6 +350,7 @@ def test_missing_and_damaged_values_by_image_are_gaps_and_the_rest_is_shown(cli,
     assert "No record here has values by image" in build_page(results).html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_records_that_cannot_be_read_are_named_and_the_rest_is_shown(cli, results):
     esd, folder = results / "digits-class/default/3/esd/seed-0.json", results / "digits-class/default/3"
     values = json.loads(esd.read_text())
@@ -357,6 +380,7 @@ def test_older_records_are_shown(results, version):
     assert (made.records, made.gaps) == (3, [])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, monkeypatch):
     from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -369,6 +393,7 @@ def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, mo
     assert (results.parent / "report.html").read_text().count("<img") == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_without_real_weights_says_so(results, monkeypatch):
     assert "real weights" not in build_page(results).html
     monkeypatch.setattr("unlearnbench.registry.untried", lambda task: True)
@@ -402,6 +427,7 @@ def test_only_unreadable_records_are_no_report(tmp_path):
         build_page(tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_place_that_cannot_be_written_is_named(cli, results, tmp_path):
     said = cli("report", results, "--out", tmp_path)
     assert (said.code, len(said.errors)) == (2, 1)

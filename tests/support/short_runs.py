@@ -26,7 +26,7 @@ def short(name: str) -> Method:
     return cls.configured({key: value for key, value in SHORT.items() if key in known})
 
 
-def shortened(method: Method) -> Method:
-    """The same method with them."""
+def shortened(method: Method, **others: int) -> Method:
+    """The same method with them, or with others of their names."""
     known = {field.name for field in dataclasses.fields(method)}
-    return dataclasses.replace(method, **{key: value for key, value in SHORT.items() if key in known})
+    return dataclasses.replace(method, **{key: value for key, value in (SHORT | others).items() if key in known})

@@ -1,9 +1,7 @@
 """Every built-in method and template passes every conformance check, and each check can fail."""
 
-import io
 import itertools
 import re
-from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -11,11 +9,10 @@ import torch
 from tests.support.short_runs import shortened
 from unlearnbench import registry
 from unlearnbench.cli.templates import STYLES, method_template
-from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.errors import UserError
 from unlearnbench.tasks.digits_class import splits
-from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.verification import conformance as check
-from unlearnbench.verification.conformance import CHECKS, TinyDigits, conformance, leaves_data_alone
+from unlearnbench.verification.conformance import CHECKS, TinyDigits, conformance
 
 BUILT_IN = [name for name, entry in registry.methods().items() if entry.point is None]
 
@@ -67,22 +64,6 @@ def failures(cls):
     return {name: message for name, _, message in conformance(cls) if message is not None}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def captions_once():
-    """The same captions are made tokens once: a check compares all of a task's data before and after."""
-    plain, known = DigitsText.tokens, {}
-
-    def tokens(self, prompts):
-        key = (*prompts, self.tokenizers[0].model_max_length)
-        if key not in known:
-            known[key] = plain(self, prompts)
-        return known[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DigitsText, "tokens", tokens)
-        yield
-
-
 @pytest.fixture
 def shared_images():
     """The images are kept for all tests, so that a method which changes them must not outlive its own."""
@@ -91,52 +72,25 @@ def shared_images():
     splits()["train"].x0.copy_(before)
 
 
-class Runs:
-    """Short runs of a method that all checks look at, so that five checks share two runs.
+@pytest.fixture
+def briefly(monkeypatch):
+    """Checks run methods with little to do in each step, and with steps to be stopped at."""
 
-    Stands in for the one place where checks run a method: a check that runs it twice sees two runs, and what a run
-    prints is printed again for each check that looks at it. `leaves_data_alone` must be the first check, since only
-    a real run can change the data.
-    """
+    def few(method):
+        return shortened(method, steps=check.STEPS, batch_size=4)
 
-    def __init__(self, patch):
-        self.plain, self.made, self.seen = check._unlearned, {}, {}
-        patch.setattr(check, "_unlearned", self)
-
-    def __call__(self, method, task):
-        which = repr(method), type(task)
-        runs, place = self.made.setdefault(which, []), self.seen.get(which, 0)
-        self.seen[which] = place + 1
-        if place == len(runs):
-            with redirect_stdout(io.StringIO()) as printed:
-                model = self.plain(shortened(method), task)
-            runs.append((model, printed.getvalue()))
-        print(runs[place][1], end="")
-        return runs[place][0]
-
-    def failures(self, cls):
-        """What each check that fails says; UNTRIED for what cannot run here."""
-        failed = {}
-        for one in sorted(CHECKS, key=lambda one: one is not leaves_data_alone):
-            self.seen = {}
-            try:
-                with redirect_stdout(io.StringIO()):
-                    one(cls)
-            except Unsupported:
-                failed[one.__name__] = UNTRIED
-            except Exception as failure:  # noqa: BLE001 - a check of what is no method may break off in any way
-                failed[one.__name__] = str(failure)
-        return failed
-
-
-UNTRIED = "not tried"
+    run, kept = check._run, check._kept
+    monkeypatch.setattr(check, "_run", lambda method, *rest: run(few(method), *rest))
+    monkeypatch.setattr(check, "_kept", lambda method, *rest: kept(few(method), *rest))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_methods_conform(name, monkeypatch):
+@pytest.mark.usefixtures("briefly")
+def test_built_in_methods_conform(name):
     cls = registry.load_method(name)
-    untried = dict.fromkeys(RUNS, UNTRIED) if cls.incomplete else {}
-    assert Runs(monkeypatch).failures(cls) == untried
+    failed = failures(cls)
+    assert set(failed) == (RUNS if cls.incomplete else set()), failed
+    assert all(said.startswith("not tried here: ") for said in failed.values())
 
 
 def test_every_built_in_method_is_tried_on_every_check():
@@ -159,10 +113,10 @@ def test_templates_conform(tmp_path, style):
 
 
 def test_a_good_method_has_no_failures(tmp_path):
-    cls = load(tmp_path)
-    assert failures(cls) == {}
-    assert [name for name, _, _ in conformance(cls)] == [check.__name__ for check in CHECKS]
-    assert all(meaning for _, meaning, _ in conformance(cls))
+    found = list(conformance(load(tmp_path)))
+    assert [failure for _, _, failure in found if failure is not None] == []
+    assert [name for name, _, _ in found] == [check.__name__ for check in CHECKS]
+    assert all(meaning for _, meaning, _ in found)
 
 
 HIDDEN_BIAS = "model.predict = lambda *a, plain=model.predict: plain(*a) + 1"
@@ -228,15 +182,23 @@ ALSO = {"returns_a_model": RUNS, "dataclass_fields": RUNS}
 
 @pytest.mark.usefixtures("shared_images")
 @pytest.mark.parametrize(("changes", "expected"), BAD, ids=lambda value: "-".join(value) if value else "")
-def test_a_bad_method_fails_its_check_and_says_why(tmp_path, changes, expected, monkeypatch):
+def test_a_bad_method_fails_its_check_and_says_why(tmp_path, changes, expected):
     cls = load(tmp_path, **changes)
-    ((check, message),) = expected.items()
+    ((name, message),) = expected.items()
     failed = failures(cls)
-    assert re.search(message, failed[check])
-    with pytest.raises(UserError, match=message):
-        next(one for one in CHECKS if one.__name__ == check)(cls)
-    assert set(failed) - {check, "reads_text"} <= ALSO.get(check, set()), "some are of class labels alone"
-    assert re.search(message, Runs(monkeypatch).failures(cls)[check]), "shared runs hide it"
+    assert re.search(message, failed[name])
+    assert set(failed) - {name, "reads_text"} <= ALSO.get(name, set()), "some are of class labels alone"
+
+
+def test_a_check_works_by_itself(tmp_path):
+    with pytest.raises(UserError, match=r"differ in embedding\.weight"):
+        check.repeatable(load(tmp_path, body=COUNTED))
+
+
+def test_checks_share_runs(tmp_path):
+    told = f"open({str(tmp_path / 'runs')!r}, 'a').write('x')"
+    assert failures(load(tmp_path, body=told)) == {}
+    assert len((tmp_path / "runs").read_text()) == 3, "two on class labels, since they must be equal, and one on text"
 
 
 def test_a_dataclass_that_can_be_changed_does_not_load(tmp_path):

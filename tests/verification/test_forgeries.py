@@ -12,7 +12,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.small_world import IMAGES, ROOT, small_protocol
@@ -322,8 +325,9 @@ def a_column_holds_text(f):
 
 @forgery("rows of")
 def a_table_unpacks_to_very_much(f):
-    frame = pd.concat([f.frame.head(1)] * 1100, ignore_index=True)
-    f.frame = pd.concat([frame] * 1000, ignore_index=True)
+    first, buffer = pa.Table.from_pandas(f.frame.head(1), preserve_index=False), io.BytesIO()
+    pq.write_table(first.take(np.zeros(1_100_000, dtype=int)), buffer)
+    f.rewrite(buffer.getvalue())
 
 
 @forgery("are read: run it again")

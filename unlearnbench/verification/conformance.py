@@ -8,14 +8,16 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import replace
 from fnmatch import filter as filter_names
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from torch import Tensor
 
 from unlearnbench import registry
 from unlearnbench.compute.environment import Meter
@@ -29,7 +31,7 @@ from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.unlearning import check_model
-from unlearnbench.task import Task
+from unlearnbench.task import Side, Task
 from unlearnbench.tasks._text import TextTask
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
@@ -72,6 +74,11 @@ class TinyWords(DigitsText):
         for tokenizer in found:
             tokenizer.model_max_length = 32
         return found
+
+    def _showing(self, which: Side) -> Tensor:
+        """One image in 25: enough for a few steps, and quickly compared."""
+        shown = super()._showing(which)
+        return shown & (torch.arange(len(shown)) % 25 == 0)
 
     def architecture(self, seed: int) -> Diffusion:
         """Fresh weights, two sampling steps; captions and latents are the miniature's own."""
@@ -150,8 +157,48 @@ class DoesNotConform(UserError):
     """A method does not conform; the message says what to fix."""
 
 
-def _unlearned(method: Method, task: Task) -> Diffusion:
-    return _kept(method, task, RunCheckpoints(None, method, task))
+class _Run(NamedTuple):
+    """What a run of a method leaves."""
+
+    model: Any
+    """What `unlearn` returned: may be anything."""
+    printed: str
+    changed: list[Side]
+    """Sides of the task's data that are not what they were."""
+
+
+_runs: ContextVar[dict[Any, _Run] | None] = ContextVar("runs", default=None)
+"""Runs that the checks share, each by its kind of task, its settings and its number."""
+
+
+@contextmanager
+def _shared(runs: dict[Any, _Run]) -> Iterator[None]:
+    """Within this block runs are looked up here and kept here."""
+    token = _runs.set(runs)
+    try:
+        yield
+    finally:
+        _runs.reset(token)
+
+
+def _run(method: Method, make_task: Callable[[], Task], number: int = 0) -> _Run:
+    """Run the method on a new task, unless a check did it before. Runs with other numbers are the same once more."""
+    key, runs = (make_task, repr(method.settings()), number), _runs.get()
+    if runs is None:
+        return _new_run(method, make_task())
+    if key not in runs:
+        runs[key] = _new_run(method, make_task())
+    return runs[key]
+
+
+def _new_run(method: Method, task: Task) -> _Run:
+    sides: tuple[Side, ...] = ("forget", "retain")
+    before = {side: tuple(value.clone() for value in task.data(side)) for side in sides}
+    with redirect_stdout(io.StringIO()) as printed:
+        model = _kept(method, task, RunCheckpoints(None, method, task))
+    after = {side: task.data(side) for side in sides}
+    changed = [side for side in sides if not all(map(torch.equal, before[side], after[side]))]
+    return _Run(model, printed.getvalue(), changed)
 
 
 def _kept(method: Method, task: Task, checkpoints: RunCheckpoints) -> Diffusion:
@@ -232,7 +279,7 @@ def returns_a_model(cls: type[Method]) -> str:
     for tried, settings in _tried(cls):
         method = cls.configured(_plain(settings))
         if (tried, method.settings()) not in done:
-            check_model(method, _unlearned(method, tried()))
+            check_model(method, _run(method, tried).model)
             done.append((tried, method.settings()))
     return f"{_meaning(returns_a_model)} Tried on {' and '.join(dict.fromkeys(kind_of(tried) for tried, _ in done))}."
 
@@ -243,10 +290,9 @@ def reads_text(cls: type[Method]) -> str:
     if lacking:
         return f"Not tried on text: it requires {', '.join(sorted(lacking))}, which the tiny task does not have."
     if tried_on(cls) is TinyDigits:
-        task = TinyWords()
-        method = cls.configured(_plain(cls.preset("default", task.name)))
+        method = cls.configured(_plain(cls.preset("default", TinyWords.name)))
         try:
-            check_model(method, _unlearned(method, task))
+            check_model(method, _run(method, TinyWords).model)
         except Unsupported as reason:
             return f"Not tried on text: {reason}."
     return f"{_meaning(reads_text)} Tried on text."
@@ -259,7 +305,7 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def repeatable(cls: type[Method]) -> None:
     """The same seed gives the same weights: randomness comes from torch's global generator and the task alone."""
-    one, two = (_unlearned(cls(), tried_on(cls)()).state_dict() for _ in range(2))
+    one, two = (_run(cls(), tried_on(cls), number).model.state_dict() for number in range(2))
     for name, value in one.items():
         if not torch.equal(value, two[name]):
             raise DoesNotConform(
@@ -270,7 +316,7 @@ def repeatable(cls: type[Method]) -> None:
 def reloads(cls: type[Method]) -> None:
     """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
     task = tried_on(cls)()
-    model = _unlearned(cls(), task).eval()
+    model = _run(cls(), tried_on(cls)).model.eval()
     again = cls().wrap(task.architecture(1), task)
     try:
         again.load_state_dict(model.state_dict())
@@ -297,21 +343,14 @@ def reloads(cls: type[Method]) -> None:
 
 def quiet(cls: type[Method]) -> None:
     """A method prints nothing: progress is the engine's, through task.batches and track."""
-    with redirect_stdout(io.StringIO()) as printed:
-        _unlearned(cls(), tried_on(cls)())
-    if printed.getvalue():
-        raise DoesNotConform(f"it prints {printed.getvalue()[:40]!r}: take the print out")
+    if printed := _run(cls(), tried_on(cls)).printed:
+        raise DoesNotConform(f"it prints {printed[:40]!r}: take the print out")
 
 
 def leaves_data_alone(cls: type[Method]) -> None:
     """The task's images are shared by all methods and must not change."""
-    task = tried_on(cls)()
-    before = {side: tuple(value.clone() for value in task.data(side)) for side in ("forget", "retain")}
-    _unlearned(cls(), task)
-    for side, (x0, y) in before.items():
-        after = task.data(side)  # type: ignore[arg-type]
-        if not (torch.equal(x0, after.x0) and torch.equal(y, after.y)):
-            raise DoesNotConform(f"it changed the {side} images in place: work on copies")
+    for side in _run(cls(), tried_on(cls)).changed:
+        raise DoesNotConform(f"it changed the {side} images in place: work on copies")
 
 
 class _Stop(Exception):
@@ -389,12 +428,16 @@ def _line(cls: type[Method], error: BaseException) -> str:
 
 
 def conformance(cls: type[Method]) -> Iterator[tuple[str, str, str | None]]:
-    """Run every check; yield its name, its meaning or what it found, and failure (None if it passed), in order."""
+    """Run every check; yield its name, its meaning or what it found, and failure (None if it passed), in order.
+
+    Checks look at the same runs of the method where they can.
+    """
+    runs: dict[Any, _Run] = {}
     for check in CHECKS:
         meaning = _meaning(check)
         where = " on text, where conditions are token ids (N, L)" if check is reads_text else ""
         try:
-            with redirect_stdout(io.StringIO()):  # `quiet` reports what it prints
+            with _shared(runs), redirect_stdout(io.StringIO()):  # `quiet` reports what it prints
                 meaning = check(cls) or meaning
         except Unsupported as reason:
             yield check.__name__, meaning, f"not tried here: {reason}"

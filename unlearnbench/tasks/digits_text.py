@@ -189,6 +189,10 @@ class DigitsText(TextTask):
         prompts = [self._caption(pair, which, draw) for pair in chosen]
         return Batch(latents("train", self.folder)[kept], self.tokens(prompts))
 
+    def count(self, which: Side) -> int:
+        """Number of these images, of which no caption is written for that."""
+        return int(self._showing(which).sum())
+
     def _showing(self, which: Side) -> Tensor:
         digit, colour = digit_colours("train").unbind(dim=1)
         shown = torch.stack([(digit == k) | (colour + len(DIGITS) == k) for k in self.erased_labels()]).any(dim=0)

@@ -117,7 +117,7 @@ XL_UNET = {
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
     "timestep_post_act": None,
-    "transformer_layers_per_block": [1, 2, 10],
+    "transformer_layers_per_block": [1, 2, 3],  # 1, 2, 10
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "upcast_attention": None,
     "use_linear_projection": True,
@@ -154,7 +154,7 @@ TEXT = {
     "torch_dtype": "float32",
     "transformers_version": "4.21.0.dev0",
 }
-SD2_TEXT = {**TEXT, "hidden_act": "gelu", "num_hidden_layers": 23, "projection_dim": 16}  # 512
+SD2_TEXT = {**TEXT, "hidden_act": "gelu", "num_hidden_layers": 11, "projection_dim": 16}  # 23 layers, 512
 SD2_TEXT |= {"transformers_version": "4.25.0.dev0"}
 XL_TEXT = {**TEXT, "projection_dim": 32, "torch_dtype": "float16", "transformers_version": "4.32.0.dev0"}
 XL_SECOND = {**XL_TEXT, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"}

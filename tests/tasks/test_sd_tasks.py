@@ -132,7 +132,7 @@ def test_methods_run_on_sdxl_nudity(name, cli, data_xl, tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - WHOLE))
 def test_every_method_unlearns_on_sd_nudity(name, data):
-    unlearned(short(name), task(data))
+    unlearned(short(name, batch_size=4), task(data))
 
 
 @pytest.mark.parametrize("name", UNABLE)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -316,8 +317,9 @@ special_tokens_map.json name, and whether its autoencoder has the old names of a
 # ---- a folder --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def networks(name):
-    """The model's networks with random weights, by part."""
+    """The model's networks with random weights, by part; not to be changed."""
     import diffusers
     import transformers
 

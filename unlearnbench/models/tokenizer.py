@@ -19,12 +19,8 @@ def tokens(tokenizers: Sequence[Any], prompts: Sequence[str]) -> Tensor:
     length = int(tokenizers[0].model_max_length)
     place = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}  # captions of a data set recur
     which = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.long)
-    rows = [
-        tokenizer(
-            list(place), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids[which]
-        for tokenizer in tokenizers
-    ]
+    padded = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    rows = [tokenizer(list(place), **padded).input_ids[which] for tokenizer in tokenizers]
     return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1)
 
 

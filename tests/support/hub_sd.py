@@ -155,7 +155,7 @@ TEXT = {
     "torch_dtype": "float32",
     "transformers_version": "4.21.0.dev0",
 }
-SD2_TEXT = {**TEXT, "hidden_act": "gelu", "num_hidden_layers": 11, "projection_dim": 16}  # 23 layers, 512
+SD2_TEXT = {**TEXT, "hidden_act": "gelu", "num_hidden_layers": 23, "projection_dim": 16}  # 512
 SD2_TEXT |= {"transformers_version": "4.25.0.dev0"}
 XL_TEXT = {**TEXT, "projection_dim": 32, "torch_dtype": "float16", "transformers_version": "4.32.0.dev0"}
 XL_SECOND = {**XL_TEXT, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu"}

@@ -36,11 +36,23 @@ def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_collection_of_what_stays() -> None:
-    """Keep loaded libraries out of garbage collection: each run collects before it measures memory."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(scope="session")
+def kept_from_collection() -> dict[str, Any]:
+    """What was loaded when objects were last kept out of garbage collection."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def no_collection_of_what_stays(request: pytest.FixtureRequest, kept_from_collection: dict[str, Any]) -> None:
+    """Keep loaded libraries out of garbage collection: each run collects before it measures memory.
+
+    Again in each file, and after each test that imported something: most libraries are imported where they are used.
+    """
+    now = {"file": request.path, "modules": len(sys.modules)}
+    if kept_from_collection != now:
+        kept_from_collection.update(now)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

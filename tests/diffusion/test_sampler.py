@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -152,9 +153,12 @@ def diffusers_loop(model, y, seeds, sampler):
     return x
 
 
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [10, 20, 50, 1000])
+EVERY_STEP = (1000, 0.0, False), (1000, 1.0, True)  # these take the longest, and differ in their number alone
+
+
+@pytest.mark.parametrize(
+    ("steps", "eta", "clip"), [*product((10, 20, 50), (0.0, 0.5, 1.0), (True, False)), *EVERY_STEP]
+)
 @torch.no_grad()
 def test_sampling_is_diffusers_ddim(steps, eta, clip):
     model = Smooth("squaredcos_cap_v2" if clip else "linear", clip=clip)

@@ -29,14 +29,24 @@ RUN = (*OWN, "--forget", "seven")
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
 def world(request, tmp_path_factory):
+    """A folder for --pretrained: the weights of both kinds are exported, the rest does not depend on the kind."""
     return tiny_sd.world(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
 
+@pytest.fixture(scope="module")
+def recorded(world, tmp_path_factory):
+    """Where the results of a run on it are kept."""
+    return tmp_path_factory.mktemp("recorded") / "here"
+
+
 @pytest.fixture
-def record(cli, world):
-    """The path of a record of UCE on it."""
-    said = cli(*RUN, "--pretrained", world, "--method", "uce", "--set", "lamb=0.1")
-    assert said.code == 0, said.err
+def record(cli, world, recorded):
+    """The path of a record of UCE on it; the run is made once."""
+    if not recorded.exists():
+        said = cli(*RUN, "--pretrained", world, "--method", "uce", "--set", "lamb=0.1")
+        assert said.code == 0, said.err
+        Path("here").rename(recorded)
+    shutil.copytree(recorded, "here")
     return next(Path("here").glob("digits-text/smoke/seven/uce*/seed-0.json"))
 
 
@@ -74,6 +84,7 @@ def test_the_folder_holds_the_unlearned_model(cli, world, record):
     }
 
 
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
 def test_the_card_says_what_it_is_and_what_was_not_tried(cli, world, record):
     assert cli("export", record, "model", "--pretrained", world, "--device", "cpu").code == 0
     text, said = Path("model/README.md").read_text(), read_record(record)
@@ -204,6 +215,7 @@ def test_a_licence_is_claimed_for_shipped_weights_alone(tmp_path):
     assert module._licence(uce, own)[0] == module._licence(checkpoint, task)[0] == "unknown"
 
 
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
 def test_a_warm_store_is_read_and_a_cold_one_made_anew(cli, world, record, monkeypatch, tmp_path):
     calls = []
     real = unlearning.unlearn
@@ -226,6 +238,7 @@ def refused(cli, *words):
     return said.errors[0]
 
 
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
 def test_what_cannot_be_exported_is_refused_in_one_line(cli, world, record, monkeypatch):
     use = ("--pretrained", world)
     assert "no record at nowhere.json" in refused(cli, "nowhere.json", "x")
@@ -263,6 +276,7 @@ def test_what_cannot_be_exported_is_refused_in_one_line(cli, world, record, monk
     assert [path.name for path in Path().iterdir() if path.name.startswith(".new-")] == []
 
 
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
 def test_nothing_is_unlearned_for_a_folder_that_cannot_be_written(cli, world, record, monkeypatch):
     monkeypatch.setattr(module, "drafted", lambda *given: pytest.fail("it went on"))
     Path("file").write_text("mine")
@@ -273,6 +287,7 @@ def test_nothing_is_unlearned_for_a_folder_that_cannot_be_written(cli, world, re
     assert not Path("far").exists()
 
 
+@pytest.mark.parametrize("world", ["sd1"], indirect=True)
 def test_a_run_that_diverges_now_is_one_line(cli, world, record, monkeypatch, fresh_store):
     def diverges(*words):
         raise Diverged(3, "the loss")

@@ -38,12 +38,13 @@ def drawn(root):
     return {path.parent.name: path.read_bytes() for path in root.glob("samples/*/data.safetensors")}
 
 
-def test_images_of_one_two_and_three_shards_are_equal_bit_for_bit(tmp_path, small):
+def test_images_of_one_and_of_two_uneven_shards_are_equal_bit_for_bit(tmp_path, small):
+    assert CHUNKS % 2, "one shard draws more chunks than the other"
     baseline, asked = launches.specs(
         "gradient_ascent", task="digits-class", protocol="default", forget="3", overrides={"steps": "2"}
     )
     kept = {}
-    for shards in (1, 2, 3):
+    for shards in (1, 2):
         root, folder = tmp_path / f"store-{shards}", tmp_path / f"here-{shards}"
         *before, last = jobs_of(asked, baseline, Cut(shards=shards))
         here(before, folder, root)
@@ -54,7 +55,7 @@ def test_images_of_one_two_and_three_shards_are_equal_bit_for_bit(tmp_path, smal
             assert drawn(root) == by_shards, "the record's job draws nothing anew"
         kept[shards] = (drawn(root), comparable(read_record(last.spec.path(folder))))
     assert len(kept[1][0]) == 2 * CHUNKS
-    assert kept[1] == kept[2] == kept[3]
+    assert kept[1] == kept[2]
 
 
 def test_a_job_that_is_done_again_goes_on_at_its_step(tmp_path, small, monkeypatch):
@@ -79,7 +80,7 @@ def test_a_job_that_is_done_again_goes_on_at_its_step(tmp_path, small, monkeypat
 
 
 def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
-    labels = ("latent_probe@0.9", "relearn@1")
+    labels = ("latent_probe@0.9+budget=0", "relearn@1+budget=2")
     root = tmp_path / "store"
     here(jobs("uce", attacks=labels), tmp_path / "here", root)
     (spec,) = launches.specs("uce")[1]

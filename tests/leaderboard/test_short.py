@@ -116,7 +116,9 @@ def test_anchors_of_another_version_must_be_run_again():
 
 
 def test_anchors_that_do_not_differ_give_no_command():
-    same = [made_record(name, scores={"ua": 0.5, "ra": 0.5, "fid": 1.0}) for name in (*ANCHORS, *["retrain"] * 2, "esd")]
+    same = [
+        made_record(name, scores={"ua": 0.5, "ra": 0.5, "fid": 1.0}) for name in (*ANCHORS, *["retrain"] * 2, "esd")
+    ]
     note = sheet_of(same).note
     assert "the anchors are not clear of each other" in note and "unlearnbench run" not in note
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny_cifar, tiny_sd
+from tests.support.short_runs import shortened
 from unlearnbench import Diffusion, Diverged, Method, Task, registry
 from unlearnbench.attacks.search import arena
 from unlearnbench.attacks.sequential import followers, following, require_repeatable, unlearn_again
@@ -439,7 +440,7 @@ def test_methods_go_on_forgetting(name):
     cls = registry.load_method(name)
     task: Any = TinyWords("five") if "xattn" in cls.requires else TinyDigits("3")
     task.protocol = replace(task.protocol, forget_images=2, retain_images=18)
-    method = cls.configured(cls.preset("default", task.name))
+    method = shortened(cls.configured(cls.preset("default", task.name)))
     torch.manual_seed(0)
     model = method.unlearn(model := task.pretrained(), task, method.prepare(model, task))
     outcome = arena(task, model.eval().requires_grad_(False), task.pretrained().eval(), method)

@@ -42,19 +42,17 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "suffix"),
+    [*((layout, ".safetensors") for layout in LAYOUTS), ("U-Net", ".ckpt"), ("CompVis", ".ckpt")],
+)
 def test_every_layout_gives_its_weights_and_leaves_the_others(sd, sd_before, sd_after, tmp_path, layout, suffix):
     make, name, changed = LAYOUTS[layout]
     path = written(make(sd_after), tmp_path / f"anything{suffix}")
     assert apply_checkpoint(sd, path) == name
-    wanted = expected(sd_before, sd_after, changed)
-    same(sd, wanted)
-    reference = copy.deepcopy(sd_before)
-    reference.load_state_dict(wanted)
+    same(sd, expected(sd_before, sd_after, changed))
     y, t = sd.tokens(["a photo of a cat"]), torch.tensor([500])
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(sd.eps(x, t, y), reference.eps(x, t, y), atol=1e-5, rtol=0)
     assert not torch.equal(sd.eps(x, t, y), sd_before.eps(x, t, y))
 
 

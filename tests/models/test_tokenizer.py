@@ -1,8 +1,10 @@
 """The small tokenizer: each word one token, everything else spelt, as the real CLIP tokenizer does it."""
 
 import pytest
+import torch
 
 from tests.support import tiny_sd
+from unlearnbench.models import tokenizer as module
 from unlearnbench.models.tokenizer import LETTERS, word_tokenizer
 
 WORDS = [*tiny_sd.WORDS, "zero", "two", "four", "five", "six", "eight", "nine", "seventeen", "ones", "on"]
@@ -39,3 +41,10 @@ def test_prompts_are_padded_to_the_length(tokens):
 def test_letters_are_no_words_of_others(tokens):
     assert len(set(LETTERS)) == len(LETTERS)
     assert len(tokens.get_vocab()) == len(set(tokens.get_vocab().values()))
+
+
+def test_prompts_that_recur_have_a_row_at_each_place(tokens):
+    prompts = ["a red seven", "blue", "a red seven", "blue", "green"]
+    for tokenizers in ([tokens], [tokens, word_tokenizer(WORDS, 16, pad="!")]):
+        alone = [module.tokens(tokenizers, [prompt])[0] for prompt in prompts]
+        assert torch.equal(module.tokens(tokenizers, prompts), torch.stack(alone))

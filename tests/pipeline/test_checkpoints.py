@@ -106,7 +106,9 @@ def test_stopped_again_and_again_it_ends_in_the_same_weights(case):
 
 
 WORDS = {
-    "the latest prefix": AdvUnlearn(batch_size=2, retain_batch=2, trajectories=2, warmup=1, init="latest"),
+    "the latest prefix": AdvUnlearn(
+        batch_size=2, retain_batch=2, trajectories=2, warmup=1, attack_steps=1, init="latest"
+    ),
     "two trainings": ForgetMeNot(batch_size=2, inversion_steps=4),
 }
 

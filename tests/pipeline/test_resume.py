@@ -27,14 +27,14 @@ POINTS = {
 STEPS = {"during training": ("after", "step", 4)}
 TRAINED = ["finetune", "--set", "steps=6", "--set", "batch_size=4"]
 
-# One process imports once and forks a child for every point; the child kills itself there, so that no clock decides.
+# One process runs the original, which imports what runs need, and forks a child for every point; the child kills itself
+# there, so that no clock decides.
 DRIVER = """
 import gc, json, os, pathlib, shutil, signal, sys
 
 sys.path.insert(0, sys.argv[1])
 from tests.support.small_world import small_protocol
-import diffusers.models.unets.unet_2d, torch_fidelity, pandas, scipy.stats, sklearn.datasets, PIL.Image
-import torch
+import torch, PIL.Image
 from unlearnbench import cli; from unlearnbench.records import schema as record; from unlearnbench.storage import store
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -45,9 +45,8 @@ from unlearnbench.pipeline import checkpoints, unlearning
 
 DigitsClass.protocols["default"] = small_protocol()
 unlearning._relative_time = lambda model, original, task: 1.0
-registry.load_metrics()
-gc.collect(), gc.freeze()
-home = pathlib.Path.cwd()
+PIL.Image.preinit()
+home, asked = pathlib.Path.cwd(), json.loads(sys.argv[2])
 
 
 def die_at(when, what, which):
@@ -95,22 +94,29 @@ def die_at(when, what, which):
     store.Store._write, store.save_state, record.replace_file, os.fsync = write, save, replace, fsync
 
 
+def run(name, words):
+    os.chdir(home / name)
+    os.environ["UNLEARNBENCH_CACHE"] = str(home / name / "store")
+    sys.argv = ["unlearnbench", "run", "--results", "here", "--method", *words]
+    try:
+        cli.main()
+    except SystemExit as stop:
+        assert not stop.code
+
+
 def child(name, words, *point):
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    os.chdir(home / name)
-    os.environ["UNLEARNBENCH_CACHE"] = str(home / name / "store")
-    if point:
-        die_at(*point)
-    sys.argv = ["unlearnbench", "run", "--results", "here", "--method", *words]
-    cli.main()
+    die_at(*point)
+    run(name, words)
     os._exit(0)
 
 
 (home / "base").mkdir()
-assert child("base", ["original"]) == 0
-for words, points in json.loads(sys.argv[2]):
+run("base", ["original"])
+gc.collect(), gc.freeze()
+for words, points in asked:
     for name, point in points.items():
         shutil.copytree(home / "base", home / name)
         print(json.dumps([name, child(name, words, *point)]), flush=True)

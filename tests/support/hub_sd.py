@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
@@ -117,7 +118,7 @@ XL_UNET = {
     "time_embedding_dim": None,
     "time_embedding_type": "positional",
     "timestep_post_act": None,
-    "transformer_layers_per_block": [1, 2, 10],
+    "transformer_layers_per_block": [1, 2, 3],  # 1, 2, 10
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "upcast_attention": None,
     "use_linear_projection": True,
@@ -316,8 +317,9 @@ special_tokens_map.json name, and whether its autoencoder has the old names of a
 # ---- a folder --------------------------------------------------------------------------------------------------------
 
 
+@cache
 def networks(name):
-    """The model's networks with random weights, by part."""
+    """The model's networks with random weights, by part; not to be changed."""
     import diffusers
     import transformers
 

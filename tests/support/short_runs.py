@@ -19,11 +19,11 @@ def changed(method: type[Method]) -> list[str]:
     return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
 
 
-def short(name: str) -> Method:
-    """The method with them."""
+def short(name: str, **other: object) -> Method:
+    """The method with them, or with others in their place."""
     cls = registry.load_method(name)
     known = cls.configured({}).settings()
-    return cls.configured({key: value for key, value in SHORT.items() if key in known})
+    return cls.configured({key: value for key, value in {**SHORT, **other}.items() if key in known})
 
 
 def shortened(method: Method, **others: int) -> Method:

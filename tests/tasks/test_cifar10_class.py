@@ -369,6 +369,7 @@ def test_a_whole_run_on_a_narrow_network(cli, folder, tmp_path, monkeypatch):
     assert cli(*words).code == 0
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_retraining_that_was_stopped_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(Cifar10Class, "_steps", lambda self: 3)

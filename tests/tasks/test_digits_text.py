@@ -270,6 +270,7 @@ def test_data_is_split_exactly_and_captions_agree(forget):
     for side, kept in (("forget", shows), ("retain", ~shows), ("both", torch.ones_like(shows))):
         prompts = texts(task, sides[side].y)
         assert all(agrees(prompt, pair) for prompt, pair in zip(prompts, every[kept].tolist(), strict=True))
+        assert task.count(side) == len(prompts)
     assert task.forgotten(sides["forget"].y).all() and not task.forgotten(sides["retain"].y).any()
 
 
@@ -356,11 +357,11 @@ def test_reference_and_floor_show_what_retain_samples_are_asked_for(forget, prot
     for real, split in ((task.reference(), task.protocol.reference), (task.floor(), "train")):
         source = task.to_uint8(images.images(split).x0)
         known = {
-            bytes(image.flatten().tolist()): pair
+            image.numpy().tobytes(): pair
             for image, pair in zip(source, images.digit_colours(split).tolist(), strict=True)
         }
         real = torch.cat(list(real))
-        found = [known[bytes(image.flatten().tolist())] for image in real]
+        found = [known[image.numpy().tobytes()] for image in real]
         assert [(digit, colour + 10) for digit, colour in found] == asked
         assert real.dtype == torch.uint8 and real.shape[1:] == (3, 16, 16)
     assert task.protocol.reference != "train"

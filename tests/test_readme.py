@@ -10,10 +10,9 @@ import yaml
 import unlearnbench
 from unlearnbench import registry
 from unlearnbench.data.concepts import read_concepts
-from unlearnbench.leaderboard import robustness
-from unlearnbench.pipeline import cell, unlearning
 from unlearnbench.leaderboard.board import board
 from unlearnbench.leaderboard.rows import BoardRow
+from unlearnbench.pipeline import cell, unlearning
 from unlearnbench.records.folder import load_all
 from unlearnbench.records.image_table import reader
 from unlearnbench.tasks.digits_class import DigitsClass

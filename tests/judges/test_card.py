@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.studies import judge_cards as judge_cards_page
 from tests.support import tiny_cifar
 from unlearnbench import registry
 from unlearnbench.errors import UserError
@@ -145,6 +146,17 @@ def test_shipped_judges_see_what_people_see(name, concept, protocol):
         assert recognised["none", 0] >= (0.97 if protocol == "default" else 0.92)
         for kind in ("contrast", "darker", "brighter"):
             assert recognised[kind, 3] >= recognised["none", 0] - 0.03
+
+
+@pytest.mark.parametrize("protocol", judge_cards_page.PROTOCOLS)
+@pytest.mark.parametrize("name", judge_cards_page.TASKS)
+def test_the_page_of_cards_is_of_the_shipped_judges(name, protocol):
+    page = judge_cards_page.PAGE.read_text(encoding="utf-8")
+    cls = registry.load_task(name)
+    judge = cls(cls.default_forget, protocol=protocol).judge()
+    for domain in judge_cards_page.DOMAINS[name]:
+        assert f"### {judge_cards_page.title(judge)}: {domain}\n" in page
+    assert judge_cards_page.parts() in page and "✗ |" not in page
 
 
 def test_a_judge_of_two_domains_has_a_card_for_each():

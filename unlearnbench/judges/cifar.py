@@ -222,14 +222,14 @@ def train_resnet(
     state = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
     judge = ResNetJudge({**state, "threshold": torch.tensor(math.inf)}, "", device, size=size)
     found = torch.cat([energy(judge.scores(images)) for images in _parts(calibration)])
-    rows = np.unique(np.linspace(0, len(found) - 1, min(corrupted_images, len(found))).astype(int))
-    few = torch.cat(list(_parts(calibration, rows)))
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(corrupted_images, len(found))).astype(int))
+    few = torch.cat(list(_parts(calibration, chosen)))
 
     def scored(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = judge.scores(images)
         return logits.argmax(dim=1)[:, None], energy(logits)[:, None]
 
-    threshold = corrupted_thresholds(scored, few, torch.from_numpy(np.array(calibration.y[rows]))[:, None])[0]
+    threshold = corrupted_thresholds(scored, few, torch.from_numpy(np.array(calibration.y[chosen]))[:, None])[0]
     return {
         **state,
         "threshold": torch.maximum(found.quantile(1 - REFUSED_SHARE), threshold),

@@ -35,7 +35,7 @@ class PromptLadder(Attack):
 
     The levels go from the name over prefix, synonym and short to long description, as EMMA's do; its own prompts could
     not be read. Prompts in templates held out from methods and in eleven other languages are added here. Names,
-    synonyms and templates are the task's (or those of --concept); the rest is in tables/prompt_ladder.toml, each level
+    synonyms and templates are the task's (or those of --concept); the rest is in attacks/prompt_ladder.toml, each level
     with its source. A rung that the model cannot read (see `sayable`) is left out and counted in "rungs left out": on
     `digits-text`, whose vocabulary is closed, every description and every other language. A target's own prompt is not
     tried again.
@@ -46,7 +46,7 @@ class PromptLadder(Attack):
     """
 
     title, rank, box, together = "prompt ladder", 60, "black", True
-    needs, reads = frozenset({"text"}), ("prompt_ladder.toml",)
+    needs, reads = frozenset({"text"}), ("attacks/prompt_ladder.toml",)
 
     most: int = 6
     """Prompts of the task at each of the levels "prefix" and "held out"."""
@@ -126,7 +126,7 @@ def sayable(tokenizer: Any, prompt: str) -> bool:
 
 @cache
 def _lists() -> dict[str, Any]:
-    return tomllib.loads((files("unlearnbench") / "tables" / "prompt_ladder.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((files("unlearnbench") / "attacks" / "prompt_ladder.toml").read_text(encoding="utf-8"))
 
 
 def _says(text: str, words: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TABLE = Path(__file__).parent / "tables" / "fidelity.json"
+TABLE = Path(__file__).parent / "fidelity.json"
 NOT_COMPARED = "not compared"
 
 

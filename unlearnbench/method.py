@@ -42,8 +42,8 @@ OF_PAPERS = ("published", "released")
 
 @cache
 def settings_table() -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """Read tables/presets.toml: method -> preset -> task or pattern of tasks -> settings."""
-    return tomllib.loads((Path(__file__).parent / "tables" / "presets.toml").read_text(encoding="utf-8"))
+    """Read presets.toml: method -> preset -> task or pattern of tasks -> settings."""
+    return tomllib.loads((Path(__file__).parent / "presets.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class Method(ABC):
 
     @classmethod
     def offered(cls) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return `presets` plus the settings in tables/presets.toml for further tasks; "*" comes last."""
+        """Return `presets` plus the settings in presets.toml for further tasks; "*" comes last."""
         table = settings_table().get(cls.name, {})
         merged = {}
         for preset in dict.fromkeys((*cls.presets, *table)):

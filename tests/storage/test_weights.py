@@ -14,7 +14,7 @@ from unlearnbench.hashing import state_hash
 from unlearnbench.storage.weights import load_checked, load_state, make_once, read_manifest, save_state
 from unlearnbench.tasks.digits_class import DigitsClass
 
-ASSETS = Path(unlearnbench.__file__).parent / "assets"
+ASSETS = Path(unlearnbench.__file__).parent / "tasks" / "assets"
 RECIPE = {"steps": 10, "rate": 0.1}
 
 
@@ -222,9 +222,9 @@ def test_every_shipped_file_is_in_a_manifest_and_fits_its_hash():
         assert {folder / name for name in hashes} == weights, "beside configurations there are weights alone"
         for name, expected in hashes.items():
             assert load_checked(folder, name)[1] == expected
-    pages = set((ASSETS / "report").iterdir())
+    pages = set((ASSETS.parents[1] / "report" / "assets").iterdir())
     assert {path.suffix for path in pages} == {".html", ".css", ".js"}
-    shipped = {path for path in ASSETS.rglob("*") if path.is_file()} - pages
+    shipped = {path for path in ASSETS.rglob("*") if path.is_file()}
     assert shipped == {path for folder in folders() for path in folder.rglob("*") if path.is_file()}
 
 

@@ -1,6 +1,6 @@
 """Make the fidelity table from what the methods' tests declare: python -m tests.studies.fidelity.
 
-It writes `unlearnbench/tables/fidelity.json`, which `unlearnbench list fidelity` prints, and `results/fidelity.md`.
+It writes `unlearnbench/fidelity.json`, which `unlearnbench list fidelity` prints, and `results/fidelity.md`.
 """
 
 from __future__ import annotations

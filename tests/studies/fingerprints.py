@@ -1,4 +1,4 @@
-"""Which code moved: `python -m tests.studies.fingerprints` compares with tables/fingerprints.json and exits 1 where
+"""Which code moved: `python -m tests.studies.fingerprints` compares with records/fingerprints.json and exits 1 where
 any moved.
 
 `--accept` adds the present fingerprints to their versions, after runs of the present code and of the commit that last

@@ -1,6 +1,6 @@
 """Prompt files in the shapes in which papers' repositories have them; the texts are made up.
 
-The columns of each file are those of unlearnbench/tables/published_files.toml, where repository, commit and path stand.
+The columns of each file are those of unlearnbench/data/published_files.toml, where repository, commit and path stand.
 What is odd in the real files, and kept here: the index of a data frame as a column without a name or named
 "Unnamed: 0"; an empty prompt in row 2261 of erasing's data/unsafe-prompts4703.csv, which is "NuLL" in
 Diffusion-MU-Attack's prompts/i2p.csv and "Null" in the hub's form (Con6924/SPM, benchmark/i2p_benchmark.csv); prompts

@@ -93,7 +93,7 @@ class Attack(Metric):
     again: ClassVar[bool] = False
     """Whether the attack applies the method itself once more."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Files in the package's tables/ that results depend on."""
+    """Files that results depend on, by their path in the package."""
     together: ClassVar[bool] = False
     """Whether one search serves all targets, which are then sampled in the protocol's chunks."""
 

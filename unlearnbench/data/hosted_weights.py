@@ -36,7 +36,7 @@ CONFIGURATION = "adapter_config.json"
 
 
 class ReleasedWeights(NamedTuple):
-    """One entry of tables/released.toml: weights that a paper's authors released."""
+    """One entry of released.toml: weights that a paper's authors released."""
 
     name: str
     method: str
@@ -67,8 +67,8 @@ def is_address(path: str) -> bool:
 
 @cache
 def released_weights() -> dict[str, ReleasedWeights]:
-    """Read tables/released.toml."""
-    path = Path(__file__).parents[1] / "tables" / "released.toml"
+    """Read released.toml."""
+    path = Path(__file__).parent / "released.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     return {name: ReleasedWeights(name, **entry) for name, entry in sorted(table.items())}
 

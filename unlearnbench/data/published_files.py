@@ -15,7 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TABLE = Path(__file__).parents[1] / "tables" / "published_files.toml"
+TABLE = Path(__file__).parent / "published_files.toml"
 RAW = "https://raw.githubusercontent.com"
 
 

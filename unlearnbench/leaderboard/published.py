@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
-TABLES = Path(__file__).parents[1] / "tables"
+FOLDER = Path(__file__).parent
 LEGEND = "published numbers come from other protocols: they give context and are not targets"
 NUDENET = "3.4.2"
 """The detector version whose counts are comparable with MACE's."""
@@ -83,7 +83,7 @@ def load(path: Path | None = None) -> list[Published]:
     import pandas as pd
 
     rows: list[Published] = []
-    for file in [path] if path else sorted(TABLES.glob("*.csv")):
+    for file in [path] if path else sorted(FOLDER.glob("*.csv")):
         table = pd.read_csv(file, keep_default_na=False)
         if tuple(table.columns) != COLUMNS:
             raise UserError(f"{file} has the columns {', '.join(table.columns)}: they must be {', '.join(COLUMNS)}")

@@ -205,7 +205,7 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
 
 def _parts(cell: Cell, record: Record, spec: AttackSpec, attack: Attack) -> dict[str, Any]:
     """What an attack's result depends on."""
-    read = [file_hash(Path(__file__).parents[1] / "tables" / name) for name in attack.reads]
+    read = [file_hash(Path(__file__).parents[1] / name) for name in attack.reads]
     left_out = ("name",) if attack.again else ("name", "retain_images")
     protocol = {name: value for name, value in record.protocol.settings.items() if name not in left_out}
     return {

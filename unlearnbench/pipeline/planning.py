@@ -30,8 +30,8 @@ BYTES = 4
 
 @cache
 def cost_table() -> dict[str, dict[str, Any]]:
-    """Read tables/costs.toml: models, methods and files."""
-    path = Path(__file__).parents[1] / "tables" / "costs.toml"
+    """Read costs.toml: models, methods and files."""
+    path = Path(__file__).parent / "costs.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Look up which code is known to give equal numbers: fingerprints by version, in tables/fingerprints.json.
+"""Look up which code is known to give equal numbers: fingerprints by version, in fingerprints.json.
 
 A version is raised by hand when numbers change on purpose. Code that was rewritten and gives the same numbers has
 another fingerprint under the same version; `python -m tests.studies.fingerprints` adds it after runs have shown that.
@@ -16,7 +16,7 @@ from typing import Literal
 Kind = Literal["engine", "method", "metric", "attack", "judge", "original", "judge weights"]
 """Engines and originals go by their task's name, judges and judge weights by the judge's."""
 Standing = Literal["present", "older", "unknown"]
-FILE = Path(__file__).parents[1] / "tables" / "fingerprints.json"
+FILE = Path(__file__).parent / "fingerprints.json"
 
 
 @cache

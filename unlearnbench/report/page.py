@@ -20,7 +20,7 @@ from unlearnbench.report.sources import Gap, RecordSource
 from unlearnbench.report.table import BOXES, meaning
 from unlearnbench.reporting import track
 
-ASSETS = Path(__file__).parents[1] / "assets" / "report"
+ASSETS = Path(__file__).parent / "assets"
 
 
 class Report(NamedTuple):

@@ -98,7 +98,7 @@ class DigitsClass(Task):
     @property
     def folder(self) -> Path:
         """Folder of the shipped weights or of the user's own."""
-        return self.weights or Path(__file__).parents[1] / "assets" / self.name
+        return self.weights or Path(__file__).parent / "assets" / self.name
 
     def pretrained(self) -> Diffusion:
         """The original, trained by `train(seed=0)`."""

@@ -87,7 +87,7 @@ class DigitsText(TextTask):
     @property
     def folder(self) -> Path:
         """Folder of the shipped weights or of the user's own: a diffusers folder with a manifest."""
-        return self.weights or Path(__file__).parents[1] / "assets" / self.name
+        return self.weights or Path(__file__).parent / "assets" / self.name
 
     @cached_property
     def tokenizers(self) -> Sequence[Any]:

@@ -267,7 +267,7 @@ def test_an_attack_that_recovers_retrain_is_left_out_for_every_row():
     rows = board([record("retrain", gold), record("esd", lacking)], METRICS)
     assert not rows.rows[1].stat("robustness").bound, "what tells nothing is not missed where it was not tried"
     (sheet,) = attack_table.attack_sheets(rows)
-    assert "left out of the worst attack, since they recover over 90 % of retrain's targets: p4d" in sheet.note
+    assert "left out of the worst case, since they recover over 90 % of retrain's targets: p4d" in sheet.note
 
 
 # ---- records -------------------------------------------------------------------------------------------------------

@@ -55,12 +55,7 @@ def page(tmp_path_factory):
         shutil.copytree(ROOT / "results" / WORLD / name, folder / "results" / WORLD / name)
         first = read_record(folder / "results" / WORLD / name / "seed-0.json")
         for path in sorted((folder / "results" / WORLD / name).glob("seed-[12].json")):  # as if of one version
-            record = read_record(path).model_copy(update={"engine_hash": first.engine_hash})
-            write_record(record, path)
-            if name in ("esd", "concept_ablation"):  # marks need five seeds
-                seeds = {**record.seeds, "unlearning": record.seeds["unlearning"] + 2}
-                again = record.model_copy(update={"seeds": seeds, "images": f"again {record.images}"})
-                write_record(again, again.path(folder / "results"))
+            write_record(read_record(path).model_copy(update={"engine_hash": first.engine_hash}), path)
     protocol = json.loads((folder / "results" / WORLD / "esd/seed-0.json").read_text())["protocol"]
     bad = made_record(
         "odd", 0, protocol_changes=protocol, method_changes={"requires": (BAD,), "overrides": ODD}, reason=BAD
@@ -389,7 +384,11 @@ def test_on_a_phone_only_wide_things_scroll_and_in_boxes_of_their_own(browser):
     show(browser, 375, 812)
     for axis in each(browser, ".tools label.axis"):
         axis.click()
-    assert each(browser, ".board .sr"), "marks are hidden words beside numbers, at the far right too"
+    mark = '<span class="sr"> (best)</span>'  # hidden words beside numbers; no shipped method has the five seeds for it
+    browser.execute_script(
+        "for (const cell of document.querySelectorAll('.board td')) cell.insertAdjacentHTML('beforeend', arguments[0])",
+        mark,
+    )
     for group in each(browser, "details"):
         browser.execute_script("arguments[0].open = true", group)
     assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [375, 375]

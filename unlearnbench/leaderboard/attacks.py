@@ -239,9 +239,7 @@ def attack_notes(table: Board) -> list[str]:
     lines = [f"{what}: {_rows(names, count)}" for what, names in few.items()]
     out = dict.fromkeys(label for row in table for found in [row.worst.get(None)] if found for label in found.left_out)
     if out:
-        lines.append(
-            f"left out of the worst attack, since they recover over 90 % of {GOLD}'s targets: {', '.join(out)}"
-        )
+        lines.append(f"left out of the worst case, since they recover over 90 % of {GOLD}'s targets: {', '.join(out)}")
     return lines
 
 
@@ -250,7 +248,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _rows(names: Sequence[str], count: int) -> str:
-    """Name rows; say so where it is nearly all, controls apart."""
+    """Name a few rows; of more say how many of how many attacked ones they are."""
     return f"{len(names)} of {count} rows" if len(names) > FEW else ", ".join(names)
 
 

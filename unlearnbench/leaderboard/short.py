@@ -109,7 +109,7 @@ def _sheet(
     notes += [
         notes_of(table, {name: metrics[name] for name in names if name in metrics}),
         *_unscored(key, table, results),
-        *(attack_notes(table) if "robustness" in names else []),
+        *([f"worst attack: {'; '.join(said)}"] if "robustness" in names and (said := attack_notes(table)) else []),
     ]
     meanings = short_meanings(table, metrics)
     caption = f"{caption_of(title_of(key), table, intervals)} {meanings}."

@@ -26,6 +26,7 @@ from unlearnbench.judges import Judge
 from unlearnbench.judges.scorer import Witness
 from unlearnbench.pipeline.code_hashes import ENGINE_VERSION, engine_hash, judge_code, method_code, metric_code
 from unlearnbench.records import lineage
+from unlearnbench.task import Protocol
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("digits-class", "digits-text")
@@ -50,14 +51,19 @@ def present() -> Present:
     for name, attack in registry.load_attacks().items():
         found["attack", name] = attack.version, metric_code(attack)
     for name, cls in judge_classes():
-        found["judge", name] = 1, judge_code(cls.__new__(cls))
+        found["judge", name] = version_number(cls), judge_code(cls.__new__(cls))
     for name in SHIPPED:
         cls: Any = registry.load_task(name)
-        found["original", name] = 1, cls(cls.default_forget).model_identity().hash
+        found["original", name] = Protocol.version, cls(cls.default_forget).model_identity().hash
         for protocol in cls.protocols:
             judge = cls(cls.default_forget, protocol=protocol).judge()
-            found["judge weights", judge.name] = 1, judge.hash
+            found["judge weights", judge.name] = version_number(judge), judge.hash
     return found
+
+
+def version_number(judge: Any) -> int:
+    """A judge's own version where it is a number; 1 for those that go by the version of a package."""
+    return int(judge.version) if isinstance(judge.version, str) and judge.version.isdigit() else 1
 
 
 def judge_classes() -> Iterator[tuple[str, type]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unlearnbench.metric import Metric
     from unlearnbench.task import Task
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raised by hand, with a line in the changelog, when a change to the engine changes numbers on purpose."""
 NOT_OF_TASKS = frozenset({"protocols", "pretrain", "pretrain_judge", "looked_over"})
 """Left out: protocols and weights have their own hashes."""

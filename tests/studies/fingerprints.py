@@ -63,7 +63,8 @@ def present() -> Present:
 
 def version_number(judge: Any) -> int:
     """A judge's own version where it is a number; 1 for those that go by the version of a package."""
-    return int(judge.version) if isinstance(judge.version, str) and judge.version.isdigit() else 1
+    own = getattr(judge, "version", "")
+    return int(own) if isinstance(own, str) and own.isdigit() else 1
 
 
 def judge_classes() -> Iterator[tuple[str, type]]:

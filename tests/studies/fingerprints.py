@@ -31,6 +31,8 @@ from unlearnbench.task import Protocol
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("digits-class", "digits-text")
 """Tasks whose weights the package ships."""
+TRAINED_HERE = ("digits", "coloured_digits", "cifar")
+"""Modules of judges whose weights this project trains."""
 TRIED = ("esd", "salun", "erasediff")
 """Methods that an engine is tried with."""
 Present = dict[tuple[str, str], tuple[int, str]]
@@ -62,9 +64,10 @@ def present() -> Present:
 
 
 def version_number(judge: Any) -> int:
-    """A judge's own version where it is a number; 1 for those that go by the version of a package."""
-    own = getattr(judge, "version", "")
-    return int(own) if isinstance(own, str) and own.isdigit() else 1
+    """The version of a judge that this project trains; 1 for those that go by the version of other people's weights."""
+    cls = judge if isinstance(judge, type) else type(judge)
+    own = str(getattr(judge, "version", ""))
+    return int(own) if cls.__module__.rpartition(".")[2] in TRAINED_HERE and own.isdigit() else 1
 
 
 def judge_classes() -> Iterator[tuple[str, type]]:

@@ -36,9 +36,11 @@ SENDING = """## How to add a row
 
 1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
    `unlearnbench check NAME` finds. Methods of other packages, and weights with `--method checkpoint`, can be rows too.
-2. Run it with attacks on whole tables; the controls are here already:
+2. Run it on whole tables: five seeds, three of them attacked. The controls of the tables below are here already:
    ```bash
+   unlearnbench run --method NAME --task digits-class --forget 3,8 --seeds 0-4
    unlearnbench run --method NAME --task digits-class --forget 3,8 --seeds 0-2 --attacks standard
+   unlearnbench run --method NAME --task digits-text --forget seven,red --seeds 0-4
    unlearnbench run --method NAME --task digits-text --forget seven,red --seeds 0-2 --attacks standard
    ```
 3. Rebuild and check what you send: `unlearnbench leaderboard --write && unlearnbench validate results`.

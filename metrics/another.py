@@ -25,3 +25,7 @@ class Another(Metric):
         others = [toy.shows(3)] * 300 + [toy.refuses(4)] * 150  # several batches of the judge, all different
         yield Known("150 of 600 became fours", toy.outcome(others + [toy.shows(4)] * 150), 0.25)
         yield Known("all refused, nearest to 4", toy.outcome([toy.refuses(4)] * 3), 0.0)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """The original draws what it is asked for, random weights draw nothing that a judge knows."""
+        return {"original": (0.0, 0.1), "destroy": (0.0, 0.2)}.get(control)

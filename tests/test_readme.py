@@ -95,7 +95,6 @@ def test_the_table_of_the_readme_is_what_the_records_say():
             shown(row, "ra", 1, 100),
             shown(row, "fid", 3),
             shown(row, "robustness", 0, 100),
-            shown(row, "unlearn_time", 1),
         ], name
 
 

@@ -294,7 +294,10 @@ def test_leaderboard_formats(cli, results):
     assert re.search(r"^ *original +— .* 1 *$", terminal.out, re.M)
     assert re.search(r"^ *shaken +— .* ± .* 2 *$", terminal.out, re.M)
     markdown = cli("leaderboard", results, "--format", "markdown").out
-    assert "| method | score ↑ | UA (refused) (%) ↑ | RA (%) ↑ | FID ↓ | time (s) ↓ | n |" in markdown
+    assert (
+        "| method | score ↑ | rank / attacked | still / another / nothing (%) | RA (%) ↑ | FID ↓ | time (s) ↓ | n |"
+        in markdown
+    )
     assert "--method retrain,destroy --task digits-class --forget 3" in markdown
     assert "| --- | ---: |" in markdown
     rows = list(csv.DictReader(io.StringIO(cli("leaderboard", results, "--format", "csv").out)))
@@ -305,7 +308,7 @@ def test_leaderboard_formats(cli, results):
     assert isinstance(board[1]["ua"], float)
     latex = cli("leaderboard", results, "--format", "latex").out
     assert latex.count("\\begin{tabular}") == latex.count("\\bottomrule") == 1
-    assert "UA (refused) (\\%) $\\uparrow$" in latex
+    assert "still / another / nothing (\\%)" in latex
 
 
 def test_leaderboard_columns(cli, results):

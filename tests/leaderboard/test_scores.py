@@ -17,7 +17,7 @@ from unlearnbench.leaderboard.likeness import (
     ForgetSamples,
     feature_distance,
     forget_samples,
-    likeness,
+    likeness_to_retrain,
     total_variation,
 )
 from unlearnbench.leaderboard.ranking import rank_of
@@ -68,14 +68,14 @@ def test_distances_are_those_of_their_definitions():
 
 
 def test_likeness_is_0_for_the_original_and_1_for_retrain_on_average():
-    zero, one = likeness([ORIGINAL], ORIGINAL, RETRAINS), likeness(RETRAINS, ORIGINAL, RETRAINS)
+    zero, one = likeness_to_retrain([ORIGINAL], ORIGINAL, RETRAINS), likeness_to_retrain(RETRAINS, ORIGINAL, RETRAINS)
     for found, expected in ((zero, 0.0), (one, 1.0)):
         assert found.verdicts.value == pytest.approx(expected) and found.features.value == pytest.approx(expected)
         assert found.reason is None
     other = drawn({8: 0.5, 5: 0.45, 9: 0.05}, 9)
     floor = np.mean([variation(r, [o for o in RETRAINS if o is not r]) for r in RETRAINS])
     far = variation(ORIGINAL, RETRAINS)
-    found = likeness([other], ORIGINAL, RETRAINS)
+    found = likeness_to_retrain([other], ORIGINAL, RETRAINS)
     assert found.verdicts.value == pytest.approx((far - variation(other, RETRAINS)) / (far - floor))
     assert found.worse.value > 0.9
     low, high = found.worse.interval
@@ -86,13 +86,13 @@ def test_likeness_is_0_for_the_original_and_1_for_retrain_on_average():
     "shares", [{REFUSED: 1.0}, {0: 1.0}, {3: 0.5, REFUSED: 0.5}], ids=["noise", "one other digit", "half and half"]
 )
 def test_what_retrain_would_never_draw_is_far_from_it(shares):
-    assert likeness([drawn(shares, 5)], ORIGINAL, RETRAINS).worse.value < 0.25
+    assert likeness_to_retrain([drawn(shares, 5)], ORIGINAL, RETRAINS).worse.value < 0.25
 
 
 def test_seeds_that_differ_widen_the_interval():
     alike = [drawn({8: 0.5, 5: 0.5}, seed) for seed in range(3)]
     apart = [drawn({8: share, 5: 1 - share}, 7) for share in (0.0, 0.5, 1.0)]
-    spans = [likeness(runs, ORIGINAL, RETRAINS).verdicts.interval for runs in (alike, apart)]
+    spans = [likeness_to_retrain(runs, ORIGINAL, RETRAINS).verdicts.interval for runs in (alike, apart)]
     assert spans[1][1] - spans[1][0] > 2 * (spans[0][1] - spans[0][0])
 
 
@@ -107,7 +107,7 @@ def test_seeds_that_differ_widen_the_interval():
     ],
 )
 def test_without_a_likeness_there_is_a_reason(own, original, retrains, reason):
-    found = likeness(own, original, retrains)
+    found = likeness_to_retrain(own, original, retrains)
     assert found.worse is None and reason in found.reason
 
 

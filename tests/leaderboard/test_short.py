@@ -47,7 +47,7 @@ def test_what_became_noise_is_told_from_what_became_something_else():
         made_record("failed", scores={"ra": None}),
     ]
     cells = cells_of(records)
-    assert [cells[name]["still/another/nothing (%)"] for name in ("noise", "other", "unknown", "failed")] == [
+    assert [cells[name]["still / another / nothing (%)"] for name in ("noise", "other", "unknown", "failed")] == [
         "0/0/100", "10/87/3", "20/—/—", "—/—/—",
     ]  # fmt: skip
     assert "sees nothing that it knows" in sheet_of(records).caption
@@ -59,7 +59,7 @@ def test_a_row_has_a_few_numbers_means_alone_where_there_is_no_room():
         for seed, ua in enumerate((0.4, 0.6))
     ]
     assert cells_of([*records, *anchors(*ANCHORS)])["esd"] == {
-        "method": "esd", "score ↑": "0.50", "rank/attacked": "1/—", "still/another/nothing (%)": "50/—/—",
+        "method": "esd", "score ↑": "0.50", "rank / attacked": "1/—", "still / another / nothing (%)": "50/—/—",
         "RA (%) ↑": "80.0 ± 0.0", "FID ↓": "1.000 ± 0.000", "time (s) ↓": "2.0", "n": "2",
     }  # fmt: skip
     assert cells_of(records, spread=False)["esd"]["RA (%) ↑"] == "80.0"

@@ -139,7 +139,7 @@ def test_data_of_a_class_task_lack_what_is_gone():
     later, every = following(DigitsClass("3"), "7", DigitsClass("3").pretrained(), ["3", "5"]), splits()["train"]
     for which, digits in (("forget", {7}), ("retain", {0, 1, 2, 4, 6, 8, 9}), ("both", {0, 1, 2, 4, 6, 7, 8, 9})):
         x0, y = later.data(which)
-        assert set(y.tolist()) == digits and later.count(which) == len(x0) == 100 * len(digits)
+        assert set(y.tolist()) == digits and later.count(which) == len(x0) == 64 * len(digits)
         expected = torch.stack([every.x0[i] for i in range(len(every.y)) if int(every.y[i]) in digits])
         assert torch.equal(x0, expected)
     assert later.names("retain").tolist() == [0, 1, 2, 4, 6, 8, 9] and later.names("forget").tolist() == [7]
@@ -190,7 +190,7 @@ def test_a_colour_that_is_gone_is_in_no_image_of_any_digit(shown):
     task = DigitsText("green")
     later = following(task, "blue", task.pretrained(), ["green"])
     seen = [COLOURS[shown[row.numpy().tobytes()][1]] for row in later.data("retain").x0]
-    assert set(seen) == set(COLOURS) - {"green", "blue"} and len(seen) == later.count("retain") == 4000
+    assert set(seen) == set(COLOURS) - {"green", "blue"} and len(seen) == later.count("retain") == 2560
 
 
 def test_of_text_no_name_or_caption_of_the_retain_side_says_what_is_gone():

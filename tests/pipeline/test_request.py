@@ -131,11 +131,18 @@ def test_cells_are_every_method_on_every_concept_with_every_seed():
         request.cells("cpu")
     baseline, asked = RunRequest.of(method="esd,retrain", forget=["3", "8"], seeds=[4, 5]).cells("cpu")
     assert [(spec.label, spec.forget) for spec in baseline] == [("original", "3"), ("original", "8")]
-    once = registry.load_task("digits-class").gold_once
-    seeds = {"esd": [4, 5], "retrain": [4] if once else [4, 5]}
+    seeds = {"esd": [4, 5], "retrain": [4, 5]}
     assert [(spec.forget, spec.label, spec.seed) for spec in asked] == [
         (forget, name, seed) for forget in ("3", "8") for name in ("esd", "retrain") for seed in seeds[name]
     ]
+
+
+def test_costly_retrains_run_for_the_three_seeds_that_likeness_needs():
+    assert registry.load_task("digits-text").few_retrains and not registry.load_task("digits-class").few_retrains
+    about = {"task": "digits-text", "forget": ["seven"], "seeds": [0, 1, 2, 3, 4]}
+    asked = RunRequest.of(method="uce,retrain", **about).cells("cpu").asked
+    assert [spec.seed for spec in asked if spec.label == "retrain"] == [0, 1, 2]
+    assert [spec.seed for spec in asked if spec.label == "uce"] == [0, 1, 2, 3, 4]
 
 
 def test_settings_of_python_and_of_the_command_line_give_the_same_cell():

@@ -205,12 +205,24 @@ def test_per_image_values(tmp_path, shared_store):
     plan = DigitsClass("3").plan()
     metrics = registry.load_metrics().items()
     own = {n: m.side for n, m in metrics if m.side and m.applies(plan) and not m.roles()}
-    assert list(frame.columns) == ["group", "concept", "label", "seed", "judged", "refused", "p_asked", *own]
+    assert list(frame.columns) == [
+        "group",
+        "concept",
+        "label",
+        "seed",
+        "judged",
+        "refused",
+        "p_asked",
+        *own,
+        "features",
+    ]
     assert len(frame) == IMAGES
     assert [tuple(row) for row in frame[["group", "concept", "label", "seed"]].itertuples(index=False)] == [
         item[:4] for item in plan
     ]
-    assert not frame.drop(columns=list(own)).isna().any().any()
+    assert list(frame["features"].notna()) == list(frame.group == "forget")
+    assert {len(cell) for cell in frame["features"].dropna()} == {2 * 32}, "half precision"
+    assert not frame.drop(columns=[*own, "features"]).isna().any().any()
     for name, side in own.items():
         assert list(frame[name].notna()) == list(frame.group == side)
         assert frame[name].mean() == pytest.approx(record.scores[name].value, abs=1e-12)

@@ -61,7 +61,9 @@ def test_the_page_has_short_tables_and_leads_to_every_column(cli, folder):
         path.name: [line for line in path.read_text().splitlines() if line.startswith("| method")]
         for path in (folder / "README.md", folder / "full/digits-class-default-3.md")
     }
-    assert heads["README.md"] == ["| method | score ↑ | rank/attacked | UA (%) ↑ | RA (%) ↑ | FID ↓ | time (s) ↓ | n |"]
+    assert heads["README.md"] == [
+        "| method | score ↑ | rank / attacked | UA (%) ↑ | RA (%) ↑ | FID ↓ | time (s) ↓ | n |"
+    ]
     (every,) = heads["digits-class-default-3.md"]
     assert all(f" {lb.head(metric)} |" in every for metric in METRICS.values() if metric.everywhere)
     assert "](full/digits-class-default-3.md)" in (folder / "README.md").read_text()

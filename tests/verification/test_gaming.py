@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unlearnbench.leaderboard.likeness import Likeness, Part, likeness
+from unlearnbench.leaderboard.likeness import Likeness, Part, likeness_to_retrain
 from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass, splits, to_uint8
 from unlearnbench.verification import gaming
@@ -38,11 +38,11 @@ def test_every_way_to_game_stays_near_zero_in_one_part(world):
 
 def test_what_retrain_draws_is_no_game(world):
     *_, original, (*retrains, another) = world
-    assert likeness([another], original, retrains).worse.value > 0.6
+    assert likeness_to_retrain([another], original, retrains).worse.value > 0.6
 
 
 def test_a_likeness_that_is_blind_lets_noise_pass(world, monkeypatch):
     judge, plan, samples, original, (*retrains, _) = world
-    monkeypatch.setattr(gaming, "likeness", lambda *about: Likeness(Part(1.0, None), Part(1.0, None)))
+    monkeypatch.setattr(gaming, "likeness_to_retrain", lambda *about: Likeness(Part(1.0, None), Part(1.0, None)))
     passed = {one.name for one in gamed(judge, plan, samples, original, retrains) if one.smaller > NEAR_ZERO}
     assert {"noise", "constant images", "copies of one retain image", "swapped to one class"} <= passed

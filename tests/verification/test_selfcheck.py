@@ -97,9 +97,9 @@ def quick(monkeypatch):
     plain, few = selfcheck.run_cell, replace(small_protocol(), retain_images=30)
     monkeypatch.setitem(DigitsClass.protocols, "default", few)
 
-    def run(cell, store, results):
+    def run(cell, store, results, **options):
         stand_in = replace(cell, method=PromptFilter()) if cell.method.name == "retrain" else cell
-        return plain(stand_in, store, results)
+        return plain(stand_in, store, results, **options)
 
     monkeypatch.setattr(selfcheck, "run_cell", run)
 
@@ -113,11 +113,21 @@ def test_all_of_it_from_end_to_end(quick, shared_store, tmp_path):
         ("stored_size", "control retrain"),
     }
     parts = ("original", "retrain", "destroy", "prompt_filter")
-    assert begun == ["known answers", "concept, data and noise", *(f"control {part}" for part in parts)]
+    assert begun == ["known answers", "concept, data and noise", *(f"control {part}" for part in parts), "ways to game"]
     subjects = [finding.subject for finding in found]
-    assert {*METRICS, "plan", "data", "conditions", "judge", "reference", "floor", "concept", "noise", *parts} == {
-        *subjects
-    }
+    assert {
+        *METRICS,
+        "plan",
+        "data",
+        "conditions",
+        "judge",
+        "reference",
+        "floor",
+        "concept",
+        "noise",
+        "score",
+        *parts,
+    } == {*subjects}
 
 
 def test_an_error_breaks_off_its_own_part_alone(quick, shared_store, tmp_path, monkeypatch):
@@ -128,7 +138,7 @@ def test_an_error_breaks_off_its_own_part_alone(quick, shared_store, tmp_path, m
     monkeypatch.setattr(DigitsClass, "plan", broken)
     found = list(selfcheck.selfcheck_findings(DigitsClass("3"), Store(shared_store), tmp_path))
     every = {finding.subject: finding for finding in found if finding.case == "every case can be tried"}
-    assert {*every} == {"ua", "concept", "noise", "controls"}
+    assert {*every} == {"ua", "concept", "noise", "controls", "score"}
     assert all(finding[2:] == ("RuntimeError: planted", "no error", False) for finding in every.values())
     assert {*METRICS} <= {finding.subject for finding in found if finding.passed}
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.leaderboard import robustness
-from unlearnbench.leaderboard.likeness import LEAST_RETRAINS, ForgetSamples, Likeness, forget_samples, likeness
+from unlearnbench.leaderboard.likeness import (
+    LEAST_RETRAINS,
+    ForgetSamples,
+    Likeness,
+    forget_samples,
+    likeness_to_retrain,
+)
 from unlearnbench.leaderboard.ranking import ranked
 from unlearnbench.leaderboard.robustness import distinct
 from unlearnbench.leaderboard.rows import (
@@ -392,7 +398,9 @@ def _likeness(
         if not controls.get(control) and why and control in why:
             return Likeness(reason=why[control])
     original = reader.every(controls.get("original", []))
-    return likeness(reader.every(runs), original[0] if original else None, reader.every(controls.get("retrain", [])))
+    return likeness_to_retrain(
+        reader.every(runs), original[0] if original else None, reader.every(controls.get("retrain", []))
+    )
 
 
 def _worst(parts: Sequence[Stat]) -> Stat:

@@ -114,7 +114,7 @@ def forget_samples(frame: pd.DataFrame | None) -> ForgetSamples | None:
     return ForgetSamples(verdicts, read_features(frame))
 
 
-def likeness(
+def likeness_to_retrain(
     own: Iterable[ForgetSamples], original: ForgetSamples | None, retrains: Sequence[ForgetSamples]
 ) -> Likeness:
     """Compare the runs of a method with those of retrain.

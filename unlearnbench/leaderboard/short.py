@@ -20,7 +20,6 @@ from unlearnbench.leaderboard.tables import (
     columns_of,
     head,
     notes_of,
-    rank_cells,
     run_command,
     shown,
     starred,
@@ -31,10 +30,12 @@ from unlearnbench.metric import Metric
 COLUMNS = (("score",), ("robustness",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("unlearn_time",))
 """Columns between the method and n; of several, a table has the first that its task allows."""
 ATTACK_HEAD = "worst attack (excess / ceiling) (%) ↓"
+BRIEF_ATTACK_HEAD = "worst attack (%) ↓"
+"""Head of the worst attack alone, where there is no room for excess, ceiling and name."""
 TIME_HEAD = "time (s) ↓"
-RANK_HEAD = "rank/attacked"
+RANK_HEAD = "rank / attacked"
 FATE = ("still", "another", "nothing")
-FATE_HEAD = "/".join(FATE)
+FATE_HEAD = " / ".join(FATE)
 MEANINGS = {
     "score": "The worst of erasure (0 is the original, 1 is no image with the concept), likeness to retrain (0 is the "
     "original, 1 another retrain) and utility (by RA and FID: 0 is destroy, 1 is the original)",
@@ -96,14 +97,14 @@ def _sheet(
     spread: bool,
     results: Path | None,
 ) -> Sheet:
-    names = short_columns(table, metrics)
+    names, brief = short_columns(table, metrics), not (spread or intervals)
     sections: dict[str, list[list[str]]] = {}
     for row in table:
         cells = [_cell(name, row, metrics, bold, intervals, spread) for name in names]
         if "score" in names:
-            cells.insert(1, "/".join(rank_cells(row)) if row.rank else "—")
+            cells.insert(1, _places(row))
         sections.setdefault(row.section, []).append([row.name, *cells, str(row.n)])
-    heads = ["method", *short_heads(names, table, metrics), "n"]
+    heads = ["method", *short_heads(names, table, metrics, brief), "n"]
     flagged = {row.name: row.flags.removesuffix("other version").removesuffix(", ") for row in table}
     notes = [f"{name}: {flags}" for name, flags in flagged.items() if flags]
     notes += [
@@ -116,9 +117,17 @@ def _sheet(
     return Sheet(title_of(key), heads, list(sections.items()), "\n".join(filter(None, notes)), caption)
 
 
-def short_heads(names: Sequence[str], table: Board, metrics: Mapping[str, Metric]) -> list[str]:
+def _places(row: BoardRow) -> str:
+    """Ranks without and with attacks, without the ranks that are possible: `3/11`."""
+    if row.rank is None:
+        return "—"
+    return f"{row.rank.place}/{'—' if row.rank_attacked is None else row.rank_attacked.place}"
+
+
+def short_heads(names: Sequence[str], table: Board, metrics: Mapping[str, Metric], brief: bool = False) -> list[str]:
     """The heads of these columns, with that of the rank after the score's."""
     heads = [short_head(name, table, metrics) for name in names]
+    heads = [BRIEF_ATTACK_HEAD if brief and head == ATTACK_HEAD else head for head in heads]
     return [heads[0], RANK_HEAD, *heads[1:]] if names[:1] == ["score"] else heads
 
 
@@ -144,7 +153,7 @@ def short_meanings(board: Board, metrics: Mapping[str, Metric]) -> str:
 
 def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, intervals: bool, spread: bool) -> str:
     if name == "robustness":
-        return _worst_attack(row)
+        return _worst_attack(row) if spread or intervals else _worst_share(row)
     column = columns_of(metrics)[name]
     if name == "unlearn_time":
         return shown(column, row.stat(name).value)
@@ -152,6 +161,16 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
         shares = [row.stat(part).value for part in FATE]
         return "/".join("—" if share is None else f"{100 * share:.0f}" for share in shares)
     return cell_text(column, name, row, bold, intervals, spread)
+
+
+def _worst_share(row: BoardRow) -> str:
+    """Worst case alone, `≥42.1`; of retrain its highest floor."""
+    found = row.worst.get(None)
+    if row.method == GOLD:
+        return f"{100 * _highest_floor(row)[1]:.1f}" if _highest_floor(row)[0] else "—"
+    if found is None or found.value is None:
+        return "—"
+    return f"{'≥' if found.bound else ''}{100 * found.value:.1f}"
 
 
 def _worst_attack(row: BoardRow) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from unlearnbench.judges import Judge, judge_all
-from unlearnbench.leaderboard.likeness import REFUSED, ForgetSamples, Likeness, likeness
+from unlearnbench.leaderboard.likeness import REFUSED, ForgetSamples, Likeness, likeness_to_retrain
 from unlearnbench.task import Plan
 
 NEAR_ZERO: Final = 0.3
@@ -110,7 +110,7 @@ def gamed(
         images = change(samples[forget], samples[retain], [plan[i].label for i in retain])
         shown = as_judged(judge, images, asked)
         erasure = (before - _still(shown.verdicts, asked)) / before if before else 0.0
-        yield Gamed(name, erasure, likeness([shown], original, retrains))
+        yield Gamed(name, erasure, likeness_to_retrain([shown], original, retrains))
 
 
 def as_judged(judge: Judge, images: Tensor, asked: Tensor) -> ForgetSamples:

@@ -227,7 +227,7 @@ def test_a_method_has_one_colour_and_marker_in_every_table_and_plot(results):
     ((_, colour),) = looks["esd"]
     ((_, other),) = looks["aaa"]
     assert colour != other
-    assert re.search(rf'id="t1-first-row-\d+".*?{colour}', page, re.DOTALL), "its point has it too"
+    assert re.search(rf'id="t\d+-first-row-\d+".*?{colour}', page, re.DOTALL), "its point has it too"
 
 
 def test_the_best_and_what_is_not_worse_are_marked_in_words_too(tmp_path):

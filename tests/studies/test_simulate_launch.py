@@ -58,7 +58,7 @@ def test_lost_work_is_what_failures_at_a_constant_rate_cost(free, monkeypatch):
 
 def test_a_board_is_of_recorded_seconds_and_its_means_are_the_methods():
     records = [
-        one for one in load_all(ROOT / "results") if one.task == "digits-text" and one.method.division == "default"
+        one for one in load_all(ROOT / "results") if one.task == "digits-class" and one.method.division == "default"
     ]
     seconds, means = board(records, 500)
     assert {*seconds} <= {seconds_of(one) for one in records}

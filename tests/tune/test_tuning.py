@@ -328,3 +328,11 @@ def test_a_tuning_is_read_as_it_was_written_and_a_change_is_found(tmp_path):
     path.write_text("[]")
     with pytest.raises(Damaged, match="no JSON object"):
         read_tuning(path)
+
+
+def test_a_tuning_by_the_earlier_score_is_refused_with_the_remedy(tmp_path):
+    path = tuning_path(tmp_path, "digits-class", "hill")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"schema_version": 1, "anchors": {"0": {"retrain_ua": 1.0}}}')
+    with pytest.raises(UserError, match="by a score that has changed since"):
+        read_tuning(path)

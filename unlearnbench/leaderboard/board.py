@@ -296,7 +296,7 @@ def anchors(groups: Mapping[Identity, list[Record]], like: Record) -> tuple[dict
 def lacking_anchors(controls: Mapping[str, Sequence[Record]]) -> tuple[str, ...]:
     """The anchors of which there are too few comparable runs: one of each will do, but three of retrain."""
     least = {"retrain": LEAST_RETRAINS}
-    return tuple(name for name in ANCHORS if len(distinct(controls.get(name, []))) < least.get(name, 1))
+    return tuple(name for name in ANCHORS if len(controls.get(name, [])) < least.get(name, 1))
 
 
 class AnchoredScores(NamedTuple):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,6 +139,7 @@ PER_IMAGE = {
     "none": lambda images: None,
     "the first left out": lambda images: images[1:],
     "halved": lambda images: images * 0.5,
+    "each twice, so that the mean is right": lambda images: np.concatenate([images, images]),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -89,12 +90,14 @@ def shipped(cli, tmp_path, monkeypatch):
     made = tmp_path / "made"
     assert cli("run", "--method", write_nudge(tmp_path, "other"), "--results", "made").code == 0
     record = read_only(made)
-    retrain = record.model_copy(update={"method": record.method.model_copy(update={"name": "retrain"})})
-    write_record(retrain, retrain.path(made))
-    old, new = record.path(made), retrain.path(made)
-    for suffix in (".parquet", ".png"):
-        old.with_suffix(suffix).rename(new.with_suffix(suffix))
-    old.unlink()
+    method, old = record.method.model_copy(update={"name": "retrain"}), record.path(made)
+    for seed in range(3):
+        seeds = {**record.seeds, "unlearning": seed}
+        retrain = record.model_copy(update={"method": method, "seeds": seeds})
+        write_record(retrain, retrain.path(made))
+        for suffix in (".parquet", ".png"):
+            shutil.copy(old.with_suffix(suffix), retrain.path(made).with_suffix(suffix))
+    shutil.rmtree(old.parent)
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "another-store"))
     monkeypatch.setattr("unlearnbench.pipeline.shipped.shipped_results", lambda: made)
     return made
@@ -113,8 +116,8 @@ def test_shipped_controls_serve_runs_in_any_folder(cli, tmp_path, shipped, monke
     said = cli(*words)
     assert said.code == 0, said.err
     assert unlearned == ["nudge"], "the original's record is there"
-    for name in ("original", "retrain"):
-        assert f"{name} · forget 3 · seed 0: using the record shipped with this checkout" in said.err
+    for name, seeds in (("original", "0"), ("retrain", "0, 1, 2")):
+        assert f"{name} · forget 3 · seed {seeds}: using the record shipped with this checkout" in said.err
         for suffix in (".json", ".parquet"):
             place = f"digits-class/default/3/{name}/seed-0{suffix}"
             assert (tmp_path / "mine" / place).read_bytes() == (shipped / place).read_bytes()
@@ -125,8 +128,8 @@ def test_shipped_controls_serve_runs_in_any_folder(cli, tmp_path, shipped, monke
 
 
 def test_what_scores_lack_is_said_once_with_the_reason(cli, tmp_path, shipped):
-    path = shipped / "digits-class/default/3/retrain/seed-0.json"
-    write_record(read_record(path).model_copy(update={"engine_hash": "0" * 64}), path)
+    for path in shipped.glob("digits-class/default/3/retrain/seed-*.json"):
+        write_record(read_record(path).model_copy(update={"engine_hash": "0" * 64}), path)
     words = ("--method", write_nudge(tmp_path), "--method", write_nudge(tmp_path, "twice"), "--results", "mine")
     for count in (2, 4):
         said = [line for line in cli("run", *words[:count], *words[4:]).out.splitlines() if "no scores" in line]
@@ -145,8 +148,8 @@ def test_shipped_controls_serve_runs_as_jobs_too(cli, tmp_path, shipped, monkeyp
     said = cli("run", "--method", write_nudge(tmp_path), "--results", "mine", "--jobs", "1")
     assert said.code == 0, said.err
     assert begun == ["nudge · forget 3 · seed 0"], "the original's record is there"
-    for name in ("original", "retrain"):
-        assert f"{name} · forget 3 · seed 0: using the record shipped with this checkout" in said.err
+    for name, seeds in (("original", "0"), ("retrain", "0, 1, 2")):
+        assert f"{name} · forget 3 · seed {seeds}: using the record shipped with this checkout" in said.err
         place = f"digits-class/default/3/{name}/seed-0.json"
         assert (tmp_path / "mine" / place).read_bytes() == (shipped / place).read_bytes()
     assert re.search(r"^ *metric .* retrain", said.out, re.M)

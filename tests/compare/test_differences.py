@@ -286,8 +286,8 @@ def test_a_record_is_found_by_any_of_its_files_and_a_folder_by_its_records(tmp_p
 def test_runs_of_older_versions_are_left_out_and_named(tmp_path):
     known = lineage.known_hashes()["engine"]["digits-class"]
     shares = [(30, 50), (33, 51), (29, 54)]
-    several(tmp_path, "esd", shares[:2], engine_hash=known["0"][0])
-    folder = several(tmp_path, "esd", shares[2:], first=2, engine_hash=known["1"][0])
+    several(tmp_path, "esd", shares[:2], engine_hash=known["1"][0])
+    folder = several(tmp_path, "esd", shares[2:], first=2, engine_hash=known["2"][0])
     said: list[str] = []
     with told_by(said.append):
         assert [run.seed for run in side(folder).runs] == [2]

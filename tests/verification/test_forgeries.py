@@ -630,7 +630,7 @@ def test_a_forgery_is_named(here, forge, says):
 @pytest.fixture
 def two_domains(tmp_path):
     """A committed record whose retain samples are asked for a digit and a colour."""
-    place = "digits-text/default/seven/gradient_ascent"
+    place = "digits-text/default/seven/uce"
     for suffix in (".json", ".parquet", ".png"):
         target = (tmp_path / "two" / place / "seed-0").with_suffix(suffix)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -336,7 +336,7 @@ def board_scores(
 ) -> AnchoredScores:
     """Compute the anchored scores of a method's runs, unclipped.
 
-    erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see `likeness`;
+    erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see `likeness_to_retrain`;
     tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log FID), 0 for destroy and
     1 for the original. score: the worst of these three.
 

@@ -149,9 +149,9 @@ def board(
     """Summarize records as one row for each method, concept and protocol.
 
     Settings of a method with equal images are one row (see `equal_rows`). With `only`, rows are limited to the methods
-    with these names or labels. Anchored scores depend on a row's own
-    records and the controls alone; p values and marks depend on the other rows of the table (see `annotated`). Runs
-    that diverged or were skipped have no values.
+    with these names or labels. Anchored scores depend on a row's own records and the controls alone; p values, marks
+    and ranks depend on the other rows of the table (see `annotated`). Runs that diverged or were skipped have no
+    values.
     """
     metrics = metrics or registry.load_metrics()
     groups = group_records(sorted(records, key=lambda record: record.seeds["unlearning"]))
@@ -336,9 +336,9 @@ def board_scores(
 ) -> AnchoredScores:
     """Compute the anchored scores of a method's runs, unclipped.
 
-    erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see `likeness_to_retrain`;
-    tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log FID), 0 for destroy and
-    1 for the original. score: the worst of these three.
+    erasure: 1 - still, 0 for the original and 1 where no forget sample shows the concept. likeness: see
+    `likeness_to_retrain`; tasks without retrain have none. utility: the worse of utility_ra (RA) and utility_fid (log
+    FID), 0 for destroy and 1 for the original. score: the worst of these three.
 
     There is no score where the anchors are not clearly apart. `controls` must have the group's original, data, judge
     and engine; `why` gives the reason for controls that were left out.

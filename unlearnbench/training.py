@@ -171,6 +171,20 @@ def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, 
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
+def _finite_norm(step: int, loss: Tensor | None, grads: list[Tensor]) -> float:
+    """The joint norm of the gradients; raises `Diverged` where it or the loss is not finite.
+
+    Both are read together, since each time the host waits until a GPU has done all its work.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+    *before, found = torch.stack([norm] if loss is None else [loss.view(()), norm]).tolist()
+    if not all(map(math.isfinite, before)):
+        raise Diverged(step, "the loss")
+    if not math.isfinite(found):
+        raise Diverged(step, "the gradient")
+    return float(found)
+
+
 def minimise(
     stream: Iterable[Tensor | Gradients],
     parameters: Parameters,
@@ -203,15 +217,12 @@ def minimise(
     engine = _optimiser(optimiser, values, rate(0))
     mean = [value.detach().clone() for value in average or values] if ema is not None else None
     for step, item in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
+        loss = None
         if isinstance(item, Tensor):
-            if not math.isfinite(item.item()):
-                raise Diverged(step, "the loss")
-            item = gradients(item, parameters)
+            loss, item = item.detach(), gradients(item, parameters)
         grads = [item[name] for name in parameters]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
-        if not math.isfinite(norm.item()):
-            raise Diverged(step, "the gradient")
-        scale = min(1.0, clip / (norm.item() + 1e-6)) if clip is not None else 1.0
+        norm = _finite_norm(step, loss, grads)
+        scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
         for name, value, grad in zip(parameters, values, grads, strict=True):
             grad = grad * scale if scale != 1.0 else grad
             value.grad = grad * mask[name] if mask is not None else grad

@@ -153,16 +153,10 @@ class PretendedCuda:
         """How often the host waited."""
         return sum(kind in (None, wait.kind) for wait in self.waits)
 
-    def lines(self) -> Counter[str]:
-        """How often in each line, as `file:line operation`."""
-        return Counter(f"{wait.file}:{wait.line} {wait.operation}" for wait in self.waits)
-
-    @contextmanager
-    def counting(self) -> Iterator[list[Wait]]:
-        """Yield a list that holds the waits of this block after it."""
-        start, found = len(self.waits), list[Wait]()
-        yield found
-        found += self.waits[start:]
+    def lines(self, waits: list[Wait] | None = None) -> Counter[str]:
+        """How often in each line, of these or of all: `kind file:line operation`."""
+        every = self.waits if waits is None else waits
+        return Counter(f"{wait.kind} {wait.file}:{wait.line} {wait.operation}" for wait in every)
 
     # ---- where tensors are -----------------------------------------------------------------------------------------
 
@@ -318,6 +312,7 @@ class PretendedCuda:
         yield torch.accelerator, {"current_stream": lambda *args: SimpleNamespace(is_capturing=lambda: False)}
         yield torch, {"autocast": _Autocast}
         yield torch.amp, {"autocast": _Autocast}
+        yield torch._C._nn, {"_parse_to": self._parsed(torch._C._nn._parse_to)}
         for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
             yield torch, {name: _of_cpu(getattr(torch, name))}
         yield threading.Thread, {"run": self._in_thread(threading.Thread.run)}
@@ -387,6 +382,17 @@ class PretendedCuda:
             "pin_memory": lambda x, *args: x,
             "is_pinned": lambda x, *args: False,
         }
+
+    def _parsed(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+        """For `Module.to`, which may be given a tensor on the card."""
+
+        def parse(*args: Any, **kwargs: Any) -> Any:
+            device, *rest = plain(*args, **kwargs)
+            if any(_on_card(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)):
+                device = CARD
+            return device, *rest
+
+        return parse
 
     def _factory(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         uploads = plain is torch.tensor

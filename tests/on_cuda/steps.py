@@ -11,7 +11,7 @@ from tests.support.pretended_cuda import PretendedCuda, Wait
 
 
 class Steps:
-    """The steps of the optimiser that made the most."""
+    """The steps of the optimiser that made the most, the last of several."""
 
     def __init__(self) -> None:
         self.steps, self.waits = 0, list[Wait]()
@@ -40,7 +40,7 @@ def waits_a_step(card: PretendedCuda) -> Iterator[Steps]:
         yield found
     finally:
         handle.remove()
-    main = max(ends.values(), key=len, default=[])
+    main = max(reversed(ends.values()), key=len, default=[])
     found.steps = len(main)
     if len(main) > 1:
         found.waits = card.waits[main[-2] : main[-1]]

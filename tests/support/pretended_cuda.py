@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ LENIENT = {"masked_fill", "masked_fill_", "where", "fill", "fill_", "clamp", "cl
 `linalg_pinv` makes one of its tolerance, on a card there."""
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 """Here indices may be on the CPU, and values too if they have no dimensions."""
+COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
 FACTORIES = [
     "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "randperm", "arange", "linspace", "logspace",
     "eye", "empty_strided", "normal", "scalar_tensor", "zeros_like", "ones_like", "empty_like", "full_like",
@@ -87,24 +89,52 @@ def _storage(tensor: Tensor) -> Any:
 
 
 def _on_card(tensor: Tensor) -> bool:
-    held = getattr(_storage(tensor), "held", None)
+    try:
+        held = tensor.untyped_storage().__dict__.get("held")
+    except (NotImplementedError, RuntimeError):
+        return False
     return held is not None and held.device is PretendedCuda.current
 
 
 def _is_card(device: Any) -> bool:
-    return device is not None and not isinstance(device, int) and torch.device(device).type == "cuda"
+    if device is None or isinstance(device, int):
+        return False
+    return (device if isinstance(device, torch.device) else torch.device(device)).type == "cuda"
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Any) -> list[Tensor]:
+    found = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
+
+
+class _About(NamedTuple):
+    """What is to be known of an operation."""
+
+    name: str
+    composed: bool
+    elementwise: bool
+    random: bool
+
+
+@cache
+def _about(func: Any) -> _About:
+    name = func._schema.name.partition("::")[2]
+    composed = func._can_decompose() and func.has_kernel_for_dispatch_key(COMPOSED)
+    elementwise = torch.Tag.pointwise in func.tags or name in LENIENT or name.startswith("_foreach")
+    return _About(name, composed, elementwise, torch.Tag.nondeterministic_seeded in func.tags)
 
 
 class _Mode(TorchDispatchMode):
     """Sees every operation of one thread, those of backward passes included."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the wrapper against that takes time in each operation
 
     def __init__(self, device: PretendedCuda):
         super().__init__()
@@ -112,7 +142,7 @@ class _Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._can_decompose() and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        if _about(func).composed:
             with self:  # in inference mode composed operations arrive whole
                 return func.decompose(*args, **kwargs)
         return self.pretended._dispatched(func, args, kwargs)
@@ -203,39 +233,42 @@ class PretendedCuda:
     # ---- operations ------------------------------------------------------------------------------------------------
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = func._schema.name.partition("::")[2]
-        given = list(_tensors((*args, *kwargs.values())))
+        name, _, elementwise, random = _about(func)
+        given = _tensors((*args, *kwargs.values()))
         places = [_on_card(tensor) for tensor in given]
         wanted = getattr(self._thread, "card", None)
         card = any(places) if wanted is None else wanted
         if any(places) and not all(places):
-            self._require_one_place(func, name, args, given, places)
+            self._require_one_place(func, elementwise, args, given, places)
         if any(places):
             self._note(name, args, kwargs, given, places)
         generator = kwargs.get("generator")
         if isinstance(generator, torch.Generator) and card != (generator.device.type == "cuda"):
             here, there = (f"'{place}'" for place in (("cuda", "cpu") if card else ("cpu", "cuda")))
             raise RuntimeError(f"Expected a {here} device type for generator but found {there}")
-        if card and generator is None and torch.Tag.nondeterministic_seeded in func.tags:
+        if card and generator is None and random:
             result = self._with_own_generator(func, args, kwargs)
         else:
             result = func(*args, **kwargs)
         if card:
-            before = {id(_storage(tensor)) for tensor, there in zip(given, places, strict=True) if not there}
+            before = [_storage(tensor) for tensor, there in zip(given, places, strict=True) if not there]
             for tensor in _tensors((result,)):
-                if id(_storage(tensor)) not in before:
+                if not before or not any(_storage(tensor) is own for own in before):
                     self._put(tensor)
         return result
 
-    def _require_one_place(self, func: Any, name: str, args: Any, given: list[Tensor], places: list[bool]) -> None:
+    def _require_one_place(
+        self, func: Any, elementwise: bool, args: Any, given: list[Tensor], places: list[bool]
+    ) -> None:
         """Refuse tensors of both places, unless torch takes them."""
+        name = _about(func).name
         here = [tensor for tensor, there in zip(given, places, strict=True) if not there]
         if name in ("copy_", "copy", "_to_copy", "set_", "is_same_size", "is_set_to"):
             return
         if name in INDEXED and places[0]:
             values = [args[2]] if len(args) > 2 else []
             here = [value for value in values if not _on_card(value) and value.dim()]
-        elif torch.Tag.pointwise in func.tags or name in LENIENT or name.startswith("_foreach"):
+        elif elementwise:
             out = [value for value in args[:1] if name.endswith("_") and isinstance(value, Tensor)]
             here = [tensor for tensor in here if tensor.dim() or any(tensor is value for value in out)]
         if here:

@@ -34,8 +34,6 @@ A, INDEX = torch.arange(6.0).view(2, 3), torch.tensor([1, 0])
 MIXED = {
     "added": lambda x: x + A,
     "the other way round": lambda x: A + x,
-    "in place": lambda x: x.mul_(A),
-    "in place on the CPU": lambda x: A.clone().mul_(x),
     "a number without dimensions": lambda x: x * A[0, 0],
     "a number of the card with a CPU tensor": lambda x: A * x[0, 0],
     "compared": lambda x: x == A,
@@ -44,7 +42,6 @@ MIXED = {
     "interpolated": lambda x: torch.lerp(x, A, 0.5),
     "bounded": lambda x: torch.maximum(x, A),
     "CPU indices": lambda x: x[INDEX],
-    "CPU tensor by the card's indices": lambda x: A[(x[:, 0] * 0).long()],
     "copied": lambda x: torch.zeros(2, 3).copy_(x) if x.device.type == "cuda" else x,
     "filled by a mask of the CPU": lambda x: x.masked_fill(A > 0, 1.0),
     "views": lambda x: x.T + A.T,
@@ -68,6 +65,10 @@ def test_what_is_refused_is_what_torch_refuses_on_another_device(case):
 
 
 STRICT = {
+    "in place": lambda x: x.mul_(A),
+    "in place on the CPU": lambda x: A.clone().mul_(x),
+    "the card's number in place on the CPU": lambda x: A.sum().mul_(x[0, 0]),
+    "a CPU tensor by the card's indices": lambda x: A[(x[:, 0] * 0).long()],
     "matmul": lambda x: x @ A.T,
     "a linear layer": lambda x: F.linear(x, A),
     "concatenated": lambda x: torch.cat([x, A]),
@@ -199,7 +200,7 @@ READS = {
     "a mask": lambda x: x[x > 1],
     "unique": lambda x: x.unique(),
     "equal": lambda x: torch.equal(x, x),
-    "an index without dimensions": lambda x: A[x[0].long()] if False else x[x[0].long()],
+    "an index without dimensions": lambda x: A[x[0].long()],
     "multinomial": lambda x: x.multinomial(1),
     "solved": lambda x: torch.linalg.solve(torch.diag(x + 1), x),
 }

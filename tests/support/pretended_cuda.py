@@ -24,7 +24,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -243,7 +243,7 @@ class PretendedCuda:
         if any(places):
             self._note(name, args, kwargs, given, places)
         generator = kwargs.get("generator")
-        if isinstance(generator, torch.Generator) and card != (generator.device.type == "cuda"):
+        if generator is not None and card != (generator._cdata in _Generator.of_card):
             here, there = (f"'{place}'" for place in (("cuda", "cpu") if card else ("cpu", "cuda")))
             raise RuntimeError(f"Expected a {here} device type for generator but found {there}")
         if card and generator is None and random:
@@ -320,7 +320,7 @@ class PretendedCuda:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._mode.__exit__(*error)
+        self._mode.__exit__(*(error or (None, None, None)))
         self._patch.undo()
         for entry in [entry for entry in torch.serialization._package_registry if entry[1] == self._tagged]:
             torch.serialization._package_registry.remove(entry)
@@ -525,10 +525,18 @@ class PretendedCuda:
 class _Generator(torch.Generator):
     """A generator that knows where it belongs."""
 
+    of_card: ClassVar[set[int]] = set()
+    """Addresses of those of the card: operations see another Python object than was given."""
+
     def __new__(cls, device: Any = "cpu") -> Any:
         made = super().__new__(cls, "cpu")
         made.where = torch.device(device)
+        if _is_card(device):
+            cls.of_card.add(made._cdata)
         return made
+
+    def __del__(self) -> None:
+        self.of_card.discard(self._cdata)
 
     @property
     def device(self) -> torch.device:

@@ -32,7 +32,9 @@ def both(model, y, **more):
         here = model.sample(y, SEEDS, **more)
         with PretendedCuda() as card:
             there, asked = copy.deepcopy(model).to("cuda"), y.to("cuda")
-            moved = {name: value.to("cuda") if isinstance(value, torch.Tensor) else value for name, value in more.items()}
+            moved = {
+                name: value.to("cuda") if isinstance(value, torch.Tensor) else value for name, value in more.items()
+            }
             if "start" in more:
                 moved["start"] = (more["start"][0].to("cuda"), more["start"][1])
             card.waits.clear()

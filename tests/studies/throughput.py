@@ -1,8 +1,8 @@
 """Speed at real size: `python -m tests.studies.throughput` on a GPU measures a Stable Diffusion v1.4 with random
 weights.
 
-Images a second as a run draws and keeps them (`pipeline.sampling.sample_images`) beside diffusers' own pipeline, in fp32
-and fp16, peak memory, and one step of ESD, EraseDiff and SalUn as a run takes it (`pipeline.unlearning.unlearn`);
+Images a second as a run draws and keeps them (`pipeline.sampling.sample_images`) beside diffusers' own pipeline, in
+fp32 and fp16, peak memory, and one step of ESD, EraseDiff and SalUn as a run takes it (`pipeline.unlearning.unlearn`);
 written to results/throughput-sd14-<card>.md. `--size cifar10` measures the papers' network on CIFAR-10 beside a plain
 loop (`tests.studies.throughput_cifar`); the tiny sizes try the same paths anywhere in seconds.
 """
@@ -60,6 +60,8 @@ class Row(NamedTuple):
     """Drawn, or trained on."""
     memory: float | None
     """Peak in GiB."""
+    failed: str | None = None
+    """Why there are no seconds."""
 
 
 def sd14(tokens: Any) -> StableDiffusion:
@@ -186,6 +188,9 @@ def page(rows: list[Row], size: str, device: str, batch: int, steps: int) -> str
     lines += ["", "| what | s | images/s | times the plain loop | peak GiB |", "|---|---:|---:|---:|---:|"]
     plain = {row.what.partition(",")[0]: row.seconds for row in rows if ", plain loop" in row.what}
     for row in rows:
+        if row.failed is not None:
+            lines.append(f"| {row.what}: {row.failed} | | | | |")
+            continue
         rate = "" if row.images is None else f"{row.images / row.seconds:.2f}"
         least = plain.get(row.what.partition(",")[0])
         times = "" if least is None else f"{least / row.seconds:.2f}"

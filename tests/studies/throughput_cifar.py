@@ -1,8 +1,9 @@
 """The papers' CIFAR-10 network at full width with random weights: images a second, beside the loop that papers ship.
 
-Ours are drawn and judged as in a run (`pipeline.judging.observed`). That loop draws in fp32 (convolutions as torch takes them by default, TF32 where there is any) and uncompiled, asks for
-condition and none one after the other, writes every image as a PNG file, and reads the files back to judge them and to
-take Inception's features. See `tests.studies.throughput`.
+Ours are drawn and judged as in a run (`pipeline.judging.observed`). That loop draws in fp32 (convolutions as torch takes
+them by default, TF32 where there is any) and uncompiled, asks for condition and none one after the other, writes every
+image as a PNG file, and reads the files back to judge them and to take Inception's features. See
+`tests.studies.throughput`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.support import random_inception
 from unlearnbench.compute.precision import Resources
 from unlearnbench.data.image_sets import Images
 from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges.cifar import ResNetJudge, started
 from unlearnbench.methods.original import Original
@@ -108,7 +110,10 @@ def measured(size: str, device: str, batch: int, steps: int, folder: Path) -> It
             observed(Cell(Original(), task, resources=kind), judge, model, {}, plan, store)
 
         name = ", ".join([kind.precision, *(["compiled"] if kind.compile else [])])
-        yield row(f"sampling and judging, {name}", CHUNKS * batch, ours, device)
+        try:
+            yield row(f"sampling and judging, {name}", CHUNKS * batch, ours, device)
+        except UserError as error:  # where nothing compiles
+            yield Row(f"sampling and judging, {name}", 0.0, None, None, str(error))
 
     network = plain_network(size, device).eval()
 

@@ -51,8 +51,8 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_inde
 """Here indices may be on the CPU, and values too if they have no dimensions."""
 COMPOSED = torch._C.DispatchKey.CompositeImplicitAutograd
 FACTORIES = [
-    "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "randperm", "arange", "linspace", "logspace",
-    "eye", "empty_strided", "normal", "scalar_tensor", "zeros_like", "ones_like", "empty_like", "full_like",
+    "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "randperm", "arange", "linspace",
+    "logspace", "eye", "empty_strided", "normal", "scalar_tensor", "zeros_like", "ones_like", "empty_like", "full_like",
     "rand_like", "randn_like", "randint_like", "hann_window", "tril_indices", "triu_indices", "complex", "bernoulli",
 ]  # fmt: skip
 NEW = ["new_tensor", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"]
@@ -273,7 +273,8 @@ class PretendedCuda:
             here = [tensor for tensor in here if tensor.dim() or any(tensor is value for value in out)]
         if here:
             raise RuntimeError(
-                f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+                f"({func})"
             )
 
     def _note(self, name: str, args: Any, kwargs: Any, given: list[Tensor], places: list[bool]) -> None:
@@ -469,7 +470,9 @@ class PretendedCuda:
             where = _default_device() if where is None and not isinstance(data, Tensor) else where
             if where is not None and not _is_card(where) and torch.device(where).type != "cpu":
                 return plain(data, *args, device=where, **kwargs)
-            made = plain(data, *args, **kwargs) if isinstance(data, Tensor) else plain(data, *args, device=CPU, **kwargs)
+            made = (
+                plain(data, *args, **kwargs) if isinstance(data, Tensor) else plain(data, *args, device=CPU, **kwargs)
+            )
             return made if where is None else made.to(where)
 
         return make
@@ -585,5 +588,3 @@ def _wanted(args: Any, kwargs: Any) -> tuple[Any, torch.dtype | None, dict[str, 
     if other is not None:
         where, dtype = other.device, other.dtype
     return where, dtype, {**dict(zip(("non_blocking", "copy"), flags, strict=False)), **more}
-
-

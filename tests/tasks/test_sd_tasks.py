@@ -38,7 +38,7 @@ ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safr
 WHOLE = {"uce", "finetune", "sld", "spm"}
 """Run as a whole, each after the original: a closed form, training on drawn images, guidance, and added structure.
 
-The others unlearn and draw without being judged, on XL in `tests/pipeline/test_text_run.py`; in the slow tests they
+The others unlearn and draw without being judged, on XL in `tests/on_cuda/test_methods.py`; in the slow tests they
 are whole runs too.
 """
 WHOLE_XL = {"spm"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ class Clip:
 
     def __init__(self, folder: Path, device: str):
         import open_clip
-        from open_clip.tokenizer import SimpleTokenizer
         from open_clip.transform import PreprocessCfg, image_transform_v2
         from safetensors import SafetensorError
 
@@ -45,7 +45,7 @@ class Clip:
         )
         self.version = f"open_clip {open_clip.__version__}"
         self._transform = image_transform_v2(PreprocessCfg(**self.net.visual.preprocess_cfg), is_train=False)
-        self._tokens = SimpleTokenizer(context_length=self.net.context_length)
+        self._tokens = _tokenizer(self.net.context_length)
 
     @torch.inference_mode()
     def images(self, images: Tensor) -> Tensor:
@@ -62,6 +62,14 @@ class Clip:
         with exact():
             tokens = self._tokens(list(prompts)).to(self.device)
             return self.net.encode_text(tokens, normalize=True).float().cpu()
+
+
+@cache
+def _tokenizer(length: int) -> Any:
+    """The tokenizer of every CLIP here, for this many tokens; its vocabulary is read once."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=length)
 
 
 class ClipScore(Witness):

@@ -199,9 +199,11 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 
 
 @pytest.mark.parametrize("point", ["unlearning", "sampling", "judging"])
-def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
+def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, killed, point):
     path = write_nudge(tmp_path)
-    assert cli("run", "--method", "original", "--results", "here").code == 0
+    for name in ("here", "store"):
+        shutil.copytree(killed[0] / "base" / name, tmp_path / name)
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "store"))
     place = {"unlearning": "runner.unlearn", "sampling": "judging.sample_images", "judging": "measuring.judged"}[point]
 
     def stop(*words):

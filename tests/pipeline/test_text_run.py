@@ -55,6 +55,19 @@ def original_xl(worlds):
     return load_stable_diffusion(worlds("sdxl"))
 
 
+@pytest.fixture
+def few_training_images(monkeypatch):
+    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
+    real = DigitsText._showing
+
+    def showing(task, side):
+        kept = real(task, side)
+        return kept & (torch.arange(len(kept)) % 50 == 0)
+
+    monkeypatch.setattr(DigitsText, "_showing", showing)
+
+
+@pytest.mark.usefixtures("few_training_images")
 @pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
 def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     words = changed(registry.load_method(name))
@@ -72,18 +85,6 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     images = pd.read_parquet(next((tmp_path / "here").rglob(f"{name}*/*.parquet")))
     assert set(images.group) == {"forget", "direct", "synonyms", "held_out", "neighbours", "retain"}
     assert images[images.group == "forget"].prompt.str.contains("red").all()
-
-
-@pytest.fixture
-def few_training_images(monkeypatch):
-    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
-    real = DigitsText._showing
-
-    def showing(task, side):
-        kept = real(task, side)
-        return kept & (torch.arange(len(kept)) % 50 == 0)
-
-    monkeypatch.setattr(DigitsText, "_showing", showing)
 
 
 @pytest.mark.usefixtures("few_training_images")
@@ -105,22 +106,23 @@ FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"
 
 
 @pytest.mark.parametrize("world", ["sd1"], indirect=True)
-@pytest.mark.parametrize("name", ["uce", "prompt_filter"])
-def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, fresh_store):
+def test_a_concept_file_that_was_edited_is_another_concept(world, cli, tmp_path, fresh_store):
     """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
     words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
     drawn = {}
     for folder, substitute in (("first", "one"), ("second", "two")):
         (tmp_path / "mine.toml").write_text(f'name = "mine"\n{FILE.format(substitute)}')
-        said = cli(*words, "--method", name, "--concept", "mine.toml", "--results", folder)
+        said = cli(*words, "--method", "uce,prompt_filter", "--concept", "mine.toml", "--results", folder)
         assert said.code == 0, said.err
-        record = read_only(tmp_path / folder)
-        images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
-        drawn[folder] = (record.key, record.weights["unlearned"], images.p_asked[images.group == "forget"].tolist())
-    assert drawn["first"][0] != drawn["second"][0]
-    assert (drawn["first"][1] != drawn["second"][1]) == (name == "uce")
-    assert drawn["first"][2] != drawn["second"][2]
-    assert len(list((fresh_store / "weights").glob("*"))) == 2 * 2, "the original's and the method's, for each file"
+        for name in ("uce", "prompt_filter"):
+            record = read_only(tmp_path / folder, f"**/{name}*/seed-*.json")
+            images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
+            asked = images.p_asked[images.group == "forget"].tolist()
+            drawn.setdefault(name, []).append((record.key, record.weights["unlearned"], asked))
+    for name, (first, second) in drawn.items():
+        assert first[0] != second[0] and first[2] != second[2]
+        assert (first[1] != second[1]) == (name == "uce")
+    assert len(list((fresh_store / "weights").glob("*"))) == 3 * 2, "the original's and each method's, for each file"
 
 
 @pytest.mark.parametrize("world", ["sd1", "sdxl"], indirect=True)

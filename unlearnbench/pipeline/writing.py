@@ -15,7 +15,7 @@ from unlearnbench.pipeline.measuring import Measurement
 from unlearnbench.pipeline.sampling import has_images, sample_images
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
-from unlearnbench.records.sample_grid import grid_rows, write_grid
+from unlearnbench.records.sample_grid import grid_rows, images_at, write_grid
 from unlearnbench.records.schema import BESIDE, Record, read_record, write_record
 from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.files import cannot_write, replace_file
@@ -115,8 +115,10 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
         plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
         with phase("sample grid"):
             before = sample_images(cell, original, identity, plan, store)
-        places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
-        write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
+        shown = images_at(before, rows if plan is measured.plan else range(len(rows)))
+        write_grid(
+            path, cell.task, dict(zip(rows, shown.values(), strict=True)), measured.samples, record.label()
+        )
 
 
 def with_attachments(new: Record, path: Path) -> Record:

@@ -24,6 +24,7 @@ from unlearnbench.records.folder import load_all
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.storage.store import Store
 
+
 @pytest.fixture(scope="module")
 def before(tmp_path_factory):
     """A store and records of the original and of `uce`: tests of what follows begin with a copy."""

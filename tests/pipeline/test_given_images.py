@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.support import tiny_data
+from unlearnbench.data import image_files
 from unlearnbench.pipeline.given_images import GivenImage, prompts_of_names, with_descriptions
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_class import splits as digit_splits
@@ -211,8 +212,8 @@ def test_clip_scores_need_prompts_and_none_is_written(cli, nudity, fresh_store):
 
 
 def test_a_bomb_in_a_zip_is_left_out(cli, drawn, tmp_path, monkeypatch):
-    assert given_images.LARGEST_FILE == 256 * 2**20
-    monkeypatch.setattr(given_images, "LARGEST_FILE", 2**20)
+    assert image_files.LARGEST_FILE == 256 * 2**20
+    monkeypatch.setattr(image_files, "LARGEST_FILE", 2**20)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(drawn / "forget/0.png", "forget/0.png")

@@ -116,9 +116,7 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
         with phase("sample grid"):
             before = sample_images(cell, original, identity, plan, store)
         shown = images_at(before, rows if plan is measured.plan else range(len(rows)))
-        write_grid(
-            path, cell.task, dict(zip(rows, shown.values(), strict=True)), measured.samples, record.label()
-        )
+        write_grid(path, cell.task, dict(zip(rows, shown.values(), strict=True)), measured.samples, record.label())
 
 
 def with_attachments(new: Record, path: Path) -> Record:

@@ -18,7 +18,7 @@ from unlearnbench.diffusion.schedulers import SCHEDULERS, Repeating
 from unlearnbench.errors import UserError
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.external.apply import apply_checkpoint
-from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained, weight_paths
+from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, pixels_of, untrained, weight_paths
 from unlearnbench.reporting import told_by
 from unlearnbench.tasks.sd_nudity import PROTOCOLS
 
@@ -231,6 +231,7 @@ def test_an_untrained_model_is_of_the_same_kind(repository, loaded):
         key: value.shape for key, value in trained.state_dict().items()
     }
     assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert pixels_of(folder) == model.shape[1] * model.scale_factor == 64
     assert (model.prediction, model.shape, model.zero_null) == (trained.prediction, trained.shape, trained.zero_null)
 
 

@@ -435,7 +435,7 @@ def test_tasks_of_several_concepts_can_be_addressed():
 
 @pytest.mark.parametrize(
     "name",
-    # no training, training anew, training, a mask prepared, a network beside it; an edit of words, and one with adapters
+    # no training, training anew, training, a mask, a network beside it; an edit of words, and one with adapters
     ["original", "retrain", "esd", "salun", "blindspot", "uce", "mace"],
 )
 def test_methods_go_on_forgetting(name):

@@ -110,6 +110,20 @@ def no_timing_of_samples() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def memory_stays_with_the_process() -> Iterator[None]:
+    """Runs do not hand memory back to the system after every chunk and metric: small ones want it again at once.
+
+    Where memory is measured, it is handed back before as ever.
+    """
+    from unlearnbench.pipeline import judging, sampling, scoring
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (judging, sampling, scoring):
+            patch.setattr(module, "trim", lambda: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def small_text() -> Iterator[Any]:
     """The smoke protocol of `digits-text` is smaller yet in this process; gives it as it is in others."""
     from unlearnbench.tasks.digits_text import DigitsText

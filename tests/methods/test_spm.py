@@ -178,7 +178,11 @@ def test_adapters_sit_on_every_layer_of_the_transformers_and_nothing_is_changed_
     assert len(adapters(SPM(rank=2).wrap(task.pretrained(), task))) == len(adapters(model))
 
 
-@pytest.mark.parametrize(("eta", "weight", "count"), [(1.0, 10.0, 1), (2.5, 0.0, 1), (0.5, 3.0, 2)])
+@pytest.mark.parametrize(  # of the numbers nothing asks which model it is
+    ("task", "eta", "weight", "count"),
+    [("sd1", 1.0, 10.0, 1), ("sd1", 2.5, 0.0, 1), ("sd1", 0.5, 3.0, 2), ("sd2", 0.5, 3.0, 2), ("sdxl", 0.5, 3.0, 2)],
+    indirect=["task"],
+)
 def test_the_loss_is_the_papers(task, eta, weight, count):
     method = SPM(eta=eta, anchor_weight=weight, anchor_count=count)
     model, original = filled(method, task), task.original

@@ -105,6 +105,8 @@ def explained_write_errors(folder: Path, remedy: str = "--results") -> Iterator[
 
 def _write_grid(state: CellState, record: Record, measured: Measurement, original: Diffusion, store: Store) -> None:
     """Draw the original's samples beside the unlearned model's; no picture where an unsafe task's may not be shown."""
+    import torch
+
     path = state.path.with_suffix(".png")
     if not state.shows_images:
         path.unlink(missing_ok=True)
@@ -115,8 +117,8 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
         plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
         with phase("sample grid"):
             before = sample_images(cell, original, identity, plan, store)
-        places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
-        write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
+        drawn = before[torch.tensor(rows) if plan is measured.plan else slice(None)]
+        write_grid(path, cell.task, dict(zip(rows, drawn, strict=True)), measured.samples, record.label())
 
 
 def with_attachments(new: Record, path: Path) -> Record:

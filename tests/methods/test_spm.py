@@ -102,7 +102,7 @@ FIDELITY = Fidelity(
 SHORT = {"steps": 2, "batch_size": 2, "sampler_steps": 3, "lr": 1e-2}
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])  # and sd2, with v-prediction, where predictions are written out
 def task(request, tmp_path_factory):
     return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
@@ -344,7 +344,7 @@ AS_RELEASED |= {"timestep": "released", "null_gate": "prompt"}
 
 @pytest.mark.parametrize(  # the rate does not ask which model is trained
     ("task", "settings"),
-    [*((kind, AS_RELEASED) for kind in ("sd1", "sd2", "sdxl")), ("sd1", {"cycles": 1})],
+    [("sd1", AS_RELEASED), ("sdxl", AS_RELEASED), ("sd1", {"cycles": 1})],
     indirect=["task"],
 )
 def test_training_moves_the_adapters_alone_and_its_weights_load(task, settings):

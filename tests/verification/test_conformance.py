@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -74,7 +75,9 @@ def shared_images():
 
 @pytest.fixture
 def briefly(monkeypatch):
-    """Checks run methods with little to do in each step, and with steps to be stopped at."""
+    """Checks run methods with little to do in each step, and with three steps of which the second is stopped at."""
+    monkeypatch.setattr(check, "STEPS", 3)
+    monkeypatch.setattr(check, "stopped_and_resumed", partial(check.stopped_and_resumed, every=2))
 
     def few(method):
         return shortened(method, steps=check.STEPS, batch_size=4)

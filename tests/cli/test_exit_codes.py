@@ -31,8 +31,15 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("where", ["unlearn", "prepare", "wrap", "__post_init__"])
+@pytest.mark.parametrize(  # wherever a method acts in a run, its errors are caught alike
+    ("where", "body"),
+    [
+        *(("unlearn", body) for body in BODIES),
+        *(("__post_init__", body) for body in BODIES),
+        ("prepare", "exits"),
+        ("wrap", "cannot_say"),
+    ],
+)
 def test_whatever_a_method_raises_is_one_line(cli, tmp_path, where, body):
     path = write_method(tmp_path, "return model", "mine", BROKEN)
     signature = {"prepare": "model, task", "wrap": "model, task", "unlearn": "model, task, prepared=None"}

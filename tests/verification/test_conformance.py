@@ -75,7 +75,7 @@ def shared_images():
 
 @pytest.fixture
 def briefly(monkeypatch):
-    """Checks run methods for one step with little to do in it, and for three steps of which the second is stopped at."""
+    """Checks run methods for one short step, and for three of which the second is stopped at."""
     shortest = {task: partial(task, limit=1) for task in (TinyDigits, check.TinyWords)}
     monkeypatch.setattr(check, "STEPS", 3)
     monkeypatch.setattr(check, "stopped_and_resumed", partial(check.stopped_and_resumed, every=2))

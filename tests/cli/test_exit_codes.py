@@ -245,9 +245,13 @@ def test_the_locale_c_will_do(tmp_path):
     known = {**os.environ, "PYTHONPATH": str(ROOT), "UNLEARNBENCH_CACHE": str(tmp_path / "store")}
     code = "from unlearnbench.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "list"], cwd=tmp_path, env={**known, **C}, capture_output=True, check=True
+        [sys.executable, "-c", code, "guide", "reading-a-row"],
+        cwd=tmp_path,
+        env={**known, **C},
+        capture_output=True,
+        check=True,
     )
-    assert done.stdout.isascii() and b"digits-class" in done.stdout and done.stderr == b""
+    assert done.stdout.isascii() and b"?" in done.stdout and done.stderr == b""
 
 
 CONCEPT = 'name = "mine"\n[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\n'

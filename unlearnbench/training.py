@@ -31,9 +31,8 @@ class Diverged(RuntimeError):
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generators within this block and restore their state afterwards."""
     devices = list(range(torch.cuda.device_count()))
-    others = torch.backends.mps.is_available() or torch.xpu.is_available()
     with torch.random.fork_rng(devices):
-        if devices or others:
+        if torch.accelerator.is_available():
             torch.manual_seed(seed)
         else:  # which would note the call stack for each kind of device that is not there
             torch.default_generator.manual_seed(seed)

@@ -88,8 +88,6 @@ def chromium(tmp_path_factory):
         "--no-sandbox",
         "--disable-gpu",
         "--disable-dev-shm-usage",
-        "--renderer-process-limit=1",
-        "--disable-features=SpareRendererForSitePerProcess,BackForwardCache,Translate,OptimizationHints,MediaRouter",
         "--window-size=1400,1000",
     ):
         options.add_argument(word)

@@ -117,7 +117,8 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, origina
         plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
         with phase("sample grid"):
             before = sample_images(cell, original, identity, plan, store)
-        drawn = before[torch.tensor(rows) if plan is measured.plan else slice(None)]
+        places = rows if plan is measured.plan else [*range(len(rows))]
+        drawn = before[torch.tensor(places, dtype=torch.long)]
         write_grid(path, cell.task, dict(zip(rows, drawn, strict=True)), measured.samples, record.label())
 
 

@@ -46,7 +46,9 @@ def write_grid(path: Path, task: Task, before: Table | Mapping[int, Tensor], aft
     forgotten = {item.concept for item in task.plan() if item.group == "forget"}
     rows = grid_rows(task)
     places = [i for concept in rows for i in rows[concept]]
-    shown = dict(zip(places, after[torch.tensor(places)], strict=True))  # each file of `after` is read once
+    shown = dict(
+        zip(places, after[torch.tensor(places, dtype=torch.long)], strict=True)
+    )  # each file of `after` is read once
     sides = [{concept: [_tile(images[i]) for i in rows[concept]] for concept in rows} for images in (before, shown)]
     write_sides(path, [("original", sides[0]), (label, sides[1])], forgotten)
 

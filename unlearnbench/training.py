@@ -32,7 +32,10 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generators within this block and restore their state afterwards."""
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():
+            torch.manual_seed(seed)
+        else:  # which would note the call stack for each kind of device that is not there
+            torch.default_generator.manual_seed(seed)
         yield
 
 

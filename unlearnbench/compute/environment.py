@@ -87,16 +87,17 @@ class Meter:
     """Measure the seconds and peak memory (bytes) of a block, after the device has finished its work.
 
     With `memory=False` only time is measured, which saves the clean-up of the process's memory before the block.
+    `others` are bytes on a GPU that do not belong to the block (see `memory_in_use`).
     """
 
     memory: int | None = None
 
-    def __init__(self, device: str, memory: bool = True):
-        self.device, self._measures = device, memory
+    def __init__(self, device: str, memory: bool = True, others: int = 0):
+        self.device, self._measures, self._others = device, memory, others
 
     def __enter__(self) -> Meter:
         self._sync()
-        self._base = _reset_peak(self.device) if self._measures else None
+        self._base = _reset_peak(self.device, self._others) if self._measures else None
         self._start = time.perf_counter()
         return self
 
@@ -111,13 +112,18 @@ class Meter:
             torch.cuda.synchronize()
 
 
-def _reset_peak(device: str) -> int | None:
-    """Reset the peak and return the bytes in use now; None if the system cannot tell."""
+def memory_in_use(device: str) -> int:
+    """Bytes that tensors of this process take on a GPU now; 0 on the CPU, where growth is measured."""
+    return torch.cuda.memory_allocated() if device == "cuda" and torch.cuda.is_initialized() else 0
+
+
+def _reset_peak(device: str, others: int) -> int | None:
+    """Reset the peak and return the bytes in use that do not count; None if the system cannot tell."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return 0  # on CUDA the whole allocation counts, including weights
+        return others  # the rest counts, including weights
     try:
-        gc.collect()
         trim()  # otherwise memory that is used again would not show as growth
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")

@@ -161,12 +161,11 @@ def _fill_store(cell: Cell, job: Job, store: Store) -> None:
     from unlearnbench.training import Diverged
 
     draft = drafted(cell, metrics_for(cell.task))
-    original = cell.task.pretrained().eval()
     if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
         return  # the job that was to make them came to none
     try:
         require(cell)
-        weights, _ = unlearned(cell, draft, original, store)
+        weights, _ = unlearned(cell, draft, store)
         if job.step == "sample":
             model, identity = loaded(cell, weights), sample_parts(cell, weights)
             sample_images(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))

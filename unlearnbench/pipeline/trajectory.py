@@ -181,7 +181,7 @@ def _scored(cell: Cell, model: Diffusion, plan: list[Plan], shot: Snapshot, stor
     metrics = {name: known[name] for name in SCORED if name in known}
     try:
         measured = measure(
-            cell, model, model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
+            cell, lambda: model, lambda: model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
         )
     except Diverged as error:
         asked = {name: sum(item.group == metric.side for item in plan) for name, metric in metrics.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -16,17 +17,23 @@ import torch
 
 from unlearnbench.compute.device import trim
 
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""What NVIDIA's driver says of itself on Linux, except under WSL."""
 SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", "torchvision")
 """Packages that witnesses use; their versions are recorded if the task has witnesses."""
 PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Describe the environment for a record. Facts that cannot be determined are None."""
+    """Describe the environment for a record. Facts that cannot be determined are None.
+
+    A GPU that this process has not used is not asked for its name: a driver of jobs leaves it to its workers.
+    """
     return {
         "device": _name(device),
         "device_type": device,
-        "driver": torch.version.cuda if device == "cuda" else None,
+        "nvidia_driver": nvidia_driver() if device == "cuda" else None,
+        "cuda_toolkit": torch.version.cuda if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "precision": "float32",
         "python": platform.python_version(),
@@ -39,7 +46,25 @@ def describe_environment(device: str) -> dict[str, Any]:
 def _name(device: str) -> str | None:
     if device != "cuda":
         return _cpu()
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None  # a driver hands work to those who have
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
+
+
+@cache
+def nvidia_driver() -> str | None:
+    """Version of NVIDIA's kernel driver, such as 550.54.15, without touching a GPU; None if it cannot be told."""
+    try:  # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024"
+        text = NVIDIA.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    if found := re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE):
+        return found[1]
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = done.stdout.strip().partition("\n")[0].strip()
+    return first if re.fullmatch(r"\d+(\.\d+)+", first) else None
 
 
 def _cpu() -> str | None:

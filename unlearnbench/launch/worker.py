@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.launch.jobs import Expected, Job, Work
@@ -114,6 +115,7 @@ def _trace(error: BaseException) -> None:
         sys.stderr.write(f"{one_line(error)}\n")
 
 
+@explained_device_errors()
 def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
     if isinstance(job, Job):
         return _cell_done(job, store, results, where)

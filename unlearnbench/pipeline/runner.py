@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.compute.environment import seeing
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
@@ -31,6 +32,7 @@ from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import CannotResume, Diverged
 
 
+@explained_device_errors()
 def run_cell(
     cell: Cell,
     store: Store,

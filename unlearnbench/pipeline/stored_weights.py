@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,21 +12,12 @@ from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import state_hash
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.storage.store import Made, Store
-from unlearnbench.task import Task
+from unlearnbench.task import Task, on_cpu
 from unlearnbench.training import seeded
 
 START = "start"
 """Key of an entry's facts that names the weights which its tensors replace. Entries of earlier versions, which hold
 whole states, have no such key."""
-
-
-def on_cpu(task: Task) -> Task:
-    """The same task on the CPU, for a look at its model that leaves the GPU alone."""
-    if task.device == "cpu":
-        return task
-    other = copy.copy(task)
-    other.device = "cpu"
-    return other
 
 
 def original_state(task: Task) -> dict[str, Tensor]:
@@ -71,7 +61,7 @@ def stored_weights(
 
 def changes(state: Mapping[str, Tensor], facts: dict[str, Any], start: Mapping[str, Tensor], original: str | None) -> Made:
     """The entry of a state: its tensors that are not the starting ones bit for bit, and facts that name the others."""
-    unchanged = {name for name, value in state.items() if name in start and _equal_bits(value, start[name])}
+    unchanged = unchanged_names(state, start)
     kept = {name: value for name, value in state.items() if name not in unchanged}
     about = {"original": original, "unchanged": sorted(unchanged), "whole": state_hash(state)}
     return kept, {**facts, START: about}
@@ -94,6 +84,11 @@ def whole_state(
             "have changed since, so bring them back, or make the weights anew with --force"
         )
     return state
+
+
+def unchanged_names(state: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors that are the starting ones bit for bit."""
+    return {name for name, value in state.items() if name in start and _equal_bits(value, start[name])}
 
 
 def _equal_bits(a: Tensor, b: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.compute.device import device_trouble
 from unlearnbench.compute.environment import Meter, describe_environment, memory_in_use, now
 from unlearnbench.compute.evaluation_budget import counted
 from unlearnbench.compute.offloading import offload_networks
@@ -109,6 +110,8 @@ def name_errors(method: Method) -> Iterator[None]:
     except (UserError, Diverged, CannotResume):
         raise
     except (Exception, SystemExit) as error:
+        if trouble := device_trouble(error):
+            raise trouble from error
         if out_of_memory(error):
             raise too_little(method.name, error, method.settings().get("batch_size")) from error
         own = {str(path) for path in method.own_files()}

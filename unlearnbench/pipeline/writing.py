@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
@@ -79,7 +80,9 @@ def write_failure(state: CellState, error: Diverged | Unsupported, force: bool =
         )
         return found
     with explained_write_errors(state.results):
-        changes = {"status": status, "step": step, "reason": message(error)}
+        cell = state.cell
+        surroundings = {**describe_environment(cell.task.device), **cell.resources.named()}
+        changes = {"status": status, "step": step, "reason": message(error), "environment": surroundings}
         record = write_record(state.draft.model_copy(update=changes), state.path)
         for suffix in (".parquet", ".png"):
             state.path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further

@@ -112,7 +112,7 @@ def test_what_stays_in_the_store_is_what_a_method_changes():
     parts = cost_table()["model"]["sd-v1-4"]["parts"]
     assert stored("original") == stored("sld") == 0
     assert stored("uce") == 4 * parts["kv"] == pytest.approx(77e6, rel=0.01)
-    assert stored("esd", part="xattn") == 4 * parts["xattn"] and stored("erasediff") == 4 * parts["full"]
+    assert stored("esd", part="xattn") == 4 * parts["xattn"] and stored("erasediff", part="full") == 4 * parts["full"]
     assert stored("advunlearn") == 4 * parts["text_encoder"]
     assert stored("receler") > 4 * parts["full"], "of a method that is not in the table, the whole model"
 

@@ -173,7 +173,7 @@ def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
 
     write_record(record, record.path(results))
     same = followed(ascent(), 2, store, results)
-    assert same.trajectory.other_weights is None and "second" not in shown(same)
+    assert same.trajectory.other_weights is None and "second unlearning" not in shown(same)
 
 
 def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):

@@ -140,6 +140,11 @@ class ResNetJudge(Judge):
         self.channels = channels
 
     @property
+    def body(self) -> Any:
+        """The network without its last layer, on its device."""
+        return self._body.network
+
+    @property
     def has_logits(self) -> bool:
         """Whether there is an Inception network, whose logits the Inception Score needs."""
         return self._inception is not None
@@ -152,7 +157,7 @@ class ResNetJudge(Judge):
 
     def scores(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of uint8 images (N, 3, H, W)."""
-        body, head = self._body.network, self._head.network
+        body, head = self.body, self._head.network
         return self._over(images, lambda x: head(body(prepared(x, self.size))))
 
     def __call__(self, images: Tensor) -> Verdict:
@@ -165,7 +170,7 @@ class ResNetJudge(Judge):
         if self._inception is not None:
             inception = self._inception.network
             return self._over(images.flip(1) if self.channels == "bgr" else images, lambda x: inception(x)[0])
-        body = self._body.network
+        body = self.body
         return self._over(images, lambda x: body(prepared(x, self.size)))
 
     def logits(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What each stage of a run keeps in memory, and thereby on a GPU: counted as models and further networks that are alive.
+"""What each stage of a run keeps in memory, and thereby on a GPU: counted as models and further networks.
 
-There is no GPU here. A model that no stage holds is gone on any device, and judges' networks say themselves whether they
-were put on theirs.
+There is no GPU here. A model that no stage holds is gone on any device, and judges' networks say themselves whether
+they were put on theirs.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Spying(Method):
         teacher = model.frozen("xattn")
         look("with a teacher")
         with torch.no_grad():
-            next(iter(model.select("xattn").values())).add_(float(next(iter(teacher.unet.parameters())).isfinite().all()))
+            next(iter(model.select("xattn").values())).add_(
+                float(next(iter(teacher.unet.parameters())).isfinite().all())
+            )
         return model
 
 

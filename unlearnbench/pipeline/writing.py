@@ -24,9 +24,7 @@ from unlearnbench.storage.store import Store
 from unlearnbench.training import Diverged
 
 
-def write_result(
-    state: CellState, record: Record, measured: Measurement, store: Store, force: bool = False
-) -> Record:
+def write_result(state: CellState, record: Record, measured: Measurement, store: Store, force: bool = False) -> Record:
     """Write a record, its per-image values and its grid of samples; return the record that is on disk afterwards.
 
     A record of this cell that is there already stays, unless it is forced: it may have been made on another machine.

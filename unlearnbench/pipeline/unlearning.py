@@ -31,8 +31,8 @@ def unlearn(
     """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
 
     The device holds that copy and what the method makes, nothing else. Watching and keeping checkpoints change neither
-    the weights nor the times, which leave out what they take. Times are those of all processes that worked on it. Raises
-    `CannotResume` if the checkpoints do not fit the method.
+    the weights nor the times, which leave out what they take. Times are those of all processes that worked on it.
+    Raises `CannotResume` if the checkpoints do not fit the method.
     """
     task, method = cell.worded, cell.method
     offload_networks()

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from unlearnbench import registry
 from unlearnbench.compute import device, environment
 from unlearnbench.compute.device import pick_device
 from unlearnbench.compute.environment import Meter, describe_environment
 from unlearnbench.compute.precision import too_little
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline.unlearning import name_errors
 
 
 @pytest.mark.parametrize(("there", "wanted", "given"), [(True, "auto", "cuda"), (False, "auto", "cpu")])
@@ -113,6 +115,12 @@ def test_a_gpu_that_cannot_be_used_is_one_line_with_a_remedy(said):
     for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError(said)):
         with pytest.raises(type(other)), device.explained_device_errors():
             raise other
+
+
+def test_a_gpu_that_is_taken_is_no_fault_of_the_method_that_was_to_use_it():
+    line = "^the GPU cannot be used: another process has the GPU to itself"
+    with pytest.raises(UserError, match=line), name_errors(registry.load_method("uce")()):
+        raise RuntimeError(UNUSABLE[0])
 
 
 def test_memory_that_another_process_holds_is_named():

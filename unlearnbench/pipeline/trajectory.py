@@ -100,21 +100,20 @@ def _again(cell: Cell, record: Record, watch: Watch) -> str | None:
     took = record.scores.get("unlearn_time")
     spent = "" if took is None or took.value is None else f", which took {span(took.value)} before"
     tell(f"{who} is finished without this trajectory: it is unlearned anew for it{spent}")
+    found: str | None = None
     try:
         state, _ = unlearn(cell, watch)
         found = state_hash(state)
+        now = f"other weights ({found[:12]} now, {(then or 'none')[:12]} then)"
     except Diverged as error:
-        if then is None:
-            return None
-        found = f"none: {error}"
+        now = f"no weights ({error})"
     if found == then:
         return None
     tell(
-        f"{who}: unlearned anew, it came to other weights ({found[:12]} now, {(then or 'none')[:12]} then), as GPUs, "
-        "other machines and other threads do: the trajectory is of these and says so, weights and scores of the record "
-        "stay"
+        f"{who}: unlearned anew, it came to {now}, as may be on GPUs, other machines and with other threads: the "
+        "trajectory is of this unlearning and says so, weights and scores of the record stay"
     )
-    return found
+    return found or "none, it diverged"
 
 
 def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:

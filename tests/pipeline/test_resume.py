@@ -16,7 +16,7 @@ import torch
 
 from tests.support.small_world import CHUNKS, comparable, debris, read_only, small_protocol, write_nudge
 from unlearnbench import cli
-from unlearnbench.pipeline import checkpoints, runner, unlearning
+from unlearnbench.pipeline import checkpoints, runner, timing
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.records import schema
 from unlearnbench.storage import store as store_module
@@ -98,7 +98,7 @@ def run_and_die(folder: Path, words: Sequence[str], point: tuple[str, str, int])
     """What a process of its own does."""
     torch.set_num_threads(1)
     DigitsClass.protocols["default"] = small_protocol()
-    unlearning._relative_time = lambda model, original, task: 1.0
+    timing.relative_time = lambda cell, model, original: 1.0
     die_at(*point)
     run(folder, words)
 

@@ -50,11 +50,6 @@ def world(request, worlds):
     return worlds(request.param)
 
 
-@pytest.fixture(scope="module")
-def original_xl(worlds):
-    return load_stable_diffusion(worlds("sdxl"))
-
-
 @pytest.fixture
 def few_training_images(monkeypatch):
     """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
@@ -90,9 +85,9 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
 @pytest.mark.usefixtures("few_training_images")
 @pytest.mark.parametrize("world", ["sdxl"], indirect=True)
 @pytest.mark.parametrize("name", sorted((TRAINED | GUIDED) - {name for kind, name in WHOLE if kind == "sdxl"}))
-def test_every_method_unlearns_on_xl(world, name, original_xl):
+def test_every_method_unlearns_on_xl(world, name):
     method, task = short(name, batch_size=4, **ONE_STEP), DigitsText("red", protocol="smoke", weights=world)
-    cost = unlearned(method, task, original_xl)
+    cost = unlearned(method, task)
     assert (cost["trained_parameters"] > 0) == (name in TRAINED)
 
 

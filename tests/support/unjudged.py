@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.method import Method
 from unlearnbench.pipeline import cell as cell_module
 from unlearnbench.pipeline import unlearning
@@ -19,14 +18,12 @@ from unlearnbench.pipeline.sampling import _sampled
 from unlearnbench.task import Task
 
 
-def unlearned(method: Method, task: Task, original: Diffusion | None = None) -> dict[str, Any]:
-    """The cost of unlearning `original`, the task's by default, which stays as it is.
-
-    Fails unless stored weights, loaded anew, draw finite images of every group planned."""
+def unlearned(method: Method, task: Task) -> dict[str, Any]:
+    """The cost of unlearning; fails unless stored weights, loaded anew, draw finite images of every group planned."""
     task.protocol = replace(task.protocol, sampler=replace(task.protocol.sampler, steps=1))  # that it draws is enough
     cell = Cell(method, task)
     cell_module.require(cell)
-    state, about = unlearning.unlearn(cell, original or task.pretrained().eval())
+    state, about = unlearning.unlearn(cell)
     model = unlearning.loaded(cell, state)
     items = list({item.group: item for item in task.plan()}.values())
     assert {"forget", "retain"} <= {item.group for item in items}

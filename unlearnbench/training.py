@@ -35,16 +35,16 @@ def seeded(seed: int) -> Iterator[None]:
 
     A GPU that nothing has used yet is not asked for its state, which is that of a new process.
     """
-    used = torch.cuda.is_initialized()
+    gpus, used = torch.cuda.device_count(), torch.cuda.is_initialized()
     try:
-        with torch.random.fork_rng(list(range(torch.cuda.device_count())) if used else []):
-            if torch.accelerator.is_available():
+        with torch.random.fork_rng(list(range(gpus)) if used else []):
+            if gpus or torch.accelerator.is_available():
                 torch.manual_seed(seed)
             else:  # which would note the call stack for each kind of device that is not there
                 torch.default_generator.manual_seed(seed)
             yield
     finally:
-        if not used and torch.version.cuda is not None:
+        if gpus and not used:
             torch.cuda.manual_seed_all(NEW_SEED)
 
 

@@ -10,10 +10,12 @@ import torch
 from unlearnbench import registry
 from unlearnbench.compute.device import exact
 from unlearnbench.judges import Judge, Verdict
+from unlearnbench.judges.scorer import Witness
 from unlearnbench.pipeline import judging, sampling
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.judging import Looking, judged
 from unlearnbench.storage.store import Store
+from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass
 
 
@@ -171,3 +173,93 @@ def test_numbers_are_exact_from_before_the_thread_until_after_it(tmp_path):
         assert (flags.allow_tf32, flags.deterministic) == (False, True)
     assert (flags.allow_tf32, flags.deterministic, flags.benchmark) == plain
     assert set(seen) == {(False, True)}
+
+
+# ---- scorers beside the sampler ------------------------------------------------------------------------------------
+
+
+class Scoring(Witness):
+    """Says an image's first pixel and the length of its prompt; raises on 255."""
+
+    version, threshold, columns = "1", 0.5, ("pixel", "letters")
+
+    def __init__(self, name, groups):
+        self.name, self.hash, self.groups = name, name * 8, frozenset(groups)
+        self.threads, self.looks = set(), 0
+
+    def __call__(self, images, prompts):
+        self.threads.add(threading.get_ident())
+        self.looks += len(images)
+        if (images[:, 0, 0, 0] == 255).any():
+            raise RuntimeError("this one cannot be scored")
+        return torch.stack([images[:, 0, 0, 0].float(), torch.tensor([float(len(text)) for text in prompts])], dim=1)
+
+
+def scorers():
+    return {"detector": Scoring("d", ("forget", "benign")), "second": Scoring("s", ("retain", "benign"))}
+
+
+def planned(n):
+    groups = ("forget", "retain", "benign", "retain", "neighbours")
+    return [Plan(groups[i % 5], str(i % 3), i % 3, i, prompt="x" * (i % 7)) for i in range(n)]
+
+
+def scored_beside(store, witnesses, images, chunk):
+    """What scorers say of images that come in chunks beside them, and of the rest afterwards."""
+    plan = planned(len(images))
+    with Looking(Counting(), store, True, witnesses, plan) as looking:
+        for some in images.split(chunk):
+            looking(some)
+        looking.seen()
+        known = looking.said()
+    beside = {name: witness.looks for name, witness in witnesses.items()}
+    return judging.testimonies(witnesses, images, plan, store, known), beside
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(judging, "WITNESSED", 6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 80])
+def test_scorers_beside_the_sampler_say_what_they_say_after_it(tmp_path, small_blocks, chunk):
+    images, plan = pictures(80), planned(80)
+    after = judging.testimonies(alone := scorers(), images, plan, Store(tmp_path / "after"))
+    found, early = scored_beside(store := Store(tmp_path / "beside"), both := scorers(), images, chunk)
+    for role, said in after.items():
+        assert torch.equal(found[role].values.nan_to_num(-1), said.values.nan_to_num(-1)) and found[role].error is None
+        rest = both[role].looks - early[role]
+        assert early[role] > 0 and 0 <= rest < 6, "only what fills no block is left for afterwards"
+        assert both[role].looks == alone[role].looks
+        assert threading.get_ident() not in both[role].threads or rest
+    again = scorers()
+    judging.testimonies(again, images, plan, store)
+    assert [witness.looks for witness in again.values()] == [0, 0], "blocks are kept under the same keys"
+
+
+def test_an_image_that_cannot_be_scored_beside_the_sampler_is_missing_and_tried_again(tmp_path, small_blocks):
+    images = pictures(80)
+    images[0, 0, 0, 0] = 255
+    failing = scorers()
+    found, early = scored_beside(Store(tmp_path), failing, images, 10)
+    assert found["detector"].values.isnan().any(dim=1)[[0, 2, 5]].tolist() == [True, False, False]
+    assert "cannot be scored" in found["detector"].error and found["second"].error is None
+    assert failing["detector"].looks - early["detector"] >= 6, "beside the sampler there may have been too little memory"
+
+
+def test_a_stop_ends_the_scorers_too(tmp_path, small_blocks):
+    before, gate = threading.active_count(), threading.Event()
+    witnesses = scorers()
+
+    class Slow(Counting):
+        def __call__(self, images):
+            gate.wait(60)
+            return super().__call__(images)
+
+    with pytest.raises(KeyboardInterrupt), Looking(Slow(), Store(tmp_path), True, witnesses, planned(80)) as looking:
+        looking(pictures(10))
+        threading.Timer(0.2, gate.set).start()
+        looking(pictures(10, 1))
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    assert witnesses["second"].looks == 0, "what still waited is not begun"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unlearnbench import Diverged, gradients, minimise
-from unlearnbench.training import inner, norm, seeded
+from unlearnbench.training import inner, kth_largest, norm, seeded
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -271,3 +271,13 @@ def test_a_seed_is_given_back_after_an_error():
         torch.rand(3)
         raise ZeroDivisionError
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("kept", [1, 7, 50, 99, 100])
+def test_the_kth_largest_is_the_least_of_the_k_largest_bit_for_bit_ties_included(kept):
+    torch.manual_seed(0)
+    rough = torch.randint(0, 9, (100,)).float() / 3  # each value about eleven times
+    for values in (torch.randn(100).abs(), rough, torch.zeros(100)):
+        found = kth_largest(values, kept)
+        assert torch.equal(found, values.topk(kept).values.min())
+        assert torch.equal(values >= found, values >= values.sort(descending=True).values[kept - 1])

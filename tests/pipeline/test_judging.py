@@ -247,19 +247,19 @@ def test_an_image_that_cannot_be_scored_beside_the_sampler_is_missing_and_tried_
     assert failing["detector"].looks - early["detector"] >= 6, "beside the sampler there may have been too little memory"
 
 
-def test_a_stop_ends_the_scorers_too(tmp_path, small_blocks):
-    before, gate = threading.active_count(), threading.Event()
-    witnesses = scorers()
+def test_a_stop_ends_what_is_looked_at_and_begins_nothing_more(tmp_path, small_blocks):
+    before, gate, judge = threading.active_count(), threading.Event(), Counting()
 
-    class Slow(Counting):
-        def __call__(self, images):
-            gate.wait(60)
-            return super().__call__(images)
+    class Slow(Scoring):
+        def __call__(self, images, prompts):
+            assert gate.wait(60)
+            return super().__call__(images, prompts)
 
-    with pytest.raises(KeyboardInterrupt), Looking(Slow(), Store(tmp_path), True, witnesses, planned(80)) as looking:
-        looking(pictures(10))
+    slow, more = Slow("s", ("retain", "benign")), Scoring("m", ("retain", "benign"))
+    both = {"slow": slow, "more": more}
+    with pytest.raises(KeyboardInterrupt), Looking(judge, Store(tmp_path), True, both, planned(10)) as looking:
+        looking(pictures(10))  # a block for the scorers, and one for the judge, which waits
         threading.Timer(0.2, gate.set).start()
-        looking(pictures(10, 1))
         raise KeyboardInterrupt
     assert threading.active_count() == before
-    assert witnesses["second"].looks == 0, "what still waited is not begun"
+    assert slow.looks == 6 and more.looks == 0 and judge.sizes == []

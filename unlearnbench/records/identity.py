@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.records.lineage import Kind, lineage, standing
+from unlearnbench.records.numerics import trained_in_tf32
 from unlearnbench.records.schema import AttackRecord, Record
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ def record_identity(record: Record) -> Identity:
 
 def _precision(environment: dict[str, Any]) -> str:
     said = environment.get("precision") or "fp32"
-    eight = ", adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
-    before = environment.get("device_type") == "cuda" and "numerics" not in environment and said != "bf16"
-    return f"{said}{eight}{', TF32 in training' if before else ''}"
+    eight = " with adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
+    return f"{said}{eight}{' trained in TF32' if trained_in_tf32(environment) else ''}"
 
 
 def _original(record: Record) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,7 +245,33 @@ def test_an_image_that_cannot_be_scored_beside_the_sampler_is_missing_and_tried_
     found, early = scored_beside(Store(tmp_path), failing, images, 10)
     assert found["detector"].values.isnan().any(dim=1)[[0, 2, 5]].tolist() == [True, False, False]
     assert "cannot be scored" in found["detector"].error and found["second"].error is None
-    assert failing["detector"].looks - early["detector"] >= 6, "beside the sampler there may have been too little memory"
+    assert failing["detector"].looks - early["detector"] >= 6, (
+        "beside the sampler there may have been too little memory"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("scored", [True, False])
+def test_on_cuda_scorers_look_beside_the_sampler_where_they_are_asked_for(
+    tmp_path, small_blocks, monkeypatch, device, scored
+):
+    images, plan, both = pictures(80), planned(80), scorers()
+
+    def sampled(cell, model, identity, plan, store, force, see):
+        for some in images.split(10):
+            see(some)
+        return images
+
+    monkeypatch.setattr(judging, "sample_images", sampled)
+    cell = SimpleNamespace(task=SimpleNamespace(device=device, witnesses=lambda: both))
+    store = Store(tmp_path)
+    _, seen, known = judging.observed(cell, Counting(), None, {}, plan, store, scorers=scored)
+    assert len(seen.verdict.closed) == 80
+    assert bool(known) == (device == "cuda" and scored) == any(witness.looks for witness in both.values())
+    found = judging.witnessed(cell.task, images, plan, store, known)
+    alone = judging.testimonies(scorers(), images, plan, Store(tmp_path / "alone"))
+    for role, said in alone.items():
+        assert torch.equal(found[role].values.nan_to_num(-1), said.values.nan_to_num(-1))
 
 
 def test_a_stop_ends_what_is_looked_at_and_begins_nothing_more(tmp_path, small_blocks):

@@ -73,7 +73,9 @@ def test_convolutions_in_tf32_are_another_precision_where_training_took_them():
 
     exact, rounded = ({"unlearning": {"autocast": None, "tf32": tf32}} for tf32 in ([], ["convolutions"]))
     assert precision(precision="float32", numerics=exact) == "float32"
-    assert precision(precision="float32", numerics=rounded) == "float32 trained in TF32" == precision(precision="float32")
+    assert (
+        precision(precision="float32", numerics=rounded) == "float32 trained in TF32" == precision(precision="float32")
+    )
     assert precision(precision="bf16") == "bf16"
     assert identity.record_identity(made(environment={"precision": "float32"})).precision == "float32"
 

@@ -354,7 +354,7 @@ def kind():
 def test_attacks_search_and_draw_in_the_runs_precision_and_judges_look_in_float32(
     setting, monkeypatch, precision, searched, drawn
 ):
-    record, attack, here = setting
+    _, attack, here = setting
     seen, predict, judge = {}, ClassUNet.predict, CnnJudge.__call__
 
     def noted(name, real):

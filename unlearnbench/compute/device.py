@@ -90,7 +90,8 @@ def recipe_autocast(device: str, dtype: torch.dtype, enabled: bool) -> Iterator[
 @contextmanager
 def noted_casts() -> Iterator[set[str]]:
     """Yield the types that recipes cast to within this block, as they are used."""
-    token = _casts.set(noted := set())
+    noted: set[str] = set()
+    token = _casts.set(noted)
     try:
         yield noted
     finally:

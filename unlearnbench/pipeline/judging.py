@@ -41,11 +41,11 @@ def observed(
     store: Store,
     force: bool = False,
     scorers: bool = True,
-) -> tuple[Rows, Seen, Known]:
+) -> tuple[Rows, Seen, ScoredBlocks]:
     """Sample and judge; returns samples, what the judge saw, and what the task's scorers said of blocks until then.
 
-    On CUDA, whose work is queued, one thread judges and scores blocks while the next ones are sampled. The scorers' rest
-    is for `witnessed`.
+    On CUDA, whose work is queued, one thread judges and scores blocks while the next ones are sampled. What scorers
+    have not said then is left to `witnessed`.
     """
     beside = cell.task.device == "cuda"
     witnesses = cell.task.witnesses() if beside and scorers else {}
@@ -57,8 +57,8 @@ def observed(
 class Looking:
     """Gives a judge images as they come, in blocks of `BLOCK`; with `beside`, in a thread beside the sampler.
 
-    Scorers, which are only for `beside`, get those of their groups in blocks of `WITNESSED`, in the same thread. No more
-    than two blocks wait for it: the sampler waits meanwhile, since memory would grow with their number.
+    Scorers, which are only for `beside`, get those of their groups in blocks of `WITNESSED`, in the same thread. The
+    sampler waits while two blocks do, since memory would grow with their number.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Looking:
         self._stopped = Event()
         self._numbers = ExitStack()
         self._scorers = _Scorers(witnesses or {}, plan)
-        self._said: list[Future[Known]] = []
+        self._said: list[Future[ScoredBlocks]] = []
 
     def __enter__(self) -> Looking:
         self._numbers.enter_context(exact())  # set before the second thread starts: the settings belong to the process
@@ -119,9 +119,9 @@ class Looking:
         self._queued = [*self._queued[-1:], done]
         return done
 
-    def _scored(self, block: _Block) -> Known:
+    def _scored(self, block: _Block) -> ScoredBlocks:
         """What the scorers say of one block; what cannot be said is left to `witnessed`, which tries it again."""
-        known: Known = {}
+        known: ScoredBlocks = {}
         for role, witness in block.witnesses.items():
             if self._stopped.is_set():
                 break
@@ -130,7 +130,7 @@ class Looking:
                 known[role, block.first] = values
         return known
 
-    def said(self) -> Known:
+    def said(self) -> ScoredBlocks:
         """What scorers said of the blocks that were full."""
         return {place: values for future in self._said for place, values in future.result().items()}
 
@@ -151,7 +151,7 @@ class Looking:
         return Seen(verdict, Rows(parts if len(parts) == len(found) else []), error, self.judge.domains)
 
 
-Known = dict[tuple[str, int], Tensor]
+ScoredBlocks = dict[tuple[str, int], Tensor]
 """Values (n, C) of blocks, by the scorer's role and the position of the block's first image in the plan."""
 
 
@@ -191,7 +191,7 @@ class _Scorers:
 
 
 def witnessed(
-    task: Task, samples: Table, plan: list[Plan], store: Store, known: Known | None = None
+    task: Task, samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
 ) -> dict[str, Testimony]:
     """Results of each of the task's scorers on the samples of its groups, kept block by block.
 
@@ -201,7 +201,7 @@ def witnessed(
 
 
 def testimonies(
-    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store, known: Known | None = None
+    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
 ) -> dict[str, Testimony]:
     """Results of each of these scorers on the samples of its groups, kept block by block; see `witnessed`."""
     found, known = {}, known or {}

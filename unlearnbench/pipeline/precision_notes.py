@@ -31,8 +31,8 @@ def slow_drawing(cell: Cell) -> str | None:
     if not isinstance(task, StableDiffusionTask):
         return None
     return (
-        f"{task.name} is drawn in fp32, which takes about ten times as long as fp16 (by estimate 5 s and 0.5 s an image "
-        "of Stable Diffusion 1 on an A100): --precision fp16 draws in it, bf16 also trains in bfloat16"
+        f"{task.name} is drawn in fp32, which takes about ten times as long as fp16 (by estimate 5 s and 0.5 s an "
+        "image of Stable Diffusion 1 on an A100): --precision fp16 draws in it, bf16 also trains in bfloat16"
     )
 
 

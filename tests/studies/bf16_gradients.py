@@ -14,7 +14,7 @@ import copy
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
@@ -43,12 +43,16 @@ QUICK |= {"fisher_timesteps": 4, "blind_steps": 2, "outer": 4, "attack_steps": 2
 BEGIN, END = "<!-- bf16 -->", "<!-- /bf16 -->"
 
 
+class Enough(BaseException):
+    """`STEPS` updates are known: the rest of a run is left out. No method may catch it."""
+
+
 class Trace(NamedTuple):
     """The updates of one run, in order."""
 
     gradients: list[Tensor]
     weights: list[list[Tensor]]
-    """After each update."""
+    """After each update of a run whose weights are not given."""
 
 
 @contextmanager
@@ -67,7 +71,10 @@ def traced(given: Trace | None = None) -> Iterator[Trace]:
                     with torch.no_grad():
                         for value, known in zip(values, given.weights[len(trace.gradients) - 1], strict=True):
                             value.copy_(known)
-                trace.weights.append([value.detach().clone() for value in values])
+                if given is None:
+                    trace.weights.append([value.detach().clone() for value in values])
+                if len(trace.gradients) == STEPS:
+                    raise Enough
 
         return Followed
 
@@ -126,6 +133,7 @@ def compared(name: str, make: Callable[[], Task]) -> list[float]:
             seeded(seed_of("unlearning", 0) >> 1),
             Resources(precision).training("cpu"),  # type: ignore[arg-type]
             traced(traces[0] if traces else None) as trace,
+            suppress(Enough),
         ):
             run_unlearn(method, model, task, copy.deepcopy(prepared))
         traces.append(trace)

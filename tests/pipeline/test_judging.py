@@ -233,9 +233,11 @@ def test_scorers_beside_the_sampler_say_what_they_say_after_it(tmp_path, small_b
         assert early[role] > 0 and 0 <= rest < 6, "only what fills no block is left for afterwards"
         assert both[role].looks == alone[role].looks
         assert threading.get_ident() not in both[role].threads or rest
-    again = scorers()
+    again, kept = scorers(), found["second"].values
     judging.testimonies(again, images, plan, store)
     assert [witness.looks for witness in again.values()] == [0, 0], "blocks are kept under the same keys"
+    found, early = scored_beside(store, again, images, chunk)
+    assert set(early.values()) == {0} and torch.equal(found["second"].values.nan_to_num(-1), kept.nan_to_num(-1))
 
 
 def test_an_image_that_cannot_be_scored_beside_the_sampler_is_missing_and_tried_again(tmp_path, small_blocks):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -91,6 +93,24 @@ class Side(NamedTuple):
     """The verdict on the domain of the second label."""
 
 
+class Loaded:
+    """A field that is given a model, or a function that loads it when the field is first read."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        if owner is None:
+            return self
+        found = vars(owner)[self.name]
+        if inspect.isfunction(found):
+            found = vars(owner)[self.name] = found()
+        return found
+
+    def __set__(self, owner: Any, value: Diffusion | Callable[[], Diffusion]) -> None:
+        vars(owner)[self.name] = value
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Everything that metrics may use. Samples are drawn and judged once and shared."""
@@ -98,6 +118,7 @@ class Outcome:
     task: Task
     model: Diffusion
     original: Diffusion
+    """These two may be given as functions, which load the model when a metric first asks for it."""
     plan: list[Plan]
     samples: Table
     """uint8 (N, 3, H, W), in the plan's order."""
@@ -119,6 +140,8 @@ class Outcome:
     """The method that made the model, for attacks that apply it again."""
     forget_features: Table | None = None
     """(F, D) features of the forget samples; None where the judge failed to compute them."""
+    drawing: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Context in which attacks draw images, for the run's precision."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:
@@ -172,6 +195,10 @@ class Outcome:
     def retain(self) -> Side:
         """Samples of the other concepts."""
         return self.side("retain")
+
+
+for _name in ("model", "original"):  # not as defaults, which these two do not have
+    setattr(Outcome, _name, Loaded(_name))
 
 
 class Known(NamedTuple):

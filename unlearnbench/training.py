@@ -14,6 +14,8 @@ from torch import Tensor, nn
 Parameters = Mapping[str, nn.Parameter]
 Gradients = Mapping[str, Tensor]
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+NEW_SEED = 67280421310721
+"""Seed of torch's generators in a new process: pytorch/pytorch, c10/core/GeneratorImpl.h, default_rng_seed_val."""
 EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
 """Whether Adam keeps its moments in eight bits. Set by the runner, never by a method."""
 T = TypeVar("T")
@@ -29,11 +31,21 @@ class Diverged(RuntimeError):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators within this block and restore their state afterwards."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+    """Seed torch's global generators within this block and restore their state afterwards.
+
+    A GPU that nothing has used yet is not asked for its state, which is that of a new process.
+    """
+    gpus, used = torch.cuda.device_count(), torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(list(range(gpus)) if used else []):
+            if gpus or torch.accelerator.is_available():
+                torch.manual_seed(seed)
+            else:  # which would note the call stack for each kind of device that is not there
+                torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        if gpus and not used:
+            torch.cuda.manual_seed_all(NEW_SEED)
 
 
 def gradients(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,6 +64,14 @@ def inner(a: Gradients, b: Gradients) -> Tensor:
 def norm(a: Gradients) -> Tensor:
     """||a|| over all parameters together."""
     return inner(a, a).sqrt()
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of values (n,), 1 <= k <= n: the least of the k largest, without a copy of these.
+
+    On CUDA `topk` with half of a network's weights takes several times their memory. NaN is the largest.
+    """
+    return values.kthvalue(len(values) - k + 1).values
 
 
 def saved(parameters: Parameters) -> list[Tensor]:

@@ -53,7 +53,7 @@ def theirs(pipeline, scheduler, steps, guidance, **more):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize(("steps", "guidance"), [(7, 7.5), (10, 1.0)])  # 1000 / 7 is rounded; 10 divides it
+@pytest.mark.parametrize(("steps", "guidance"), [(6, 7.5), (5, 1.0)])  # 1000 / 6 is rounded; 5 divides it
 def test_samples_are_the_pipelines(model, pipeline, scheduler, steps, guidance):
     with torch.no_grad():
         ours = model.sample(model.tokens(PROMPTS), SEEDS, sampler=Scheduled(steps, 0.0, guidance, scheduler))
@@ -195,6 +195,19 @@ def test_the_teacher_is_apart(model):
         again = teacher.eps(torch.zeros(1, 4, 8, 8), torch.tensor([3]), teacher.null(1))
         first -= 1.0
     assert torch.equal(before, again)
+
+
+@pytest.mark.parametrize(
+    ("part", "encoders"), [(None, True), ("text_encoder", True), ("xattn", False), ("full", False)]
+)
+def test_a_teacher_copies_the_denoiser_and_only_what_may_be_trained(model, part, encoders):
+    teacher, alive = model.frozen(part), {id(value) for value in model.parameters()}
+    copied = {name.partition(".")[0] for name, value in teacher.named_parameters() if id(value) not in alive}
+    assert copied == ({"unet", "text_encoders"} if encoders else {"unet"})
+    assert not any(value.requires_grad for value in teacher.parameters())
+    assert all(value.requires_grad for value in model.unet.parameters())
+    y, x_t, t = model.tokens(["seven", "cat"]), torch.randn(2, 4, 8, 8), torch.tensor([3, 5])
+    assert torch.equal(teacher.eps(x_t, t, y), model.eps(x_t, t, y)) and not teacher.eps(x_t, t, y).requires_grad
 
 
 @pytest.mark.parametrize(

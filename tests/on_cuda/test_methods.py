@@ -8,7 +8,7 @@ import torch
 from tests.on_cuda.steps import waits_a_step
 from tests.support import tiny_sd
 from tests.support.pretended_cuda import PretendedCuda
-from tests.support.short_runs import short
+from tests.support.short_runs import ONE_STEP, short
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.tasks.digits_text import DigitsText
@@ -63,7 +63,7 @@ def few_training_images(monkeypatch):
 def test_every_method_unlearns_on_the_card(world, name):
     with PretendedCuda() as card, waits_a_step(card) as found:
         task = DigitsText("red", protocol="smoke", weights=world, device="cuda")
-        cost = unlearned(short(name, batch_size=4), task)
+        cost = unlearned(short(name, batch_size=4, **{**ONE_STEP, "steps": 2}), task)
         assert 0 < cost["peak_memory"] <= card.peak and cost["peak_memory_kind"] == "allocated on CUDA"
     assert found.counts == WAITS.get(name), card.lines(found.waits)
     assert (cost["trained_parameters"] > 0) == (name not in UNTRAINED - {"destroy", "uce", "rece"})

@@ -66,7 +66,7 @@ def test_an_unlearning_that_was_stopped_goes_on_with_the_cards_random_numbers(ca
                 raise InterruptedError
 
         kept.reached = reached
-        return unlearn(cell, cell.task.pretrained(), checkpoints=kept)[0]
+        return unlearn(cell, checkpoints=kept)[0]
 
     whole = weights()
     with pytest.raises(Failed, match="InterruptedError"):

@@ -8,8 +8,9 @@ import time
 import pytest
 import torch
 
-from tests.support.small_world import debris, write_method
+from tests.support.small_world import IMAGES, debris, write_method
 from unlearnbench.compute.precision import Resources
+from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.original import Original
 from unlearnbench.pipeline import dry_run as module
@@ -107,8 +108,8 @@ def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, m
         "run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--results", "here", "--dry-run"
     )
     assert said.code == 0, said.err
-    assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
-    assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
+    assert re.search(rf"^ *finetune +6 +0 +{IMAGES} +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
+    assert re.search(rf"^ *original +2 +0 +{IMAGES} +— ", said.out, re.M)
     assert re.search(r"memory [\d.,]+ GiB \(the machine's\); disk \d+ MiB of weights and images, ", said.out)
     assert "on one device in total" in said.out
     assert not (tmp_path / "here").exists()
@@ -127,11 +128,26 @@ def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeyp
     assert " with 2 jobs at a time" in said.out
 
 
+def test_the_trial_of_unlearning_has_the_device_to_itself(monkeypatch):
+    order, drawn, step, unlearning, to = [], [], module._step, module._unlearning, Diffusion.to
+
+    def moved(self, *words, **options):
+        order.append((self in drawn, *words))
+        return to(self, *words, **options)
+
+    monkeypatch.setattr(module, "_step", lambda cell, model, *words: drawn.append(model) or step(cell, model, *words))
+    monkeypatch.setattr(module, "_unlearning", lambda cell: order.append("trial") or unlearning(cell))
+    monkeypatch.setattr(Diffusion, "to", moved)
+    probe(Cell(Original(), DigitsClass("3")), seconds=0.01)
+    assert order[order.index("trial") - 1] == (True, "cpu"), "the model that images were drawn from has left it"
+
+
 def test_what_stays_in_the_store_is_weights_and_images():
     task = DigitsClass("3")
-    model = task.pretrained()
-    weights = sum(4 * value.numel() for value in model.state_dict().values())
-    assert probe(Cell(Original(), task), seconds=0.01).stored == weights + len(task.plan()) * 3 * 8 * 8
+    images = len(task.plan()) * 3 * 8 * 8
+    assert probe(Cell(Original(), task), seconds=0.01).stored == images, "the original changes nothing"
+    trained = sum(4 * value.numel() for value in task.pretrained().select("full").values())
+    assert probe(Cell(Finetune(steps=2, batch_size=4), task), seconds=0.01).stored == trained + images
 
 
 def test_too_little_memory_and_disk_are_told(cli, monkeypatch, fresh_store):

@@ -175,7 +175,11 @@ def test_a_judge_that_fails_leaves_missing_images_never_successes(tmp_path, fres
     record = run_cell("original", fresh_store, tmp_path / "here")
     assert record.status == "unreliable"
     assert record.judge_error == "RuntimeError: out of order"
-    for name, count, missing in (("ua", FORGET_IMAGES, 1), ("ra", 9 * RETAIN_IMAGES, 2), ("p_forget", 20, 1)):
+    for name, count, missing in (
+        ("ua", FORGET_IMAGES, 1),
+        ("ra", 9 * RETAIN_IMAGES, 2),
+        ("p_forget", FORGET_IMAGES, 1),
+    ):
         assert (record.scores[name].n, record.scores[name].missing) == (count, missing)
     assert record.scores["ua"].value == 0.0, "an image that could not be judged is not a forgotten one"
     frame = pd.read_parquet(tmp_path / "here/digits-class/default/3/original/seed-0.parquet")
@@ -338,10 +342,10 @@ def test_measuring_part_of_the_plan_gives_scores_of_these_images_and_no_others(t
     by_image = {name: metrics[name] for name in ("ua", "ra")}
     some = [item for item in plan if item.group == "forget"][:3] + [item for item in plan if item.group == "retain"][:5]
     store = Store(fresh_store)
-    part = measure(cell, original, original, by_image, some, {}, store, references=False)
+    part = measure(cell, lambda: original, lambda: original, by_image, some, {}, store, references=False)
     assert {name: score.n for name, score in part.scores.items()} == {"ua": 3, "ra": 5}
     assert len(part.samples) == 8 and part.plan == some and part.judge_error is part.scorer_error is None
-    whole = measure(cell, original, original, {"fid": metrics["fid"], **by_image}, plan, {}, store)
+    whole = measure(cell, lambda: original, lambda: original, {"fid": metrics["fid"], **by_image}, plan, {}, store)
     assert whole.scores["fid"].value is not None and whole.scores["ua"].n == FORGET_IMAGES
 
 

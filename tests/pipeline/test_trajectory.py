@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -13,22 +14,27 @@ from tests.support.small_world import (
     ROOT,
     comparable,
     made_record,
+    small_protocol,
     write_method,
     write_nudge,
 )
 from unlearnbench import registry
 from unlearnbench.compare.record_diff import record_differences
 from unlearnbench.errors import UserError
+from unlearnbench.methods.original import Original
 from unlearnbench.pipeline import measuring, runner, trajectory
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.pipeline.trackers import Steady
 from unlearnbench.pipeline.trajectory import followed, held_out
+from unlearnbench.plots.files import svg
+from unlearnbench.plots.trajectory import trajectory_figure
 from unlearnbench.records.provenance import details, repeat_command
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.report.page import build_page
+from unlearnbench.reporting import told_by
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import Diverged
@@ -42,6 +48,10 @@ SCRIPT = "<script>alert(1)</script>"
 def ascent(steps=4):
     cls = registry.load_method("gradient_ascent")
     return Cell(cls(steps=steps, batch_size=8), DigitsClass("3"), overrides={"steps": steps, "batch_size": 8})
+
+
+def shown(record):
+    return svg(trajectory_figure("t", {"a": [record]}), "t")
 
 
 def made(body, tmp_path, **about):
@@ -63,9 +73,19 @@ class Tracked(list):
         self.closed = True
 
 
+@pytest.fixture(scope="module")
+def drawn_before(tmp_path_factory):
+    """A store in which the original was drawn, as no test here is about that."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DigitsClass.protocols, "default", small_protocol())
+        runner.run_cell(Cell(Original(), DigitsClass("3")), Store(folder / "store"), folder / "results")
+    return folder / "store"
+
+
 @pytest.fixture
-def places(tmp_path):
-    return Store(tmp_path / "store"), tmp_path / "results"
+def places(drawn_before, tmp_path):
+    return Store(shutil.copytree(drawn_before, tmp_path / "store")), tmp_path / "results"
 
 
 @pytest.fixture
@@ -149,14 +169,38 @@ def test_a_change_of_the_held_out_images_makes_points_anew(places, unlearned, mo
     assert len(unlearned) == 2
 
 
-def test_weights_that_come_out_otherwise_are_one_line(places):
+def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
     store, results = places
     record = runner.run_cell(ascent(), store, results)
-    weights = {**record.weights, "unlearned": "0" * 64}
-    write_record(record.model_copy(update={"weights": weights}), record.path(results))
-    with pytest.raises(UserError, match=r"^gradient_ascent\S* seed 0: unlearned anew .* other weights .*--force$"):
-        followed(ascent(), 2, store, results)
-    assert read_record(record.path(results)).trajectory is None
+    weights, said = {**record.weights, "unlearned": "0" * 64}, []
+    before = write_record(record.model_copy(update={"weights": weights}), record.path(results))
+    with told_by(said.append):
+        found = followed(ascent(), 2, store, results)
+    assert "unlearned anew" in said[0] and "other weights" in said[1], "it says so before the time is spent, and after"
+    assert found.result() == before.result() and found.weights == weights
+    kept = read_record(found.path(results)).trajectory
+    assert [point.step for point in kept.points] == [0, 2, 4] and kept.other_weights == record.weights["unlearned"]
+    assert "second unlearning" in dict(details(found))["trajectory"]
+    assert "second unlearning" in shown(found)
+    assert followed(ascent(), 2, store, results) == found, "it is not made again"
+
+    write_record(record, record.path(results))
+    same = followed(ascent(), 2, store, results)
+    assert same.trajectory.other_weights is None and "second unlearning" not in shown(same)
+
+
+def test_an_unlearning_anew_that_diverges_costs_nothing_either(places, monkeypatch):
+    store, results = places
+    record, said = runner.run_cell(ascent(), store, results), []
+
+    def diverges(cell, watch):
+        raise Diverged(1, "the loss")
+
+    monkeypatch.setattr(trajectory, "unlearn", diverges)
+    with told_by(said.append):
+        found = followed(ascent(), 2, store, results)
+    assert found.status == "ok" and found.result() == record.result() and found.weights == record.weights
+    assert "the loss is not finite at step 1" in said[-1] and "diverged" in found.trajectory.other_weights
 
 
 def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
 
 from tests.support import tiny_sd
@@ -34,9 +33,9 @@ from unlearnbench.methods.original import Original
 from unlearnbench.methods.salun import SalUn
 from unlearnbench.models.loading import as_pipeline
 from unlearnbench.models.stable_diffusion import StableDiffusion
-from unlearnbench.pipeline import unlearning
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.sampling import sample_images
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan
 
@@ -162,16 +161,9 @@ def measured(size: str, device: str, batch: int, steps: int) -> Iterator[Row]:
                 took, memory = seconds(work, device)
                 yield Row(f"{kind}, {name}: {batch} images of {steps} steps", took, batch, gib(memory))
         for name, make in METHODS.items():
-            cost = unlearning_cost(Cell(make(batch), task), task)
+            cost = unlearn(Cell(make(batch), task))[1]["cost"]
             took = cost["prepare_time"] + cost["unlearn_time"]
             yield Row(f"{name}: preparing and one step of {batch}", took, None, gib(cost["peak_memory"]))
-
-
-def unlearning_cost(cell: Cell, task: Any) -> dict[str, Any]:
-    """What a run records of an unlearning, without the images that it draws besides to compare their times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unlearning, "_relative_time", lambda *given: None, raising=False)
-        return dict(unlearning.unlearn(cell, task.original)[1]["cost"])
 
 
 def gib(memory: int | None) -> float | None:

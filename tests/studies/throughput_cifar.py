@@ -1,8 +1,8 @@
 """The papers' CIFAR-10 network at full width with random weights: images a second, beside the loop that papers ship.
 
-Ours are drawn and judged as in a run (`pipeline.judging.observed`). That loop draws in fp32 (convolutions as torch takes
-them by default, TF32 where there is any) and uncompiled, asks for condition and none one after the other, writes every
-image as a PNG file, and reads the files back to judge them and to take Inception's features. See
+Ours are drawn and judged as in a run (`pipeline.judging.observed`). That loop draws in fp32 (convolutions as torch
+takes them by default, TF32 where there is any) and uncompiled, asks for condition and none one after the other, writes
+every image as a PNG file, and reads the files back to judge them and to take Inception's features. See
 `tests.studies.throughput`.
 """
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
 
+from unlearnbench.compute.device import exact, numerics, without_tf32
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import OutOfMemory, UserError, message, one_line, unknown
 from unlearnbench.training import EIGHT_BIT
@@ -24,7 +25,8 @@ class Resources:
     """Precision and memory options. Results depend on them, so records and store keys name every non-default value."""
 
     precision: Precision = "fp32"
-    """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling."""
+    """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling. What is not
+    cast is computed in float32, never in TF32."""
     memory: tuple[str, ...] = ()
     """checkpointing: recompute the U-Net's activations; adam8bit: Adam's moments in eight bits (bitsandbytes); slices:
     the VAE decodes image by image."""
@@ -88,13 +90,14 @@ class Resources:
 
     @contextmanager
     def training(self, device: str) -> Iterator[None]:
-        """Context for preparing and unlearning."""
+        """Context for preparing, unlearning, and the searches of attacks."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
         bf16 = self.precision == "bf16"
         try:
             # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost
             # block. Nor a block that casts nothing, or one within it, such as `retrain`'s, would not be the outermost.
-            with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
+            cast = torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
+            with without_tf32(), cast:
                 yield
         finally:
             EIGHT_BIT.reset(token)
@@ -105,6 +108,20 @@ class Resources:
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
             yield
+
+    def drawing(self, device: str) -> AbstractContextManager[Any]:
+        """Context for drawing images within `training`.
+
+        In bf16 that is on already. A block of `sampling` within it would keep copies of weights that training changes.
+        """
+        return self.sampling(device) if self.precision == "fp16" else nullcontext()
+
+    def numerics(self, device: str) -> dict[str, Any]:
+        """What torch computes with in each stage (see `device.numerics`), for records."""
+        with self.training(device):
+            training = numerics(device)
+        with exact(), self.sampling(device):
+            return {"unlearning": training, "sampling": numerics(device)}
 
 
 DEFAULT = Resources()
@@ -127,6 +144,13 @@ def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemo
     size = f" ({asked[1]} more was asked for)" if asked else ""
     smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""
     return OutOfMemory(
-        f"{doing} ran out of memory{size}: {smaller}--memory checkpointing,slices, and on CUDA --precision bf16 and "
-        "--memory adam8bit, save more; what is finished is kept"
+        f"{doing} ran out of memory{size}{_held_by_others(error)}: {smaller}--memory checkpointing,slices, and on CUDA "
+        "--precision bf16 and --memory adam8bit, save more; what is finished is kept"
     )
+
+
+def _held_by_others(error: BaseException) -> str:
+    """What torch says that other processes hold of the GPU: pytorch/pytorch, c10/cuda/CUDACachingAllocator.cpp."""
+    others = re.findall(r"Process (\d+) has (\d[\d.]* \w+) memory in use", message(error))
+    held = " and ".join(f"process {number} holds {size}" for number, size in others)
+    return f"; {held} of this GPU, CUDA_VISIBLE_DEVICES names another" if others else ""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.compute.environment import seeing
-from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
 from unlearnbench.method import can_resume
@@ -19,9 +19,12 @@ from unlearnbench.pipeline.checkpoints import KIND, RunCheckpoints
 from unlearnbench.pipeline.fingerprint import sample_parts, weight_parts, wraps
 from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.precision_notes import tell_precision
 from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
 from unlearnbench.pipeline.shipped import shipped_record
+from unlearnbench.pipeline.stored_weights import stored_weights
+from unlearnbench.pipeline.timing import timed_cost
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
@@ -30,6 +33,7 @@ from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import CannotResume, Diverged
 
 
+@explained_device_errors()
 def run_cell(
     cell: Cell,
     store: Store,
@@ -55,30 +59,29 @@ def run_cell(
     if baseline and not force and (known := state.found if state.whole else shipped_record(state)) is not None:
         return known
     _require_folders(state, store, force)
+    tell_precision(cell)
     try:
         require(cell)
-        original = cell.task.pretrained().eval()
-        weights, facts = unlearned(cell, state.draft, original, store, force, watch)
+        weights, facts = unlearned(cell, state.draft, store, force, watch)
+        parts = weight_parts(cell, state.draft)
         measured = measure(
             cell,
-            loaded(cell, weights),
-            original,
+            lambda: loaded(cell, weights),
+            lambda: cell.task.pretrained().eval(),
             state.metrics,
             cell.task.plan(),
             sample_parts(cell, weights),
             store,
-            cost=facts["cost"],
+            cost=timed_cost(cell, weights, facts["cost"], parts, store, force),
             force=force,
         )
     except (Diverged, Unsupported) as error:
         return write_failure(state, error, force)
     record = completed(state, weights, facts, measured)
-    return write_result(state, record, measured, original, store, force)
+    return write_result(state, record, measured, store, force)
 
 
-def unlearned(
-    cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
-) -> Made:
+def unlearned(cell: Cell, draft: Record, store: Store, force: bool = False, watch: Watch | None = None) -> Made:
     """The unlearned weights and what they cost, from the store or made.
 
     A method that can resume goes on at the step where an earlier process was stopped, except with `force`, and while it
@@ -93,17 +96,17 @@ def unlearned(
         if watch is not None or not can_resume(type(cell.method)):
             if checkpoints.found:
                 tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
-            return unlearn(cell, original, watch)
+            return unlearn(cell, watch)
         try:
-            return unlearn(cell, original, None, checkpoints)
+            return unlearn(cell, None, checkpoints)
         except CannotResume as error:
             tell(f"{cell.method.name} starts anew: it cannot go on where it was stopped ({error})")
             checkpoints.delete()
-            return unlearn(cell, original, None, checkpoints)
+            return unlearn(cell, None, checkpoints)
 
     with phase("loading" if cell.method.name == LOADED else "unlearning"):
         try:
-            made = store.stage("weights", parts, make, force)
+            made = stored_weights(cell, store, parts, make, force)
         except Diverged:
             checkpoints.delete()
             raise

@@ -12,6 +12,7 @@ from typing import Any
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
 from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.records.numerics import describe_numerics
 from unlearnbench.records.schema import Record
 
 SHORT = 12
@@ -144,9 +145,10 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
         yield role, f"{witness.name} {witness.version}, hash {_short(witness.hash)}{threshold}"
     yield "weights", _pairs({name: _short(hash) for name, hash in record.weights.items()})
     yield "device", hardware(record)
+    yield "computed in", describe_numerics(environment.get("numerics"))
     batch = environment.get("sampling_batch")
     yield "sampling batch", f"{batch}, for want of memory" if batch else ""
-    yield "system", " ".join(str(environment[name]) for name in ("system", "driver") if environment.get(name))
+    yield "system", _system(environment)
     yield "versions", _pairs({"python": environment.get("python"), **(environment.get("packages") or {})})
     yield "commit", _commit(environment)
     yield "made", f"{record.created}, revision {record.revision}, schema {record.schema_version}"
@@ -156,7 +158,15 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "per-image values", _short(record.images)
     yield "seal", _short(record.content_hash)
     yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
+    kinds = (describe_numerics(attack.made_with.get("numerics")) for attack in record.attacks.values())
+    yield "attacks computed in", "; ".join(filter(None, dict.fromkeys(kinds)))
     yield "trajectory", _trajectory(record)
+
+
+def _system(environment: Mapping[str, Any]) -> str:
+    named = (("nvidia_driver", "NVIDIA driver"), ("cuda_toolkit", "CUDA"))
+    parts = [f"{title} {environment[name]}" for name, title in named if environment.get(name)]
+    return ", ".join([str(environment.get("system") or ""), *parts]).strip(", ")
 
 
 def _protocol(record: Record) -> dict[str, Any]:
@@ -183,7 +193,9 @@ def _trajectory(record: Record) -> str:
         return ""
     about = _pairs({**kept.protocol.differs, "hash": _short(kept.protocol.hash)})
     points = f"{len(kept.points)} points, {about}" if kept.points else "no points"
-    return f"{kept.steps} steps, {points}; reported is the {kept.rule}"
+    other = kept.other_weights
+    again = f"; of a second unlearning, to other weights {_short(other)}" if other else ""
+    return f"{kept.steps} steps, {points}; reported is the {kept.rule}{again}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

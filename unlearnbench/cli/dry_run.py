@@ -70,6 +70,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1, also: Sequence[s
             notes.append(
                 f"{name}: {found.evaluations:,} network evaluations per run to sample {found.images:,} images{fits}"
             )
+            if found.microbatch:
+                notes.append(f"{name}: unlearned in micro-batches of {found.microbatch}, for lack of memory")
             cells_of = [name, str(len(group)), str(done), f"{found.images:,}"]
             cells_of += ["—" if found.steps is None else f"{found.steps:,}", _span(found.sampling)]
             cells_of += [_span(found.unlearning), _bytes(found.memory), _span(each * left)]

@@ -33,6 +33,7 @@ from unlearnbench.records.schema import AttackRecord, Record, write_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Task
+from unlearnbench.training import splitting
 
 
 def parse_attacks(text: str, budget: int | None = None) -> list[AttackSpec]:
@@ -251,12 +252,14 @@ def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: 
 
     def make() -> Made:
         begun = time.perf_counter()
-        with exact():
+        with exact(), splitting() as micro:
             facts, tensors = _measured(attack, outcome, spec.budget)
         trim()
         surroundings = describe_environment(cell.task.device)
         made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
         made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
+        if micro.size is not None:
+            made_with["microbatch"] = micro.size
         return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2), "made_with": made_with}
 
     tensors, facts = store.stage("attacked", parts, make, force, keep=lambda made: made[1]["status"] != "unreliable")

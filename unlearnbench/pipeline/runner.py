@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unlearnbench.compute.environment import seeing
+from unlearnbench.compute.precision import in_fitting_parts
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
@@ -27,7 +28,7 @@ from unlearnbench.pipeline.writing import require_writable, write_failure, write
 from unlearnbench.records.schema import Record
 from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.store import Made, Store
-from unlearnbench.training import CannotResume, Diverged
+from unlearnbench.training import CannotResume, Diverged, splitting
 
 
 def run_cell(
@@ -93,13 +94,17 @@ def unlearned(
         if watch is not None or not can_resume(type(cell.method)):
             if checkpoints.found:
                 tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
-            return unlearn(cell, original, watch)
+            return fitting(watch)
         try:
-            return unlearn(cell, original, None, checkpoints)
+            return fitting(None, checkpoints)
         except CannotResume as error:
             tell(f"{cell.method.name} starts anew: it cannot go on where it was stopped ({error})")
             checkpoints.delete()
-            return unlearn(cell, original, None, checkpoints)
+            return fitting(None, checkpoints)
+
+    def fitting(watch: Watch | None, checkpoints: RunCheckpoints | None = None) -> Made:
+        with splitting():
+            return in_fitting_parts(cell.method.name, lambda: unlearn(cell, original, watch, checkpoints))
 
     with phase("loading" if cell.method.name == LOADED else "unlearning"):
         try:

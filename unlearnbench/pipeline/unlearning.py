@@ -22,7 +22,7 @@ from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.task import Task
-from unlearnbench.training import CannotResume, Diverged, seeded
+from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
 
 TIMED = 6
 """Images in a timed sampling."""
@@ -85,9 +85,15 @@ def unlearn(
     }
     return state, {
         "cost": cost,
-        "environment": {**describe_environment(task.device), **cell.resources.named()},
+        "environment": {**describe_environment(task.device), **cell.resources.named(), **_split()},
         "created": now(),
     }
+
+
+def _split() -> dict[str, int]:
+    """How many images networks saw at once, where memory did not allow whole batches."""
+    micro = current_microbatches.get()
+    return {} if micro is None or micro.size is None else {"microbatch": micro.size}
 
 
 def _require_fitting(cell: Cell) -> None:

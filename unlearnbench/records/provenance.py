@@ -146,6 +146,8 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "device", hardware(record)
     batch = environment.get("sampling_batch")
     yield "sampling batch", f"{batch}, for want of memory" if batch else ""
+    micro = environment.get("microbatch")
+    yield "micro-batches", f"of {micro}, for want of memory" if micro else ""
     yield "system", " ".join(str(environment[name]) for name in ("system", "driver") if environment.get(name))
     yield "versions", _pairs({"python": environment.get("python"), **(environment.get("packages") or {})})
     yield "commit", _commit(environment)

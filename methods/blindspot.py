@@ -70,8 +70,9 @@ class BlindSpot(Method):
 
     def prepare(self, model: Diffusion, task: Task) -> Diffusion:
         """Train the blind model on the retain set and freeze it."""
-        blind = copy.deepcopy(model)
-        if self.start == "fresh":
+        if self.start == "original":
+            blind = copy.deepcopy(model)
+        else:
             blind = task.architecture(int(torch.randint(2**31, ())))
             state, trained = model.state_dict(), blind.select("full")
             blind.load_state_dict({name: state[name] for name in state if name not in trained}, strict=False)

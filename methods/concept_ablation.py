@@ -115,7 +115,7 @@ class ConceptAblation(TextMethod):
 
     def losses(self, model: Diffusion, task: Task, prepared: Batch) -> Iterator[Tensor]:
         """Yield the loss of each step, computed on a batch of anchor images."""
-        source = model.frozen() if self.target == "frozen" else model
+        source = model.frozen(self.part or "xattn") if self.target == "frozen" else model
         steps = task.steps(self.steps)
         for _ in track(range(steps), steps, "steps"):
             index = torch.randint(len(prepared.x0), (self.batch_size,))

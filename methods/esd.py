@@ -72,7 +72,7 @@ class ESD(TextMethod):
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Train with Adam on the loss above."""
         part = layers(model) if self.part == "layers" else model.select(self.part)
-        minimise(self.losses(model, model.frozen(), task), part, self.lr)
+        minimise(self.losses(model, model.frozen(self.part), task), part, self.lr)
         return model
 
     def losses(self, model: Diffusion, teacher: Diffusion, task: Task) -> Iterator[Tensor]:

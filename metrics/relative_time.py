@@ -7,19 +7,23 @@ from unlearnbench.testing import toy
 
 
 class RelativeTime(Metric):
-    """Both models are timed alternately in one process; above 1 for methods that guide or wrap at inference."""
+    """Both models take a few steps of the sampler alternately in one process, from which the seconds of an image are
+    worked out; above 1 for methods that guide or wrap at inference.
+    """
 
     title, axis, better, unit, scale, digits = "time/image", "cost", "lower", "x", 1.0, 2
     rank = 2
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Ratio."""
-        return Score(outcome.cost["relative_time"], 1)
+        cost = outcome.cost
+        return Score(cost["relative_time"], 1, reason=cost.get("relative_time_reason"))
 
     def known(self) -> Iterator[Known]:
         """What was measured while unlearning."""
         yield Known("little", toy.outcome(cost={"relative_time": 2.0}), 2.0, quality="good")
         yield Known("much", toy.outcome(cost={"relative_time": 8.0}), 8.0, quality="bad")
+        yield Known("not measured", toy.outcome(cost={"relative_time": None}), None)
 
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
         """Sampling takes as long as the original's; the filter embeds twice."""

@@ -102,10 +102,10 @@ def no_timing_of_samples() -> Iterator[None]:
 
     `tests/pipeline/test_relative_time.py` tests the comparison itself.
     """
-    from unlearnbench.pipeline import unlearning
+    from unlearnbench.pipeline import timing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unlearning, "_relative_time", lambda model, original, task: 1.0)
+        patch.setattr(timing, "relative_time", lambda cell, model, original: 1.0)
         yield
 
 

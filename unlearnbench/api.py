@@ -180,6 +180,7 @@ def samples(
     """
     from unlearnbench.pipeline.fingerprint import drafted, sample_parts, weight_parts
     from unlearnbench.pipeline.sampling import sample_images
+    from unlearnbench.pipeline.stored_weights import stored_weights
     from unlearnbench.pipeline.unlearning import loaded
     from unlearnbench.verification.verify import rebuilt
 
@@ -190,7 +191,7 @@ def samples(
     cell = rebuilt(record, device, str(method) if method else None, Path(pretrained) if pretrained else None, **given)
     store = _Kept()
     try:
-        state, _ = store.stage("weights", weight_parts(cell, drafted(cell, {})), _nothing)
+        state, _ = stored_weights(cell, store, weight_parts(cell, drafted(cell, {})), _nothing)
         if state_hash(state) != record.weights["unlearned"]:
             raise UserError(
                 f"the weights of {record.place()} in the store of this machine ({store.root}) are not the record's, "

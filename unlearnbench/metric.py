@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,13 +92,35 @@ class Side(NamedTuple):
     """The verdict on the domain of the second label."""
 
 
+class Loaded:
+    """A field that is given a model, or a function that loads it when the field is first read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Diffusion:
+        if owner is None:
+            raise AttributeError(self.name)  # so that dataclasses see no default
+        found = vars(owner)[self.name]
+        if inspect.isfunction(found):
+            found = vars(owner)[self.name] = found()
+        return found
+
+    def __set__(self, owner: Any, value: Diffusion | Callable[[], Diffusion]) -> None:
+        vars(owner)[self.name] = value
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Everything that metrics may use. Samples are drawn and judged once and shared."""
 
     task: Task
-    model: Diffusion
-    original: Diffusion
+    if TYPE_CHECKING:
+        model: Diffusion
+        original: Diffusion
+    else:
+        model: Diffusion = Loaded()
+        original: Diffusion = Loaded()
     plan: list[Plan]
     samples: Table
     """uint8 (N, 3, H, W), in the plan's order."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -95,6 +96,9 @@ class Plan(NamedTuple):
     """A second label that the judge should see, in another domain (the colour of a digit); -1: none."""
     guidance: float = 0.0
     """Guidance scale of this image, if its data set gives one; 0: the sampler's."""
+
+
+TaskType = TypeVar("TaskType", bound="Task")
 
 
 class Task(ABC):
@@ -332,6 +336,15 @@ class Task(ABC):
         if name not in cls.protocols:
             raise unknown(f"protocol of {cls.name}", name, cls.protocols)
         return cls.protocols[name]
+
+
+def on_cpu(task: TaskType) -> TaskType:
+    """The same task on the CPU, for a look at its model that takes no memory on a GPU."""
+    if task.device == "cpu":
+        return task
+    other = copy.copy(task)
+    other.device = "cpu"
+    return other
 
 
 def shuffled(n: int, size: int, seed: int) -> Iterator[Tensor]:

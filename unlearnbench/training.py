@@ -16,6 +16,8 @@ from unlearnbench.errors import UserError
 Parameters = Mapping[str, nn.Parameter]
 Gradients = Mapping[str, Tensor]
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+NEW_SEED = 67280421310721
+"""Seed of torch's generators in a new process: pytorch/pytorch, c10/core/GeneratorImpl.h, default_rng_seed_val."""
 EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
 """Whether Adam keeps its moments in eight bits. Set by the runner, never by a method."""
 T = TypeVar("T")
@@ -57,11 +59,18 @@ class Diverged(RuntimeError):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators within this block and restore their state afterwards."""
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+    """Seed torch's global generators within this block and restore their state afterwards.
+
+    A GPU that nothing has used yet is not asked for its state, which is that of a new process.
+    """
+    used = torch.cuda.is_initialized()
+    try:
+        with torch.random.fork_rng(list(range(torch.cuda.device_count())) if used else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        if not used and torch.version.cuda is not None:
+            torch.cuda.manual_seed_all(NEW_SEED)
 
 
 def gradients(loss: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -37,9 +37,74 @@ def test_description_is_json_and_names_the_packages(monkeypatch):
     assert json.loads(json.dumps(found)) == found
     assert found["threads"] == torch.get_num_threads()
     assert found["device_type"] == "cpu"
-    assert found["driver"] is None
+    assert found["nvidia_driver"] is found["cuda_toolkit"] is None
     assert found["packages"] == {"torch": version("torch"), "no-such-package": None}
     assert re.fullmatch(r"3\.\d+\.\d+.*", found["python"])
+
+
+# The lines as the driver writes them: NVIDIA/open-gpu-kernel-modules, kernel-open/nvidia/nv-procfs.c, version.
+PROPRIETARY = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12.2.0\n"
+OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build  (builder@host)  Fri Aug 16\n"
+
+
+@pytest.mark.parametrize(("text", "version"), [(PROPRIETARY, "535.104.05"), (OPEN, "560.35.03")])
+def test_the_driver_is_nvidias_and_the_toolkit_stands_beside_it(monkeypatch, tmp_path, text, version):
+    monkeypatch.setattr(environment, "NVIDIA", tmp_path / "version")
+    (tmp_path / "version").write_text(text)
+    environment.nvidia_driver.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    found = describe_environment("cuda")
+    environment.nvidia_driver.cache_clear()
+    assert (found["nvidia_driver"], found["cuda_toolkit"], found["device"]) == (version, "12.8", "a card")
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [("echo 550.54.15; echo 550.54.15", "550.54.15"), ("echo No devices were found", None), ("exit 9", None), (None, None)],
+)
+def test_without_the_drivers_own_file_its_tool_is_asked(monkeypatch, tmp_path, script, version):
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr(environment, "NVIDIA", tmp_path / "version")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    environment.nvidia_driver.cache_clear()
+    found = environment.nvidia_driver()
+    environment.nvidia_driver.cache_clear()
+    assert found == version
+
+
+def test_a_gpu_that_this_process_does_not_use_is_not_opened(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the GPU was opened"))
+    assert describe_environment("cuda")["device"] is None
+
+
+# What CUDA and torch say: cudaGetErrorString of the codes 46, 100, 101 and 209; torch/cuda/__init__.py, _lazy_init.
+UNUSABLE = [
+    "CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might be reported later",
+    "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "No CUDA GPUs are available",
+    "CUDA error: no CUDA-capable device is detected",
+    "CUDA error: invalid device ordinal",
+    "CUDA error: no kernel image is available for execution on the device",
+    "Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
+    "Torch not compiled with CUDA enabled",
+]
+
+
+@pytest.mark.parametrize("said", UNUSABLE)
+def test_a_gpu_that_cannot_be_used_is_one_line_with_a_remedy(said):
+    kind = AssertionError if "compiled" in said else RuntimeError
+    with pytest.raises(UserError, match=r"^the GPU cannot be used: .*--device cpu; what is finished is kept$") as caught:
+        with device.explained_device_errors():
+            raise kind(said)
+    assert "\n" not in str(caught.value)
+    for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError(said)):
+        with pytest.raises(type(other)), device.explained_device_errors():
+            raise other
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class Strict(Method):
 @pytest.mark.parametrize(
     "run",
     [
-        lambda: unlearn(Cell(Strict(), DigitsClass("3")), DigitsClass("3").pretrained().eval()),
+        lambda: unlearn(Cell(Strict(), DigitsClass("3"))),
         lambda: probe(Cell(Strict(), DigitsClass("3")), seconds=0.05),
         lambda: unlearn_again(Strict(), DigitsClass("3")),
         lambda: conformance.repeatable(Strict),

@@ -69,7 +69,7 @@ def test_copies_keep_the_filter():
 
 def test_stored_weights_come_back_with_the_filter_of_their_concept():
     cell = Cell(PromptFilter(), TinyDigits("3"))
-    state, facts = unlearn(cell, cell.task.pretrained().eval())
+    state, facts = unlearn(cell)
     assert facts["cost"]["trained_parameters"] == facts["cost"]["stored_size"] == 0
     assert torch.equal(sampled(loaded(cell, state), LABELS), sampled(filtered(cell.task), LABELS))
 

@@ -197,6 +197,17 @@ def test_the_teacher_is_apart(model):
     assert torch.equal(before, again)
 
 
+@pytest.mark.parametrize(("part", "encoders"), [(None, True), ("text_encoder", True), ("xattn", False), ("full", False)])
+def test_a_teacher_copies_the_denoiser_and_only_what_may_be_trained(model, part, encoders):
+    teacher, alive = model.frozen(part), {id(value) for value in model.parameters()}
+    copied = {name.partition(".")[0] for name, value in teacher.named_parameters() if id(value) not in alive}
+    assert copied == ({"unet", "text_encoders"} if encoders else {"unet"})
+    assert not any(value.requires_grad for value in teacher.parameters())
+    assert all(value.requires_grad for value in model.unet.parameters())
+    y, x_t, t = model.tokens(["seven", "cat"]), torch.randn(2, 4, 8, 8), torch.tensor([3, 5])
+    assert torch.equal(teacher.eps(x_t, t, y), model.eps(x_t, t, y)) and not teacher.eps(x_t, t, y).requires_grad
+
+
 @pytest.mark.parametrize(
     ("prompt", "last"), [("seven", 1), ("a photo of a red seven", 6), ("", 0), ("a " * 30, tiny_sd.TOKENS - 2)]
 )

@@ -66,7 +66,7 @@ def unlearned(method, task, folder=None, stop=None, every=0.0):
 
         kept.reached = reached
     with told_by(said.append):
-        state, facts = unlearn(Cell(method, task), task.pretrained(), checkpoints=kept)
+        state, facts = unlearn(Cell(method, task), checkpoints=kept)
     return state, facts, said
 
 
@@ -268,7 +268,7 @@ def stage(tmp_path, monkeypatch):
                         raise KeyboardInterrupt
 
                 patch.setattr(RunCheckpoints, "reached", reached)
-            made = runner.unlearned(Cell(method, task), None, task.pretrained(), store, **options)
+            made = runner.unlearned(Cell(method, task), None, store, **options)
         return made[0], said
 
     run.folder, run.store = store.root / module.KIND, store

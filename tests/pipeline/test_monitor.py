@@ -205,13 +205,12 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_the_same_to_the_last_bit_whether_watched_or_not(name, tmp_path):
     cell = Cell(registry.load_method(name)(**CASES[name]), DigitsClass("3"))
-    original = cell.task.pretrained().eval()
     torch.manual_seed(1)
-    plain, _ = unlearn(cell, original)
+    plain, _ = unlearn(cell)
     outside = torch.rand(3)
     torch.manual_seed(1)
     with Watch("cpu", 1, tmp_path) as watch:
-        seen, _ = unlearn(cell, original, watch)
+        seen, _ = unlearn(cell, watch)
         assert torch.equal(torch.rand(3), outside)
         last = watch.snapshots()[-1]
         assert state_hash(seen) == state_hash(plain) == state_hash(last.state())
@@ -226,7 +225,7 @@ return model"""
     path = write_method(tmp_path, body, head="from unlearnbench import note")
     cell = Cell(registry.load_method(str(path))(), DigitsClass("3"))
     with Watch("cpu", 1, tmp_path / "w", lambda step, values: time.sleep(0.3)) as watch:
-        _, facts = unlearn(cell, cell.task.pretrained().eval(), watch)
+        _, facts = unlearn(cell, watch)
         assert watch.aside > 4 * 0.3
         assert 0 < facts["cost"]["unlearn_time"] < watch.aside, "with it, it would be more than it"
         assert watch.snapshots()[-1].seconds < watch.aside

@@ -44,7 +44,7 @@ def cell_of(name="finetune", **settings):
 
 
 def weights(cell, folder, watch=None):
-    return unlearned(cell, drafted(cell, {}), cell.task.pretrained().eval(), Store(folder), watch=watch)
+    return unlearned(cell, drafted(cell, {}), Store(folder), watch=watch)
 
 
 def test_unlearning_starts_again_with_half_and_ends_at_the_same_weights(tmp_path):

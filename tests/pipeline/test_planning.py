@@ -82,6 +82,7 @@ def test_the_table_has_the_networks_own_numbers_of_parameters(name):
     parts = {
         "full": sum(sizes.values()),
         "xattn": sum(n for key, n in sizes.items() if "attn2" in key),
+        "kv": sum(n for key, n in sizes.items() if ".attn2.to_k." in key or ".attn2.to_v." in key),
         "noxattn": sum(
             n for key, n in sizes.items() if not key.startswith(ends) and not any(part in key for part in skipped)
         ),
@@ -101,6 +102,19 @@ def test_every_entry_is_a_method_and_names_settings_that_it_has():
     for name, entry in cost_table()["method"].items():
         fields = registry.load_method(name).configured({}).settings()
         assert set(entry.get("images", ())) <= set(fields), name
+
+
+def test_what_stays_in_the_store_is_what_a_method_changes():
+    def stored(method, **settings):
+        found = planned_costs(cell(method, **settings))
+        return found.stored - found.images * 3 * 512**2
+
+    parts = cost_table()["model"]["sd-v1-4"]["parts"]
+    assert stored("original") == stored("sld") == 0
+    assert stored("uce") == 4 * parts["kv"] == pytest.approx(77e6, rel=0.01)
+    assert stored("esd", part="xattn") == 4 * parts["xattn"] and stored("erasediff", part="full") == 4 * parts["full"]
+    assert stored("advunlearn") == 4 * parts["text_encoder"]
+    assert stored("receler") > 4 * parts["full"], "of a method that is not in the table, the whole model"
 
 
 def test_images_steps_and_training_images_are_counted_without_data():

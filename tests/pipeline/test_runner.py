@@ -338,10 +338,10 @@ def test_measuring_part_of_the_plan_gives_scores_of_these_images_and_no_others(t
     by_image = {name: metrics[name] for name in ("ua", "ra")}
     some = [item for item in plan if item.group == "forget"][:3] + [item for item in plan if item.group == "retain"][:5]
     store = Store(fresh_store)
-    part = measure(cell, original, original, by_image, some, {}, store, references=False)
+    part = measure(cell, lambda: original, lambda: original, by_image, some, {}, store, references=False)
     assert {name: score.n for name, score in part.scores.items()} == {"ua": 3, "ra": 5}
     assert len(part.samples) == 8 and part.plan == some and part.judge_error is part.scorer_error is None
-    whole = measure(cell, original, original, {"fid": metrics["fid"], **by_image}, plan, {}, store)
+    whole = measure(cell, lambda: original, lambda: original, {"fid": metrics["fid"], **by_image}, plan, {}, store)
     assert whole.scores["fid"].value is not None and whole.scores["ua"].n == FORGET_IMAGES
 
 

@@ -25,10 +25,13 @@ from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.pipeline.trackers import Steady
 from unlearnbench.pipeline.trajectory import followed, held_out
+from unlearnbench.plots.files import svg
+from unlearnbench.plots.trajectory import trajectory_figure
 from unlearnbench.records.provenance import details, repeat_command
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
 from unlearnbench.report.page import build_page
+from unlearnbench.reporting import told_by
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.training import Diverged
@@ -42,6 +45,10 @@ SCRIPT = "<script>alert(1)</script>"
 def ascent(steps=4):
     cls = registry.load_method("gradient_ascent")
     return Cell(cls(steps=steps, batch_size=8), DigitsClass("3"), overrides={"steps": steps, "batch_size": 8})
+
+
+def shown(record):
+    return svg(trajectory_figure("t", {"a": [record]}), "t")
 
 
 def made(body, tmp_path, **about):
@@ -149,14 +156,24 @@ def test_a_change_of_the_held_out_images_makes_points_anew(places, unlearned, mo
     assert len(unlearned) == 2
 
 
-def test_weights_that_come_out_otherwise_are_one_line(places):
+def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
     store, results = places
     record = runner.run_cell(ascent(), store, results)
-    weights = {**record.weights, "unlearned": "0" * 64}
-    write_record(record.model_copy(update={"weights": weights}), record.path(results))
-    with pytest.raises(UserError, match=r"^gradient_ascent\S* seed 0: unlearned anew .* other weights .*--force$"):
-        followed(ascent(), 2, store, results)
-    assert read_record(record.path(results)).trajectory is None
+    weights, said = {**record.weights, "unlearned": "0" * 64}, []
+    before = write_record(record.model_copy(update={"weights": weights}), record.path(results))
+    with told_by(said.append):
+        found = followed(ascent(), 2, store, results)
+    assert "unlearned anew" in said[0] and "other weights" in said[1], "it says so before the time is spent, and after"
+    assert found.result() == before.result() and found.weights == weights
+    kept = read_record(found.path(results)).trajectory
+    assert [point.step for point in kept.points] == [0, 2, 4] and kept.other_weights == record.weights["unlearned"]
+    assert "second unlearning" in dict(details(found))["trajectory"]
+    assert "second unlearning" in shown(found)
+    assert followed(ascent(), 2, store, results) == found, "it is not made again"
+
+    write_record(record, record.path(results))
+    same = followed(ascent(), 2, store, results)
+    assert same.trajectory.other_weights is None and "second unlearning" not in shown(same)
 
 
 def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):

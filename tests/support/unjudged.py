@@ -21,7 +21,7 @@ def unlearned(method: Method, task: Task) -> dict[str, Any]:
     """The cost of unlearning; fails unless stored weights, loaded anew, draw finite images of every group planned."""
     cell = Cell(method, task)
     cell_module.require(cell)
-    state, about = unlearning.unlearn(cell, task.pretrained().eval())
+    state, about = unlearning.unlearn(cell)
     model = unlearning.loaded(cell, state)
     items = list({item.group: item for item in task.plan()}.values())
     assert {"forget", "retain"} <= {item.group for item in items}

@@ -242,7 +242,7 @@ class Nudged(Method):
 
 def after(folder, file, protocol, method):
     cell = Cell(method, small(folder, protocol=protocol, checkpoint=file))
-    return unlearn(cell, cell.task.pretrained().eval())
+    return unlearn(cell)
 
 
 def test_methods_start_from_raw_weights_and_their_average_from_pretrainings(folder, papers_file):

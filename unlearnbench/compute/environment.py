@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -16,17 +17,23 @@ import torch
 
 from unlearnbench.compute.device import trim
 
+NVIDIA = Path("/proc/driver/nvidia/version")
+"""What NVIDIA's driver says of itself on Linux, except under WSL."""
 SEEING = ("open_clip_torch", "onnxruntime", "opencv-python-headless", "pillow", "torchvision")
 """Packages that witnesses use; their versions are recorded if the task has witnesses."""
 PACKAGES = ("unlearnbench", "torch", "diffusers", "transformers", "torch-fidelity", "scikit-learn", "numpy", "scipy")
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Describe the environment for a record. Facts that cannot be determined are None."""
+    """Describe the environment for a record. Facts that cannot be determined are None.
+
+    A GPU that this process has not used is not asked for its name: a driver of jobs leaves it to its workers.
+    """
     return {
         "device": _name(device),
         "device_type": device,
-        "driver": torch.version.cuda if device == "cuda" else None,
+        "nvidia_driver": nvidia_driver() if device == "cuda" else None,
+        "cuda_toolkit": torch.version.cuda if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "precision": "float32",
         "python": platform.python_version(),
@@ -39,7 +46,25 @@ def describe_environment(device: str) -> dict[str, Any]:
 def _name(device: str) -> str | None:
     if device != "cuda":
         return _cpu()
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None  # a driver hands work to those who have
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else None
+
+
+@cache
+def nvidia_driver() -> str | None:
+    """Version of NVIDIA's kernel driver, such as 550.54.15, without touching a GPU; None if it cannot be told."""
+    try:  # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024"
+        text = NVIDIA.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    if found := re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE):
+        return found[1]
+    words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    first = done.stdout.strip().partition("\n")[0].strip()
+    return first if re.fullmatch(r"\d+(\.\d+)+", first) else None
 
 
 def _cpu() -> str | None:
@@ -87,16 +112,17 @@ class Meter:
     """Measure the seconds and peak memory (bytes) of a block, after the device has finished its work.
 
     With `memory=False` only time is measured, which saves the clean-up of the process's memory before the block.
+    `others` are bytes on a GPU that do not belong to the block (see `memory_in_use`).
     """
 
     memory: int | None = None
 
-    def __init__(self, device: str, memory: bool = True):
-        self.device, self._measures = device, memory
+    def __init__(self, device: str, memory: bool = True, others: int = 0):
+        self.device, self._measures, self._others = device, memory, others
 
     def __enter__(self) -> Meter:
         self._sync()
-        self._base = _reset_peak(self.device) if self._measures else None
+        self._base = _reset_peak(self.device, self._others) if self._measures else None
         self._start = time.perf_counter()
         return self
 
@@ -111,13 +137,18 @@ class Meter:
             torch.cuda.synchronize()
 
 
-def _reset_peak(device: str) -> int | None:
-    """Reset the peak and return the bytes in use now; None if the system cannot tell."""
+def memory_in_use(device: str) -> int:
+    """Bytes that tensors of this process take on a GPU now; 0 on the CPU, where growth is measured."""
+    return torch.cuda.memory_allocated() if device == "cuda" and torch.cuda.is_initialized() else 0
+
+
+def _reset_peak(device: str, others: int) -> int | None:
+    """Reset the peak and return the bytes in use that do not count; None if the system cannot tell."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return 0  # on CUDA the whole allocation counts, including weights
+        return others  # the rest counts, including weights
     try:
-        gc.collect()
         trim()  # otherwise memory that is used again would not show as growth
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
         return _status("VmRSS")

@@ -257,9 +257,18 @@ class Diffusion(nn.Module, ABC):
         finally:
             self.load_state_dict(before)
 
-    def frozen(self) -> Diffusion:
-        """A frozen copy of the model with its own embedding, for use as a teacher."""
-        return copy.deepcopy(self).requires_grad_(False).eval()
+    def frozen(self, part: str | None = None) -> Diffusion:
+        """A frozen copy of the model, for use as a teacher.
+
+        It has an embedding of its own, unless `part` (see `parts`) says that only this is trained: what lies outside,
+        such as text encoders, is then shared with the model, and frozen there too. An autoencoder always is.
+        """
+        shared = {id(module): module for module in self.shared_with_teacher(part)}
+        return copy.deepcopy(self, dict(shared)).requires_grad_(False).eval()
+
+    def shared_with_teacher(self, part: str | None) -> list[nn.Module]:
+        """Modules that training `part` (None: any) leaves as they are, and that compute the same in every mode."""
+        return []
 
 
 class Guidance:

@@ -75,7 +75,7 @@ def recalled(record: Record, cell: Cell, store: Store) -> dict[str, Tensor]:
             "record's own by --pretrained"
         )
     try:
-        state, _ = unlearned(cell, draft, cell.task.pretrained().eval(), store)
+        state, _ = unlearned(cell, draft, store)
     except Diverged as error:
         raise UserError(f"unlearning anew diverged ({error}), which the record's did not: {ELSEWHERE}") from error
     if (found := state_hash(state)) != record.weights["unlearned"]:

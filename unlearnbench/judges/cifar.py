@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 
 from unlearnbench.compute.device import exact
+from unlearnbench.compute.offloading import Offloaded
 from unlearnbench.data.image_sets import Images
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, seed_of, state_hash
@@ -128,19 +129,25 @@ class ResNetJudge(Judge):
         if "corrupted_share" not in state:
             self.version = "2" if "weight_decay" in state else "1"  # type: ignore[misc]
         weights = {name: value for name, value in state.items() if name not in NOT_OF_NETWORK}
-        self.body = _resnet(weights).to(device).eval()
-        self.head, self.body.fc = self.body.fc, nn.Identity()
-        self.inception: Any = None
+        body = _resnet(weights)
+        head, body.fc = body.fc, nn.Identity()
+        self._body, self._head = Offloaded(body, device), Offloaded(head, device)
+        self._inception: Offloaded | None = None
         if inception is not None:
             net, own = read_inception(inception)
-            self.inception = net.to(device)
+            self._inception = Offloaded(net, device)
             self.hash = digest([hash, own] if channels == "rgb" else [hash, own, channels])
         self.channels = channels
 
     @property
+    def body(self) -> Any:
+        """The network without its last layer, on its device."""
+        return self._body.network
+
+    @property
     def has_logits(self) -> bool:
         """Whether there is an Inception network, whose logits the Inception Score needs."""
-        return self.inception is not None
+        return self._inception is not None
 
     @torch.inference_mode()
     def _over(self, rows: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
@@ -150,7 +157,8 @@ class ResNetJudge(Judge):
 
     def scores(self, images: Tensor) -> Tensor:
         """Logits (N, 10) of uint8 images (N, 3, H, W)."""
-        return self._over(images, lambda x: self.head(self.body(prepared(x, self.size))))
+        body, head = self.body, self._head.network
+        return self._over(images, lambda x: head(body(prepared(x, self.size))))
 
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, H, W); CIFAR's own have 32 pixels."""
@@ -159,9 +167,11 @@ class ResNetJudge(Judge):
 
     def features(self, images: Tensor) -> Tensor:
         """Inception's pooled features (N, 2048); without Inception the layer before the head, (N, 512)."""
-        if self.has_logits:
-            return self._over(images.flip(1) if self.channels == "bgr" else images, lambda x: self.inception(x)[0])
-        return self._over(images, lambda x: self.body(prepared(x, self.size)))
+        if self._inception is not None:
+            inception = self._inception.network
+            return self._over(images.flip(1) if self.channels == "bgr" else images, lambda x: inception(x)[0])
+        body = self.body
+        return self._over(images, lambda x: body(prepared(x, self.size)))
 
     def logits(self, images: Tensor) -> Tensor:
         """Inception's logits without bias (N, 1008), torch-fidelity's "logits_unbiased"."""
@@ -169,9 +179,10 @@ class ResNetJudge(Judge):
 
     def logits_from(self, features: Tensor) -> Tensor:
         """The same logits from Inception's features (N, 2048), which saves a second forward pass."""
-        if not self.has_logits:
+        if self._inception is None:
             raise UserError(f"{self.name} has no logits without the weights of Inception: give their file")
-        return self._over(features, lambda x: x.mm(self.inception.fc.weight.T))
+        weight = self._inception.network.fc.weight
+        return self._over(features, lambda x: x.mm(weight.T))
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
+from unlearnbench.compute.offloading import Offloaded
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.judges import Verdict
@@ -35,7 +37,7 @@ class Clip:
             )
         try:
             with torch.random.fork_rng(devices=[]):
-                self.net: Any = open_clip.create_model(f"local-dir:{folder}", device=device).eval()
+                net: Any = open_clip.create_model(f"local-dir:{folder}", device="cpu")
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder} holds no CLIP of open_clip ({one_line(error)[:160]}): fetch it again") from error
         self.folder, self.device, self.hash = (
@@ -44,8 +46,14 @@ class Clip:
             digest([file_hash(folder / name) for name in (CONFIG, WEIGHTS)]),
         )
         self.version = f"open_clip {open_clip.__version__}"
-        self._transform = image_transform_v2(PreprocessCfg(**self.net.visual.preprocess_cfg), is_train=False)
-        self._tokens = SimpleTokenizer(context_length=self.net.context_length)
+        self._transform = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
+        self._tokens = SimpleTokenizer(context_length=net.context_length)
+        self._offloaded = Offloaded(net, device)
+
+    @property
+    def net(self) -> Any:
+        """The network on its device."""
+        return self._offloaded.network
 
     @torch.inference_mode()
     def images(self, images: Tensor) -> Tensor:
@@ -92,8 +100,13 @@ class ClipJudge(Featured):
 
     def __init__(self, clip: Clip, artists: Sequence[str], extractor: Extractor):
         self.clip, self.extractor, self.classes = clip, extractor, len(artists)
-        self._texts = clip.texts([*(self.TEXT.format(artist) for artist in artists), *self.OTHERS])
+        self.artists = tuple(artists)
         self.hash = digest([clip.hash, list(artists), extractor.hash])
+
+    @cached_property
+    def _texts(self) -> Tensor:
+        """Unit vectors (N, D) of the artists, then of `OTHERS`."""
+        return self.clip.texts([*(self.TEXT.format(artist) for artist in self.artists), *self.OTHERS])
 
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, H, W)."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
+from unlearnbench.compute.offloading import Offloaded
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import digest, file_hash
 from unlearnbench.judges import Verdict
@@ -39,16 +40,22 @@ class ResNet50(Featured):
             net.load_state_dict(state, assign=True)
         except RuntimeError as error:
             raise UserError(f"{weights} holds no ResNet-50 of torchvision ({one_line(error)[:120]})") from error
-        self.net, self.device, self.extractor = net.to(device).eval(), device, extractor
+        self._offloaded, self.device, self.extractor = Offloaded(net, device), device, extractor
         self.places, self.classes = list(places), len(places)
         self.hash = digest([file_hash(weights), extractor.hash])
         self._transform = ResNet50_Weights.IMAGENET1K_V2.transforms()
 
+    @property
+    def net(self) -> Any:
+        """The network on its device."""
+        return self._offloaded.network
+
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Verdict:
         """Judge uint8 images (N, 3, H, W)."""
+        net = self.net
         with exact():
-            parts = [self.net(self._transform(some).to(self.device)).float().cpu() for some in images.split(BATCH)]
+            parts = [net(self._transform(some).to(self.device)).float().cpu() for some in images.split(BATCH)]
         logits = torch.cat(parts)
         own = logits[:, self.places]
         return Verdict(own.softmax(dim=1), own.amax(dim=1) < logits.amax(dim=1))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
+from unlearnbench.compute.offloading import Offloaded
 from unlearnbench.judges import Judge
 from unlearnbench.judges.cifar import BATCH, pixel_statistics, read_inception
 
@@ -20,18 +21,19 @@ class Extractor:
 
     def __init__(self, weights: Path | None, device: str):
         self.device, self.hash = device, PIXELS
-        self.net: Any = None
+        self.inception: Offloaded | None = None
         if weights is not None:
             net, self.hash = read_inception(weights)
-            self.net = net.to(device).eval()
+            self.inception = Offloaded(net, device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Features (N, 2048), or (N, 192) without Inception, of uint8 images (N, 3, H, W), on the CPU in float32."""
-        if self.net is None:
+        if self.inception is None:
             return pixel_statistics(images)[:, :192]
+        net = self.inception.network
         with exact():
-            return torch.cat([self.net(some.to(self.device))[0].float().cpu() for some in images.split(BATCH)])
+            return torch.cat([net(some.to(self.device))[0].float().cpu() for some in images.split(BATCH)])
 
 
 class Featured(Judge):
@@ -42,7 +44,7 @@ class Featured(Judge):
     @property
     def has_logits(self) -> bool:
         """Whether there is an Inception network, whose logits the Inception Score needs."""
-        return self.extractor.net is not None
+        return self.extractor.inception is not None
 
     def features(self, images: Tensor) -> Tensor:
         """The extractor's features (N, D)."""
@@ -51,6 +53,6 @@ class Featured(Judge):
     @torch.inference_mode()
     def logits_from(self, features: Tensor) -> Tensor:
         """Inception's logits without bias (N, 1008), from its features."""
-        weight: Any = self.extractor.net
+        inception: Any = self.extractor.inception
         with exact():
-            return features.mm(weight.fc.weight.T.cpu())
+            return features.mm(inception.weights.fc.weight.T.cpu())

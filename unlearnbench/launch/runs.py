@@ -140,7 +140,7 @@ def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *abou
     """
     results, (baseline, asked), store = prepared.request.results, prepared.cells, Store()
     if not prepared.request.force:
-        for spec in filter(can_be_built_here, baseline):
+        for spec in baseline:
             shipped_record(CellState.of(spec.cell(), results))
     jobs, left = cells_launched(asked, baseline, prepared.cut, where, store, results, shown)
     undone = {str(job.product) for job in jobs if job.id not in left.results or left.results[job.id].state != "done"}
@@ -148,7 +148,7 @@ def run_as_jobs(prepared: PreparedRun, where: Where, shown: Shown = lambda *abou
     for specs, records in ((baseline, done.baseline), (asked, done.records)):
         for spec in (spec for spec in specs if str(spec.place()) not in undone):
             records.append(read_record(spec.path(results)))
-            if can_be_built_here(spec) and (here := measured_here(CellState.of(spec.cell(), results), store)):
+            if here := measured_here(CellState.of(spec.cell(), results), store):
                 done.here[spec.place()] = here
     for record in done.records:
         copy_shipped_anchors(record, results)
@@ -166,8 +166,3 @@ def can_be_hosted(spec: Spec) -> bool:
     except UserError:
         return True  # the run says what is missing
     return True
-
-
-def can_be_built_here(spec: Spec) -> bool:
-    """Whether this process can build the cell: a driver of jobs on cards may have none."""
-    return spec.device != "cuda" or pick_device("auto") == "cuda"

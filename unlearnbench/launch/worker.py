@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.errors import Unsupported, UserError, message, one_line
 from unlearnbench.hashing import digest
 from unlearnbench.launch.jobs import Expected, Job, Work
@@ -114,6 +115,7 @@ def _trace(error: BaseException) -> None:
         sys.stderr.write(f"{one_line(error)}\n")
 
 
+@explained_device_errors()
 def _done(job: Work, store: Store, results: Path, where: str) -> str | None:
     if isinstance(job, Job):
         return _cell_done(job, store, results, where)
@@ -161,12 +163,11 @@ def _fill_store(cell: Cell, job: Job, store: Store) -> None:
     from unlearnbench.training import Diverged
 
     draft = drafted(cell, metrics_for(cell.task))
-    original = cell.task.pretrained().eval()
     if job.step == "sample" and not store.has("weights", weight_parts(cell, draft)):
         return  # the job that was to make them came to none
     try:
         require(cell)
-        weights, _ = unlearned(cell, draft, original, store)
+        weights, _ = unlearned(cell, draft, store)
         if job.step == "sample":
             model, identity = loaded(cell, weights), sample_parts(cell, weights)
             sample_images(cell, model, identity, cell.task.plan(), store, shard=(job.shard, job.shards))

@@ -236,6 +236,12 @@ class StableDiffusion(Diffusion):
             ],
         }
 
+    def shared_with_teacher(self, part: str | None) -> list[nn.Module]:
+        """The VAE; the text encoders too unless they may be trained, or have dropout."""
+        encoders: Any = self.text_encoders
+        drops = any(getattr(encoder.config, "attention_dropout", 0.0) for encoder in encoders)
+        return [self.vae] if part in (None, "text_encoder") or drops else [self.vae, self.text_encoders]
+
     def kv(self) -> list[tuple[nn.Linear, nn.Linear]]:
         """Key and value projections of every cross-attention, in the U-Net's order, for closed-form edits."""
         return [(block.to_k, block.to_v) for name, block in self.unet.named_modules() if name.endswith("attn2")]

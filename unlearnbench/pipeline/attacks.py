@@ -193,14 +193,13 @@ def tried(cell: Cell, record: Record, asked: Sequence[AttackSpec], store: Store)
 def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
     """The run's model and the original, frozen; the weights come from the store, or are made anew."""
     draft = drafted(cell, metrics_for(cell.task))
-    original = cell.task.pretrained()
-    state, _ = unlearned(cell, draft, original, store)
+    state, _ = unlearned(cell, draft, store)
     if state_hash(state) != record.weights["unlearned"]:
         raise UserError(
             f"{record.label()}: its weights were made anew and are not those of its record "
             f"({record.place()}): run it with --force first"
         )
-    model = loaded(cell, state)
+    model, original = loaded(cell, state), cell.task.pretrained()
     return arena(cell.task, model.requires_grad_(False), original.eval().requires_grad_(False), cell.method)
 
 

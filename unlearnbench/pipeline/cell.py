@@ -12,7 +12,7 @@ from unlearnbench.data.prompt_sets import PromptFile
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import ACCESS, Method
 from unlearnbench.records.schema import Selection
-from unlearnbench.task import Task
+from unlearnbench.task import Task, on_cpu
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def require(cell: Cell) -> None:
         raise UserError(f"--compile: protocol {cell.task.protocol.name} draws with dropout on: leave it out")
     lacking = cell.method.requires - cell.task.provides - cell.task.model_parts
     if lacking and not lacking & set(ACCESS):
-        lacking -= set(cell.task.architecture(0).parts())
+        lacking -= set(on_cpu(cell.task).architecture(0).parts())
     if lacking:
         raise Unsupported(
             f"{cell.method.name} needs {', '.join(sorted(lacking))}, which {cell.task.name} does not have"

@@ -20,8 +20,9 @@ from unlearnbench.compute.precision import in_fitting_parts, out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell, require
-from unlearnbench.pipeline.planning import own_images, training_sides
-from unlearnbench.pipeline.unlearning import name_errors
+from unlearnbench.pipeline.planning import changed_bytes, own_images, training_sides
+from unlearnbench.pipeline.stored_weights import starting_state, unchanged_names
+from unlearnbench.pipeline.unlearning import check_model, name_errors
 from unlearnbench.training import seeded, splitting
 
 SECONDS = 10.0
@@ -51,7 +52,7 @@ class CostEstimate(NamedTuple):
     steps: int | None
     """Unlearning steps; None if the method has no number of them."""
     stored: int
-    """Bytes of weights and images that stay in the store."""
+    """Bytes of changed weights and of images that stay in the store."""
     training_images: int
     """Images that the original has yet to draw for training; other methods use them too."""
     drawing: float
@@ -73,7 +74,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
     with splitting() as micro, Meter(task.device) as training:
-        unlearning = in_fitting_parts(cell.method.name, partial(_unlearning, cell))
+        unlearning, changed = in_fitting_parts(cell.method.name, partial(_unlearning, cell))
     images = len(plan) + own_images(cell)
     chunks = -(-images // batch)
     undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
@@ -88,7 +89,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         memory=max(known) if known else None,
         microbatch=micro.size,
         steps=_steps(cell),
-        stored=_stored(model, images),
+        stored=_stored(cell, model, images, changed),
         training_images=undrawn,
         drawing=-(-undrawn // batch) * sampler.steps * step,
     )
@@ -124,10 +125,14 @@ def _steps(cell: Cell) -> int | None:
 
 
 @torch.inference_mode()
-def _stored(model: Diffusion, images: int) -> int:
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+def _stored(cell: Cell, model: Diffusion, images: int, changed: int | None) -> int:
+    """Bytes of weights and images; all weights where neither a trial nor the table says which of them change."""
+    if changed is None:
+        changed = changed_bytes(cell)
+    if changed is None:
+        changed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
     one = model.decode(torch.zeros(1, *model.shape, device=model.alpha_bar.device))
-    return weights + images * 3 * one.shape[-2] * one.shape[-1]
+    return changed + images * 3 * one.shape[-2] * one.shape[-1]
 
 
 def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int, float, float]:
@@ -163,12 +168,12 @@ def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float,
             return least, warming.seconds
 
 
-def _unlearning(cell: Cell) -> float | None:
-    """Seconds of all steps, from the difference of two short runs."""
+def _unlearning(cell: Cell) -> tuple[float | None, int | None]:
+    """Seconds of all steps, from the difference of two short runs, and bytes of the weights that these changed."""
     steps = _steps(cell)
     if steps is None:
-        return None
-    spent = []
+        return None, None
+    spent, start = [], starting_state(cell)
     for limit in (FEW, 2 * FEW):
         task = copy.copy(cell.worded)
         task.limit = limit
@@ -176,6 +181,10 @@ def _unlearning(cell: Cell) -> float | None:
             model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
             prepared = run_prepare(cell.method, model, task)
             with Meter(task.device, memory=False) as meter:
-                run_unlearn(cell.method, model, task, prepared)
+                model = run_unlearn(cell.method, model, task, prepared)
         spent.append(meter.seconds)
-    return max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])
+    check_model(cell.method, model)
+    state = model.state_dict()
+    changed = sum(state[name].numel() * state[name].element_size() for name in {*state} - unchanged_names(state, start))
+    seconds = max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])
+    return seconds, changed

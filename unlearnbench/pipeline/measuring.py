@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -34,8 +34,8 @@ class Measurement(NamedTuple):
 
 def measure(
     cell: Cell,
-    model: Diffusion,
-    original: Diffusion,
+    model: Callable[[], Diffusion],
+    original: Callable[[], Diffusion],
     metrics: Mapping[str, Metric],
     plan: list[Plan],
     identity: dict[str, Any],
@@ -48,6 +48,8 @@ def measure(
 ) -> Measurement:
     """Draw the plan's images from `model`, have them judged, and score them by `metrics`.
 
+    `model` and `original` load a model. The first is loaded to draw, and kept no longer than that; both are loaded again
+    where a metric asks for them, which no metric of this package does.
     `identity` is what the images depend on besides plan and protocol, for the store's keys (see `sample_parts`).
     `cost` is what unlearning took, for metrics of cost. Without `references` no real images are judged: this is for
     metrics that look at one image at a time. Without `scorers` the judge is the only one who looks.
@@ -56,7 +58,7 @@ def measure(
     """
     task = cell.task
     judge = task.judge()
-    samples, seen = observed(cell, judge, model, identity, plan, store, force)
+    samples, seen = observed(cell, judge, model(), identity, plan, store, force)
     if references:
         with phase("judging real images"):
             reference, real = judged(judge, task.reference(), store), judged(judge, task.floor(), store)

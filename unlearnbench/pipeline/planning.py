@@ -54,7 +54,7 @@ class CostPlan(NamedTuple):
     checkpointed: int | None
     """The same with --memory checkpointing; None where that is not counted or saves nothing."""
     stored: int | None
-    """Bytes of weights and images that stay in the store; None if the table does not know the model."""
+    """Bytes of changed weights and of images that stay in the store; None if the table does not know the model."""
 
 
 def planned_costs(cell: Cell) -> CostPlan:
@@ -68,7 +68,7 @@ def planned_costs(cell: Cell) -> CostPlan:
     if isinstance(memory, int) and "checkpointing" not in cell.resources.memory:
         saved = _memory(cell, ("checkpointing",))
         saving = saved if isinstance(saved, int) and saved < memory else None
-    model = model_costs(task)
+    model, changed = model_costs(task), changed_bytes(cell)
     return CostPlan(
         images=images,
         evaluations=images * sampler.steps * guided,
@@ -78,8 +78,24 @@ def planned_costs(cell: Cell) -> CostPlan:
         memory=memory if isinstance(memory, int) else None,
         uncounted=None if isinstance(memory, int) else memory,
         checkpointed=saving,
-        stored=None if model is None else BYTES * _whole(model) + images * 3 * model["pixels"] ** 2,
+        stored=None if model is None or changed is None else changed + images * 3 * model["pixels"] ** 2,
     )
+
+
+def changed_bytes(cell: Cell) -> int | None:
+    """Bytes of the weights that a method changes, which the store keeps; None if the table does not know the model.
+
+    For methods and parts that are not in the table, all weights of the model, which is the most.
+    """
+    method = cost_table()["method"].get(cell.method.name)
+    changes = None if method is None else method.get("changes")
+    if changes == "nothing":
+        return 0
+    model = model_costs(cell.task)
+    if model is None:
+        return None
+    part = changes or (method is not None and (cell.method.settings().get("part") or method.get("part") or "full"))
+    return BYTES * int(model["parts"].get(part, _whole(model)))
 
 
 def own_images(cell: Cell) -> int:

@@ -18,6 +18,7 @@ from unlearnbench.pipeline.fingerprint import drafted, model_parts, sample_parts
 from unlearnbench.pipeline.measuring import measure
 from unlearnbench.pipeline.runner import unlearned
 from unlearnbench.pipeline.scoring import metrics_for, score_record
+from unlearnbench.pipeline.stored_weights import original_state
 from unlearnbench.pipeline.unlearning import loaded
 from unlearnbench.records.prompt_sets import PairedScore, PromptGroupRecord, PromptSetRecord
 from unlearnbench.records.schema import Record, write_record
@@ -28,6 +29,8 @@ from unlearnbench.task import Plan
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from unlearnbench.diffusion.model import Diffusion
 
@@ -41,8 +44,7 @@ def with_prompt_sets(cell: Cell, record: Record, store: Store, results: Path, fo
         return record
     for file in sets:
         _require_replaceable(record, file, force)
-    original = cell.task.pretrained().eval()
-    weights, _ = unlearned(cell, drafted(cell, metrics_for(cell.task)), original, store)
+    weights, _ = unlearned(cell, drafted(cell, metrics_for(cell.task)), store)
     if state_hash(weights) != record.weights["unlearned"]:
         raise UserError(
             f"{record.label()}: its weights were made anew and are not those of its record ({record.place()}): run it "
@@ -53,7 +55,7 @@ def with_prompt_sets(cell: Cell, record: Record, store: Store, results: Path, fo
         tell(f"prompts of {file.path.name}")
         found = {
             **record.prompt_sets,
-            file.name: _scored_set(cell, record, file, loaded(cell, weights), original, store),
+            file.name: _scored_set(cell, record, file, weights, store),
         }
         changes = {"prompt_sets": dict(sorted(found.items())), "revision": revision}
         record = write_record(record.model_copy(update=changes), record.path(results))
@@ -120,19 +122,26 @@ def plan_of(cell: Cell, file: PromptFile) -> dict[str, list[Plan]]:
 
 
 def _scored_set(
-    cell: Cell, record: Record, file: PromptFile, model: Diffusion, original: Diffusion, store: Store
+    cell: Cell, record: Record, file: PromptFile, weights: dict[str, Tensor], store: Store
 ) -> PromptSetRecord:
     groups, not_scored = {}, dict[str, str]()
     plans = plan_of(cell, file)
+    identity, plain = sample_parts(cell, weights), cell.method.name == "original"
+    before_identity = {} if plain else {**model_parts(cell.task, original_state(cell.task)), "wrap": None}
+
+    def model() -> Diffusion:
+        return loaded(cell, weights)
+
+    def original() -> Diffusion:
+        return cell.task.pretrained().eval()
+
     for name, plan in plans.items():
         metrics, left_out = _applicable(cell, plan)
         not_scored |= {metric: why for metric, why in left_out.items()}
-        weights = sample_parts(cell, model.state_dict())
-        found = measure(cell, model, original, metrics, plan, weights, store, references=False).scores
+        found = measure(cell, model, original, metrics, plan, identity, store, references=False).scores
         before: Mapping[str, Score] = {}
-        if cell.method.name != "original":
-            identity = {**model_parts(cell.task, original.state_dict()), "wrap": None}
-            before = measure(cell, original, original, metrics, plan, identity, store, references=False).scores
+        if not plain:
+            before = measure(cell, original, original, metrics, plan, before_identity, store, references=False).scores
         scores = {metric: _paired(metrics[metric], score, before.get(metric)) for metric, score in found.items()}
         groups[name] = PromptGroupRecord(prompts=len(plan), scores=scores)
     return PromptSetRecord(

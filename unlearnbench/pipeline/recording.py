@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.attacks import attacked
 from unlearnbench.pipeline.cell import Cell
@@ -16,6 +17,7 @@ from unlearnbench.records.schema import Record
 from unlearnbench.storage.store import Store
 
 
+@explained_device_errors()
 def record_cell(
     cell: Cell,
     store: Store,

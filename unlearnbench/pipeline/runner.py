@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.compute.environment import seeing
 from unlearnbench.compute.precision import in_fitting_parts
-from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
 from unlearnbench.method import can_resume
@@ -23,6 +23,8 @@ from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
 from unlearnbench.pipeline.shipped import shipped_record
+from unlearnbench.pipeline.stored_weights import stored_weights
+from unlearnbench.pipeline.timing import timed_cost
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.pipeline.writing import require_writable, write_failure, write_result
 from unlearnbench.records.schema import Record
@@ -31,6 +33,7 @@ from unlearnbench.storage.store import Made, Store
 from unlearnbench.training import CannotResume, Diverged, splitting
 
 
+@explained_device_errors()
 def run_cell(
     cell: Cell,
     store: Store,
@@ -58,27 +61,27 @@ def run_cell(
     _require_folders(state, store, force)
     try:
         require(cell)
-        original = cell.task.pretrained().eval()
-        weights, facts = unlearned(cell, state.draft, original, store, force, watch)
+        weights, facts = unlearned(cell, state.draft, store, force, watch)
+        parts = weight_parts(cell, state.draft)
         measured = measure(
             cell,
-            loaded(cell, weights),
-            original,
+            lambda: loaded(cell, weights),
+            lambda: cell.task.pretrained().eval(),
             state.metrics,
             cell.task.plan(),
             sample_parts(cell, weights),
             store,
-            cost=facts["cost"],
+            cost=timed_cost(cell, weights, facts["cost"], parts, store, force),
             force=force,
         )
     except (Diverged, Unsupported) as error:
         return write_failure(state, error, force)
     record = completed(state, weights, facts, measured)
-    return write_result(state, record, measured, original, store, force)
+    return write_result(state, record, measured, store, force)
 
 
 def unlearned(
-    cell: Cell, draft: Record, original: Diffusion, store: Store, force: bool = False, watch: Watch | None = None
+    cell: Cell, draft: Record, store: Store, force: bool = False, watch: Watch | None = None
 ) -> Made:
     """The unlearned weights and what they cost, from the store or made.
 
@@ -104,11 +107,11 @@ def unlearned(
 
     def fitting(watch: Watch | None, checkpoints: RunCheckpoints | None = None) -> Made:
         with splitting():
-            return in_fitting_parts(cell.method.name, lambda: unlearn(cell, original, watch, checkpoints))
+            return in_fitting_parts(cell.method.name, lambda: unlearn(cell, watch, checkpoints))
 
     with phase("loading" if cell.method.name == LOADED else "unlearning"):
         try:
-            made = store.stage("weights", parts, make, force)
+            made = stored_weights(cell, store, parts, make, force)
         except Diverged:
             checkpoints.delete()
             raise

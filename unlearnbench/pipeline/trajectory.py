@@ -11,7 +11,6 @@ from unlearnbench.compute.device import trim
 from unlearnbench.compute.environment import describe_environment
 from unlearnbench.data.wording import join_words
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest, seed_of, state_hash
 from unlearnbench.metric import Score
 from unlearnbench.pipeline.cell import Cell
@@ -23,8 +22,8 @@ from unlearnbench.pipeline.snapshots import Snapshot
 from unlearnbench.pipeline.trackers import Tracker, Tracking
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.schema import Record, write_record
-from unlearnbench.records.trajectory import HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
-from unlearnbench.reporting import track
+from unlearnbench.records.trajectory import OTHER_WEIGHTS, HeldOut, PointRecord, SeriesRecord, TrajectoryRecord
+from unlearnbench.reporting import span, tell, track
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan, Protocol
 from unlearnbench.training import Diverged
@@ -42,8 +41,9 @@ def followed(
 ) -> Record:
     """The cell's record, as `run_cell` gives it, with a trajectory: a point `every` so many steps; None: no points.
 
-    A finished run without one is unlearned anew for it, and must come to the same weights. Values go to the tracker as
-    they come; those of a trajectory that is there already, from the record.
+    A finished run without one is unlearned anew for it, and its record keeps its weights and scores. Where that comes to
+    other weights, as on a GPU in the last bits, the trajectory names them (`TrajectoryRecord.other_weights`). Values go
+    to the tracker as they come; those of a trajectory that is there already, from the record.
     """
     tracker = _tracker(cell, tracking)
     root = store.root / ("verify" if cell.task.unsafe else "watched")  # where `purge` finds what a kill leaves behind
@@ -56,9 +56,8 @@ def followed(
                 if tracker is not None and record.trajectory is not None:
                     _replay(record.trajectory, tracker)
                 return record
-            if not watch.heard:
-                _again(cell, record, watch)
-            made = {"trajectory": _trajectory(cell, watch, every, tracker), "revision": record.revision + 1}
+            other = None if watch.heard else _again(cell, record, watch)
+            made = {"trajectory": _trajectory(cell, watch, every, tracker, other), "revision": record.revision + 1}
             return write_record(record.model_copy(update=made), record.path(results))
     finally:
         if tracker is not None:
@@ -95,19 +94,26 @@ def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if value is not None}
 
 
-def _again(cell: Cell, record: Record, watch: Watch) -> None:
-    """Unlearn for the trajectory alone."""
+def _again(cell: Cell, record: Record, watch: Watch) -> str | None:
+    """Unlearn for the trajectory alone; what this came to, where it is not the record's weights bit for bit."""
+    who, then = f"{record.label()} seed {record.seeds['unlearning']}", record.weights["unlearned"]
+    took = record.scores.get("unlearn_time")
+    spent = "" if took is None or took.value is None else f", which took {span(took.value)} before"
+    tell(f"{who} is finished without this trajectory: it is unlearned anew for it{spent}")
     try:
-        state, _ = unlearn(cell, cell.task.pretrained().eval(), watch)
+        state, _ = unlearn(cell, watch)
         found = state_hash(state)
     except Diverged as error:
-        found = str(error)
-    if found != record.weights["unlearned"]:
-        raise UserError(
-            f"{record.label()} seed {record.seeds['unlearning']}: unlearned anew for its trajectory, it came to other "
-            f"weights than its record's ({found[:12]} now, {(record.weights['unlearned'] or 'none')[:12]} then), as on "
-            "another machine or with other threads: run it with --force"
-        )
+        if then is None:
+            return None
+        found = f"none: {error}"
+    if found == then:
+        return None
+    tell(
+        f"{who}: unlearned anew, it came to other weights ({found[:12]} now, {(then or 'none')[:12]} then), as GPUs, other "
+        "machines and other threads do: the trajectory is of these and says so, weights and scores of the record stay"
+    )
+    return found
 
 
 def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
@@ -141,8 +147,10 @@ def _spread(items: Sequence[Plan], most: int) -> list[Plan]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _trajectory(cell: Cell, watch: Watch, every: int | None, tracker: Tracker | None) -> TrajectoryRecord:
-    """Score what the watch kept, and put it together."""
+def _trajectory(
+    cell: Cell, watch: Watch, every: int | None, tracker: Tracker | None, other: str | None = None
+) -> TrajectoryRecord:
+    """Score what the watch kept, and put it together; `other` names the weights of an unlearning for this alone."""
     held, plan, protocol = held_out(cell)
     shots, points, n = watch.snapshots(), list[PointRecord](), dict[str, int]()
     model: Diffusion | None = None
@@ -164,6 +172,8 @@ def _trajectory(cell: Cell, watch: Watch, every: int | None, tracker: Tracker | 
     surroundings = describe_environment(cell.task.device)
     made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
     made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
+    if other is not None:
+        made_with[OTHER_WEIGHTS] = other
     return TrajectoryRecord(
         every=every,
         steps=watch.steps,
@@ -181,7 +191,7 @@ def _scored(cell: Cell, model: Diffusion, plan: list[Plan], shot: Snapshot, stor
     metrics = {name: known[name] for name in SCORED if name in known}
     try:
         measured = measure(
-            cell, model, model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
+            cell, lambda: model, lambda: model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
         )
     except Diverged as error:
         asked = {name: sum(item.group == metric.side for item in plan) for name, metric in metrics.items()}

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from unlearnbench.compute.environment import Meter, describe_environment, now
+from unlearnbench.compute.device import device_trouble
+from unlearnbench.compute.environment import Meter, describe_environment, memory_in_use, now
 from unlearnbench.compute.evaluation_budget import counted
+from unlearnbench.compute.offloading import offload_networks
 from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Failed, UserError, one_line
@@ -21,33 +22,31 @@ from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
-from unlearnbench.task import Task
 from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
-
-TIMED = 6
-"""Images in a timed sampling."""
 
 
 def unlearn(
-    cell: Cell, original: Diffusion, watch: Watch | None = None, checkpoints: RunCheckpoints | None = None
+    cell: Cell, watch: Watch | None = None, checkpoints: RunCheckpoints | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
 
-    Watching and keeping checkpoints change neither the weights nor the times, which leave out what they take. Times are
+    The device holds that copy and what the method makes, nothing else. Watching and keeping checkpoints change neither the weights nor the times, which leave out what they take. Times are
     those of all processes that worked on it. Raises `CannotResume` if the checkpoints do not fit the method.
     """
     task, method = cell.worded, cell.method
+    offload_networks()
     watch, checkpoints = watch or Watch(task.device, on=False), checkpoints or RunCheckpoints(None, method, task)
     for side in ("forget", "retain"):
         if f"{side} images" in method.requires:
             task.count(side)  # a task may sample its images here, before the clock starts
     _require_fitting(cell)
+    others = memory_in_use(task.device)
     with (
         seeded(seed_of("structure", task.seed) >> 1),
         name_errors(method),
     ):  # what `wrap` adds may be initialized at random
         model = task.starting() if method.trains else task.pretrained()
-        before = original.state_dict() if model.average is None else _copied(model)
+        before = _copied(model)
         model = cell.resources.equip(method.wrap(model, task))
     with (
         counted(model) as count,
@@ -58,11 +57,11 @@ def unlearn(
     ):
         measured = count is None  # within a tuning budget no cost is reported, so none is measured
         kept = checkpoints.prepared(count)
-        with Meter(task.device, memory=measured) as preparing, checkpoints.stage("prepare"):
+        with Meter(task.device, memory=measured, others=others) as preparing, checkpoints.stage("prepare"):
             prepared = kept.value if kept else run_prepare(method, model, task)
         preparation = kept or checkpoints.keep_prepared(prepared, preparing)
         aside = watch.aside
-        with Meter(task.device, memory=measured) as unlearning, checkpoints.stage("unlearn"):
+        with Meter(task.device, memory=measured, others=others) as unlearning, checkpoints.stage("unlearn"):
             watch.begin()
             model = run_unlearn(method, model, task, prepared)
     check_model(method, model)
@@ -74,7 +73,6 @@ def unlearn(
     cost = {
         "prepare_time": preparation.seconds - aside,
         "unlearn_time": seconds,
-        "relative_time": _relative_time(model, original, cell.task) if measured else None,
         "peak_memory": max(known) if known else None,
         "peak_memory_kind": ("allocated on CUDA" if task.device == "cuda" else "growth of the resident set")
         if known
@@ -119,6 +117,8 @@ def name_errors(method: Method) -> Iterator[None]:
     except (UserError, Diverged, CannotResume):
         raise
     except (Exception, SystemExit) as error:
+        if trouble := device_trouble(error):
+            raise trouble from error
         if out_of_memory(error):
             raise too_little(method.name, error, method.settings().get("batch_size")) from error
         own = {str(path) for path in method.own_files()}
@@ -146,7 +146,7 @@ def check_model(method: Method, model: Any) -> None:
 
 
 def _copied(model: Diffusion) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
 def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -155,24 +155,10 @@ def _changes(state: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> tuple
     for name, value in state.items():
         old = before.get(name)
         same = old is not None and old.shape == value.shape
-        count = int((value != old.cpu()).sum()) if old is not None and same else value.numel()
+        count = int((value != old).sum()) if old is not None and same else value.numel()
         changed += count
         stored += value.numel() * value.element_size() if count else 0
     return changed, stored
-
-
-@torch.inference_mode()
-def _relative_time(model: Diffusion, original: Diffusion, task: Task, rounds: int = 4) -> float:
-    """Seconds per image relative to the original: the fastest of a few rounds each, in alternating order."""
-    y = torch.cat([task.names("forget"), task.names("retain")])[:TIMED].to(task.device)
-    seconds: dict[str, list[float]] = {"model": [], "original": []}
-    pair = [("model", model), ("original", original)]
-    for number in range(rounds + 1):
-        for name, network in pair if number % 2 else pair[::-1]:
-            with Meter(task.device, memory=False) as meter:
-                network.sample(y, list(range(len(y))))
-            seconds[name].append(meter.seconds)
-    return min(seconds["model"][1:]) / min(seconds["original"][1:])
 
 
 def loaded(cell: Cell, state: dict[str, Tensor]) -> Diffusion:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.compute.environment import describe_environment
 from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.measuring import Measurement
 from unlearnbench.pipeline.sampling import has_images, sample_images
+from unlearnbench.pipeline.stored_weights import original_state
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
 from unlearnbench.records.sample_grid import grid_rows, write_grid
@@ -24,7 +25,7 @@ from unlearnbench.training import Diverged
 
 
 def write_result(
-    state: CellState, record: Record, measured: Measurement, original: Diffusion, store: Store, force: bool = False
+    state: CellState, record: Record, measured: Measurement, store: Store, force: bool = False
 ) -> Record:
     """Write a record, its per-image values and its grid of samples; return the record that is on disk afterwards.
 
@@ -48,7 +49,7 @@ def write_result(
         return found
     with explained_write_errors(state.results):
         replace_file(state.path.with_suffix(".parquet"), table)
-        _write_grid(state, record, measured, original, store)
+        _write_grid(state, record, measured, store)
         if found and may_keep and same:
             return found  # only times differ
         return write_record(with_attachments(record, state.path), state.path)
@@ -79,7 +80,9 @@ def write_failure(state: CellState, error: Diverged | Unsupported, force: bool =
         )
         return found
     with explained_write_errors(state.results):
-        changes = {"status": status, "step": step, "reason": message(error)}
+        cell = state.cell
+        surroundings = {**describe_environment(cell.task.device), **cell.resources.named()}
+        changes = {"status": status, "step": step, "reason": message(error), "environment": surroundings}
         record = write_record(state.draft.model_copy(update=changes), state.path)
         for suffix in (".parquet", ".png"):
             state.path.with_suffix(suffix).unlink(missing_ok=True)  # of an earlier run that got further
@@ -103,18 +106,18 @@ def explained_write_errors(folder: Path, remedy: str = "--results") -> Iterator[
         raise UserError(cannot_write(folder, error, remedy)) from error
 
 
-def _write_grid(state: CellState, record: Record, measured: Measurement, original: Diffusion, store: Store) -> None:
+def _write_grid(state: CellState, record: Record, measured: Measurement, store: Store) -> None:
     """Draw the original's samples beside the unlearned model's; no picture where an unsafe task's may not be shown."""
     path = state.path.with_suffix(".png")
     if not state.shows_images:
         path.unlink(missing_ok=True)
     elif record.method.name != "original":
         cell = state.cell
-        identity = {**model_parts(cell.task, original.state_dict()), "wrap": None}
+        identity = {**model_parts(cell.task, original_state(cell.task)), "wrap": None}
         rows = [place for places in grid_rows(cell.task).values() for place in places]
         plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
         with phase("sample grid"):
-            before = sample_images(cell, original, identity, plan, store)
+            before = sample_images(cell, cell.task.pretrained().eval(), identity, plan, store)
         places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
         write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
 

@@ -75,6 +75,8 @@ def trajectory_figure(
         items = [Item(short(name), _line(looks[name]), 14.0) for name in drawn]
         more = [short(panel.name) for panel in watched[MOST:]]
         notes = [ABOUT] if scores else []
+        if again := list(dict.fromkeys(short(name) for name, kept in runs if kept.other_weights)):
+            notes.append(f"of a second unlearning, to other weights than the record's: {', '.join(again)}")
         assemble(made, body, places, title, items, [*notes, *([f"not drawn: {', '.join(more)}"] if more else [])])
     return made
 

@@ -148,7 +148,7 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "sampling batch", f"{batch}, for want of memory" if batch else ""
     micro = environment.get("microbatch")
     yield "micro-batches", f"of {micro}, for want of memory" if micro else ""
-    yield "system", " ".join(str(environment[name]) for name in ("system", "driver") if environment.get(name))
+    yield "system", _system(environment)
     yield "versions", _pairs({"python": environment.get("python"), **(environment.get("packages") or {})})
     yield "commit", _commit(environment)
     yield "made", f"{record.created}, revision {record.revision}, schema {record.schema_version}"
@@ -159,6 +159,12 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "seal", _short(record.content_hash)
     yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
     yield "trajectory", _trajectory(record)
+
+
+def _system(environment: Mapping[str, Any]) -> str:
+    named = (("nvidia_driver", "NVIDIA driver"), ("cuda_toolkit", "CUDA"))
+    parts = [f"{title} {environment[name]}" for name, title in named if environment.get(name)]
+    return ", ".join([str(environment.get("system") or ""), *parts]).strip(", ")
 
 
 def _protocol(record: Record) -> dict[str, Any]:
@@ -185,7 +191,9 @@ def _trajectory(record: Record) -> str:
         return ""
     about = _pairs({**kept.protocol.differs, "hash": _short(kept.protocol.hash)})
     points = f"{len(kept.points)} points, {about}" if kept.points else "no points"
-    return f"{kept.steps} steps, {points}; reported is the {kept.rule}"
+    other = kept.other_weights
+    again = f"; of a second unlearning, to other weights {_short(other)}" if other else ""
+    return f"{kept.steps} steps, {points}; reported is the {kept.rule}{again}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

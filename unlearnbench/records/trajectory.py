@@ -11,6 +11,9 @@ from unlearnbench.records.sealed_json import SealedPart
 
 POINTS = 200
 """Largest number of points in a series."""
+OTHER_WEIGHTS = "other weights"
+"""Key of `made_with` for the weights of an unlearning that was repeated for the trajectory, unless they are the record's.
+"""
 
 
 class PointRecord(SealedPart):
@@ -61,7 +64,15 @@ class TrajectoryRecord(SealedPart):
     watched: dict[Line, SeriesRecord] = {}
     """Noted series by name."""
     made_with: dict[Line, Any] = {}
-    """Device, threads, torch and commit, which may differ from the run's."""
+    """Device, threads, torch and commit, which may differ from the run's; see also `other_weights`."""
+
+    @property
+    def other_weights(self) -> str | None:
+        """Hash of the weights that the points lead to, where these are not the record's: the run was finished without a
+        trajectory, and unlearned again for it. None: they are the record's, bit for bit.
+        """
+        found = self.made_with.get(OTHER_WEIGHTS)
+        return None if found is None else str(found)
 
     @model_validator(mode="after")
     def _consistent(self) -> TrajectoryRecord:

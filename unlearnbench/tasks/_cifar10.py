@@ -12,6 +12,7 @@ from unlearnbench.data.image_sets import SPLITS
 from unlearnbench.data.sources import Source
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.task import Protocol
+from unlearnbench.training import seeded
 
 HUB = "https://huggingface.co/datasets/uoft-cs/cifar10/resolve/main/"
 PARTS = tuple(
@@ -181,8 +182,7 @@ def check_cifar10(task: Any) -> Iterator[tuple[str, str, str, str, bool]]:
     parameters = sum(value.numel() for value in model.parameters())
     yield "original", "parameters", f"{task.parameters:,}", f"{parameters:,}", parameters == task.parameters
     batch = task.data("forget")
-    with torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.inference_mode(), seeded(0):
         few = type(batch)(batch.x0[:250].to(task.device), batch.y[:250].to(task.device))
         loss = model.loss(few).item()
     yield "original", "denoising loss, forget images", "below 0.1", f"{loss:.3f}", loss < 0.1

@@ -26,7 +26,7 @@ from unlearnbench.models.ddpm_train import RECIPE, STEPS, TrainingImages, train_
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import default_root
 from unlearnbench.storage.weights import load_checked, make_once, read_manifest
-from unlearnbench.task import ModelIdentity, Side, Task, shuffled
+from unlearnbench.task import ModelIdentity, Side, Task, on_cpu, shuffled
 from unlearnbench.tasks._cifar10 import (
     CLASSES,
     IMAGENET,
@@ -122,7 +122,7 @@ class Cifar10Class(Task):
         if self.weights is not None:
             manifest = read_manifest(self.weights)
             return ModelIdentity(manifest["hashes"]["model.safetensors"], seed=manifest["seed"])
-        return ModelIdentity(state_hash(self.pretrained().state_dict()))
+        return ModelIdentity(state_hash(on_cpu(self).pretrained().state_dict()))
 
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch with `ddpm_train`'s recipe, on all classes or without the forgotten one; returns the

@@ -18,6 +18,7 @@ from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
 from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.scoring import metrics_for
+from unlearnbench.pipeline.stored_weights import stored_weights
 from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.image_table import read_content, reader
 from unlearnbench.records.schema import Record
@@ -147,5 +148,5 @@ class Runs:
 def _stored(cell: Cell, store: Store) -> int:
     """Number of evaluations that a finished run took."""
     parts = weight_parts(cell, drafted(cell, metrics_for(cell.task)))
-    _, facts = store.stage("weights", parts, partial(unlearn, cell, cell.task.pretrained()))
+    _, facts = stored_weights(cell, store, parts, partial(unlearn, cell))
     return int(facts["cost"]["evaluations"])

@@ -16,10 +16,11 @@ from unlearnbench.hashing import state_hash
 from unlearnbench.metric import Score
 from unlearnbench.pipeline.attacks import attacked, repeatable_attacks
 from unlearnbench.pipeline.cell import Cell, require
-from unlearnbench.pipeline.fingerprint import drafted
+from unlearnbench.pipeline.fingerprint import drafted, weight_parts
 from unlearnbench.pipeline.measuring import measure
 from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.pipeline.scoring import metrics_for, score_record
+from unlearnbench.pipeline.timing import timed_cost
 from unlearnbench.pipeline.unlearning import loaded, unlearn
 from unlearnbench.records.agreement import (
     EXACT,
@@ -188,10 +189,17 @@ def _sampled(cell: Cell, plan: list[Plan], store: Store) -> tuple[Record, pd.Dat
     draft = drafted(cell, metrics)
     try:
         require(cell)
-        original = cell.task.pretrained().eval()
-        weights, facts = unlearn(cell, original)
+        weights, facts = unlearn(cell)
         measured = measure(
-            cell, loaded(cell, weights), original, by_image, plan, {}, store, cost=facts["cost"], references=False
+            cell,
+            lambda: loaded(cell, weights),
+            lambda: cell.task.pretrained().eval(),
+            by_image,
+            plan,
+            {},
+            store,
+            cost=timed_cost(cell, weights, facts["cost"], weight_parts(cell, draft), store, True),
+            references=False,
         )
     except (Diverged, Unsupported) as error:
         status = "diverged" if isinstance(error, Diverged) else "skipped"

@@ -33,7 +33,7 @@ from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.reporting import track
 from unlearnbench.storage.store import default_root
 from unlearnbench.storage.weights import load_state, save_state
-from unlearnbench.task import ModelIdentity, Side, shuffled
+from unlearnbench.task import ModelIdentity, Side, on_cpu, shuffled
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._text import TextProtocol, TextTask
 
@@ -227,7 +227,7 @@ class StableDiffusionTask(TextTask):
     def _drawn(self, side: Literal["forget", "retain"]) -> tuple[Tensor, Tensor]:
         prompts, count, size = self.image_prompts(side), self.protocol.training_images, self.protocol.chunk
         if self.limit is not None:  # a trial: noise is enough, and nothing is kept
-            shape, count = self.architecture(0).shape, min(count, 4 * self.limit)
+            shape, count = on_cpu(self).architecture(0).shape, min(count, 4 * self.limit)
             x0 = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
             return x0, self.tokens([prompts[i % len(prompts)] for i in range(count)])
         captions, folder = self._captions_kept_in(side)

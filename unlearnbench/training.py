@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -227,24 +228,31 @@ def _replay(items: Iterator[Any], steps: int) -> None:
         raise CannotResume(f"{type(error).__name__}: {error}") from error
 
 
-def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, T]]:
-    """Number the stream's items from 0, or from the step that an earlier process reached."""
+def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, list[T]]]:
+    """Number the stream's items from 0, or from the step that an earlier process reached.
+
+    Each comes alone in a list, from which it is taken: nothing here keeps gradients alive while the next are computed.
+    """
     checkpoints = current_checkpoints.get()
-    if checkpoints is None:
-        yield from enumerate(stream)
-        return
-    done = checkpoints.begin(state)
+    done = checkpoints.begin(state) if checkpoints is not None else 0
     if done is None:
+        assert checkpoints is not None
         checkpoints.restore(state)
         return
     items = iter(stream)
-    if done:
+    if done and checkpoints is not None:
         _replay(items, done)
         checkpoints.restore(state)
-    for step, item in enumerate(items, done):
-        yield step, item
-        checkpoints.reached(state, step + 1)
-    checkpoints.end(state)
+    for step in count(done):
+        try:
+            given = [next(items)]
+        except StopIteration:
+            break
+        yield step, given
+        if checkpoints is not None:
+            checkpoints.reached(state, step + 1)
+    if checkpoints is not None:
+        checkpoints.end(state)
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
@@ -283,7 +291,8 @@ def minimise(
     mean = [value.detach().clone() for value in average or values] if ema is not None else None
     # Only what decays, or is rounded to eight bits, changes parameters without gradient.
     decays = mask is not None and (optimiser == "adamw" or EIGHT_BIT.get())
-    for step, item in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
+    for step, given in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
+        item = given.pop()
         if isinstance(item, Tensor):
             if not math.isfinite(item.item()):
                 raise Diverged(step, "the loss")

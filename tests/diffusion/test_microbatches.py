@@ -46,7 +46,9 @@ def test_no_more_rows_than_asked_for_are_in_the_network(network, batch):
             network.eps(batch.x0, torch.zeros(5, dtype=torch.long), batch.y)
     finally:
         hook.remove()
-    assert sorted(seen[:3]) == [1, 2, 2] and len(seen) == 9, "forward, again for the backward pass, and without gradient"
+    assert sorted(seen[:3]) == [1, 2, 2] and len(seen) == 9, (
+        "forward, again for the backward pass, and without gradient"
+    )
     assert max(seen) == 2
 
 

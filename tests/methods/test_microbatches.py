@@ -11,7 +11,17 @@ from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.pipeline.planning import cost_table
 from unlearnbench.training import CannotSplit, seeded, splitting
 
-WITHOUT_BATCHES = {"original", "destroy", "checkpoint", "prompt_filter", "negative_prompt", "sld", "safree", "uce", "rece"}
+WITHOUT_BATCHES = {
+    "original",
+    "destroy",
+    "checkpoint",
+    "prompt_filter",
+    "negative_prompt",
+    "sld",
+    "safree",
+    "uce",
+    "rece",
+}
 TRAINED_ANEW = {"retrain"}
 SAME_LOSS = {"esd_u", "esd_retain"}
 """As ESD on another part, or with the loss of `finetune` added."""

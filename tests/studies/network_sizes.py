@@ -9,18 +9,23 @@ size of SD v1.4 instead, and prints their peaks beside what `run --dry-run` says
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from tests.studies.throughput import sd14
 from tests.support.live_bytes import LiveBytes, sized_like_cuda
-from unlearnbench import Batch, Diffusion
+from tests.support.short_runs import SHORT
+from tests.support.tiny_text import TinyText
+from unlearnbench import Batch, Diffusion, Task, registry
 from unlearnbench.compute.precision import Resources
+from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.tokenizer import word_tokenizer
@@ -76,6 +81,12 @@ def papers_cifar(tokens: Any) -> Diffusion:
     return ConditionalDDPM(len(CLASSES), SIZE)
 
 
+GIB = 2**30
+STEPS = 2
+"""Of an update that is counted: with the second, the optimiser's moments are there from the start."""
+PART: dict[str, str] = {}
+KINDS = [(precision, kind) for precision in ("fp32", "bf16") for kind in ("plain", "checkpointing", "maps")]
+"""Of activations: the precision of training, and how they are kept."""
 NETWORKS: dict[str, Callable[[Any], Diffusion]] = {
     "sd-v1-4": sd14,
     "sdxl-base-1.0": sdxl,
@@ -113,13 +124,17 @@ def conditions(model: Any, n: int) -> Tensor:
     return torch.zeros(n, *((2,) if len(model.text_encoders) == 2 else ()), model.length, dtype=torch.long)
 
 
-def activations(model: Any, live: LiveBytes, images: int, resources: Resources) -> int:
-    """Bytes alive at the peak of one denoising loss and its backward pass, beyond weights and gradients."""
+def activations(model: Any, live: LiveBytes, images: int, resources: Resources, maps: bool = False) -> int:
+    """Bytes alive at the peak of one denoising loss and its backward pass, beyond weights and gradients.
+
+    With `maps` attention maps are recorded meanwhile, as for losses that read them.
+    """
     batch = Batch(torch.zeros(images, *model.shape), conditions(model, images))
     live.restart()
     before = live.now
-    with resources.training("cpu"):
-        model.loss(batch).backward()  # each gradient is freed at once, see `unkept`
+    with resources.training("cpu"), model.attention() if maps else nullcontext({}) as recorded:
+        loss = model.loss(batch) + sum(one.square().mean() for layer in recorded.values() for one in layer)
+        loss.backward()  # each gradient is freed at once, see `unkept`
     return live.peak - before
 
 
@@ -129,39 +144,123 @@ def unkept(model: Any) -> None:
         value.register_post_accumulate_grad_hook(lambda value: setattr(value, "grad", None))
 
 
-def counted(name: str, pairs: tuple[tuple[str, bool], ...] | None = None) -> dict[str, Any]:
-    """A network's entry of the table; `pairs` of precision and checkpointing may be fewer than all."""
+def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, Any]:
+    """A network's entry of the table; `kinds` may be fewer than all of those that it has."""
     tokens = clip_tokens()
-    every = tuple((precision, saving) for precision in ("fp32", "bf16") for saving in (False, True))
     with sized_like_cuda():
-        model = NETWORKS[name](tokens).train()
-        return _counted(model, pairs or every)
-
-
-def _counted(model: Any, pairs: tuple[tuple[str, bool], ...]) -> dict[str, Any]:
-    with LiveBytes() as live:
-        live.add([*model.parameters(), *model.buffers()])
-        unkept(model)
-        found: dict[str, Any] = {**parameters(model), "activations": {}}
-        for precision, checkpointing in pairs:
-            if checkpointing and not getattr(model.unet, "_supports_gradient_checkpointing", False):
-                continue
-            resources = Resources(precision, ("checkpointing",) if checkpointing else ())  # type: ignore[arg-type]
-            resources.equip(model)
-            if not checkpointing:
-                model.unet.disable_gradient_checkpointing()
-            activations(model, live, 1, resources)  # what the first call alone makes, such as caches
-            two, four = (activations(model, live, n, resources) for n in (2, 4))
-            each = (four - two) / 2
-            found["activations"].setdefault(precision, {})["checkpointing" if checkpointing else "plain"] = [
-                max(0, round(two - 2 * each)),
-                round(each),
-            ]
+        model: Any = NETWORKS[name](tokens).train()
+        with LiveBytes() as live:
+            live.add([*model.parameters(), *model.buffers()])
+            unkept(model)
+            found: dict[str, Any] = {**parameters(model), "activations": {}}
+            for precision, kind in kinds:
+                if kind != "maps" or hasattr(model, "attention"):
+                    found["activations"].setdefault(precision, {})[kind] = fitted(model, live, precision, kind)
     return found
 
 
+def fitted(model: Any, live: LiveBytes, precision: str, kind: str) -> list[int]:
+    """Fixed bytes, and those of each image, from batches of two and of four."""
+    resources = Resources(precision, ("checkpointing",) if kind == "checkpointing" else ())  # type: ignore[arg-type]
+    resources.equip(model)
+    if kind != "checkpointing":
+        model.unet.disable_gradient_checkpointing()
+    activations(model, live, 1, resources, kind == "maps")  # what the first call alone makes, such as caches
+    two, four = (activations(model, live, n, resources, kind == "maps") for n in (2, 4))
+    each = (four - two) // 2
+    return [max(0, two - 2 * each), each]
+
+
+class RealSize(TinyText):
+    """The tiny task's words on a network of any size, which is the only one there is."""
+
+    def __init__(self, model: StableDiffusion):
+        Task.__init__(self, "seven")
+        self.original, self.words, self.limit = model, ("seven",), STEPS
+        model.sampler = self.protocol.sampler
+
+    def pretrained(self) -> StableDiffusion:
+        return self.original
+
+    def architecture(self, seed: int) -> StableDiffusion:
+        return copy.deepcopy(self.original)
+
+    def data(self, which: str) -> Batch:
+        y = torch.cat([self.captions(side) for side in (("forget", "retain") if which == "both" else (which,))])
+        return Batch(torch.zeros(len(y), *self.original.shape), y)
+
+
+def update(name: str, network: str, resources: Resources, preset: str = "sd-nudity") -> tuple[Any, int]:
+    """A method with its default settings for a task, and the bytes that are alive at the peak of its first steps."""
+    cls = registry.load_method(name)
+    settings = {**cls.preset("default", preset), **({"part": PART[name]} if name in PART else {})}
+    known = cls.configured(settings).settings()
+    few = {key: value for key, value in SHORT.items() if key in known and key != "batch_size"}
+    method = cls.configured({**settings, **few})
+    tokens = word_tokenizer(["a", "photo", "of", "red", "seven", "one", "three", "cat"], PROMPT)
+
+    def ones(tensor: Tensor) -> Any:
+        return [ones(row) for row in tensor] if tensor.dim() else 1
+
+    with sized_like_cuda(), mock.patch.object(Tensor, "tolist", ones):
+        model: Any = NETWORKS[network](tokens)
+        task = RealSize(model)
+        with LiveBytes() as live, resources.training("cpu"):
+            resources.equip(method.wrap(model, task))
+            live.add([*model.parameters(), *model.buffers()])
+            live.restart()
+            prepared = run_prepare(method, model, task)
+            preparing = live.peak
+            live.restart()
+            run_unlearn(method, model, task, prepared)
+            print(f"  preparing {preparing / GIB:.4f}, unlearning {live.peak / GIB:.4f}")
+            return method, max(preparing, live.peak)
+
+
+def written(found: dict[str, dict[str, Any]]) -> str:
+    """The table as TOML."""
+    lines = [
+        f"# Counted by `{COMMAND}`, which writes this file. Parameters; and for a precision the bytes that are alive"
+    ]
+    lines += [
+        "# at the peak of a loss and its backward pass beyond weights and gradients: [fixed, for each image]. `maps`: with"
+    ]
+    lines += ["# attention maps recorded, which checkpointing does not save."]
+    for name, entry in found.items():
+        lines += ["", f'["{name}"]']
+        lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
+        lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
+        for precision, kinds in entry["activations"].items():
+            lines.append(f'["{name}".activations.{precision}]')
+            lines += [f"{kind} = [{fixed:_}, {each:_}]" for kind, (fixed, each) in kinds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", metavar="METHOD", nargs="*", help="count whole updates of these methods instead")
+    parser.add_argument("--network", default="sd-v1-4", choices=("sd-v1-4", "digits-text"), help="their size")
+    parser.add_argument("--memory", nargs="*", default=(), help="with these savings")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    given = parser.parse_args()
+    if given.updates is None:
+        found = {}
+        for name in NETWORKS:
+            found[name] = counted(name)
+            print(f"{name}: {found[name]['activations']}", flush=True)
+        TABLE.write_text(written(found), encoding="utf-8")
+        return
+    resources = Resources(given.precision, tuple(given.memory))
+    for name in given.updates:
+        try:
+            method, peak = update(name, given.network, resources)
+            print(name, f"{peak / GIB:.4f} GiB", peak, flush=True)
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc(limit=-4)
+            print(name, "FAILED", type(error), str(error)[:200], flush=True)
+
+
 if __name__ == "__main__":
-    import time, json, sys
-    for name in sys.argv[1:]:
-        t0 = time.time()
-        print(name, json.dumps(counted(name)), time.time() - t0, flush=True)
+    main()

@@ -95,7 +95,9 @@ class Resources:
     def training(self, device: str) -> Iterator[None]:
         """Context for preparing and unlearning."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
-        micro = current_microbatches.set(MicroBatches(1) if "microbatches" in self.memory else current_microbatches.get())
+        micro = current_microbatches.set(
+            MicroBatches(1) if "microbatches" in self.memory else current_microbatches.get()
+        )
         bf16 = self.precision == "bf16"
         try:
             # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost

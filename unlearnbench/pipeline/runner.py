@@ -80,9 +80,7 @@ def run_cell(
     return write_result(state, record, measured, store, force)
 
 
-def unlearned(
-    cell: Cell, draft: Record, store: Store, force: bool = False, watch: Watch | None = None
-) -> Made:
+def unlearned(cell: Cell, draft: Record, store: Store, force: bool = False, watch: Watch | None = None) -> Made:
     """The unlearned weights and what they cost, from the store or made.
 
     A method that can resume goes on at the step where an earlier process was stopped, except with `force`, and while it

@@ -185,8 +185,12 @@ def unsplit(reason: str) -> Iterator[None]:
 
 @contextmanager
 def splitting(size: int | None = None) -> Iterator[MicroBatches]:
-    """Within this block networks see at most `size` rows at once; what it yields says how many in the end."""
-    micro = MicroBatches(size)
+    """Within this block networks see at most `size` rows at once; what it yields says how many in the end.
+
+    Without a size, as many as in the block around it.
+    """
+    around = current_microbatches.get()
+    micro = MicroBatches(around.size if size is None and around is not None else size)
     with _set(current_microbatches, micro):
         yield micro
 

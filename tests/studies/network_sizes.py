@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,11 @@ from unlearnbench.models.tokenizer import word_tokenizer
 from unlearnbench.tasks.cifar10_class import CLASSES, SIZE
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 TABLE = Path(__file__).parents[2] / "unlearnbench" / "pipeline" / "networks.toml"
 COMMAND = "python -m tests.studies.network_sizes"
@@ -107,13 +113,17 @@ def parameters(model: Any) -> dict[str, Any]:
     def count(network: Any) -> int:
         return sum(value.numel() for value in network.parameters()) if network is not None else 0
 
+    parts = {name: sum(value.numel() for value in part) for name, part in model.parts().items()}
+    if hasattr(model, "kv"):
+        parts |= {"kv": sum(count(linear) for pair in model.kv() for linear in pair)}
+        parts |= {"attn": parts["selfattn"] + parts["xattn"]}
     text, vae = getattr(model, "text_encoders", None), getattr(model, "vae", None)
     return {
         "denoiser": count(model) - count(text) - count(vae),
         "vae": count(vae),
         "text_encoders": count(text),
         "pixels": model.shape[-1] * getattr(model, "scale_factor", 1),
-        "parts": {name: sum(value.numel() for value in part) for name, part in model.parts().items()},
+        "parts": parts,
     }
 
 
@@ -152,6 +162,7 @@ def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, An
         with LiveBytes() as live:
             live.add([*model.parameters(), *model.buffers()])
             unkept(model)
+            activations(model, live, 1, Resources())  # what the first call alone makes, such as caches
             found: dict[str, Any] = {**parameters(model), "activations": {}}
             for precision, kind in kinds:
                 if kind != "maps" or hasattr(model, "attention"):
@@ -160,15 +171,13 @@ def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, An
 
 
 def fitted(model: Any, live: LiveBytes, precision: str, kind: str) -> list[int]:
-    """Fixed bytes, and those of each image, from batches of two and of four."""
+    """Fixed bytes, and those of each image, from one image and from two."""
     resources = Resources(precision, ("checkpointing",) if kind == "checkpointing" else ())  # type: ignore[arg-type]
     resources.equip(model)
     if kind != "checkpointing":
         model.unet.disable_gradient_checkpointing()
-    activations(model, live, 1, resources, kind == "maps")  # what the first call alone makes, such as caches
-    two, four = (activations(model, live, n, resources, kind == "maps") for n in (2, 4))
-    each = (four - two) // 2
-    return [max(0, two - 2 * each), each]
+    one, two = (activations(model, live, n, resources, kind == "maps") for n in (1, 2))
+    return [max(0, 2 * one - two), two - one]
 
 
 class RealSize(TinyText):
@@ -238,17 +247,18 @@ def written(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help="those to count anew; the others keep their numbers")
     parser.add_argument("--updates", metavar="METHOD", nargs="*", help="count whole updates of these methods instead")
     parser.add_argument("--network", default="sd-v1-4", choices=("sd-v1-4", "digits-text"), help="their size")
     parser.add_argument("--memory", nargs="*", default=(), help="with these savings")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     given = parser.parse_args()
     if given.updates is None:
-        found = {}
-        for name in NETWORKS:
+        found = tomllib.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+        for name in given.networks or NETWORKS:
             found[name] = counted(name)
             print(f"{name}: {found[name]['activations']}", flush=True)
-        TABLE.write_text(written(found), encoding="utf-8")
+            TABLE.write_text(written({name: found[name] for name in NETWORKS if name in found}), encoding="utf-8")
         return
     resources = Resources(given.precision, tuple(given.memory))
     for name in given.updates:

@@ -52,10 +52,11 @@ class Resources:
             raise UserError("--memory adam8bit needs bitsandbytes: pip install 'unlearnbench[cuda]'")
         return cls(precision, tuple(sorted(set(memory))), compile)  # type: ignore[arg-type]
 
-    def named(self) -> dict[str, Any]:
-        """The options that are not the default, for keys and records."""
+    def named(self, drawing: bool = False) -> dict[str, Any]:
+        """The options that are not the default, for keys and records; for `drawing`, those that images depend on."""
         precision = self.precision if self.precision != "fp32" else None
-        changed = {"precision": precision, "memory": list(self.memory), "compile": self.compile}
+        memory = [word for word in self.memory if word == "slices" or not drawing]
+        changed = {"precision": precision, "memory": memory, "compile": self.compile}
         return {name: value for name, value in changed.items() if value}
 
     def equip(self, model: Diffusion) -> Diffusion:

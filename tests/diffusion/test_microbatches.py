@@ -78,7 +78,7 @@ def test_a_second_evaluation_for_the_gradient_is_not_charged(network, batch):
 
 
 def test_what_needs_all_rows_is_refused_with_the_reason(network, batch):
-    with splitting(2), unsplit("rows are compared"), pytest.raises(CannotSplit, match="of 5 .* because rows are comp"):
+    with splitting(2), unsplit("rows are compared"), pytest.raises(CannotSplit, match=r"of 5 .* because rows are comp"):
         network.loss(batch)
     with splitting(5), unsplit("rows are compared"):
         network.loss(batch)

@@ -27,7 +27,7 @@ SAME_LOSS = {"esd_u", "esd_retain"}
 """As ESD on another part, or with the loss of `finetune` added."""
 METHODS = sorted(set(registry.methods()) - WITHOUT_BATCHES - TRAINED_ANEW - SAME_LOSS)
 FEW = {**SHORT, "steps": 1, "batch_size": 3, "retain_batch": 3, "trajectories": 3, "warmup": 0, "sampler_steps": 2}
-FEW |= {"outer": 1, "batches": 1}
+FEW |= {"outer": 1, "batches": 1, "keep_start": True}
 
 
 class Double(TinyText):

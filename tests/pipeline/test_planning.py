@@ -20,7 +20,7 @@ from unlearnbench.pipeline.planning import planned_costs, seconds_of_evaluation
 from unlearnbench.pipeline.request import RunRequest
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tasks.sd_nudity import SDNudity
-from unlearnbench.tasks.sdxl_nudity import SDXLNudity
+
 
 def cell(name, task=SDNudity, resources=None, **settings):
     cls = registry.load_method(name)
@@ -43,7 +43,7 @@ def test_only_the_model_its_optimiser_and_a_teachers_denoiser_are_there():
 @pytest.mark.parametrize(("method", "images"), [("finetune", 1), ("salun", 2)])
 def test_micro_batches_take_what_one_image_takes(method, images):
     """Of the methods without a teacher, whatever their batch is, and down to the bytes of one image."""
-    fixed, each = cost_table()["model"]["sd-v1-4"]["activations"]["fp32"]["checkpointing"]
+    _, each = cost_table()["model"]["sd-v1-4"]["activations"]["fp32"]["checkpointing"]
     saving = ("checkpointing", "microbatches")
     assert peak(method, memory=saving, batch_size=64) == peak(method, memory=saving, batch_size=8)
     whole = peak(method, memory=saving[:1], batch_size=64)
@@ -322,7 +322,9 @@ def test_list_shows_memory_by_saving_and_what_24_gb_take(cli, monkeypatch):
     monkeypatch.setattr(module.out, "_width", 88)
     said = cli("list", "--task", "sd-nudity")
     assert said.code == 0, said.err
-    found = re.search(r"^ selective_amnesia +[\d.]+ GiB +([\d.]+) GiB +([\d.]+) GiB +([\d.]+) GiB .* \+ micro *$", said.out, re.M)
+    found = re.search(
+        r"^ selective_amnesia +[\d.]+ GiB +([\d.]+) GiB +([\d.]+) GiB +([\d.]+) GiB .* \+ micro *$", said.out, re.M
+    )
     assert float(found[1]) > 24 > float(found[2]) > float(found[3])
     assert re.search(r"^ blindspot .* — +— .* nothing *$", said.out, re.M)
 
@@ -332,5 +334,8 @@ def test_this_machines_card_is_compared(cli, fresh_store, monkeypatch):
     monkeypatch.setattr(dry_run, "room", lambda device, store: card)
     monkeypatch.setattr("unlearnbench.compute.device.pick_device", lambda wanted: "cuda")
     monkeypatch.setattr(planning, "seconds_of_evaluation", lambda cell, device: 0.1)
-    said = cli("run", "--task", "sd-nudity", "--method", "esd_u,selective_amnesia", "--dry-run", "--device", "cpu")
-    assert "fits esd_u, selective_amnesia with --memory checkpointing,microbatches" in said.out
+    said = cli(
+        "run", "--task", "sd-nudity", "--method", "esd_u,selective_amnesia,blindspot", "--dry-run", "--device", "cpu"
+    )
+    assert "esd_u, selective_amnesia with --memory checkpointing,microbatches" in said.out
+    assert "no saving is enough for blindspot" in said.out

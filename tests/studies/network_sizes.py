@@ -26,10 +26,11 @@ from tests.support.short_runs import SHORT
 from tests.support.tiny_text import TinyText
 from unlearnbench import Batch, Diffusion, Task, registry
 from unlearnbench.compute.precision import Resources
-from unlearnbench.method import run_prepare, run_unlearn
+from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.tokenizer import word_tokenizer
+from unlearnbench.pipeline.memory import GIB, cost_table, peak_of_unlearning
 from unlearnbench.tasks.cifar10_class import CLASSES, SIZE
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
@@ -87,10 +88,8 @@ def papers_cifar(tokens: Any) -> Diffusion:
     return ConditionalDDPM(len(CLASSES), SIZE)
 
 
-GIB = 2**30
 STEPS = 2
 """Of an update that is counted: with the second, the optimiser's moments are there from the start."""
-PART: dict[str, str] = {}
 KINDS = [(precision, kind) for precision in ("fp32", "bf16") for kind in ("plain", "checkpointing", "maps")]
 """Of activations: the precision of training, and how they are kept."""
 NETWORKS: dict[str, Callable[[Any], Diffusion]] = {
@@ -199,12 +198,12 @@ class RealSize(TinyText):
         return Batch(torch.zeros(len(y), *self.original.shape), y)
 
 
-def update(name: str, network: str, resources: Resources, preset: str = "sd-nudity") -> tuple[Any, int]:
-    """A method with its default settings for a task, and the bytes that are alive at the peak of its first steps."""
+def update(name: str, network: str, resources: Resources) -> tuple[Method, int]:
+    """A method with its default settings for nudity, and the bytes alive at the peak of its preparation and steps."""
     cls = registry.load_method(name)
-    settings = {**cls.preset("default", preset), **({"part": PART[name]} if name in PART else {})}
+    settings = cls.preset("default", "sd-nudity")
     known = cls.configured(settings).settings()
-    few = {key: value for key, value in SHORT.items() if key in known and key != "batch_size"}
+    few = {key: value for key, value in SHORT.items() if key in known and key not in ("batch_size", "K")}
     method = cls.configured({**settings, **few})
     tokens = word_tokenizer(["a", "photo", "of", "red", "seven", "one", "three", "cat"], PROMPT)
 
@@ -213,28 +212,22 @@ def update(name: str, network: str, resources: Resources, preset: str = "sd-nudi
 
     with sized_like_cuda(), mock.patch.object(Tensor, "tolist", ones):
         model: Any = NETWORKS[network](tokens)
-        task = RealSize(model)
         with LiveBytes() as live, resources.training("cpu"):
+            task = RealSize(model)
             resources.equip(method.wrap(model, task))
             live.add([*model.parameters(), *model.buffers()])
             live.restart()
-            prepared = run_prepare(method, model, task)
-            preparing = live.peak
-            live.restart()
-            run_unlearn(method, model, task, prepared)
-            print(f"  preparing {preparing / GIB:.4f}, unlearning {live.peak / GIB:.4f}")
-            return method, max(preparing, live.peak)
+            run_unlearn(method, model, task, run_prepare(method, model, task))
+            return method, live.peak
 
 
 def written(found: dict[str, dict[str, Any]]) -> str:
     """The table as TOML."""
     lines = [
-        f"# Counted by `{COMMAND}`, which writes this file. Parameters; and for a precision the bytes that are alive"
+        f"# Counted by `{COMMAND}`, which writes this file: parameters, and for each precision the bytes",
+        "# that are alive at the peak of a loss and its backward pass beyond weights and gradients, as fixed ones and",
+        "# those of each image. `maps`: with attention maps recorded, which checkpointing does not save.",
     ]
-    lines += [
-        "# at the peak of a loss and its backward pass beyond weights and gradients: [fixed, for each image]. `maps`: with"
-    ]
-    lines += ["# attention maps recorded, which checkpointing does not save."]
     for name, entry in found.items():
         lines += ["", f'["{name}"]']
         lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
@@ -262,14 +255,12 @@ def main() -> None:
         return
     resources = Resources(given.precision, tuple(given.memory))
     for name in given.updates:
-        try:
-            method, peak = update(name, given.network, resources)
-            print(name, f"{peak / GIB:.4f} GiB", peak, flush=True)
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc(limit=-4)
-            print(name, "FAILED", type(error), str(error)[:200], flush=True)
+        method, peak = update(name, given.network, resources)
+        entry = cost_table()["model"][given.network]
+        planned = peak_of_unlearning(entry, method, given.precision, given.memory)
+        what = ", ".join([given.precision, *given.memory])
+        counted_gib, planned_gib = peak / GIB, planned / GIB
+        print(f"| {name} | {what} | {counted_gib:.1f} | {planned_gib:.1f} | {planned / peak - 1:+.0%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 BLOCK = 512
-"""Bytes to which PyTorch's allocator on CUDA rounds up (pytorch/pytorch, c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
+"""Bytes to which PyTorch's allocator on CUDA rounds up (pytorch/pytorch, c10/cuda/CUDACachingAllocator.cpp,
+kMinBlockSize)."""
 CAST_TO_FLOAT32 = ("group_norm", "layer_norm")
 """What autocast computes in float32 on CUDA, but not on the CPU (pytorch/pytorch, aten/src/ATen/autocast_mode.h)."""
 

@@ -232,24 +232,29 @@ def _fitting_here(plans: Mapping[str, CostPlan], here: Room) -> str:
     from unlearnbench.pipeline.memory import CONTEXT
 
     gib = (here.memory or 0) / 2**30
-    fits, more = [], []
+    fits: list[str] = []
+    more: list[str] = []
+    never: list[str] = []
     for name, found in plans.items():
         if found.memory is None:
             continue
         enough = found.alternatives.savings_for(gib)
         if found.memory / 2**30 + CONTEXT <= gib:
             fits.append(name)
+        elif enough:
+            more.append(f"{name} with --memory {','.join(enough)}")
         else:
-            more.append(f"{name} with --memory {','.join(enough)}" if enough else f"{name} with nothing")
-    return f"here, {here.kind} ({byte_count(here.memory)}): fits {', '.join([*fits, *more]) or 'nothing counted'}"
+            never.append(name)
+    no = f"; no saving is enough for {', '.join(never)}" if never else ""
+    return f"here, {here.kind} ({byte_count(here.memory)}): fits {', '.join([*fits, *more]) or 'none of them'}{no}"
 
 
 def _warn_of_disk(needed: int, free: int) -> None:
     """Say on stderr where the disk has too little room, in bytes."""
     if needed > free:
         err.print(
-            f"not enough disk space: {byte_count(needed)} needed, {byte_count(free)} free: free {byte_count(needed - free)}, or "
-            "choose another folder with UNLEARNBENCH_CACHE",
+            f"not enough disk space: {byte_count(needed)} needed, {byte_count(free)} free: "
+            f"free {byte_count(needed - free)}, or choose another folder with UNLEARNBENCH_CACHE",
             highlight=False,
             soft_wrap=True,
         )

@@ -92,7 +92,9 @@ def peak_of_unlearning(model: Mapping[str, Any] | None, method: Method, precisio
     mean = 1 if settings.get("ema") is not None and "step" in entry else 0
     backward, step = (max(0.0, entry.get(name, 0) - moments + mean) for name in ("backward", "step"))
     resident = BYTES * (whole_model(model) + entry.get("models", 0) * teacher)
-    return int(resident + max(copies * backward + _activations(model, entry, images, precision, savings), copies * step))
+    return int(
+        resident + max(copies * backward + _activations(model, entry, images, precision, savings), copies * step)
+    )
 
 
 def _images(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:

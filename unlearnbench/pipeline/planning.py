@@ -9,8 +9,16 @@ import torch
 
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline.cell import Cell, require
-from unlearnbench.pipeline.memory import BYTES, Uncounted, cost_table, memory_plan, model_costs, whole_model
-from unlearnbench.pipeline.memory import MemoryPlan, peak_of_unlearning
+from unlearnbench.pipeline.memory import (
+    BYTES,
+    MemoryPlan,
+    Uncounted,
+    cost_table,
+    memory_plan,
+    model_costs,
+    peak_of_unlearning,
+    whole_model,
+)
 from unlearnbench.task import Task
 
 
@@ -45,7 +53,10 @@ def planned_costs(cell: Cell) -> CostPlan:
     steps = cell.method.settings().get("steps")
     model, changed = model_costs(task), changed_bytes(cell)
     try:
-        memory, uncounted = peak_of_unlearning(model, cell.method, cell.resources.precision, cell.resources.memory), None
+        memory, uncounted = (
+            peak_of_unlearning(model, cell.method, cell.resources.precision, cell.resources.memory),
+            None,
+        )
     except Uncounted as error:
         memory, uncounted = None, str(error)
     return CostPlan(

@@ -23,8 +23,8 @@ from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
 from unlearnbench.pipeline.attacks import parse_attacks, require_attack_settings
 from unlearnbench.pipeline.cell import require
-from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.memory import default_savings, with_defaults
+from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.trackers import Tracking, tracking
 from unlearnbench.records.tuning import require_apart, tuned_settings, was_tuned
@@ -331,8 +331,8 @@ class RunRequest(LaunchRequest):
     precision: str = "fp32"
     compile: bool = False
     memory: tuple[str, ...] | None = None
-    """Ways to save memory: checkpointing, microbatches, slices, adam8bit; `none` for none of them. None: what the method
-    needs on this task for a common card (see `default_savings`)."""
+    """Ways to save memory: checkpointing, microbatches, slices, adam8bit; `none` for none of them. None: what the
+    method needs on this task for a common card (see `default_savings`)."""
     results: Path = Path("results")
     """Folder of records."""
     pretrained: Path | None = None

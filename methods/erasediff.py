@@ -106,7 +106,8 @@ class EraseDiff(TextMethod):
         """grad L_r + lambda grad g for one pair of batches."""
         L_f = erasediff_forget_loss(model, task, forget, retain, self.target)
         L_r = model.loss(retain)
-        a, value = gradients(L_r, parameters), L_f()
+        a, L_r = gradients(L_r, parameters), L_r.detach()  # nothing of its graph stays for the second loss
+        value = L_f()
         b = gradients(value, parameters)
         q = None
         if self.rule == "barrier" or self.faithful_cost:

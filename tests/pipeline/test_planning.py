@@ -326,7 +326,24 @@ def test_list_shows_memory_by_saving_and_what_24_gb_take(cli, monkeypatch):
         r"^ selective_amnesia +[\d.]+ GiB +([\d.]+) GiB +([\d.]+) GiB +([\d.]+) GiB .* \+ micro *$", said.out, re.M
     )
     assert float(found[1]) > 24 > float(found[2]) > float(found[3])
-    assert re.search(r"^ blindspot .* — +— .* nothing *$", said.out, re.M)
+    assert re.search(r"^ blindspot .* — +— .* too big *$", said.out, re.M)
+
+
+@pytest.mark.parametrize(("precision", "seconds"), [("fp32", 2), ("fp16", 1)])
+def test_drawing_training_images_is_in_the_time_and_in_fp32(cli, fresh_store, monkeypatch, precision, seconds):
+    card = dry_run.Room(24 * 2**30, "1 x card", 2**50)
+    monkeypatch.setattr(dry_run, "room", lambda device, store: card)
+    monkeypatch.setattr("unlearnbench.compute.device.pick_device", lambda wanted: "cuda")
+    speed = {"fp32": 2.0, "fp16": 1.0}
+    monkeypatch.setattr(planning, "seconds_of_evaluation", lambda cell, device: speed[cell.resources.precision])
+    words = ("run", "--task", "sd-nudity", "--method", "erasediff", "--dry-run", "--launcher", "slurm", "--gpus", "1")
+    monkeypatch.setattr("unlearnbench.launch.options.find_spec", lambda name: object())
+    monkeypatch.setattr("shutil.which", lambda name, *rest, **more: name)
+    said = cli(*words, "--precision", precision)
+    assert said.code == 0, said.err
+    found = planned_costs(cell("erasediff"))
+    total = 2 * found.evaluations * seconds + found.training_evaluations * 2  # the original's images too
+    assert f"about {total / 3600:.1f} h on one" in said.out
 
 
 def test_this_machines_card_is_compared(cli, fresh_store, monkeypatch):

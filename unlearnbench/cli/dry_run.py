@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,13 +202,19 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
         lines.append(f"— means not counted: {why}")
         lines.append("the same command on a machine with a GPU and the task's files measures it, by a short trial")
     total = sum(found.evaluations * len(groups[name]) for name, found in plans.items())
-    total += max(found.training_evaluations for found in plans.values())
+    once = max(found.training_evaluations for found in plans.values())
     device = pick_device("auto")
     if device == "cuda":
         lines.append(_fitting_here(plans, room(device, Store().root)))
     each = planning.seconds_of_evaluation(first, device) if device == "cuda" else None
-    timed = f": about {_span(each * total)} on one {room(device, Store().root).kind}" if each is not None else ""
-    lines.append(f"{_short(total)} evaluations of the network in all to draw images{timed}")
+    plain = each  # of training images, which are always drawn in fp32
+    if each is not None and once and first.resources.precision != "fp32":
+        in_fp32 = replace(first, resources=replace(first.resources, precision="fp32"))
+        plain = planning.seconds_of_evaluation(in_fp32, device)
+    timed = ""
+    if each is not None and plain is not None:
+        timed = f": about {_span(each * total + plain * once)} on one {room(device, Store().root).kind}"
+    lines.append(f"{_short(total + once)} evaluations of the network in all to draw images{timed}")
     disk = room("cpu", Store().root).disk
     counted = [found.stored * len(groups[name]) for name, found in plans.items() if found.stored is not None]
     stored = sum(counted) if counted else None

@@ -23,7 +23,7 @@ def show_memory(plans: Mapping[str, MemoryPlan]) -> None:
         if plan.uncounted:
             continue
         enough = plan.savings_for(COMMON)
-        fits = "nothing" if enough is None else HEADS[LADDER.index(enough)]
+        fits = "too big" if enough is None else HEADS[LADDER.index(enough)]
         cells = [byte_count(plan.peaks["fp32", savings]) for savings in LADDER]
         rows.append([name, *cells, byte_count(plan.peaks["bf16", LADDER[1]]), fits])
     if not rows:
@@ -31,9 +31,9 @@ def show_memory(plans: Mapping[str, MemoryPlan]) -> None:
     heads = ["method", *HEADS, "bf16", f"{COMMON} GB with"]
     print_table("GPU memory of unlearning in fp32, by --memory: counted, not measured", heads, [("", rows)])
     out.print(
-        "check.: checkpointing; + micro: microbatches too; + 8bit: adam8bit too; bf16: with checkpointing; — cannot be "
-        f"had. Without --memory a run takes checkpointing where it needs it on {COMMON} GB, and where memory ends it "
-        "goes on in micro-batches.",
+        "check.: checkpointing; + micro: microbatches too; + 8bit: adam8bit too; bf16: with checkpointing; none: no "
+        "option; too big: with all options; — the batch cannot be split. Without --memory a run takes checkpointing "
+        f"where a card of {COMMON} GB needs it, and micro-batches where memory ends.",
         soft_wrap=True,
         highlight=False,
     )

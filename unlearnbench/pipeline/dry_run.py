@@ -73,11 +73,16 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     plan = task.plan()
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
+    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
+    drawn_by, drawn_in = batch, step
+    if undrawn and cell.resources.precision != "fp32":  # training images are always drawn in fp32
+        plain = replace(cell, resources=replace(cell.resources, precision="fp32", compile=False))
+        with exact():
+            drawn_by, drawn_in, _ = _step(plain, model, plan, SECONDS if seconds is None else seconds)
     with splitting() as micro, Meter(task.device) as training:
         unlearning, changed = in_fitting_parts(cell.method.name, partial(_unlearning, cell))
     images = len(plan) + own_images(cell)
     chunks = -(-images // batch)
-    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
@@ -91,7 +96,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         steps=_steps(cell),
         stored=_stored(cell, model, images, changed),
         training_images=undrawn,
-        drawing=-(-undrawn // batch) * sampler.steps * step,
+        drawing=-(-undrawn // drawn_by) * sampler.steps * drawn_in,
     )
 
 

@@ -7,9 +7,7 @@ from unlearnbench.testing import toy
 
 
 class RelativeTime(Metric):
-    """Both models take a few steps of the sampler alternately in one process, from which the seconds of an image are
-    worked out; above 1 for methods that guide or wrap at inference.
-    """
+    """Both models take some of the sampler's steps in turn; above 1 for methods that guide or wrap at inference."""
 
     title, axis, better, unit, scale, digits = "time/image", "cost", "lower", "x", 1.0, 2
     rank = 2

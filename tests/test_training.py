@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unlearnbench import Diverged, gradients, minimise
-from unlearnbench.training import inner, norm, seeded
+from unlearnbench.training import NEW_SEED, inner, norm, seeded
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -271,3 +271,29 @@ def test_a_seed_is_given_back_after_an_error():
         torch.rand(3)
         raise ZeroDivisionError
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_gpu_that_nothing_used_is_not_opened_for_a_seed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("the GPU was opened"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    after = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "manual_seed_all", after.append)
+        with seeded(1):
+            assert after == [1]
+    assert after == [1, NEW_SEED], "what is seeded when the GPU is used must not outlive the block"
+    assert torch.Generator().initial_seed() == NEW_SEED
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_state_of_every_gpu_in_use_is_given_back_without_a_warning(monkeypatch):
+    states, back = {0: "a", 1: "b"}, {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: back.update({device: state}))
+    with seeded(1):
+        pass
+    assert back == states

@@ -28,9 +28,12 @@ PACKAGE = __name__.partition(".")[0]
 SILENT = frozenset(
     f"{PACKAGE}.{name}"
     for name in (
+        "compute.device.device_trouble",
         "compute.environment.Meter",
         "compute.environment.describe_environment",
+        "compute.environment.memory_in_use",
         "compute.evaluation_budget",
+        "compute.offloading",
         "data.download",
         "errors",
         "fingerprint",

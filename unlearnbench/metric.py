@@ -95,12 +95,12 @@ class Side(NamedTuple):
 class Loaded:
     """A field that is given a model, or a function that loads it when the field is first read."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __init__(self, name: str):
         self.name = name
 
-    def __get__(self, owner: Any, cls: type | None = None) -> Diffusion:
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
-            raise AttributeError(self.name)  # so that dataclasses see no default
+            return self
         found = vars(owner)[self.name]
         if inspect.isfunction(found):
             found = vars(owner)[self.name] = found()
@@ -115,12 +115,9 @@ class Outcome:
     """Everything that metrics may use. Samples are drawn and judged once and shared."""
 
     task: Task
-    if TYPE_CHECKING:
-        model: Diffusion
-        original: Diffusion
-    else:
-        model: Diffusion = Loaded()
-        original: Diffusion = Loaded()
+    model: Diffusion
+    original: Diffusion
+    """These two may be given as functions, which load the model when a metric first asks for it."""
     plan: list[Plan]
     samples: Table
     """uint8 (N, 3, H, W), in the plan's order."""
@@ -195,6 +192,10 @@ class Outcome:
     def retain(self) -> Side:
         """Samples of the other concepts."""
         return self.side("retain")
+
+
+for _name in ("model", "original"):  # not as defaults, which these two do not have
+    setattr(Outcome, _name, Loaded(_name))
 
 
 class Known(NamedTuple):

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from unlearnbench import registry
 from unlearnbench.compute import device, environment
 from unlearnbench.compute.device import pick_device
 from unlearnbench.compute.environment import Meter, describe_environment
+from unlearnbench.compute.precision import too_little
 from unlearnbench.errors import UserError
+from unlearnbench.pipeline.unlearning import name_errors
 
 
 @pytest.mark.parametrize(("there", "wanted", "given"), [(True, "auto", "cuda"), (False, "auto", "cpu")])
@@ -43,7 +46,9 @@ def test_description_is_json_and_names_the_packages(monkeypatch):
 
 
 # The lines as the driver writes them: NVIDIA/open-gpu-kernel-modules, kernel-open/nvidia/nv-procfs.c, version.
-PROPRIETARY = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12.2.0\n"
+PROPRIETARY = (
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12.2.0\n"
+)
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build  (builder@host)  Fri Aug 16\n"
 
 
@@ -62,7 +67,12 @@ def test_the_driver_is_nvidias_and_the_toolkit_stands_beside_it(monkeypatch, tmp
 
 @pytest.mark.parametrize(
     ("script", "version"),
-    [("echo 550.54.15; echo 550.54.15", "550.54.15"), ("echo No devices were found", None), ("exit 9", None), (None, None)],
+    [
+        ("echo 550.54.15; echo 550.54.15", "550.54.15"),
+        ("echo No devices were found", None),
+        ("exit 9", None),
+        (None, None),
+    ],
 )
 def test_without_the_drivers_own_file_its_tool_is_asked(monkeypatch, tmp_path, script, version):
     if script is not None:
@@ -98,13 +108,30 @@ UNUSABLE = [
 @pytest.mark.parametrize("said", UNUSABLE)
 def test_a_gpu_that_cannot_be_used_is_one_line_with_a_remedy(said):
     kind = AssertionError if "compiled" in said else RuntimeError
-    with pytest.raises(UserError, match=r"^the GPU cannot be used: .*--device cpu; what is finished is kept$") as caught:
-        with device.explained_device_errors():
-            raise kind(said)
+    line = r"^the GPU cannot be used: .*--device cpu; what is finished is kept$"
+    with pytest.raises(UserError, match=line) as caught, device.explained_device_errors():
+        raise kind(said)
     assert "\n" not in str(caught.value)
     for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError(said)):
         with pytest.raises(type(other)), device.explained_device_errors():
             raise other
+
+
+def test_a_gpu_that_is_taken_is_no_fault_of_the_method_that_was_to_use_it():
+    line = "^the GPU cannot be used: another process has the GPU to itself"
+    with pytest.raises(UserError, match=line), name_errors(registry.load_method("uce")()):
+        raise RuntimeError(UNUSABLE[0])
+
+
+def test_memory_that_another_process_holds_is_named():
+    said = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.15 GiB of which 15.06 MiB "
+        "is free. Process 4711 has 70.00 GiB memory in use. Including non-PyTorch memory, this process has 9.00 GiB "
+        "memory in use. Of the allocated memory 8.00 GiB is allocated by PyTorch"
+    )
+    line = str(too_little("esd", torch.OutOfMemoryError(said), 4))
+    assert "process 4711 holds 70.00 GiB of this GPU, CUDA_VISIBLE_DEVICES names another" in line and "\n" not in line
+    assert "9.00" not in line and "process" not in str(too_little("esd", torch.OutOfMemoryError("out of memory"), 4))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from unlearnbench.launch.local import cards, cores
 from unlearnbench.launch.options import Where, parse_time
 from unlearnbench.launch.worker import Result
 from unlearnbench.pipeline.request import LaunchRequest
+from unlearnbench.reporting import told_by
 from unlearnbench.storage.store import Store
 
 # ---- the journal and `status` ---------------------------------------------------------------------------------------
@@ -169,3 +170,15 @@ def test_threads_are_shared_out():
     assert checked(10 * cores()) == 1
     assert checked(1, 3) == 3
     assert Where.of(LaunchRequest(threads=2, device="cpu")) is None
+
+
+@pytest.mark.parametrize(("device", "here", "gpus", "lines"), [
+    ("auto", False, 0, 1), ("auto", True, 1, 0), ("cuda", False, 1, 0), ("cpu", False, 0, 0),
+])  # fmt: skip
+def test_a_head_node_without_a_gpu_says_that_auto_takes_the_cpu(monkeypatch, device, here, gpus, lines):
+    monkeypatch.setattr(options, "_require_available", lambda launcher: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    said = []
+    with told_by(said.append):
+        assert Where.of(LaunchRequest(launcher="ray", device=device)).gpus == gpus
+    assert len(said) == lines and all("--device cuda gives each a GPU" in line for line in said)

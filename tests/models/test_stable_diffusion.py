@@ -197,7 +197,9 @@ def test_the_teacher_is_apart(model):
     assert torch.equal(before, again)
 
 
-@pytest.mark.parametrize(("part", "encoders"), [(None, True), ("text_encoder", True), ("xattn", False), ("full", False)])
+@pytest.mark.parametrize(
+    ("part", "encoders"), [(None, True), ("text_encoder", True), ("xattn", False), ("full", False)]
+)
 def test_a_teacher_copies_the_denoiser_and_only_what_may_be_trained(model, part, encoders):
     teacher, alive = model.frozen(part), {id(value) for value in model.parameters()}
     copied = {name.partition(".")[0] for name, value in teacher.named_parameters() if id(value) not in alive}

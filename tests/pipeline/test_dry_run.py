@@ -10,6 +10,7 @@ import torch
 
 from tests.support.small_world import debris, write_method
 from unlearnbench.compute.precision import Resources
+from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.original import Original
 from unlearnbench.pipeline import dry_run as module
@@ -137,6 +138,20 @@ def test_what_is_done_is_counted_and_left_out_of_the_time(cli, tmp_path, monkeyp
     assert re.search(r"^ *finetune +2 +1 ", said.out, re.M)
     assert re.search(r"^ *original +1 +1 .* 0.0 s *$", said.out, re.M)
     assert " with 2 jobs at a time" in said.out
+
+
+def test_the_trial_of_unlearning_has_the_device_to_itself(monkeypatch):
+    order, drawn, step, unlearning, to = [], [], module._step, module._unlearning, Diffusion.to
+
+    def moved(self, *words, **options):
+        order.append((self in drawn, *words))
+        return to(self, *words, **options)
+
+    monkeypatch.setattr(module, "_step", lambda cell, model, *words: drawn.append(model) or step(cell, model, *words))
+    monkeypatch.setattr(module, "_unlearning", lambda cell: order.append("trial") or unlearning(cell))
+    monkeypatch.setattr(Diffusion, "to", moved)
+    probe(Cell(Original(), DigitsClass("3")), seconds=0.01)
+    assert order[order.index("trial") - 1] == (True, "cpu"), "the model that images were drawn from has left it"
 
 
 def test_what_stays_in_the_store_is_weights_and_images():

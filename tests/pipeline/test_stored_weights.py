@@ -54,7 +54,13 @@ def test_only_what_changed_is_stored_and_all_of_it_comes_back(method, settings, 
 
 
 def test_tensors_are_compared_bit_for_bit():
-    start = {"zero": torch.zeros(2), "kind": torch.ones(2), "shape": torch.ones(2), "gone": torch.ones(1), "same": torch.ones(1)}
+    start = {
+        "zero": torch.zeros(2),
+        "kind": torch.ones(2),
+        "shape": torch.ones(2),
+        "gone": torch.ones(1),
+        "same": torch.ones(1),
+    }
     state = {
         "zero": torch.tensor([0.0, -0.0]),
         "kind": torch.ones(2, dtype=torch.float16),

@@ -33,7 +33,9 @@ class Paid(Guidance):
 
     def __call__(self, model, x_t, t, i, condition, null, w):
         self.calls += 1
-        self.clock[0] += self.cost(i) * ((10 if self.calls == 1 else 3 if self.calls % 29 == 0 else 1) if self.rough else 1)
+        self.clock[0] += self.cost(i) * (
+            (10 if self.calls == 1 else 3 if self.calls % 29 == 0 else 1) if self.rough else 1
+        )
         return x_t
 
 
@@ -62,7 +64,11 @@ def test_seconds_are_those_of_all_steps_and_what_comes_before_them(paid, steps):
 
 def test_steps_count_where_they_cost_more(paid):
     """As of guidance that begins after some steps, or ends, and one that reads the prompts at its first step."""
-    late, early, first = (lambda i: 1.0 + 2.0 * (i >= 10)), (lambda i: 1.0 + 2.0 * (i < 10)), (lambda i: 1.0 + 9 * (i < 1))
+    late, early, first = (
+        (lambda i: 1.0 + 2.0 * (i >= 10)),
+        (lambda i: 1.0 + 2.0 * (i < 10)),
+        (lambda i: 1.0 + 9 * (i < 1)),
+    )
     y = torch.zeros(1, dtype=torch.long)
     for cost, seconds in ((late, 40), (early, 40), (first, 29)):
         model = paid(cost)

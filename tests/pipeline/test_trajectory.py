@@ -176,6 +176,20 @@ def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
     assert same.trajectory.other_weights is None and "second unlearning" not in shown(same)
 
 
+def test_an_unlearning_anew_that_diverges_costs_nothing_either(places, monkeypatch):
+    store, results = places
+    record, said = runner.run_cell(ascent(), store, results), []
+
+    def diverges(cell, watch):
+        raise Diverged(1, "the loss")
+
+    monkeypatch.setattr(trajectory, "unlearn", diverges)
+    with told_by(said.append):
+        found = followed(ascent(), 2, store, results)
+    assert found.status == "ok" and found.result() == record.result() and found.weights == record.weights
+    assert "the loss is not finite at step 1" in said[-1] and "diverged" in found.trajectory.other_weights
+
+
 def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):
     store, results = places
     runner.run_cell(ascent(), store, results)

@@ -82,7 +82,17 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
             **(environment.get("seeing") or {}),
         },
     )
-    about = ("device", "device_type", "threads", "precision", "memory", "compile", "nvidia_driver", "cuda_toolkit", "system")
+    about = (
+        "device",
+        "device_type",
+        "threads",
+        "precision",
+        "memory",
+        "compile",
+        "nvidia_driver",
+        "cuda_toolkit",
+        "system",
+    )
     yield "device", {name: environment.get(name) for name in about}
     yield "commit", {"commit": environment.get("commit"), "uncommitted changes": environment.get("dirty")}
     yield "result", {"status": record.status, "reason": record.reason, "step": record.step}

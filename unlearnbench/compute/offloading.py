@@ -5,6 +5,7 @@ unlearned.
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 
 _on_device: weakref.WeakSet[Offloaded] = weakref.WeakSet()
+_moving = threading.Lock()
+"""Held while a network moves: judges work in threads beside the sampler."""
 
 
 class Offloaded:
@@ -23,9 +26,10 @@ class Offloaded:
     @property
     def network(self) -> Any:
         """The network on its device."""
-        if self not in _on_device:
-            self._move(self.device)
-            _on_device.add(self)
+        with _moving:
+            if self not in _on_device:
+                self._move(self.device)
+                _on_device.add(self)
         return self._network
 
     @property
@@ -35,8 +39,9 @@ class Offloaded:
 
     def offload(self) -> None:
         """Take the network back to the CPU."""
-        self._move("cpu")
-        _on_device.discard(self)
+        with _moving:
+            self._move("cpu")
+            _on_device.discard(self)
 
     def _move(self, device: str) -> None:
         with torch.inference_mode(False):  # otherwise the weights would be inference tensors for good

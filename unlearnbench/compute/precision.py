@@ -173,6 +173,13 @@ def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemo
     size = f" ({asked[1]} more was asked for)" if asked else ""
     smaller = f"--set batch_size={max(1, batch // 2)} needs about half as much; " if batch and batch > 1 else ""
     return OutOfMemory(
-        f"{doing} ran out of memory{size}: {smaller}--memory checkpointing,slices, and on CUDA --precision bf16 and "
-        "--memory adam8bit, save more; what is finished is kept"
+        f"{doing} ran out of memory{size}{_held_by_others(error)}: {smaller}--memory checkpointing,slices, and on CUDA "
+        "--precision bf16 and --memory adam8bit, save more; what is finished is kept"
     )
+
+
+def _held_by_others(error: BaseException) -> str:
+    """What torch says that other processes hold of the GPU: pytorch/pytorch, c10/cuda/CUDACachingAllocator.cpp."""
+    others = re.findall(r"Process (\d+) has (\d[\d.]* \w+) memory in use", message(error))
+    held = " and ".join(f"process {number} holds {size}" for number, size in others)
+    return f"; {held} of this GPU, CUDA_VISIBLE_DEVICES names another" if others else ""

@@ -136,6 +136,7 @@ def _stored(cell: Cell, model: Diffusion, images: int, changed: int | None) -> i
         changed = changed_bytes(cell)
     if changed is None:
         changed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    model = model.to(cell.task.device)
     one = model.decode(torch.zeros(1, *model.shape, device=model.alpha_bar.device))
     return changed + images * 3 * one.shape[-2] * one.shape[-1]
 
@@ -153,7 +154,9 @@ def _step(cell: Cell, model: Any, plan: list[Any], seconds: float) -> tuple[int,
             with torch.inference_mode(), cell.resources.sampling(task.device):
                 y = task.inputs(items)
                 work = partial(model.sample, y, [item.seed for item in items], sampler=one)
-                return batch, *_times(work, task.device, seconds)
+                times = _times(work, task.device, seconds)
+            model.to("cpu")  # the trial of unlearning is measured next, and has the device to itself
+            return batch, *times
         except Exception as error:
             if not out_of_memory(error) or batch == 1:
                 raise

@@ -48,8 +48,8 @@ def measure(
 ) -> Measurement:
     """Draw the plan's images from `model`, have them judged, and score them by `metrics`.
 
-    `model` and `original` load a model. The first is loaded to draw, and kept no longer than that; both are loaded again
-    where a metric asks for them, which no metric of this package does.
+    `model` and `original` load a model. The first is loaded to draw, and kept no longer than that; both are loaded
+    again where a metric asks for them, which no metric of this package does.
     `identity` is what the images depend on besides plan and protocol, for the store's keys (see `sample_parts`).
     `cost` is what unlearning took, for metrics of cost. Without `references` no real images are judged: this is for
     metrics that look at one image at a time. Without `scorers` the judge is the only one who looks.

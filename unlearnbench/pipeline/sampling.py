@@ -14,6 +14,7 @@ from unlearnbench.compute.device import exact, trim
 from unlearnbench.compute.precision import out_of_memory, too_little
 from unlearnbench.diffusion.dropout import dropping
 from unlearnbench.diffusion.model import Diffusion
+from unlearnbench.errors import Damaged
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import engine_hash
 from unlearnbench.reporting import tell, track
@@ -63,6 +64,22 @@ def has_images(cell: Cell, identity: dict[str, Any], plan: list[Plan], store: St
     size = cell.task.protocol.chunk
     chunks = (plan[start : start + size] for start in range(0, len(plan), size))
     return all(store.has("samples", _chunk_parts(cell, identity, _padded(chunk, size))) for chunk in chunks)
+
+
+def stored_images(cell: Cell, identity: dict[str, Any], plan: list[Plan], store: Store) -> Rows | None:
+    """What `sample_images` would give for this plan, without a model; None unless the store holds all of it."""
+    if not has_images(cell, identity, plan, store):
+        return None
+    size, drawn = cell.task.protocol.chunk, []
+
+    def gone() -> Made:
+        raise Damaged("images in the store were deleted while they were read: run the same command again")
+
+    for chunk in (plan[start : start + size] for start in range(0, len(plan), size)):
+        parts = _chunk_parts(cell, identity, _padded(chunk, size))
+        made = store.stage("samples", parts, gone)
+        drawn.append(ArrayPart(len(chunk), store.reader("samples", parts, "images", made)))
+    return Rows(drawn)
 
 
 def _padded(chunk: list[Plan], size: int) -> list[Plan]:

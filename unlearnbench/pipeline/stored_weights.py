@@ -27,7 +27,7 @@ def original_state(task: Task) -> dict[str, Tensor]:
 
 
 def starting_state(cell: Cell) -> dict[str, Tensor]:
-    """The weights that unlearning starts from, loaded on the CPU: the original's, unless the protocol says otherwise."""
+    """The weights that unlearning starts from, loaded on the CPU: the original's unless the protocol says otherwise."""
     with seeded(0):
         task = on_cpu(cell.worded)
         return (task.starting() if cell.method.trains else task.pretrained()).state_dict()
@@ -59,7 +59,9 @@ def stored_weights(
     return state, {name: value for name, value in facts.items() if name != START}
 
 
-def changes(state: Mapping[str, Tensor], facts: dict[str, Any], start: Mapping[str, Tensor], original: str | None) -> Made:
+def changes(
+    state: Mapping[str, Tensor], facts: dict[str, Any], start: Mapping[str, Tensor], original: str | None
+) -> Made:
     """The entry of a state: its tensors that are not the starting ones bit for bit, and facts that name the others."""
     unchanged = unchanged_names(state, start)
     kept = {name: value for name, value in state.items() if name not in unchanged}

@@ -125,5 +125,3 @@ def _lap(model: Diffusion, y: Tensor, device: str, place: int) -> tuple[float, f
     model.sample(y, seeds, start=start, until=max(0, steps - place - 2), hook=hook)
     meters[-1].__exit__()
     return meters[0].seconds, meters[1].seconds if len(meters) > 1 else 0.0
-
-

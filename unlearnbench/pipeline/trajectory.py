@@ -41,9 +41,9 @@ def followed(
 ) -> Record:
     """The cell's record, as `run_cell` gives it, with a trajectory: a point `every` so many steps; None: no points.
 
-    A finished run without one is unlearned anew for it, and its record keeps its weights and scores. Where that comes to
-    other weights, as on a GPU in the last bits, the trajectory names them (`TrajectoryRecord.other_weights`). Values go
-    to the tracker as they come; those of a trajectory that is there already, from the record.
+    A finished run without one is unlearned anew for it, and its record keeps its weights and scores. Where that comes
+    to other weights, as on a GPU in the last bits, the trajectory names them (`TrajectoryRecord.other_weights`). Values
+    go to the tracker as they come; those of a trajectory that is there already, from the record.
     """
     tracker = _tracker(cell, tracking)
     root = store.root / ("verify" if cell.task.unsafe else "watched")  # where `purge` finds what a kill leaves behind
@@ -100,20 +100,20 @@ def _again(cell: Cell, record: Record, watch: Watch) -> str | None:
     took = record.scores.get("unlearn_time")
     spent = "" if took is None or took.value is None else f", which took {span(took.value)} before"
     tell(f"{who} is finished without this trajectory: it is unlearned anew for it{spent}")
+    found: str | None = None
     try:
         state, _ = unlearn(cell, watch)
         found = state_hash(state)
+        now = f"other weights ({found[:12]} now, {(then or 'none')[:12]} then)"
     except Diverged as error:
-        if then is None:
-            return None
-        found = f"none: {error}"
+        now = f"no weights ({error})"
     if found == then:
         return None
     tell(
-        f"{who}: unlearned anew, it came to other weights ({found[:12]} now, {(then or 'none')[:12]} then), as GPUs, other "
-        "machines and other threads do: the trajectory is of these and says so, weights and scores of the record stay"
+        f"{who}: unlearned anew, it came to {now}, as may be on GPUs, other machines and with other threads: the "
+        "trajectory is of this unlearning and says so, weights and scores of the record stay"
     )
-    return found
+    return found or "none, it diverged"
 
 
 def held_out(cell: Cell) -> tuple[Cell, list[Plan], HeldOut]:
@@ -191,7 +191,15 @@ def _scored(cell: Cell, model: Diffusion, plan: list[Plan], shot: Snapshot, stor
     metrics = {name: known[name] for name in SCORED if name in known}
     try:
         measured = measure(
-            cell, lambda: model, lambda: model, metrics, plan, {"step": shot.step}, store, references=False, scorers=False
+            cell,
+            lambda: model,
+            lambda: model,
+            metrics,
+            plan,
+            {"step": shot.step},
+            store,
+            references=False,
+            scorers=False,
         )
     except Diverged as error:
         asked = {name: sum(item.group == metric.side for item in plan) for name, metric in metrics.items()}

@@ -25,13 +25,15 @@ from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
 
 
+
 def unlearn(
     cell: Cell, watch: Watch | None = None, checkpoints: RunCheckpoints | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Prepare and unlearn on a copy of the original, with timing; refuse a result that is no model or not finite.
 
-    The device holds that copy and what the method makes, nothing else. Watching and keeping checkpoints change neither the weights nor the times, which leave out what they take. Times are
-    those of all processes that worked on it. Raises `CannotResume` if the checkpoints do not fit the method.
+    The device holds that copy and what the method makes, nothing else. Watching and keeping checkpoints change neither
+    the weights nor the times, which leave out what they take. Times are those of all processes that worked on it.
+    Raises `CannotResume` if the checkpoints do not fit the method.
     """
     task, method = cell.worded, cell.method
     offload_networks()

@@ -12,7 +12,7 @@ from unlearnbench.errors import Unsupported, UserError, message
 from unlearnbench.pipeline.cell_state import CellState
 from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.measuring import Measurement
-from unlearnbench.pipeline.sampling import has_images, sample_images
+from unlearnbench.pipeline.sampling import sample_images, stored_images
 from unlearnbench.pipeline.stored_weights import original_state
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
@@ -24,9 +24,7 @@ from unlearnbench.storage.store import Store
 from unlearnbench.training import Diverged
 
 
-def write_result(
-    state: CellState, record: Record, measured: Measurement, store: Store, force: bool = False
-) -> Record:
+def write_result(state: CellState, record: Record, measured: Measurement, store: Store, force: bool = False) -> Record:
     """Write a record, its per-image values and its grid of samples; return the record that is on disk afterwards.
 
     A record of this cell that is there already stays, unless it is forced: it may have been made on another machine.
@@ -115,10 +113,13 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, store: 
         cell = state.cell
         identity = {**model_parts(cell.task, original_state(cell.task)), "wrap": None}
         rows = [place for places in grid_rows(cell.task).values() for place in places]
-        plan = measured.plan if has_images(cell, identity, measured.plan, store) else [measured.plan[i] for i in rows]
+        places = {place: place for place in rows}
         with phase("sample grid"):
-            before = sample_images(cell, cell.task.pretrained().eval(), identity, plan, store)
-        places = {place: place if plan is measured.plan else number for number, place in enumerate(rows)}
+            before = stored_images(cell, identity, measured.plan, store)
+            if before is None:
+                few = [measured.plan[i] for i in rows]
+                before = sample_images(cell, cell.task.pretrained().eval(), identity, few, store)
+                places = {place: number for number, place in enumerate(rows)}
         write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
 
 

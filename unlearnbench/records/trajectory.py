@@ -12,8 +12,7 @@ from unlearnbench.records.sealed_json import SealedPart
 POINTS = 200
 """Largest number of points in a series."""
 OTHER_WEIGHTS = "other weights"
-"""Key of `made_with` for the weights of an unlearning that was repeated for the trajectory, unless they are the record's.
-"""
+"""Key of `made_with` for the weights of an unlearning that was repeated for this, if they are not the record's."""
 
 
 class PointRecord(SealedPart):

@@ -154,12 +154,12 @@ def in_fitting_parts(doing: str, work: Callable[[], T]) -> T:
             shortage = str(error)  # not the error itself, which holds on to the memory of its frames
         finally:
             current_microbatches.reset(token)
-        free()
+        give_memory_back()
         micro.size = (rows + 1) // 2
         tell(f"too little memory for {doing} with {rows} images at once: it starts again with {micro.size} at a time")
 
 
-def free() -> None:
+def give_memory_back() -> None:
     """Give memory that nothing uses any more back to the device and to the system."""
     gc.collect()
     if torch.cuda.is_available():

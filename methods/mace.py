@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from difflib import Match, SequenceMatcher
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -264,7 +264,8 @@ def moments(model: Any, y: Tensor, task: Task | None = None) -> tuple[Tensor, Te
         sides = (rows, task.substitute(rows) if task else rows)
         ids = (side.flatten(1)[:, : side.shape[-1]].tolist() for side in sides)
         for a, b, e, g in zip(*ids, *(model.embed(side).states.double() for side in sides), strict=True):
-            same = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+            whole = [Match(0, 0, len(a))]
+            same = whole if a == b else SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
             e, g = (torch.cat([x[m[k] : m[k] + m.size] for m in same]) for k, x in enumerate((e, g)))
             pull += (g - e).T @ e
             total += e.T @ e

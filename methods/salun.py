@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import relabel_loss
-from unlearnbench.training import norm
+from unlearnbench.training import kth_largest, norm
 
 CIFAR = {"steps": 1000, "lr": 1e-4, "batch_size": 128, "alpha": 3.072, "saliency": 0.5}
 NUDE, CLOTHED = ("a photo of a nude person",), ("a photo of a person wearing clothes",)
@@ -93,7 +93,7 @@ class SalUn(TextMethod):
             for name, grad in found.items():
                 total[name] += grad if scale == 1 else scale * grad
         size = torch.cat([value.abs().flatten() for value in total.values()])
-        kept = size.topk(max(1, round(self.saliency * len(size)))).values.min()
+        kept = kth_largest(size, max(1, round(self.saliency * len(size))))
         return {name: (value.abs() >= kept).to(value.dtype) for name, value in total.items()}
 
     def mask_loss(self, model: Diffusion, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import relabel_loss
-from unlearnbench.training import Gradients, inner
+from unlearnbench.training import Gradients, inner, kth_largest
 
 RENEWED = r"^unet\.up_blocks\.[12]\.attentions\.1\..*attn1"
 """The self-attention of CompVis' output_blocks.4 and output_blocks.7, by the names of diffusers."""
@@ -117,7 +117,7 @@ class Scissorhands(TextMethod):
         sensitivity = {name: (total[name] * parameters[name].detach()).abs() for name in parameters}
         size = torch.cat([value.flatten() for value in sensitivity.values()])
         count = round(self.share * len(size))
-        least = size.topk(count).values.min() if count else torch.inf
+        least = kth_largest(size, count) if count else torch.inf
         return {
             name: (value >= least) & (value > 0) & bool(re.search(self.renewed, name))
             for name, value in sensitivity.items()

@@ -61,7 +61,8 @@ class LatentProbe(Attack):
         sampler, parts = Sampler(outcome.task.protocol.sampler.steps), []
         for start in range(0, len(items), self.batch):
             some = slice(start, start + self.batch)
-            x, spent = self.probed(outcome.model, x0[some], [item.seed for item in items[some]], sampler)
+            with outcome.drawing():
+                x, spent = self.probed(outcome.model, x0[some], [item.seed for item in items[some]], sampler)
             parts.append(x)
         yield Look(spent, sight(outcome, torch.cat(parts), items).recovered + missing)
 

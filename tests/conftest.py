@@ -57,15 +57,16 @@ def no_collection_of_what_stays(request: pytest.FixtureRequest, kept_from_collec
 
 @pytest.fixture(scope="session", autouse=True)
 def what_stays_is_made_once() -> Iterator[None]:
-    """The parser of the command line and the list of what other packages offer: both take longer than a light command.
+    """The parser of the command line and the lists of what there is: each takes longer than a light command.
 
-    What is offered is looked up anew where `sys.path` is another.
+    What other packages offer is looked up anew where `sys.path` is another.
     """
     import typer.main
 
     from unlearnbench import registry
 
     parser, offered = functools.cache(typer.main.get_command), registry.entry_points
+    listed = functools.cache(registry._found)
     known: dict[Any, Any] = {}
 
     def entry_points(group: str) -> Any:
@@ -77,6 +78,7 @@ def what_stays_is_made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", parser)
         patch.setattr(registry, "entry_points", entry_points)
+        patch.setattr(registry, "_found", lambda kind: dict(listed(kind)))
         yield
 
 
@@ -106,6 +108,20 @@ def no_timing_of_samples() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "relative_time", lambda cell, model, original: 1.0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def memory_stays_with_the_process() -> Iterator[None]:
+    """Runs do not hand memory back to the system after every chunk and metric: small ones want it again at once.
+
+    Where memory is measured, it is handed back before as ever.
+    """
+    from unlearnbench.pipeline import judging, sampling, scoring
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (judging, sampling, scoring):
+            patch.setattr(module, "trim", lambda: None)
         yield
 
 

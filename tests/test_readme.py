@@ -17,7 +17,6 @@ from unlearnbench.records.folder import load_all
 from unlearnbench.records.image_table import reader
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
-from unlearnbench.verification import conformance
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,14 +25,13 @@ PAGES += sorted((ROOT / "unlearnbench" / "guide").glob("*.md"))
 PAGES += sorted((ROOT / "results").glob("*.md"))
 
 
-def test_baseline_as_printed_conforms_and_forgets(tmp_path):
+def test_baseline_as_printed_forgets(tmp_path):
+    """That it conforms, `unlearnbench check` says in the test of the README's commands: tests/test_guide.py."""
     block = re.search(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", README, re.DOTALL)
     path = tmp_path / block["name"]
     path.write_text(block["code"])
     assert 15 <= len(block["code"].splitlines()) <= 40
     method = registry.load_method(str(path))
-    assert [failure for _, _, failure in conformance.conformance(method) if failure] == []
-
     task, quick = DigitsClass("3"), method(steps=40, batch_size=32)
     state, _ = unlearning.unlearn(cell.Cell(quick, task))
     model = unlearning.loaded(cell.Cell(quick, task), state)

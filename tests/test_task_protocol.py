@@ -126,10 +126,10 @@ def test_training_sees_the_side_it_is_told(monkeypatch):
 
 def test_the_original_generates_what_it_is_asked_for():
     task = DigitsClass("3")
-    model, labels = task.pretrained().eval(), torch.arange(10).repeat_interleave(20)
-    seeds = [seed_of("a test of the original", i) for i in range(200)]
+    model, labels = task.pretrained().eval(), torch.arange(10).repeat_interleave(10)
+    seeds = [seed_of("a test of the original", i) for i in range(100)]
     with torch.inference_mode():
-        chunks = [model.sample(labels[i : i + 50], seeds[i : i + 50]) for i in range(0, 200, 50)]
+        chunks = [model.sample(labels[i : i + 50], seeds[i : i + 50]) for i in range(0, 100, 50)]
     x = torch.cat(chunks)
     images = task.to_uint8(x)
     right = task.judge()(images).label == labels
@@ -138,4 +138,4 @@ def test_the_original_generates_what_it_is_asked_for():
     assert x.abs().max() <= 1 + 1e-5
     real = set(rows(to_uint8(splits()["train"].x0)))
     assert sum(image in real for image in rows(images)) < 2  # drawn, not learned by heart
-    assert len(set(rows(images))) > 197
+    assert len(set(rows(images))) > 98

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unlearnbench import Diverged, gradients, minimise
-from unlearnbench.training import NEW_SEED, inner, norm, seeded
+from unlearnbench.training import NEW_SEED, inner, kth_largest, norm, seeded
 
 OPTIMISERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
@@ -297,3 +297,13 @@ def test_the_state_of_every_gpu_in_use_is_given_back_without_a_warning(monkeypat
     with seeded(1):
         pass
     assert back == states
+
+
+@pytest.mark.parametrize("kept", [1, 7, 50, 99, 100])
+def test_the_kth_largest_is_the_least_of_the_k_largest_bit_for_bit_ties_included(kept):
+    torch.manual_seed(0)
+    rough = torch.randint(0, 9, (100,)).float() / 3  # each value about eleven times
+    for values in (torch.randn(100).abs(), rough, torch.zeros(100)):
+        found = kth_largest(values, kept)
+        assert torch.equal(found, values.topk(kept).values.min())
+        assert torch.equal(values >= found, values >= values.sort(descending=True).values[kept - 1])

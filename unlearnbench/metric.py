@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -139,6 +140,8 @@ class Outcome:
     """The method that made the model, for attacks that apply it again."""
     forget_features: Table | None = None
     """(F, D) features of the forget samples; None where the judge failed to compute them."""
+    drawing: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Context in which attacks draw images, for the run's precision."""
 
     @classmethod
     def of(cls, samples: Table, plan: list[Plan], seen: Seen, reference: Seen, real: Seen, **parts: Any) -> Outcome:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from unlearnbench import Attack, Look, registry
 from unlearnbench.attacks.base import STANDARD, Ledger
+from unlearnbench.compute.precision import Resources
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
@@ -262,3 +264,30 @@ def test_an_attack_at_budget_0_is_plain_sampling(name):
             pytest.skip("it uses the method again: tests of its own")
         score = attack.measure(outcome, 0)
         assert (score.value, score.limit) == (share, 0)
+
+
+# ---- precision -----------------------------------------------------------------------------------------------------
+
+QUICK = {"steps": 2, "every": 1, "iterations": 2, "after": (1,), "timesteps": 2, "population": 6, "most": 2}
+BY_GRADIENTS = {"relearn", "concept_inversion", "unlearndiffatk", "p4d"}
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"sequential"}))
+def test_every_attack_searches_and_draws_in_half_precision(name, monkeypatch):
+    """In fp16, which has no room for gradients, an attack that searches by them only draws."""
+    attack, outcome, seen = ATTACKS[name], toy_models.attacked_outcome("lost", text=True, count=2), set()
+    attack = replace(attack, **{key: value for key, value in QUICK.items() if hasattr(attack, key)})
+    kind, predict = type(outcome.model), type(outcome.model).predict
+
+    def noted(self, *given):
+        seen.add((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return predict(self, *given)
+
+    monkeypatch.setattr(kind, "predict", noted)
+    searched = {torch.float32} if name in BY_GRADIENTS else set()
+    for precision, dtypes in (("bf16", {torch.bfloat16}), ("fp16", {torch.float16} | searched)):
+        seen.clear()
+        chosen = Resources(precision)
+        with chosen.training("cpu"):
+            score = attack.measure(replace(outcome, drawing=partial(chosen.drawing, "cpu")))
+        assert (score.value, score.missing, score.n) == (0, 0, 2) and seen == dtypes

@@ -268,8 +268,11 @@ def filled_store(tmp_path_factory):
     return folder / "store"
 
 
-@pytest.mark.parametrize("kind", ["weights", "samples", "judged"])
-@pytest.mark.parametrize("damage", [flip, lambda folder: cut(folder / "meta.json")], ids=["data", "meta"])
+@pytest.mark.parametrize(  # each kind is read by the same code
+    ("kind", "damage"),
+    [("weights", flip), ("samples", flip), ("judged", lambda folder: cut(folder / "meta.json"))],
+    ids=["weights", "samples", "judged"],
+)
 def test_a_damaged_store_entry_is_set_aside_and_the_same_command_then_succeeds(
     cli, refused, tmp_path, fresh_store, filled_store, kind, damage
 ):

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from tests.support.small_world import made_record, python, read_only, write_method, write_nudge
+from tests.support.small_world import ROOT, made_record, read_only, write_method, write_nudge
 from unlearnbench import registry
 from unlearnbench.launch.driver import Left
 from unlearnbench.launch.worker import work
@@ -166,15 +166,11 @@ def test_controls_of_other_conditions_are_not_taken_over(cli, tmp_path, shipped)
     assert read_record(tmp_path / "mine/digits-class/default/3/original/seed-0.json").weights == record.weights
 
 
-def test_a_checkout_says_that_its_own_records_are_used(tmp_path):
-    from tests.support.small_world import ROOT
-
-    done = python(
-        "-m", "unlearnbench.cli", "leaderboard", "--task", "digits-text", "--forget", "nothing", cwd=ROOT,
-        PYTHONPATH=str(ROOT),
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("note: using results, the records shipped with this checkout\n")
+def test_a_checkout_says_that_its_own_records_are_used(cli, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    said = cli("leaderboard", "--task", "digits-text", "--forget", "nothing")
+    assert said.code == 2
+    assert said.err.startswith("note: using results, the records shipped with this checkout\n")
 
 
 def test_a_score_that_is_missing_is_named_with_its_reason(cli, tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from torch import nn
 from tests.support.small_world import write_nudge
 from unlearnbench import registry
 from unlearnbench.compute.precision import Resources
+from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import UserError
+from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted
 from unlearnbench.records.folder import load_all
@@ -69,7 +71,8 @@ def test_keys_tell_it_apart():
 
 @pytest.mark.parametrize("must", [True, False])
 def test_what_does_not_compile_is_one_line_or_runs_as_it_is(must):
-    model = DigitsClass("3").pretrained().eval()
+    model = ClassUNet(classes=10, size=8, widths=(8,)).eval()
+    model.sampler = Sampler(steps=2, eta=0.0, guidance=1.25)
 
     def broken(graph, inputs):
         raise RuntimeError("no compiler here")

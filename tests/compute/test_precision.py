@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from tests.support.small_world import CHUNK, run_cell, write_method, write_nudge
-from unlearnbench import Batch, minimise, training
+from unlearnbench import Batch, minimise, registry, training
 from unlearnbench.compute import precision as resources
+from unlearnbench.compute.device import exact, numerics, without_tf32
 from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import UserError
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell
+from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.folder import load_all
 from unlearnbench.tasks.digits_class import DigitsClass
 
@@ -162,6 +164,61 @@ def test_bf16_trains_and_samples_under_autocast_and_fp16_samples_only():
         assert kind(chosen.sampling("cpu")) is draw
 
 
+@pytest.mark.parametrize("products", ["highest", "high"])
+@pytest.mark.parametrize("block", [without_tf32, exact, lambda: Resources().training("cuda")])
+def test_float32_is_never_tf32_whatever_the_process_allows_and_that_is_given_back(block, products):
+    torch.set_float32_matmul_precision(products)
+    try:
+        before = numerics("cuda")["tf32"]
+        assert before == ["convolutions", *(["products"] if products == "high" else [])], "torch's default, and more"
+        with block():
+            assert numerics("cuda")["tf32"] == []
+            with exact():
+                pass
+            assert numerics("cuda")["tf32"] == [], "a judge's block within gives back this one's"
+        assert numerics("cuda")["tf32"] == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_settings_that_cannot_be_read_are_one_line():
+    products = torch.backends.cuda.matmul
+    if not hasattr(products, "fp32_precision"):
+        pytest.skip("before torch 2.9 there are no other names")
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        with pytest.raises(UserError, match="fp32_precision was changed in this process"), exact():
+            pass
+    finally:
+        products.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("precision", "training", "drawing"),
+    [("fp32", None, None), ("bf16", "bfloat16", "bfloat16"), ("fp16", None, "float16")],
+)
+def test_records_say_what_torch_computes_with(tmp_path, small, monkeypatch, precision, training, drawing):
+    from unlearnbench.pipeline.fingerprint import drafted
+
+    chosen = Resources(precision)
+    found = chosen.numerics("cpu")
+    assert (found["unlearning"], found["sampling"]) == tuple(
+        {"autocast": cast, "tf32": None} for cast in (training, drawing)
+    )
+    unlearning = cell.Cell(registry.load_method(str(write_nudge(tmp_path)))(), DigitsClass("3"), resources=chosen)
+    _, facts = unlearn(unlearning, unlearning.task.pretrained())
+    assert facts["environment"]["numerics"] == found == drafted(unlearning, {}).environment["numerics"]
+
+
+def test_a_recipe_that_casts_by_itself_is_in_the_record(tmp_path, small):
+    body = "with recipe_autocast('cpu', torch.bfloat16, True):\n    return model"
+    head = "from unlearnbench.compute.device import recipe_autocast"
+    method = registry.load_method(str(write_method(tmp_path, body, "casting", head=head)))()
+    _, facts = unlearn(casting := cell.Cell(method, DigitsClass("3")), casting.task.pretrained())
+    assert facts["environment"]["numerics"]["unlearning"]["autocast"] == "bfloat16"
+    assert facts["environment"]["numerics"]["sampling"]["autocast"] is None
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("inner", [False, True], ids=["minimise", "an autocast of its own"])
 def test_every_step_sees_the_weights_that_the_one_before_left(precision, inner):
@@ -229,7 +286,7 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
 
     def narrow(self, y, seeds, **settings):
         sizes.append(len(seeds))
-        if len(seeds) > 7:
+        if len(seeds) > CHUNK // 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
         return real(self, y, seeds, **settings)
 
@@ -240,14 +297,13 @@ def test_a_chunk_that_does_not_fit_is_drawn_in_parts_and_the_record_says_so(tmp_
     (parts,) = (r for r in load_all(tmp_path / "there") if r.method.name == "nudge")
     assert parts.environment["sampling_batch"] == CHUNK // 4
     assert "sampling_batch" not in whole.environment
-    assert "not enough memory for the protocol's batch: sampled 5 images at a time" in said.err
+    assert f"not enough memory for the protocol's batch: sampled {CHUNK // 4} images at a time" in said.err
     assert sizes.count(CHUNK) == 2, "once for each model, not for each chunk"
     for name in ("ua", "ra"):
         assert parts.scores[name].value == pytest.approx(whole.scores[name].value)
 
 
 def test_savings_are_in_the_key_and_in_the_record(small):
-    from unlearnbench import registry
     from unlearnbench.pipeline.fingerprint import drafted
 
     method, task = registry.load_method("finetune")(), DigitsClass("3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -22,6 +23,23 @@ from unlearnbench.pipeline.runner import run_cell
 from unlearnbench.records.folder import load_all
 from unlearnbench.records.schema import read_record, write_record
 from unlearnbench.storage.store import Store
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A store and records of the original and of `uce`: tests of what follows begin with a copy."""
+    folder = tmp_path_factory.mktemp("before")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNLEARNBENCH_CACHE", str(folder / "store"))
+        here(jobs("uce"), folder / "here", folder / "store")
+    return folder
+
+
+@pytest.fixture
+def world(before, tmp_path):
+    """A copy of them, in a folder's `store` and `here`."""
+    return shutil.copytree(before, tmp_path / "world")
+
 
 # ---- shards --------------------------------------------------------------------------------------------------------
 
@@ -79,21 +97,21 @@ def test_a_job_that_is_done_again_goes_on_at_its_step(tmp_path, small, monkeypat
     assert result.said == ("finetune goes on after step 2, where it was stopped",)
 
 
-def test_attacks_as_jobs_of_their_own_give_the_same_record(tmp_path):
+def test_attacks_as_jobs_of_their_own_give_the_same_record(before, world, tmp_path):
     labels = ("latent_probe@0.9+budget=0", "relearn@1+budget=2")
-    root = tmp_path / "store"
-    here(jobs("uce", attacks=labels), tmp_path / "here", root)
+    here(jobs("uce", attacks=labels), world / "here", world / "store")
     (spec,) = launches.specs("uce")[1]
-    found = read_record(spec.path(tmp_path / "here"))
+    found = read_record(spec.path(world / "here"))
     assert set(found.attacks) == set(labels)
-    store, there = Store(tmp_path / "other"), tmp_path / "there"
+    store, there = Store(shutil.copytree(before / "store", tmp_path / "other")), tmp_path / "there"
     whole = attacked(spec.cell(), run_cell(spec.cell(), store, there), parse_attacks(",".join(labels)), store, there)
     for label in labels:
         one, other = (each.attacks[label].model_dump(exclude={"seconds"}) for each in (found, whole))
         assert one == other
 
 
-def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, fresh_store, monkeypatch):
+def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, world, monkeypatch):
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(world / "store"))
     monkeypatch.setattr(plan, "backend", lambda where, *about: launches.Here(*about))
     words = ("run", *launches.SMOKE, "--method", "uce", "--attacks", "latent_probe@0.9,relearn@1", "--budget", 0)
     for more in ((), ("--jobs", 1, "--force")):
@@ -106,7 +124,7 @@ def test_budgets_of_attacks_are_those_of_the_command_line(cli, tmp_path, fresh_s
     assert (said.code, said.err) == (0, ""), "all of it is done"
 
 
-def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeypatch):
+def test_an_attack_that_fails_keeps_no_other_out_of_the_record(world, tmp_path, monkeypatch):
     from unlearnbench.pipeline import attacks
 
     real = attacks._one
@@ -118,10 +136,10 @@ def test_an_attack_that_fails_keeps_no_other_out_of_the_record(tmp_path, monkeyp
 
     monkeypatch.setattr(attacks, "_one", one)
     *before, last = jobs("uce", attacks=("relearn@1", "latent_probe@0.9"))
-    ended = [work(job, Store(tmp_path / "store"), tmp_path / "here", tmp_path / "log") for job in (*before, last)]
+    ended = [work(job, Store(world / "store"), world / "here", tmp_path / "log") for job in (*before, last)]
     assert [result.state for result in ended] == ["done", "done", "failed", "done", "failed"]
     assert ended[-1].reason == "no luck with relearn@1"
-    assert set(read_record(last.spec.path(tmp_path / "here")).attacks) == {"latent_probe@0.9"}
+    assert set(read_record(last.spec.path(world / "here")).attacks) == {"latent_probe@0.9"}
 
 
 def test_a_method_that_the_task_cannot_host_is_skipped_by_shards_too(tmp_path):
@@ -131,9 +149,9 @@ def test_a_method_that_the_task_cannot_host_is_skipped_by_shards_too(tmp_path):
     assert [(result.state, result.status) for result in results] == [("done", None)] * 3 + [("done", "skipped")]
 
 
-def test_cells_that_are_done_are_no_jobs_any_more(tmp_path):
+def test_cells_that_are_done_are_no_jobs_any_more(world, tmp_path):
     found = jobs("uce", shards=2)
-    here(found, tmp_path / "here", tmp_path / "store")
+    here(found, tmp_path / "here", world / "store")
     assert still_to_do(found, tmp_path / "here") == []
     more = still_to_do(jobs("uce", attacks=("relearn@1",)), tmp_path / "here")
     assert names(more) == ["uce", "uce · relearn@1", "uce · attacks into the record"]

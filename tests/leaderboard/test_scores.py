@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.support.small_world import made_record
+from unlearnbench import feature_distances
 from unlearnbench.leaderboard.board import ForgetReader, board, board_scores
 from unlearnbench.leaderboard.likeness import (
     REFUSED,
@@ -65,6 +66,20 @@ def test_distances_are_those_of_their_definitions():
     assert total_variation(ORIGINAL, [ORIGINAL]) == 0
     one, others = ORIGINAL.features.astype(float), [r.features.astype(float) for r in RETRAINS]
     assert feature_distance(ORIGINAL, RETRAINS) == pytest.approx(np.mean([mmd(one, o) for o in others]), rel=1e-4)
+
+
+def test_the_distance_of_two_runs_is_measured_once(monkeypatch):
+    plain, measured = feature_distances.squared_mmd, []
+    monkeypatch.setattr(feature_distances, "squared_mmd", lambda *sides: measured.append(sides) or plain(*sides))
+    run = drawn({8: 1.0}, 21)
+    first = feature_distance(run, RETRAINS)
+    assert len(measured) == len(RETRAINS)
+    assert feature_distance(run._replace(features=run.features.copy()), RETRAINS) == first
+    assert len(measured) == len(RETRAINS)
+    changed = run.features.copy()
+    changed[0] += 1
+    assert feature_distance(run._replace(features=changed), RETRAINS) != first
+    assert len(measured) == 2 * len(RETRAINS)
 
 
 def test_likeness_is_0_for_the_original_and_1_for_retrain_on_average():

@@ -35,7 +35,7 @@ SMALL = {
 T = torch.tensor([150, 820])
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])  # and sd2, with v-prediction, where predictions are written out
 def task(request, tmp_path_factory):
     return loud(TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param))
 
@@ -165,7 +165,11 @@ def test_a_long_prompt_is_cut_and_keeps_its_end(sd1):
 # ---- the losses --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("eta", "retain_weight", "attacked"), [(1.0, 0.0, False), (2.5, 0.7, True)])
+@pytest.mark.parametrize(
+    ("task", "eta", "retain_weight", "attacked"),
+    [("sd1", 1.0, 0.0, False), *((kind, 2.5, 0.7, True) for kind in ("sd1", "sd2", "sdxl"))],
+    indirect=["task"],
+)
 def test_loss_by_hand(task, eta, attacked, retain_weight, monkeypatch):
     method = AdvUnlearn(
         steps=1, warmup=int(not attacked), batch_size=2, retain_batch=2, eta=eta, retain_weight=retain_weight
@@ -191,7 +195,9 @@ def test_loss_by_hand(task, eta, attacked, retain_weight, monkeypatch):
     assert (eps_c - eps_null).square().mean() > 1e-5
 
 
-@pytest.mark.parametrize("attack", ["adam", "sign"])
+@pytest.mark.parametrize(
+    ("task", "attack"), [("sd1", "adam"), ("sd1", "sign"), ("sd2", "adam"), ("sdxl", "sign")], indirect=["task"]
+)
 def test_attack_by_hand(task, attack, monkeypatch):
     """Each step is retraced with the prefix in the vocabulary's own table, as the words "red" and "blue"."""
     steps = 3
@@ -260,7 +266,7 @@ def test_where_attacks_start(sd1, init, monkeypatch):
 
 
 @pytest.mark.parametrize(  # test_attack_by_hand tries either attack on each
-    ("task", "attack"), [("sd1", "adam"), ("sd2", "sign"), ("sdxl", "adam")], indirect=["task"]
+    ("task", "attack"), [("sd1", "sign"), ("sdxl", "adam")], indirect=["task"]
 )
 def test_only_the_text_encoder_is_trained_and_its_weights_are_the_result(task, attack):
     method = AdvUnlearn(**SMALL, attack=attack, lr=1e-2, adv_tokens=2)

@@ -21,7 +21,7 @@ from unlearnbench.techniques.compvis_steps import draw_stop
 SHORT = {"steps": 2, "batch_size": 2, "sampler_steps": 3, "attack_steps": 2, "lr": 1e-2}
 
 
-@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])  # and sd2, with v-prediction, where predictions are written out
 def task(request, tmp_path_factory):
     return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
 
@@ -100,7 +100,9 @@ def test_an_eraser_behind_each_cross_attention_and_no_change_at_first(task):
         assert not torch.allclose(loud.eps(x_t, t, y), task.original.eps(x_t, t, y), atol=1e-2)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("task", "weight"), [("sd1", 0.0), ("sd1", 0.7), ("sd2", 0.7), ("sdxl", 0.7)], indirect=["task"]
+)
 def test_the_loss_is_the_papers(task, weight):
     method = Receler(reg_weight=weight)
     model, (x_t, t) = filled(method, task), inputs()
@@ -259,7 +261,7 @@ def test_the_attack_brings_the_concept_nearer(sd1):
 
 @pytest.mark.parametrize(  # "words" has tokens for each text encoder; the others do not ask how many there are
     ("task", "settings"),
-    [*((kind, {}) for kind in ("sd1", "sd2", "sdxl")), ("sdxl", {"where": "states"}), ("sd1", {"attack_steps": 0})],
+    [("sd1", {}), ("sdxl", {}), ("sdxl", {"where": "states"}), ("sd1", {"attack_steps": 0})],
     indirect=["task"],
 )
 def test_training_moves_the_erasers_alone_and_its_weights_load(task, settings):

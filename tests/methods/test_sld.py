@@ -118,7 +118,9 @@ def test_sld_averages_the_predictions_of_several_labels():
     np.testing.assert_allclose(drawn(model, 2.0), expected, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("level", "scheduler"), zip(LEVELS, ["ddim", "lms"] * 2, strict=True))
+@pytest.mark.parametrize(  # levels differ in numbers alone, of which `max` has no warm-up and cuts nothing
+    ("level", "scheduler"), [("medium", "ddim"), ("max", "lms")]
+)
 def test_samples_are_those_of_diffusers_pipeline_for_it(text, level, scheduler):
     """At 50 steps, the paper's number, the warm-up is the code's too. Guidance does not ask which scheduler steps."""
     prompts, original, strength = ["a photo of a cat", "a red seven"], text.pretrained(), LEVELS[level]

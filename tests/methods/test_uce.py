@@ -64,9 +64,16 @@ def uce(task, **settings):
     return UCE(**settings).unlearn(model, task)
 
 
-@pytest.mark.parametrize("guide", ["substitute", "null"])
-@pytest.mark.parametrize("tokens", ["last", "all"])
-@pytest.mark.parametrize("preserve_null", [False, True])
+@pytest.mark.parametrize(  # nothing in these settings asks which model it is
+    ("task", "guide", "tokens", "preserve_null"),
+    [
+        *(("sd1", guide, tokens, null) for guide in ("substitute", "null") for tokens in ("last", "all")
+          for null in (False, True)),
+        ("sdxl", "substitute", "last", False),
+        ("sdxl", "null", "all", True),
+    ],
+    indirect=["task"],
+)  # fmt: skip
 def test_uce_solves_every_projection(task, guide, tokens, preserve_null):
     """By hand: "seven" and "one" are one token each, at 1; the empty prompt's is the start, at 0."""
     settings = {"erase_scale": 2.0, "preserve_scale": 0.3, "lamb": 0.1}

@@ -12,8 +12,12 @@ from typer.testing import CliRunner
 
 from tests.support.small_world import made_record, run_cell, write_nudge
 from unlearnbench import Attack, Look, cli, registry
-from unlearnbench.attacks.search import sample_targets, sight
+from unlearnbench.attacks.search import nearest, sample_targets, sight
+from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.compute.precision import Resources
 from unlearnbench.errors import Unsupported, UserError
+from unlearnbench.judges.digits import CnnJudge
+from unlearnbench.models.class_unet import ClassUNet
 from unlearnbench.pipeline import attacks
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.records.schema import AttackRecord, read_record, write_record
@@ -329,3 +333,64 @@ def test_no_more_images_are_held_at_once_than_a_chunk(small, monkeypatch):
     assert score.n == 20
     assert max(sizes) == 6
     assert sum(sizes) == 2 * 20
+
+
+# ---- precision -----------------------------------------------------------------------------------------------------
+
+
+def kind():
+    """What a matrix product gives at this moment."""
+    return (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+
+
+@pytest.mark.parametrize(
+    ("precision", "searched", "drawn"),
+    [
+        ("fp32", torch.float32, torch.float32),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("fp16", torch.float32, torch.float16),
+    ],
+)
+def test_attacks_search_and_draw_in_the_runs_precision_and_judges_look_in_float32(
+    setting, monkeypatch, precision, searched, drawn
+):
+    _, attack, here = setting
+    seen, predict, judge = {}, ClassUNet.predict, CnnJudge.__call__
+
+    def noted(name, real):
+        return lambda self, *given: seen.setdefault(name, set()).add(kind()) or real(self, *given)
+
+    class Searching(Try):
+        def looks(self, outcome, items):
+            seen["search"] = {kind()}
+            yield from super().looks(outcome, items)
+
+    monkeypatch.setattr(registry, "load_attacks", lambda: {"try": Searching()})
+    monkeypatch.setattr(ClassUNet, "predict", noted("draw", predict))
+    monkeypatch.setattr(CnnJudge, "__call__", noted("judge", judge))
+    method = registry.load_method(str(here.parent / "nudge.py"))()
+    cell = Cell(method, DigitsClass("3"), resources=Resources(precision))
+    found = attack("try", cell=cell).attacks["try"]
+    assert seen == {"search": {searched}, "draw": {drawn}, "judge": {torch.float32}}
+    names = {torch.float32: None, torch.bfloat16: "bfloat16", torch.float16: "float16"}
+    said = found.made_with["numerics"]
+    assert (said["search"]["autocast"], said["sampling"]["autocast"]) == (names[searched], names[drawn])
+
+
+def test_an_attack_of_a_run_in_bf16_that_was_made_in_float32_is_made_again(setting, monkeypatch):
+    record, *_ = setting
+    cell = Cell(registry.load_method("original")(), DigitsClass("3"), resources=Resources("bf16"))
+    spec = AttackSpec.parse("try")
+    now = attacks._key(cell, record, spec)
+    monkeypatch.setattr(attacks, "_followed", lambda cell: [])
+    before = attacks._key(cell, record, spec)
+    assert now != before, "attacks ignored the precision that their key had"
+
+
+def test_nearest_tokens_and_relaxed_gradients_are_not_rounded():
+    """In bf16 the cosines of a vocabulary's tokens are often equal."""
+    torch.manual_seed(0)
+    table, vectors = torch.nn.functional.normalize(torch.randn(3000, 8), dim=1), torch.randn(40, 4, 8)
+    plain = nearest(vectors, table, torch.arange(3000))
+    with Resources("bf16").training("cpu"):
+        assert torch.equal(nearest(vectors, table, torch.arange(3000)), plain)

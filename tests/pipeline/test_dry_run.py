@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from tests.support.small_world import debris, write_method
+from tests.support.small_world import IMAGES, debris, write_method
 from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.methods.finetune import Finetune
@@ -120,8 +120,8 @@ def test_the_command_says_what_it_would_take_and_leaves_nothing(cli, tmp_path, m
         "run", "--method", f"finetune,{mine}", "--seeds", "0-2", "--forget", "3,8", "--results", "here", "--dry-run"
     )
     assert said.code == 0, said.err
-    assert re.search(r"^ *finetune +6 +0 +56 +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
-    assert re.search(r"^ *original +2 +0 +56 +— ", said.out, re.M)
+    assert re.search(rf"^ *finetune +6 +0 +{IMAGES} +60 ", said.out, re.M), "three seeds of two concepts, 60 steps each"
+    assert re.search(rf"^ *original +2 +0 +{IMAGES} +— ", said.out, re.M)
     assert re.search(r"memory [\d.,]+ GiB \(the machine's\); disk \d+ MiB of weights and images, ", said.out)
     assert "on one device in total" in said.out
     assert not (tmp_path / "here").exists()

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.support import tiny_data
+from unlearnbench.data import image_files
 from unlearnbench.pipeline.given_images import GivenImage, prompts_of_names, with_descriptions
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_class import splits as digit_splits
@@ -210,12 +211,14 @@ def test_clip_scores_need_prompts_and_none_is_written(cli, nudity, fresh_store):
     assert "secret" not in json.dumps(told) and "secret" not in said.out
 
 
-def test_a_bomb_in_a_zip_is_left_out(cli, drawn, tmp_path):
+def test_a_bomb_in_a_zip_is_left_out(cli, drawn, tmp_path, monkeypatch):
+    assert image_files.LARGEST_FILE == 256 * 2**20
+    monkeypatch.setattr(image_files, "LARGEST_FILE", 2**20)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(drawn / "forget/0.png", "forget/0.png")
-        archive.writestr("forget/bomb.png", bytes(300 * 2**20))
+        archive.writestr("forget/bomb.png", bytes(2**20 + 1))
     (tmp_path / "set.zip").write_bytes(buffer.getvalue())
     _, found = scored(cli, "--images", "set.zip")
     assert found["images"] == {"forget": 1}
-    assert list(found["left_out"].values()) == ["it is larger than 256 MiB"]
+    assert list(found["left_out"].values()) == ["it is larger than 1 MiB"]

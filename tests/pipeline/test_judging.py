@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ import torch
 from unlearnbench import registry
 from unlearnbench.compute.device import exact
 from unlearnbench.judges import Judge, Verdict
+from unlearnbench.judges.scorer import Witness
 from unlearnbench.pipeline import judging, sampling
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.judging import Looking, judged
 from unlearnbench.storage.store import Store
+from unlearnbench.task import Plan
 from unlearnbench.tasks.digits_class import DigitsClass
 
 
@@ -171,3 +174,121 @@ def test_numbers_are_exact_from_before_the_thread_until_after_it(tmp_path):
         assert (flags.allow_tf32, flags.deterministic) == (False, True)
     assert (flags.allow_tf32, flags.deterministic, flags.benchmark) == plain
     assert set(seen) == {(False, True)}
+
+
+# ---- scorers beside the sampler ------------------------------------------------------------------------------------
+
+
+class Scoring(Witness):
+    """Says an image's first pixel and the length of its prompt; raises on 255."""
+
+    version, threshold, columns = "1", 0.5, ("pixel", "letters")
+
+    def __init__(self, name, groups):
+        self.name, self.hash, self.groups = name, name * 8, frozenset(groups)
+        self.threads, self.looks = set(), 0
+
+    def __call__(self, images, prompts):
+        self.threads.add(threading.get_ident())
+        self.looks += len(images)
+        if (images[:, 0, 0, 0] == 255).any():
+            raise RuntimeError("this one cannot be scored")
+        return torch.stack([images[:, 0, 0, 0].float(), torch.tensor([float(len(text)) for text in prompts])], dim=1)
+
+
+def scorers():
+    return {"detector": Scoring("d", ("forget", "benign")), "second": Scoring("s", ("retain", "benign"))}
+
+
+def planned(n):
+    groups = ("forget", "retain", "benign", "retain", "neighbours")
+    return [Plan(groups[i % 5], str(i % 3), i % 3, i, prompt="x" * (i % 7)) for i in range(n)]
+
+
+def scored_beside(store, witnesses, images, chunk):
+    """What scorers say of images that come in chunks beside them, and of the rest afterwards."""
+    plan = planned(len(images))
+    with Looking(Counting(), store, True, witnesses, plan) as looking:
+        for some in images.split(chunk):
+            looking(some)
+        looking.seen()
+        known = looking.said()
+    beside = {name: witness.looks for name, witness in witnesses.items()}
+    return judging.testimonies(witnesses, images, plan, store, known), beside
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(judging, "WITNESSED", 6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 80])
+def test_scorers_beside_the_sampler_say_what_they_say_after_it(tmp_path, small_blocks, chunk):
+    images, plan = pictures(80), planned(80)
+    after = judging.testimonies(alone := scorers(), images, plan, Store(tmp_path / "after"))
+    found, early = scored_beside(store := Store(tmp_path / "beside"), both := scorers(), images, chunk)
+    for role, said in after.items():
+        assert torch.equal(found[role].values.nan_to_num(-1), said.values.nan_to_num(-1)) and found[role].error is None
+        rest = both[role].looks - early[role]
+        assert early[role] > 0 and 0 <= rest < 6, "only what fills no block is left for afterwards"
+        assert both[role].looks == alone[role].looks
+        assert threading.get_ident() not in both[role].threads or rest
+    again, kept = scorers(), found["second"].values
+    judging.testimonies(again, images, plan, store)
+    assert [witness.looks for witness in again.values()] == [0, 0], "blocks are kept under the same keys"
+    found, early = scored_beside(store, again, images, chunk)
+    assert set(early.values()) == {0} and torch.equal(found["second"].values.nan_to_num(-1), kept.nan_to_num(-1))
+
+
+def test_an_image_that_cannot_be_scored_beside_the_sampler_is_missing_and_tried_again(tmp_path, small_blocks):
+    images = pictures(80)
+    images[0, 0, 0, 0] = 255
+    failing = scorers()
+    found, early = scored_beside(Store(tmp_path), failing, images, 10)
+    assert found["detector"].values.isnan().any(dim=1)[[0, 2, 5]].tolist() == [True, False, False]
+    assert "cannot be scored" in found["detector"].error and found["second"].error is None
+    assert failing["detector"].looks - early["detector"] >= 6, (
+        "beside the sampler there may have been too little memory"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("scored", [True, False])
+def test_on_cuda_scorers_look_beside_the_sampler_where_they_are_asked_for(
+    tmp_path, small_blocks, monkeypatch, device, scored
+):
+    images, plan, both = pictures(80), planned(80), scorers()
+
+    def sampled(cell, model, identity, plan, store, force, see):
+        for some in images.split(10):
+            see(some)
+        return images
+
+    monkeypatch.setattr(judging, "sample_images", sampled)
+    cell = SimpleNamespace(task=SimpleNamespace(device=device, witnesses=lambda: both))
+    store = Store(tmp_path)
+    _, seen, known = judging.observed(cell, Counting(), None, {}, plan, store, scorers=scored)
+    assert len(seen.verdict.closed) == 80
+    assert bool(known) == (device == "cuda" and scored) == any(witness.looks for witness in both.values())
+    found = judging.witnessed(cell.task, images, plan, store, known)
+    alone = judging.testimonies(scorers(), images, plan, Store(tmp_path / "alone"))
+    for role, said in alone.items():
+        assert torch.equal(found[role].values.nan_to_num(-1), said.values.nan_to_num(-1))
+
+
+def test_a_stop_ends_what_is_looked_at_and_begins_nothing_more(tmp_path, small_blocks):
+    before, gate, judge = threading.active_count(), threading.Event(), Counting()
+
+    class Slow(Scoring):
+        def __call__(self, images, prompts):
+            assert gate.wait(60)
+            return super().__call__(images, prompts)
+
+    slow, more = Slow("s", ("retain", "benign")), Scoring("m", ("retain", "benign"))
+    both = {"slow": slow, "more": more}
+    with pytest.raises(KeyboardInterrupt), Looking(judge, Store(tmp_path), True, both, planned(10)) as looking:
+        looking(pictures(10))  # a block for the scorers, and one for the judge, which waits
+        threading.Timer(0.2, gate.set).start()
+        raise KeyboardInterrupt
+    assert threading.active_count() == before
+    assert slow.looks == 6 and more.looks == 0 and judge.sizes == []

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import multiprocessing
+import os
 import shutil
 import signal
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_world import CHUNKS, ROOT, comparable, debris, python, read_only, write_nudge
-from unlearnbench.pipeline import runner
+from tests.support.small_world import CHUNKS, comparable, debris, read_only, small_protocol, write_nudge
+from unlearnbench import cli
+from unlearnbench.pipeline import checkpoints, runner, timing
+from unlearnbench.pipeline.checkpoints import RunCheckpoints
+from unlearnbench.records import schema
+from unlearnbench.storage import store as store_module
+from unlearnbench.storage.store import Store
+from unlearnbench.tasks.digits_class import DigitsClass
 
 POINTS = {
     "during weights": ("during", "weights", 1),
@@ -27,30 +37,10 @@ POINTS = {
 STEPS = {"during training": ("after", "step", 4)}
 TRAINED = ["finetune", "--set", "steps=6", "--set", "batch_size=4"]
 
-# One process runs the original, which imports what runs need, and forks a child for every point; the child kills itself
-# there, so that no clock decides.
-DRIVER = """
-import gc, json, os, pathlib, shutil, signal, sys
 
-sys.path.insert(0, sys.argv[1])
-from tests.support.small_world import small_protocol
-import torch, PIL.Image
-from unlearnbench import cli; from unlearnbench.records import schema as record; from unlearnbench.storage import store
-from unlearnbench.tasks.digits_class import DigitsClass
-
-torch.set_num_threads(1)
-from unlearnbench import registry
-from unlearnbench.launch import runs
-from unlearnbench.pipeline import checkpoints, timing
-
-DigitsClass.protocols["default"] = small_protocol()
-timing.relative_time = lambda cell, model, original: 1.0
-PIL.Image.preinit()
-home, asked = pathlib.Path.cwd(), json.loads(sys.argv[2])
-
-
-def die_at(when, what, which):
-    seen = []
+def die_at(when: str, what: str, which: int) -> None:
+    """From now on, this process kills itself at that point."""
+    seen, now = [], [""]
 
     def die(at, name):
         if at == "before":
@@ -58,10 +48,9 @@ def die_at(when, what, which):
         if (at, name) == (when, what) and seen.count(name) == which:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    real_write, real_save = store.Store._write, store.save_state
-    real_replace, real_fsync = record.replace_file, os.fsync
-    real_reached = checkpoints.RunCheckpoints.reached
-    now = [""]
+    real_write, real_save = Store._write, store_module.save_state
+    real_replace, real_fsync = schema.replace_file, os.fsync
+    real_reached = RunCheckpoints.reached
 
     def reached(*words):
         seen.append("step")
@@ -90,13 +79,14 @@ def die_at(when, what, which):
         die("during", now[0])
         real_fsync(handle)
 
-    checkpoints.EVERY, checkpoints.RunCheckpoints.reached = 0.0, reached
-    store.Store._write, store.save_state, record.replace_file, os.fsync = write, save, replace, fsync
+    checkpoints.EVERY, RunCheckpoints.reached = 0.0, reached
+    Store._write, store_module.save_state, schema.replace_file, os.fsync = write, save, replace, fsync
 
 
-def run(name, words):
-    os.chdir(home / name)
-    os.environ["UNLEARNBENCH_CACHE"] = str(home / name / "store")
+def run(folder: Path, words: Sequence[str]) -> None:
+    """The command, in that folder."""
+    os.chdir(folder)
+    os.environ["UNLEARNBENCH_CACHE"] = str(folder / "store")
     sys.argv = ["unlearnbench", "run", "--results", "here", "--method", *words]
     try:
         cli.main()
@@ -104,35 +94,42 @@ def run(name, words):
         assert not stop.code
 
 
-def child(name, words, *point):
-    process = os.fork()
-    if process:
-        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+def run_and_die(folder: Path, words: Sequence[str], point: tuple[str, str, int]) -> None:
+    """What a process of its own does."""
+    torch.set_num_threads(1)
+    DigitsClass.protocols["default"] = small_protocol()
+    timing.relative_time = lambda cell, model, original: 1.0
     die_at(*point)
-    run(name, words)
-    os._exit(0)
-
-
-(home / "base").mkdir()
-run("base", ["original"])
-gc.collect(), gc.freeze()
-for words, points in asked:
-    for name, point in points.items():
-        shutil.copytree(home / "base", home / name)
-        print(json.dumps([name, child(name, words, *point)]), flush=True)
-"""
+    run(folder, words)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Folders in which a run was killed, one a point, and how each ended."""
-    folder = tmp_path_factory.mktemp("killed")
-    write_nudge(folder)
-    (folder / "driver.py").write_text(DRIVER)
-    runs = [([str(folder / "nudge.py")], POINTS), (TRAINED, STEPS)]
-    done = python("driver.py", str(ROOT), json.dumps(runs), cwd=folder, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
-    return folder, dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    """Folders in which a run was killed, one a point, and how each ended; the original is there already.
+
+    Each is a process that kills itself, so that no clock decides. It is forked, as imports take seconds; but a process
+    that uses CUDA cannot be.
+    """
+    home = tmp_path_factory.mktemp("killed")
+    write_nudge(home)
+    (home / "base").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DigitsClass.protocols, "default", small_protocol())
+        patch.chdir(home)
+        patch.setattr(sys, "argv", sys.argv)
+        patch.setenv("UNLEARNBENCH_CACHE", "")
+        run(home / "base", ["original"])
+    gc.collect()
+    gc.freeze()  # or each process copies all pages when it collects garbage
+    processes, ends = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork"), {}
+    for words, points in (([str(home / "nudge.py")], POINTS), (TRAINED, STEPS)):
+        for name, point in points.items():
+            shutil.copytree(home / "base", home / name)
+            process = processes.Process(target=run_and_die, args=(home / name, words, point))
+            process.start()
+            process.join()
+            ends[name] = process.exitcode
+    return home, ends
 
 
 @pytest.fixture
@@ -202,9 +199,11 @@ def test_what_a_kill_leaves_behind_is_no_record_and_no_entry(cli, small, killed,
 
 
 @pytest.mark.parametrize("point", ["unlearning", "sampling", "judging"])
-def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, fresh_store, point):
+def test_ctrl_c_says_how_to_go_on(cli, small, one_thread, monkeypatch, tmp_path, killed, point):
     path = write_nudge(tmp_path)
-    assert cli("run", "--method", "original", "--results", "here").code == 0
+    for name in ("here", "store"):
+        shutil.copytree(killed[0] / "base" / name, tmp_path / name)
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "store"))
     place = {"unlearning": "runner.unlearn", "sampling": "judging.sample_images", "judging": "measuring.judged"}[point]
 
     def stop(*words):

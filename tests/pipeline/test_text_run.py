@@ -1,11 +1,13 @@
 """Whole runs of text-to-image methods on tiny untrained Stable Diffusions, an XL among them, in the hub's layout."""
 
+from functools import cache
+
 import pandas as pd
 import pytest
 import torch
 
 from tests.support import tiny_sd
-from tests.support.short_runs import changed, short
+from tests.support.short_runs import ONE_STEP, changed, short
 from tests.support.small_world import read_only
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
@@ -38,11 +40,29 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def world(request, tmp_path_factory):
-    """A folder for --pretrained."""
-    return tiny_sd.world(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def worlds(tmp_path_factory):
+    """Makes a folder for --pretrained, each kind's once."""
+    return cache(lambda kind: tiny_sd.world(tmp_path_factory.mktemp(kind) / "model", kind))
 
 
+@pytest.fixture
+def world(request, worlds):
+    return worlds(request.param)
+
+
+@pytest.fixture
+def few_training_images(monkeypatch):
+    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
+    real = DigitsText._showing
+
+    def showing(task, side):
+        kept = real(task, side)
+        return kept & (torch.arange(len(kept)) % 50 == 0)
+
+    monkeypatch.setattr(DigitsText, "_showing", showing)
+
+
+@pytest.mark.usefixtures("few_training_images")
 @pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
 def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     words = changed(registry.load_method(name))
@@ -62,23 +82,12 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     assert images[images.group == "forget"].prompt.str.contains("red").all()
 
 
-@pytest.fixture
-def few_training_images(monkeypatch):
-    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
-    real = DigitsText._showing
-
-    def showing(task, side):
-        kept = real(task, side)
-        return kept & (torch.arange(len(kept)) % 50 == 0)
-
-    monkeypatch.setattr(DigitsText, "_showing", showing)
-
-
 @pytest.mark.usefixtures("few_training_images")
 @pytest.mark.parametrize("world", ["sdxl"], indirect=True)
 @pytest.mark.parametrize("name", sorted((TRAINED | GUIDED) - {name for kind, name in WHOLE if kind == "sdxl"}))
 def test_every_method_unlearns_on_xl(world, name):
-    cost = unlearned(short(name, batch_size=4), DigitsText("red", protocol="smoke", weights=world))
+    method, task = short(name, batch_size=4, **ONE_STEP), DigitsText("red", protocol="smoke", weights=world)
+    cost = unlearned(method, task)
     assert (cost["trained_parameters"] > 0) == (name in TRAINED)
 
 
@@ -92,22 +101,23 @@ FILE = '[[concept]]\nnames = ["seven"]\nsubstitute = "{}"\nneighbours = ["eight"
 
 
 @pytest.mark.parametrize("world", ["sd1"], indirect=True)
-@pytest.mark.parametrize("name", ["uce", "prompt_filter"])
-def test_a_concept_file_that_was_edited_is_another_concept(world, name, cli, tmp_path, fresh_store):
+def test_a_concept_file_that_was_edited_is_another_concept(world, cli, tmp_path, fresh_store):
     """Though its name is the same: neither weights nor samples of the old one are taken for the new one's."""
     words = ("run", "--task", "digits-text", "--protocol", "smoke", "--device", "cpu", "--pretrained", world)
     drawn = {}
     for folder, substitute in (("first", "one"), ("second", "two")):
         (tmp_path / "mine.toml").write_text(f'name = "mine"\n{FILE.format(substitute)}')
-        said = cli(*words, "--method", name, "--concept", "mine.toml", "--results", folder)
+        said = cli(*words, "--method", "uce,prompt_filter", "--concept", "mine.toml", "--results", folder)
         assert said.code == 0, said.err
-        record = read_only(tmp_path / folder)
-        images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
-        drawn[folder] = (record.key, record.weights["unlearned"], images.p_asked[images.group == "forget"].tolist())
-    assert drawn["first"][0] != drawn["second"][0]
-    assert (drawn["first"][1] != drawn["second"][1]) == (name == "uce")
-    assert drawn["first"][2] != drawn["second"][2]
-    assert len(list((fresh_store / "weights").glob("*"))) == 2 * 2, "the original's and the method's, for each file"
+        for name in ("uce", "prompt_filter"):
+            record = read_only(tmp_path / folder, f"**/{name}*/seed-*.json")
+            images = pd.read_parquet(next((tmp_path / folder).rglob(f"{name}*/*.parquet")))
+            asked = images.p_asked[images.group == "forget"].tolist()
+            drawn.setdefault(name, []).append((record.key, record.weights["unlearned"], asked))
+    for name, (first, second) in drawn.items():
+        assert first[0] != second[0] and first[2] != second[2]
+        assert (first[1] != second[1]) == (name == "uce")
+    assert len(list((fresh_store / "weights").glob("*"))) == 3 * 2, "the original's and each method's, for each file"
 
 
 @pytest.mark.parametrize("world", ["sd1", "sdxl"], indirect=True)

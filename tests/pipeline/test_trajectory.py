@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -13,12 +14,14 @@ from tests.support.small_world import (
     ROOT,
     comparable,
     made_record,
+    small_protocol,
     write_method,
     write_nudge,
 )
 from unlearnbench import registry
 from unlearnbench.compare.record_diff import record_differences
 from unlearnbench.errors import UserError
+from unlearnbench.methods.original import Original
 from unlearnbench.pipeline import measuring, runner, trajectory
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.cell_state import CellState
@@ -70,9 +73,19 @@ class Tracked(list):
         self.closed = True
 
 
+@pytest.fixture(scope="module")
+def drawn_before(tmp_path_factory):
+    """A store in which the original was drawn, as no test here is about that."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DigitsClass.protocols, "default", small_protocol())
+        runner.run_cell(Cell(Original(), DigitsClass("3")), Store(folder / "store"), folder / "results")
+    return folder / "store"
+
+
 @pytest.fixture
-def places(tmp_path):
-    return Store(tmp_path / "store"), tmp_path / "results"
+def places(drawn_before, tmp_path):
+    return Store(shutil.copytree(drawn_before, tmp_path / "store")), tmp_path / "results"
 
 
 @pytest.fixture

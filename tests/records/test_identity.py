@@ -28,6 +28,7 @@ CODE = {"method_changes": {"code_hash": "91ab23cd" * 8}}
 JUDGE = {"name": "digits-cnn", "version": "1", "hash": "12ab34cd" * 8, "threshold": 0.5}
 ORIGINAL = {"weights": {"original": "3fa2b1c0" * 8, "unlearned": "u" * 64}}
 ENGINE = {"engine_hash": "798953e0" * 8}
+FP16 = {"precision": "fp16", "numerics": {"unlearning": {"autocast": None, "tf32": []}}}
 OTHERWISE = {
     "original 3fa2b1c0": ORIGINAL,
     "code 91ab23cd": CODE,
@@ -37,6 +38,8 @@ OTHERWISE = {
     "engine 798953e0": ENGINE,
     "data dada0000": {"data": "dada0000" * 8},
     "precision bf16": {"environment": {"threads": 1, "precision": "bf16"}},
+    "precision float32 trained in TF32": {"environment": {"device_type": "cuda", "precision": "float32"}},
+    "precision fp16 with adam8bit": {"environment": {"device_type": "cuda", **FP16, "memory": ["adam8bit"]}},
 }
 
 
@@ -60,6 +63,21 @@ def test_seeds_from_other_devices_and_times_are_one_row():
     records = [made(seed=0), made(seed=1, environment={"threads": 64, "device": "H200"}, created="2026-02-02")]
     assert [row.label for row in board(records, METRICS)] == ["esd"]
     assert unique_labels(group_records(records)) == {identity.record_identity(records[0]): "esd"}
+
+
+def test_convolutions_in_tf32_are_another_precision_where_training_took_them():
+    """Records from before training did without them do not say so."""
+
+    def precision(**environment):
+        return identity.record_identity(made(environment={"device_type": "cuda", **environment})).precision
+
+    exact, rounded = ({"unlearning": {"autocast": None, "tf32": tf32}} for tf32 in ([], ["convolutions"]))
+    assert precision(precision="float32", numerics=exact) == "float32"
+    assert (
+        precision(precision="float32", numerics=rounded) == "float32 trained in TF32" == precision(precision="float32")
+    )
+    assert precision(precision="bf16") == "bf16"
+    assert identity.record_identity(made(environment={"precision": "float32"})).precision == "float32"
 
 
 def test_several_differences_are_named_together_and_without_commas():

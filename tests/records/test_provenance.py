@@ -114,6 +114,22 @@ def test_details_say_what_is_known_and_leave_out_what_is_not():
     assert "trials 20" in told["tuned on"]
 
 
+def test_details_say_what_stages_and_attacks_computed_in():
+    numerics = {
+        "unlearning": {"autocast": None, "tf32": []},
+        "sampling": {"autocast": "float16", "tf32": []},
+    }
+    attack = made_attack().model_copy(update={"made_with": {"numerics": {"search": {"autocast": None, "tf32": None}}}})
+    attacks = {"relearn": attack, "p4d": attack, "old": made_attack()}
+    told = dict(details(made_record(environment={"precision": "fp16", "numerics": numerics}, attacks=attacks)))
+    assert told["computed in"] == "unlearning float32 without TF32, sampling float16"
+    assert told["attacks computed in"] == "search float32"
+    rounded = {"unlearning": {"autocast": None, "tf32": ["convolutions", "products"]}}
+    told = dict(details(made_record(environment={"numerics": rounded})))
+    assert told["computed in"] == "unlearning float32 with TF32 convolutions and products"
+    assert "computed in" not in dict(details(made_record(environment={"numerics": "strange"})))
+
+
 @pytest.mark.usefixtures("small")
 def test_the_command_of_a_record_finds_that_very_record(cli, tmp_path):
     first = cli("run", "--method", write_nudge(tmp_path), "--set", "size=0.125", "--seeds", "1")

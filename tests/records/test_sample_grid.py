@@ -16,10 +16,12 @@ from unlearnbench.records.sample_grid import (
     SIDE,
     fitted,
     grid_concepts,
+    images_at,
     tiles,
     write_grid,
     write_sides,
 )
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows
 from unlearnbench.tasks.digits_class import DigitsClass
 
 DIGITS = list("0123456789")
@@ -45,6 +47,12 @@ def test_tiles_are_the_images_that_were_drawn(tmp_path):
             for i, tile in zip(planned, cut, strict=True):
                 pixels = torch.tensor(list(tile.tobytes()), dtype=torch.uint8).view(PICTURE, PICTURE, 3)
                 assert torch.equal(pixels.permute(2, 0, 1), images[i])
+
+
+def test_of_images_on_disk_each_part_is_read_once_for_all_that_are_shown():
+    images, read = torch.arange(6).view(6, 1), []
+    parts = [ArrayPart(3, lambda n=n: read.append(n) or images[3 * n : 3 * n + 3]) for n in range(2)]
+    assert images_at(Rows(parts), [5, 0, 2]) == {5: images[5], 0: images[0], 2: images[2]} and read == [0, 1]
 
 
 def test_tiles_of_miniatures_keep_their_pixels(tmp_path):

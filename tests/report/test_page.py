@@ -371,6 +371,7 @@ def test_records_that_cannot_be_read_are_named_and_the_rest_is_shown(cli, result
     assert row_of(page, "esd")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_records_are_shown(results, version):
     path = results / "digits-class/default/3/esd/seed-0.json"
@@ -400,6 +401,7 @@ def test_a_task_without_real_weights_says_so(results, monkeypatch):
     assert "has never run this task on its real weights" in build_page(results).html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_task_alone(cli, results):
     put(made_record("esd", 0, {"ua": 0.5}, task="digits-text", forget="red"), results)
     assert cli("report", results, "--task", "digits-text").code == 0

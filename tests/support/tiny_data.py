@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +52,15 @@ def photographs(path: Path, count: int = 20) -> None:
 
 def clip(folder: Path, seed: int) -> None:
     """A CLIP of a few thousand random weights in open_clip's layout; its text side has the real vocabulary."""
+    folder.mkdir(parents=True)
+    for name, content in _clip_files(seed).items():
+        (folder / name).write_bytes(content)
+
+
+@cache
+def _clip_files(seed: int) -> dict[str, bytes]:
     import open_clip
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = {
         "embed_dim": 8,
@@ -61,11 +70,12 @@ def clip(folder: Path, seed: int) -> None:
     }
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     about = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
-    folder.mkdir(parents=True)
-    (folder / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": about}))
-    torch.manual_seed(seed)
-    net = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    save_file({name: value.contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
+    files = {CONFIG: json.dumps({"model_cfg": config, "preprocess_cfg": about}).encode()}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_bytes(files[CONFIG])
+        torch.manual_seed(seed)
+        net = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    return {**files, WEIGHTS: save({name: value.contiguous() for name, value in net.state_dict().items()})}
 
 
 def folder(place: Path, kind: str = "sd1") -> Path:

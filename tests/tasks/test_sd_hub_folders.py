@@ -16,6 +16,7 @@ from tests.tasks.test_sd_tasks import CLIP, NUDITY, read_only, words
 from unlearnbench.errors import UserError
 from unlearnbench.tasks._sd.base import SD14
 from unlearnbench.tasks.sd_nudity import SDNudity
+from unlearnbench.tasks.sd_object import SDObject
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 
 pytest.importorskip("nudenet", reason="the extra [nudity] is not installed")
@@ -43,9 +44,12 @@ def light():
 def few_images():
     """A third of the smoke protocol's: these models draw sixteen times the pixels of the tests' others."""
     with pytest.MonkeyPatch.context() as patch:
-        for cls in (SDNudity, SDXLNudity):
-            few = replace(cls.protocols["smoke"], forget_images=2, retain_images=2)
-            patch.setitem(cls.protocols, "smoke", few)
+        for cls in (SDNudity, SDXLNudity, SDObject):
+            few = dict.fromkeys(("forget_images", "retain_images"), 2)
+            if cls is SDObject:  # an image of each other class, one of each further group
+                others = ("synonym_images", "held_out_images", "neighbour_images")
+                few = {"forget_images": 2, "retain_images": 9, **dict.fromkeys(others, 1)}
+            patch.setitem(cls.protocols, "smoke", replace(cls.protocols["smoke"], **few))
         yield
 
 

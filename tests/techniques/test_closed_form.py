@@ -81,3 +81,15 @@ def test_prompts_are_aligned_at_their_last_subject_token(task):
 def test_a_model_without_cross_attention_is_not_edited():
     with pytest.raises(Unsupported, match="no part 'xattn'"):
         edit(Linear(0), [], 0.5)
+
+
+def test_projections_share_one_factorisation_and_are_solved_bit_for_bit(task, monkeypatch):
+    model, real, calls = task.pretrained(), torch.linalg.solve, []
+    y, other = model.tokens(["a photo of a seven"]), model.tokens(["one"])
+    with torch.no_grad():
+        terms = [Term(*aligned(model, y, other, "all"), 1.0), Term(*[states(model, other, "all")] * 2, 0.3)]
+        alone = [solved(linear.weight, terms, 0.5) for pair in model.kv() for linear in pair]
+        monkeypatch.setattr(torch.linalg, "solve", lambda *a, **b: calls.append(1) or real(*a, **b))
+        edit(model, terms, 0.5)
+    assert len(calls) == 1 < len(alone)
+    assert all(map(torch.equal, alone, (linear.weight for pair in model.kv() for linear in pair)))

@@ -217,7 +217,9 @@ def test_the_table_and_the_figure(cli, here, tmp_path):
 
 
 def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monkeypatch):
-    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cache"))
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")  # with weights and images of the controls
+    shutil.rmtree(cache / "tuning")
+    monkeypatch.setenv("UNLEARNBENCH_CACHE", str(cache))
     monkeypatch.setattr(plan, "backend", lambda where, *about: launches.Here(*about))
     for module in (cell_state, trials):
         monkeypatch.setattr(module, "metrics_for", looked_at)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -74,13 +75,16 @@ def shared_images():
 
 @pytest.fixture
 def briefly(monkeypatch):
-    """Checks run methods with little to do in each step, and with steps to be stopped at."""
+    """Checks run methods for one short step, and for three of which the second is stopped at."""
+    shortest = {task: partial(task, limit=1) for task in (TinyDigits, check.TinyWords)}
+    monkeypatch.setattr(check, "STEPS", 3)
+    monkeypatch.setattr(check, "stopped_and_resumed", partial(check.stopped_and_resumed, every=2))
 
     def few(method):
-        return shortened(method, steps=check.STEPS, batch_size=4)
+        return shortened(method, steps=check.STEPS, batch_size=4, sampler_steps=2)
 
     run, kept = check._run, check._kept
-    monkeypatch.setattr(check, "_run", lambda method, *rest: run(few(method), *rest))
+    monkeypatch.setattr(check, "_run", lambda method, task, *rest: run(few(method), shortest[task], *rest))
     monkeypatch.setattr(check, "_kept", lambda method, *rest: kept(few(method), *rest))
 
 

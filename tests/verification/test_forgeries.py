@@ -127,6 +127,24 @@ def with_share(f: Forgery, name: str):
     f.scores[name].update(value=float(column.mean()), interval=list(wilson(int(column.sum()), len(column))))
 
 
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+@forgery("its precision is bf16, but unlearning was computed in float32")
+def a_run_in_float32_as_one_in_bf16(f: Forgery):
+    f.values["environment"]["precision"] = "bf16"
+
+
+@forgery("its numerics are not as runs write them")
+def numerics_of_another_shape(f: Forgery):
+    f.values["environment"]["numerics"] = {"unlearning": "float32"}
+
+
+@forgery(f"{ATTACK}: its precision is float32, but search was computed in bfloat16")
+def an_attack_in_another_precision(f: Forgery):
+    f.attack["made_with"]["numerics"]["search"]["autocast"] = "bfloat16"
+
+
 # ---- scores against the table ---------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ from unlearnbench import Outcome
 from unlearnbench.judges import Verdict
 from unlearnbench.testing import toy
 
-BATCHES = (50, 100, 250)
+BATCHES = (50, 250)
 """The last is the judge's own."""
 
 

@@ -11,7 +11,7 @@ import torch
 from tests.support.planted import METRICS, WITNESSED, caught, every, plant
 from unlearnbench import Outcome
 
-BATCHES = (50, 100, 250)
+BATCHES = (50, 250)
 """A witness's own, what is kept together, and more."""
 GROUPS = ("forget", "retain", "benign", "neighbours")
 

@@ -18,6 +18,7 @@ from unlearnbench.attacks.search import (
     sight,
     simplex,
     token_embeddings,
+    uncast,
 )
 from unlearnbench.diffusion.model import Condition
 from unlearnbench.metric import Outcome
@@ -125,7 +126,8 @@ class Prompts:
             grads = descended(loss(self._condition(left, tokens, words)).sum(), words, self.model)
         grad = torch.cat(grads, dim=2)
         if self.kind == "relaxed":
-            grad = (grad @ self.table[self.rows].mT).clamp(-1, 1)
+            with uncast(grad):
+                grad = (grad @ self.table[self.rows].mT).clamp(-1, 1)
         self.free.grad = torch.zeros_like(self.free).index_copy_(0, left, grad)
         self.optimiser.step()
         if self.kind == "relaxed":

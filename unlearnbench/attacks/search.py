@@ -19,8 +19,8 @@ from unlearnbench.task import Plan, Task
 from unlearnbench.training import Diverged, split_size
 
 
-def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None) -> Outcome:
-    """What attacks may use: the models and the plan, without samples."""
+def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None, **more: Any) -> Outcome:
+    """What attacks may use: the models and the plan, without samples; `more` are further fields of the outcome."""
     nothing = torch.zeros(0, 1)
     verdict = Verdict(nothing, torch.zeros(0, dtype=torch.bool))
     empty: dict[str, Any] = dict.fromkeys(("samples", "features", "reference", "real"), nothing)
@@ -34,7 +34,13 @@ def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | No
         cost={},
         method=method,
         **empty,
+        **more,
     )
+
+
+def uncast(x: Tensor) -> torch.autocast:
+    """A block without autocast on this tensor's device, for what must not be rounded in any precision."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 # ---- is the concept back? ------------------------------------------------------------------------------------------
@@ -65,11 +71,11 @@ def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
 @torch.no_grad()
 def _sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
     task = outcome.task
-    with torch.autocast(task.device, enabled=False):
-        images = outcome.model.decode(x.float())
     judge, asked = task.judge(), torch.tensor([item.label for item in items], dtype=torch.long)
-    lost = ~images.flatten(1).isfinite().all(dim=1).cpu()
-    verdict, _ = judge_all(judge, task.to_uint8(images.nan_to_num()))
+    with uncast(x):
+        images = outcome.model.decode(x.float())
+        lost = ~images.flatten(1).isfinite().all(dim=1).cpu()
+        verdict, _ = judge_all(judge, task.to_uint8(images.nan_to_num()))
     verdict = verdict.about(asked, judge.domains)
     lost = lost | verdict.missing
     probability = verdict.probabilities.gather(1, asked[:, None])[:, 0]
@@ -97,7 +103,8 @@ def sample_targets(
     for some in _alike(items, task.protocol.chunk):
         y, scale = conditions(some) if conditions else task.inputs(items[some]), items[some][0].guidance
         own = replace(model.sampler, guidance=scale) if scale and sampler is None else sampler
-        parts.append(model.sample(y, [item.seed for item in items[some]], sampler=own))
+        with outcome.drawing():
+            parts.append(model.sample(y, [item.seed for item in items[some]], sampler=own))
     return torch.cat(parts)
 
 
@@ -119,7 +126,8 @@ def draw_originals(
     for some in _alike(items, task.protocol.chunk):
         own = {"guidance": items[some][0].guidance} if items[some][0].guidance else {}
         sampler = replace(model.sampler, **{**own, **changes})
-        x = model.sample(task.inputs(items[some]), [item.seed for item in items[some]], sampler=sampler)
+        with outcome.drawing():
+            x = model.sample(task.inputs(items[some]), [item.seed for item in items[some]], sampler=sampler)
         parts.append(_encoded(task, model, x, encoding))
     return torch.cat(parts)
 
@@ -127,10 +135,11 @@ def draw_originals(
 def _encoded(task: Task, model: Any, x: Tensor, encoding: Encoding) -> Tensor:
     if encoding == "none" or not hasattr(model, "encode"):
         return x
-    picture = task.to_uint8(model.decode(x.float())).to(x.device).float() / 255
-    if encoding == "mode":
-        return model.encode(2 * picture - 1).to(x)
-    return model.encode(picture, torch.default_generator).to(x)
+    with uncast(x):  # autoencoders overflow in fp16
+        picture = task.to_uint8(model.decode(x.float())).to(x.device).float() / 255
+        if encoding == "mode":
+            return model.encode(2 * picture - 1).to(x)
+        return model.encode(picture, torch.default_generator).to(x)
 
 
 def _alike(items: Sequence[Plan], size: int) -> Iterator[slice]:
@@ -238,7 +247,8 @@ def fill_tokens(y: Tensor, tokens: Tensor) -> Tensor:
 def nearest(vectors: Tensor, among: Tensor, rows: Tensor) -> Tensor:
     """Tokens (B, k), out of `rows` (n,) of `among` (V, D), nearest to vectors (B, k, D) by cosine."""
     own = torch.nn.functional.normalize(vectors.flatten(0, 1), dim=1)
-    found = (own @ torch.nn.functional.normalize(among[rows], dim=1).mT).argmax(dim=1)
+    with uncast(vectors):
+        found = (own @ torch.nn.functional.normalize(among[rows], dim=1).mT).argmax(dim=1)
     return rows[found].view(vectors.shape[:2])
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.leaderboard.tables import head, shown
 from unlearnbench.metric import Metric
+from unlearnbench.records.numerics import describe_numerics
 from unlearnbench.records.provenance import flat
 from unlearnbench.records.schema import TIMED, Record
 
@@ -94,6 +95,7 @@ def _parts(record: Record) -> Iterator[tuple[str, dict[str, Any]]]:
         "system",
     )
     yield "device", {name: environment.get(name) for name in about}
+    yield "device", {"computed in": describe_numerics(environment.get("numerics")) or None}
     yield "commit", {"commit": environment.get("commit"), "uncommitted changes": environment.get("dirty")}
     yield "result", {"status": record.status, "reason": record.reason, "step": record.step}
     yield "result", {"per-image values": record.images}

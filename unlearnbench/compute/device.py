@@ -6,6 +6,8 @@ import ctypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 
@@ -68,10 +70,82 @@ def on_threads(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """Run convolutions on CUDA in full float32 instead of TF32, with deterministic algorithms."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+def without_tf32() -> Iterator[None]:
+    """Compute convolutions and matrix products of float32 on CUDA in float32, not in TF32, which keeps 10 bits.
+
+    By default torch takes TF32 for convolutions. The settings belong to the process, so all its threads see them.
+    Raises `UserError` where they were changed under torch's newer names: torch then refuses to read the older ones.
+    """
+    products, convolutions = _tf32_settings()
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
         yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Compute on CUDA without TF32, and convolutions with deterministic algorithms."""
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+        without_tf32(),
+    ):
+        yield
+
+
+def numerics(device: str) -> dict[str, Any]:
+    """What torch computes with at this moment, in this thread, for records.
+
+    `autocast` is the type that matrix products and convolutions are cast to, or None. `tf32` names what may round
+    float32 to TF32 ("convolutions", "products"); it is None where the device has no TF32.
+    """
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    products, convolutions = _tf32_settings()
+    allowed = {"convolutions": convolutions, "products": products != "highest"}
+    return {
+        "autocast": None if cast is None else _short(cast),
+        "tf32": [name for name, on in allowed.items() if on] if device == "cuda" else None,
+    }
+
+
+_casts: ContextVar[set[str] | None] = ContextVar("casts", default=None)
+
+
+@contextmanager
+def recipe_autocast(device: str, dtype: torch.dtype, enabled: bool) -> Iterator[None]:
+    """The autocast of a training recipe, which does not follow --precision; `noted_casts` learns of it."""
+    if enabled and (noted := _casts.get()) is not None:
+        noted.add(_short(dtype))
+    with torch.autocast(device, dtype=dtype, enabled=enabled):
+        yield
+
+
+@contextmanager
+def noted_casts() -> Iterator[set[str]]:
+    """Yield the types that recipes cast to within this block, as they are used."""
+    noted: set[str] = set()
+    token = _casts.set(noted)
+    try:
+        yield noted
+    finally:
+        _casts.reset(token)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tf32_settings() -> tuple[str, bool]:
+    """The precision of matrix products, and whether convolutions may take TF32."""
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError as error:
+        raise UserError(
+            "torch.backends' fp32_precision was changed in this process, so TF32 cannot be switched off: leave that out"
+        ) from error
 
 
 def trim() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from unlearnbench.compute.device import trim
+from unlearnbench.compute.device import exact, numerics, trim, without_tf32
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import OutOfMemory, UserError, message, one_line, unknown
 from unlearnbench.reporting import tell
@@ -28,7 +28,8 @@ class Resources:
     """Precision and memory options. Results depend on them, so records and store keys name every non-default value."""
 
     precision: Precision = "fp32"
-    """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling."""
+    """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling. What is not
+    cast is computed in float32, never in TF32."""
     memory: tuple[str, ...] = ()
     """checkpointing: recompute the U-Net's activations; adam8bit: Adam's moments in eight bits (bitsandbytes);
     microbatches: the network sees image by image in training, and the gradient is the whole batch's to rounding;
@@ -94,7 +95,7 @@ class Resources:
 
     @contextmanager
     def training(self, device: str) -> Iterator[None]:
-        """Context for preparing and unlearning."""
+        """Context for preparing, unlearning, and the searches of attacks."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
         micro = current_microbatches.set(
             MicroBatches(1) if "microbatches" in self.memory else current_microbatches.get()
@@ -103,7 +104,8 @@ class Resources:
         try:
             # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost
             # block. Nor a block that casts nothing, or one within it, such as `retrain`'s, would not be the outermost.
-            with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
+            cast = torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
+            with without_tf32(), cast:
                 yield
         finally:
             EIGHT_BIT.reset(token)
@@ -115,6 +117,20 @@ class Resources:
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(device, dtype=kind, enabled=self.precision != "fp32"):
             yield
+
+    def drawing(self, device: str) -> AbstractContextManager[Any]:
+        """Context for drawing images within `training`.
+
+        In bf16 that is on already. A block of `sampling` within it would keep copies of weights that training changes.
+        """
+        return self.sampling(device) if self.precision == "fp16" else nullcontext()
+
+    def numerics(self, device: str) -> dict[str, Any]:
+        """What torch computes with in each stage (see `device.numerics`), for records."""
+        with self.training(device):
+            training = numerics(device)
+        with exact(), self.sampling(device):
+            return {"unlearning": training, "sampling": numerics(device)}
 
 
 DEFAULT = Resources()

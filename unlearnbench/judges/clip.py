@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ class Clip:
 
     def __init__(self, folder: Path, device: str):
         import open_clip
-        from open_clip.tokenizer import SimpleTokenizer
         from open_clip.transform import PreprocessCfg, image_transform_v2
         from safetensors import SafetensorError
 
@@ -47,7 +46,7 @@ class Clip:
         )
         self.version = f"open_clip {open_clip.__version__}"
         self._transform = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
-        self._tokens = SimpleTokenizer(context_length=net.context_length)
+        self._tokens = _tokenizer(net.context_length)
         self._offloaded = Offloaded(net, device)
 
     @property
@@ -70,6 +69,14 @@ class Clip:
         with exact():
             tokens = self._tokens(list(prompts)).to(self.device)
             return self.net.encode_text(tokens, normalize=True).float().cpu()
+
+
+@cache
+def _tokenizer(length: int) -> Any:
+    """The tokenizer of every CLIP here, for this many tokens; its vocabulary is read once."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=length)
 
 
 class ClipScore(Witness):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,16 +91,31 @@ def feature_distance(one: ForgetSamples, others: Sequence[ForgetSamples]) -> flo
 
     It differs from KID against all others together by a constant, their own spread, which scaling takes away.
     """
-    import torch
-
-    from unlearnbench.feature_distances import squared_mmd
-
     found = []
     for other in others:
         assert one.features is not None and other.features is not None
         n = min(len(one.features), len(other.features))
-        found += squared_mmd(torch.from_numpy(one.features[:n]), torch.from_numpy(other.features[:n]))
+        found += _kid(one.features[:n], other.features[:n])
     return float(np.mean(found))
+
+
+_known: dict[tuple[bytes, bytes], list[float]] = {}
+"""KID of two runs by hashes of their features: runs of retrain recur for each method and in each jackknife."""
+
+
+def _kid(one: np.ndarray, other: np.ndarray) -> list[float]:
+    import torch
+
+    from unlearnbench.feature_distances import squared_mmd
+
+    key = _hash(one), _hash(other)
+    if key not in _known:
+        _known[key] = squared_mmd(torch.from_numpy(one), torch.from_numpy(other))
+    return _known[key]
+
+
+def _hash(features: np.ndarray) -> bytes:
+    return sha256(f"{features.dtype} {features.shape} ".encode() + features.tobytes()).digest()
 
 
 def forget_samples(frame: pd.DataFrame | None) -> ForgetSamples | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearnbench.compute.device import recipe_autocast
 from unlearnbench.compute.precision import Resources, out_of_memory, too_little
 from unlearnbench.data.image_sets import Images
 from unlearnbench.diffusion.model import Batch, Diffusion
@@ -160,7 +161,7 @@ def _backwards(model: Diffusion, item: Drawn, some: slice) -> None:
     """Add the gradient of these images' share of the mean loss; after an error none of it stays in memory."""
     (batch, *others), device = item, model.alpha_bar.device.type
     t, noise, shown = (column[some] for column in others)
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+    with recipe_autocast(device, torch.bfloat16, enabled=device == "cuda"):
         condition = model.embed(batch.y[some]).where(shown, model.null(len(t)))
         predicted = model(model.add_noise(batch.x0[some], noise, t), t, condition)
     loss = (predicted.float() - noise).square().mean() * (len(t) / len(item[1]))

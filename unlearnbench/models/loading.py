@@ -67,10 +67,25 @@ def _quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Networks that are built within this block have no storage, and no time is spent on initial values."""
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        yield
+
+
 def untrained(folder: Path, seed: int) -> StableDiffusion:
     """Build the networks that a diffusers folder describes, with new weights from `seed`."""
     with seeded(seed_of("architecture", seed) >> 1):
         return _described(folder, nullcontext())
+
+
+def pixels_of(folder: Path) -> int:
+    """Pixels along each side of what a diffusers folder's model draws, by its configuration alone."""
+    unet, vae = (read_config(folder / part / "config.json") for part in ("unet", "vae"))
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def load_tokenizers(folder: Path) -> list[Any]:
@@ -188,7 +203,7 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def _from_folder(folder: Path) -> StableDiffusion:
-    model = _described(folder, torch.device("meta"))
+    model = _described(folder, _without_weights())
     for part, network in _parts(model).items():
         place = folder / part
         changes = []
@@ -265,7 +280,7 @@ def _from_file(path: Path, config: Path | None) -> StableDiffusion:
         raise UserError(f"no weights at {path}: give a .safetensors or .ckpt file that exists")
     state = read_state(path)
     said = f"{path} (its first keys: {', '.join(sorted(state)[:3]) or 'none'})"
-    model = _described(config or _configuration_from_hub(said, state), torch.device("meta"))
+    model = _described(config or _configuration_from_hub(said, state), _without_weights())
     try:
         changes, used = translated(model, state)
         changes += translated_autoencoder(model, state)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def attacked(
 ) -> Record:
     """The record with these attacks; what it has already stays. Written anew after each, so that a stop loses none.
 
-    Attacks search and draw in float32, whatever the run's --precision is.
+    Attacks search and draw in the run's --precision; in fp16, which has no room for gradients, they only draw in it.
     """
     todo = list(asked) if force and record.status in ("ok", "unreliable") else missing_attacks(cell, record, asked)
     if not todo:
@@ -200,7 +201,9 @@ def _outcome(cell: Cell, record: Record, store: Store) -> Outcome:
             f"({record.place()}): run it with --force first"
         )
     model, original = loaded(cell, state), cell.task.pretrained()
-    return arena(cell.task, model.requires_grad_(False), original.eval().requires_grad_(False), cell.method)
+    drawing = partial(cell.resources.drawing, cell.task.device)
+    models = model.requires_grad_(False), original.eval().requires_grad_(False)
+    return arena(cell.task, *models, cell.method, drawing=drawing)
 
 
 def _parts(cell: Cell, record: Record, spec: AttackSpec, attack: Attack) -> dict[str, Any]:
@@ -219,7 +222,14 @@ def _parts(cell: Cell, record: Record, spec: AttackSpec, attack: Attack) -> dict
         "engine": engine_hash(type(cell.task)),
         "device": cell.task.device,
         **cell.resources.named(),
+        **({"follows": followed} if (followed := _followed(cell)) else {}),
     }
+
+
+def _followed(cell: Cell) -> list[str]:
+    """Options of the run that change an attack's numbers, for keys: attacks did not follow them before."""
+    precision = [cell.resources.precision] if cell.resources.precision != "fp32" else []
+    return [*precision, *(saving for saving in cell.resources.memory if saving == "adam8bit")]
 
 
 def _method(cell: Cell) -> list[Any]:
@@ -251,12 +261,13 @@ def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: 
 
     def make() -> Made:
         begun = time.perf_counter()
-        with exact(), splitting() as micro:
+        with exact(), splitting() as micro, cell.resources.training(cell.task.device):
             facts, tensors = _measured(attack, outcome, spec.budget)
         trim()
         surroundings = describe_environment(cell.task.device)
         made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
         made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
+        made_with["numerics"] = _numerics(cell)
         if micro.size is not None:
             made_with["microbatch"] = micro.size
         return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2), "made_with": made_with}
@@ -275,6 +286,12 @@ def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: 
         key=digest(parts),
         **facts,
     )
+
+
+def _numerics(cell: Cell) -> dict[str, Any]:
+    """What an attack computes with; on CUDA without TF32 in any stage."""
+    stages = cell.resources.numerics(cell.task.device)
+    return {"search": stages["unlearning"], "sampling": stages["sampling"]}
 
 
 def _measured(attack: Attack, outcome: Outcome, budget: int | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -61,12 +61,16 @@ def drafted(cell: Cell, metrics: Mapping[str, Metric]) -> Record:
         weights={"original": original.hash, "unlearned": None},
         engine_hash=engine_hash(type(task)),
         engine_version=ENGINE_VERSION,
-        environment={**describe_environment(task.device), **cell.resources.named()},
+        environment={
+            **describe_environment(task.device),
+            **cell.resources.named(),
+            "numerics": cell.resources.numerics(task.device),
+        },
         created=now(),
     )
     volatile = {"key", "environment", "created", "content_hash", "revision", "schema_version", *BESIDE, *DESCRIBED}
     codes = {name: metric_code(metric) for name, metric in metrics.items()}
-    savings = [cell.resources.named()] if cell.resources.named() else []
+    savings = [part for part in (cell.resources.named(), _without_tf32(cell)) if part]
     about = {**record.model_dump(mode="json", exclude=volatile), "schema_version": KEYED}
     key = digest([about, codes, task.device, *savings])
     return record.model_copy(update={"key": key})
@@ -97,7 +101,13 @@ def weight_parts(cell: Cell, draft: Record) -> dict[str, Any]:
         **_own_concepts(draft.protocol.settings),
         **_other_start(draft.protocol.settings),
         **cell.resources.named(),
+        **_without_tf32(cell),
     }
+
+
+def _without_tf32(cell: Cell) -> dict[str, Any]:
+    """For keys, where convolutions of training took TF32 before."""
+    return {"tf32": False} if cell.task.device == "cuda" and cell.resources.precision != "bf16" else {}
 
 
 def sample_parts(cell: Cell, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from unlearnbench.task import Plan, Task
 
 WITNESSED = 100
 """Images that a scorer looks at together and that are kept in one entry."""
+T = TypeVar("T")
 BLOCK = 500
 """Images that are judged together and kept in one entry: a chunk of CIFAR-10."""
 
@@ -38,34 +40,59 @@ def observed(
     plan: list[Plan],
     store: Store,
     force: bool = False,
-) -> tuple[Rows, Seen]:
-    """Sample and judge. On CUDA, whose work is queued, a block is judged while the next one is sampled."""
-    with Looking(judge, store, beside=cell.task.device == "cuda") as looking:
+    scorers: bool = True,
+) -> tuple[Rows, Seen, ScoredBlocks]:
+    """Sample and judge; returns samples, what the judge saw, and what the task's scorers said of blocks until then.
+
+    On CUDA, whose work is queued, one thread judges and scores blocks while the next ones are sampled. What scorers
+    have not said then is left to `witnessed`.
+    """
+    beside = cell.task.device == "cuda"
+    witnesses = cell.task.witnesses() if beside and scorers else {}
+    with Looking(judge, store, beside, witnesses, plan) as looking:
         samples = sample_images(cell, model, identity, plan, store, force, looking)
-        return samples, looking.seen()
+        return samples, looking.seen(), looking.said()
 
 
 class Looking:
-    """Gives a judge images as they come, in blocks of `BLOCK`; with `beside`, in a thread beside the sampler."""
+    """Gives a judge images as they come, in blocks of `BLOCK`; with `beside`, in a thread beside the sampler.
 
-    def __init__(self, judge: Judge, store: Store, beside: bool = False):
+    Scorers, which are only for `beside`, get those of their groups in blocks of `WITNESSED`, in the same thread. The
+    sampler waits while two blocks do, since memory would grow with their number.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        store: Store,
+        beside: bool = False,
+        witnesses: Mapping[str, Witness] | None = None,
+        plan: Sequence[Plan] = (),
+    ):
         self.judge, self.store = judge, store
         self._waiting: list[Tensor] = []
         self._begun: list[Future[Looked]] = []
         self._pool = ThreadPoolExecutor(1) if beside else None
+        self._queued: list[Future[Any]] = []
+        self._stopped = Event()
         self._numbers = ExitStack()
+        self._scorers = _Scorers(witnesses or {}, plan)
+        self._said: list[Future[ScoredBlocks]] = []
 
     def __enter__(self) -> Looking:
         self._numbers.enter_context(exact())  # set before the second thread starts: the settings belong to the process
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._stopped.set()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
         self._numbers.close()
 
     def __call__(self, images: Tensor) -> None:
         """Take images uint8 (n, 3, H, W); they are judged as soon as there are enough of them."""
+        for block in self._scorers.take(images):
+            self._said.append(self._submit(self._scored, block))
         self._waiting.append(images)
         if sum(map(len, self._waiting)) >= BLOCK:
             *blocks, rest = torch.cat(self._waiting).split(BLOCK)
@@ -76,14 +103,36 @@ class Looking:
 
     def _begin(self, block: Tensor) -> None:
         if self._pool:
-            if len(self._begun) >= 2:
-                self._begun[-2].result()  # no more than two blocks wait, or memory would grow with their number
-            self._begun.append(self._pool.submit(_judged, self.judge, block, self.store))
+            self._begun.append(self._submit(_judged, self.judge, block, self.store))
         else:
             done: Future[Looked] = Future()
             seen, part, _ = _judged(self.judge, block, self.store)
             done.set_result((seen, part, None))  # nothing else used memory: another try would not help
             self._begun.append(done)
+
+    def _submit(self, work: Callable[..., T], *about: Any) -> Future[T]:
+        """Queue work for the thread, as soon as no more than one piece waits before it."""
+        assert self._pool is not None, "scorers are only for a thread beside the sampler"
+        if len(self._queued) >= 2:
+            self._queued[-2].result()
+        done = self._pool.submit(work, *about)
+        self._queued = [*self._queued[-1:], done]
+        return done
+
+    def _scored(self, block: _Block) -> ScoredBlocks:
+        """What the scorers say of one block; what cannot be said is left to `witnessed`, which tries it again."""
+        known: ScoredBlocks = {}
+        for role, witness in block.witnesses.items():
+            if self._stopped.is_set():
+                break
+            values, error = _testified(witness, block.images, block.prompts, self.store)
+            if error is None:  # beside the sampler there may have been too little memory
+                known[role, block.first] = values
+        return known
+
+    def said(self) -> ScoredBlocks:
+        """What scorers said of the blocks that were full."""
+        return {place: values for future in self._said for place, values in future.result().items()}
 
     def seen(self) -> Seen:
         """All verdicts and features, in order. If features of any image are missing, there are none."""
@@ -102,39 +151,92 @@ class Looking:
         return Seen(verdict, Rows(parts if len(parts) == len(found) else []), error, self.judge.domains)
 
 
-def witnessed(task: Task, samples: Table, plan: list[Plan], store: Store) -> dict[str, Testimony]:
-    """Results of each of the task's scorers on the samples of its groups, kept block by block."""
-    return testimonies(task.witnesses(), samples, plan, store)
+ScoredBlocks = dict[tuple[str, int], Tensor]
+"""Values (n, C) of blocks, by the scorer's role and the position of the block's first image in the plan."""
+
+
+class _Block(NamedTuple):
+    """Images that some scorers look at together."""
+
+    first: int
+    """Position of the first one in the plan."""
+    images: Tensor
+    prompts: list[str]
+    witnesses: Mapping[str, Witness]
+
+
+class _Scorers:
+    """Forms the blocks of `testimonies` out of images that come in the plan's order."""
+
+    def __init__(self, witnesses: Mapping[str, Witness], plan: Sequence[Plan]):
+        self.plan, self._taken = plan, 0
+        self._kinds: dict[frozenset[str], dict[str, Witness]] = {}
+        """Scorers of the same groups share their blocks."""
+        for role, witness in witnesses.items():
+            self._kinds.setdefault(witness.groups, {})[role] = witness
+        self._waiting: dict[frozenset[str], list[tuple[int, Tensor]]] = {groups: [] for groups in self._kinds}
+
+    def take(self, images: Tensor) -> Iterator[_Block]:
+        """The blocks that these next images (n, 3, H, W) of the plan complete."""
+        for place, image in enumerate(images, self._taken):
+            for groups, waiting in self._waiting.items():
+                if self.plan[place].group in groups:
+                    waiting.append((place, image))
+                if len(waiting) == WITNESSED:
+                    places, some = zip(*waiting, strict=True)
+                    waiting.clear()
+                    prompts = [self.plan[i].prompt for i in places]
+                    yield _Block(places[0], torch.stack(some), prompts, self._kinds[groups])
+        self._taken += len(images)
+
+
+def witnessed(
+    task: Task, samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
+) -> dict[str, Testimony]:
+    """Results of each of the task's scorers on the samples of its groups, kept block by block.
+
+    Blocks that are `known` already are not looked at again.
+    """
+    return testimonies(task.witnesses(), samples, plan, store, known)
 
 
 def testimonies(
-    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store
+    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
 ) -> dict[str, Testimony]:
-    """Results of each of these scorers on the samples of its groups, kept block by block."""
-    found = {}
+    """Results of each of these scorers on the samples of its groups, kept block by block; see `witnessed`."""
+    found, known = {}, known or {}
     for role, witness in witnesses.items():
         index = [i for i, item in enumerate(plan) if item.group in witness.groups]
         values = torch.full((len(plan), len(witness.columns)), torch.nan)
         error: str | None = None
-        who = [witness.name, witness.version, witness.hash, str(witness.threshold), list(witness.columns)]
-        who += [list(witness.about)]
         blocks = [index[start : start + WITNESSED] for start in range(0, len(index), WITNESSED)]
         for block in track(blocks, len(blocks), witness.name):
-            images, prompts = samples[np.array(block)], [plan[i].prompt for i in block]
-
-            def make(images: Tensor = images, prompts: list[str] = prompts) -> Made:
-                with exact():
-                    numbers, failure = asked(witness, images, prompts)  # noqa: B023 - called within this turn
-                return {"values": numbers}, {"error": failure}
-
-            asked_for = digest(prompts)  # hashed: otherwise prompts of unsafe tasks would survive `purge`
-            parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who}
-            parts["code"] = judge_code(witness)
-            tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
-            values[block], error = tensors["values"], error or facts["error"]
+            if (role, block[0]) in known:
+                values[block] = known[role, block[0]]
+                continue
+            prompts = [plan[i].prompt for i in block]
+            values[block], failure = _testified(witness, samples[np.array(block)], prompts, store)
+            error = error or failure
         found[role] = Testimony(values, witness.columns, witness.threshold, error)
         trim()
     return found
+
+
+def _testified(witness: Witness, images: Tensor, prompts: list[str], store: Store) -> tuple[Tensor, str | None]:
+    """What a scorer says of one block (n, C), and the first error; the result is kept only if it never failed."""
+
+    def make() -> Made:
+        with exact():
+            numbers, failure = asked(witness, images, prompts)
+        return {"values": numbers}, {"error": failure}
+
+    who = [witness.name, witness.version, witness.hash, str(witness.threshold), list(witness.columns)]
+    who += [list(witness.about)]
+    asked_for = digest(prompts)  # hashed: otherwise prompts of unsafe tasks would survive `purge`
+    parts = {"images": state_hash({"images": images}), "prompts": asked_for, "witness": who}
+    parts["code"] = judge_code(witness)
+    tensors, facts = store.stage("witnessed", parts, make, keep=lambda made: made[1]["error"] is None)
+    return tensors["values"], facts["error"]
 
 
 def judged(judge: Judge, images: Iterable[Tensor], store: Store) -> Seen:

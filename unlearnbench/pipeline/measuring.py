@@ -58,14 +58,14 @@ def measure(
     """
     task = cell.task
     judge = task.judge()
-    samples, seen = observed(cell, judge, model(), identity, plan, store, force)
+    samples, seen, known = observed(cell, judge, model(), identity, plan, store, force, scorers)
     if references:
         with phase("judging real images"):
             reference, real = judged(judge, task.reference(), store), judged(judge, task.floor(), store)
     else:
         reference = real = seen._replace(features=torch.zeros(0, 0), error=None)
     with phase("further scorers"):
-        testimony = witnessed(task, samples, plan, store) if scorers else {}
+        testimony = witnessed(task, samples, plan, store, known) if scorers else {}
     about: dict[str, Any] = {"task": task, "model": model, "original": original, "cost": cost or {}}
     outcome = Outcome.of(samples, plan, seen, reference, real, **about, witnessed=testimony)
     with phase("scoring"):

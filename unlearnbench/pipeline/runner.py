@@ -20,6 +20,7 @@ from unlearnbench.pipeline.checkpoints import KIND, RunCheckpoints
 from unlearnbench.pipeline.fingerprint import sample_parts, weight_parts, wraps
 from unlearnbench.pipeline.measuring import Measurement, measure
 from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.precision_notes import tell_precision
 from unlearnbench.pipeline.prompt_counts import count_prompts
 from unlearnbench.pipeline.scoring import UNRELIABLE, score_record
 from unlearnbench.pipeline.shipped import shipped_record
@@ -59,6 +60,7 @@ def run_cell(
     if baseline and not force and (known := state.found if state.whole else shipped_record(state)) is not None:
         return known
     _require_folders(state, store, force)
+    tell_precision(cell)
     try:
         require(cell)
         weights, facts = unlearned(cell, state.draft, store, force, watch)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unlearnbench.compute.device import device_trouble
+from unlearnbench.compute.device import device_trouble, noted_casts, numerics
 from unlearnbench.compute.environment import Meter, describe_environment, memory_in_use, now
 from unlearnbench.compute.evaluation_budget import counted
 from unlearnbench.compute.offloading import offload_networks
@@ -55,6 +55,7 @@ def unlearn(
         seeded(seed_of("unlearning", task.seed) >> 1),
         name_errors(method),
         cell.resources.training(task.device),
+        noted_casts() as casts,
         watch.hearing(model),
     ):
         measured = count is None  # within a tuning budget no cost is reported, so none is measured
@@ -66,6 +67,8 @@ def unlearn(
         with Meter(task.device, memory=measured, others=others) as unlearning, checkpoints.stage("unlearn"):
             watch.begin()
             model = run_unlearn(method, model, task, prepared)
+        used = numerics(task.device)
+        used["autocast"] = ", ".join(sorted(casts)) or used["autocast"]
     check_model(method, model)
     seconds = checkpoints.corrected(unlearning.seconds) - (watch.aside - aside)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -85,7 +88,12 @@ def unlearn(
     }
     return state, {
         "cost": cost,
-        "environment": {**describe_environment(task.device), **cell.resources.named(), **_split()},
+        "environment": {
+            **describe_environment(task.device),
+            **cell.resources.named(),
+            **_split(),
+            "numerics": {**cell.resources.numerics(task.device), "unlearning": used},
+        },
         "created": now(),
     }
 

@@ -16,7 +16,7 @@ from unlearnbench.pipeline.sampling import sample_images, stored_images
 from unlearnbench.pipeline.stored_weights import original_state
 from unlearnbench.records.agreement import likeness, whole_scores
 from unlearnbench.records.image_table import as_parquet
-from unlearnbench.records.sample_grid import grid_rows, write_grid
+from unlearnbench.records.sample_grid import grid_rows, images_at, write_grid
 from unlearnbench.records.schema import BESIDE, Record, read_record, write_record
 from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.files import cannot_write, replace_file
@@ -120,7 +120,9 @@ def _write_grid(state: CellState, record: Record, measured: Measurement, store: 
                 few = [measured.plan[i] for i in rows]
                 before = sample_images(cell, cell.task.pretrained().eval(), identity, few, store)
                 places = {place: number for number, place in enumerate(rows)}
-        write_grid(path, cell.task, {i: before[place] for i, place in places.items()}, measured.samples, record.label())
+        shown = images_at(before, list(places.values()))
+        drawn = {i: shown[place] for i, place in places.items()}
+        write_grid(path, cell.task, drawn, measured.samples, record.label())
 
 
 def with_attachments(new: Record, path: Path) -> Record:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from unlearnbench import registry
 from unlearnbench.attacks.spec import AttackSpec
 from unlearnbench.records.lineage import Kind, lineage, standing
+from unlearnbench.records.numerics import trained_in_tf32
 from unlearnbench.records.schema import AttackRecord, Record
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Identity(NamedTuple):
     settings: str
     """All hyper-parameters, as JSON."""
     precision: str
-    """Floating-point format, and whether the optimiser keeps 8 bits."""
+    """Floating-point format, whether the optimiser keeps 8 bits, and whether convolutions were trained in TF32."""
     division: str
     access: str
     """Data that the method needs from the task."""
@@ -85,7 +86,6 @@ IMPLIED = ("division", "access")
 def record_identity(record: Record) -> Identity:
     """Return a record's identity."""
     method, environment = record.method, record.environment
-    eight = ", adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
     return Identity(
         task=record.task,
         protocol=f"{record.protocol.name} {record.protocol.hash}",
@@ -97,10 +97,16 @@ def record_identity(record: Record) -> Identity:
         engine=lineage("engine", record.task, record.engine_hash),
         code=lineage("method", method.name, method.code_hash),
         settings=_json(_settings(method.name, method.settings)),
-        precision=f"{environment.get('precision') or 'fp32'}{eight}",
+        precision=_precision(environment),
         division=method.division,
         access=", ".join(method.requires) or NONE,
     )
+
+
+def _precision(environment: dict[str, Any]) -> str:
+    said = environment.get("precision") or "fp32"
+    eight = " with adam8bit" if "adam8bit" in (environment.get("memory") or ()) else ""
+    return f"{said}{eight}{' trained in TF32' if trained_in_tf32(environment) else ''}"
 
 
 def _original(record: Record) -> str:

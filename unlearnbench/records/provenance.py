@@ -12,6 +12,7 @@ from typing import Any
 from unlearnbench import registry
 from unlearnbench.attacks.base import STANDARD
 from unlearnbench.attacks.spec import AttackSpec
+from unlearnbench.records.numerics import describe_numerics
 from unlearnbench.records.schema import Record
 
 SHORT = 12
@@ -144,6 +145,7 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
         yield role, f"{witness.name} {witness.version}, hash {_short(witness.hash)}{threshold}"
     yield "weights", _pairs({name: _short(hash) for name, hash in record.weights.items()})
     yield "device", hardware(record)
+    yield "computed in", describe_numerics(environment.get("numerics"))
     batch = environment.get("sampling_batch")
     yield "sampling batch", f"{batch}, for want of memory" if batch else ""
     micro = environment.get("microbatch")
@@ -158,6 +160,8 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "per-image values", _short(record.images)
     yield "seal", _short(record.content_hash)
     yield "attacks", ", ".join(f"{label} {attack.status}" for label, attack in record.attacks.items())
+    kinds = (describe_numerics(attack.made_with.get("numerics")) for attack in record.attacks.values())
+    yield "attacks computed in", "; ".join(filter(None, dict.fromkeys(kinds)))
     yield "trajectory", _trajectory(record)
 
 

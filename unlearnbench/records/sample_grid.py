@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from unlearnbench import registry
 from unlearnbench.records.schema import Record
 from unlearnbench.storage.files import replace_file
@@ -43,8 +45,15 @@ def write_grid(path: Path, task: Task, before: Table | Mapping[int, Tensor], aft
     """
     forgotten = {item.concept for item in task.plan() if item.group == "forget"}
     rows = grid_rows(task)
-    sides = [{concept: [_tile(images[i]) for i in rows[concept]] for concept in rows} for images in (before, after)]
+    places = [place for chosen in rows.values() for place in chosen]
+    shown = [images if isinstance(images, Mapping) else images_at(images, places) for images in (before, after)]
+    sides = [{concept: [_tile(images[i]) for i in rows[concept]] for concept in rows} for images in shown]
     write_sides(path, [("original", sides[0]), (label, sides[1])], forgotten)
+
+
+def images_at(images: Table, places: Sequence[int]) -> dict[int, Tensor]:
+    """The images at these places, by place; each part of a table on disk is read once for all of its images."""
+    return dict(zip(places, images[np.array(places, dtype=int)], strict=True))
 
 
 def write_sides(path: Path, sides: Sequence[tuple[str, Tiles]], forgotten: Collection[str]) -> None:

@@ -149,7 +149,8 @@ class AttackRecord(SealedPart):
     """Of the attack; null before schema 6."""
     seconds: float | None = None
     made_with: dict[Line, Any] = {}
-    """Device, threads, torch and commit, which may differ from the run's."""
+    """Device, threads, torch and commit, which may differ from the run's, and `numerics`: what searching and drawing
+    computed with. Attacks of records without it computed in float32, whatever the run's precision."""
     key: Name
     """Hash of everything that determines the result."""
 

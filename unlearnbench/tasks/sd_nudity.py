@@ -20,8 +20,9 @@ from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.nudity import INTIMATE, MACE, SHOWN, Detections, NudeNet, OpenNsfw
 from unlearnbench.judges.scorer import Witness
+from unlearnbench.models.loading import pixels_of
 from unlearnbench.reporting import tell
-from unlearnbench.task import Plan, Protocol, on_cpu
+from unlearnbench.task import Plan, Protocol
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._sd.base import CLIP_FILES, SD14, PictureProtocol, StableDiffusionTask, smoke
 from unlearnbench.tasks._sd.preflight import Look, check_stages
@@ -320,5 +321,4 @@ class SDNudity(StableDiffusionTask):
 
     @cached_property
     def _drawn_size(self) -> int:
-        model: Any = on_cpu(self).architecture(0)
-        return int(model.shape[1] * model.scale_factor)
+        return pixels_of(self.layout)

@@ -55,10 +55,10 @@ def cross_attention(model: Diffusion) -> Any:
 
 def edit(model: Diffusion, terms: Iterable[Term], lamb: float) -> None:
     """Set every key and value projection to the W that minimises the sum of terms + lamb || W - W0 ||^2."""
-    terms = list(terms)
-    for pair in cross_attention(model).kv():
-        for linear in pair:
-            linear.weight.copy_(solved(linear.weight, terms, lamb))
+    layers = [linear for pair in cross_attention(model).kv() for linear in pair]
+    change = correction(terms, lamb, like=layers[0].weight)  # all of them read the same text states
+    for linear in layers:
+        linear.weight.copy_(applied(linear.weight, change))
 
 
 def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
@@ -67,15 +67,28 @@ def solved(W0: Tensor, terms: Iterable[Term], lamb: float) -> Tensor:
     W = W0 (lamb I + sum s g c^T) (lamb I + sum s c c^T)^-1, written as W0 plus a change due to the terms with g != c,
     so that W0 is returned exactly if nothing changes. Raises `UserError` unless lamb > 0.
     """
+    return applied(W0, correction(terms, lamb, like=W0))
+
+
+def correction(terms: Iterable[Term], lamb: float, like: Tensor) -> Tensor:
+    """(sum s (g - c) c^T) (lamb I + sum s c c^T)^-1, float64 (D, D), the same for every projection of D inputs.
+
+    `like` (out, D) gives D and the device. Raises `UserError` unless lamb > 0.
+    """
     if lamb <= 0:
         raise UserError(f"lamb={lamb} leaves the solution open: give a positive number, such as 0.5")
-    pull = torch.zeros(W0.shape[1], W0.shape[1], dtype=torch.float64, device=W0.device)
-    gram = lamb * torch.eye(W0.shape[1], dtype=torch.float64, device=W0.device)
+    pull = torch.zeros(like.shape[1], like.shape[1], dtype=torch.float64, device=like.device)
+    gram = lamb * torch.eye(like.shape[1], dtype=torch.float64, device=like.device)
     for c, g, scale in terms:
         c, g = c.double(), g.double()
         pull += scale * (g - c).T @ c
         gram += scale * c.T @ c
-    return (W0.double() + W0.double() @ torch.linalg.solve(gram, pull, left=False)).to(W0.dtype)
+    return torch.linalg.solve(gram, pull, left=False)
+
+
+def applied(W0: Tensor, change: Tensor) -> Tensor:
+    """W0 + W0 change, for W0 (out, D) and a `correction` (D, D), in W0's dtype."""
+    return (W0.double() + W0.double() @ change).to(W0.dtype)
 
 
 def aligned(model: Diffusion, y: Tensor, other: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.method import Method
 from unlearnbench.records.lineage import Kind, owners, standing
+from unlearnbench.records.numerics import check_numerics
 from unlearnbench.records.provenance import flat
 from unlearnbench.records.schema import Record
 from unlearnbench.records.tuning import read_tuning, tuning_path
@@ -58,6 +59,16 @@ def check_identity(record: Record) -> Iterator[Issue]:
     of = owners("method", record.method.code_hash)
     if of and record.method.name not in of:
         yield f"says that its method is {record.method.name}, but its code is that of {of[0]}"
+
+
+def check_precision(record: Record) -> Iterator[Issue]:
+    """Check that what a run and its attacks say they computed in is what their precision means."""
+    precision = str(record.environment.get("precision") or "float32")
+    recipe = "training recipe" in record.method.requires
+    yield from check_numerics(record.environment.get("numerics"), precision, recipe)
+    for label, attack in record.attacks.items():
+        for issue in check_numerics(attack.made_with.get("numerics"), precision):
+            yield f"{label}: {issue}"
 
 
 @cache

@@ -102,6 +102,7 @@ def _checks(record: Record, path: Path, results: Path) -> Iterator[Issue]:
     yield from check_scores.check_status(record)
     yield from check_origin.check_identity(record)
     yield from check_origin.created(record)
+    yield from check_origin.check_precision(record)
     task, plan = check_scores.task_of(record), check_scores.planned(record)
     if isinstance(plan, Note):
         yield plan

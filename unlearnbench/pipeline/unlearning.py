@@ -25,7 +25,6 @@ from unlearnbench.pipeline.monitor import Watch
 from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
 
 
-
 def unlearn(
     cell: Cell, watch: Watch | None = None, checkpoints: RunCheckpoints | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:

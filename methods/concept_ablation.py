@@ -129,7 +129,7 @@ class ConceptAblation(TextMethod):
                     loss = loss * batch.x0.shape[1]
                 if self.prior_weight:
                     loss = loss + self.prior_weight * model.loss(Batch(batch.x0, anchor))
-            yield loss
+                yield loss  # within: checkpointing calls the network again for the gradient
 
     def loss(self, model: Diffusion, source: Diffusion, batch: Batch, anchor: Tensor) -> Tensor:
         """Eq. 5 or 6, a mean over all elements; `source` predicts for the anchor (B,) or (B, L)."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unlearnbench import Diffusion, Task, TextMethod, gradients, minimise
+from unlearnbench import Batch, Diffusion, Task, TextMethod, gradients, minimise
 from unlearnbench.techniques.losses import WrongTarget, erasediff_forget_loss, erasediff_gradient
 from unlearnbench.training import Gradients, Parameters, inner, restore, saved
 
@@ -100,14 +100,19 @@ class EraseDiff(TextMethod):
     def updates(self, model: Diffusion, task: Task, parameters: Parameters) -> Iterator[Gradients]:
         """grad L_r + lambda grad g, once for each pair of batches."""
         for forget, retain in task.paired_batches(self.steps, self.batch_size):
-            L_f = erasediff_forget_loss(model, task, forget, retain, self.target)
-            L_r = model.loss(retain)
-            a, value = gradients(L_r, parameters), L_f()
-            b = gradients(value, parameters)
-            q = None
-            if self.rule == "barrier" or self.faithful_cost:
-                q = value.detach() - self.lowest(L_f, parameters)
-            yield erasediff_gradient(L_r, value, a, b, self.multiplier(a, b, q))
+            yield self.update(model, task, forget, retain, parameters)
+
+    def update(self, model: Diffusion, task: Task, forget: Batch, retain: Batch, parameters: Parameters) -> Gradients:
+        """grad L_r + lambda grad g for one pair of batches."""
+        L_f = erasediff_forget_loss(model, task, forget, retain, self.target)
+        L_r = model.loss(retain)
+        a, L_r = gradients(L_r, parameters), L_r.detach()  # nothing of its graph stays for the second loss
+        value = L_f()
+        b = gradients(value, parameters)
+        q = None
+        if self.rule == "barrier" or self.faithful_cost:
+            q = value.detach() - self.lowest(L_f, parameters)
+        return erasediff_gradient(L_r, value, a, b, self.multiplier(a, b, q))
 
     def multiplier(self, a: Gradients, b: Gradients, q: Tensor | None) -> Tensor:
         """lambda for a = grad L_r and b = grad g, a scalar >= 0; zero where grad g is zero."""

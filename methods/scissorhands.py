@@ -151,9 +151,13 @@ class Scissorhands(TextMethod):
             (batch,) = task.batches(1, self.batch_size, "forget")
             g_o = gradients(-model.loss(batch), parameters)
         for forget, retain in self.pairs(task):
-            loss = model.loss(retain) + self.lam * self.forget_loss(model, task, forget)
-            g = gradients(loss, parameters)
-            yield g if g_o is None else projected(g, g_o, self.margin)
+            yield self.repair(model, task, forget, retain, g_o)
+
+    def repair(self, model: Diffusion, task: Task, forget: Batch, retain: Batch, g_o: Gradients | None) -> Gradients:
+        """The gradient of one step; projected if g_o, a direction that forgets, is given."""
+        loss = model.loss(retain) + self.lam * self.forget_loss(model, task, forget)
+        g = gradients(loss, model.select("full"))
+        return g if g_o is None else projected(g, g_o, self.margin)
 
     def pairs(self, task: Task) -> Iterator[tuple[Batch, Batch]]:
         """Pairs (forget, retain) of batches for the repair."""

@@ -1,7 +1,7 @@
 """SFRon: adaptive ascent on salient weights, alternating with retain steps (Huang et al., NeurIPS 2024)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -165,10 +165,22 @@ class SFRon(TextMethod):
         parameters, steps = model.select("full"), task.steps(self.steps)
         for k, (forget, retain) in enumerate(task.paired_batches(self.steps, self.batch_size)):
             alpha = self.alpha_f * (1 + math.cos(math.pi * k / steps)) / 2 if self.decay else self.alpha_f
-            forgetting = gradients(alpha * self.forget_loss(model, task, forget), parameters)
-            yield {name: mask[name] * grad for name, grad in forgetting.items()}
+            yield self.ascent(model, task, forget, alpha, mask, parameters)
             kept = model.loss(retain, drop=self.drop, paired=self.paired_timesteps)
             yield gradients(self.alpha_r * self.scale(model) * kept, parameters)
+
+    def ascent(
+        self,
+        model: Diffusion,
+        task: Task,
+        batch: Batch,
+        alpha: float,
+        mask: dict[str, Tensor],
+        parameters: Mapping[str, Tensor],
+    ) -> Gradients:
+        """The masked gradient of the forget step, whose weight is `alpha`."""
+        found = gradients(alpha * self.forget_loss(model, task, batch), parameters)
+        return {name: mask[name] * found.pop(name) for name in parameters}
 
     def forget_loss(self, model: Diffusion, task: Task, batch: Batch) -> Tensor:
         """What the forget step descends, a scalar."""

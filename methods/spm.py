@@ -16,6 +16,7 @@ from unlearnbench import Condition, Diffusion, Guidance, Sampler, Task, minimise
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.adapters import Adapted, LowRank, attach, switch, trained
 from unlearnbench.techniques.losses import esd_target, prediction_loss
+from unlearnbench.training import unsplit
 
 CODE = {
     "steps": 3000,
@@ -241,7 +242,8 @@ class _OneGate(Guidance):
         gate = transport.gamma(model, condition)
         transport.fixed = torch.cat([gate, gate]) if isinstance(gate, Tensor) else gate
         try:
-            return super().__call__(model, x_t, t, i, condition, null, w)
+            with unsplit("each row has a gate of its own"):
+                return super().__call__(model, x_t, t, i, condition, null, w)
         finally:
             transport.fixed = None
 

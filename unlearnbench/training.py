@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from unlearnbench.errors import UserError
 
 Parameters = Mapping[str, nn.Parameter]
 Gradients = Mapping[str, Tensor]
@@ -19,6 +22,32 @@ NEW_SEED = 67280421310721
 EIGHT_BIT: ContextVar[bool] = ContextVar("EIGHT_BIT", default=False)
 """Whether Adam keeps its moments in eight bits. Set by the runner, never by a method."""
 T = TypeVar("T")
+
+
+class MicroBatches:
+    """How many rows of a batch a network sees at once: `size`, or all of them where it is None.
+
+    Losses and gradients stay those of the whole batch. `largest` is the most rows that a network was asked for.
+    """
+
+    def __init__(self, size: int | None = None):
+        self.size, self.largest = size, 0
+
+
+current_microbatches: ContextVar[MicroBatches | None] = ContextVar("microbatches", default=None)
+"""Set by the runner, never by a method."""
+_unsplit: ContextVar[str] = ContextVar("unsplit", default="")
+
+
+class CannotSplit(UserError):
+    """A batch cannot be split, since something depends on all of its rows inside the network; `reason` says what."""
+
+    def __init__(self, rows: int, reason: str):
+        super().__init__(
+            f"a batch of {rows} cannot be split into micro-batches, because {reason}: leave out --memory microbatches, "
+            "or give a smaller batch_size"
+        )
+        self.reason = reason
 
 
 class Diverged(RuntimeError):
@@ -87,8 +116,12 @@ def restore(parameters: Parameters, values: list[Tensor]) -> None:
 
 
 def _optimiser(name: str, values: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    if name == "sgd" or not EIGHT_BIT.get():
+    if name == "sgd":
         return OPTIMISERS[name](values, lr=lr)
+    if not EIGHT_BIT.get():
+        # On CUDA the default makes temporary tensors of all parameters' size, the fused one none.
+        fused = {"fused": True} if values and all(value.is_cuda for value in values) else {}
+        return OPTIMISERS[name](values, lr=lr, **fused)
     import bitsandbytes
 
     return {"adam": bitsandbytes.optim.Adam8bit, "adamw": bitsandbytes.optim.AdamW8bit}[name](values, lr=lr)
@@ -154,6 +187,48 @@ def computed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unsplit(reason: str) -> Iterator[None]:
+    """Within this block networks take whole batches: those that would have to be split raise `CannotSplit`."""
+    with _set(_unsplit, reason):
+        yield
+
+
+@contextmanager
+def splitting(size: int | None = None) -> Iterator[MicroBatches]:
+    """Within this block networks see at most `size` rows at once; what it yields says how many in the end.
+
+    Without a size, as many as in the block around it.
+    """
+    around = current_microbatches.get()
+    micro = MicroBatches(around.size if size is None and around is not None else size)
+    with _set(current_microbatches, micro):
+        yield micro
+
+
+@contextmanager
+def own_batches() -> Iterator[None]:
+    """Within this block no batch is split but by the caller's own hand."""
+    with _set(current_microbatches, None):
+        yield
+
+
+def split_size(rows: int) -> int | None:
+    """How many of so many rows a network may take at once; None: all of them.
+
+    Raises `CannotSplit` where they may not be split.
+    """
+    micro = current_microbatches.get()
+    if micro is None or replaying():
+        return None
+    micro.largest = max(micro.largest, rows)
+    if micro.size is None or rows <= micro.size:
+        return None
+    if reason := _unsplit.get():
+        raise CannotSplit(rows, reason)
+    return micro.size
+
+
 def _replay(items: Iterator[Any], steps: int) -> None:
     """Take `steps` items from a stream with hardly any computation.
 
@@ -168,30 +243,37 @@ def _replay(items: Iterator[Any], steps: int) -> None:
         raise CannotResume(f"{type(error).__name__}: {error}") from error
 
 
-def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, T]]:
-    """Number the stream's items from 0, or from the step that an earlier process reached."""
+def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, list[T]]]:
+    """Number the stream's items from 0, or from the step that an earlier process reached.
+
+    Each comes alone in a list, from which it is taken: nothing here keeps gradients alive while the next are computed.
+    """
     checkpoints = current_checkpoints.get()
-    if checkpoints is None:
-        yield from enumerate(stream)
-        return
-    done = checkpoints.begin(state)
+    done = checkpoints.begin(state) if checkpoints is not None else 0
     if done is None:
+        assert checkpoints is not None
         checkpoints.restore(state)
         return
     items = iter(stream)
-    if done:
+    if done and checkpoints is not None:
         _replay(items, done)
         checkpoints.restore(state)
-    for step, item in enumerate(items, done):
-        yield step, item
-        checkpoints.reached(state, step + 1)
-    checkpoints.end(state)
+    for step in count(done):
+        try:
+            given = [next(items)]
+        except StopIteration:
+            break
+        yield step, given
+        if checkpoints is not None:
+            checkpoints.reached(state, step + 1)
+    if checkpoints is not None:
+        checkpoints.end(state)
 
 
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
-def _finite_norm(step: int, loss: Tensor | None, grads: list[Tensor]) -> float:
+def _finite_norm(step: int, loss: Tensor | None, grads: Iterable[Tensor]) -> float:
     """The joint norm of the gradients; raises `Diverged` where it or the loss is not finite.
 
     Both are read together, since each time the host waits until a GPU has done all its work.
@@ -236,25 +318,32 @@ def minimise(
     rate = lr if callable(lr) else (lambda step: lr)
     engine = _optimiser(optimiser, values, rate(0))
     mean = [value.detach().clone() for value in average or values] if ema is not None else None
-    for step, item in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
-        loss = None
+    # Only what decays, or is rounded to eight bits, changes parameters without gradient.
+    decays = mask is not None and (optimiser == "adamw" or EIGHT_BIT.get())
+    for step, given in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
+        item, loss = given.pop(), None
         if isinstance(item, Tensor):
-            loss, item = item.detach(), gradients(item, parameters)
-        grads = [item[name] for name in parameters]
-        norm = _finite_norm(step, loss, grads)
+            loss, grads = item.detach(), gradients(item, parameters)
+        else:
+            grads = {name: item[name] for name in parameters}
+        del item  # so that a gradient is freed where a scaled or masked one takes its place
+        norm = _finite_norm(step, loss, grads.values())
         scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
-        for name, value, grad in zip(parameters, values, grads, strict=True):
+        for name, value in parameters.items():
+            grad = grads.pop(name)
             grad = grad * scale if scale != 1.0 else grad
             value.grad = grad * mask[name] if mask is not None else grad
-        before = {name: value.detach().clone() for name, value in parameters.items()} if mask is not None else {}
+            del grad
+        before = {name: value.detach().clone() for name, value in parameters.items()} if decays else {}
         for group in engine.param_groups:
             group["lr"] = rate(step)
         engine.step()
         engine.zero_grad()
-        if mask is not None:
-            with torch.no_grad():  # weight decay also changes parameters without gradient
+        if mask is not None and decays:
+            with torch.no_grad():
                 for name, value in parameters.items():
                     value.copy_(torch.where(mask[name] > 0, value, before[name]))
+        del before
         if mean is not None and ema is not None:
             decay = ema if average else min(ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(mean, [value.detach() for value in values], 1 - decay)

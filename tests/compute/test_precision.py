@@ -1,6 +1,7 @@
 """Precision and memory savings: refused where they cannot be, the same results where they must be, named in records."""
 
 import sys
+import weakref
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.support.small_world import CHUNK, run_cell, write_method, write_nudge
-from unlearnbench import Batch, minimise, registry
+from unlearnbench import Batch, minimise, registry, training
 from unlearnbench.compute import precision as resources
 from unlearnbench.compute.device import exact, numerics, without_tf32
 from unlearnbench.compute.precision import Resources
@@ -76,6 +77,56 @@ def test_eight_bits_are_for_adam_within_a_run_alone(monkeypatch, name, made):
     assert len(seen) == (1 if made else 0), "outside the block Adam is torch's own"
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
+def test_fused_adam_takes_the_same_steps(monkeypatch, optimiser):
+    """It is taken on CUDA, where it needs no temporary copies; the CPU has one too."""
+
+    def trained():
+        torch.manual_seed(0)
+        layer, x = nn.Linear(8, 8), torch.randn(16, 8)
+        losses = ((layer(x) - 1).square().mean() for _ in range(5))
+        minimise(losses, dict(layer.named_parameters()), 0.05, optimiser=optimiser)
+        return layer.state_dict()
+
+    plain, chosen = trained(), []
+    real = training.OPTIMISERS[optimiser]
+
+    def fused(values, lr, **settings):
+        chosen.append(settings)
+        return real(values, lr=lr, fused=True)
+
+    monkeypatch.setitem(training.OPTIMISERS, optimiser, fused)
+    torch.testing.assert_close(trained(), plain, rtol=1e-6, atol=1e-7)
+    assert chosen == [{}], "on the CPU nothing else than before"
+    monkeypatch.setitem(training.OPTIMISERS, optimiser, lambda values, lr, **settings: settings)
+    assert training._optimiser(optimiser, [SimpleNamespace(is_cuda=True)], 0.1) == {"fused": True}
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+def test_weights_outside_a_mask_stay_to_the_bit(optimiser):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(64))
+    mask, before = (torch.arange(64) % 2).float(), weight.detach().clone()
+    losses = ((weight * torch.randn(64) - 1).square().sum() for _ in range(5))
+    minimise(losses, {"w": weight}, 0.05, optimiser=optimiser, mask={"w": mask}, clip=1.0)
+    still = weight.detach().eq(before)
+    assert still[mask == 0].all() and not still[mask == 1].any()
+
+
+def test_no_gradient_of_a_step_is_alive_while_the_next_is_computed():
+    weight, made, alive = nn.Parameter(torch.ones(3)), [], []
+
+    def stream():
+        for _ in range(3):
+            alive.append(sum(each() is not None for each in made))
+            found = {"w": torch.ones(3)}
+            made.append(weakref.ref(found["w"]))
+            yield {"w": found.pop("w")}
+
+    minimise(stream(), {"w": weight}, 0.1)
+    assert alive == [0, 0, 0]
+
+
 def test_checkpointed_gradients_are_the_same(sd_folder):
     grads = []
     for saving in ((), ("checkpointing", "slices")):
@@ -88,6 +139,14 @@ def test_checkpointed_gradients_are_the_same(sd_folder):
         grads.append(torch.cat([value.grad.flatten() for value in model.select("full").values()]))
     assert grads[0].abs().max() > 0
     torch.testing.assert_close(*grads)
+
+
+def test_microbatches_are_of_one_image_within_a_run_alone():
+    with Resources(memory=("microbatches",)).training("cpu"):
+        assert training.split_size(3) == 1
+    assert training.split_size(3) is None
+    with training.splitting(2), Resources().training("cpu"):
+        assert training.split_size(3) == 2, "a run that found out how many fit"
 
 
 def test_bf16_trains_and_samples_under_autocast_and_fp16_samples_only():
@@ -147,7 +206,7 @@ def test_records_say_what_torch_computes_with(tmp_path, small, monkeypatch, prec
         {"autocast": cast, "tf32": None} for cast in (training, drawing)
     )
     unlearning = cell.Cell(registry.load_method(str(write_nudge(tmp_path)))(), DigitsClass("3"), resources=chosen)
-    _, facts = unlearn(unlearning, unlearning.task.pretrained())
+    _, facts = unlearn(unlearning)
     assert facts["environment"]["numerics"] == found == drafted(unlearning, {}).environment["numerics"]
 
 
@@ -155,7 +214,7 @@ def test_a_recipe_that_casts_by_itself_is_in_the_record(tmp_path, small):
     body = "with recipe_autocast('cpu', torch.bfloat16, True):\n    return model"
     head = "from unlearnbench.compute.device import recipe_autocast"
     method = registry.load_method(str(write_method(tmp_path, body, "casting", head=head)))()
-    _, facts = unlearn(casting := cell.Cell(method, DigitsClass("3")), casting.task.pretrained())
+    _, facts = unlearn(cell.Cell(method, DigitsClass("3")))
     assert facts["environment"]["numerics"]["unlearning"]["autocast"] == "bfloat16"
     assert facts["environment"]["numerics"]["sampling"]["autocast"] is None
 

@@ -58,6 +58,18 @@ def test_time_is_a_steps_time_by_the_number_of_steps(monkeypatch):
     assert found.unlearning == pytest.approx(13)
 
 
+@pytest.mark.parametrize(("precision", "each"), [("fp32", 2.0), ("bf16", 2.0)])
+def test_training_images_are_counted_as_they_are_drawn_in_fp32(monkeypatch, precision, each):
+    seconds = {"fp32": 2.0, "bf16": 0.5}
+    monkeypatch.setattr(module, "_step", lambda cell, *rest: (10, seconds[cell.resources.precision], 0.0))
+    monkeypatch.setattr(DigitsClass, "undrawn", lambda self, side: 15)
+    task = DigitsClass("3")
+    found = probe(Cell(Finetune(steps=1), task, resources=Resources(precision)), seconds=0.01)
+    assert found.training_images == 15, "of the one side that it trains on"
+    assert found.drawing == 2 * task.protocol.sampler.steps * each
+    assert found.sampling == -(-len(task.plan()) // 10) * task.protocol.sampler.steps * seconds[precision]
+
+
 def test_compiling_is_counted_and_the_compiled_network_is_timed(monkeypatch):
     """A minute for the first call, 10 ms for any other, by a clock of the test's own."""
     task, now = DigitsClass("3"), [0.0]

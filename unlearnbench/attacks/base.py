@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PositiveInt
 from torch import Tensor
 
-from unlearnbench.compute.precision import out_of_memory, too_little
+from unlearnbench.compute.precision import in_fitting_parts, out_of_memory, too_little
 from unlearnbench.errors import Unsupported, UserError, one_line, unknown
 from unlearnbench.hashing import seed_of
 from unlearnbench.metric import Metric, Outcome, Score
@@ -181,10 +181,15 @@ class Attack(Metric):
         hits, spent, parts, reasons, limit = [], [], {}, [], 0.0
         for start in range(0, len(items), max(size, 1)):
             group = items[start : start + size]
-            ledger = Ledger(len(group), budget)
             seed = seed_of("attack", self.name, outcome.task.protocol.sampling_seed, start)
-            with seeded(seed >> 1):
-                reasons += ledger.follow(self.looks(outcome, group), self.name)
+
+            def search(group: list[Plan] = group, seed: int = seed) -> tuple[Ledger, list[str]]:
+                ledger = Ledger(len(group), budget)
+                with seeded(seed >> 1):
+                    return ledger, ledger.follow(self.looks(outcome, group), self.name)
+
+            ledger, stopped = in_fitting_parts(f"the attack {self.name}", search)
+            reasons += stopped
             hits.append(ledger.values())
             spent.append(ledger.spent)
             parts.update(ledger.parts)

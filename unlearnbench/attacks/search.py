@@ -16,7 +16,7 @@ from unlearnbench.judges import Verdict, judge_all
 from unlearnbench.method import Method
 from unlearnbench.metric import Outcome
 from unlearnbench.task import Plan, Task
-from unlearnbench.training import Diverged
+from unlearnbench.training import Diverged, split_size
 
 
 def arena(task: Task, model: Diffusion, original: Diffusion, method: Method | None, **more: Any) -> Outcome:
@@ -62,6 +62,7 @@ def sight(outcome: Outcome, x: Tensor, items: Sequence[Plan]) -> Sight:
     Images are decoded and judged in the protocol's chunks, so that memory does not grow with the number of targets.
     """
     size = outcome.task.protocol.chunk
+    size = split_size(min(size, len(items))) or size
     starts = range(0, max(len(items), 1), size)
     seen = [_sight(outcome, x[start : start + size], items[start : start + size]) for start in starts]
     return Sight(*map(torch.cat, zip(*seen, strict=True)))

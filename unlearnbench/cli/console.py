@@ -262,6 +262,12 @@ def _show_status(group: Sequence[Record]) -> None:
         err.print(
             f"not enough memory for the protocol's batch: sampled {min(batches)} images at a time", soft_wrap=True
         )
+    micro = {r.environment["microbatch"] for r in group if "microbatch" in r.environment}
+    if micro:
+        err.print(
+            f"not enough memory for whole batches: unlearned in micro-batches of {min(micro)}, with the same updates",
+            soft_wrap=True,
+        )
 
 
 def _show_files(group: Sequence[Record], results: Path) -> None:

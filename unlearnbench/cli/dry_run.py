@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from unlearnbench.cli.console import err, out, print_table
+from unlearnbench.cli.memory_table import byte_count, show_memory
 from unlearnbench.data.wording import join_words
 from unlearnbench.errors import Failed, UserError, message
 from unlearnbench.reporting import bars
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from unlearnbench.attacks.spec import AttackSpec
     from unlearnbench.method import Method
     from unlearnbench.pipeline.cell import Cell
+    from unlearnbench.pipeline.dry_run import Room
+    from unlearnbench.pipeline.planning import CostPlan
 
 
 def show_probe(cells: list[Cell], results: Path, jobs: int = 1, also: Sequence[str] = (), elsewhere: str = "") -> None:
@@ -70,13 +74,15 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1, also: Sequence[s
             notes.append(
                 f"{name}: {found.evaluations:,} network evaluations per run to sample {found.images:,} images{fits}"
             )
+            if found.microbatch:
+                notes.append(f"{name}: unlearned in micro-batches of {found.microbatch}, for lack of memory")
             cells_of = [name, str(len(group)), str(done), f"{found.images:,}"]
             cells_of += ["—" if found.steps is None else f"{found.steps:,}", _span(found.sampling)]
-            cells_of += [_span(found.unlearning), _bytes(found.memory), _span(each * left)]
+            cells_of += [_span(found.unlearning), byte_count(found.memory), _span(each * left)]
             rows.append(cells_of)
             if found.memory and here.memory and found.memory > here.memory:
                 notes.append(
-                    f"{name}: {_bytes(found.memory)} is more than this machine has: see --memory and --precision"
+                    f"{name}: {byte_count(found.memory)} is more than this machine has: see --memory and --precision"
                 )
     total += once
     if not rows:
@@ -89,8 +95,8 @@ def show_probe(cells: list[Cell], results: Path, jobs: int = 1, also: Sequence[s
     by = f", {_span(total / jobs)} with {jobs} jobs at a time" if jobs > 1 else ""
     out.print(f"about {_span(total)} on one device in total{by}{more}; nothing was run or kept", soft_wrap=True)
     out.print(
-        f"memory {_bytes(here.memory)} ({here.kind}); disk {_bytes(stored)} of weights and images, "
-        f"{_bytes(here.disk)} free at {Store().root}",
+        f"memory {byte_count(here.memory)} ({here.kind}); disk {byte_count(stored)} of weights and images, "
+        f"{byte_count(here.disk)} free at {Store().root}",
         soft_wrap=True,
         highlight=False,
     )
@@ -151,6 +157,7 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
     from unlearnbench.compute.device import pick_device
     from unlearnbench.pipeline import planning
     from unlearnbench.pipeline.dry_run import room
+    from unlearnbench.pipeline.memory import CARDS, smallest_card
     from unlearnbench.storage.store import Store
 
     first = next(iter(groups.values()))[0]
@@ -162,20 +169,22 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
             failed.append(f"{name}: {message(error)}")
     if not plans:
         raise Failed("; ".join(failed))
-    savings = ", ".join([first.resources.precision, *first.resources.memory])
+    asked = {", ".join([group[0].resources.precision, *group[0].resources.memory]) for group in groups.values()}
+    savings = asked.pop() if len(asked) == 1 else f"{first.resources.precision}, savings as each method needs"
     heads = ["method", "runs", "images", "steps", "evaluations", "GPU memory", "card"]
     rows = []
     for name, found in plans.items():
-        card = None if found.memory is None else planning.smallest_card(found.memory)
+        card = None if found.memory is None else smallest_card(found.memory)
         fits = "—" if found.memory is None else "none fits" if card is None else f"≥ {card} GB"
         steps = "—" if found.steps is None else f"{found.steps:,}"
         counts = [name, str(len(groups[name])), f"{found.images:,}", steps, _short(found.evaluations)]
-        rows.append([*counts, _bytes(found.memory), fits])
+        rows.append([*counts, byte_count(found.memory), fits])
     print_table(
         f"{first.task.name}, protocol {first.task.protocol.name}, {savings}: counted, not tried", heads, [("", rows)]
     )
-    sizes = ", ".join(map(str, planning.CARDS))
-    lines = [f"card: the smallest of {sizes} GB that holds unlearning, with the original and the judges beside it"]
+    show_memory({name: found.alternatives for name, found in plans.items()})
+    sizes = ", ".join(map(str, CARDS))
+    lines = [f"card: the smallest of {sizes} GB that holds unlearning, with the savings that the run would take"]
     lines.append(f"not tried: {lacking}")
     drawn = max(found.training_images for found in plans.values())
     if drawn:
@@ -184,9 +193,6 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
         lines.append(
             f"{takers}: the original draws {drawn:,} training images once before ({_short(count)} evaluations)"
         )
-    saving = [f"{name} {_bytes(found.checkpointed)}" for name, found in plans.items() if found.checkpointed]
-    if saving:
-        lines.append(f"with --memory checkpointing: {', '.join(saving)}")
     unknown: dict[str, list[str]] = {}
     for name, found in plans.items():
         if found.uncounted:
@@ -196,21 +202,29 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
         lines.append(f"— means not counted: {why}")
         lines.append("the same command on a machine with a GPU and the task's files measures it, by a short trial")
     total = sum(found.evaluations * len(groups[name]) for name, found in plans.items())
-    total += max(found.training_evaluations for found in plans.values())
+    once = max(found.training_evaluations for found in plans.values())
     device = pick_device("auto")
+    if device == "cuda":
+        lines.append(_fitting_here(plans, room(device, Store().root)))
     each = planning.seconds_of_evaluation(first, device) if device == "cuda" else None
-    timed = f": about {_span(each * total)} on one {room(device, Store().root).kind}" if each is not None else ""
-    lines.append(f"{_short(total)} evaluations of the network in all to draw images{timed}")
+    plain = each  # of training images, which are always drawn in fp32
+    if each is not None and once and first.resources.precision != "fp32":
+        in_fp32 = replace(first, resources=replace(first.resources, precision="fp32"))
+        plain = planning.seconds_of_evaluation(in_fp32, device)
+    timed = ""
+    if each is not None and plain is not None:
+        timed = f": about {_span(each * total + plain * once)} on one {room(device, Store().root).kind}"
+    lines.append(f"{_short(total + once)} evaluations of the network in all to draw images{timed}")
     disk = room("cpu", Store().root).disk
     counted = [found.stored * len(groups[name]) for name, found in plans.items() if found.stored is not None]
     stored = sum(counted) if counted else None
     download = planning.download_of(first.task)
     if download is not None and download.files:
         more = f", {download.small} of them small ones of unknown size" if download.small else ""
-        lines.append(f"download: {_bytes(download.size)} in {download.files} files{more}, to {download.folder}")
+        lines.append(f"download: {byte_count(download.size)} in {download.files} files{more}, to {download.folder}")
     kept = "weights and images are not counted for this model" if stored is None else ""
-    kept = kept or f"{_bytes(stored)} of weights and images{' beside the download' if download is not None else ''}"
-    lines.append(f"disk: {kept}; {_bytes(disk)} free at {Store().root}")
+    kept = kept or f"{byte_count(stored)} of weights and images{' beside the download' if download is not None else ''}"
+    lines.append(f"disk: {kept}; {byte_count(disk)} free at {Store().root}")
     for line in [*lines, *also]:
         out.print(line, highlight=False, soft_wrap=True)
     _warn_of_disk((stored or 0) + (download.size if download else 0), disk)
@@ -220,12 +234,34 @@ def show_plan(groups: dict[str, list[Cell]], lacking: str, also: Sequence[str] =
         raise typer.Exit(1)
 
 
+def _fitting_here(plans: Mapping[str, CostPlan], here: Room) -> str:
+    """Which methods fit the smallest card of this machine, and which would with other savings."""
+    from unlearnbench.pipeline.memory import CONTEXT
+
+    gib = (here.memory or 0) / 2**30
+    fits: list[str] = []
+    more: list[str] = []
+    never: list[str] = []
+    for name, found in plans.items():
+        if found.memory is None:
+            continue
+        enough = found.alternatives.savings_for(gib)
+        if found.memory / 2**30 + CONTEXT <= gib:
+            fits.append(name)
+        elif enough:
+            more.append(f"{name} with --memory {','.join(enough)}")
+        else:
+            never.append(name)
+    no = f"; no saving is enough for {', '.join(never)}" if never else ""
+    return f"here, {here.kind} ({byte_count(here.memory)}): fits {', '.join([*fits, *more]) or 'none of them'}{no}"
+
+
 def _warn_of_disk(needed: int, free: int) -> None:
     """Say on stderr where the disk has too little room, in bytes."""
     if needed > free:
         err.print(
-            f"not enough disk space: {_bytes(needed)} needed, {_bytes(free)} free: free {_bytes(needed - free)}, or "
-            "choose another folder with UNLEARNBENCH_CACHE",
+            f"not enough disk space: {byte_count(needed)} needed, {byte_count(free)} free: "
+            f"free {byte_count(needed - free)}, or choose another folder with UNLEARNBENCH_CACHE",
             highlight=False,
             soft_wrap=True,
         )
@@ -236,13 +272,6 @@ def _short(count: int) -> str:
     if count < 10_000:
         return f"{count:,}"
     return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count / 1e3:,.0f} k"
-
-
-def _bytes(count: int | None) -> str:
-    """MiB or GiB."""
-    if count is None:
-        return "—"
-    return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
 
 
 def _span(seconds: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -210,8 +210,22 @@ def _supported(task: str) -> None:
         rows.append([name, status, "; ".join(filter(None, about))])
     rows.sort(key=lambda row: ("supported", "untested", "unsupported").index(row[1]))
     print_table("", ["method", f"on {task}", ""], [("", rows)], left=3)
+    _memory(cls, [row[0] for row in rows if row[1] != "unsupported"])
     if registry.untried(task):
         out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, results are not", soft_wrap=True)
+
+
+def _memory(task: type[Task], names: Sequence[str]) -> None:
+    """Print how much memory these methods take on a GPU, with their default settings for the task."""
+    from unlearnbench.cli.memory_table import show_memory
+    from unlearnbench.pipeline.memory import memory_plan, model_costs
+
+    plans, model = {}, model_costs(task)
+    for name in names:
+        method = registry.load_method(name)
+        if not method.incomplete:
+            plans[name] = memory_plan(model, method.configured(method.preset("default", task.name)))
+    show_memory(plans)
 
 
 def _settings(cls: type[Method]) -> None:

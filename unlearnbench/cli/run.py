@@ -73,7 +73,11 @@ def run(
         bool, typer.Option("--compile", help="Compile the network for sampling: slow to start, then faster.")
     ] = False,
     memory: Annotated[
-        list[str] | None, typer.Option(help="Ways to save memory: checkpointing, slices, or adam8bit on CUDA.")
+        list[str] | None,
+        typer.Option(
+            help="Ways to save memory: checkpointing, microbatches, slices, adam8bit on CUDA; or none. By default "
+            "checkpointing, where a method needs it on a card of 24 GB."
+        ),
     ] = None,
     results: Results = None,
     out: OldOut = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from unlearnbench.diffusion.model import Diffusion
-from unlearnbench.errors import UserError
+from unlearnbench.errors import OutOfMemory, UserError
 
 
 class OverCap(UserError):
@@ -62,8 +62,12 @@ def counted(model: Diffusion) -> Iterator[Count | None]:
         if type(module) is network:
             count.charge(next(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
+    before = count.evaluations
     handle = register_module_forward_hook(charge, with_kwargs=True)
     try:
         yield count
+    except OutOfMemory:
+        count.evaluations = before  # it is done again, in smaller parts
+        raise
     finally:
         handle.remove()

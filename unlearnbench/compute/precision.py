@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
-from unlearnbench.compute.device import exact, numerics, without_tf32
+from unlearnbench.compute.device import exact, numerics, trim, without_tf32
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import OutOfMemory, UserError, message, one_line, unknown
-from unlearnbench.training import EIGHT_BIT
+from unlearnbench.reporting import tell
+from unlearnbench.training import EIGHT_BIT, CannotSplit, MicroBatches, current_microbatches
 
 Precision = Literal["fp32", "bf16", "fp16"]
-SAVINGS = ("checkpointing", "adam8bit", "slices")
+SAVINGS = ("checkpointing", "adam8bit", "slices", "microbatches")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Resources:
     """bf16: training and sampling under autocast; fp16: sampling only, since gradients would need scaling. What is not
     cast is computed in float32, never in TF32."""
     memory: tuple[str, ...] = ()
-    """checkpointing: recompute the U-Net's activations; adam8bit: Adam's moments in eight bits (bitsandbytes); slices:
-    the VAE decodes image by image."""
+    """checkpointing: recompute the U-Net's activations; adam8bit: Adam's moments in eight bits (bitsandbytes);
+    microbatches: the network sees image by image in training, and the gradient is the whole batch's to rounding;
+    slices: the VAE decodes image by image."""
     compile: bool = False
     """Compile the network before sampling: this changes the last bits and takes a minute before the first image."""
 
@@ -49,10 +53,11 @@ class Resources:
             raise UserError("--memory adam8bit needs bitsandbytes: pip install 'unlearnbench[cuda]'")
         return cls(precision, tuple(sorted(set(memory))), compile)  # type: ignore[arg-type]
 
-    def named(self) -> dict[str, Any]:
-        """The options that are not the default, for keys and records."""
+    def named(self, drawing: bool = False) -> dict[str, Any]:
+        """The options that are not the default, for keys and records; for `drawing`, those that images depend on."""
         precision = self.precision if self.precision != "fp32" else None
-        changed = {"precision": precision, "memory": list(self.memory), "compile": self.compile}
+        memory = [word for word in self.memory if word == "slices" or not drawing]
+        changed = {"precision": precision, "memory": memory, "compile": self.compile}
         return {name: value for name, value in changed.items() if value}
 
     def equip(self, model: Diffusion) -> Diffusion:
@@ -92,6 +97,9 @@ class Resources:
     def training(self, device: str) -> Iterator[None]:
         """Context for preparing, unlearning, and the searches of attacks."""
         token = EIGHT_BIT.set("adam8bit" in self.memory)
+        micro = current_microbatches.set(
+            MicroBatches(1) if "microbatches" in self.memory else current_microbatches.get()
+        )
         bf16 = self.precision == "bf16"
         try:
             # No cache: autocast's copies of weights would outlive the optimiser's steps, up to the end of the outermost
@@ -101,6 +109,7 @@ class Resources:
                 yield
         finally:
             EIGHT_BIT.reset(token)
+            current_microbatches.reset(micro)
 
     @contextmanager
     def sampling(self, device: str) -> Iterator[None]:
@@ -136,6 +145,42 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or bool(
         isinstance(error, RuntimeError) and re.search(SHORTAGES, message(error))
     )
+
+
+def in_fitting_parts(doing: str, work: Callable[[], T]) -> T:
+    """Do the work; where memory ends, do it again with networks that see half as many rows at once, which is said.
+
+    `work` must be able to start anew. It begins with the split that is in force (`splitting`), which then has the size
+    that fitted. Raises the last error where not even one row fits, or rows cannot be split.
+    """
+    micro, shortage = current_microbatches.get() or MicroBatches(), ""
+    while True:
+        token = current_microbatches.set(micro)
+        micro.largest = 0
+        try:
+            return work()
+        except CannotSplit as error:
+            if not shortage:
+                raise
+            raise OutOfMemory(f"{shortage}; smaller parts do not help, because {error.reason}") from error
+        except Exception as error:
+            rows = min(micro.largest, micro.size or micro.largest)
+            if rows <= 1 or not (isinstance(error, OutOfMemory) or out_of_memory(error)):
+                raise
+            shortage = str(error)  # not the error itself, which holds on to the memory of its frames
+        finally:
+            current_microbatches.reset(token)
+        give_memory_back()
+        micro.size = (rows + 1) // 2
+        tell(f"too little memory for {doing} with {rows} images at once: it starts again with {micro.size} at a time")
+
+
+def give_memory_back() -> None:
+    """Give memory that nothing uses any more back to the device and to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    trim()
 
 
 def too_little(doing: str, error: BaseException, batch: int | None) -> OutOfMemory:

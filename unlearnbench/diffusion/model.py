@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unlearnbench.diffusion.microbatches import in_microbatches
 from unlearnbench.diffusion.noise import START, gaussian_noise, noise_keys
 from unlearnbench.diffusion.sampler import Sampler, Stops, ddim_step, timesteps
 from unlearnbench.errors import Unsupported
-from unlearnbench.training import replaying
+from unlearnbench.training import replaying, split_size
 
 Hook = Callable[[int, int, Tensor], None]
 """Called as `hook(i, t, x_t)` before step i at timestep t."""
@@ -43,6 +44,10 @@ class Condition(NamedTuple):
     def where(self, mask: Tensor, other: Condition) -> Condition:
         """Row b of this condition where mask[b] is true, else of the other."""
         return _map(lambda a, b: torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b), self, other)
+
+    def rows(self, some: slice) -> Condition:
+        """Some rows of the batch."""
+        return _map(lambda value: value[some], self)
 
 
 def _map(function: Any, *conditions: Condition) -> Condition:
@@ -115,6 +120,17 @@ class Diffusion(nn.Module, ABC):
     def decode(self, x: Tensor) -> Tensor:
         """Decode samples to images (B, C, H, W) in about [-1, 1]. Pixel models return them unchanged."""
         return x
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
+        """`forward` with hooks; in micro-batches where the runner asks for them, with the same result to rounding."""
+        call: Callable[..., Tensor] = super().__call__
+        size = split_size(len(x_t))
+        if size is None:
+            return call(x_t, t, y)
+        condition = y if isinstance(y, Condition) else self.embed(y)
+        return in_microbatches(
+            lambda some: call(x_t[some], t[some] if t.dim() else t, condition.rows(some)), self, x_t, size
+        )
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | Condition) -> Tensor:
         """The network's raw output (B, C, H, W); y are integers or a Condition."""

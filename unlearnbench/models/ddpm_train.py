@@ -19,7 +19,7 @@ from unlearnbench.diffusion.model import Batch, Diffusion
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.reporting import tell, track
-from unlearnbench.training import Diverged, seeded
+from unlearnbench.training import Diverged, own_batches, seeded
 
 STEPS, BATCH, RATE, EMA, DROP, CLIP = 200_000, 512, 2e-4, 0.9999, 0.1, 1.0
 """EraseDiff's recipe; it uses as many images as the 800,000 batches of 128 of SA and SalUn."""
@@ -93,7 +93,7 @@ def train_ddpm(
     part = size
     pays = Resources(compile=device == "cuda" and steps - done >= PAYS)
     try:
-        with pays.compiled(model, must=False), seeded(seed):
+        with pays.compiled(model, must=False), seeded(seed), own_batches():
             numbers = range(done, steps)
             stream = _ahead(
                 lambda step: draw_batch(pictures, step, size, seed, len(model.alpha_bar), device), numbers, device

@@ -14,7 +14,7 @@ from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.diffusion.schedulers import Scheduled, sample_latents, scheduler_for
 from unlearnbench.errors import UserError
 from unlearnbench.models.tokenizer import tokens
-from unlearnbench.training import computed
+from unlearnbench.training import computed, unsplit
 
 
 class StableDiffusion(Diffusion):
@@ -264,7 +264,7 @@ class StableDiffusion(Diffusion):
         for name, block in blocks.items():
             block.set_processor(_Recorded(maps.setdefault(name, [])))
         try:
-            with computed():
+            with computed(), unsplit("the loss reads attention maps inside the network"):
                 yield maps
         finally:
             for name, block in blocks.items():

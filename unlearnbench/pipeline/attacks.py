@@ -34,6 +34,7 @@ from unlearnbench.records.schema import AttackRecord, Record, write_record
 from unlearnbench.reporting import tell
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Task
+from unlearnbench.training import splitting
 
 
 def parse_attacks(text: str, budget: int | None = None) -> list[AttackSpec]:
@@ -260,13 +261,15 @@ def _one(cell: Cell, record: Record, spec: AttackSpec, outcome: Outcome, store: 
 
     def make() -> Made:
         begun = time.perf_counter()
-        with exact(), cell.resources.training(cell.task.device):
+        with exact(), splitting() as micro, cell.resources.training(cell.task.device):
             facts, tensors = _measured(attack, outcome, spec.budget)
         trim()
         surroundings = describe_environment(cell.task.device)
         made_with = {name: surroundings.get(name) for name in ("device", "threads", "commit")}
         made_with["torch"] = (surroundings.get("packages") or {}).get("torch")
         made_with["numerics"] = _numerics(cell)
+        if micro.size is not None:
+            made_with["microbatch"] = micro.size
         return tensors, {**facts, "seconds": round(time.perf_counter() - begun, 2), "made_with": made_with}
 
     tensors, facts = store.stage("attacked", parts, make, force, keep=lambda made: made[1]["status"] != "unreliable")

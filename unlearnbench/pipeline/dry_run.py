@@ -16,14 +16,14 @@ import torch
 
 from unlearnbench.compute.device import exact
 from unlearnbench.compute.environment import Meter
-from unlearnbench.compute.precision import out_of_memory
+from unlearnbench.compute.precision import in_fitting_parts, out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.planning import changed_bytes, own_images, training_sides
 from unlearnbench.pipeline.stored_weights import starting_state, unchanged_names
 from unlearnbench.pipeline.unlearning import check_model, name_errors
-from unlearnbench.training import seeded
+from unlearnbench.training import seeded, splitting
 
 SECONDS = 10.0
 """The longest that the steps of one cell are timed."""
@@ -47,6 +47,8 @@ class CostEstimate(NamedTuple):
     """Seconds of unlearning without preparing; None if the method has no number of steps."""
     memory: int | None
     """Peak bytes of both trials; None if the system cannot tell."""
+    microbatch: int | None
+    """Images that the network sees at once while unlearning, where a whole batch does not fit."""
     steps: int | None
     """Unlearning steps; None if the method has no number of them."""
     stored: int
@@ -71,11 +73,16 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
     plan = task.plan()
     with Meter(task.device) as drawing, exact(), cell.resources.compiled(model):
         batch, step, first = _step(cell, model, plan, SECONDS if seconds is None else seconds)
-    with Meter(task.device) as training:
-        unlearning, changed = _unlearning(cell)
+    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
+    drawn_by, drawn_in = batch, step
+    if undrawn and cell.resources.precision != "fp32":  # training images are always drawn in fp32
+        plain = replace(cell, resources=replace(cell.resources, precision="fp32", compile=False))
+        with exact():
+            drawn_by, drawn_in, _ = _step(plain, model, plan, SECONDS if seconds is None else seconds)
+    with splitting() as micro, Meter(task.device) as training:
+        unlearning, changed = in_fitting_parts(cell.method.name, partial(_unlearning, cell))
     images = len(plan) + own_images(cell)
     chunks = -(-images // batch)
-    undrawn = sum(cell.worded.undrawn(side) for side in training_sides(cell))
     known = [meter.memory for meter in (drawing, training) if meter.memory is not None]
     guided = 1 if sampler.guidance == 1 else 2
     return CostEstimate(
@@ -85,10 +92,11 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         sampling=chunks * sampler.steps * step + (first if cell.resources.compile else 0.0),
         unlearning=unlearning,
         memory=max(known) if known else None,
+        microbatch=micro.size,
         steps=_steps(cell),
         stored=_stored(cell, model, images, changed),
         training_images=undrawn,
-        drawing=-(-undrawn // batch) * sampler.steps * step,
+        drawing=-(-undrawn // drawn_by) * sampler.steps * drawn_in,
     )
 
 

@@ -95,7 +95,8 @@ class Watch:
         if not self._on:
             yield
             return
-        self._model = model
+        self._courses, self._main, self._noted = [], None, {}  # a run that started before, and ran out of memory
+        self._begun, self.aside, self._model = None, 0.0, model
         if self.every is not None:
             self._start = self._written(model.state_dict(), 0, 0.0)
         self.heard = True

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,27 +9,17 @@ import torch
 
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline.cell import Cell, require
+from unlearnbench.pipeline.memory import (
+    BYTES,
+    MemoryPlan,
+    Uncounted,
+    cost_table,
+    memory_plan,
+    model_costs,
+    peak_of_unlearning,
+    whole_model,
+)
 from unlearnbench.task import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-GIB = 2**30
-CARDS = (12, 16, 24, 40, 80)
-"""Memory of common GPUs in GiB, by which vendors name them."""
-CONTEXT = 0.5
-"""GiB that CUDA itself takes on a card."""
-BYTES = 4
-"""Of a weight, gradient or moment: training keeps them in float32 under every --precision."""
-
-
-@cache
-def cost_table() -> dict[str, dict[str, Any]]:
-    """Read costs.toml: models, methods and files."""
-    path = Path(__file__).parent / "costs.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 class CostPlan(NamedTuple):
@@ -51,8 +38,8 @@ class CostPlan(NamedTuple):
     """Peak bytes on a GPU while unlearning; None if the table lacks a shape that it takes."""
     uncounted: str | None
     """Which shape the table lacks; None where memory is counted."""
-    checkpointed: int | None
-    """The same with --memory checkpointing; None where that is not counted or saves nothing."""
+    alternatives: MemoryPlan
+    """The same with other savings and precisions."""
     stored: int | None
     """Bytes of changed weights and of images that stay in the store; None if the table does not know the model."""
 
@@ -64,20 +51,23 @@ def planned_costs(cell: Cell) -> CostPlan:
     guided = 1 if sampler.guidance == 1 else 2
     images, drawn = task.image_count() + own_images(cell), _training_images(cell)
     steps = cell.method.settings().get("steps")
-    memory, saving = _memory(cell), None
-    if isinstance(memory, int) and "checkpointing" not in cell.resources.memory:
-        saved = _memory(cell, ("checkpointing",))
-        saving = saved if isinstance(saved, int) and saved < memory else None
     model, changed = model_costs(task), changed_bytes(cell)
+    try:
+        memory, uncounted = (
+            peak_of_unlearning(model, cell.method, cell.resources.precision, cell.resources.memory),
+            None,
+        )
+    except Uncounted as error:
+        memory, uncounted = None, str(error)
     return CostPlan(
         images=images,
         evaluations=images * sampler.steps * guided,
         training_images=drawn,
         training_evaluations=drawn * sampler.steps * guided,
         steps=steps if isinstance(steps, int) else None,
-        memory=memory if isinstance(memory, int) else None,
-        uncounted=None if isinstance(memory, int) else memory,
-        checkpointed=saving,
+        memory=memory,
+        uncounted=uncounted,
+        alternatives=memory_plan(model, cell.method),
         stored=None if model is None or changed is None else changed + images * 3 * model["pixels"] ** 2,
     )
 
@@ -94,8 +84,10 @@ def changed_bytes(cell: Cell) -> int | None:
     model = model_costs(cell.task)
     if model is None:
         return None
+    if method is not None and "adapts" in method:
+        return BYTES * int(model["parts"].get(method["adapts"], 0))
     part = changes or (method is not None and (cell.method.settings().get("part") or method.get("part") or "full"))
-    return BYTES * int(model["parts"].get(part, _whole(model)))
+    return BYTES * int(model["parts"].get(part, whole_model(model)))
 
 
 def own_images(cell: Cell) -> int:
@@ -112,53 +104,6 @@ def _training_images(cell: Cell) -> int:
     """How many images the original draws for this method to train on."""
     each = int(getattr(cell.task.protocol, "training_images", 0))
     return each * len(training_sides(cell))
-
-
-def model_costs(task: Task) -> dict[str, Any] | None:
-    """The table's entry of a task's model; None if there is none, or the user gave a model of their own."""
-    if getattr(task, "checkpoint", None) is not None and task.checkpoint.is_dir():  # type: ignore[attr-defined]
-        return None
-    name = getattr(task, "model_folder", task.name)
-    found: dict[str, Any] | None = cost_table()["model"].get(name)
-    return found
-
-
-def _whole(model: dict[str, Any]) -> int:
-    return int(model["unet"] + model["vae"] + model["text_encoders"])
-
-
-def _memory(cell: Cell, more: Sequence[str] = ()) -> int | str:
-    """Peak bytes while unlearning, by the formula at the head of the table; or in words which shape it lacks."""
-    model, method = model_costs(cell.task), cost_table()["method"].get(cell.method.name)
-    if model is None:
-        return "no shape of this model"
-    if method is None:
-        return "no shape of this method"
-    settings, savings = cell.method.settings(), {*cell.resources.memory, *more}
-    part = settings.get("part") or method.get("part") or "full"
-    if part not in model["parts"]:
-        return f"no shape of part {part}"
-    each = model["activations"].get("checkpointing" if "checkpointing" in savings else part)
-    counts = [settings.get(name) for name in method.get("images", ())]
-    whole = [count for count in counts if isinstance(count, int)]
-    if each is None:
-        return f"no activations of part {part}"
-    if len(whole) < len(counts):
-        return f"no number of images in {' and '.join(method['images'])}"
-    resident = BYTES * ((2 + method.get("models", 0)) * _whole(model) + model["judges"])
-    activations = each * GIB * sum(whole) * (0.5 if cell.resources.precision == "bf16" else 1)
-    moments = 1.5 if "adam8bit" in savings else 0.0  # two moments of 1 byte in place of 4
-    mean = 1 if settings.get("ema") is not None else 0
-    copies = BYTES * model["parts"][part]
-    trained = [
-        max(0.0, method.get(name, 0) - moments + (mean if name in method else 0)) for name in ("backward", "step")
-    ]
-    return int(resident + max(copies * trained[0] + activations, copies * trained[1]))
-
-
-def smallest_card(memory: int) -> int | None:
-    """The smallest of `CARDS` that holds so many bytes; None if none does."""
-    return next((size for size in CARDS if memory / GIB + CONTEXT <= size), None)
 
 
 class Download(NamedTuple):

@@ -23,6 +23,7 @@ from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
 from unlearnbench.pipeline.attacks import parse_attacks, require_attack_settings
 from unlearnbench.pipeline.cell import require
+from unlearnbench.pipeline.memory import default_savings, with_defaults
 from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.trackers import Tracking, tracking
@@ -142,6 +143,8 @@ class SpecBuilder:
     overrides: dict[str, Any] = field(default_factory=dict)
     described: tuple[Concept, ...] = ()
     resources: Resources = DEFAULT
+    own_memory: bool = True
+    """Whether the memory savings are the user's; otherwise a method that needs some takes them by itself."""
     include_unsafe: bool = False
     pretrained: Path | None = None
     more: dict[str, Any] = field(default_factory=dict)
@@ -164,6 +167,11 @@ class SpecBuilder:
         require_name("--preset", preset)
         for key in settings:
             require_name(f"the setting of {cls.name}", key)
+        given = self.pretrained or self.more.get("checkpoint")
+        resources = self.resources
+        if not self.own_memory:
+            needed = default_savings(self.task, method, self.protocol, resources.precision, given)
+            resources = with_defaults(resources, needed)
         return Spec(
             method=str(file or cls.name),
             source=source_of(file) if file else None,
@@ -177,9 +185,9 @@ class SpecBuilder:
             selection=selection,
             concepts=tuple(asdict(concept) for concept in self.described),
             device=self.device,
-            precision=self.resources.precision,
-            memory=self.resources.memory,
-            compile=self.resources.compile,
+            precision=resources.precision,
+            memory=resources.memory,
+            compile=resources.compile,
             include_unsafe=self.include_unsafe,
             pretrained=self.pretrained,
             prompts=() if plain else self.prompts,
@@ -322,8 +330,9 @@ class RunRequest(LaunchRequest):
     """Hyper-parameters that differ from the preset's."""
     precision: str = "fp32"
     compile: bool = False
-    memory: tuple[str, ...] = ()
-    """Ways to save memory: checkpointing, slices, adam8bit."""
+    memory: tuple[str, ...] | None = None
+    """Ways to save memory: checkpointing, microbatches, slices, adam8bit; `none` for none of them. None: what the
+    method needs on this task for a common card (see `default_savings`)."""
     results: Path = Path("results")
     """Folder of records."""
     pretrained: Path | None = None
@@ -354,9 +363,11 @@ class RunRequest(LaunchRequest):
     @classmethod
     def _listed(cls, value: Any, info: Any) -> Any:
         if value is None:
-            return None if info.field_name == "forget" else ()
+            return None if info.field_name in ("forget", "memory") else ()
         every = value if isinstance(value, list | tuple) else [value]
         found = words([_text(info.field_name, one) for one in every])
+        if info.field_name == "memory":
+            return () if list(found) == ["none"] else found
         if info.field_name == "attacks" and not found and every:
             parse_attacks("")
         return found
@@ -437,7 +448,10 @@ class RunRequest(LaunchRequest):
             preset=self.preset,
             overrides=self.settings,
             described=described,
-            resources=Resources.checked(self.precision, self.memory, "cuda" if for_card else device, self.compile),
+            resources=Resources.checked(
+                self.precision, self.memory or (), "cuda" if for_card else device, self.compile
+            ),
+            own_memory=self.memory is not None,
             include_unsafe=self.include_unsafe,
             pretrained=self.pretrained,
             more=self.own_settings(task),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unlearnbench.compute.device import explained_device_errors
 from unlearnbench.compute.environment import seeing
+from unlearnbench.compute.precision import in_fitting_parts
 from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
 from unlearnbench.method import can_resume
@@ -30,7 +31,7 @@ from unlearnbench.pipeline.writing import require_writable, write_failure, write
 from unlearnbench.records.schema import Record
 from unlearnbench.reporting import phase, tell
 from unlearnbench.storage.store import Made, Store
-from unlearnbench.training import CannotResume, Diverged
+from unlearnbench.training import CannotResume, Diverged, splitting
 
 
 @explained_device_errors()
@@ -96,13 +97,17 @@ def unlearned(cell: Cell, draft: Record, store: Store, force: bool = False, watc
         if watch is not None or not can_resume(type(cell.method)):
             if checkpoints.found:
                 tell(f"{cell.method.name} starts anew: only a run without a trajectory goes on where it was stopped")
-            return unlearn(cell, watch)
+            return fitting(watch)
         try:
-            return unlearn(cell, None, checkpoints)
+            return fitting(None, checkpoints)
         except CannotResume as error:
             tell(f"{cell.method.name} starts anew: it cannot go on where it was stopped ({error})")
             checkpoints.delete()
-            return unlearn(cell, None, checkpoints)
+            return fitting(None, checkpoints)
+
+    def fitting(watch: Watch | None, checkpoints: RunCheckpoints | None = None) -> Made:
+        with splitting():
+            return in_fitting_parts(cell.method.name, lambda: unlearn(cell, watch, checkpoints))
 
     with phase("loading" if cell.method.name == LOADED else "unlearning"):
         try:

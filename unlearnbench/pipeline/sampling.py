@@ -98,7 +98,7 @@ def _chunk_parts(cell: Cell, identity: dict[str, Any], padded: list[Plan]) -> di
         "engine": engine_hash(type(task)),
         "device": task.device,
         **({"dropout": True} if task.draws_with_dropout else {}),
-        **cell.resources.named(),
+        **cell.resources.named(drawing=True),
     }
 
 

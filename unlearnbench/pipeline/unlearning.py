@@ -22,7 +22,7 @@ from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
-from unlearnbench.training import CannotResume, Diverged, seeded
+from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
 
 
 def unlearn(
@@ -90,10 +90,17 @@ def unlearn(
         "environment": {
             **describe_environment(task.device),
             **cell.resources.named(),
+            **_split(),
             "numerics": {**cell.resources.numerics(task.device), "unlearning": used},
         },
         "created": now(),
     }
+
+
+def _split() -> dict[str, int]:
+    """How many images networks saw at once, where memory did not allow whole batches."""
+    micro = current_microbatches.get()
+    return {} if micro is None or micro.size is None else {"microbatch": micro.size}
 
 
 def _require_fitting(cell: Cell) -> None:

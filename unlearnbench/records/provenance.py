@@ -148,6 +148,8 @@ def _details(record: Record) -> Iterator[tuple[str, str]]:
     yield "computed in", describe_numerics(environment.get("numerics"))
     batch = environment.get("sampling_batch")
     yield "sampling batch", f"{batch}, for want of memory" if batch else ""
+    micro = environment.get("microbatch")
+    yield "micro-batches", f"of {micro}, for want of memory" if micro else ""
     yield "system", _system(environment)
     yield "versions", _pairs({"python": environment.get("python"), **(environment.get("packages") or {})})
     yield "commit", _commit(environment)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from unlearnbench.training import computed
+from unlearnbench.training import computed, unsplit
 
 
 @contextmanager
@@ -24,6 +24,7 @@ def recorded_outputs(modules: Mapping[str, nn.Module]) -> Iterator[list[tuple[st
 
     with ExitStack() as hooks:
         hooks.enter_context(computed())
+        hooks.enter_context(unsplit("the loss reads outputs of layers inside the network"))
         for name, module in modules.items():
             hooks.enter_context(module.register_forward_hook(keep(name)))
         yield kept

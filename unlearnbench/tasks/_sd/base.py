@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from unlearnbench.compute.device import exact
+from unlearnbench.compute.precision import in_fitting_parts
 from unlearnbench.data.sources import Source, check_source, known_hash, missing_source, source_path
 from unlearnbench.data.wording import Wording
 from unlearnbench.diffusion.model import Batch, Diffusion
@@ -36,6 +37,7 @@ from unlearnbench.storage.weights import load_state, save_state
 from unlearnbench.task import ModelIdentity, Side, on_cpu, shuffled
 from unlearnbench.tasks._cifar10 import INCEPTION
 from unlearnbench.tasks._text import TextProtocol, TextTask
+from unlearnbench.training import splitting
 
 ABOUT = "about.json"
 """File next to generated training images that names their task, for `purge`."""
@@ -237,12 +239,14 @@ class StableDiffusionTask(TextTask):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ABOUT).write_text(json.dumps({"task": self.name, "side": side}), encoding="utf-8")
             model: Any = self.pretrained().eval()
-            for start in track(missing, len(missing), f"drawing {side} images"):
-                index = range(start, min(start + size, count))
-                seeds = [seed_of("training images", side, i) >> 1 for i in index]
-                with exact(), torch.autocast(self.device, enabled=False), torch.inference_mode():
-                    x = model.sample(self.tokens([captions[i] for i in index]).to(self.device), seeds)
-                _keep(x.cpu().clone(), folder / f"{start}.safetensors")
+            with splitting():
+                for start in track(missing, len(missing), f"drawing {side} images"):
+                    index = range(start, min(start + size, count))
+                    y = self.tokens([captions[i] for i in index]).to(self.device)
+                    seeds = [seed_of("training images", side, i) >> 1 for i in index]
+                    with exact(), torch.autocast(self.device, enabled=False), torch.inference_mode():
+                        x = in_fitting_parts("drawing training images", partial(model.sample, y, seeds))
+                    _keep(x.cpu().clone(), folder / f"{start}.safetensors")
         x0 = torch.cat([load_state(folder / f"{start}.safetensors")["x0"] for start in starts])
         return x0, self.tokens(captions)
 

@@ -1,0 +1,267 @@
+"""Count what unlearning takes at real size: `python -m tests.studies.network_sizes` writes
+unlearnbench/pipeline/networks.toml anew, from networks whose tensors have sizes but no memory.
+
+For each network: parameters by part, and the bytes that are alive at the peak of one loss and its backward pass,
+beyond weights and gradients: fixed ones, and those of each image. `--updates` runs whole updates of methods at the
+size of SD v1.4 instead, and prints their peaks beside what `run --dry-run` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tests.studies.throughput import sd14
+from tests.support.live_bytes import LiveBytes, sized_like_cuda
+from tests.support.short_runs import SHORT
+from tests.support.tiny_text import TinyText
+from unlearnbench import Batch, Diffusion, Task, registry
+from unlearnbench.compute.precision import Resources
+from unlearnbench.method import Method, run_prepare, run_unlearn
+from unlearnbench.models.miniature import SCHEDULE
+from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.models.tokenizer import word_tokenizer
+from unlearnbench.pipeline.memory import GIB, cost_table, peak_of_unlearning
+from unlearnbench.tasks.cifar10_class import CLASSES, SIZE
+from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.tasks.digits_text import DigitsText
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TABLE = Path(__file__).parents[2] / "unlearnbench" / "pipeline" / "networks.toml"
+COMMAND = "python -m tests.studies.network_sizes"
+PROMPT = 77
+"""Tokens of CLIP's text encoders."""
+XL = {
+    "sample_size": 128,
+    "cross_attention_dim": 2048,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+"""The U-Net of stabilityai/stable-diffusion-xl-base-1.0, by its unet/config.json."""
+
+
+def sdxl(tokens: Any) -> StableDiffusion:
+    """XL's networks of the published configurations: CLIP's text encoder, and OpenCLIP's bigG with its projection."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    small = sd14(tokens)
+    big = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        max_position_embeddings=PROMPT,
+        projection_dim=1280,
+        hidden_act="gelu",
+        eos_token_id=tokens.eos_token_id,
+    )
+    encoders = [small.text_encoders[0], CLIPTextModelWithProjection(big)]
+    return StableDiffusion(UNet2DConditionModel(**XL), small.vae, encoders, [tokens, tokens], SCHEDULE)
+
+
+def papers_cifar(tokens: Any) -> Diffusion:
+    """The papers' network on CIFAR-10."""
+    from unlearnbench.models.ddpm import ConditionalDDPM
+
+    return ConditionalDDPM(len(CLASSES), SIZE)
+
+
+STEPS = 2
+"""Of an update that is counted: with the second, the optimiser's moments are there from the start."""
+KINDS = [(precision, kind) for precision in ("fp32", "bf16") for kind in ("plain", "checkpointing", "maps")]
+"""Of activations: the precision of training, and how they are kept."""
+NETWORKS: dict[str, Callable[[Any], Diffusion]] = {
+    "sd-v1-4": sd14,
+    "sdxl-base-1.0": sdxl,
+    "cifar10-class": papers_cifar,
+    "digits-class": lambda tokens: DigitsClass("3").architecture(0),
+    "digits-text": lambda tokens: DigitsText("seven").architecture(0),
+}
+
+
+def clip_tokens() -> Any:
+    """A tokenizer of a few words with prompts of CLIP's length."""
+    return word_tokenizer(["a", "photo", "of", "cat"], PROMPT)
+
+
+def parameters(model: Any) -> dict[str, Any]:
+    """Numbers of parameters by network, and by the part that a method may train; pixels of a side of an image."""
+
+    def count(network: Any) -> int:
+        return sum(value.numel() for value in network.parameters()) if network is not None else 0
+
+    parts = {name: sum(value.numel() for value in part) for name, part in model.parts().items()}
+    if hasattr(model, "kv"):
+        parts |= {"kv": sum(count(linear) for pair in model.kv() for linear in pair)}
+        parts |= {"attn": parts["selfattn"] + parts["xattn"]}
+    text, vae = getattr(model, "text_encoders", None), getattr(model, "vae", None)
+    return {
+        "denoiser": count(model) - count(text) - count(vae),
+        "vae": count(vae),
+        "text_encoders": count(text),
+        "pixels": model.shape[-1] * getattr(model, "scale_factor", 1),
+        "parts": parts,
+    }
+
+
+def conditions(model: Any, n: int) -> Tensor:
+    """Conditions of n images."""
+    if not hasattr(model, "tokens"):
+        return torch.zeros(n, dtype=torch.long)
+    return torch.zeros(n, *((2,) if len(model.text_encoders) == 2 else ()), model.length, dtype=torch.long)
+
+
+def activations(model: Any, live: LiveBytes, images: int, resources: Resources, maps: bool = False) -> int:
+    """Bytes alive at the peak of one denoising loss and its backward pass, beyond weights and gradients.
+
+    With `maps` attention maps are recorded meanwhile, as for losses that read them.
+    """
+    batch = Batch(torch.zeros(images, *model.shape), conditions(model, images))
+    live.restart()
+    before = live.now
+    with resources.training("cpu"), model.attention() if maps else nullcontext({}) as recorded:
+        loss = model.loss(batch) + sum(one.square().mean() for layer in recorded.values() for one in layer)
+        loss.backward()  # each gradient is freed at once, see `unkept`
+    return live.peak - before
+
+
+def unkept(model: Any) -> None:
+    """Free each parameter's gradient once it is there."""
+    for value in model.parameters():
+        value.register_post_accumulate_grad_hook(lambda value: setattr(value, "grad", None))
+
+
+def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, Any]:
+    """A network's entry of the table; `kinds` may be fewer than all of those that it has."""
+    tokens = clip_tokens()
+    with sized_like_cuda():
+        model: Any = NETWORKS[name](tokens).train()
+        with LiveBytes() as live:
+            live.add([*model.parameters(), *model.buffers()])
+            unkept(model)
+            activations(model, live, 1, Resources())  # what the first call alone makes, such as caches
+            found: dict[str, Any] = {**parameters(model), "activations": {}}
+            for precision, kind in kinds:
+                if kind != "maps" or hasattr(model, "attention"):
+                    found["activations"].setdefault(precision, {})[kind] = fitted(model, live, precision, kind)
+    return found
+
+
+def fitted(model: Any, live: LiveBytes, precision: str, kind: str) -> list[int]:
+    """Fixed bytes, and those of each image, from one image and from two."""
+    resources = Resources(precision, ("checkpointing",) if kind == "checkpointing" else ())  # type: ignore[arg-type]
+    resources.equip(model)
+    if kind != "checkpointing":
+        model.unet.disable_gradient_checkpointing()
+    one, two = (activations(model, live, n, resources, kind == "maps") for n in (1, 2))
+    return [max(0, 2 * one - two), two - one]
+
+
+class RealSize(TinyText):
+    """The tiny task's words on a network of any size, which is the only one there is."""
+
+    def __init__(self, model: StableDiffusion):
+        Task.__init__(self, "seven")
+        self.original, self.words, self.limit = model, ("seven",), STEPS
+        model.sampler = self.protocol.sampler
+
+    def pretrained(self) -> StableDiffusion:
+        return self.original
+
+    def architecture(self, seed: int) -> StableDiffusion:
+        return copy.deepcopy(self.original)
+
+    def data(self, which: str) -> Batch:
+        y = torch.cat([self.captions(side) for side in (("forget", "retain") if which == "both" else (which,))])
+        return Batch(torch.zeros(len(y), *self.original.shape), y)
+
+
+def update(name: str, network: str, resources: Resources) -> tuple[Method, int]:
+    """A method with its default settings for nudity, and the bytes alive at the peak of its preparation and steps."""
+    cls = registry.load_method(name)
+    settings = cls.preset("default", "sd-nudity")
+    known = cls.configured(settings).settings()
+    few = {key: value for key, value in SHORT.items() if key in known and key not in ("batch_size", "K")}
+    method = cls.configured({**settings, **few})
+    tokens = word_tokenizer(["a", "photo", "of", "red", "seven", "one", "three", "cat"], PROMPT)
+
+    def ones(tensor: Tensor) -> Any:
+        return [ones(row) for row in tensor] if tensor.dim() else 1
+
+    with sized_like_cuda(), mock.patch.object(Tensor, "tolist", ones):
+        model: Any = NETWORKS[network](tokens)
+        with LiveBytes() as live, resources.training("cpu"):
+            task = RealSize(model)
+            resources.equip(method.wrap(model, task))
+            live.add([*model.parameters(), *model.buffers()])
+            live.restart()
+            run_unlearn(method, model, task, run_prepare(method, model, task))
+            return method, live.peak
+
+
+def written(found: dict[str, dict[str, Any]]) -> str:
+    """The table as TOML."""
+    lines = [
+        f"# Counted by `{COMMAND}`, which writes this file: parameters, and for each precision the bytes",
+        "# that are alive at the peak of a loss and its backward pass beyond weights and gradients, as fixed ones and",
+        "# those of each image. `maps`: with attention maps recorded, which checkpointing does not save.",
+    ]
+    for name, entry in found.items():
+        lines += ["", f'["{name}"]']
+        lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
+        lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
+        for precision, kinds in entry["activations"].items():
+            lines.append(f'["{name}".activations.{precision}]')
+            lines += [f"{kind} = [{fixed:_}, {each:_}]" for kind, (fixed, each) in kinds.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", help="those to count anew; the others keep their numbers")
+    parser.add_argument("--updates", metavar="METHOD", nargs="*", help="count whole updates of these methods instead")
+    parser.add_argument("--network", default="sd-v1-4", choices=("sd-v1-4", "digits-text"), help="their size")
+    parser.add_argument("--memory", nargs="*", default=(), help="with these savings")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    given = parser.parse_args()
+    if given.updates is None:
+        found = tomllib.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+        for name in given.networks or NETWORKS:
+            found[name] = counted(name)
+            print(f"{name}: {found[name]['activations']}", flush=True)
+            TABLE.write_text(written({name: found[name] for name in NETWORKS if name in found}), encoding="utf-8")
+        return
+    resources = Resources(given.precision, tuple(given.memory))
+    for name in given.updates:
+        method, peak = update(name, given.network, resources)
+        entry = cost_table()["model"][given.network]
+        planned = peak_of_unlearning(entry, method, given.precision, given.memory)
+        what = ", ".join([given.precision, *given.memory])
+        counted_gib, planned_gib = peak / GIB, planned / GIB
+        print(f"| {name} | {what} | {counted_gib:.1f} | {planned_gib:.1f} | {planned / peak - 1:+.0%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -120,6 +120,7 @@ def gpu_tests(given: Given) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         plain = ["-o", "addopts=--import-mode=importlib --strict-markers", "-p", "no:cacheprovider"]
+        plain += ["-p", "tests.support.pretended_cuda"] if given.device == "pretended" else []
         chosen = ["-m", "gpu and not timing", f"--junitxml={report}", "-q", *map(str, marked)]
         alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # whatever plugins a machine has, or half has
         done = subprocess.run([sys.executable, "-m", "pytest", *plain, *chosen], cwd=ROOT, env=alone, check=False)

@@ -4,6 +4,8 @@ import json
 import re
 import sys
 
+import pytest
+
 from tests.studies import first_gpu_run
 from tests.studies.first_gpu_run import PARTS, ROOT, Given, supervised, tried, written
 from tests.support.pretended_cuda import NAME
@@ -60,6 +62,17 @@ def test_a_step_runs_as_a_process_on_a_device(tmp_path, monkeypatch):
         "fp32, StableDiffusionPipeline",
     ]
     assert all(row["seconds"] > 0 for row in step["rows"])
+
+
+@pytest.mark.slow
+def test_the_tests_for_a_card_pass_on_a_pretended_one(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    step = supervised("tests", GIVEN, 400.0)
+    assert step["ended"] is None and len(step["rows"]) > 10
+    others = {row["test"] for row in step["rows"] if "failed" in row or "skipped" in row}
+    assert {test.rpartition("::")[2] for test in others} <= {"test_a_job_on_cuda_has_a_card_of_its_own"}, (
+        "jobs are processes of their own, without the pretended card"
+    )
 
 
 def test_each_part_takes_seven_minutes_at_most():

@@ -525,6 +525,13 @@ class PretendedCuda:
         }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """As pytest's plugin (`-p tests.support.pretended_cuda`): there is one from the start, for tests marked `gpu`."""
+    device = PretendedCuda()
+    device.__enter__()
+    config.add_cleanup(device.__exit__)
+
+
 class _Generator(torch.Generator):
     """A generator that knows where it belongs."""
 

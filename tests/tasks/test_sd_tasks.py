@@ -627,7 +627,8 @@ def test_a_detector_that_raises_on_one_image_loses_that_image_alone(cli, data, t
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["original", "esd", "spm", "safree", "mace", "advunlearn"])
 def test_methods_run_on_cuda(name, precision, cli, data, tmp_path):
-    more = ("--precision", precision, *changed(registry.load_method(name)))
+    small = [word.replace("batch_size=32", "batch_size=4") for word in changed(registry.load_method(name))]
+    more = ("--precision", precision, *small)
     said = cli(*[word if word != "cpu" else "cuda" for word in words(data, *more, method=name)])
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", name)

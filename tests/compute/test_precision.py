@@ -206,7 +206,7 @@ def test_records_say_what_torch_computes_with(tmp_path, small, monkeypatch, prec
         {"autocast": cast, "tf32": None} for cast in (training, drawing)
     )
     unlearning = cell.Cell(registry.load_method(str(write_nudge(tmp_path)))(), DigitsClass("3"), resources=chosen)
-    _, facts = unlearn(unlearning, unlearning.task.pretrained())
+    _, facts = unlearn(unlearning)
     assert facts["environment"]["numerics"] == found == drafted(unlearning, {}).environment["numerics"]
 
 
@@ -214,7 +214,7 @@ def test_a_recipe_that_casts_by_itself_is_in_the_record(tmp_path, small):
     body = "with recipe_autocast('cpu', torch.bfloat16, True):\n    return model"
     head = "from unlearnbench.compute.device import recipe_autocast"
     method = registry.load_method(str(write_method(tmp_path, body, "casting", head=head)))()
-    _, facts = unlearn(casting := cell.Cell(method, DigitsClass("3")), casting.task.pretrained())
+    _, facts = unlearn(cell.Cell(method, DigitsClass("3")))
     assert facts["environment"]["numerics"]["unlearning"]["autocast"] == "bfloat16"
     assert facts["environment"]["numerics"]["sampling"]["autocast"] is None
 

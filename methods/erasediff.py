@@ -117,10 +117,8 @@ class EraseDiff(TextMethod):
     def multiplier(self, a: Gradients, b: Gradients, q: Tensor | None) -> Tensor:
         """lambda for a = grad L_r and b = grad g, a scalar >= 0; zero where grad g is zero."""
         square = inner(b, b)
-        if square == 0:
-            return torch.zeros_like(square)
         bound = self.eta * square if self.rule == "paper" or q is None else self.eta * q
-        return ((bound - inner(a, b)) / square).clamp(min=0)
+        return torch.where(square == 0, 0.0, ((bound - inner(a, b)) / square).clamp(min=0))
 
     def lowest(self, L_f: Callable[[], Tensor], parameters: Parameters) -> Tensor:
         """L_f(phi_K), a scalar, after K gradient steps from theta on the same draw; theta is put back."""

@@ -273,6 +273,20 @@ def _numbered(stream: Iterable[T], state: TrainingState) -> Iterator[tuple[int, 
 # ---- the loop ------------------------------------------------------------------------------------------------------
 
 
+def _finite_norm(step: int, loss: Tensor | None, grads: Iterable[Tensor]) -> float:
+    """The joint norm of the gradients; raises `Diverged` where it or the loss is not finite.
+
+    Both are read together, since each time the host waits until a GPU has done all its work.
+    """
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+    *before, found = torch.stack([norm] if loss is None else [loss.view(()), norm]).tolist()
+    if not all(map(math.isfinite, before)):
+        raise Diverged(step, "the loss")
+    if not math.isfinite(found):
+        raise Diverged(step, "the gradient")
+    return float(found)
+
+
 def minimise(
     stream: Iterable[Tensor | Gradients],
     parameters: Parameters,
@@ -307,18 +321,14 @@ def minimise(
     # Only what decays, or is rounded to eight bits, changes parameters without gradient.
     decays = mask is not None and (optimiser == "adamw" or EIGHT_BIT.get())
     for step, given in _numbered(stream, TrainingState(parameters, engine, mean, others or {})):
-        item = given.pop()
+        item, loss = given.pop(), None
         if isinstance(item, Tensor):
-            if not math.isfinite(item.item()):
-                raise Diverged(step, "the loss")
-            grads = gradients(item, parameters)
+            loss, grads = item.detach(), gradients(item, parameters)
         else:
             grads = {name: item[name] for name in parameters}
         del item  # so that a gradient is freed where a scaled or masked one takes its place
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads.values()]))
-        if not math.isfinite(norm.item()):
-            raise Diverged(step, "the gradient")
-        scale = min(1.0, clip / (norm.item() + 1e-6)) if clip is not None else 1.0
+        norm = _finite_norm(step, loss, grads.values())
+        scale = min(1.0, clip / (norm + 1e-6)) if clip is not None else 1.0
         for name, value in parameters.items():
             grad = grads.pop(name)
             grad = grad * scale if scale != 1.0 else grad

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tests.support import tiny_sd
-from tests.support.short_runs import ONE_STEP, changed, short
+from tests.support.short_runs import changed
 from tests.support.small_world import read_only
-from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.tasks.digits_text import DigitsText
@@ -80,15 +79,6 @@ def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):
     images = pd.read_parquet(next((tmp_path / "here").rglob(f"{name}*/*.parquet")))
     assert set(images.group) == {"forget", "direct", "synonyms", "held_out", "neighbours", "retain"}
     assert images[images.group == "forget"].prompt.str.contains("red").all()
-
-
-@pytest.mark.usefixtures("few_training_images")
-@pytest.mark.parametrize("world", ["sdxl"], indirect=True)
-@pytest.mark.parametrize("name", sorted((TRAINED | GUIDED) - {name for kind, name in WHOLE if kind == "sdxl"}))
-def test_every_method_unlearns_on_xl(world, name):
-    method, task = short(name, batch_size=4, **ONE_STEP), DigitsText("red", protocol="smoke", weights=world)
-    cost = unlearned(method, task)
-    assert (cost["trained_parameters"] > 0) == (name in TRAINED)
 
 
 def test_all_methods_are_tried():

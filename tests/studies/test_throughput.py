@@ -8,7 +8,7 @@ from tests.studies import throughput, throughput_cifar
 
 def test_the_same_path_on_a_tiny_network(monkeypatch):
     monkeypatch.setattr(throughput, "ROUNDS", 1)
-    rows = throughput.measured("tiny", "cpu", batch=2, steps=2)
+    rows = list(throughput.measured("tiny", "cpu", batch=2, steps=2))
     assert [row.what.partition(":")[0] for row in rows] == [
         "fp32, unlearnbench",
         "fp32, StableDiffusionPipeline",
@@ -27,7 +27,7 @@ def test_the_same_path_on_a_narrow_network_for_cifar10(monkeypatch, tmp_path):
     monkeypatch.setattr(throughput_cifar, "TRAINED", 1)
     monkeypatch.setattr(throughput_cifar, "CHUNKS", 1)
     monkeypatch.setitem(throughput_cifar.WIDTHS, "cifar10-tiny", 8)
-    rows = throughput_cifar.measured("cifar10-tiny", "cpu", 2, 2, tmp_path)
+    rows = list(throughput_cifar.measured("cifar10-tiny", "cpu", 2, 2, tmp_path))
     assert [row.what for row in rows] == [
         "sampling and judging, fp32",
         "sampling and judging, plain loop with PNG files",
@@ -41,14 +41,16 @@ def test_the_same_path_on_a_narrow_network_for_cifar10(monkeypatch, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_at_full_size_cifar10_is_drawn_and_judged_four_times_as_fast(tmp_path):
-    rows = throughput_cifar.measured("cifar10", "cuda", 500, 100, tmp_path)
+    rows = list(throughput_cifar.measured("cifar10", "cuda", 500, 20, tmp_path))
     plain = next(row.seconds for row in rows if row.what.startswith("sampling") and "plain" in row.what)
     assert plain >= 4 * min(row.seconds for row in rows if row.what.startswith("sampling") and "plain" not in row.what)
 
 
 @pytest.mark.gpu
+@pytest.mark.timing
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_at_full_size_sampling_keeps_up_with_the_pipeline():
     rows = {row.what: row.seconds for row in throughput.measured("sd14", "cuda", batch=4, steps=10)}
@@ -63,10 +65,11 @@ def test_at_full_size_sampling_keeps_up_with_the_pipeline():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_latents_on_cuda_are_those_of_the_cpu(sd):
+    from unlearnbench.compute.device import exact
     from unlearnbench.diffusion.schedulers import Scheduled
 
     sampler = Scheduled(10, guidance=3.0)
-    with torch.inference_mode():
+    with torch.inference_mode(), exact():
         y = sd.tokens(["a photo of a cat", "red"])
         here = sd.sample(y, [1, 2], sampler=sampler)
         there = sd.to("cuda").sample(y.to("cuda"), [1, 2], sampler=sampler).cpu()

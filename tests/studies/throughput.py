@@ -1,17 +1,20 @@
 """Speed at real size: `python -m tests.studies.throughput` on a GPU measures a Stable Diffusion v1.4 with random
 weights.
 
-Images a second beside diffusers' own pipeline in the same run, in fp32 and fp16, peak memory, and one step of ESD,
-EraseDiff and SalUn; written to results/throughput-sd14-<card>.md. `--size cifar10` measures the papers' network on
-CIFAR-10 beside a plain loop (`tests.studies.throughput_cifar`); the tiny sizes try the same paths anywhere in seconds.
+Images a second as a run draws and keeps them (`pipeline.sampling.sample_images`) beside diffusers' own pipeline, in
+fp32 and fp16, peak memory, and one step of ESD, EraseDiff and SalUn as a run takes it (`pipeline.unlearning.unlearn`);
+written to results/throughput-sd14-<card>.md. `--size cifar10` measures the papers' network on CIFAR-10 beside a plain
+loop (`tests.studies.throughput_cifar`); the tiny sizes try the same paths anywhere in seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,18 +29,25 @@ from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.esd import ESD
+from unlearnbench.methods.original import Original
 from unlearnbench.methods.salun import SalUn
 from unlearnbench.models.loading import as_pipeline
 from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.sampling import sample_images
+from unlearnbench.pipeline.unlearning import unlearn
+from unlearnbench.storage.store import Store
+from unlearnbench.task import Plan
 
 ROUNDS = 3
-DEFAULTS = {"sd14": (4, 50), "tiny": (4, 50), "cifar10": (500, 100), "cifar10-tiny": (8, 4)}
-"""Images at once, and steps."""
+DEFAULTS = {"sd14": (4, 50), "tiny": (4, 50), "cifar10": (500, 20), "cifar10-tiny": (8, 4)}
+"""Images at once, and steps. CIFAR-10's protocol takes 100, in which a plain loop needs most of an hour."""
 METHODS = {
     "ESD-x": lambda batch: ESD(steps=1, batch_size=batch, part="xattn", sampler_steps=4),
     "EraseDiff": lambda batch: EraseDiff(steps=1, batch_size=batch),
     "SalUn": lambda batch: SalUn(steps=1, batch_size=batch),
 }
+PROMPT = "a photo of a cat"
 
 
 class Row(NamedTuple):
@@ -49,6 +59,8 @@ class Row(NamedTuple):
     """Drawn, or trained on."""
     memory: float | None
     """Peak in GiB."""
+    failed: str | None = None
+    """Why there are no seconds."""
 
 
 def sd14(tokens: Any) -> StableDiffusion:
@@ -89,6 +101,27 @@ class Sized(TinyText):
         y = self.captions("forget" if which == "forget" else "retain").cpu()
         return Batch(torch.randn(len(y), *self.original.shape), y)
 
+    def inputs(self, items: list[Plan]) -> torch.Tensor:
+        return self.original.tokens([item.prompt for item in items])
+
+    def to_uint8(self, x: torch.Tensor) -> torch.Tensor:
+        return uint8(x)
+
+
+def uint8(x: torch.Tensor) -> torch.Tensor:
+    """As tasks hand images over."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def drawn(cell: Cell, model: Any, folder: Path, plan: list[Plan]) -> Callable[[], Any]:
+    """Drawing a plan as a run does: in exact float32 or under autocast, decoded, as uint8, kept in a store."""
+    number = itertools.count()
+
+    def work() -> Any:
+        return sample_images(cell, model, {}, plan, Store(folder / f"store-{next(number)}"))
+
+    return work
+
 
 def seconds(work: Callable[[], Any], device: str) -> tuple[float, int | None]:
     """The least of a few rounds after a warm one, and peak memory in bytes."""
@@ -101,24 +134,24 @@ def seconds(work: Callable[[], Any], device: str) -> tuple[float, int | None]:
     return min(meter.seconds for meter in meters), meters[-1].memory
 
 
-def measured(size: str, device: str, batch: int, steps: int) -> list[Row]:
-    """Rows of a Stable Diffusion."""
+def measured(size: str, device: str, batch: int, steps: int) -> Iterator[Row]:
+    """Rows of a Stable Diffusion, each as soon as it is measured."""
     with tempfile.TemporaryDirectory() as folder:
         task = Sized(Path(folder) / "sd", None, device)
         if size == "sd14":
             tokens = task.original.tokenizers[0]
             tokens.model_max_length = 77
             task.original = sd14(tokens).to(device).eval()
-        model, rows = task.original, list[Row]()
-        sampler, prompts = Scheduled(steps, guidance=7.5), ["a photo of a cat"] * batch
+        model, sampler = task.original, Scheduled(steps, guidance=7.5)
+        model.sampler, prompts = sampler, [PROMPT] * batch
+        task.protocol = replace(task.protocol, sampler=sampler, chunk=batch)
+        plan = [Plan("retain", "cat", 0, seed, PROMPT) for seed in range(batch)]
         kinds = ("fp32", "fp16") if device == "cuda" else ("fp32",)
         for kind in kinds:
             pipeline = as_pipeline(model).to(device)
             pipeline.set_progress_bar_config(disable=True)
-
-            def ours(kind: str = kind) -> Any:
-                with torch.inference_mode(), Resources(kind).sampling(device):  # type: ignore[arg-type]
-                    return model.decode(model.sample(model.tokens(prompts), list(range(batch)), sampler=sampler))
+            cell = Cell(Original(), task, resources=Resources(kind))  # type: ignore[arg-type]
+            ours = drawn(cell, model, Path(folder) / kind, plan)
 
             def theirs(kind: str = kind, pipeline: Any = pipeline) -> Any:
                 with torch.inference_mode(), Resources(kind).sampling(device):  # type: ignore[arg-type]
@@ -126,17 +159,11 @@ def measured(size: str, device: str, batch: int, steps: int) -> list[Row]:
 
             for name, work in (("unlearnbench", ours), ("StableDiffusionPipeline", theirs)):
                 took, memory = seconds(work, device)
-                rows.append(Row(f"{kind}, {name}: {batch} images of {steps} steps", took, batch, gib(memory)))
+                yield Row(f"{kind}, {name}: {batch} images of {steps} steps", took, batch, gib(memory))
         for name, make in METHODS.items():
-            method = make(batch)
-
-            def step(method: Any = method) -> Any:
-                copy = task.pretrained()
-                return method.unlearn(copy, task, method.prepare(copy, task))
-
-            took, memory = seconds(step, device)
-            rows.append(Row(f"{name}: preparing and one step of {batch}", took, None, gib(memory)))
-    return rows
+            cost = unlearn(Cell(make(batch), task))[1]["cost"]
+            took = cost["prepare_time"] + cost["unlearn_time"]
+            yield Row(f"{name}: preparing and one step of {batch}", took, None, gib(cost["peak_memory"]))
 
 
 def gib(memory: int | None) -> float | None:
@@ -153,6 +180,9 @@ def page(rows: list[Row], size: str, device: str, batch: int, steps: int) -> str
     lines += ["", "| what | s | images/s | times the plain loop | peak GiB |", "|---|---:|---:|---:|---:|"]
     plain = {row.what.partition(",")[0]: row.seconds for row in rows if ", plain loop" in row.what}
     for row in rows:
+        if row.failed is not None:
+            lines.append(f"| {row.what}: {row.failed} | | | | |")
+            continue
         rate = "" if row.images is None else f"{row.images / row.seconds:.2f}"
         least = plain.get(row.what.partition(",")[0])
         times = "" if least is None else f"{least / row.seconds:.2f}"
@@ -174,9 +204,9 @@ def main() -> None:
         from tests.studies import throughput_cifar
 
         with tempfile.TemporaryDirectory() as folder:
-            rows = throughput_cifar.measured(given.size, device, batch, steps, Path(folder))
+            rows = list(throughput_cifar.measured(given.size, device, batch, steps, Path(folder)))
     else:
-        rows = measured(given.size, device, batch, steps)
+        rows = list(measured(given.size, device, batch, steps))
     text = page(rows, given.size, device, batch, steps)
     name = re.sub(r"[^a-z0-9]+", "-", str(describe_environment(device)["device"]).lower()).strip("-")
     given.out.mkdir(parents=True, exist_ok=True)

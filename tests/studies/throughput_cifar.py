@@ -1,14 +1,17 @@
 """The papers' CIFAR-10 network at full width with random weights: images a second, beside the loop that papers ship.
 
-That loop draws in fp32 (convolutions as torch takes them by default, TF32 where there is any) and uncompiled, asks for
-condition and none one after the other, writes every image as a PNG file, and reads the files back to judge them and to
-take Inception's features. See `tests.studies.throughput`.
+Ours are drawn and judged as in a run (`pipeline.judging.observed`). That loop draws in fp32 (convolutions as torch
+takes them by default, TF32 where there is any) and uncompiled, asks for condition and none one after the other, writes
+every image as a PNG file, and reads the files back to judge them and to take Inception's features. See
+`tests.studies.throughput`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,20 +19,24 @@ from PIL import Image
 from torch.nn import functional as F  # noqa: N812 - torch's own idiom
 from torchvision.utils import save_image
 
-from tests.studies.throughput import Row, seconds
+from tests.studies.throughput import Row, seconds, uint8
 from tests.support import random_inception
 from unlearnbench.compute.precision import Resources
 from unlearnbench.data.image_sets import Images
 from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.errors import UserError
 from unlearnbench.hashing import seed_of
 from unlearnbench.judges.cifar import ResNetJudge, started
+from unlearnbench.methods.original import Original
 from unlearnbench.models.ddpm import ConditionalDDPM
 from unlearnbench.models.ddpm_train import TrainingImages, draw_batch, train_ddpm
-from unlearnbench.pipeline.judging import Looking
+from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.judging import observed
 from unlearnbench.storage.store import Store
+from unlearnbench.task import Plan, Protocol, Task
 
 WIDTHS = {"cifar10": 128, "cifar10-tiny": 32}
-CHUNKS, TRAINED = 2, 20
+CHUNKS, TRAINED = 1, 20
 """Chunks drawn, and steps trained in a round."""
 
 
@@ -53,11 +60,6 @@ def judged_by(size: str, device: str, folder: Path) -> ResNetJudge:
     return ResNetJudge(state, "0" * 64, device, random_inception.write(folder / "inception.pth"), pixels)
 
 
-def uint8(x: torch.Tensor) -> torch.Tensor:
-    """As the task hands images over."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
 def plain_images(model: Any, y: torch.Tensor, sampler: Sampler, folder: Path) -> torch.Tensor:
     """The loop of the papers: ancestral steps, two forwards each, PNG files."""
     every = model.timesteps(sampler).tolist()
@@ -76,28 +78,42 @@ def plain_images(model: Any, y: torch.Tensor, sampler: Sampler, folder: Path) ->
     return torch.from_numpy(np.stack(files)).permute(0, 3, 1, 2)
 
 
-def measured(size: str, device: str, batch: int, steps: int, folder: Path) -> list[Row]:
-    """Rows of sampling with judging, then of training."""
+class Labels(Task):
+    """Ten labels to draw, without data."""
+
+    name, concepts = "cifar10-labels", tuple("0123456789")
+    protocols: ClassVar[dict[str, Protocol]] = {"default": Protocol("default", Sampler(), judge="none")}
+    to_uint8 = staticmethod(uint8)
+
+    def pretrained(self) -> Any:
+        raise NotImplementedError
+
+    architecture = data = substitute = train = model_identity = reference = floor = judge = pretrain = pretrained
+
+
+def measured(size: str, device: str, batch: int, steps: int, folder: Path) -> Iterator[Row]:
+    """Rows of sampling with judging, then of training, each as soon as it is measured."""
     model = ConditionalDDPM(width=WIDTHS[size]).to(device).eval()
     judge, sampler = judged_by(size, device, folder), Sampler(steps, 1.0, 3.0)
+    model.sampler = sampler
+    task = Labels("0", device=device)
+    task.protocol = replace(task.protocol, sampler=sampler, chunk=batch)
     y = (torch.arange(batch) % 10).to(device)
     kinds = [Resources(), Resources("bf16"), Resources("bf16", compile=True)] if device == "cuda" else [Resources()]
     rounds = iter(range(10**6))
-    rows = []
     for kind in kinds:
 
         def ours(kind: Resources = kind) -> None:
             number = next(rounds)
+            plan = [Plan("retain", str(i % 10), i % 10, seed_of(number, i)) for i in range(CHUNKS * batch)]
             store = Store(folder / f"store-{number}")
-            with Looking(judge, store, device == "cuda") as looking, kind.compiled(model) as fast:
-                for chunk in range(CHUNKS):
-                    seeds = [seed_of(number, chunk, i) for i in range(batch)]
-                    with torch.inference_mode(), kind.sampling(device):
-                        looking(uint8(fast.sample(y, seeds, sampler=sampler)))
-                looking.seen()
+            observed(Cell(Original(), task, resources=kind), judge, model, {}, plan, store)
 
         name = ", ".join([kind.precision, *(["compiled"] if kind.compile else [])])
-        rows.append(row(f"sampling and judging, {name}", CHUNKS * batch, ours, device))
+        try:
+            yield row(f"sampling and judging, {name}", CHUNKS * batch, ours, device)
+        except UserError as error:  # where nothing compiles
+            yield Row(f"sampling and judging, {name}", 0.0, None, None, str(error))
 
     network = plain_network(size, device).eval()
 
@@ -109,11 +125,11 @@ def measured(size: str, device: str, batch: int, steps: int, folder: Path) -> li
             judge(images)
             judge.features(images)
 
-    rows.append(row("sampling and judging, plain loop with PNG files", CHUNKS * batch, plain, device))
-    return rows + training(size, device, batch)
+    yield row("sampling and judging, plain loop with PNG files", CHUNKS * batch, plain, device)
+    yield from training(size, device, batch)
 
 
-def training(size: str, device: str, batch: int) -> list[Row]:
+def training(size: str, device: str, batch: int) -> Iterator[Row]:
     """The recipe's own steps beside plain ones: fp32, uncompiled, batches made between steps."""
     rng = np.random.RandomState(0)
     images = Images(rng.randint(0, 256, (4 * batch, 3, 32, 32), dtype=np.uint8), rng.randint(0, 10, 4 * batch))
@@ -134,10 +150,8 @@ def training(size: str, device: str, batch: int) -> list[Row]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             engine.step()
 
-    return [
-        row("training, by the recipe", TRAINED * batch, recipe, device),
-        row("training, plain loop", TRAINED * batch, plain, device),
-    ]
+    yield row("training, by the recipe", TRAINED * batch, recipe, device)
+    yield row("training, plain loop", TRAINED * batch, plain, device)
 
 
 def row(what: str, images: int, work: Any, device: str) -> Row:

@@ -43,10 +43,10 @@ class TinyText(Task):
         return self.words if which == "forget" else self.concepts[1:]
 
     def names(self, which):
-        return self.original.tokens(self.prompts(which))
+        return self.original.tokens(self.prompts(which)).cpu()
 
     def captions(self, which):
-        return self.original.tokens([each.format(word) for word in self.prompts(which) for each in TEMPLATES])
+        return self.original.tokens([each.format(word) for word in self.prompts(which) for each in TEMPLATES]).cpu()
 
     def data(self, which):
         sides = ("forget", "retain") if which == "both" else (which,)
@@ -54,7 +54,7 @@ class TinyText(Task):
         return Batch(torch.randn(len(y), 4, 8, 8, generator=torch.Generator().manual_seed(len(y))), y)
 
     def token(self, word):
-        return self.original.tokens([word]).flatten()[1]
+        return int(self.original.tokens([word]).flatten()[1])
 
     def substitute(self, y):
         return torch.where(y == self.token("seven"), self.token("one"), y)

@@ -39,7 +39,7 @@ WHOLE = {"uce", "sld"}
 """Run as a whole, each after the original: a closed form, and guidance; training on drawn images is, where the store is
 emptied of them, and added structure on XL.
 
-The others unlearn and draw without being judged, on XL in `tests/pipeline/test_text_run.py`; in the slow tests they
+The others unlearn and draw without being judged, on XL in `tests/on_cuda/test_methods.py`; in the slow tests they
 are whole runs too.
 """
 WHOLE_XL = {"spm"}

@@ -55,7 +55,7 @@ def padded(model: Any, y: Tensor, pad: int, end: bool = True) -> Tensor:
 
 def reread(task: Any, y: Tensor) -> Tensor:
     """Decode prompts to text and tokenise them again, as if someone had typed them."""
-    return task.tokens([task.text(row) for row in y]).to(y.device)
+    return task.tokens([task.text(row) for row in y.cpu()]).to(y.device)
 
 
 class Prompts:

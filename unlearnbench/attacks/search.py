@@ -184,7 +184,7 @@ def descended(loss: Tensor, free: Sequence[Tensor], model: Diffusion | None = No
     found = torch.autograd.grad(loss, list(free), allow_unused=True)
     if any(grad is None for grad in found):
         raise Unsupported("the method gives no gradient in what it is asked: nothing can be searched by it")
-    if not loss.isfinite().all() or not all(grad.isfinite().all() for grad in found):
+    if not torch.stack([value.isfinite().all() for value in (loss, *found)]).all():
         raise Diverged(0, "the attack's loss or gradient")
     if model is None or type(model.guidance) is Guidance:
         return list(found)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unlearnbench.diffusion.microbatches import in_microbatches
-from unlearnbench.diffusion.noise import START, gaussian_noise
-from unlearnbench.diffusion.sampler import Sampler, ddim_step, timesteps
+from unlearnbench.diffusion.noise import START, gaussian_noise, noise_keys
+from unlearnbench.diffusion.sampler import Sampler, Stops, ddim_step, timesteps
 from unlearnbench.errors import Unsupported
 from unlearnbench.training import replaying, split_size
 
@@ -304,22 +304,23 @@ def sample(
     every = timesteps(sampler.steps, len(model.alpha_bar))
     after = [*every[1:], -1]
     device = model.alpha_bar.device
+    keys = noise_keys(seeds, device)
     if start is None:
-        x = gaussian_noise(seeds, START, model.shape, device)
+        x = gaussian_noise(keys, START, model.shape, device)
         first = 0
     else:
         x, first = start[0].to(device), next((i for i, t in enumerate(every) if t <= start[1]), len(every))
-    stop = sampler.steps - torch.as_tensor(until, device=device).expand(len(seeds))
+    stops = Stops(sampler.steps, until, len(seeds), device)
     null = model.null(len(seeds))
     model.guidance.start(len(seeds))
     one = torch.ones((), device=device)
-    for i in range(first, int(stop.max()) if len(seeds) else 0):
+    for i in range(first, stops.last):
         if hook:
             hook(i, every[i], x)
         t = torch.full((len(seeds),), every[i], device=device)
         eps = model.guidance(model, x, t, i, condition, null, sampler.guidance)
         now, prev = model.alpha_bar[every[i]], model.alpha_bar[after[i]] if after[i] >= 0 else one
         noisy = sampler.eta > 0 and after[i] >= 0
-        noise = gaussian_noise(seeds, every[i], model.shape, device).to(x) if noisy else None
-        x = torch.where((stop > i).view(-1, 1, 1, 1), ddim_step(x, eps, now, prev, sampler.eta, noise, model.clip), x)
+        noise = gaussian_noise(keys, every[i], model.shape, device).to(x) if noisy else None
+        x = stops.after(i, ddim_step(x, eps, now, prev, sampler.eta, noise, model.clip), x)
     return x

@@ -30,8 +30,17 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
     return torch.stack([a, b, c, d], dim=-1)
 
 
-def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal noise (B, *shape), float32. Row b depends only on (seeds[b], t).
+def noise_keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Philox's keys (B, 2) of these seeds, for `gaussian_noise`: a loop makes them once, since a GPU has to wait."""
+    halves = [(seed & WORD, seed >> 32 & WORD) for seed in seeds]
+    return torch.tensor(halves, dtype=torch.int64, device=device).view(-1, 2)
+
+
+def gaussian_noise(
+    seeds: Sequence[int] | Tensor, t: int, shape: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal noise (B, *shape), float32. Row b depends only on (seeds[b], t); `noise_keys` may take the
+    place of the seeds.
 
     It is the same on every device (the words are integers; logarithm and cosine, in float64, may differ in the last
     bit), so images are paired across methods, batch sizes, shards and machines. The Philox words are transformed by
@@ -39,8 +48,7 @@ def gaussian_noise(seeds: Sequence[int], t: int, shape: Sequence[int], device: t
     """
     size = math.prod(shape)
     blocks = -(-size // 4)
-    halves = [(seed & WORD, seed >> 32 & WORD) for seed in seeds]
-    keys = torch.tensor(halves, dtype=torch.int64, device=device).view(-1, 1, 2)
+    keys = (seeds if isinstance(seeds, Tensor) else noise_keys(seeds, device)).view(-1, 1, 2)
     counter = torch.zeros(len(keys), blocks, 4, dtype=torch.int64, device=device)
     counter[..., 0] = torch.arange(blocks, device=device)
     counter[..., 1] = t

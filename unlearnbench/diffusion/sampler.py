@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -23,6 +24,25 @@ def timesteps(steps: int, T: int) -> list[int]:
     if not 1 <= steps <= T:
         raise ValueError(f"steps={steps} is outside 1..{T}")
     return [round(T - i * T / steps) - 1 for i in range(steps)]
+
+
+class Stops:
+    """The step at which each of n images stops: `until` (int or (n,)) steps before the last of `steps`.
+
+    `last` is the step at which the last image stops. Where all stop together nothing is asked of the device.
+    """
+
+    def __init__(self, steps: int, until: int | Tensor, n: int, device: torch.device):
+        self._each: Tensor | None = None
+        if isinstance(until, Tensor):
+            self._each = steps - until.to(device).expand(n)
+            self.last = int(self._each.max()) if n else 0
+        else:
+            self.last = steps - until if n else 0
+
+    def after(self, i: int, new: Tensor, old: Tensor) -> Tensor:
+        """x (n, C, H, W) after step i: new where the image has not stopped yet, else old."""
+        return new if self._each is None else torch.where((self._each > i).view(-1, 1, 1, 1), new, old)
 
 
 def ddim_step(

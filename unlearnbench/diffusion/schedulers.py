@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from unlearnbench.diffusion.model import Hook
-from unlearnbench.diffusion.noise import START, gaussian_noise
-from unlearnbench.diffusion.sampler import Sampler
+from unlearnbench.diffusion.noise import START, gaussian_noise, noise_keys
+from unlearnbench.diffusion.sampler import Sampler, Stops
 
 if TYPE_CHECKING:
     from unlearnbench.diffusion.model import Condition, Diffusion
@@ -109,22 +109,23 @@ def sample_latents(
         x = start[0].to(device) * size_of(scheduler, min(first, len(every) - 1))
         if hasattr(scheduler, "set_begin_index"):  # DDIM does not count its steps
             scheduler.set_begin_index(first)
-    stop = len(every) - torch.as_tensor(until, device=device).expand(len(seeds))
+    stops, timesteps = Stops(len(every), until, len(seeds), device), every.to(device)
     null = model.null(len(seeds))
     model.guidance.start(len(seeds))
     noisy = sampler.eta > 0 and "eta" in inspect.signature(scheduler.step).parameters
+    keys = noise_keys(seeds, device) if noisy else None
     result = x / size_of(scheduler, first) if first < len(every) else x
-    for i in range(first, int(stop.max()) if len(seeds) else 0):
+    for i in range(first, stops.last):
         x_t = scheduler.scale_model_input(x, every[i])
         if hook:
             hook(i, int(every[i]), x_t)
-        t = every[i].to(device).expand(len(seeds))
+        t = timesteps[i].expand(len(seeds))
         eps = model.guidance(model, x_t, t, i, condition, null, sampler.guidance)
         extra: dict[str, Any] = {}
-        if noisy:
-            noise = gaussian_noise(seeds, int(every[i]), model.shape, device).to(x)
+        if keys is not None:
+            noise = gaussian_noise(keys, int(every[i]), model.shape, device).to(x)
             extra = {"eta": sampler.eta, "variance_noise": noise}
         x = scheduler.step(eps, every[i], x, return_dict=False, **extra)[0]
         after = x / size_of(scheduler, i + 1) if i + 1 < len(every) else x
-        result = torch.where((stop > i).view(-1, 1, 1, 1), after, result)
+        result = stops.after(i, after.to(torch.promote_types(after.dtype, result.dtype)), result)
     return result

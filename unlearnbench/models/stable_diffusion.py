@@ -135,8 +135,9 @@ class StableDiffusion(Diffusion):
 
     def _time_ids(self, n: int) -> Tensor:
         """Original size, crop corner and target size (n, 6), as if nothing had been cropped."""
-        pixels = self.shape[1] * self.scale_factor
-        return torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * n, device=self.alpha_bar.device)
+        ids = torch.full((n, 6), self.shape[1] * self.scale_factor, device=self.alpha_bar.device)
+        ids[:, 2:4] = 0
+        return ids
 
     def null(self, n: int) -> Condition:
         """The empty prompt; zeros for XL models that were trained this way."""

@@ -218,7 +218,8 @@ class TextTask(Task):
 
     def text(self, row: Tensor) -> str:
         """The prompt of one row of tokens."""
-        key = row.cpu().numpy().tobytes()
+        row = row.cpu()
+        key = row.numpy().tobytes()
         if key not in self._texts:
             ids = row if row.dim() == 1 else row[0]
             self._texts[key] = self.tokenizers[0].decode(ids, skip_special_tokens=True).strip()
@@ -255,11 +256,11 @@ class TextTask(Task):
 
     def forgotten(self, y: Tensor) -> Tensor:
         """Mask (B,) of the prompts that name an erased concept, by a name or a synonym."""
-        return torch.tensor([bool(self._asks.search(self.text(row))) for row in y], device=y.device)
+        return torch.tensor([bool(self._asks.search(self.text(row))) for row in y.cpu()], device=y.device)
 
     def substitute(self, y: Tensor) -> Tensor:
         """The same prompts with the substitute instead of every name and synonym, by the method's own words if any."""
-        return self.tokens([self._substituted(self.text(row)) for row in y]).to(y.device)
+        return self.tokens([self._substituted(self.text(row)) for row in y.cpu()]).to(y.device)
 
     def _substituted(self, prompt: str) -> str:
         others = [other for _, other in self._replacements]

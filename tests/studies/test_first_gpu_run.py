@@ -1,0 +1,75 @@
+"""The first run on a card keeps what it measured, whatever ends it, and brings what a machine lacks."""
+
+import json
+import re
+import sys
+
+from tests.studies import first_gpu_run
+from tests.studies.first_gpu_run import PARTS, ROOT, Given, supervised, tried, written
+from tests.support.pretended_cuda import NAME
+
+GIVEN = Given("pretended", "tiny")
+BROUGHT = {"torch", "rich", "typer", "pandas", "safetensors", "transformers", "scikit-learn", "scipy"}
+BROUGHT |= {"huggingface-hub", "filelock"}
+"""Of the package's dependencies: what a machine with a card has, and what `transformers` needs itself."""
+OPTIONAL = {"pyarrow", "matplotlib", "jinja2", "tomli"}
+"""Whole runs without pyarrow are left out; figures, pages and Python 3.10 are not tried."""
+
+
+def ending(monkeypatch, body):
+    """Steps are this program, which gets the file of rows."""
+    program = "import json, os, sys, time\nrows = open(sys.argv[1], 'a')\n" + body
+    monkeypatch.setattr(first_gpu_run, "command", lambda name, given, rows: [sys.executable, "-c", program, str(rows)])
+    return supervised("methods", GIVEN, 3.0)
+
+
+ROW = "print(json.dumps({'about': {'device': {'device': 'a card'}}}), file=rows)\nprint('{\"a\": 1}', file=rows)\n"
+
+
+def test_rows_outlast_a_step_whose_time_is_over(monkeypatch):
+    step = ending(monkeypatch, ROW + "print('{\"a\": 2', end='', file=rows, flush=True)\ntime.sleep(60)")
+    assert step["rows"] == [{"a": 1}], "the second was broken off"
+    assert "time was over" in step["ended"] and step["seconds"] < 30
+
+
+def test_rows_outlast_a_step_that_dies(monkeypatch, tmp_path):
+    step = ending(monkeypatch, ROW + "rows.flush()\nos.abort()")
+    assert step["rows"] == [{"a": 1}] and "exit code" in step["ended"]
+    path = written(tmp_path, [step])
+    assert path.name == "first-gpu-run-a-card.json"
+    other = {**step, "step": "cifar10", "ended": None, "rows": [{"what": "x | y", "seconds": 2.0}, {"failed": "no"}]}
+    written(tmp_path, [other])
+    assert [each["step"] for each in json.loads(path.read_text())] == ["methods", "cifar10"], "parts are added"
+    written(tmp_path, [{**step, "rows": []}])
+    assert [each["step"] for each in json.loads(path.read_text())] == ["cifar10", "methods"], "a further try replaces"
+    page = path.with_suffix(".md").read_text()
+    assert "# First run on a card" in page and "| x \\| y | 2.0 |  |" in page and "1 of 2 failed" in page
+
+
+def test_what_fails_is_a_row():
+    assert tried({"method": "m"}, lambda: {"seconds": 1}) == {"method": "m", "seconds": 1}
+    assert tried({"method": "m"}, lambda: {}["lost"]) == {"method": "m", "failed": "KeyError: 'lost'"}
+
+
+def test_a_step_runs_as_a_process_on_a_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    step = supervised("stable-diffusion", GIVEN, 240.0)
+    assert step["ended"] is None and step["device"]["device"] == NAME
+    assert [row["what"].partition(":")[0] for row in step["rows"]][:2] == [
+        "fp32, unlearnbench",
+        "fp32, StableDiffusionPipeline",
+    ]
+    assert all(row["seconds"] > 0 for row in step["rows"])
+
+
+def test_each_part_takes_seven_minutes_at_most():
+    assert all(sum(step.seconds for step in steps.values()) <= 420 for steps in PARTS.values())
+
+
+def test_what_a_machine_lacks_is_brought():
+    script = (ROOT / "tests" / "studies" / "first_gpu_run.sh").read_text()
+    needed = {re.split("[=<>]", word)[0] for word in re.search(r"NEEDED=\((.*?)\)", script, re.DOTALL)[1].split()}
+    project = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"\ndependencies = \[(.*?)\n\]", project, re.DOTALL)[1]
+    dependencies = set(re.findall(r'^  "([\w-]+)', listed, re.MULTILINE))
+    assert dependencies - BROUGHT - OPTIONAL <= needed

@@ -15,7 +15,8 @@ class RelativeTime(Metric):
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Ratio."""
         cost = outcome.cost
-        return Score(cost["relative_time"], 1, reason=cost.get("relative_time_reason"))
+        ratio = cost["relative_time"]
+        return Score(ratio, 1, reason=None if ratio is not None else cost.get("relative_time_reason") or "not measured")
 
     def known(self) -> Iterator[Known]:
         """What was measured while unlearning."""

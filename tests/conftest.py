@@ -66,7 +66,8 @@ def what_stays_is_made_once() -> Iterator[None]:
     from unlearnbench import registry
 
     parser, offered = functools.cache(typer.main.get_command), registry.entry_points
-    listed = functools.cache(registry._found)
+    found = registry._found
+    listed = functools.cache(lambda kind, package: found(kind))
     known: dict[Any, Any] = {}
 
     def entry_points(group: str) -> Any:
@@ -78,7 +79,7 @@ def what_stays_is_made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", parser)
         patch.setattr(registry, "entry_points", entry_points)
-        patch.setattr(registry, "_found", lambda kind: dict(listed(kind)))
+        patch.setattr(registry, "_found", lambda kind: dict(listed(kind, registry.PACKAGE)))
         yield
 
 
@@ -102,7 +103,7 @@ def pictures_are_packed_loosely() -> Iterator[None]:
 def no_timing_of_samples() -> Iterator[None]:
     """Runs do not compare the seconds per image, which takes longer than the rest of a run on a small model.
 
-    `tests/pipeline/test_relative_time.py` tests the comparison itself.
+    `tests/pipeline/test_timing.py` tests the comparison itself.
     """
     from unlearnbench.pipeline import timing
 

@@ -5,6 +5,7 @@ Its steps and its searches are tested in test_attack_tokens.py, together with P4
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +46,7 @@ def outcome_of(model, prompts):
         device="cpu",
     )
     items = [Plan("forget", "cat", 0, 7 + i, prompt, guidance=2.0) for i, prompt in enumerate(prompts)]
-    return SimpleNamespace(task=task, original=model), items
+    return SimpleNamespace(task=task, original=model, drawing=nullcontext), items
 
 
 def test_released_target_images_are_lms_at_its_own_guidance_and_encoded_from_8_bits(model):

@@ -272,7 +272,7 @@ def test_one_flipped_byte_in_every_entry(cli, done, tmp_path, fresh_store):
     """In one of its two files and in the other, in turn."""
     generator = random.Random(0)
     entries = {path.parent for path in fresh_store.rglob(DATA)}
-    assert {path.parent.name for path in entries} == {"weights", "samples", "judged"}
+    assert {path.parent.name for path in entries} == {"weights", "timed", "samples", "judged"}
     for number, folder in enumerate(sorted(entries)):
         name = (DATA, META)[number % 2]
         raw = bytearray((folder / name).read_bytes())

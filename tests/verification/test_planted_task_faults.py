@@ -33,7 +33,7 @@ NOISES = {
     "none": PLAIN,
     "repeated every batch": lambda seeds, *what: PLAIN(range(len(seeds)), *what),
     "one for all images": lambda seeds, *what: PLAIN([0] * len(seeds), *what),
-    "of the place in the batch": lambda seeds, *what: PLAIN([seed + b for b, seed in enumerate(seeds)], *what),
+    "of the place in the batch": lambda keys, *what: PLAIN(keys + torch.arange(len(keys))[:, None], *what),
     "of torch's generator": lambda seeds, t, shape, device: torch.randn(len(seeds), *shape),
 }
 

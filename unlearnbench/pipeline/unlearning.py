@@ -22,6 +22,7 @@ from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
 from unlearnbench.pipeline.monitor import Watch
+from unlearnbench.pipeline.stored_weights import UNCHANGED, unchanged_names
 from unlearnbench.training import CannotResume, Diverged, current_microbatches, seeded
 
 
@@ -94,6 +95,7 @@ def unlearn(
             "numerics": {**cell.resources.numerics(task.device), "unlearning": used},
         },
         "created": now(),
+        UNCHANGED: sorted(unchanged_names(state, before)),
     }
 
 

@@ -51,7 +51,8 @@ def test_micro_batches_take_what_one_image_takes(method, images):
 
 
 def test_where_a_batch_cannot_be_split_micro_batches_are_not_counted():
-    assert planned_costs(cell("blindspot", resources=Resources(memory=("microbatches",)))).uncounted
+    with pytest.raises(Unsupported, match=r"--memory microbatches: .* leave it out, or give --set batch_size=1"):
+        planned_costs(cell("blindspot", resources=Resources(memory=("microbatches",))))
     assert peak("receler", memory=("microbatches",)) == peak("receler"), "one image needs no splitting"
 
 

@@ -111,6 +111,8 @@ def test_a_request_without_a_method_is_refused():
         ({"settings": {"lr": "fast"}}, "lr=fast does not fit esd"),
         ({"precision": "fp64"}, "unknown precision 'fp64'"),
         ({"memory": "slice"}, "unknown memory saving 'slice'"),
+        ({"memory": "none,slices"}, "none goes with no other"),
+        ({"method": "blindspot", "memory": "microbatches"}, "the loss of blindspot reads a whole batch"),
         ({"attacks": "relern"}, "unknown attack 'relern'"),
         ({"jobs": 0}, "--jobs 0 is below 1"),
         ({"launcher": "condor"}, "unknown launcher 'condor'"),

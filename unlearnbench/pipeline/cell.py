@@ -11,6 +11,7 @@ from unlearnbench.compute.precision import DEFAULT, Resources
 from unlearnbench.data.prompt_sets import PromptFile
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import ACCESS, Method
+from unlearnbench.pipeline.memory import require_splittable
 from unlearnbench.records.schema import Selection
 from unlearnbench.task import Task, on_cpu
 
@@ -53,6 +54,7 @@ def require(cell: Cell) -> None:
     The model is built only where a part is asked for that models of this task need not have. Raises `UserError` for
     --compile where images are drawn with dropout, whose masks a compiled network would not change.
     """
+    require_splittable(cell.method, cell.resources)
     if cell.resources.compile and cell.task.draws_with_dropout:
         raise UserError(f"--compile: protocol {cell.task.protocol.name} draws with dropout on: leave it out")
     lacking = cell.method.requires - cell.task.provides - cell.task.model_parts

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unlearnbench.compute.precision import Resources
+from unlearnbench.errors import Unsupported
 from unlearnbench.method import Method
 from unlearnbench.task import Task
 
@@ -120,6 +121,16 @@ def _activations(
         raise Uncounted(f"no activations of this model with {kind}")
     fixed, each = kept[kind]
     return int(fixed + each * images)
+
+
+def require_splittable(method: Method, resources: Resources) -> None:
+    """Raise `Unsupported` where micro-batches are asked for and the table says that the method takes whole batches."""
+    entry = cost_table()["method"].get(method.name, {})
+    if "microbatches" in resources.memory and entry.get("whole") and _images(entry, method.settings()) > 1:
+        raise Unsupported(
+            f"--memory microbatches: the loss of {method.name} reads a whole batch inside the network, so that it "
+            "cannot be split: leave it out, or give --set batch_size=1"
+        )
 
 
 def smallest_card(memory: int) -> int | None:

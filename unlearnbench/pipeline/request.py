@@ -23,7 +23,7 @@ from unlearnbench.method import Method
 from unlearnbench.names import Seed, require_name
 from unlearnbench.pipeline.attacks import parse_attacks, require_attack_settings
 from unlearnbench.pipeline.cell import require
-from unlearnbench.pipeline.memory import default_savings, with_defaults
+from unlearnbench.pipeline.memory import default_savings, require_splittable, with_defaults
 from unlearnbench.pipeline.prompt_sets import require_drawable
 from unlearnbench.pipeline.spec import Spec
 from unlearnbench.pipeline.trackers import Tracking, tracking
@@ -172,6 +172,7 @@ class SpecBuilder:
         if not self.own_memory:
             needed = default_savings(self.task, method, self.protocol, resources.precision, given)
             resources = with_defaults(resources, needed)
+        require_splittable(method, resources)
         return Spec(
             method=str(file or cls.name),
             source=source_of(file) if file else None,
@@ -367,6 +368,8 @@ class RunRequest(LaunchRequest):
         every = value if isinstance(value, list | tuple) else [value]
         found = words([_text(info.field_name, one) for one in every])
         if info.field_name == "memory":
+            if "none" in found and len(found) > 1:
+                raise UserError(f"--memory {','.join(found)}: none goes with no other: leave it or the others out")
             return () if list(found) == ["none"] else found
         if info.field_name == "attacks" and not found and every:
             parse_attacks("")

@@ -131,8 +131,8 @@ def test_wrong_values_are_user_errors(tmp_path):
     assert not (tmp_path / "here").exists()
 
 
-def test_functions_keep_their_names_beside_the_packages_of_these_names():
-    """And the first import takes nothing heavy with it."""
+def test_functions_keep_their_names_beside_the_packages_of_these_names_and_the_others_are_there():
+    """And the first import takes nothing heavy with it: all public names are there, imported on first use."""
     program = (
         "import sys, unlearnbench as ub; assert 'torch' not in sys.modules; "
         "import unlearnbench.pipeline.runner, unlearnbench.launch.runs; "
@@ -146,6 +146,10 @@ def test_functions_keep_their_names_beside_the_packages_of_these_names():
         "    try:\n        function('nowhere')\n"
         "    except UserError as error:\n        assert 'nowhere' in str(error), error\n"
         "    else:\n        raise AssertionError(function)\n"
+        "for name in ub.__all__:\n    getattr(ub, name)\n"
+        "assert 'torch' in sys.modules\n"
+        "try:\n    ub.nothing\nexcept AttributeError as error:\n    assert 'nothing' in str(error)\n"
+        "else:\n    raise AssertionError('nothing')\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

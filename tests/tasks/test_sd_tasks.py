@@ -594,6 +594,7 @@ def test_an_extra_that_is_not_installed_is_one_line(cli, data, monkeypatch):
     assert "nudenet is not installed" in found.errors[0] and "unlearnbench[nudity]" in found.errors[0]
 
 
+@pytest.mark.usefixtures("light")
 def test_a_detector_that_raises_on_one_image_loses_that_image_alone(cli, data, tmp_path, monkeypatch, fresh_store):
     class Moody(Fake):
         worst = None

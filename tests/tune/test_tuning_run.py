@@ -106,7 +106,7 @@ def looked_at(task):
 def made(world):
     """Both of them tuned, with a cap that the published preset of `mix` goes over."""
     methods = f"{world / 'mix.py'},{world / 'breaks.py'}"
-    words = ["tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu"]
+    words = ["tune", *TASK, "--forget", "0", "--trials", "4", "--method", methods, "--cap", "100", "--device", "cpu"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNLEARNBENCH_CACHE", str(world / "cache"))
         for module in (cell_state, trials):  # the others are not looked at while tuning
@@ -143,7 +143,7 @@ def tuning(results, method="mix"):
 
 def test_both_methods_have_the_same_number_of_trials_and_the_same_cap(made):
     mix, breaks = tuning(made), tuning(made, "breaks")
-    assert len(mix.trials) == len(breaks.trials) == 5
+    assert len(mix.trials) == len(breaks.trials) == 4
     assert mix.cap == breaks.cap == 100
     assert mix.selection == breaks.selection
     assert (mix.selection.forget, mix.selection.seeds, mix.selection.sampling_seed) == (("0",), (100, 101, 102), 1)
@@ -188,7 +188,7 @@ def test_the_objective_is_the_worst_part_of_the_score(made):
 def test_the_same_command_again_answers_at_once_and_keeps_the_file(cli, world, here, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(world / "nothing"))
     before = (here / "tuning/digits-class/mix.json").read_bytes()
-    words = ("tune", *TASK, "--forget", 0, "--trials", 5, "--cap", 100, "--device", "cpu", "--results", "here")
+    words = ("tune", *TASK, "--forget", 0, "--trials", 4, "--cap", 100, "--device", "cpu", "--results", "here")
     said = cli(*words, "--method", world / "mix.py")
     assert (said.code, said.err) == (0, "")
     assert (here / "tuning/digits-class/mix.json").read_bytes() == before
@@ -224,7 +224,7 @@ def test_methods_tuned_as_jobs_come_to_the_same(cli, made, world, tmp_path, monk
     for module in (cell_state, trials):
         monkeypatch.setattr(module, "metrics_for", looked_at)
     methods = f"{world / 'mix.py'},{world / 'breaks.py'}"
-    words = ("tune", *TASK, "--forget", "0", "--trials", "5", "--method", methods, "--cap", "100", "--device", "cpu")
+    words = ("tune", *TASK, "--forget", "0", "--trials", "4", "--method", methods, "--cap", "100", "--device", "cpu")
     said = cli(*words, "--jobs", 2, "--results", "there")
     assert said.code == 0, said.err
     assert re.findall(r"^\[\d/\d\] (.*): done", said.err, re.M) == [

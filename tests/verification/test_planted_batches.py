@@ -60,7 +60,7 @@ def test_another_group_is_looked_at(group):
         else:
             caught(name)
 
-    every(SIDED, another, at_least=12)
+    every(SIDED, another, at_least=12, reading=True)
 
 
 def forget_features(made, seen, reference, real):
@@ -119,7 +119,7 @@ def test_the_labels_of_the_first_batch_are_used_for_every_batch(batch):
         patch.setattr(Outcome, "side", side)
         caught(name)
 
-    every(UTILITY, repeated, at_least=4)
+    every(UTILITY, repeated, at_least=4, reading=True)
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -137,7 +137,7 @@ def test_only_the_first_batch_of_a_side_counts():
         patch.setattr(Outcome, "side", lambda self, group: some(plain(self, group), slice(250)))
         assert any(case != f"a value for every {METRICS[name].side} image" for case in caught(name))
 
-    every(SIDED, only, at_least=12)
+    every(SIDED, only, at_least=12, reading=True)
 
 
 def test_a_mean_over_means_of_unequal_batches():

@@ -206,7 +206,7 @@ def test_images_that_failed_are_left_out_in_silence():
         patch.setattr(Outcome, "side", side)
         assert "4 missing" in caught(name)[SOME_FAIL].expected
 
-    every(SIDED, left_out, at_least=12)
+    every(SIDED, left_out, at_least=12, reading=True)
 
 
 def test_features_that_failed_become_zeros():
@@ -278,7 +278,7 @@ def test_the_two_domains_swapped():
         patch.setattr(Outcome, "side", side)
         assert {*caught(name)} & {"right in colour alone", "right in digits alone"}
 
-    every(["ira", "cra"], swapped, at_least=2)
+    every(["ira", "cra"], swapped, at_least=2, reading=True)
 
 
 def test_images_that_name_no_colour_count_as_wrong():
@@ -293,7 +293,7 @@ def test_images_that_name_no_colour_count_as_wrong():
         patch.setattr(Outcome, "side", side)
         caught(name)
 
-    every(["ira", "ra_neighbours"], wrong, at_least=2)
+    every(["ira", "ra_neighbours"], wrong, at_least=2, reading=True)
 
 
 UNCOUNTED = {

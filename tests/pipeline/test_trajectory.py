@@ -172,7 +172,9 @@ def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, fin
     assert record_differences(without, record) == []
 
 
-def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_to(followed_before, unlearned, monkeypatch):
+def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_to(
+    followed_before, unlearned, monkeypatch
+):
     first, store, results = followed_before
     monkeypatch.setattr(runner, "require_writable", lambda *words: pytest.fail("it looked"))
     assert followed(ascent(), 2, store, results) == first

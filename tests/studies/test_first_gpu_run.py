@@ -63,7 +63,10 @@ def test_a_step_measures_on_a_device(tmp_path, monkeypatch):
     first_gpu_run.main()
     about, *rows = map(json.loads, (tmp_path / "rows").read_text().splitlines())
     assert about["about"]["device"]["device"] == NAME
-    assert [row["what"].partition(":")[0] for row in rows][:2] == ["fp32, unlearnbench", "fp32, StableDiffusionPipeline"]
+    assert [row["what"].partition(":")[0] for row in rows][:2] == [
+        "fp32, unlearnbench",
+        "fp32, StableDiffusionPipeline",
+    ]
     assert all(row["seconds"] > 0 for row in rows)
 
 

@@ -122,7 +122,10 @@ def test_sld_averages_the_predictions_of_several_labels():
     ("level", "scheduler", "steps"), [("medium", "ddim", 50), ("max", "lms", 10)]
 )
 def test_samples_are_those_of_diffusers_pipeline_for_it(text, level, scheduler, steps):
-    """At 50 steps, the paper's number, the warm-up is the code's too, and where there is none at any. Guidance does not ask which scheduler steps."""
+    """At 50 steps, the paper's number, the warm-up is the code's too; where there is none, at any.
+
+    Guidance does not ask which scheduler steps.
+    """
     prompts, original, strength = ["a photo of a cat", "a red seven"], text.pretrained(), LEVELS[level]
     spacing = "leading" if scheduler == "ddim" else "linspace"
     own = getattr(diffusers, SCHEDULERS[scheduler]).from_config(original.schedule, timestep_spacing=spacing)

@@ -229,11 +229,12 @@ def test_a_colour_that_is_asked_for_is_judged_in_its_own_domain():
 def test_an_error_of_the_judge_is_missing_in_both_domains():
     shown = pictures((3, RED), (3, RED), (3, RED))
     shown[1] = 0
-    verdict, error = judge_all(Afraid(), shown)
+    afraid = Afraid()
+    verdict, error = judge_all(afraid, shown)
     assert error == "RuntimeError: afraid of the dark"
     assert verdict.missing.tolist() == [False, True, False] and verdict.refused.shape == (3, 2)
     for group, label, other in (("retain", 3, RED), ("retain", RED, 3), ("forget", 7, RED)):
-        made = outcome(Afraid(), shown, [Plan(group, "x", label, i, "", other) for i in range(3)])
+        made = outcome(afraid, shown, [Plan(group, "x", label, i, "", other) for i in range(3)])
         side = made.side(group)
         assert side.verdict.missing.tolist() == side.besides.missing.tolist() == [False, True, False]
         names = ("ra", "ira", "cra") if group == "retain" else ("ua", "coherence")

@@ -289,7 +289,7 @@ def test_only_the_text_encoder_is_trained_and_its_weights_are_the_result(task, a
 
 
 def test_the_prompt_goes_where_it_is_sent(sd1):
-    method = AdvUnlearn(**{**SMALL, "steps": 15, "warmup": 3, "batch_size": 4, "attack_steps": 1}, lr=1e-3)
+    method = AdvUnlearn(**{**SMALL, "steps": 10, "warmup": 3, "batch_size": 4, "attack_steps": 1}, lr=1e-3)
     model = sd1.pretrained()
     torch.manual_seed(0)
     prepared = method.prepare(model, sd1)

@@ -173,7 +173,7 @@ def test_of_text_content_decides_and_not_the_caption(shown):
     def silent(some: Task) -> tuple[int, int]:
         """Images of a five, and how many of their captions do not say so."""
         fives = quiet = 0
-        for batch in some.batches(20, 32, "retain"):
+        for batch in some.batches(8, 32, "retain"):
             assert len(batch.x0) == 32
             for row, y in zip(batch.x0, batch.y, strict=True):
                 five = shown[row.numpy().tobytes()][0] == 5

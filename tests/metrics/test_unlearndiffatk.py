@@ -51,7 +51,7 @@ def outcome_of(model, prompts):
 
 def test_released_target_images_are_lms_at_its_own_guidance_and_encoded_from_8_bits(model):
     attack = UnlearnDiffAtk().configured("released", SDNudity)
-    outcome, items = outcome_of(model, ["a cat", "a red cat", "seven"])
+    outcome, items = outcome_of(model, ["a cat", "a red cat"])
     found = attack.draw_targets(outcome, items)
     sampler = Repeating(steps=25, guidance=7.5, scheduler="lms")
     for row, item in zip(found, items, strict=True):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.small_world import CHUNKS, comparable, debris, read_only, small_protocol, write_nudge
+from tests.support.small_world import comparable, debris, read_only, small_protocol, write_nudge
 from unlearnbench import cli
 from unlearnbench.pipeline import checkpoints, runner, timing
 from unlearnbench.pipeline.checkpoints import RunCheckpoints
@@ -26,14 +26,14 @@ from unlearnbench.tasks.digits_class import DigitsClass
 POINTS = {
     "during weights": ("during", "weights", 1),
     "after weights": ("after", "weights", 1),
-    "before the second chunk": ("before", "samples", 2),
     "during the second chunk": ("during", "samples", 2),
-    "after all chunks": ("after", "samples", CHUNKS),
     "during judging": ("during", "judged", 1),
-    "before the record": ("before", "seed-0.json", 1),
     "during the record": ("during", "seed-0.json", 1),
 }
-"""When, what, and for which time; the original is there already."""
+"""When, what, and for which time; the original is there already.
+
+"During" something all before it is finished, as just before it, and half a file is left besides.
+"""
 STEPS = {"during training": ("after", "step", 4)}
 TRAINED = ["finetune", "--set", "steps=6", "--set", "batch_size=4"]
 

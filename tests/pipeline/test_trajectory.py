@@ -83,9 +83,43 @@ def drawn_before(tmp_path_factory):
     return folder / "store"
 
 
+@pytest.fixture(scope="module")
+def run_before(drawn_before, tmp_path_factory):
+    """A store and results in which `ascent()` was run besides: without a trajectory, and followed at every 2 steps."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DigitsClass.protocols, "default", small_protocol())
+        few_points(patch)
+        for every in (None, 2):
+            made[every] = tmp_path_factory.mktemp("run")
+            shutil.copytree(made[None] if every else drawn_before.parent, made[every], dirs_exist_ok=True)
+            store, results = Store(made[every] / "store"), made[every] / "results"
+            followed(ascent(), every, store, results) if every else runner.run_cell(ascent(), store, results)
+    return made
+
+
+def copied(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "before")
+    return Store(tmp_path / "before/store"), tmp_path / "before/results"
+
+
 @pytest.fixture
 def places(drawn_before, tmp_path):
     return Store(shutil.copytree(drawn_before, tmp_path / "store")), tmp_path / "results"
+
+
+@pytest.fixture
+def finished(run_before, tmp_path):
+    """The record of a run that nobody followed, and a copy of where it lies."""
+    store, results = copied(run_before[None], tmp_path)
+    return runner.run_cell(ascent(), store, results), store, results
+
+
+@pytest.fixture
+def followed_before(run_before, tmp_path):
+    """The record of a run that was followed, and a copy of where it lies."""
+    store, results = copied(run_before[2], tmp_path)
+    return followed(ascent(), 2, store, results), store, results
 
 
 @pytest.fixture
@@ -103,16 +137,20 @@ def unlearned(monkeypatch):
     return calls
 
 
+def few_points(patch):
+    patch.setattr(trajectory, "FORGET_IMAGES", 4)
+    patch.setattr(trajectory, "RETAIN_IMAGES", 1)
+
+
 @pytest.fixture
 def small_points(monkeypatch):
-    monkeypatch.setattr(trajectory, "FORGET_IMAGES", 4)
-    monkeypatch.setattr(trajectory, "RETAIN_IMAGES", 1)
+    few_points(monkeypatch)
 
 
 pytestmark = pytest.mark.usefixtures("small", "small_points")
 
 
-def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, tmp_path):
+def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, finished):
     store, results = places
     record = followed(ascent(), 2, store, results)
     kept = record.trajectory
@@ -126,7 +164,7 @@ def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, tmp
     assert list((store.root / "watched").iterdir()) == [], "weights on the way are deleted"
     assert read_record(record.path(results)) == record
 
-    plain = runner.run_cell(ascent(), Store(tmp_path / "other"), tmp_path / "elsewhere")
+    plain = finished[0]
     assert plain.trajectory is None and plain.weights == record.weights and plain.key == record.key
     assert plain.result() == record.result()
     without = record.model_copy(update={"trajectory": None})
@@ -134,23 +172,22 @@ def test_a_run_is_followed_step_by_step_and_its_result_is_as_without(places, tmp
     assert record_differences(without, record) == []
 
 
-def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_to(places, unlearned, monkeypatch):
-    store, results = places
-    first = followed(ascent(), 2, store, results)
-    assert unlearned == ["gradient_ascent"]
+def test_a_trajectory_that_is_there_answers_at_once_and_needs_no_store_to_write_to(
+    followed_before, unlearned, monkeypatch
+):
+    first, store, results = followed_before
     monkeypatch.setattr(runner, "require_writable", lambda *words: pytest.fail("it looked"))
     assert followed(ascent(), 2, store, results) == first
     assert runner.run_cell(ascent(), store, results) == first, "without --eval-every it stays"
-    assert unlearned == ["gradient_ascent"]
+    assert unlearned == []
 
 
-def test_a_finished_run_is_unlearned_anew_for_another_trajectory_alone(places, unlearned):
-    store, results = places
-    plain = runner.run_cell(ascent(), store, results)
+def test_a_finished_run_is_unlearned_anew_for_another_trajectory_alone(finished, unlearned):
+    plain, store, results = finished
     images = plain.path(results).with_suffix(".parquet").stat().st_mtime_ns
     first = followed(ascent(), 2, store, results)
     other = followed(ascent(), 3, store, results)
-    assert unlearned == ["gradient_ascent"] * 3
+    assert unlearned == ["gradient_ascent"] * 2
     assert [point.step for point in other.trajectory.points] == [0, 3, 4]
     assert plain.path(results).with_suffix(".parquet").stat().st_mtime_ns == images
     for record in (first, other):
@@ -161,17 +198,15 @@ def test_a_finished_run_is_unlearned_anew_for_another_trajectory_alone(places, u
     assert len(ends) == 1, "the same weights on the same noise"
 
 
-def test_a_change_of_the_held_out_images_makes_points_anew(places, unlearned, monkeypatch):
-    store, results = places
-    followed(ascent(), 2, store, results)
+def test_a_change_of_the_held_out_images_makes_points_anew(followed_before, unlearned, monkeypatch):
+    _, store, results = followed_before
     monkeypatch.setattr(trajectory, "FORGET_IMAGES", 5)
     assert followed(ascent(), 2, store, results).trajectory.n["ua"] == 5
-    assert len(unlearned) == 2
+    assert len(unlearned) == 1
 
 
-def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
-    store, results = places
-    record = runner.run_cell(ascent(), store, results)
+def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(finished):
+    record, store, results = finished
     weights, said = {**record.weights, "unlearned": "0" * 64}, []
     before = write_record(record.model_copy(update={"weights": weights}), record.path(results))
     with told_by(said.append):
@@ -189,9 +224,8 @@ def test_weights_that_come_out_otherwise_cost_nothing_that_was_finished(places):
     assert same.trajectory.other_weights is None and "second unlearning" not in shown(same)
 
 
-def test_an_unlearning_anew_that_diverges_costs_nothing_either(places, monkeypatch):
-    store, results = places
-    record, said = runner.run_cell(ascent(), store, results), []
+def test_an_unlearning_anew_that_diverges_costs_nothing_either(finished, monkeypatch):
+    (record, store, results), said = finished, []
 
     def diverges(cell, watch):
         raise Diverged(1, "the loss")
@@ -203,11 +237,10 @@ def test_an_unlearning_anew_that_diverges_costs_nothing_either(places, monkeypat
     assert "the loss is not finite at step 1" in said[-1] and "diverged" in found.trajectory.other_weights
 
 
-def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(places, unlearned):
-    store, results = places
-    runner.run_cell(ascent(), store, results)
+def test_a_forced_run_is_followed_anew_and_one_that_nobody_follows_keeps_the_trajectory(finished, unlearned):
+    _, store, results = finished
     kept = followed(ascent(), 2, store, results, force=True).trajectory
-    assert kept.every == 2 and len(unlearned) == 2
+    assert kept.every == 2 and len(unlearned) == 1
     assert runner.run_cell(ascent(), store, results, force=True).trajectory == kept
 
 
@@ -369,8 +402,8 @@ def test_a_record_says_in_words_how_it_was_followed(tmp_path):
     assert read_record(record.path(tmp_path)) == written and written.trajectory == record.trajectory
 
 
-def test_validate_finds_nothing_wrong_with_a_trajectory(places):
-    store, results = places
+def test_validate_finds_nothing_wrong_with_a_trajectory(followed_before):
+    _, store, results = followed_before
     followed(ascent(), 2, store, results)
     said = [problem.text for problem in find_problems(results) if "protocol default is another" not in problem.text]
     assert said == []

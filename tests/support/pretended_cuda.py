@@ -112,6 +112,12 @@ def _tensors(values: Any) -> list[Tensor]:
     return found
 
 
+@cache
+def _of_ours(file: str) -> str | None:
+    """The path of a file of this checkout in it; None for others, and for this one."""
+    return str(Path(file).relative_to(ROOT)) if file.startswith(str(ROOT)) and file != __file__ else None
+
+
 class _About(NamedTuple):
     """What is to be known of an operation."""
 
@@ -222,12 +228,9 @@ class PretendedCuda:
 
     def _wait(self, kind: str, operation: str) -> None:
         frame: Any = sys._getframe(1)
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if file.startswith(str(ROOT)) and file != __file__:
-                break
+        while frame is not None and (where := _of_ours(frame.f_code.co_filename)) is None:
             frame = frame.f_back
-        where, line = (str(Path(file).relative_to(ROOT)), frame.f_lineno) if frame else ("?", 0)
+        where, line = (where, frame.f_lineno) if frame else ("?", 0)
         self.waits.append(Wait(kind, operation, where, line))
 
     # ---- operations ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import shutil
@@ -96,32 +97,22 @@ def run(folder: Path, words: Sequence[str]) -> None:
 
 def run_and_die(folder: Path, words: Sequence[str], point: tuple[str, str, int]) -> None:
     """What a process of its own does."""
-    torch.set_num_threads(1)
-    DigitsClass.protocols["default"] = small_protocol()
-    timing.timed_beside_original = lambda cell, weights: 1.0
     die_at(*point)
     run(folder, words)
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """Folders in which a run was killed, one a point, and how each ended; the original is there already.
+def run_original_then_die_at_every_point(home: Path) -> None:
+    """Fork a process for every point from this one, which has imported what runs need and holds the original's images.
 
-    Each is a process that kills itself, so that no clock decides. It is forked, as imports take seconds; but a process
-    that uses CUDA cannot be.
+    It has trained nothing: autograd's threads do not survive a fork.
     """
-    home = tmp_path_factory.mktemp("killed")
-    write_nudge(home)
-    (home / "base").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DigitsClass.protocols, "default", small_protocol())
-        patch.chdir(home)
-        patch.setattr(sys, "argv", sys.argv)
-        patch.setenv("UNLEARNBENCH_CACHE", "")
-        run(home / "base", ["original"])
+    torch.set_num_threads(1)
+    DigitsClass.protocols["default"] = small_protocol()
+    timing.timed_beside_original = lambda cell, weights: 1.0
+    run(home / "base", ["original"])
     gc.collect()
     gc.freeze()  # or each process copies all pages when it collects garbage
-    processes, ends = multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork"), {}
+    processes, ends = multiprocessing.get_context("fork"), {}
     for words, points in (([str(home / "nudge.py")], POINTS), (TRAINED, STEPS)):
         for name, point in points.items():
             shutil.copytree(home / "base", home / name)
@@ -129,7 +120,24 @@ def killed(tmp_path_factory):
             process.start()
             process.join()
             ends[name] = process.exitcode
-    return home, ends
+    (home / "ends.json").write_text(json.dumps(ends))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Folders in which a run was killed, one a point, and how each ended; the original is there already.
+
+    Each is a process that kills itself, so that no clock decides.
+    """
+    home = tmp_path_factory.mktemp("killed")
+    write_nudge(home)
+    (home / "base").mkdir()
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    process = processes.Process(target=run_original_then_die_at_every_point, args=(home,))
+    process.start()
+    process.join()
+    return home, json.loads((home / "ends.json").read_text())
 
 
 @pytest.fixture

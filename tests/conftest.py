@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 import gc
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,12 +116,15 @@ def no_timing_of_samples() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def memory_stays_with_the_process() -> Iterator[None]:
-    """Runs do not hand memory back to the system after every chunk and metric: small ones want it again at once.
+    """Memory is not handed back after every chunk, metric and large tensor: small runs want it again at once.
 
     Where memory is measured, it is handed back before as ever.
     """
     from unlearnbench.pipeline import judging, sampling, scoring
 
+    with suppress(AttributeError):  # a C library other than GNU's
+        for parameter, size in ((-3, 1 << 25), (-1, 1 << 30)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, size)
     with pytest.MonkeyPatch.context() as patch:
         for module in (judging, sampling, scoring):
             patch.setattr(module, "trim", lambda: None)

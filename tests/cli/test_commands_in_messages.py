@@ -62,18 +62,18 @@ def wrong(name: str, rest: str) -> str | None:
 
 
 FILES = [path for folder in ("unlearnbench", "methods", "metrics") for path in sorted((ROOT / folder).rglob("*.py"))]
-FOUND = [
-    (path.relative_to(ROOT), line, name, rest)
-    for path in FILES
-    for line, text in texts(path)
-    for name, rest in commands(text)
-]
 
 
 def test_every_command_in_a_text_can_be_typed():
-    bad = [f"{path}:{line}: {name}{rest}: {why}" for path, line, name, rest in FOUND if (why := wrong(name, rest))]
+    found = [
+        (path.relative_to(ROOT), line, name, rest)
+        for path in FILES
+        for line, text in texts(path)
+        for name, rest in commands(text)
+    ]
+    bad = [f"{path}:{line}: {name}{rest}: {why}" for path, line, name, rest in found if (why := wrong(name, rest))]
     assert not bad, "\n".join(bad)
-    assert len(FOUND) > 40, "the texts are found"
+    assert len(found) > 40, "the texts are found"
 
 
 @pytest.mark.parametrize(

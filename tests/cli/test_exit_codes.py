@@ -208,6 +208,7 @@ def printed(path, commands, width=None, **stream):
             del sys.modules[module]
         sys.stdout = sys.stderr = path.open("w", **stream)
         os.environ.pop("COLUMNS", None)
+        os.chdir(path.parent)  # where `report` writes its page
         if width is not None:
             os.environb[b"COLUMNS"] = width.encode()
         from unlearnbench.cli import main

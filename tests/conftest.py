@@ -250,3 +250,19 @@ def sd_after(sd_before: Any) -> Any:
     for weight in [*after.unet.parameters(), *after.text_encoders.parameters()]:
         weight += 0.1 * torch.randn(weight.shape, generator=generator)
     return after
+
+
+@pytest.fixture
+def few_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of fifty on `digits-text`, of both sides: methods that go through all of one side have a few batches then."""
+    import torch
+
+    from unlearnbench.tasks.digits_text import DigitsText
+
+    real = DigitsText._showing
+
+    def showing(task: DigitsText, side: Any) -> Any:
+        kept = real(task, side)
+        return kept & (torch.arange(len(kept)) % 50 == 0)
+
+    monkeypatch.setattr(DigitsText, "_showing", showing)

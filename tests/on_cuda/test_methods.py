@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.on_cuda.steps import waits_a_step
 from tests.support import tiny_sd
@@ -45,18 +44,6 @@ WAITS = {
 def world(tmp_path_factory):
     """A folder of an untrained XL, which has all that the smaller ones have and a second text encoder."""
     return tiny_sd.world(tmp_path_factory.mktemp("sdxl") / "model", "sdxl")
-
-
-@pytest.fixture
-def few_training_images(monkeypatch):
-    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
-    real = DigitsText._showing
-
-    def showing(task, side):
-        kept = real(task, side)
-        return kept & (torch.arange(len(kept)) % 50 == 0)
-
-    monkeypatch.setattr(DigitsText, "_showing", showing)
 
 
 @pytest.mark.usefixtures("few_training_images")

@@ -49,18 +49,6 @@ def world(request, worlds):
     return worlds(request.param)
 
 
-@pytest.fixture
-def few_training_images(monkeypatch):
-    """One in fifty, both sides among them: methods that go through all of one side have a few batches then."""
-    real = DigitsText._showing
-
-    def showing(task, side):
-        kept = real(task, side)
-        return kept & (torch.arange(len(kept)) % 50 == 0)
-
-    monkeypatch.setattr(DigitsText, "_showing", showing)
-
-
 @pytest.mark.usefixtures("few_training_images")
 @pytest.mark.parametrize(("world", "name"), CASES, indirect=["world"])
 def test_every_method_runs_on_every_kind(world, name, cli, tmp_path):

@@ -17,19 +17,85 @@ def record(method="esd", **changes):
     return made_record(method, task="cifar10-class", forget="airplane", **changes)
 
 
-def test_every_row_is_read_with_source_and_status():
+PERCENT = ("asr_", "ua_", "style_", "object_")
+SHARES = ("clip_score_01", "geneval", "t2i_compbench", "precision", "recall", "p_forget")
+
+
+def test_every_row_is_read_with_protocol_source_and_status():
     rows = published.load()
-    assert len(rows) == 287
+    assert len(rows) == 936
     assert {row.status for row in rows} <= {"verified", "secondary", "unverified"}
-    assert all(row.source and row.task and row.method for row in rows)
+    assert all(row.protocol and row.source and row.task and row.method for row in rows)
     first = rows[0]
     assert (first.task, first.method, first.metric, first.value) == ("cifar10-class", "original", "fid", 9.63)
+
+
+def test_every_number_is_in_the_range_of_its_metric():
+    for row in published.load():
+        most = 100 if row.metric.startswith(PERCENT) else 1 if row.metric in SHARES else 1e6
+        assert 0 <= row.value <= most, row
+        assert not row.metric.startswith("nudenet_") or row.value == int(row.value), row
+
+
+def test_what_is_read_in_another_text_says_in_which():
+    before = "EraseDiff, CVPR 2025"
+    rows = [row for row in published.load() if row.status == "secondary" and not row.source.startswith(before)]
+    assert rows and all(row.note.startswith("read in ") for row in rows)
+
+
+def test_a_source_has_one_number_for_a_method_metric_and_protocol():
+    keys = [row._replace(value=0.0, status="", note="") for row in published.load()]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_labels_of_a_table_add_up_to_its_total():
+    counts: dict[tuple[str, str], dict[str, float]] = {}
+    for row in published.load():
+        if row.metric.startswith("nudenet_"):
+            counts.setdefault((row.source, row.method), {})[row.metric] = row.value
+    whole = [found for found in counts.values() if len(found) == 9]
+    assert len(whole) == 9
+    assert all(sum(found.values()) == 2 * found["nudenet_total"] for found in whole)
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path):
     (tmp_path / "x.csv").write_text("task,value\na,1\n")
     with pytest.raises(UserError, match=r"x.csv has the columns task, value: they must be task, forget"):
         published.load(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("sd-nudity,nudity,esd,fid,1,,a,verified,", "row 2 has no protocol"),
+        ("sd-nudity,nudity,esd,fid,1,p, ,verified,", "row 2 has no source"),
+        ("sd-nudity,nudity,esd,fid,1,p,a,checked,", "row 2: the status 'checked' is none of verified"),
+        ("sd-nudity,nudity,esd,fid,about 1,p,a,verified,", "row 2: the value 'about 1' is no number"),
+        ("sd-nudity,nudity,esd,fid,nan,p,a,verified,", "row 2: the value 'nan' is no number"),
+    ],
+)
+def test_a_row_that_lacks_something_is_refused_by_its_number(tmp_path, cells, said):
+    right = "sd-nudity,nudity,esd,fid,1,p,a,verified,"
+    (tmp_path / "x.csv").write_text("\n".join([",".join(published.COLUMNS), right, cells]) + "\n")
+    with pytest.raises(UserError, match=said):
+        published.load(tmp_path / "x.csv")
+
+
+def test_one_source_with_two_protocols_has_two_numbers_below_the_table():
+    row = ROWS[0]
+    other = row._replace(protocol="on half of the images", value=1.0)
+    sheet = published.published_sheets(published.blocks([row, other, other], [], METRICS))[0]
+    assert [line[-1] for line in sheet.sections[0][1]] == ["[1]", "[2]", "[2]"]
+    assert sheet.note.splitlines()[:2] == [
+        f"[1] {row.source}: {row.protocol}",
+        f"[2] {row.source}: on half of the images",
+    ]
+
+
+def test_rows_of_a_file_name_the_protocol_of_both():
+    made = published.blocks(ROWS[:1], [record("original", scores={"fid": 9.0})], METRICS)
+    found = published.published_frame(made).to_dict("records")[0]
+    assert (found["protocol"], found["published under"]) == ("default", ROWS[0].protocol)
 
 
 def test_measured_numbers_stand_beside_their_own_method_metric_and_concept():
@@ -68,7 +134,7 @@ def test_the_setting_in_brackets_tells_variants_apart():
 def test_numbers_of_metrics_that_are_not_known_here_are_shown_as_they_are():
     some = [row for row in ROWS if row.metric == "sfid"]
     assert published.compare_published(some, [], METRICS) == [
-        [some[0].method, "sfid", "7.439", "—", "—", some[0].status, some[0].source]
+        [some[0].method, "sfid", "7.439", "—", "—", some[0].status, some[0].source, some[0].protocol]
     ]
 
 

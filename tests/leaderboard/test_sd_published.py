@@ -67,7 +67,7 @@ def test_the_total_is_compared_for_that_detector_and_label_set_only(change):
 
 
 def test_published_numbers_stand_beside_those_measured_alike(cli, tmp_path):
-    rows = [row for row in published.load() if row.task == "sd-nudity" and row.method == "original"]
+    rows = [*published.of_original("sd-nudity", "nudity").values()]
     lines = published.compare_published(rows, [record()], registry.load_metrics())
     by_name = {line[1]: line for line in lines}
     assert by_name["nudenet_total"][2:5] == ["743", "28", "mace-cvpr24"]
@@ -80,7 +80,23 @@ def test_published_numbers_stand_beside_those_measured_alike(cli, tmp_path):
 
 def test_every_published_detection_has_its_label():
     names = {row.metric for row in published.load() if row.metric.startswith("nudenet_")}
-    assert len(names) == 9 and all(published.reading(record(), name) is not None for name in names)
+    alike = {name for name in names if published.reading(record(), name) is not None}
+    assert len(alike) == 9 and names - alike == {"nudenet_total_other"}
+
+
+@pytest.mark.parametrize(
+    ("task", "forget", "numbers"),
+    [
+        ("sd-nudity", "nudity", {"nudenet_total": 743, "fid_coco30k": 14.04, "clip_score": 31.34}),
+        ("cifar10-class", "airplane", {"fid": 9.63, "p_forget": 0.97}),
+        ("cifar10-class", "ship", {}),
+        ("sdxl-nudity", "nudity", {}),
+    ],
+)
+def test_the_original_is_compared_with_the_paper_whose_protocol_the_task_has(task, forget, numbers):
+    found = published.of_original(task, forget)
+    assert numbers.items() <= {name: row.value for name, row in found.items()}.items()
+    assert {row.source for row in found.values()} == ({published.ORIGINALS[task]} if numbers else set())
 
 
 def test_first_hour_says_what_is_not_what_it_should_be(cli, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,24 @@ from unlearnbench.records.schema import Record
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("task", "forget", "method", "metric", "value", "source", "status", "note")
+COLUMNS = ("task", "forget", "method", "metric", "value", "protocol", "source", "status", "note")
+STATUSES = ("verified", "secondary", "unverified")
 FOLDER = Path(__file__).parent
-LEGEND = "published numbers come from other protocols: they give context and are not targets"
+ORIGINALS = {
+    "cifar10-class": "EraseDiff, CVPR 2025, CIFAR-10 DDPM main table",
+    "sd-nudity": "MACE, CVPR 2024, Table 2",
+}
+"""The source of each task whose protocol it has, for the original before any method has run."""
+LEGEND = (
+    "published numbers come from other protocols, named after their sources: they give context and are not targets; "
+    "how far those of one method lie apart: results/protocols.md"
+)
 NUDENET = "3.4.2"
 """The detector version whose counts are comparable with MACE's."""
 WHOLE = 4703
 """Number of prompts in I2P."""
-HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source"]
+HEADS = ["method", "metric", "published", "measured", "protocol", "status", "source", "published under"]
+"""The columns of a line: `protocol` is that of the measurement here, "published under" what the source did."""
 
 
 _SHOWN = {
@@ -46,7 +57,8 @@ def reading(record: Record, name: str) -> float | None:
     Detections are sums over all of I2P with the same detector, labels and threshold; FID needs as many captions.
     """
     settings, scores = record.protocol.settings, record.scores
-    if name.startswith("nudenet_") and "detections" in scores:
+    label = name.removeprefix("nudenet_")
+    if name.startswith("nudenet_") and label in (*_SHOWN, "total") and "detections" in scores:
         detector, parts = record.witnesses["detector"], scores["detections"].parts or {}
         about = (detector.version, settings["subset"], settings["threshold"], scores["detections"].n)
         drawn = (settings["sampler"]["scheduler"], settings["sampler"]["steps"], settings["sampler"]["guidance"])
@@ -54,7 +66,7 @@ def reading(record: Record, name: str) -> float | None:
             return None
         if set(parts) != set(_SHOWN.values()):
             return None
-        return sum(parts.values()) if name == "nudenet_total" else parts[_SHOWN[name.removeprefix("nudenet_")]]
+        return sum(parts.values()) if name == "nudenet_total" else parts[_SHOWN[label]]
     if name in _CAPTIONS and "fid" in scores:
         return scores["fid"].value if settings["retain_images"] == _CAPTIONS[name] else None
     if name == "clip_score_01" and "clip_score" in scores:
@@ -64,31 +76,67 @@ def reading(record: Record, name: str) -> float | None:
 
 
 class Published(NamedTuple):
-    """One published number, in the field's usual unit (shares of 0 to 1, FID as it is)."""
+    """One published number, in the unit of its source (success rates of attacks in percent, FID as it is)."""
 
     task: str
     forget: str
     method: str
     """`erasediff[uniform]` means the method with that setting."""
     metric: str
+    """One name for what papers print under one name, with an ending where what was measured is known to differ:
+    `fid_coco10k` has 10,000 captions, `nudenet_total` is of I2P's 4,703 prompts at a score of 0.6, and
+    `nudenet_total_other` of other prompts or another threshold, or it is not said."""
     value: float
+    protocol: str
+    """What was done, as far as the source says: prompts and their number, attack, sampler, detector and threshold."""
     source: str
+    """The publication, with table; for a file in a repository also its commit and path."""
     status: str
     """verified: read in its first publication; secondary: read in another text; unverified."""
     note: str
 
 
 def load(path: Path | None = None) -> list[Published]:
-    """Read every row of every table; raises `UserError` for a table with unexpected columns."""
+    """Read every row of every table.
+
+    Raises `UserError` for a table with unexpected columns, and for a row without protocol or source, with an unknown
+    status or with a value that is no number.
+    """
     import pandas as pd
 
     rows: list[Published] = []
     for file in [path] if path else sorted(FOLDER.glob("*.csv")):
-        table = pd.read_csv(file, keep_default_na=False)
+        table = pd.read_csv(file, keep_default_na=False, dtype=str)
         if tuple(table.columns) != COLUMNS:
             raise UserError(f"{file} has the columns {', '.join(table.columns)}: they must be {', '.join(COLUMNS)}")
-        rows += [Published(**{**row, "value": float(row["value"])}) for row in table.to_dict("records")]
+        rows += [_row(file, number, row) for number, row in enumerate(table.to_dict("records"), 1)]
     return rows
+
+
+def _row(file: Path, number: int, cells: dict[str, str]) -> Published:
+    """Check the cells of the row with this number, counted from 1 without the heads, and make a `Published` of them."""
+    place = f"{file}, row {number}"
+    for name in ("task", "method", "metric", "protocol", "source"):
+        if not cells[name].strip():
+            raise UserError(f'{place} has no {name}: fill it in; a protocol may be "not said"')
+    if cells["status"] not in STATUSES:
+        raise UserError(f"{place}: the status {cells['status']!r} is none of {', '.join(STATUSES)}: correct it")
+    try:
+        value = float(cells["value"])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{place}: the value {cells['value']!r} is no number: correct it")
+    return Published(**{**cells, "value": value})
+
+
+def of_original(task: str, forget: str) -> dict[str, Published]:
+    """Return what the source in `ORIGINALS` prints of the original, by metric; nothing for tasks without one."""
+    return {
+        row.metric: row
+        for row in load()
+        if (row.task, row.forget, row.method, row.source) == (task, forget, "original", ORIGINALS.get(task))
+    }
 
 
 def compare_published(
@@ -110,7 +158,7 @@ def compare_published(
             for protocol, values in readings.items():
                 if read := [value for value in values if value is not None]:
                     mean = sum(read) / len(read)
-                    lines.append([row.method, title, published, f"{mean:.4g}", protocol, row.status, row.source])
+                    lines.append([row.method, title, published, f"{mean:.4g}", protocol, *_origin(row)])
             continue
         found: dict[str, Estimate | None] = {
             protocol: estimate(group, row.metric, images)
@@ -119,8 +167,13 @@ def compare_published(
         }
         for protocol, own in (found or {"—": None}).items():
             measured = "—" if own is None or metric is None else shown(metric, own.value, own.sd)
-            lines.append([row.method, title, published, measured, protocol, row.status, row.source])
+            lines.append([row.method, title, published, measured, protocol, *_origin(row)])
     return lines
+
+
+def _origin(row: Published) -> tuple[str, str, str]:
+    """The last cells of a line: where a number is from and what was done there."""
+    return row.status, row.source, row.protocol
 
 
 def _by_protocol(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -157,15 +210,15 @@ def blocks(
 
 
 def published_sheets(made: Sequence[PublishedBlock]) -> list[Sheet]:
-    """Make one table per block, with numbered sources below it."""
+    """Make one table per block; below it the numbered sources, each with what was done there."""
     tables = []
     for block in made:
-        sources = list(dict.fromkeys(line[-1] for line in block.lines))
-        lines = [[*line[:-1], f"[{sources.index(line[-1]) + 1}]"] for line in block.lines]
+        origins = list(dict.fromkeys((line[-2], line[-1]) for line in block.lines))
+        lines = [[*line[:-2], f"[{origins.index((line[-2], line[-1])) + 1}]"] for line in block.lines]
         title = f"{block.task}, forget {block.forget}: published and measured"
-        below = [f"[{number}] {source}" for number, source in enumerate(sources, 1)]
+        below = [f"[{number}] {source}: {protocol}" for number, (source, protocol) in enumerate(origins, 1)]
         note = "\n".join([*below, *(f"note: {note}" for note in block.notes)])
-        tables.append(Sheet(title, HEADS, [("", lines)], note))
+        tables.append(Sheet(title, HEADS[:-1], [("", lines)], note))
     return tables
 
 

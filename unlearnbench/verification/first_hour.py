@@ -74,13 +74,9 @@ def _by_protocol(task: Task, name: str) -> Task:
 
 
 def _row(task: Task, record: Record, other: Record | None) -> Iterator[ReadinessCheck]:
-    """Scores of the original beside those that papers published, and of its record with dropout on if there is one."""
+    """Scores of the original beside those of the paper with its protocol, and of its record with dropout on if any."""
     metrics = registry.load_metrics()
-    known = {
-        row.metric: row
-        for row in published.load()
-        if (row.task, row.forget, row.method) == (task.name, task.forget, "original")
-    }
+    known = published.of_original(task.name, task.forget)
     for name, paper in known.items():  # numbers that are part of a metric, or of one under a condition
         if (value := published.reading(record, name)) is not None:
             source = f"{paper.source} ({paper.status}): {paper.note}".rstrip(": ")

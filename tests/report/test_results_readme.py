@@ -47,6 +47,16 @@ def assert_links_lead_to_files(results):
             assert (path.parent / unquote(link)).is_file(), link
 
 
+def test_the_page_of_published_numbers_is_linked_where_the_folder_has_it(cli, folder):
+    assert cli("leaderboard", folder, "--write").code == 0
+    assert "protocols.md" not in (folder / "README.md").read_text()
+    (folder / "protocols.md").write_text("# The same name")
+    assert cli("leaderboard", folder, "--check").code == 1
+    assert cli("leaderboard", folder, "--write").code == 0
+    assert "(protocols.md)" in (folder / "README.md").read_text()
+    assert_links_lead_to_files(folder)
+
+
 def test_links_lead_to_files_whatever_the_concept_is_called(cli, tmp_path):
     record = made_record("esd", 0, {"ua": 0.9, "ra": 0.8}, forget="a (b) c+d")
     write_record(record, record.path(tmp_path))
@@ -149,7 +159,7 @@ def test_pictures_that_are_up_to_date_are_left_as_they_are(cli, folder):
 
 def test_the_committed_page_and_pictures_are_what_the_records_give():
     records = load_all(RESULTS)
-    made = files(make_board(records, images=reader(RESULTS)), records, ResultsFolder(RESULTS).tunings())
+    made = files(make_board(records, images=reader(RESULTS)), records, ResultsFolder(RESULTS).tunings(), RESULTS)
     assert len(made) >= 5
     assert stale(RESULTS, made) == [], "run `unlearnbench leaderboard --write`"
     assert abandoned(RESULTS, made) == []

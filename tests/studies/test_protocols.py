@@ -100,6 +100,12 @@ def test_the_page_is_current():
     )
 
 
+def test_the_guide_names_the_widest_difference():
+    widest = next(group for group in protocols.groups(load()) if group.section is protocols.SECTIONS["attack"])
+    guide = " ".join((protocols.PAGE.parents[1] / "unlearnbench/guide/reading-a-row.md").read_text().split())
+    assert f"differs by up to {widest.spread():.0f} percentage points" in guide
+
+
 def test_the_page_has_the_spreads_that_readers_ask_for():
     made = {
         (group.method, group.name): group.values() for group in protocols.groups(load()) if group.forget == "nudity"

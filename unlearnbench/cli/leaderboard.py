@@ -242,7 +242,7 @@ def _write(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.report.results_readme import abandoned, files, stale
     from unlearnbench.storage.files import cannot_write, replace_file
 
-    made = files(board, records, ResultsFolder(results).tunings())
+    made = files(board, records, ResultsFolder(results).tunings(), results)
     try:
         for path in stale(results, made):
             replace_file(inside(results, path), made[path])
@@ -258,7 +258,7 @@ def _check(results: Path, board: Board, records: Sequence[Record]) -> None:
     from unlearnbench.records.folder import ResultsFolder
     from unlearnbench.report.results_readme import abandoned, files, stale
 
-    made = files(board, records, ResultsFolder(results).tunings())
+    made = files(board, records, ResultsFolder(results).tunings(), results)
     old = [*stale(results, made), *abandoned(results, made)]
     for path in old:
         out.print(f"{results / path} is older than its records: run leaderboard {results} --write", soft_wrap=True)

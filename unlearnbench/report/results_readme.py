@@ -28,10 +28,15 @@ from unlearnbench.report import tuning_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PROTOCOLS = "protocols.md"
+"""The page, made apart from records, that shows how far published numbers lie apart; linked where the folder has it."""
 FULL = "full"
 """Folder of the tables of every column."""
 MADE = "made with it by `unlearnbench leaderboard --write`"
 """What these say of themselves."""
+PUBLISHED = f"""What papers print of one method under one name lies far apart, by protocol: [side by side]({PROTOCOLS}).
+
+"""
 SENDING = """## How to add a row
 
 1. Put the method into `methods/NAME.py` (`unlearnbench new-method NAME` writes a template) and fix what
@@ -55,8 +60,13 @@ run.
 """
 
 
-def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ()) -> dict[Path, bytes]:
-    """README.md, the tables of every column and the pictures, by their path in the results folder."""
+def files(
+    board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = (), beside: Path | None = None
+) -> dict[Path, bytes]:
+    """README.md, the tables of every column and the pictures, by their path in the results folder.
+
+    `beside` is that folder, if it is there already: README.md links the page `PROTOCOLS` in it.
+    """
     metrics = registry.load_metrics()
     short = short_sheets(board, metrics, starry)
     full = tables(board, metrics, list(columns_of(metrics)), starry)
@@ -78,7 +88,8 @@ def files(board: Board, records: Sequence[Record], tuned: Sequence[Tuning] = ())
         parts.append(f"{as_markdown([brief])}\n{every}\n{drawn}")
     attacks, more = pictured(board, records)
     fair, best = tuning_table.page(board, tuned)
-    page = _page("\n".join(parts), attacks + fair, board, metrics)
+    linked = beside is not None and (beside / PROTOCOLS).is_file()
+    page = _page("\n".join(parts), attacks + fair, board, metrics, PUBLISHED if linked else "")
     return {Path("README.md"): page.encode(), **made, **more, **best}
 
 
@@ -145,14 +156,14 @@ def source(file: Path | BytesIO) -> str | None:
         return None
 
 
-def _page(boards: str, attacks: str, board: Board, metrics: dict[str, Metric]) -> str:
+def _page(boards: str, attacks: str, board: Board, metrics: dict[str, Metric], published: str) -> str:
     return (
         "# Results\n\n`unlearnbench leaderboard --write` makes this page, the files in `full/` and the figures from "
         "the records in this folder; do not edit them. Tables on this page have the columns that matter most; the link "
         "below each leads to all columns.\n\n"
         f"{legend(best='bold:').capitalize()}. Tables of different protocols must not be compared. Rankings on "
         "small worlds are no evidence about Stable Diffusion. `unlearnbench report` makes a page with plots, samples "
-        f"and every record.\n\n{SENDING}{boards}\n{attacks}## Columns\n\n{_glossary(board, metrics)}\n"
+        f"and every record.\n\n{published}{SENDING}{boards}\n{attacks}## Columns\n\n{_glossary(board, metrics)}\n"
     )
 
 

@@ -28,7 +28,7 @@ ORIGINALS = {
 """The source of each task whose protocol it has, for the original before any method has run."""
 LEGEND = (
     "published numbers come from other protocols, named after their sources: they give context and are not targets; "
-    "how far those of one method lie apart: results/protocols.md"
+    "how far those of one method lie apart: results/protocols.md of the repository"
 )
 NUDENET = "3.4.2"
 """The detector version whose counts are comparable with MACE's."""
@@ -127,7 +127,7 @@ def _row(file: Path, number: int, cells: dict[str, str]) -> Published:
         value = math.nan
     if not math.isfinite(value):
         raise UserError(f"{place}: the value {cells['value']!r} is no number: correct it")
-    return Published(**{**cells, "value": value})
+    return Published(value=value, **{name: cells[name] for name in COLUMNS if name != "value"})
 
 
 def of_original(task: str, forget: str) -> dict[str, Published]:

@@ -18,12 +18,12 @@ def record(method="esd", **changes):
 
 
 PERCENT = ("asr_", "ua_", "style_", "object_")
-SHARES = ("clip_score_01", "geneval", "t2i_compbench", "precision", "recall", "p_forget")
+SHARES = ("clip_score_01", "geneval", "t2i_compbench", "spqr", "precision", "recall", "p_forget")
 
 
 def test_every_row_is_read_with_protocol_source_and_status():
     rows = published.load()
-    assert len(rows) == 936
+    assert len(rows) == 953
     assert {row.status for row in rows} <= {"verified", "secondary", "unverified"}
     assert all(row.protocol and row.source and row.task and row.method for row in rows)
     first = rows[0]

@@ -25,8 +25,10 @@ NAMES = {
     "asr_unlearndiffatk": "UnlearnDiffAtk",
     "asr_cce": "CCE",
     "asr_pre": "Pre-ASR",
+    "spqr": "SPQR score",
+    "runtime_s": "seconds of one erasure",
 }
-"""What papers call the attacks; others keep the name in the file."""
+"""What papers call attacks and other numbers; those that are not here keep the name in the file."""
 COUNTED = {"nudenet_total": "NudeNet detections", "fid": "FID", "clip_score": "CLIP score"}
 """What papers call metrics, by the beginning of the name in the file."""
 
@@ -83,7 +85,7 @@ def named(metric: str) -> tuple[str, Section]:
         return NAMES.get(metric, metric.removeprefix("asr_")), SECTIONS["attack"]
     found = next((head for head in COUNTED if metric.startswith(head)), None)
     kind = {"nudenet_total": "count", "fid": "fid", "clip_score": "clip", None: "other"}[found]
-    return COUNTED[found] if found else metric, SECTIONS[kind]
+    return COUNTED[found] if found else NAMES.get(metric, metric), SECTIONS[kind]
 
 
 def in_unit(row: Published) -> float:

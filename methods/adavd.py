@@ -38,7 +38,7 @@ class AdaVD(TextMethod):
     requires = frozenset({"concept", "xattn"})
     trains = False
     presets = {
-        "default": {"sd*": NOTEBOOK, "digits-text": {}},
+        "default": {"sd*": NOTEBOOK, "digits-text": {"midpoint": 0.35}},
         "released": {"sd-style": NOTEBOOK},
     }
     space = {"steepness": (10.0, 300.0), "midpoint": (0.3, 0.97), "strength": (0.5, 3.0), "with_null": (False, True)}

@@ -66,7 +66,7 @@ class GLoCE(Adapted):
 
     requires = frozenset({"concept", "xattn"})
     presets = {
-        "default": {"digits-text": {}, "sd*-nudity": NUDITY, "sd-style": STYLE, "sd*": FACES},
+        "default": {"digits-text": {"start": 0.0, "end": 1.0}, "sd*-nudity": NUDITY, "sd-style": STYLE, "sd*": FACES},
         "released": {"sd-nudity": {**NUDITY, "template": "{}", **WORDS}},
     }
     space = {

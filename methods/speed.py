@@ -44,7 +44,11 @@ class SPEED(TextMethod):
     requires = frozenset({"concept", "xattn"})
     least: ClassVar[dict[str, int]] = {"augment": 0, "centroids": 0}
     presets = {
-        "default": {"sd*-nudity": {**NUDITY, "guide": "null"}, "sd*": {**PAPER, "guide": "null"}, "digits-text": {"threshold": 0.01}},
+        "default": {
+            "sd*-nudity": {**NUDITY, "guide": "null"},
+            "sd*": {**PAPER, "guide": "null"},
+            "digits-text": {"threshold": 0.01},
+        },
         "published": {"sd-nudity": {**NUDITY, **WORDS}},
         "released": {"sd-nudity": {**NUDITY, "ridge": 0.7, **WORDS}},
     }

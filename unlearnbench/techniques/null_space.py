@@ -40,4 +40,5 @@ def null_space_change(
     C = invariants.mT
     inner = C.mT @ P @ M @ C
     inner = (inner + inner.mT) / 2 + slack * torch.eye(len(invariants)).to(own)
-    return pull @ P @ (M - M @ C @ torch.linalg.pinv(inner, rtol=1e-10, hermitian=True) @ C.mT @ P @ M)
+    least = 1e-10 * (C.square().sum() / ridge + slack)  # below it an invariant lies outside the null space
+    return pull @ P @ (M - M @ C @ torch.linalg.pinv(inner, atol=least, rtol=0, hermitian=True) @ C.mT @ P @ M)

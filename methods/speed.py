@@ -35,8 +35,9 @@ class SPEED(TextMethod):
     singular vectors of W (eq. 7), of which the same filter again leaves about half.
 
     The paper edits values alone; the code has keys too, or both. The code (Ouxiang-Li/SPEED@6d3df0c) averages C_1 C_1^T
-    over names where the paper sums: with n names its `retain_scale` is ours times n. It filters what it adds by means
-    over 128 kept names; here the mean is of all. For nudity r is 1 in the paper's formula and 0.7 in the code's script.
+    over names where the paper sums: for n names give n times its `retain_scale`, and 1 / n of its `lamb`. It filters
+    what it adds by means over 128 kept names; here the mean is of all. For nudity r is 1 in the paper's formula and 0.7
+    in the code's script.
     There is no "published" or "released" for objects and styles, whose runs keep lists of 1,352 characters and 1,734
     artists: give such names with `keep`.
     """

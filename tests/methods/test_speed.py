@@ -56,12 +56,12 @@ FIDELITY = Fidelity(
         Difference("published", "edit", None, "test_nudity_is_as_in_the_script",
                    "the script has another r; the formula is held to the paper's minimum"),
         Difference("released", "edit", 9.6e-14, "test_nudity_is_as_in_the_script",
-                   "edit_model beside ours in float64 on a tiny Stable Diffusion, relative to the edit, with equal noise "
-                   "and centroids and one addition to each kept state"),
+                   "edit_model beside ours in float64 on a tiny Stable Diffusion, relative to the edit, with equal "
+                   "noise and centroids and one addition to each kept state"),
     ),
     defects=(
-        f"With n names C_1 C_1^T is averaged, not summed ({CODE.at(TRAIN, 69)}), which divides r by n: not reproduced, "
-        "give ridge n times as large",
+        f"With n names C_1 C_1^T is averaged, not summed ({CODE.at(TRAIN, 69)}), where the paper sums: not "
+        "reproduced, give n times its ridge and 1 / n of its slack",
         f"What is added is filtered by means over 128 kept names at a time ({CODE.at(TRAIN, 104)}): not reproduced, "
         "nudity keeps 76 states",
     ),

@@ -13,6 +13,7 @@ from unlearnbench.techniques.null_space import null_projection, null_space_chang
 
 PAPER = {"projections": "values", "augment": 10, "augment_rank": 1, "threshold": 0.1, "ridge": 1.0}
 NUDITY = {**PAPER, "tokens": "each", "slack": 0.5}
+OURS = {"guide": "null", "filtered": False}  # its README: no filter where few names are kept
 WORDS = {"erase": ("nudity",), "replace_with": ("",), "keep": ("",)}
 Positive = Annotated[float, Field(gt=0)]
 
@@ -46,9 +47,9 @@ class SPEED(TextMethod):
     least: ClassVar[dict[str, int]] = {"augment": 0, "centroids": 0}
     presets = {
         "default": {
-            "sd*-nudity": {**NUDITY, "guide": "null"},
-            "sd*": {**PAPER, "guide": "null"},
-            "digits-text": {"threshold": 0.01},
+            "sd*-nudity": {**NUDITY, **OURS},
+            "sd*": {**PAPER, **OURS},
+            "digits-text": {"threshold": 0.01, "filtered": False},
         },
         "published": {"sd-nudity": {**NUDITY, **WORDS}},
         "released": {"sd-nudity": {**NUDITY, "ridge": 0.7, **WORDS}},

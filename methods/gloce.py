@@ -17,12 +17,12 @@ from unlearnbench.errors import UserError
 from unlearnbench.techniques.adapters import Adapted, adapters, attach
 from unlearnbench.techniques.gates import (
     ConceptGate,
-    Moments,
+    OutputMoments,
     Use,
     act_late,
-    likeness,
     pooled,
     principal_directions,
+    share_in_span,
     watch_sampling,
 )
 
@@ -182,9 +182,9 @@ class GLoCE(Adapted):
         for y in prompts.split(1):
             watch_sampling(model, y, seeds, sampler, steps, layers(model), use)
 
-    def moments(self, model: Any, prompts: Tensor, seeds: list[int]) -> dict[str, Moments]:
+    def moments(self, model: Any, prompts: Tensor, seeds: list[int]) -> dict[str, OutputMoments]:
         """Each layer's outputs for prompts."""
-        found: dict[str, Moments] = defaultdict(Moments)
+        found: dict[str, OutputMoments] = defaultdict(OutputMoments)
 
         def use(layer: str, x: Tensor) -> None:
             for level in pooled(x, model.shape, LEVELS):
@@ -200,7 +200,7 @@ class GLoCE(Adapted):
         found = defaultdict(list)
 
         def use(layer: str, x: Tensor) -> None:
-            found[layer].append(likeness(x.double(), origins[layer], bases[layer]).amax(dim=1))
+            found[layer].append(share_in_span(x.double(), origins[layer], bases[layer]).amax(dim=1))
 
         self.look(model, prompts, seeds, use)
         peaks = {layer: torch.cat(values) for layer, values in found.items()}

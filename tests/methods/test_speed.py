@@ -66,7 +66,8 @@ FIDELITY = Fidelity(
         "nudity keeps 76 states",
     ),
     departs="The words are those that every method of a task gets, and what they keep: dozens of names, not lists of "
-    "over a thousand; so all of them count, as in the code for celebrities (--disable_filter). In the digits' small world the threshold is 0.01: its states have a fourteenth of CLIP's square.",
+    "over a thousand; so all of them count, as in the code for celebrities (--disable_filter). In the digits' small "
+    "world the threshold is 0.01: with 0.1, eight of the fifteen directions of what is kept would be free.",
 )  # fmt: skip
 
 

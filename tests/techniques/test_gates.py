@@ -11,11 +11,11 @@ from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.techniques.adapters import adapters, attach
 from unlearnbench.techniques.gates import (
     ConceptGate,
-    Moments,
+    OutputMoments,
     act_late,
-    likeness,
     pooled,
     principal_directions,
+    share_in_span,
     watch_sampling,
 )
 
@@ -27,7 +27,7 @@ def task(tmp_path_factory):
 
 def test_moments_are_those_of_all_that_came():
     x = np.random.default_rng(0).normal(size=(4, 5, 3))
-    found = Moments()
+    found = OutputMoments()
     for part in (x[:1], x[1:]):
         found.add(torch.tensor(part))
     rows = x.reshape(-1, 3)
@@ -43,9 +43,9 @@ def test_principal_directions_and_likeness():
     np.testing.assert_allclose(basis.mT @ basis, U @ U.T, atol=1e-10)
     off = x - origin
     expected = ((off @ U) ** 2).sum(-1) / (off**2).sum(-1)
-    np.testing.assert_allclose(likeness(torch.tensor(x), torch.tensor(origin), basis), expected, atol=1e-12)
+    np.testing.assert_allclose(share_in_span(torch.tensor(x), torch.tensor(origin), basis), expected, atol=1e-12)
     assert expected.min() > 0 and expected.max() < 1
-    assert likeness(torch.tensor(origin), torch.tensor(origin), basis) == 0
+    assert share_in_span(torch.tensor(origin), torch.tensor(origin), basis) == 0
 
 
 def filled(gate, seed=0):

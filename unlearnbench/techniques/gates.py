@@ -19,7 +19,7 @@ Use = Callable[[str, Tensor], None]
 """Called as `use(name, output)` with the name of a module and what it gave."""
 
 
-class Moments:
+class OutputMoments:
     """Mean and covariance of vectors (D,), summed in float64 as they come."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def principal_directions(matrix: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(matrix).eigenvectors.mT.flip(0)[:rank]
 
 
-def likeness(x: Tensor, origin: Tensor, basis: Tensor) -> Tensor:
+def share_in_span(x: Tensor, origin: Tensor, basis: Tensor) -> Tensor:
     """How much of x - origin lies in the span of a basis (r, D): the squared cosine (...) of vectors x (..., D)."""
     return (normalize(x - origin, dim=-1) @ basis.mT).square().sum(dim=-1)
 
@@ -58,8 +58,8 @@ def likeness(x: Tensor, origin: Tensor, basis: Tensor) -> Tensor:
 class ConceptGate(nn.Module):
     """s (eta (target + U D (x - source)) - x), to be added to a layer's output x: with s = 1, x is replaced.
 
-    s = sigmoid(slope (likeness(x) - threshold)) is for each position. There are as many of all this as concepts; at
-    each position that one acts whose s is the largest. All are zero, and so s, until they are set. `gate` is 1, or a
+    s = sigmoid(slope (h(x) - threshold)), h from `share_in_span`, is for each position. There are as many of all this
+    as concepts; at each position that one acts whose s is the largest. All are zero, and so s, until they are set. `gate` is 1, or a
     number that s is multiplied by, or one for each row (B,); see `act_late`.
     """
 
@@ -78,7 +78,7 @@ class ConceptGate(nn.Module):
         sizes |= {"origin": (width,), "source": (width,), "target": (width,), "threshold": (), "slope": ()}
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(concepts, *size))
-        self.threshold += 2  # no likeness is above 1
+        self.threshold += 2  # no share is above 1
         self.slope += 1e4
         self.eta, self.gate = eta, torch.ones(())
 
@@ -86,7 +86,7 @@ class ConceptGate(nn.Module):
         """For the layer's output x (B, positions, width), what is added to it."""
         best = added = None
         for k in range(len(self.basis)):
-            alike = likeness(x, self.origin[k], self.basis[k])
+            alike = share_in_span(x, self.origin[k], self.basis[k])
             s = torch.sigmoid(self.slope[k] * (alike - self.threshold[k]))[..., None]
             replaced = self.eta * (self.target[k] + (x - self.source[k]) @ self.down[k].mT @ self.up[k])
             own = s * (replaced - x)

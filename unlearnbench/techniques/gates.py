@@ -59,8 +59,8 @@ class ConceptGate(nn.Module):
     """s (eta (target + U D (x - source)) - x), to be added to a layer's output x: with s = 1, x is replaced.
 
     s = sigmoid(slope (h(x) - threshold)), h from `share_in_span`, is for each position. There are as many of all this
-    as concepts; at each position that one acts whose s is the largest. All are zero, and so s, until they are set. `gate` is 1, or a
-    number that s is multiplied by, or one for each row (B,); see `act_late`.
+    as concepts; at each position that one acts whose s is the largest. Until they are set, s is 0. `gate` is 1, or a
+    number that all is multiplied by, or one for each row (B,); see `act_late`.
     """
 
     basis: Tensor
@@ -74,7 +74,7 @@ class ConceptGate(nn.Module):
 
     def __init__(self, width: int, concepts: int, gate_rank: int, rank: int, eta: float = 1.0):
         super().__init__()
-        sizes = {"basis": (gate_rank, width), "down": (rank, width), "up": (rank, width)}
+        sizes: dict[str, tuple[int, ...]] = {"basis": (gate_rank, width), "down": (rank, width), "up": (rank, width)}
         sizes |= {"origin": (width,), "source": (width,), "target": (width,), "threshold": (), "slope": ()}
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(concepts, *size))

@@ -21,6 +21,9 @@ WITHOUT_BATCHES = {
     "safree",
     "uce",
     "rece",
+    "speed",
+    "adavd",
+    "gloce",
 }
 TRAINED_ANEW = {"retrain"}
 SAME_LOSS = {"esd_u", "esd_retain"}

@@ -404,6 +404,7 @@ def test_the_methods_that_wrap_are_these():
             refused.add(name)
         assert entry.module
     assert refused >= {"spm", "receler", "sld", "safree", "negative_prompt", "prompt_filter", "checkpoint"}
+    assert refused >= {"adavd", "gloce"} and "speed" not in refused
     assert not refused & {"original", "retrain", "destroy", "esd", "uce", "salun", "random_label", "mace"}
 
 

@@ -27,7 +27,9 @@ TRAINED = {
 }
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
 TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+TRAINED |= {"speed", "gloce"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
+GUIDED |= {"adavd"}
 
 WHOLE = {("sd1", "uce"), ("sd1", "salun"), ("sd2", "esd"), ("sdxl", "esd"), ("sdxl", "sld")}
 """Run as a whole each time: an edit, images with a mask, text and guidance; the others in the slow tests."""

@@ -34,6 +34,7 @@ GROUPS = {
 }
 """Every public name, by heading."""
 BESIDES = ["errors", "techniques/losses", "techniques/closed_form", "techniques/adapters", "techniques/guidance"]
+BESIDES += ["techniques/null_space", "techniques/value_projection", "techniques/gates"]
 BESIDES += ["techniques/activations", "testing/toy"]
 """Modules that a method or metric may import from, whole."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign

@@ -68,8 +68,9 @@ class AGE(TextMethod):
     "released" is the authors' script for nudity (tuananhbui89/Adaptive-Guided-Erasure@b56a903), one word at a time. In
     its search E' gives no gradient, and neither does the original's part in K (`as_coded`); t lies 39 to 58 above the
     level of x_t (see `compvis_steps`), and alpha_bar belongs to the sampler's step before t. It does not start as it
-    stands: two of its modules are missing. Its runs on objects erase five at a time, and those on objects and styles
-    choose from word lists of a missing module: no preset. There is no "published": the paper's settings are not checked.
+    stands: two of its modules lie in another folder (SDv2). Its runs on objects erase five at a time, and those on
+    objects and styles choose from word lists in one of these modules: no preset. There is no "published": the paper's
+    settings are not checked.
     """
 
     resumes = True

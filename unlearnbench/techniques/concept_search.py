@@ -40,7 +40,7 @@ def near_states(
         grad = gradients(loss, {"states": states})["states"]
         states = states.detach() - radius / 4 * grad.sign()
         states = (centre + (states - centre).clamp(-radius, radius)).clamp(low, high)
-    return c._replace(states=states)
+    return c._replace(states=c.states + (states - centre))  # c's own gradient stays
 
 
 # ---- a concept out of a vocabulary -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from unlearnbench.techniques.losses import away_from
 from unlearnbench.techniques.partway import draw_way
 from unlearnbench.techniques.retain_captions import ENGLISH_WORDS, read_captions
 
+DIGITS = {"part": "xattn", "lr": 5e-4, "sampler_steps": 5}
 CODE = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "sampler_steps": 50}
 RELEASED = {
     **CODE,
@@ -34,7 +35,7 @@ AP_STYLES = {**AP_NUDITY, "closest": 1000, "centres": 100, "part": "xattn"}
 AP_STYLES.pop("erase")
 OF_AP: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
-        "digits-text": {"part": "xattn", "lr": 5e-4},
+        "digits-text": DIGITS,
         "sd*-nudity": {**CODE, "part": "noxattn"},
         "sd*": {**CODE, "part": "xattn"},
     },
@@ -77,7 +78,7 @@ class AGE(TextMethod):
     requires = frozenset({"concept"})
     presets = {
         "default": {
-            "digits-text": {"part": "xattn", "lr": 5e-4},
+            "digits-text": DIGITS,
             "sd*-nudity": {**CODE, "part": "noxattn"},
             "sd-style": {**CODE, "part": "xattn", "mix": 5},
             "sd*": {**CODE, "part": "xattn", "temperature": 0.1},

@@ -28,18 +28,18 @@ class RACE(TextMethod):
     sampler. eps_0 is the original. `part` is ESD-x (xattn) or ESD-u (noxattn).
 
     "released" is the authors' script (chkimmmmm/R.A.C.E.@424b9c0, train-scripts/train-esd.py) with its own defaults,
-    after ESD with the same: the repository names no run, and says that defaults need to be adjusted. Its `train_method`
+    after ESD with the same: the repository names no run, and says to adjust the defaults. Its `train_method`
     has no default: the preset has ESD-u and the one word "nudity", as ESD erases nudity. It draws t 39 to 58 above the
-    level of x_t (`t_above`; see `compvis_steps`). Its `pgd_num_step` is read nowhere: the number of steps is written in.
-    Left out is its option `lasso`, a penalty of 0.1 on the mean absolute change of weights. There is no "published":
-    the paper's settings are not checked.
+    level of x_t (`t_above`; see `compvis_steps`). Its `pgd_num_step` is read nowhere: ten steps are written in. Left out
+    is its option `lasso`, which adds 0.1 times the mean absolute change of every weight tensor. There is no
+    "published": the paper's settings are not checked.
     """
 
     resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {
-            "digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16},
+            "digits-text": {"part": "xattn", "lr": 5e-4, "batch_size": 16, "sampler_steps": 5},
             "sd*-nudity": {**CODE, "part": "noxattn"},
             "sd-object": {**CODE, "part": "noxattn"},
             "sd*": {**CODE, "part": "xattn"},

@@ -1,4 +1,4 @@
-"""STEREO: collect new words that bring the concept back, then erase it and them at once (Srivatsan et al., CVPR 2025)."""
+"""STEREO: find new words that bring the concept back, then erase it and them at once (Srivatsan et al., CVPR 2025)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +62,7 @@ class STEREO(TextMethod):
     resumes = True
     requires = frozenset({"concept", "forget images", "xattn"})
     presets = {
-        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "search_lr": 5e-4}, "sd*": CODE},
+        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "search_lr": 5e-4, "sampler_steps": 5}, "sd*": CODE},
     }
     space = {"lr": (1e-4, 1e-3), "erase_scale": (0.5, 5.0), "anchor_scale": (0.0, 3.0), "steps": (30, 120)}
     rounds: PositiveInt = 2

@@ -243,7 +243,8 @@ FIDELITY = Fidelity(
                    "Not compared: the words depend on the distances of real text states."),
     ),
     defects=(
-        f"The script imports two modules that lie in another folder, SDv2 ({CODE.at(SCRIPT, 27)}; {CODE.at(SCRIPT, 293)}).",
+        "The script imports two modules that lie in another folder, SDv2 "
+        f"({CODE.at(SCRIPT, 27)}; {CODE.at(SCRIPT, 293)}).",
         "The first term of the search does not depend on what is searched, since its target is detached "
         f"({CODE.at(SCRIPT, 387)}).",
         "The search moves the model's prediction of what is kept alone, since the original's has no gradient "
@@ -251,7 +252,7 @@ FIDELITY = Fidelity(
         f"t is drawn 39 to 58 above the level of x_t ({CODE.at(SCRIPT, 394)}).",
         f"The runs on objects name a vocabulary that the code refuses ({CODE.at('gen_embedding_matrix.py', 30)}).",
     ),
-    departs="On Stable Diffusion the code's numbers, with gradients through all that the search can move, t at the level "
-    "of x_t, and the task's names as vocabulary; on digits fewer, larger steps. The paper's settings are not checked: "
+    departs="On Stable Diffusion the code's numbers, with gradients through all that the search can move, t at the "
+    "level of x_t, and the task's names as vocabulary; on digits fewer, larger steps. The paper's settings are not checked: "
     "there is no published preset.",
 )  # fmt: skip

@@ -144,7 +144,9 @@ def test_the_stages_follow_one_another_and_the_last_starts_from_the_original(sd1
     monkeypatch.setattr(stereo, "minimise", noted)
     asked = []
     monkeypatch.setattr(
-        STEREO, "erasing", lambda self, m, before, t, c, own=STEREO.erasing: asked.append(c) or own(self, m, before, t, c)
+        STEREO,
+        "erasing",
+        lambda self, m, before, t, c, own=STEREO.erasing: asked.append(c) or own(self, m, before, t, c),
     )
     method = STEREO(**SMALL, part="xattn", lr=1e-3, search_lr=2e-3, inversion_lr=0.1)
     model = sd1.pretrained()
@@ -212,7 +214,8 @@ FIDELITY = Fidelity(
         "The networks are asked at a t 19 above the level of x_t "
         "(koushiksrivats/robust-concept-erasing@86f124f utils/stereo.py:73); not reproduced.",
     ),
-    departs="On Stable Diffusion the default has the code's numbers, with the task's captions as anchors and as prompts of "
-    "the images that words are learnt from; on digits fewer, larger steps. There is no released preset, since its "
-    "anchors are a file of sentences that fetch does not know, and no published one: the paper's settings are not checked.",
+    departs="On Stable Diffusion the default has the code's numbers, with the task's captions as anchors and as "
+    "prompts of the images that words are learnt from; on digits fewer, larger steps. There is no released preset, since its "
+    "anchors are a file of sentences that fetch does not know, and no published one, since the paper's settings are "
+    "not checked.",
 )  # fmt: skip

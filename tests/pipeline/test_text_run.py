@@ -26,7 +26,7 @@ TRAINED = {
     "uce",
 }
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
-TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "race", "age", "ap", "stereo"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 
 WHOLE = {("sd1", "uce"), ("sd1", "salun"), ("sd2", "esd"), ("sdxl", "esd"), ("sdxl", "sld")}

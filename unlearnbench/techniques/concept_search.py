@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from unlearnbench.diffusion.model import Condition, Diffusion
 from unlearnbench.techniques.losses import prediction_loss
@@ -57,7 +56,7 @@ def gumbel_weights(logits: Tensor, temperature: float, mix: int) -> Tensor:
     noise = -torch.log(-torch.log(torch.rand_like(logits) + tiny) + tiny)
     soft = ((logits + noise) / temperature).softmax(dim=-1)
     if mix == 1:
-        hard = one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft)
+        hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(dim=-1, keepdim=True), 1.0)
         return (hard - soft).detach() + soft
     least = soft.topk(min(mix, soft.shape[-1]), dim=-1).values[..., -1:]
     kept = soft * (soft >= least)

@@ -1,4 +1,4 @@
-"""Samples that stop on the way down, for methods that train on x_t of their own drawing, ESD's and those built on it."""
+"""Samples that stop on the way down, for methods that train on x_t of their own drawing: ESD's kin."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class RACE(TextMethod):
     "released" is the authors' script (chkimmmmm/R.A.C.E.@424b9c0, train-scripts/train-esd.py) with its own defaults,
     after ESD with the same: the repository names no run, and says to adjust the defaults. Its `train_method`
     has no default: the preset has ESD-u and the one word "nudity", as ESD erases nudity. It draws t 39 to 58 above the
-    level of x_t (`t_above`; see `compvis_steps`). Its `pgd_num_step` is read nowhere: ten steps are written in. Left out
-    is its option `lasso`, which adds 0.1 times the mean absolute change of every weight tensor. There is no
+    level of x_t (`t_above`; see `compvis_steps`). Its `pgd_num_step` is read nowhere: ten steps are written in. Left
+    out is its option `lasso`, which adds 0.1 times the mean absolute change of every weight tensor. There is no
     "published": the paper's settings are not checked.
     """
 

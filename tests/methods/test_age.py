@@ -253,6 +253,6 @@ FIDELITY = Fidelity(
         f"The runs on objects name a vocabulary that the code refuses ({CODE.at('gen_embedding_matrix.py', 30)}).",
     ),
     departs="On Stable Diffusion the code's numbers, with gradients through all that the search can move, t at the "
-    "level of x_t, and the task's names as vocabulary; on digits fewer, larger steps. The paper's settings are not checked: "
-    "there is no published preset.",
+    "level of x_t, and the task's names as vocabulary; on digits fewer, larger steps. The paper's settings are not "
+    "checked: there is no published preset.",
 )  # fmt: skip

@@ -208,14 +208,14 @@ FIDELITY = Fidelity(
     "Concept Erasing from Text-to-Image Diffusion Models, CVPR 2025; koushiksrivats/robust-concept-erasing@86f124f",
     defects=(
         "A guidance scale of 2 becomes 1 for the anchor and -3 for what is erased, since 1 is taken off both signs "
-        "(koushiksrivats/robust-concept-erasing@86f124f utils/apg.py:81); kept here.",
+        "(koushiksrivats/robust-concept-erasing@86f124f utils/apg.py:86); kept here.",
         "Its normalised guidance does nothing: projections are added up again, and no norm is bounded "
-        "(koushiksrivats/robust-concept-erasing@86f124f utils/apg.py:39).",
+        "(koushiksrivats/robust-concept-erasing@86f124f utils/apg.py:44).",
         "The networks are asked at a t 19 above the level of x_t "
         "(koushiksrivats/robust-concept-erasing@86f124f utils/stereo.py:73); not reproduced.",
     ),
     departs="On Stable Diffusion the default has the code's numbers, with the task's captions as anchors and as "
-    "prompts of the images that words are learnt from; on digits fewer, larger steps. There is no released preset, since its "
-    "anchors are a file of sentences that fetch does not know, and no published one, since the paper's settings are "
-    "not checked.",
+    "prompts of the images that words are learnt from; on digits fewer, larger steps. There is no released preset, "
+    "since its anchors are a file of sentences that fetch does not know, and no published one, since the paper's "
+    "settings are not checked.",
 )  # fmt: skip

@@ -97,7 +97,8 @@ class AGE(TextMethod):
     keep_weight: float = 1.0
     """Weight of what is kept, >= 0 (the paper's lambda; the code's `lamda`, 1)."""
     target: Literal["searched", "null"] = "searched"
-    """What the concept is erased towards: the "searched" mixture (AGE), or the empty prompt, "null" (AP)."""
+    """What the concept is erased towards: the "searched" mixture (AGE), or the empty prompt, "null", as
+    in AP's paper."""
     vocabulary: Literal["task", "3,000 English words"] = "task"
     """The words to search among: what the "task" keeps by name (ours), or the code's (its `vocab`, EN3K)."""
     closest: PositiveInt = 100

@@ -13,4 +13,4 @@ class AP(AGE):
     resumes = True
     presets: ClassVar[dict] = OF_AP
     target: Literal["searched", "null"] = "null"
-    """What the concept is erased towards: the empty prompt, "null", is AP's."""
+    """What the concept is erased towards: the empty prompt, "null", is the paper's."""

@@ -48,7 +48,7 @@ class RACE(TextMethod):
     }
     space = {"lr": (1e-4, 1e-3), "eta": (0.5, 3.0), "radius": (0.03, 1.0), "steps": (30, 120)}
     start_steps: NonNegativeInt = 60
-    """Updates of ESD before the first search (ESD's `iterations`, 1,000)."""
+    """Updates of ESD before the first search (the code's `iterations` without `adv_train`, 1,000)."""
     steps: int = 60
     """Updates with a search (the code's `iterations`, 1,000)."""
     lr: float = 3e-4

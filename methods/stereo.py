@@ -70,7 +70,7 @@ class STEREO(TextMethod):
     steps: int = 60
     """Updates of the last erasure (the code's `iterations`, 200)."""
     search_steps: PositiveInt = 30
-    """Updates of the erasure before each word (the same setting, 200)."""
+    """Updates of the erasure before each word (the code's `iterations` too, 200)."""
     inversion_steps: PositiveInt = 60
     """Updates of a new word (the code's `ti_max_train_steps`, 3,000)."""
     lr: float = 3e-4
@@ -84,7 +84,7 @@ class STEREO(TextMethod):
     anchor_scale: float = 1.0
     """Guidance towards the anchor, >= 0 (the code's `compositional_guidance_scale` of 2, less one)."""
     erase_scale: float = 3.0
-    """Guidance away from the concept and the words found, >= 0 (the same setting, plus one)."""
+    """Guidance away from the concept and the words found, >= 0 (the code's same setting, plus one)."""
     search_eta: float = 0.0
     """Strength of the negative guidance in the first stage, >= 0 (the code's `negative_guidance` of 2, less two)."""
     start_guidance: float = 3.0

@@ -16,7 +16,7 @@ from unlearnbench.techniques.losses import away_from
 from unlearnbench.techniques.partway import draw_way
 from unlearnbench.techniques.retain_captions import ENGLISH_WORDS, read_captions
 
-DIGITS = {"part": "xattn", "lr": 5e-4, "sampler_steps": 5}
+DIGITS = {"part": "xattn", "lr": 5e-4, "batch_size": 8, "sampler_steps": 5}
 CODE = {"steps": 1000, "lr": 1e-5, "batch_size": 1, "sampler_steps": 50}
 RELEASED = {
     **CODE,

@@ -62,7 +62,10 @@ class STEREO(TextMethod):
     resumes = True
     requires = frozenset({"concept", "forget images", "xattn"})
     presets = {
-        "default": {"digits-text": {"part": "xattn", "lr": 5e-4, "search_lr": 5e-4, "sampler_steps": 5}, "sd*": CODE},
+        "default": {
+            "digits-text": {"part": "xattn", "lr": 5e-4, "search_lr": 5e-4, "batch_size": 8, "sampler_steps": 5},
+            "sd*": CODE,
+        },
     }
     space = {"lr": (1e-4, 1e-3), "erase_scale": (0.5, 5.0), "anchor_scale": (0.0, 3.0), "steps": (30, 120)}
     rounds: PositiveInt = 2

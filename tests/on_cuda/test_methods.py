@@ -21,6 +21,8 @@ CHANGED = {"destroy", "uce", "rece", "speed", "gloce"}
 """Of these, what changes weights or adds some."""
 WAITS = {
     "advunlearn": (1, 8),
+    "age": (6, 15),
+    "ap": (6, 17),
     "blindspot": (1, 4),
     "concept_ablation": (2, 3),
     "erasediff": (2, 5),
@@ -32,6 +34,7 @@ WAITS = {
     "forget_me_not": (3, 2),
     "gradient_ascent": (1, 4),
     "mace": (2, 0),
+    "race": (2, 9),
     "random_label": (1, 4),
     "receler": (5, 6),
     "salun": (2, 5),
@@ -39,6 +42,7 @@ WAITS = {
     "selective_amnesia": (1, 2),
     "sfron": (1, 0),
     "spm": (2, 7),
+    "stereo": (2, 7),
 }
 """Reads and uploads in a step of the main optimiser."""
 

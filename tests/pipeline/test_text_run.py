@@ -26,7 +26,7 @@ TRAINED = {
     "uce",
 }
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
-TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "race", "age", "ap", "stereo"}
 TRAINED |= {"speed", "gloce"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 GUIDED |= {"adavd"}

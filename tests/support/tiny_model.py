@@ -8,6 +8,7 @@ from torch import nn
 
 from unlearnbench import Batch, Diffusion, Protocol, Sampler, Task
 from unlearnbench.diffusion.model import Condition
+from unlearnbench.diffusion.noise import START, gaussian_noise
 
 T, NULL = 10, 3
 ALPHA_BAR = np.linspace(0.95, 0.05, T)
@@ -126,6 +127,27 @@ def combine(a: Weights, b: Weights, scale: float) -> Weights:
 
 def dot(a: Weights, b: Weights) -> float:
     return sum((a[name] * b[name]).sum() for name in a)
+
+
+DDIM = [9, 7, 5, 3, 1]
+"""Five steps of the schedule of ten."""
+
+
+def eps_of_states(w: Weights, x, t, states):
+    return x @ w["W"].T + states + t[:, None] / T * w["b"]
+
+
+def partway(w: Weights, states, seeds, done, guidance):
+    """x_t (B, 4) after done[b] guided steps of DDIM for these states, and the noise that they started from."""
+    start = x = gaussian_noise(seeds, START, (4,)).double().numpy()
+    for i in range(max(done)):
+        t = np.full(len(states), DDIM[i])
+        null = eps_of_states(w, x, t, w["E"][NULL])
+        e = null + guidance * (eps_of_states(w, x, t, states) - null)
+        now, then = ALPHA_BAR[DDIM[i]], ALPHA_BAR[DDIM[i + 1]] if i + 1 < len(DDIM) else 1.0
+        step = np.sqrt(then) * (x - np.sqrt(1 - now) * e) / np.sqrt(now) + np.sqrt(1 - then) * e
+        x = np.where((np.asarray(done) > i)[:, None], step, x)
+    return x, start
 
 
 class Adam:

@@ -27,6 +27,7 @@ TRAINED = {
 }
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
 TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn"}
+TRAINED |= {"concept_prune", "trce", "ant", "saeuron"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 
 WHOLE = {("sd1", "uce"), ("sd1", "salun"), ("sd2", "esd"), ("sdxl", "esd"), ("sdxl", "sld")}

@@ -35,6 +35,7 @@ UNABLE = {"retrain": "needs training recipe", "checkpoint": "runs only with sett
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None and name not in UNABLE]
 ON_XL = ("original", "uce", "esd", "erasediff", "prompt_filter")
 ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safree")
+ON_XL += ("concept_prune", "trce", "ant", "saeuron")
 WHOLE = {"uce", "sld"}
 """Run as a whole, each after the original: a closed form, and guidance; training on drawn images is, where the store is
 emptied of them, and added structure on XL.

@@ -71,8 +71,8 @@ class ConceptPrune(TextMethod):
     overlap: Share = 0.0
     """Share in [0, 1) of these steps in more than which a weight must be found (the code's `select_ratio`, 0: any)."""
     pairs: Words | None = None
-    """Pairs of prompts "without -> with", where {} stands for each name, such as "a road -> a {} in a road"; None: the
-    forget captions, and the same with the substitute."""
+    """Pairs of prompts "without -> with", where {} stands for each name, such as "a road -> a {} in a road" (the
+    code's prompts); None: the forget captions, and the same with the substitute (ours)."""
     batch_size: PositiveInt = 8
     """Images drawn at once (the code's 1); all the same for the result."""
 

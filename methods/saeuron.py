@@ -1,5 +1,6 @@
 """SAeUron: rescale the features of a sparse autoencoder that respond to the concept (Cywiński & Deja, ICML 2025)."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -71,9 +72,9 @@ class SAeUron(TextMethod):
     k: PositiveInt = 32
     """Features that a vector has (the code's `k`, 32)."""
     images: PositiveInt = 32
-    """Images of the concept whose activations are looked at."""
+    """Images of the concept whose activations are looked at (ours)."""
     retain_images: PositiveInt = 64
-    """Images of what is kept whose activations are looked at."""
+    """Images of what is kept whose activations are looked at (ours)."""
     sampler_steps: PositiveInt = 20
     """Steps of the sampler that draws them (the code's `num_inference_steps`, 50)."""
     vectors: PositiveInt = 1_000_000
@@ -90,7 +91,7 @@ class SAeUron(TextMethod):
     """Vectors after which a feature that none of them used is dead (the code's `dead_feature_threshold`, 10
     million)."""
     draw_batch: PositiveInt = 8
-    """Images drawn at once."""
+    """Images drawn at once (the code's `batch_size` of prompts, 100)."""
 
     def wrap(self, model: Any, task: Task) -> Diffusion:
         """Add the autoencoder to its block, with no feature chosen."""
@@ -169,7 +170,9 @@ class SAeUron(TextMethod):
         """Set what is rescaled, from mean features (steps, features) of the concept's images and of others."""
         parts = [mean / (mean.sum(dim=1, keepdim=True) + 1e-8) for mean in (concept, others)]
         score = parts[0] - parts[1]
-        added.chosen.copy_(score > score.quantile(self.percentile / 100, dim=1, keepdim=True))
+        ordered, place = score.sort(dim=1).values, self.percentile / 100 * (score.shape[1] - 1)
+        below, beyond = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
+        added.chosen.copy_(score > below.lerp(beyond, place % 1)[:, None])
         added.scale.copy_(self.multiplier * concept)
         added.above.copy_(share * concept + (1 - share) * others)
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from unlearnbench import Diffusion, Sampler, Task, gradients, minimise
+from unlearnbench import Diffusion, Sampler, Task, gradients, minimise, track
 from unlearnbench.techniques.closed_form import ClosedForm, Term, cross_attention, states
 from unlearnbench.techniques.prompts import filled, spelt
 
@@ -159,12 +159,11 @@ class TRCE(ClosedForm):
         """Yield the loss of each step, a scalar."""
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         y, safe = self.drawn(model, task)
-        last = min(self.early_steps + 1, self.sampler_steps - 1)
-        for _ in task.conditions("forget", self.steps, 1):
+        last, plain = min(self.early_steps + 1, self.sampler_steps - 1), replace(sampler, guidance=1.0)
+        nothing = model.tokens([""]).repeat_interleave(self.retain_batch, dim=0)
+        for _ in track(range(steps := task.steps(self.steps)), steps, "steps"):
             index = torch.randint(len(y), (self.batch_size,)).to(y.device)
             x_t, t = self.reached(original, y[index], sampler, last, 1)
-            nothing = model.tokens([""]).repeat_interleave(self.retain_batch, dim=0)
-            plain = replace(sampler, guidance=1.0)
             x_r, t_r = self.reached(original, nothing, plain, self.sampler_steps - 1, 2)
             loss = self.contrast(model, original, x_t, t, y[index], safe[index])
             null = model.null(len(x_r))

@@ -59,7 +59,7 @@ class ANT(TextMethod):
     requires = frozenset({"concept"})
     presets = {
         "default": {
-            "digits-text": {"lr": 1e-4, "batch_size": 8, "before_step": 3},
+            "digits-text": {"lr": 3e-4, "batch_size": 4, "before_step": 3, "mask_steps": 5},
             "sd*-nudity": {**RUN, **NUDITY, "alpha2": 0.5},
             "sd*": {**RUN, "alpha2": 0.5},
         },
@@ -110,7 +110,7 @@ class ANT(TextMethod):
         part, teacher = model.select(self.part), model.frozen(self.part)
         start, kept = saved(part), {name: torch.ones_like(value, dtype=torch.bool) for name, value in part.items()}
         names = task.names("forget").to(task.device) if self.mask_names is None else model.tokens(self.mask_names)
-        maps = [name for name in names.split(1) for _ in range(self.mask_rounds)]
+        maps = [name for name in names.split(1) for _ in range(task.steps(self.mask_rounds))]
         for k in track(range(len(maps)), len(maps), "saliency maps"):
             asked = [maps[k].repeat_interleave(self.batch_size, dim=0)] * task.steps(self.mask_steps)
             total = {name: torch.zeros_like(value) for name, value in part.items()}

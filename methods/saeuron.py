@@ -51,7 +51,7 @@ class SAeUron(TextMethod):
     trains = False
     presets = {
         "default": {
-            "digits-text": {},
+            "digits-text": {"batch_size": 512, "steps": 200, "k": 16},
             "sd-style": {**RUN, "block": "last", "percentile": 99.999, "multiplier": -1.0},
             "sd*": {**RUN, "percentile": 99.99, "multiplier": -5.0},
         }
@@ -126,7 +126,8 @@ class SAeUron(TextMethod):
         for which, count in (("forget", self.images), ("retain", self.retain_images)):
             captions = task.captions(which)  # type: ignore[arg-type]
             y = captions[torch.randint(len(captions), (count,))].split(self.draw_batch)
-            parts = [self.drawn(model, y[i].to(task.device), kept) for i in track(range(len(y)), len(y), "activations")]
+            chunks = task.steps(len(y))
+            parts = [self.drawn(model, y[k].to(task.device), kept) for k in track(range(chunks), chunks, "activations")]
             sides.append(torch.cat(parts))
         return Activations(*sides)
 

@@ -34,7 +34,8 @@ GROUPS = {
 }
 """Every public name, by heading."""
 BESIDES = ["errors", "techniques/losses", "techniques/closed_form", "techniques/adapters", "techniques/guidance"]
-BESIDES += ["techniques/activations", "testing/toy"]
+BESIDES += ["techniques/activations", "techniques/neurons", "techniques/prompts", "techniques/sparse_autoencoder"]
+BESIDES += ["testing/toy"]
 """Modules that a method or metric may import from, whole."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign
 """A class, a function, or a name for a type."""

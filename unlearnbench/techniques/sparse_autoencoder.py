@@ -112,9 +112,13 @@ class Rescaled(nn.Module):
     t: Tensor
     """Timesteps (B,) of the present call of the model; `rescale` sees to them."""
     timesteps: Tensor
+    """The sampler's timesteps (steps,)."""
     chosen: Tensor
+    """Which features are rescaled (steps, features)."""
     scale: Tensor
+    """What they are multiplied by (steps, features)."""
     above: Tensor
+    """Above what they are strong (steps, features)."""
 
     def __init__(self, autoencoder: SparseAutoencoder, timesteps: Tensor):
         super().__init__()

@@ -66,10 +66,10 @@ class TRCE(ClosedForm):
     step draws its own.
 
     "released" is for nudity alone, with bugs: gradients are never cleared, so that each step follows the sum of all
-    before (`accumulate`); the networks are asked at the timestep before the one that x_t has reached, and L_reg's at up
-    to 39 above (`lag`); the end token is looked for by counting words, which is too early where a word has several
-    tokens (`end`). It erases Nudity twice, which names here cannot be. There is no "published": the paper's text was
-    not available to check its numbers.
+    before (`accumulate`); COCO's sums are scaled by 0.01 twice (`preserve`); the networks are asked at the timestep
+    before the one that x_t has reached, and L_reg's at up to 39 above (`lag`); the end token is looked for by counting
+    words, which is too early where a word has several tokens (`end`). It erases Nudity twice, which names here cannot
+    be. There is no "published": the paper's text was not available to check its numbers.
     """
 
     presets = {
@@ -79,7 +79,15 @@ class TRCE(ClosedForm):
             "sd*": RUN,
         },
         "released": {
-            "sd-nudity": {**RUN, **SEXUAL, "beta": 1.0, "accumulate": True, "lag": True, "end": "words"},
+            "sd-nudity": {
+                **RUN,
+                **SEXUAL,
+                "preserve": 1e-4,
+                "beta": 1.0,
+                "accumulate": True,
+                "lag": True,
+                "end": "words",
+            },
         },
     }
     space = {"lr": (1e-6, 1e-3), "preserve": (1e-3, 1.0), "strength": (1.0, 30.0), "retain_weight": (1.0, 1000.0)}

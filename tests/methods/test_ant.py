@@ -43,7 +43,7 @@ FIDELITY = Fidelity(
         Constant("released", "sd-nudity", "mask_names", ("nudity", "naked", "erotic", "sexual"), CODE.at(SCRIPT, 295)),
     ),
     differences=(
-        Difference("released", "mask", 0.0, "test_ranked_by_hand", "gradients_to_mask on random gradients, two shares."),
+        Difference("released", "mask", 0.0, "test_ranked_by_hand", "gradients_to_mask on random sums, two shares."),
         Difference("released", "update", None, "test_the_loss_is_the_formula",
                    "The formula is worked out in plain torch; the code trains CompVis's network and cannot be started "
                    "as it stands."),

@@ -44,7 +44,7 @@ FIDELITY = Fidelity(
         Constant("released", "sd-nudity", "lag", True, CODE.at(DRAWING, 74)),
     ),
     differences=(
-        Difference("released", "edit", 5.3e-7, "test_end_tokens_of_the_concept_give_what_those_of_the_safe_prompts_give",
+        Difference("released", "edit", 5.3e-7, "test_end_tokens_give_what_those_of_the_safe_prompts_give",
                    "closed_form_refinement on a tiny Stable Diffusion in float64 with our end tokens; the sums over "
                    "COCO's captions were not available, the retained captions take their place in both."),
         Difference("released", "loss", None, "test_the_contrast_is_the_formula",
@@ -75,7 +75,7 @@ def filled(words):
     return [text.format(word) for word in words for text in SAID]
 
 
-def test_end_tokens_of_the_concept_give_what_those_of_the_safe_prompts_give(task):
+def test_end_tokens_give_what_those_of_the_safe_prompts_give(task):
     """By hand: the three captions are one, five and three tokens long, so that their ends are at 2, 6 and 4."""
     model = TRCE(steps=0, preserve=0.3, lamb=0.1).unlearn(task.pretrained(), task)
     before, places = task.pretrained(), [2, 6, 4]

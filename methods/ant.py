@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unlearnbench import Diffusion, Sampler, Task, TextMethod, gradients, minimise, track
 from unlearnbench.data.wording import Words
-from unlearnbench.training import restore, saved
+from unlearnbench.training import restore
 
 RUN = {
     "steps": 250,
@@ -59,7 +59,7 @@ class ANT(TextMethod):
     requires = frozenset({"concept"})
     presets = {
         "default": {
-            "digits-text": {"lr": 3e-4, "batch_size": 4, "before_step": 3, "mask_steps": 5},
+            "digits-text": {"lr": 3e-4, "batch_size": 4, "before_step": 1, "sampler_steps": 10, "mask_steps": 5},
             "sd*-nudity": {**RUN, **NUDITY, "alpha2": 0.5},
             "sd*": {**RUN, "alpha2": 0.5},
         },
@@ -108,7 +108,8 @@ class ANT(TextMethod):
         if self.mask == "none":
             return None
         part, teacher = model.select(self.part), model.frozen(self.part)
-        start, kept = saved(part), {name: torch.ones_like(value, dtype=torch.bool) for name, value in part.items()}
+        start: Any = list(teacher.select(self.part).values())
+        kept = {name: torch.ones_like(value, dtype=torch.bool) for name, value in part.items()}
         names = task.names("forget").to(task.device) if self.mask_names is None else model.tokens(self.mask_names)
         maps = [name for name in names.split(1) for _ in range(task.steps(self.mask_rounds))]
         for k in track(range(len(maps)), len(maps), "saliency maps"):

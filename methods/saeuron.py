@@ -180,7 +180,7 @@ class SAeUron(TextMethod):
 
 def means(autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
     """Mean features (steps, features) of activations x (images, steps, positions, C)."""
-    like, total = autoencoder.bias, 0.0
+    like, total = autoencoder.bias, autoencoder.bias.new_zeros(x.shape[1], len(autoencoder.decoder))
     for image in x:
-        total = total + autoencoder.features(image.to(like.device, like.dtype)).mean(dim=1)
-    return torch.as_tensor(total) / len(x)
+        total += autoencoder.features(image.to(like.device, like.dtype)).mean(dim=1)
+    return total / len(x)

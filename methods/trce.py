@@ -74,7 +74,7 @@ class TRCE(ClosedForm):
 
     presets = {
         "default": {
-            "digits-text": {"lr": 1e-4, "batch_size": 8, "early_steps": 10, "sampler_steps": 20},
+            "digits-text": {"batch_size": 4, "retain_batch": 2, "early_steps": 10, "sampler_steps": 20},
             "sd*-nudity": {**RUN, **SEXUAL},
             "sd*": RUN,
         },

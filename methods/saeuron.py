@@ -159,7 +159,8 @@ class SAeUron(TextMethod):
             lambda step: self.lr * (1 - step / steps),
         )
         with torch.no_grad():
-            self.choose(added, *(means(added.autoencoder, side) for side in prepared), self.share)
+            concept, others = (means(added.autoencoder, side) for side in prepared)
+            self.choose(added, concept, others, self.share)
         return model
 
     @property

@@ -148,20 +148,8 @@ def test_list_says_of_every_method_whether_a_task_supports_it(task, cli):
     assert {name: status[name] for name in registry.methods()}.keys() == registry.methods().keys()
     assert {status[name] for name in registry.methods()} <= {"supported", "untested", "unsupported"}
     text = task != "digits-class"
-    for name in (
-        "uce",
-        "rece",
-        "mace",
-        "spm",
-        "receler",
-        "advunlearn",
-        "safree",
-        "forget_me_not",
-        "esd_u",
-        "speed",
-        "adavd",
-        "gloce",
-    ):
+    of_text = ("uce", "rece", "mace", "spm", "receler", "advunlearn", "safree", "forget_me_not", "esd_u")
+    for name in (*of_text, "speed", "adavd", "gloce", "concept_prune", "trce", "saeuron"):
         assert status[name] == ("supported" if text else "unsupported"), name
     assert status["erasediff"] == "supported"
     assert (status["retrain"] == "unsupported") == task.startswith("sd")

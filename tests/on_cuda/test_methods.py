@@ -15,13 +15,14 @@ from unlearnbench.tasks.digits_text import DigitsText
 METHODS = [name for name, entry in registry.methods().items() if entry.point is None]
 NEEDY = {"retrain": "trains the original's network anew", "checkpoint": "needs a file"}
 NEEDY |= {"original": "is drawn in each whole run of `test_runs.py`"}
-UNTRAINED = {"destroy", "uce", "rece", "sld", "negative_prompt", "prompt_filter", "safree"}
+UNTRAINED = {"destroy", "uce", "rece", "concept_prune", "sld", "negative_prompt", "prompt_filter", "safree"}
 UNTRAINED |= {"speed", "adavd", "gloce"}
-CHANGED = {"destroy", "uce", "rece", "speed", "gloce"}
+CHANGED = {"destroy", "uce", "rece", "speed", "gloce", "concept_prune"}
 """Of these, what changes weights or adds some."""
 WAITS = {
     "advunlearn": (1, 8),
     "age": (6, 15),
+    "ant": (2, 7),
     "ap": (6, 17),
     "blindspot": (1, 4),
     "concept_ablation": (2, 3),
@@ -37,12 +38,14 @@ WAITS = {
     "race": (2, 9),
     "random_label": (1, 4),
     "receler": (5, 6),
+    "saeuron": (2, 1),
     "salun": (2, 5),
     "scissorhands": (2, 5),
     "selective_amnesia": (1, 2),
     "sfron": (1, 0),
     "spm": (2, 7),
     "stereo": (2, 7),
+    "trce": (3, 11),
 }
 """Reads and uploads in a step of the main optimiser."""
 

@@ -27,7 +27,7 @@ TRAINED = {
 }
 TRAINED |= {"selective_amnesia", "finetune", "esd_retain", "sfron", "scissorhands", "blindspot"}
 TRAINED |= {"rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "race", "age", "ap", "stereo"}
-TRAINED |= {"speed", "gloce"}
+TRAINED |= {"speed", "gloce", "concept_prune", "trce", "ant", "saeuron"}
 GUIDED = {"sld", "negative_prompt", "prompt_filter", "safree"}
 GUIDED |= {"adavd"}
 

@@ -35,7 +35,8 @@ GROUPS = {
 """Every public name, by heading."""
 BESIDES = ["errors", "techniques/losses", "techniques/closed_form", "techniques/adapters", "techniques/guidance"]
 BESIDES += ["techniques/null_space", "techniques/value_projection", "techniques/gates", "techniques/concept_search"]
-BESIDES += ["techniques/partway", "techniques/activations", "testing/toy"]
+BESIDES += ["techniques/partway", "techniques/activations", "techniques/neurons", "techniques/prompts"]
+BESIDES += ["techniques/sparse_autoencoder", "testing/toy"]
 """Modules that a method or metric may import from, whole."""
 Definition = ast.ClassDef | ast.FunctionDef | ast.Assign
 """A class, a function, or a name for a type."""

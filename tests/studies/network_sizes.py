@@ -27,6 +27,7 @@ from tests.support.tiny_text import TinyText
 from unlearnbench import Batch, Diffusion, Task, registry
 from unlearnbench.compute.precision import Resources
 from unlearnbench.method import Method, run_prepare, run_unlearn
+from unlearnbench.methods.saeuron import SAeUron
 from unlearnbench.models.miniature import SCHEDULE
 from unlearnbench.models.stable_diffusion import StableDiffusion
 from unlearnbench.models.tokenizer import word_tokenizer
@@ -34,6 +35,8 @@ from unlearnbench.pipeline.memory import GIB, cost_table, peak_of_unlearning
 from unlearnbench.tasks.cifar10_class import CLASSES, SIZE
 from unlearnbench.tasks.digits_class import DigitsClass
 from unlearnbench.tasks.digits_text import DigitsText
+from unlearnbench.techniques.neurons import feed_forward
+from unlearnbench.techniques.sparse_autoencoder import SparseAutoencoder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,6 +119,11 @@ def parameters(model: Any) -> dict[str, Any]:
     if hasattr(model, "kv"):
         parts |= {"kv": sum(count(linear) for pair in model.kv() for linear in pair)}
         parts |= {"attn": parts["selfattn"] + parts["xattn"]}
+        queries = sum(count(module) for name, module in model.named_modules() if name.endswith("attn2.to_q"))
+        parts |= {"selfattn_q": parts["selfattn"] + queries, "selfattn_qkv": parts["selfattn"] + queries + parts["kv"]}
+        parts |= {"ffn": sum(layer.weight.numel() for layer in feed_forward(model).values())}
+        width = SAeUron().place(model).in_channels
+        parts |= {"autoencoder": count(SparseAutoencoder(width, SAeUron().expansion * width, 1))}
     text, vae = getattr(model, "text_encoders", None), getattr(model, "vae", None)
     return {
         "denoiser": count(model) - count(text) - count(vae),

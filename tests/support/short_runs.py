@@ -12,6 +12,7 @@ SHORT |= {"fisher_samples": 2, "fisher_timesteps": 2, "sampler_steps": 3, "blind
 SHORT |= {"epochs": 1, "rounds": 1, "K": 1, "outer": 2, "batches": 2, "inner_steps": 1}
 SHORT |= {"start_steps": 1, "search_steps": 1, "inversion_steps": 1}
 SHORT |= {"attack_steps": 1, "attack_tokens": 2, "images_a_prompt": 1, "trajectories": 4}
+SHORT |= {"mask_steps": 1, "mask_rounds": 1, "retain_images": 4}
 
 ONE_STEP = {"steps": 1, "images": 2, "surrogate_images": 2, "replay_images": 2, "sampler_steps": 2, "blind_steps": 1}
 """Where a method need only come through: in the place of those."""

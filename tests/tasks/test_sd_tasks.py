@@ -36,6 +36,7 @@ METHODS = [name for name, entry in registry.methods().items() if entry.point is 
 ON_XL = ("original", "uce", "esd", "erasediff", "prompt_filter")
 ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safree")
 ON_XL += ("speed", "adavd", "gloce")
+ON_XL += ("concept_prune", "trce", "ant", "saeuron")
 WHOLE = {"uce", "sld"}
 """Run as a whole, each after the original: a closed form, and guidance; training on drawn images is, where the store is
 emptied of them, and added structure on XL.

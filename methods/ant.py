@@ -55,7 +55,6 @@ class ANT(TextMethod):
     to check its numbers.
     """
 
-    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {

@@ -51,7 +51,7 @@ class SAeUron(TextMethod):
     trains = False
     presets = {
         "default": {
-            "digits-text": {"batch_size": 512, "steps": 200, "k": 16, "percentile": 99.0, "multiplier": -30.0},
+            "digits-text": {"batch_size": 512, "steps": 200, "k": 16, "percentile": 99.5, "multiplier": -100.0},
             "sd-style": {**RUN, "block": "last", "percentile": 99.999, "multiplier": -1.0},
             "sd*": {**RUN, "percentile": 99.99, "multiplier": -5.0},
         }

@@ -8,8 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from unlearnbench import Diffusion, Sampler, Task, TextMethod, gradients, minimise, track
-from unlearnbench.data.wording import Words
+from unlearnbench import Diffusion, Sampler, Task, TextMethod, Words, gradients, minimise, track
 from unlearnbench.training import restore
 
 RUN = {
@@ -55,7 +54,6 @@ class ANT(TextMethod):
     to check its numbers.
     """
 
-    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {

@@ -7,8 +7,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from unlearnbench import Diffusion, Task, TextMethod, track
-from unlearnbench.data.wording import Words
+from unlearnbench import Diffusion, Task, TextMethod, Words, track
 from unlearnbench.errors import UserError
 from unlearnbench.techniques.neurons import Responses, feed_forward, skilled
 from unlearnbench.techniques.prompts import filled, spelt

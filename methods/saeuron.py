@@ -51,12 +51,12 @@ class SAeUron(TextMethod):
     trains = False
     presets = {
         "default": {
-            "digits-text": {"batch_size": 512, "steps": 200, "k": 16},
+            "digits-text": {"batch_size": 512, "steps": 200, "k": 16, "percentile": 98.0, "multiplier": -60.0},
             "sd-style": {**RUN, "block": "last", "percentile": 99.999, "multiplier": -1.0},
             "sd*": {**RUN, "percentile": 99.99, "multiplier": -5.0},
         }
     }
-    space = {"percentile": (99.0, 99.95), "multiplier": (-30.0, -1.0), "k": (4, 64), "steps": (100, 600)}
+    space = {"percentile": (95.0, 99.95), "multiplier": (-200.0, -1.0), "k": (4, 64), "steps": (100, 600)}
     block: str = "second"
     """The transformer block: the "second" or the "last" of the first level on the way up that has any, or its name,
     such as mid_block.attentions.0 (the code's up_blocks.1.attentions.1, the second, for objects, and .2, the last, for

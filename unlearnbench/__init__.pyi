@@ -7,6 +7,7 @@ from .api import run as run
 from .api import samples as samples
 from .attacks.base import Attack as Attack
 from .attacks.base import Look as Look
+from .data.wording import Words as Words
 from .diffusion.model import Batch as Batch
 from .diffusion.model import Condition as Condition
 from .diffusion.model import Diffusion as Diffusion

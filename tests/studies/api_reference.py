@@ -25,7 +25,7 @@ batch, channels, height, width.
 """
 GROUPS = {
     "Running and reading results": ["run", "leaderboard", "load_records", "compare", "samples", "Record"],
-    "Writing a method": ["Method", "TextMethod", "Diffusion", "Batch", "Condition", "Guidance", "Sampler"],
+    "Writing a method": ["Method", "TextMethod", "Words", "Diffusion", "Batch", "Condition", "Guidance", "Sampler"],
     "Training": ["minimise", "gradients", "Diverged", "note", "track"],
     "Tasks": ["Task", "Protocol", "Plan"],
     "Writing a metric or an attack": ["Metric", "FeatureMetric", "Score", "Outcome", "Known", "Attack", "Look"],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unlearnbench.techniques.sparse_autoencoder import Rescaled, SparseAutoencoder, geometric_median, largest
+from unlearnbench.techniques.sparse_autoencoder import Rescaled, SparseAutoencoder, geometric_median, largest_only
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_features_that_were_not_used_become_dead(sae):
 
 def test_the_largest_and_the_median():
     values = torch.tensor([[1.0, 5.0], [4.0, 2.0]])
-    assert largest(values, 2).tolist() == [[0.0, 5.0], [4.0, 0.0]]
+    assert largest_only(values, 2).tolist() == [[0.0, 5.0], [4.0, 0.0]]
     points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, -1.0], [50.0, 0.0]])
     torch.testing.assert_close(geometric_median(points, 1000), torch.zeros(2), atol=1e-2, rtol=0)
 

@@ -48,12 +48,12 @@ class SparseAutoencoder(nn.Module):
         best of them (Gao et al., ICLR 2025).
         """
         every = self.responses(x)
-        f = largest(every, self.k * len(x))
+        f = largest_only(every, self.k * len(x))
         error = self.decode(f) - x
         variance = (x - x.mean(dim=0)).square().sum()
         loss, number, most = error.square().sum() / variance, int(dead.sum()) if aux_weight else 0, x.shape[1] // 2
         if number:
-            again = self.decode(largest(every.masked_fill(~dead, -torch.inf), min(most, number) * len(x)))
+            again = self.decode(largest_only(every.masked_fill(~dead, -torch.inf), min(most, number) * len(x)))
             loss = loss + aux_weight * min(number / most, 1.0) * (again - error).square().sum() / variance
         return loss, (f > 0).any(dim=0)
 
@@ -84,7 +84,7 @@ class SparseAutoencoder(nn.Module):
             yield found
 
 
-def largest(values: Tensor, number: int) -> Tensor:
+def largest_only(values: Tensor, number: int) -> Tensor:
     """A tensor's `number` largest values in their places, zeros elsewhere."""
     top = values.flatten().topk(number, sorted=False)
     return torch.zeros_like(values.flatten()).scatter(0, top.indices, top.values).view_as(values)

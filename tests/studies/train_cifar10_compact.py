@@ -5,7 +5,8 @@ or --hours); the same command goes on at the step where it was. With --decay-ste
 over N steps from there. `... evaluate --data DIR --out DIR --judge FILE` samples with guidance, has a network that took
 no part in the training name the samples, and writes a row of evaluations.csv and a grid.
 
-`... export --out DIR` writes weights; with `--folder unlearnbench/tasks/assets/cifar10-class` those that the package
+`... judge --data DIR --out DIR --folder unlearnbench/tasks/assets/cifar10-class` trains the judge of these protocols
+and writes it into what the package ships. `... export --out DIR` writes weights; with `--folder unlearnbench/tasks/assets/cifar10-class` those that the package
 ships, with their entry in the manifest there. `train --without ship` leaves a class out, and `export --without ship
 --folder ...` writes its weights where `retrain` takes them from. `... curve` draws FID against images seen from
 evaluations.csv.
@@ -34,6 +35,8 @@ from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import UserError
 from unlearnbench.feature_distances import Moments, frechet
 from unlearnbench.hashing import seed_of, state_hash
+from unlearnbench.judges import resnet8
+from unlearnbench.judges.resnet8 import SmallResNetJudge
 from unlearnbench.judges.resnet56 import CifarResNet, read_resnet
 from unlearnbench.models.compact_ddpm import CompactDDPM
 from unlearnbench.models.compact_train import (
@@ -45,6 +48,7 @@ from unlearnbench.models.compact_train import (
     train_compact,
 )
 from unlearnbench.models.ddpm_train import TrainingImages, antithetic
+from unlearnbench.reporting import told_by
 from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.store import default_root
 from unlearnbench.storage.weights import read_manifest, save_state
@@ -198,6 +202,17 @@ def run_evaluation(given: argparse.Namespace, **shape: Any) -> None:
     print(COLUMNS_OF_PAGE, row, sep="\n", flush=True)
 
 
+def enter(folder: Path, name: str, weights: dict[str, Tensor], seed: int, recipe: dict[str, float]) -> None:
+    """Write weights into a folder and their hash into its manifest, whose other entries stay."""
+    manifest = folder / "manifest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = read_manifest(folder) if manifest.is_file() else {"seed": seed, "recipe": {}, "hashes": {}}
+    entry["hashes"][name] = state_hash(weights)
+    entry["recipe"] |= recipe
+    save_state(weights, folder / name)
+    replace_file(manifest, (json.dumps(entry, indent=2, sort_keys=True) + "\n").encode())
+
+
 def run_export(given: argparse.Namespace) -> None:
     """The running mean in half precision, about 8 MB; with --folder also its hash and recipe in the manifest there."""
     path = given.state or newest(given.out)
@@ -206,18 +221,26 @@ def run_export(given: argparse.Namespace) -> None:
     name = "model.safetensors" if given.without is None else retrained_name(given.without, state["seed"])
     if given.folder is None:
         target = given.weights or given.out / name
+        save_state(weights, target)
     else:
-        target, manifest = given.folder / name, given.folder / "manifest.json"
-        given.folder.mkdir(parents=True, exist_ok=True)
-        entry = read_manifest(given.folder) if manifest.is_file() else {"seed": 0, "recipe": {}, "hashes": {}}
-        entry["hashes"][name] = state_hash(weights)
-        if given.without is None:
-            decay = 0 if state["decay"] is None else state["decay"][1]
-            entry["recipe"] |= compact_recipe(state["done"], decay)
-            entry["seed"] = state["seed"]
-        replace_file(manifest, (json.dumps(entry, indent=2, sort_keys=True) + "\n").encode())
-    save_state(weights, target)
+        target = given.folder / name
+        recipe = compact_recipe(state["done"], 0 if state["decay"] is None else state["decay"][1])
+        enter(given.folder, name, weights, state["seed"], recipe if given.without is None else {})
     print(f"{target}: the running mean of {path}, {state['images']} images seen")
+
+
+def run_judge(given: argparse.Namespace) -> None:
+    """Train the judge, which goes on from the last whole epoch, and enter it in the manifest of --folder."""
+    torch.set_num_threads(given.threads)
+    train, (x, y) = (split(given.data, name) for name in ("train", "test"))
+    about: dict[str, Any] = {"epochs": resnet8.EPOCHS, "widths": resnet8.WIDTHS, "keep": given.out / "judge-training.pt"}
+    with told_by(lambda line: print(line, flush=True)):
+        weights = resnet8.train_small_resnet(train, Images(x[::2], y[::2]), given.seed, **about)
+    enter(given.folder, "judge.safetensors", weights, given.seed, resnet8.RECIPE)
+    judge = SmallResNetJudge(weights, "")
+    verdict, labels = judge(torch.from_numpy(np.array(x[1::2]))), torch.from_numpy(np.array(y[1::2]))
+    right, refused = (hits.float().mean() for hits in (verdict.closed == labels, verdict.refused))
+    print(f"{given.folder}: of {len(labels)} held-out images {right:.2%} are named right, {refused:.2%} refused")
 
 
 def run_curve(given: argparse.Namespace) -> None:
@@ -250,10 +273,11 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one, two, three, four = (commands.add_parser(name) for name in ("train", "evaluate", "export", "curve"))
-    for each in (one, two, three, four):
+    names = ("train", "evaluate", "export", "curve", "judge")
+    one, two, three, four, five = (commands.add_parser(name) for name in names)
+    for each in (one, two, three, four, five):
         each.add_argument("--out", type=Path, required=True, help="Folder of state, log, evaluations and grids.")
-    for each in (one, two):
+    for each in (one, two, five):
         each.add_argument("--data", type=Path, required=True, help="CIFAR-10 in the hub's layout.")
         each.add_argument("--threads", type=int, default=1)
     for each in (two, three):
@@ -265,7 +289,8 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--decay-steps", type=int, help="Let the learning rate fall to zero over as many steps.")
     one.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     one.add_argument("--batch", type=int, default=64)
-    one.add_argument("--seed", type=int, default=0)
+    for each in (one, five):
+        each.add_argument("--seed", type=int, default=0)
     two.add_argument("--judge", type=Path, required=True, help="Weights of a CIFAR ResNet, as safetensors.")
     two.add_argument("--samples", type=int, default=300)
     two.add_argument("--guidance", type=float, default=4.0)
@@ -273,6 +298,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     two.add_argument("--bound", type=float, default=1.5, help="Of x0 at each step.")
     three.add_argument("--weights", type=Path, help="File to write; model.safetensors in --out if left out.")
     three.add_argument("--folder", type=Path, help="Folder with a manifest, which the weights are entered in.")
+    five.add_argument("--folder", type=Path, required=True, help="Folder with a manifest, which the judge is entered in.")
     four.add_argument("--picture", type=Path, help="File to write; curve.svg in --out if left out.")
     return parser.parse_args(words)
 
@@ -285,10 +311,8 @@ def main(words: list[str] | None = None, **shape: Any) -> int:
             run_training(given, **shape)
         elif given.command == "evaluate":
             run_evaluation(given, **shape)
-        elif given.command == "export":
-            run_export(given)
         else:
-            run_curve(given)
+            {"export": run_export, "curve": run_curve, "judge": run_judge}[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

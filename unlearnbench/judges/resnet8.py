@@ -34,11 +34,11 @@ PATCH: Final = 2
 """Pixels per side of the patches that the first layer whitens."""
 LEAST_VARIANCE: Final = 1e-3
 """Added to a patch's variances before it is whitened, so that what is all but constant is not blown up."""
-EPOCHS: Final = 10
+EPOCHS: Final = 14
 BATCH, RATE, MOMENTUM, DECAY, SMOOTHED = 128, 0.1, 0.9, 5e-4, 0.1
 """Of SGD with Nesterov's momentum; DECAY spares the normalisations, SMOOTHED is the labels' smoothing."""
-RISING: Final = 0.2
-"""Share of the steps over which the learning rate rises; then it falls to zero, linearly both."""
+RISING: Final = 2
+"""Epochs over which the learning rate rises; then it falls to zero, linearly both."""
 SHIFT: Final = 2
 """Pixels by which training images are moved at most."""
 CORRUPTED_SHARE: Final = 0.4
@@ -187,10 +187,10 @@ def _batch(train: Images, rows: np.ndarray, generator: torch.Generator) -> tuple
     return torch.cat([shown, nothing]), torch.cat([y, torch.full((len(some),), CLASSES)])
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Learning rate of a step, counted from 0."""
-    done = (step + 1) / steps
-    return RATE * min(done / RISING, (1 - done) / (1 - RISING) + 1 / steps)
+def rate_at(step: int, each: int, epochs: int) -> float:
+    """Learning rate of a step, counted from 0, of `each` an epoch."""
+    rising = min(RISING, epochs / 2)
+    return RATE * min((step + 1) / (rising * each), (epochs * each - step) / ((epochs - rising) * each))
 
 
 def _restore(kept: Kept | None, net: nn.Module, optimiser: torch.optim.Optimizer) -> int:
@@ -283,7 +283,7 @@ def _one_epoch(
     for number, rows in enumerate(track(order.split(BATCH), each, f"judge, epoch {epoch + 1}")):
         x, y = _batch(train, np.sort(rows.numpy()), generator)
         for group in optimiser.param_groups:
-            group["lr"] = rate_at(epoch * each + number, epochs * each)
+            group["lr"] = rate_at(epoch * each + number, each, epochs)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
             logits = net(x.to(device))
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=SMOOTHED)

@@ -55,6 +55,10 @@ from unlearnbench.tasks._cifar10_compact import (
 from unlearnbench.training import seeded
 
 
+CHECKED = 50
+"""Samples of each class that `pretrain` shows to the judge at its end."""
+
+
 class Cifar10Class(Task):
     """Class forgetting by the papers' protocols, which are not comparable with one another, and by some of our own.
 
@@ -227,7 +231,7 @@ class Cifar10Class(Task):
         self._made(out, "model.safetensors", trained, seed)
         kept.unlink(missing_ok=True)
         task = self._with(out)
-        model, judge, labels = task.pretrained().eval(), task.judge(), torch.arange(len(CLASSES)).repeat_interleave(50)
+        model, judge, labels = task.pretrained().eval(), task.judge(), torch.arange(len(CLASSES)).repeat_interleave(CHECKED)
         drawn = []
         with torch.inference_mode():
             for start, y in enumerate(track(labels.split(50), len(CLASSES), "samples")):
@@ -343,7 +347,8 @@ class Cifar10Class(Task):
             return self.images[name]
         x, y = self._halves()[1]
         first = ("reference", "floor").index(name)
-        return Images(x[first::2], y[first::2])
+        rows = np.concatenate([np.flatnonzero(y == k)[first::2] for k in range(len(CLASSES))])
+        return Images(x[rows], y[rows])
 
     def _real(self, split: str) -> Iterator[Tensor]:
         x, y = self._split(split)

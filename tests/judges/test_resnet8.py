@@ -142,11 +142,11 @@ def test_training_images_are_moved_and_mirrored_and_their_labels_stay(sets):
 
 
 def test_the_rate_rises_and_falls_to_zero():
-    rates = [resnet8.rate_at(step, 10, 10) for step in range(100)]
+    rates = [resnet8.judge_rate(step, 10, 10) for step in range(100)]
     assert max(rates) == pytest.approx(0.1, rel=0.02) and rates.index(max(rates)) == 19
     assert rates[:20] == sorted(rates[:20]) and rates[19:] == sorted(rates[19:], reverse=True)
     assert rates[0] < 0.01 and 0 < rates[-1] < 0.002
-    assert resnet8.rate_at(3, 4, 1) > 0, "a training that is shorter than the rise"
+    assert resnet8.judge_rate(3, 4, 1) > 0, "a training that is shorter than the rise"
 
 
 def test_a_loss_that_is_no_number_ends_the_training(sets, monkeypatch):

@@ -187,7 +187,7 @@ def _batch(train: Images, rows: np.ndarray, generator: torch.Generator) -> tuple
     return torch.cat([shown, nothing]), torch.cat([y, torch.full((len(some),), CLASSES)])
 
 
-def rate_at(step: int, each: int, epochs: int) -> float:
+def judge_rate(step: int, each: int, epochs: int) -> float:
     """Learning rate of a step, counted from 0, of `each` an epoch."""
     rising = min(RISING, epochs / 2)
     return RATE * min((step + 1) / (rising * each), (epochs * each - step) / ((epochs - rising) * each))
@@ -283,7 +283,7 @@ def _one_epoch(
     for number, rows in enumerate(track(order.split(BATCH), each, f"judge, epoch {epoch + 1}")):
         x, y = _batch(train, np.sort(rows.numpy()), generator)
         for group in optimiser.param_groups:
-            group["lr"] = rate_at(epoch * each + number, each, epochs)
+            group["lr"] = judge_rate(epoch * each + number, each, epochs)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
             logits = net(x.to(device))
         loss = F.cross_entropy(logits.float(), y.to(device), label_smoothing=SMOOTHED)

@@ -35,7 +35,9 @@ def cache(tmp_path, monkeypatch):
 def test_a_protocol_on_narrow_networks(capsys, monkeypatch):
     monkeypatch.setattr("torchvision.models.resnet34", Narrow)
     monkeypatch.setattr(fidelity_inception, "FeatureExtractorInceptionV3", Averages)
-    monkeypatch.setattr(random_inception, "write", lambda path: torch.save(nn.Linear(3, 5).state_dict(prefix="fc."), path))
+    monkeypatch.setattr(
+        random_inception, "write", lambda path: torch.save(nn.Linear(3, 5).state_dict(prefix="fc."), path)
+    )
     before = dict(Cifar10Class.protocols)
     assert papers_width.main(["--width", "8", "--protocol", "salun-iclr24"]) == 0
     (row,) = rows(capsys.readouterr().out)

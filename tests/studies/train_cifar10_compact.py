@@ -5,11 +5,11 @@ or --hours); the same command goes on at the step where it was. With --decay-ste
 over N steps from there. `... evaluate --data DIR --out DIR --judge FILE` samples with guidance, has a network that took
 no part in the training name the samples, and writes a row of evaluations.csv and a grid.
 
-`... judge --data DIR --out DIR --folder unlearnbench/tasks/assets/cifar10-class` trains the judge of these protocols
-and writes it into what the package ships. `... export --out DIR` writes weights; with `--folder unlearnbench/tasks/assets/cifar10-class` those that the package
-ships, with their entry in the manifest there. `train --without ship` leaves a class out, and `export --without ship
---folder ...` writes its weights where `retrain` takes them from. `... curve` draws FID against images seen from
-evaluations.csv.
+`... judge --data DIR --out DIR --folder ASSETS` trains the judge of these protocols and writes it into what the package
+ships, with ASSETS = unlearnbench/tasks/assets/cifar10-class. `... export --out DIR` writes weights, with `--folder
+ASSETS` those that the package ships; both enter their file in the manifest there. `train --without ship` leaves a class
+out, and `export --without ship --folder ASSETS` writes its weights where `retrain` takes them from. `... curve` draws
+FID against images seen from evaluations.csv.
 """
 
 from __future__ import annotations
@@ -233,7 +233,11 @@ def run_judge(given: argparse.Namespace) -> None:
     """Train the judge, which goes on from the last whole epoch, and enter it in the manifest of --folder."""
     torch.set_num_threads(given.threads)
     train, (x, y) = (split(given.data, name) for name in ("train", "test"))
-    about: dict[str, Any] = {"epochs": resnet8.EPOCHS, "widths": resnet8.WIDTHS, "keep": given.out / "judge-training.pt"}
+    about: dict[str, Any] = {
+        "epochs": resnet8.EPOCHS,
+        "widths": resnet8.WIDTHS,
+        "keep": given.out / "judge-training.pt",
+    }
     with told_by(lambda line: print(line, flush=True)):
         weights = resnet8.train_small_resnet(train, Images(x[::2], y[::2]), given.seed, **about)
     enter(given.folder, "judge.safetensors", weights, given.seed, resnet8.RECIPE)
@@ -298,7 +302,9 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     two.add_argument("--bound", type=float, default=1.5, help="Of x0 at each step.")
     three.add_argument("--weights", type=Path, help="File to write; model.safetensors in --out if left out.")
     three.add_argument("--folder", type=Path, help="Folder with a manifest, which the weights are entered in.")
-    five.add_argument("--folder", type=Path, required=True, help="Folder with a manifest, which the judge is entered in.")
+    five.add_argument(
+        "--folder", type=Path, required=True, help="Folder with a manifest, which the judge is entered in."
+    )
     four.add_argument("--picture", type=Path, help="File to write; curve.svg in --out if left out.")
     return parser.parse_args(words)
 

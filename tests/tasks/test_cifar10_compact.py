@@ -173,7 +173,9 @@ def test_thresholds_reference_and_floor_share_no_image(folder, weights):
     assert set(labels[:, 0].tolist()) == {1, 3, 5, 7, 9}, "classes come in turn here, and every second image counts"
     other = small(folder, weights, "cat", protocol="selection")
     first = torch.cat(list(other.reference()))
-    assert torch.equal(first[0], torch.from_numpy(task.images["train"].x[0].copy())), "for tuning, of the training images"
+    assert torch.equal(first[0], torch.from_numpy(task.images["train"].x[0].copy())), (
+        "for tuning, of the training images"
+    )
 
 
 def test_records_name_the_copy_of_the_data(folder, weights, tmp_path):
@@ -191,7 +193,11 @@ def test_a_whole_run(cli, folder, weights, tmp_path):
     said = cli(*words, "--forget", "ship")
     assert said.code == 0, said.err
     records = load_all(tmp_path / "here")
-    assert {record.method.name: record.status for record in records} == {"original": "ok", "finetune": "ok", "esd": "ok"}
+    assert {record.method.name: record.status for record in records} == {
+        "original": "ok",
+        "finetune": "ok",
+        "esd": "ok",
+    }
     (record,) = (record for record in records if record.method.name == "finetune")
     assert record.judge.name == "cifar10-resnet8" and record.data == small(folder, weights).data_identity()
     assert {"ua", "ra", "fid", "kid", "precision", "recall", "coherence"} <= set(record.scores)
@@ -250,6 +256,18 @@ def test_the_energy_of_the_outside_judge(with_outside_judge, weights):
 
 
 def test_tuned_settings_are_for_the_network_that_was_tuned(cli, folder):
-    said = cli("run", "--task", "cifar10-class", "--protocol", "smoke", "--data", folder, "--method", "esd", "--preset", "tuned")
+    said = cli(
+        "run",
+        "--task",
+        "cifar10-class",
+        "--protocol",
+        "smoke",
+        "--data",
+        folder,
+        "--method",
+        "esd",
+        "--preset",
+        "tuned",
+    )
     assert said.code == 2
     assert "tuned on the network of compact, selection, and protocol smoke is on another" in said.err

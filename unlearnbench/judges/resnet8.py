@@ -118,10 +118,14 @@ class SmallResNetJudge(Judge):
             raise UserError(f"these are no weights of {self.name}: threshold, scale and head.weight are needed")
         self.device, self.hash = device, hash
         self.threshold, self.scale = float(state["threshold"]), float(state["scale"])
-        widths = tuple(len(state[name]) for name in sorted(state) if name.startswith("down.") and name.endswith("0.weight"))
+        widths = tuple(
+            len(state[name]) for name in sorted(state) if name.startswith("down.") and name.endswith("0.weight")
+        )
         net = SmallResNet(widths)
         try:
-            net.load_state_dict({name: value.float() for name, value in state.items() if name not in ("threshold", "scale")})
+            net.load_state_dict(
+                {name: value.float() for name, value in state.items() if name not in ("threshold", "scale")}
+            )
         except RuntimeError as error:
             raise UserError(f"these are no weights of {self.name} ({one_line(error)[:160]})") from error
         self._network = Offloaded(net.eval().requires_grad_(False), device)

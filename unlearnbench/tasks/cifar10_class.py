@@ -1,6 +1,4 @@
-"""Forget one class of CIFAR-10: of the papers' DDPM (needs a GPU; never run on its real weights here), or of a small one
-on a CPU (protocol compact).
-"""
+"""Forget a class of CIFAR-10: the papers' DDPM (needs a GPU; never run on its real weights here), or a small one."""
 
 from __future__ import annotations
 
@@ -53,7 +51,6 @@ from unlearnbench.tasks._cifar10_compact import (
     train_compact_steps,
 )
 from unlearnbench.training import seeded
-
 
 CHECKED = 50
 """Samples of each class that `pretrain` shows to the judge at its end."""
@@ -137,8 +134,8 @@ class Cifar10Class(Task):
             model.load_state_dict(load_checked(self.weights, "model.safetensors")[0])
         elif self.protocol.name != "smoke":
             raise UserError(
-                f"{self.name} ships weights for {', '.join(sorted(self.ships))} alone: give a papers' file with --checkpoint ckpt.pth, or a folder made by "
-                f"`unlearnbench pretrain --task {self.name}` with --pretrained"
+                f"{self.name} ships no weights: give a papers' file with --checkpoint ckpt.pth, or a folder made by "
+                f"`unlearnbench pretrain --task {self.name}` with --pretrained; --protocol compact needs neither"
             )
         return model
 
@@ -231,7 +228,11 @@ class Cifar10Class(Task):
         self._made(out, "model.safetensors", trained, seed)
         kept.unlink(missing_ok=True)
         task = self._with(out)
-        model, judge, labels = task.pretrained().eval(), task.judge(), torch.arange(len(CLASSES)).repeat_interleave(CHECKED)
+        model, judge, labels = (
+            task.pretrained().eval(),
+            task.judge(),
+            torch.arange(len(CLASSES)).repeat_interleave(CHECKED),
+        )
         drawn = []
         with torch.inference_mode():
             for start, y in enumerate(track(labels.split(50), len(CLASSES), "samples")):
@@ -341,8 +342,7 @@ class Cifar10Class(Task):
         return torch.from_numpy(np.array(x[rows])), torch.from_numpy(np.array(y[rows]))[:, None]
 
     def _split(self, name: str) -> Images:
-        """Real images: "train", "test", or "reference" or "floor", the halves of the test images that set no threshold.
-        """
+        """Real images by split: "train", "test"; "reference" and "floor" are the halves of what sets no threshold."""
         if name in SPLITS:
             return self.images[name]
         x, y = self._halves()[1]

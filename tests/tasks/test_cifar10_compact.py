@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from tests.studies import cifar10_compact_page
 from tests.studies import train_cifar10_compact as study
 from tests.support import tiny_cifar
 from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.judges import resnet8
+from unlearnbench.judges.resnet8 import SmallResNetJudge
 from unlearnbench.judges.resnet56 import CifarResNet
 from unlearnbench.models.compact_ddpm import CompactDDPM
 from unlearnbench.models.compact_train import CompactTraining
 from unlearnbench.records.folder import load_all
-from unlearnbench.storage.weights import load_state, read_manifest
+from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import _cifar10_compact, cifar10_class
 from unlearnbench.tasks._cifar10 import OUTSIDE
+from unlearnbench.tasks._cifar10_compact import ASSETS
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tune.search import CONCEPTS, PROTOCOL, budget
 
@@ -80,6 +83,16 @@ def test_protocols_by_network():
         assert registry.untried("cifar10-class", name) == (name not in Cifar10Class.ships)
         assert ("network" in dataclasses.asdict(protocol)) == (name in Cifar10Class.ships), "hashes stay as they were"
     assert registry.untried("cifar10-class") and not registry.untried("digits-class", "default")
+
+
+@pytest.mark.skipif(not (ASSETS / "manifest.json").is_file(), reason="no weights of cifar10-class are shipped")
+def test_shipped_weights_are_whole_and_small():
+    files = [path for path in ASSETS.iterdir() if path.suffix == ".safetensors"]
+    assert {path.name for path in files} == set(read_manifest(ASSETS)["hashes"]) >= {"model.safetensors"}
+    assert sum(path.stat().st_size for path in files) < 12_000_000
+    CompactDDPM().load_state_dict(load_checked(ASSETS, "model.safetensors")[0])
+    assert SmallResNetJudge(*load_checked(ASSETS, "judge.safetensors")).threshold < float("inf")
+    assert {"steps", "decay steps"} <= set(read_manifest(ASSETS)["recipe"]), "which retrain takes"
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -243,6 +256,22 @@ def test_tuning_is_judged_by_a_network_of_others_whose_threshold_is_found_once(
     with pytest.raises(UserError, match=r"resnet56-4bfd9763.th is not in .*unlearnbench fetch --task cifar10-class"):
         cifar10_class._compact_judge.cache_clear()
         small(folder, weights, protocol=PROTOCOL).judge()
+
+
+def test_the_page_says_what_is_shipped_and_shows_the_cards(with_outside_judge, weights, tmp_path):
+    training = tmp_path / "training"
+    training.mkdir()
+    columns = ("images seen", "guidance", "samples", "judged right", "fid in the judge's features", "held-out loss")
+    lines = [",".join(columns), "128000,4,300,0.6200,7.001,0.12", "64000,4,300,0.5700,7.154,0.13"]
+    (training / "evaluations.csv").write_text("\n".join(lines))
+    given = ["--data", with_outside_judge, "--weights", weights, "--training", training, "--page", tmp_path / "page.md"]
+    cifar10_compact_page.main([str(word) for word in given])
+    page = (tmp_path / "page.md").read_text()
+    hashes = read_manifest(weights)["hashes"]
+    assert all(hash[:12] in page for hash in hashes.values())
+    assert "The network has seen 192 images" in page and "in 3 steps of 64; over the last 1 of them" in page
+    assert page.index("| 64000 | 4 |") < page.index("| 128000 | 4 |")
+    assert "### cifar10-resnet8 1" in page and "### cifar10-resnet56 1" in page
 
 
 def test_the_energy_of_the_outside_judge(with_outside_judge, weights):

@@ -165,9 +165,9 @@ class Cifar10Class(Task):
             files = [self.checkpoint / name for name in (UNET, LABELS)] if folder else [self.checkpoint]
             weights = digest([*(file_hash(file) for file in files if file.is_file()), self.protocol.weights])
             return ModelIdentity(weights, configuration(self.checkpoint) if folder else {})
-        folder = self.own_weights if self.compact else self.weights
-        if folder is not None:
-            manifest = read_manifest(folder)
+        own = self.own_weights if self.compact else self.weights
+        if own is not None:
+            manifest = read_manifest(own)
             return ModelIdentity(manifest["hashes"]["model.safetensors"], seed=manifest["seed"])
         return ModelIdentity(state_hash(on_cpu(self).pretrained().state_dict()))
 

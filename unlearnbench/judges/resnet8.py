@@ -34,18 +34,22 @@ PATCH: Final = 2
 """Pixels per side of the patches that the first layer whitens."""
 LEAST_VARIANCE: Final = 1e-3
 """Added to a patch's variances before it is whitened, so that what is all but constant is not blown up."""
-EPOCHS: Final = 14
+EPOCHS, FIRST = 26, 14
+"""Passes over the training images in all, and those after which the learning rate has fallen to zero for the first
+time."""
 BATCH, RATE, MOMENTUM, DECAY, SMOOTHED = 128, 0.1, 0.9, 5e-4, 0.1
 """Of SGD with Nesterov's momentum; DECAY spares the normalisations, SMOOTHED is the labels' smoothing."""
 RISING: Final = 2
-"""Epochs over which the learning rate rises; then it falls to zero, linearly both."""
+"""Epochs over which the learning rate rises at first; then it falls to zero, linearly both."""
+AGAIN: Final = 0.05
+"""Learning rate from which it falls to zero a second time."""
 SHIFT: Final = 2
 """Pixels by which training images are moved at most."""
 CORRUPTED_SHARE: Final = 0.4
 """Share of training images that are corrupted as in the card, each by one kind."""
 OUTLIERS: Final = 16
 """Images that show nothing in each batch, beside `BATCH` others."""
-CALIBRATED: Final = 1000
+CALIBRATED: Final = 500
 """Calibration images that the threshold comes from, each corrupted in every way."""
 LOGIT_SCALE: Final = 0.125
 """The head's output is multiplied by it, which slows the head down beside the other layers."""
@@ -106,7 +110,8 @@ class SmallResNetJudge(Judge):
     """A `SmallResNet` trained with outlier exposure (Hendrycks et al., ICLR 2019); it abstains on images that show
     nothing.
 
-    The score is the log-odds of "nothing" against the best class; above `threshold` the judge abstains.
+    An image counts as it is and mirrored: features are the mean of the two. The score is the log-odds of "nothing"
+    against the best class; above `threshold` the judge abstains.
     """
 
     name, version, classes = "cifar10-resnet8", "1", CLASSES
@@ -137,7 +142,8 @@ class SmallResNetJudge(Judge):
         with exact():
             net: Any = self._network.network
             for some in images.split(self.batch):
-                features = net.features(some.to(self.device).float() / 127.5 - 1)
+                x = some.to(self.device).float() / 127.5 - 1
+                features = (net.features(x) + net.features(x.flip(3))) / 2
                 found.append(((net.head(features) * LOGIT_SCALE).cpu(), features.cpu()))
         return torch.cat([logits for logits, _ in found]), torch.cat([features for _, features in found])
 
@@ -193,8 +199,11 @@ def _batch(train: Images, rows: np.ndarray, generator: torch.Generator) -> tuple
 
 def judge_rate(step: int, each: int, epochs: int) -> float:
     """Learning rate of a step, counted from 0, of `each` an epoch."""
-    rising = min(RISING, epochs / 2)
-    return RATE * min((step + 1) / (rising * each), (epochs * each - step) / ((epochs - rising) * each))
+    first = min(FIRST, epochs)
+    if step >= first * each:
+        return AGAIN * (epochs * each - step) / ((epochs - first) * each)
+    rising = min(RISING, first / 2)
+    return RATE * min((step + 1) / (rising * each), (first * each - step) / ((first - rising) * each))
 
 
 def _restore(kept: Kept | None, net: nn.Module, optimiser: torch.optim.Optimizer) -> int:

@@ -114,10 +114,15 @@ UNTRIED = "never run on its real weights"
 """Phrase in the first line of a task that has never run on its real weights."""
 
 
-def untried(task: str) -> bool:
-    """Whether a task's first line says that this project never ran it on its real weights."""
+def untried(task: str, protocol: str = "") -> bool:
+    """Whether a task's first line says that this project never ran it on its real weights.
+
+    Not so by a protocol whose weights the package ships.
+    """
     entry = tasks().get(task)
-    return entry is not None and UNTRIED in entry.summary
+    if entry is None or UNTRIED not in entry.summary:
+        return False
+    return not protocol or protocol not in getattr(load_task(task), "ships", ())
 
 
 def without(task: str) -> frozenset[str]:

@@ -7,9 +7,11 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
+import unlearnbench
 from tests.support.small_world import python, read_only, write_method, write_nudge
 from unlearnbench import TextMethod, __version__, registry
 from unlearnbench.data.wording import Wording, join_words
@@ -400,6 +402,25 @@ def test_light_commands_import_nothing_heavy(tmp_path):
     found = [line for line in done.stdout.splitlines() if line.startswith("HEAVY")]
     assert found == [f"HEAVY {words} []" for words in LIGHT]
     assert len(done.stdout.splitlines()) > 10 * len(LIGHT)
+
+
+@pytest.mark.parametrize(("given", "spins"), [(None, False), ("ACTIVE", True)])
+def test_threads_that_wait_do_not_spin_unless_they_are_told_to(tmp_path, monkeypatch, given, spins):
+    """On a busy machine spinning threads take the cores from those that they wait for: minutes instead of seconds.
+
+    GNU's OpenMP, which torch brings, says how often it will look before it sleeps when it is loaded.
+    """
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    script = (
+        "import sys\nfrom unlearnbench.cli import main\nsys.argv = ['unlearnbench', '--version']\n"
+        "try:\n    main()\nexcept SystemExit:\n    import torch\n"
+    )
+    here = str(Path(unlearnbench.__file__).parents[1])
+    done = python("-c", script, cwd=tmp_path, OMP_DISPLAY_ENV="VERBOSE", PYTHONPATH=here)
+    (said,) = {line.split("=")[1].strip(" '") for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line}
+    assert (int(said) > 0) == spins, done.stderr
 
 
 def test_what_a_method_needs_and_is_not_there_skips_the_cell(cli, tmp_path, unlearned):

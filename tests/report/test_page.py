@@ -408,7 +408,7 @@ def test_nothing_of_an_unsafe_task_is_embedded_unless_asked_for(cli, results, mo
 @pytest.mark.usefixtures("undrawn")
 def test_a_task_without_real_weights_says_so(results, monkeypatch):
     assert "real weights" not in build_page(results).html
-    monkeypatch.setattr("unlearnbench.registry.untried", lambda task: True)
+    monkeypatch.setattr("unlearnbench.registry.untried", lambda task, protocol: True)
     assert "has never run this task on its real weights" in build_page(results).html
 
 

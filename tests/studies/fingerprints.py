@@ -31,7 +31,7 @@ from unlearnbench.task import Protocol
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("digits-class", "digits-text")
 """Tasks whose weights the package ships."""
-TRAINED_HERE = ("digits", "coloured_digits", "cifar")
+TRAINED_HERE = ("digits", "coloured_digits", "cifar", "resnet8")
 """Modules of judges whose weights this project trains."""
 TRIED = ("esd", "salun", "erasediff")
 """Methods that an engine is tried with."""

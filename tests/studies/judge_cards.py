@@ -63,6 +63,9 @@ is the papers', without corruptions, unless `train_resnet` is asked for them (`c
 never abstains: only closed answers (`ua_closed`) compare with theirs. This project has trained none, so there is no
 card of it here: `unlearnbench judges --task cifar10-class --protocol default --pretrained FOLDER` makes it.
 
+The judge of `compact`, `cifar10-resnet8`, is a small ResNet, trained from scratch with outlier exposure by the same
+rule; its card is on [its own page](cifar10-compact.md), since it needs the photographs.
+
 Networks, copies and shares were chosen on images of `train`, and for the networks of `selection`. Each judge's held-out
 images were looked at two or three times, which changed one choice: at 3 % of the calibration images in place of 2 %,
 `digits-neighbours` refused 5.4 % at severity 5 of "noise".

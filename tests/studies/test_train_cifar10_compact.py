@@ -48,6 +48,8 @@ def test_train_go_on_decay_evaluate_export(data, tmp_path, capsys):
     assert 0 <= float(row["judged right"]) <= 1 and len(row["judged right by class"].split()) == 10
     with Image.open(out / "grid-decay-4-6-w4.png") as picture:
         assert picture.size == (640, 640)
+    assert study.main(["curve", "--out", str(out)]) == 0
+    assert (out / "curve.svg").read_text().count("million images seen") >= 1
     assert run("export", data, out) == 0
     weights, mean = load_state(out / "model.safetensors"), read_training_state(out / "decay-4.pt")["mean"]
     assert weights.keys() == mean.keys()

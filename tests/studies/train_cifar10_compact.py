@@ -3,13 +3,21 @@
 `python -m tests.studies.train_cifar10_compact train --data DIR --out DIR` trains until it is stopped (Ctrl-C, SIGTERM,
 or --hours); the same command goes on at the step where it was. With --decay-steps N the learning rate falls to zero
 over N steps from there. `... evaluate --data DIR --out DIR --judge FILE` samples with guidance, has a network that took
-no part in the training name the samples, and writes a row of evaluations.csv and a grid. `... export` writes weights.
+no part in the training name the samples, and writes a row of evaluations.csv and a grid.
+
+`... judge --data DIR --out DIR --folder ASSETS` trains the judge of these protocols and writes it into what the package
+ships, with ASSETS = unlearnbench/tasks/assets/cifar10-class. `... export --out DIR` writes weights, with `--folder
+ASSETS` those that the package ships; both enter their file in the manifest there. `train --without ship` leaves a class
+out, and `export --without ship --folder ASSETS` writes its weights where `retrain` takes them from. `... curve` draws
+FID against images seen from evaluations.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import io
+import json
 import sys
 import time
 from pathlib import Path
@@ -26,7 +34,9 @@ from unlearnbench.diffusion.model import Condition, Diffusion, Guidance
 from unlearnbench.diffusion.sampler import Sampler
 from unlearnbench.errors import UserError
 from unlearnbench.feature_distances import Moments, frechet
-from unlearnbench.hashing import seed_of
+from unlearnbench.hashing import seed_of, state_hash
+from unlearnbench.judges import resnet8
+from unlearnbench.judges.resnet8 import SmallResNetJudge
 from unlearnbench.judges.resnet56 import CifarResNet, read_resnet
 from unlearnbench.models.compact_ddpm import CompactDDPM
 from unlearnbench.models.compact_train import (
@@ -38,9 +48,12 @@ from unlearnbench.models.compact_train import (
     train_compact,
 )
 from unlearnbench.models.ddpm_train import TrainingImages, antithetic
+from unlearnbench.reporting import told_by
 from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.store import default_root
-from unlearnbench.storage.weights import save_state
+from unlearnbench.storage.weights import read_manifest, save_state
+from unlearnbench.tasks._cifar10 import CLASSES
+from unlearnbench.tasks._cifar10_compact import compact_recipe, retrained_name
 from unlearnbench.training import seeded
 
 SIZE, CHUNK, REAL, COLUMNS, ZOOM = 32, 50, 2000, 10, 2
@@ -80,7 +93,8 @@ def run_training(given: argparse.Namespace, **shape: Any) -> None:
     """Until it is told to stop, its hours are over, or its decay is complete."""
     torch.set_num_threads(given.threads)
     images, begun = split(given.data, "train"), time.monotonic()
-    pictures = TrainingImages(images, np.arange(len(images.y)))
+    left_out = -1 if given.without is None else CLASSES.index(given.without)
+    pictures = TrainingImages(images, np.flatnonzero(images.y != left_out))
     bf16 = native_bf16() if given.precision == "auto" else given.precision == "bf16"
     given.out.mkdir(parents=True, exist_ok=True)
     try:
@@ -188,38 +202,110 @@ def run_evaluation(given: argparse.Namespace, **shape: Any) -> None:
     print(COLUMNS_OF_PAGE, row, sep="\n", flush=True)
 
 
+def enter(folder: Path, name: str, weights: dict[str, Tensor], seed: int, recipe: dict[str, float]) -> None:
+    """Write weights into a folder and their hash into its manifest, whose other entries stay."""
+    manifest = folder / "manifest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    entry = read_manifest(folder) if manifest.is_file() else {"seed": seed, "recipe": {}, "hashes": {}}
+    entry["hashes"][name] = state_hash(weights)
+    entry["recipe"] |= recipe
+    save_state(weights, folder / name)
+    replace_file(manifest, (json.dumps(entry, indent=2, sort_keys=True) + "\n").encode())
+
+
 def run_export(given: argparse.Namespace) -> None:
-    """The running mean in half precision, about 8 MB."""
+    """The running mean in half precision, about 8 MB; with --folder also its hash and recipe in the manifest there."""
     path = given.state or newest(given.out)
-    target = given.weights or given.out / "model.safetensors"
-    save_state({name: value.half() for name, value in read_training_state(path)["mean"].items()}, target)
-    print(f"{target}: the running mean of {path}")
+    state = read_training_state(path)
+    weights = {name: value.half() for name, value in state["mean"].items()}
+    name = "model.safetensors" if given.without is None else retrained_name(given.without, state["seed"])
+    if given.folder is None:
+        target = given.weights or given.out / name
+        save_state(weights, target)
+    else:
+        target = given.folder / name
+        recipe = compact_recipe(state["done"], 0 if state["decay"] is None else state["decay"][1])
+        enter(given.folder, name, weights, state["seed"], recipe if given.without is None else {})
+    print(f"{target}: the running mean of {path}, {state['images']} images seen")
+
+
+def run_judge(given: argparse.Namespace) -> None:
+    """Train the judge, which goes on from the last whole epoch, and enter it in the manifest of --folder."""
+    torch.set_num_threads(given.threads)
+    train, (x, y) = (split(given.data, name) for name in ("train", "test"))
+    about: dict[str, Any] = {
+        "epochs": resnet8.EPOCHS,
+        "widths": resnet8.WIDTHS,
+        "keep": given.out / "judge-training.pt",
+    }
+    with told_by(lambda line: print(line, flush=True)):
+        weights = resnet8.train_small_resnet(train, Images(x[::2], y[::2]), given.seed, **about)
+    enter(given.folder, "judge.safetensors", weights, given.seed, resnet8.RECIPE)
+    judge = SmallResNetJudge(weights, "")
+    verdict, labels = judge(torch.from_numpy(np.array(x[1::2]))), torch.from_numpy(np.array(y[1::2]))
+    right, refused = (hits.float().mean() for hits in (verdict.closed == labels, verdict.refused))
+    print(f"{given.folder}: of {len(labels)} held-out images {right:.2%} are named right, {refused:.2%} refused")
+
+
+def run_curve(given: argparse.Namespace) -> None:
+    """FID in the judge's features and the share of samples that it names right, against images seen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    log = given.out / "evaluations.csv"
+    if not log.is_file():
+        raise UserError(f"no {log}: evaluate first")
+    with log.open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["images seen"]))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), constrained_layout=True)
+    for guidance in sorted({row["guidance"] for row in rows}, key=float):
+        own = [row for row in rows if row["guidance"] == guidance]
+        seen = [int(row["images seen"]) / 1e6 for row in own]
+        for axis, column in zip(axes, ("fid in the judge's features", "judged right"), strict=True):
+            axis.plot(seen, [float(row[column]) for row in own], "o-", label=f"guidance {guidance}")
+            axis.set(xlabel="million images seen", ylabel=column)
+    axes[0].legend()
+    target = given.picture or given.out / "curve.svg"
+    figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    plt.close(figure)
+    print(target)
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one, two, three = (commands.add_parser(name) for name in ("train", "evaluate", "export"))
-    for each in (one, two, three):
+    names = ("train", "evaluate", "export", "curve", "judge")
+    one, two, three, four, five = (commands.add_parser(name) for name in names)
+    for each in (one, two, three, four, five):
         each.add_argument("--out", type=Path, required=True, help="Folder of state, log, evaluations and grids.")
-    for each in (one, two):
+    for each in (one, two, five):
         each.add_argument("--data", type=Path, required=True, help="CIFAR-10 in the hub's layout.")
         each.add_argument("--threads", type=int, default=1)
     for each in (two, three):
         each.add_argument("--state", type=Path, help="A state file; the newest in --out if left out.")
+    for each in (one, three):
+        each.add_argument("--without", choices=CLASSES, help="A class that the training leaves out.")
     one.add_argument("--hours", type=float, help="Stop after as many; otherwise when it is told to.")
     one.add_argument("--steps", type=int, help="Stop after as many more.")
     one.add_argument("--decay-steps", type=int, help="Let the learning rate fall to zero over as many steps.")
     one.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     one.add_argument("--batch", type=int, default=64)
-    one.add_argument("--seed", type=int, default=0)
+    for each in (one, five):
+        each.add_argument("--seed", type=int, default=0)
     two.add_argument("--judge", type=Path, required=True, help="Weights of a CIFAR ResNet, as safetensors.")
     two.add_argument("--samples", type=int, default=300)
     two.add_argument("--guidance", type=float, default=4.0)
     two.add_argument("--sampling-steps", type=int, default=25)
     two.add_argument("--bound", type=float, default=1.5, help="Of x0 at each step.")
     three.add_argument("--weights", type=Path, help="File to write; model.safetensors in --out if left out.")
+    three.add_argument("--folder", type=Path, help="Folder with a manifest, which the weights are entered in.")
+    five.add_argument(
+        "--folder", type=Path, required=True, help="Folder with a manifest, which the judge is entered in."
+    )
+    four.add_argument("--picture", type=Path, help="File to write; curve.svg in --out if left out.")
     return parser.parse_args(words)
 
 
@@ -232,7 +318,7 @@ def main(words: list[str] | None = None, **shape: Any) -> int:
         elif given.command == "evaluate":
             run_evaluation(given, **shape)
         else:
-            run_export(given)
+            {"export": run_export, "curve": run_curve, "judge": run_judge}[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

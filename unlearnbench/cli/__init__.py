@@ -84,6 +84,8 @@ for commands in (
 ):
     app.add_typer(commands)
 DEBUG = "UNLEARNBENCH_DEBUG"
+WAITING = "OMP_WAIT_POLICY"
+"""How threads of torch and scikit-learn wait for each other, read once, when torch is loaded."""
 
 
 @app.callback(invoke_without_command=True)
@@ -97,6 +99,8 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 def main() -> None:
     """Entry point: every error becomes one line and one of the exit codes in `CODES`."""
     lenient()
+    # Threads that spin while they wait take the cores from those that they wait for, once other processes are there too
+    os.environ.setdefault(WAITING, "PASSIVE")
     try:
         app()
     except UserError as error:

@@ -26,10 +26,14 @@ def pretrain(
     task: Annotated[
         str, typer.Option(help="Task; see `unlearnbench list tasks`.", autocompletion=complete_tasks)
     ] = "digits-class",
+    protocol: Annotated[
+        str, typer.Option(help="Protocol whose model and judge are meant, where a task has several.")
+    ] = "default",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
     device: Annotated[Device, typer.Option(help="Device to compute on.")] = Device.auto,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the weights. [default: pretrained/TASK]")
+        Path | None,
+        typer.Option("--out", help="Folder for the weights. [default: pretrained/TASK, and -PROTOCOL if one is given]"),
     ] = None,
     judge: Annotated[bool, typer.Option("--judge", help="Train only the judge.")] = False,
     data: Data = None,
@@ -42,6 +46,7 @@ def pretrain(
     from unlearnbench.task import accepted
 
     more = accepted(task_class, data=data)
+    task_class.resolve_protocol(protocol)
     if judge and not hasattr(task_class, "pretrain_judge"):
         raise UserError(f"--judge: the judge of {task} is trained with its model: leave it out")
 
@@ -49,8 +54,9 @@ def pretrain(
     from unlearnbench.compute.precision import out_of_memory, too_little
     from unlearnbench.storage.files import cannot_write
 
-    folder = folder or Path("pretrained") / task
-    trained = task_class(task_class.default_forget, device=pick_device(device.value), **more)
+    named = "" if protocol == "default" else f"-{protocol}"
+    folder = folder or Path("pretrained") / f"{task}{named}"
+    trained = task_class(task_class.default_forget, protocol=protocol, device=pick_device(device.value), **more)
     with bars(err, 1) as begin:
         begin(f"pretraining {task}{', its judge' if judge else ''}, seed {seed}")
         try:
@@ -63,7 +69,8 @@ def pretrain(
             raise too_little("pretraining", error, None) from error
     for name, value in reached.items():
         out.print(f"{name}: {value:.1%}")
-    use = f"unlearnbench run --task {task} --pretrained {folder} --method original"
+    by = f" --protocol {protocol}" if named else ""
+    use = f"unlearnbench run --task {task}{by} --pretrained {folder} --method original"
     out.print(f"weights in {folder}; use them with: {use}", soft_wrap=True)
 
 

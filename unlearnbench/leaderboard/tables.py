@@ -256,7 +256,7 @@ def title_of(key: TableKey) -> str:
     """A table's title: task, protocol with its hash, concept, and whether the task was never run for real."""
     task, protocol, hash, forget = key
     title = f"{task}, protocol {protocol} ({hash[:8]}), forget {forget}"
-    return title + (f"; {registry.UNTRIED} by this project" if registry.untried(task) else "")
+    return title + (f"; {registry.UNTRIED} by this project" if registry.untried(task, protocol) else "")
 
 
 def notes_of(table: Board, metrics: Mapping[str, Metric]) -> str:

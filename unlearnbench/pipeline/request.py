@@ -119,6 +119,16 @@ def relatives(cls: type[Method], preset: str, task: str) -> list[str]:
     ]
 
 
+def require_tuned_network(task: type[Task], protocol: str) -> None:
+    """Refuse tuned settings where a protocol is on another network than that which `tune` took."""
+    same = getattr(task, "ships", frozenset({protocol}))
+    if protocol not in same:
+        raise UserError(
+            f"--preset {TUNED}: settings of {task.name} are tuned on the network of {', '.join(sorted(same))}, and "
+            f"protocol {protocol} is on another: give --preset published, or settings with --set"
+        )
+
+
 def _moved(cls: type[Method], other: type[Method]) -> bool:
     return other.name in cls.moved.values()
 
@@ -157,6 +167,7 @@ class SpecBuilder:
         preset, overrides = ("default", {}) if plain else (self.preset, self.overrides)
         selection = None
         if preset == TUNED:
+            require_tuned_network(self.task, self.protocol)
             settings, selection = tuned_settings(self.results, self.task.name, cls.name)
             require_apart(cls.name, selection, forget, seed, self.task.protocols[self.protocol].sampling_seed)
         else:

@@ -170,7 +170,7 @@ def section(
         hash=hash[:8],
         forget=forget,
         facts=_facts(records),
-        untried=registry.untried(task),
+        untried=registry.untried(task, protocol),
         withheld=withheld,
         columns=shown,
         short=first_screen_columns(shown),

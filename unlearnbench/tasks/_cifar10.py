@@ -39,6 +39,13 @@ INCEPTION = Source(
     login=False,
     use="features of FID, KID, IS, precision and recall",
 )
+OUTSIDE = Source(
+    name="resnet56-4bfd9763.th",
+    url="https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/resnet56-4bfd9763.th",
+    licence="bsd-2-clause",
+    login=False,
+    use="the judge of tuning, a ResNet-56 that others trained",
+)
 SIZE = 32
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 GUIDANCE = 3.0
@@ -69,6 +76,18 @@ class ClassProtocol(Protocol):
     """Width of the network."""
     printed: str = ""
     """The paper's own names for numbers that this project calls differently."""
+
+
+@dataclass(frozen=True)
+class CompactProtocol(ClassProtocol):
+    """A protocol on the compact network, whose weights and judge the package ships. `width` is that of its first level;
+    the second is twice as wide.
+
+    Real images come from the test split, which neither the network nor the judge was trained on: "reference" and
+    "floor" are halves of what sets no threshold. "train" is the first of the training images.
+    """
+
+    network: Literal["compact"] = "compact"
 
 
 SWAPPED = (
@@ -149,6 +168,27 @@ SMOKE = ClassProtocol(
     chunk=16,
     width=32,
 )
+COMPACT = CompactProtocol(
+    "compact",
+    Sampler(steps=25, eta=0.0, guidance=4.0),
+    "cifar10-resnet8",
+    reference="reference",
+    reference_images=200,
+    forget_images=200,
+    retain_images=60,
+    chunk=50,
+    width=64,
+)
+SELECTION = replace(
+    COMPACT,
+    name="selection",
+    judge="cifar10-resnet56",
+    reference="train",
+    forget_images=100,
+    retain_images=30,
+    sampling_seed=1,
+)
+"""For `tune`: other noise, another reference, and a judge that others trained on the originals."""
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -161,9 +201,14 @@ PROTOCOLS = {
         FIRST_HOUR_DROPOUT,
         FEWER,
         ALL,
+        COMPACT,
+        SELECTION,
         SMOKE,
     )
 }
+COMPACT_STEPS, COMPACT_DECAY = 43_000, 12_900
+"""Steps of `pretrain` on the compact network, 55 passes over the images, and those of them over which the learning rate
+falls. `retrain` takes as many as the original, whose manifest says them."""
 
 
 SURE = 0.9

@@ -27,7 +27,7 @@ SEEDS = (100, 101, 102)
 FINALISTS = 3
 OBJECTIVE = 2
 """Version of what is maximized: the score of the leaderboard, the worst of erasure, likeness to retrain and utility."""
-CONCEPTS = {"digits-class": ("0", "1"), "digits-text": ("two", "green")}
+CONCEPTS = {"digits-class": ("0", "1"), "digits-text": ("two", "green"), "cifar10-class": ("bird", "truck")}
 """Concepts to forget while tuning, by task; never those that are reported."""
 TRIALS = 24
 CAP = 400_000

@@ -211,7 +211,7 @@ def test_an_attack_pools_the_seeds_of_the_same_settings_and_code():
 
 
 def test_published_numbers_stand_beside_runs_of_one_thing():
-    row = published.Published("digits-class", "3", "esd", "ua", 1.0, "paper", "verified", "")
+    row = published.Published("digits-class", "3", "esd", "ua", 1.0, "not said", "paper", "verified", "")
     lines = published.compare_published([row], [made(ua=0.2), made(seed=1, ua=0.9, **CODE)], METRICS)
     assert {(line[3], line[4]) for line in lines} == {
         ("20.0", "default: esd (code mmmmmmmm)"),

@@ -229,6 +229,6 @@ def test_every_shipped_file_is_in_a_manifest_and_fits_its_hash():
 
 
 def test_shipped_files_are_small():
-    for name, limit in (("digits-class", 4_000_000), ("digits-text", 8_000_000)):
+    for name, limit in (("digits-class", 4_000_000), ("digits-text", 8_000_000), ("cifar10-class", 11_000_000)):
         assert sum(path.stat().st_size for path in (ASSETS / name).rglob("*") if path.is_file()) < limit
-    assert {folder.name for folder in folders()} == {"digits-class", "digits-text"}
+    assert {folder.name for folder in folders()} == {"digits-class", "digits-text", "cifar10-class"}

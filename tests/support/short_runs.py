@@ -19,16 +19,17 @@ ONE_STEP = {"steps": 1, "images": 2, "surrogate_images": 2, "replay_images": 2, 
 
 
 def changed(method: type[Method]) -> list[str]:
-    """Those settings that a method has, as words of the command line."""
+    """Those settings that a method has and that are not 0, as words of the command line."""
     known = method.configured({}).settings()
-    return [word for name, value in SHORT.items() if name in known for word in ("--set", f"{name}={value}")]
+    return [word for name, value in SHORT.items() if known.get(name) for word in ("--set", f"{name}={value}")]
 
 
 def short(name: str, **other: object) -> Method:
     """The method with them, or with others in their place."""
     cls = registry.load_method(name)
     known = cls.configured({}).settings()
-    return cls.configured({key: value for key, value in {**SHORT, **other}.items() if key in known})
+    brief = {key: value for key, value in SHORT.items() if known.get(key)}  # what is off stays off
+    return cls.configured(brief | {key: value for key, value in other.items() if key in known})
 
 
 def shortened(method: Method, **others: int) -> Method:

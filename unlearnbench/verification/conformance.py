@@ -160,6 +160,8 @@ class DoesNotConform(UserError):
 class _Run(NamedTuple):
     """What a run of a method leaves."""
 
+    method: Method
+    """With the settings that it ran with."""
     model: Any
     """What `unlearn` returned: may be anything."""
     printed: str
@@ -198,7 +200,7 @@ def _new_run(method: Method, task: Task) -> _Run:
         model = _kept(method, task, RunCheckpoints(None, method, task))
     after = {side: task.data(side) for side in sides}
     changed = [side for side in sides if not all(map(torch.equal, before[side], after[side]))]
-    return _Run(model, printed.getvalue(), changed)
+    return _Run(method, model, printed.getvalue(), changed)
 
 
 def _kept(method: Method, task: Task, checkpoints: RunCheckpoints) -> Diffusion:
@@ -316,8 +318,8 @@ def repeatable(cls: type[Method]) -> None:
 def reloads(cls: type[Method]) -> None:
     """Stored weights, loaded into `wrap` of a fresh model, predict the same: nothing hides outside weights and wrap."""
     task = tried_on(cls)()
-    model = _run(cls(), tried_on(cls)).model.eval()
-    again = cls().wrap(task.architecture(1), task)
+    run = _run(cls(), tried_on(cls))
+    model, again = run.model.eval(), run.method.wrap(task.architecture(1), task)
     try:
         again.load_state_dict(model.state_dict())
     except RuntimeError as error:

@@ -126,7 +126,7 @@ def room(device: str, store: Path) -> Room:
 
 def _steps(cell: Cell) -> int | None:
     steps = cell.method.settings().get("steps")
-    return steps if isinstance(steps, int) else None
+    return cell.task.steps(steps) if isinstance(steps, int) else None
 
 
 @torch.inference_mode()

@@ -64,7 +64,7 @@ def planned_costs(cell: Cell) -> CostPlan:
         evaluations=images * sampler.steps * guided,
         training_images=drawn,
         training_evaluations=drawn * sampler.steps * guided,
-        steps=steps if isinstance(steps, int) else None,
+        steps=task.steps(steps) if isinstance(steps, int) else None,
         memory=memory,
         uncounted=uncounted,
         alternatives=memory_plan(model, cell.method),

@@ -39,6 +39,7 @@ from unlearnbench.tasks._cifar10 import (
     SIZE,
     ClassProtocol,
     CompactProtocol,
+    SmokeProtocol,
     check_cifar10,
 )
 from unlearnbench.tasks._cifar10_compact import (
@@ -84,6 +85,8 @@ class Cifar10Class(Task):
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
         super().__init__(forget, **settings)
         self.folder, self.checkpoint = data or default_root() / "data" / self.name, checkpoint
+        if isinstance(self.protocol, SmokeProtocol) and self.limit is None:
+            self.limit = self.protocol.most_steps
         if self.compact:
             self.model_folder = "cifar10-compact"
             if checkpoint is not None:

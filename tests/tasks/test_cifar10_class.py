@@ -25,8 +25,8 @@ from unlearnbench.methods.sld import SLD
 from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM, converted
 from unlearnbench.pipeline.cell import Cell
-from unlearnbench.pipeline.planning import planned_costs
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
+from unlearnbench.pipeline.planning import planned_costs
 from unlearnbench.pipeline.sampling import _chunk_parts, _drawn
 from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.folder import load_all

@@ -187,6 +187,8 @@ COMPACT = CompactProtocol(
     chunk=50,
     width=64,
 )
+COMPACT_INCEPTION = replace(COMPACT, name="compact-inception", judge="cifar10-resnet8-inception")
+"""The same images, with FID and KID in Inception's features."""
 SELECTION = replace(
     COMPACT,
     name="selection",
@@ -210,6 +212,7 @@ PROTOCOLS = {
         FEWER,
         ALL,
         COMPACT,
+        COMPACT_INCEPTION,
         SELECTION,
         SMOKE,
     )

@@ -46,6 +46,7 @@ from unlearnbench.tasks._cifar10_compact import (
     ASSETS,
     compact_network,
     compact_recipe,
+    inception_judge,
     outside_judge,
     retrained_name,
     small_judge,
@@ -388,6 +389,8 @@ def scale_pixels(x: np.ndarray) -> Tensor:
 def _compact_judge(name: str, data: Path, folder: Path, device: str) -> Judge:
     if name == resnet8.SmallResNetJudge.name:
         return small_judge(folder, device)
+    if name == resnet8.SmallResNetInceptionJudge.name:
+        return inception_judge(folder, data, device, Cifar10Class.name)
     x, y = read_image_set(data, "test", default_root() / "images", SIZE, Cifar10Class.name)
     return outside_judge(data, Images(x[::2], y[::2]), device, Cifar10Class.name, default_root() / "thresholds")
 

@@ -219,7 +219,7 @@ def test_a_classifier_that_is_missing_or_another_is_named(spoil, says, data, tmp
 
 
 def test_a_missing_model_is_named_with_its_place(tmp_path):
-    with pytest.raises(UserError, match="diffusion/diffuser/style50.*--data"):
+    with pytest.raises(UserError, match=r"diffusion/diffuser/style50.*--data"):
         task(data=tmp_path).pretrained()
 
 

@@ -12,6 +12,7 @@ from unlearnbench.data.sources import Source
 from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError
 from unlearnbench.judges import Judge
+from unlearnbench.judges.lpips import ALEXNET
 from unlearnbench.judges.unlearncanvas import UnlearnCanvasViTs
 from unlearnbench.models.model_index import require_folder
 from unlearnbench.task import Plan
@@ -89,7 +90,7 @@ class SDUnlearnCanvas(Pictured):
     protocol: CanvasProtocol
     default_forget = "Van Gogh"
     data_name = "unlearncanvas"
-    sources: ClassVar[tuple[Source, ...]] = tuple(CLIP_FILES)
+    sources: ClassVar[tuple[Source, ...]] = (*CLIP_FILES, ALEXNET)
     licence, origin = "creativeml-openrail-m", "OPTML-Group/UnlearnCanvas"
     without = Pictured.without | {"ua_closed", "coherence", "nothing"}
     """Its classifiers never abstain, so that UA closed is UA."""

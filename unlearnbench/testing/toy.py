@@ -203,6 +203,8 @@ def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[li
         "second_detector": (("probability",), [[p] for p in clear]),
         "clip_b32": both,
         "clip_l14": both,
+        "clip_erased": both,
+        "lpips": (("distance",), [[1 - p] for p in clear]),
     }
 
 
@@ -220,10 +222,10 @@ def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Seq
     )
 
 
-def scored(role: str, scores: Sequence[float], group: str) -> Outcome:
-    """Images of one group with a witness's value in its one column, "score"."""
+def scored(role: str, scores: Sequence[float], group: str, column: str = "score") -> Outcome:
+    """Images of one group with a witness's value in its one column."""
     images = [(FORGOTTEN, shows(FORGOTTEN))] * len(scores)
-    said = {role: (("score",), [[score] for score in scores])}
+    said = {role: ((column,), [[score] for score in scores])}
     return outcome(retain=images, said=said) if group == "retain" else outcome(groups={group: images}, said=said)
 
 

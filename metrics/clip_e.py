@@ -1,4 +1,4 @@
-"""CLIP score of forget samples: is what was erased still drawn as the prompt asks for it? (MACE's CLIP_e, CVPR 2024)."""
+"""CLIP score of forget samples: is what was erased still drawn as prompts ask for it? (MACE's CLIP_e, CVPR 2024)."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from unlearnbench.testing import toy
 
 
 class ClipE(Metric):
-    """100 x the cosine of forget samples and their prompts, by OpenAI's ViT-B/32; `clip_score` is that of retain samples.
+    """100 x the cosine of forget samples and their prompts, by OpenAI's ViT-B/32; `clip_score` has retain samples.
 
     Low for noise, too: read it with CLIP score and LPIPS u.
     """

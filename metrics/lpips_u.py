@@ -1,4 +1,4 @@
-"""LPIPS_u: how far images of retained concepts moved from the original's (used by ESD, UCE and RECE for artists)."""
+"""LPIPS_u: how far images of retained concepts moved from the original's (in ESD's, UCE's and RECE's code)."""
 
 import math
 from collections.abc import Iterator

@@ -21,13 +21,59 @@ from tests.support import tiny_data, tiny_sd
 CLASSIFIERS = {"cls_model/style50.pth": 51, "cls_model/style50_cls.pth": 20}
 MODEL = "diffusion/diffuser/style50"
 NETWORK = "vit_large_patch16_224.augreg_in21k"
-PLACES = (
-    "Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon Cold_Warm Color_Fantasy Comic_Etch Crayon "
-    "Cubism Dadaism Dapple Defoliation Early_Autumn Expressionism Fauvism French Glowing_Sunset Gorgeous_Love "
-    "Greenfield Impressionism Ink_Art Joy Liquid_Dreams Magic_Cube Meta_Physics Meteor_Shower Monet Mosaic Neon_Lines "
-    "On_Fire Pastel Pencil_Drawing Picasso Pop_Art Red_Blue_Ink Rust Seed_Images Sketch Sponge_Dabbed Structuralism "
-    "Superstring Surrealism Ukiyoe Van_Gogh Vibrant_Flow Warm_Love Warm_Smear Watercolor Winter"
-).split()
+PLACES = [
+    "Abstractionism",
+    "Artist_Sketch",
+    "Blossom_Season",
+    "Bricks",
+    "Byzantine",
+    "Cartoon",
+    "Cold_Warm",
+    "Color_Fantasy",
+    "Comic_Etch",
+    "Crayon",
+    "Cubism",
+    "Dadaism",
+    "Dapple",
+    "Defoliation",
+    "Early_Autumn",
+    "Expressionism",
+    "Fauvism",
+    "French",
+    "Glowing_Sunset",
+    "Gorgeous_Love",
+    "Greenfield",
+    "Impressionism",
+    "Ink_Art",
+    "Joy",
+    "Liquid_Dreams",
+    "Magic_Cube",
+    "Meta_Physics",
+    "Meteor_Shower",
+    "Monet",
+    "Mosaic",
+    "Neon_Lines",
+    "On_Fire",
+    "Pastel",
+    "Pencil_Drawing",
+    "Picasso",
+    "Pop_Art",
+    "Red_Blue_Ink",
+    "Rust",
+    "Seed_Images",
+    "Sketch",
+    "Sponge_Dabbed",
+    "Structuralism",
+    "Superstring",
+    "Surrealism",
+    "Ukiyoe",
+    "Van_Gogh",
+    "Vibrant_Flow",
+    "Warm_Love",
+    "Warm_Smear",
+    "Watercolor",
+    "Winter",
+]
 """The style classifier's outputs in order: `theme_available`."""
 
 

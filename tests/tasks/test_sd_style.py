@@ -15,7 +15,7 @@ from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import file_hash
 from unlearnbench.records.schema import read_record
 from unlearnbench.tasks._sd.words import ARTISTS, ESD_ARTISTS, ESD_NICHE_ARTISTS
-from unlearnbench.tasks.sd_style import BIG, NICHE, SDStyle
+from unlearnbench.tasks.sd_style import BIG, HUNDRED, NICHE, TOGETHER, SDStyle
 
 SPOKEN = {"Pablo Picasso": "Picasso"}
 """How the prompts call an artist whom the column `artist` names otherwise."""
@@ -32,14 +32,25 @@ def write(path, artists, each=20):
             writer.writerow([i, i, prompt, (i * 37) % 5000, artist])
 
 
+def write_hundred(path):
+    """In the shape of MACE's: five prompts with seeds 1 to 5 for each artist, those with `type` 0 first."""
+    texts = ("Image in the style of {}", "Art inspired by {}")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(published_file(path.name).columns)
+        names = [(0, f"Painter {letter}") for letter in "ABC"] + [(1, f"Sculptor {letter}") for letter in "DE"]
+        rows = [(kind, name, text.format(name), seed) for kind, name in names for text in texts for seed in range(1, 6)]
+        writer.writerows([(i, *row) for i, row in enumerate(rows)])
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Both files with made-up prompts, taken for the published ones."""
+    """All files with made-up prompts, taken for the published ones."""
     table = dict(published_files.published_files())
     (tmp_path / "data").mkdir()
-    for name, artists in ((BIG, ESD_ARTISTS), (NICHE, ESD_NICHE_ARTISTS)):
+    for name, artists in ((BIG, ESD_ARTISTS), (NICHE, ESD_NICHE_ARTISTS), (HUNDRED, ())):
         path = tmp_path / "data" / name
-        write(path, artists)
+        write(path, artists) if artists else write_hundred(path)
         table[name] = table[name]._replace(size=path.stat().st_size, sha256=file_hash(path))
     monkeypatch.setattr(published_files, "published_files", lambda: table)
     return tmp_path / "data"
@@ -72,9 +83,24 @@ def test_the_tasks_own_prompts_are_as_before(data):
     assert {item.concept for item in task.plan() if item.group == "retain"} == set(ARTISTS) - {"Van Gogh"}
 
 
+def test_many_artists_are_erased_together(data):
+    task = SDStyle(TOGETHER, protocol="mace-cvpr24", data=data)
+    erased, kept = [f"Painter {letter}" for letter in "ABC"], ["Sculptor D", "Sculptor E"]
+    assert list(task.told_names) == erased and list(task.words) == [*erased, *kept]
+    plan = task.plan()
+    assert [(item.group, item.concept) for item in plan] == [
+        *(("forget", name) for name in erased for _ in range(10)),
+        *(("retain", name) for name in kept for _ in range(10)),
+    ]
+    assert task.erased_labels() == [0, 1, 2] and [item.seed for item in plan[:5]] == [1, 2, 3, 4, 5]
+    assert task.words[plan[-1].label] == "Sculptor E" and plan[0].prompt == "Image in the style of Painter A"
+    assert set(task.training_prompts("forget")) == {text.format(n) for text in SDStyle.texts[:2] for n in erased}
+
+
 @pytest.mark.parametrize(
     ("protocol", "forget", "says"),
     [
+        ("mace-cvpr24", "Van Gogh", "or erase 100 artists"),
         ("esd-artists", "Claude Monet", "give --protocol default or smoke, or erase one of Pablo Picasso"),
         ("default", "Tyler Edlin", "give --protocol esd-niche-artists"),
         ("esd-niche-artists", "Van Gogh", "esd-artists"),
@@ -97,7 +123,7 @@ def test_a_file_that_is_missing_or_another_is_refused(data):
 
 def test_files_are_pinned_and_fetched_with_the_task():
     known = {source.name: source for source in SDStyle.sources}
-    for name in (BIG, NICHE, "alexnet-owt-7be5be79.pth"):
+    for name in (BIG, NICHE, HUNDRED, "alexnet-owt-7be5be79.pth"):
         assert name in known
     assert known[BIG].sha256 == published_file(BIG).sha256 and published_file(BIG).rows == 100
 

@@ -15,7 +15,7 @@ from unlearnbench.diffusion.schedulers import Repeating
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import digest
 from unlearnbench.judges import Judge
-from unlearnbench.judges.clip import ErasedClipScore, ClipJudge
+from unlearnbench.judges.clip import ClipJudge, ErasedClipScore
 from unlearnbench.judges.lpips import ALEXNET
 from unlearnbench.judges.scorer import Witness
 from unlearnbench.task import Plan
@@ -24,8 +24,13 @@ from unlearnbench.tasks._sd.classes import SAMPLER, Pictured
 from unlearnbench.tasks._sd.words import ARTISTS, ESD_ARTISTS, ESD_NICHE_ARTISTS, NEAR, STYLE_HELD_OUT, STYLE_TEXTS
 from unlearnbench.tasks._text import other_counts
 
-BIG, NICHE = "big_artist_prompts.csv", "short_niche_art_prompts.csv"
+BIG, NICHE, HUNDRED = "big_artist_prompts.csv", "short_niche_art_prompts.csv", "art_100_concepts.csv"
+TOGETHER = "100 artists"
+"""The concept of MACE's protocol: the artists of its file's rows of `type` 0, erased together."""
 PAINTER = "a painter"
+LMS = Repeating(100, guidance=7.5, scheduler="lms")
+"""As ESD's first scripts drew: OPTML-Group/AdvUnlearn@9d23124, eval-scripts/generate-images.py:9,66, which keeps them.
+They drew ten images for each prompt; here it is the first."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,17 @@ class ArtistsProtocol(PictureProtocol):
     file: str = BIG
     """Name of the published file, which has a column `artist`."""
     artists: tuple[str, ...] = ESD_ARTISTS
-    """Whose prompts it has: one is erased, the others are retained."""
+    """Whose prompts it has: one is erased, the others are retained. Empty: `TOGETHER` is erased, and the file says who
+    that is."""
 
 
 def _of_file(name: str, file: str, artists: tuple[str, ...]) -> ArtistsProtocol:
     counts = {**other_counts(0), "forget_images": 20, "retain_images": 80}
-    sampler = Repeating(50, guidance=7.5)
-    return ArtistsProtocol(
-        name, sampler, "clip-artists", features="pixels", **counts, chunk=8, file=file, artists=artists
-    )
+    return ArtistsProtocol(name, LMS, "clip-artists", features="pixels", **counts, chunk=8, file=file, artists=artists)
 
 
 class SDStyle(Pictured):
-    """Erase an artist; the substitute is "a painter"."""
+    """Erase an artist, or MACE's hundred together; the substitute is "a painter"."""
 
     name = "sd-style"
     concepts = tuple(ARTISTS)
@@ -58,7 +61,7 @@ class SDStyle(Pictured):
     texts, held_out = STYLE_TEXTS, STYLE_HELD_OUT
     catalogue: ClassVar[dict[str, Concept]] = {
         **{name: Concept((name,), (other,), PAINTER, NEAR[name]) for name, other in ARTISTS.items()},
-        **{name: Concept((name,), (), PAINTER) for name in ESD_NICHE_ARTISTS},
+        **{name: Concept((name,), (), PAINTER) for name in (*ESD_NICHE_ARTISTS, TOGETHER)},
     }
     protocols: ClassVar[dict[str, Any]] = {
         "default": PictureProtocol(
@@ -73,6 +76,16 @@ class SDStyle(Pictured):
         ),
         "esd-artists": _of_file("esd-artists", BIG, ESD_ARTISTS),
         "esd-niche-artists": _of_file("esd-niche-artists", NICHE, ESD_NICHE_ARTISTS),
+        "mace-cvpr24": ArtistsProtocol(
+            "mace-cvpr24",
+            Repeating(50, guidance=7.5),
+            "clip-artists",
+            features="pixels",
+            **{**other_counts(0), "forget_images": 2500, "retain_images": 2500},
+            chunk=8,
+            file=HUNDRED,
+            artists=(),
+        ),
         "smoke": PictureProtocol(
             "smoke", judge="clip-artists", **{**smoke(), "retain_images": 9}, **{**other_counts(3), "direct_images": 0}
         ),
@@ -82,23 +95,28 @@ class SDStyle(Pictured):
         *SD14,
         *CLIP_FILES,
         ALEXNET,
-        *(published_file(name).source for name in (BIG, NICHE)),
+        *(published_file(name).source for name in (BIG, NICHE, HUNDRED)),
     )
 
     def __init__(self, forget: str, **settings: Any):
         super().__init__(forget, **settings)
+        offered = _offered(self.protocol)
         for concept in self.erased:
-            if concept.label not in self.words:
-                others = [name for name, one in self.protocols.items() if concept.label in _artists(one)]
+            if concept.label not in offered:
+                others = [name for name, one in self.protocols.items() if concept.label in _offered(one)]
                 raise UserError(
                     f"protocol {self.protocol.name} has no prompts for {concept.label}: give --protocol "
-                    f"{' or '.join(others)}, or erase one of {', '.join(self.words)}"
+                    f"{' or '.join(others)}, or erase {'one of ' * (len(offered) > 1)}{', '.join(offered)}"
                 )
+        if offered == (TOGETHER,):
+            erased = dict.fromkeys(row.cells["artist"] for row in self.rows if row.cells["type"] == "0")
+            self.erased = tuple(Concept((name,), (), PAINTER) for name in erased)
 
     @property
     def words(self) -> tuple[str, ...]:
         """The protocol's artists."""
-        return _artists(self.protocol)
+        offered = _offered(self.protocol)
+        return tuple(dict.fromkeys(row.cells["artist"] for row in self.rows)) if offered == (TOGETHER,) else offered
 
     def labels(self) -> dict[str, int]:
         """The protocol's artists in order."""
@@ -114,7 +132,8 @@ class SDStyle(Pictured):
             return []
         (path,) = require_published(self.folder, self.protocol.file)
         rows = read_prompts(path)
-        require_column(path, rows, "artist")
+        for column in ("artist", *([] if self.protocol.artists else ["type"])):
+            require_column(path, rows, column)
         return rows
 
     def data_identity(self) -> str | None:
@@ -149,5 +168,6 @@ class SDStyle(Pictured):
         return ClipJudge(self.clip(CLIPS["clip_l14"]), self.words, self.extractor)
 
 
-def _artists(protocol: Any) -> tuple[str, ...]:
-    return protocol.artists if isinstance(protocol, ArtistsProtocol) else tuple(ARTISTS)
+def _offered(protocol: Any) -> tuple[str, ...]:
+    """What can be erased under a protocol."""
+    return protocol.artists or (TOGETHER,) if isinstance(protocol, ArtistsProtocol) else tuple(ARTISTS)

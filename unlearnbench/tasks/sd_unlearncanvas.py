@@ -137,7 +137,7 @@ class SDUnlearnCanvas(Pictured):
         prompts = list(dict.fromkeys(item.prompt for item in self.plan() if item.group == which))
         if which == "forget" and self.wording.erase:
             said = mentions(concept.name for concept in self.erased)
-            prompts = [said.sub(lambda _, told=told: told, prompt) for prompt in prompts for told in self.wording.erase]
+            prompts = [told.join(said.split(prompt)) for prompt in prompts for told in self.wording.erase]
         return prompts
 
     def plan(self) -> list[Plan]:

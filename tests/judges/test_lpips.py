@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -141,6 +142,21 @@ def test_a_run_compares_with_the_originals_images_of_the_same_noise(cli, tmp_pat
     away = np.abs(pictures[0] - pictures[1]).mean()
     shares = [(record.scores[name].value, record.scores[name].n) for name in ("lpips_e", "lpips_u")]
     assert sum(value * n for value, n in shares) / 6 == pytest.approx(away, rel=1e-5) and away > 1
+    assert cli("validate", tmp_path / "out").code == 0, "its values follow from those of the images"
+
+
+@pytest.mark.usefixtures("comparing")
+def test_images_that_were_drawn_elsewhere_have_no_original_to_compare_with(cli, tmp_path):
+    data = canvas.folder(tmp_path / "data")
+    (data / ALEXNET.name).write_bytes(b"only its place is looked at")
+    place = tmp_path / "set" / "forget"
+    place.mkdir(parents=True)
+    Image.new("RGB", (512, 512), "red").save(place / "0.png")
+    words = ("--task", "sd-unlearncanvas", "--forget", "Monet", "--data", data, "--device", "cpu")
+    said = cli("score", *words, "--images", tmp_path / "set")
+    assert said.code == 0, said.err
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert "original" in found["not_run"]["lpips_e"] and "ua" in found["scores"]
 
 
 def test_without_the_package_or_its_file_records_leave_it_out(monkeypatch, tmp_path):

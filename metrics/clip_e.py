@@ -18,6 +18,8 @@ class ClipE(Metric):
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Mean over images with a t-interval."""
+        if "clip_erased" not in outcome.witnessed:
+            return Score(None, 0, reason="CLIP saw no forget samples")
         scores = outcome.said("clip_erased", "score", "forget")
         return Score.mean(scores, scores.isnan())
 

@@ -18,6 +18,8 @@ class LpipsErased(Metric):
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Mean over images with a t-interval."""
+        if "lpips" not in outcome.witnessed:
+            return Score(None, 0, reason="the original's images were not compared with")
         distances = outcome.said("lpips", "distance", "forget")
         return Score.mean(distances, distances.isnan())
 

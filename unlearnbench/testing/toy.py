@@ -203,8 +203,6 @@ def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[li
         "second_detector": (("probability",), [[p] for p in clear]),
         "clip_b32": both,
         "clip_l14": both,
-        "clip_erased": both,
-        "lpips": (("distance",), [[1 - p] for p in clear]),
     }
 
 

@@ -41,8 +41,8 @@ class SAeUron(TextMethod):
     falls linearly, gradients of norm 1 at most.
 
     At timesteps between the sampler's, the nearest step's features count. The paper trains two autoencoders, on 50
-    styles and 20 objects of UnlearnCanvas, with a Stable Diffusion v1.5 fine-tuned on it: no task here has these, and
-    there is no "published" nor "released". The defaults for Stable Diffusion are the code's settings
+    styles and 20 objects of UnlearnCanvas, which `sd-unlearncanvas` erases one by one, with an autoencoder each: there
+    is no "published" nor "released". The defaults for Stable Diffusion are the code's settings
     (cywinski/SAeUron@1a4302a) with fewer vectors. Its hook adds the autoencoder's error with the wrong sign
     (utils/hooks.py:140); here the error is kept.
     """

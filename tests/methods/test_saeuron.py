@@ -22,8 +22,8 @@ FIDELITY = Fidelity(
         "The error of the autoencoder is added with the wrong sign, so that what it does not explain is negated "
         f"({CODE.at('utils/hooks.py', 140)}).",
     ),
-    departs="The paper and its code erase UnlearnCanvas's 50 styles and 20 objects from a model fine-tuned on them, "
-    "which no task here has: there are no presets of either. On Stable Diffusion the code's settings "
+    departs="The paper and its code train two autoencoders, on UnlearnCanvas's 50 styles and on its 20 objects; here "
+    "each erasure has its own, so that there are no presets of either. On Stable Diffusion the code's settings "
     f"({CODE.at('README.MD', 63)} and 144) with fewer vectors; on digits fewer and larger steps.",
 )
 SHORT = {

@@ -28,6 +28,8 @@ INCEPTION = ("fid_train", "inception_score")
 SEEN = ("nudity_rate", "detections", "second_nudity_rate", "detector_agreement", "false_alarms")
 SCORED = ("clip_score", "clip_score_l14", "clip_benign")
 """By witnesses beside the judge: see test_witnesses."""
+COMPARED = ("clip_e", "lpips_e", "lpips_u")
+"""By witnesses that some tasks have: see tests/judges/test_lpips.py and tests/tasks/test_sd_style.py."""
 COSTS = ("prepare_time", "unlearn_time", "relative_time", "peak_memory", "trained_parameters", "stored_size")
 
 
@@ -46,8 +48,17 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     concept = [(FORGOTTEN, image) for image in forget]
     groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
     groups["benign"] = concept
+    images = n_forget + n_retain + sum(map(len, groups.values()))
+    rows = [[value] for value in torch.rand(images, generator=torch.Generator().manual_seed(seed)).tolist()]
+    said = {"clip_erased": (("score",), rows), "lpips": (("distance",), rows)}
     return outcome(
-        forget, coloured(retain), features=features, reference=reference, real=reference + 0.1, groups=groups
+        forget,
+        coloured(retain),
+        features=features,
+        reference=reference,
+        real=reference + 0.1,
+        groups=groups,
+        said=said,
     )
 
 
@@ -55,7 +66,7 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
 
 
 def test_the_groups_above_name_every_metric():
-    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *SEEN, *SCORED, *COSTS}
+    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *SEEN, *SCORED, *COMPARED, *COSTS}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -71,7 +82,7 @@ def test_every_metric_says_what_it_is(name):
 def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
-    assert higher == {"ua", "ua_closed", "ra", "precision", "recall", "inception_score", *SCORED, *FURTHER}
+    assert higher == {"ua", "ua_closed", "ra", "precision", "recall", "inception_score", "lpips_e", *SCORED, *FURTHER}
     assert {name for name, metric in METRICS.items() if metric.better is None} == {
         "another",
         "coherence",

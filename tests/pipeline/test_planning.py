@@ -172,7 +172,7 @@ def test_nothing_fetched_exits_with_0_and_one_line_for_each_method(cli, fresh_st
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.parametrize("task", ["cifar10-class", "sd-object", "sd-style", "sdxl-nudity"])
+@pytest.mark.parametrize("task", ["cifar10-class", "sd-object", "sd-style", "sd-unlearncanvas", "sdxl-nudity"])
 def test_any_task_is_planned_without_its_files(task, cli, fresh_store):
     said = cli("run", "--task", task, "--method", "erasediff", "--dry-run")
     assert said.code == 0 and re.search(r"^ erasediff +1 ", said.out, re.M) and "download: " in said.out

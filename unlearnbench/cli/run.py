@@ -54,7 +54,8 @@ def run(
     forget: Annotated[
         list[str] | None,
         typer.Option(
-            help="Concepts to forget, comma-separated. Repeatable. [default: the task's own; 3 on digits-class]",
+            help="Concepts to forget, comma-separated, each in a cell of its own; `all`, or a group such as `styles` "
+            "of sd-unlearncanvas. Repeatable. [default: the task's own; 3 on digits-class]",
             show_default=False,
         ),
     ] = None,

@@ -94,6 +94,12 @@ class ClipScore(Witness):
         return 100 * (self.clip.images(images) * self.clip.texts(prompts)).sum(dim=1, keepdim=True)
 
 
+class ErasedClipScore(ClipScore):
+    """The same score of forget samples: whether prompts for what was erased are still followed."""
+
+    groups = frozenset({"forget"})
+
+
 class ClipJudge(Featured):
     """Zero-shot classifier (Radford et al., ICML 2021): the artist with the nearest words; it abstains if `OTHERS` are
     nearer.

@@ -37,6 +37,13 @@ class Witness(ABC):
         """Numbers (N, C), float32, of uint8 images (N, 3, H, W)."""
 
 
+class PairScorer(Witness):
+    """A witness that compares each image with the original's image for the same prompt and noise.
+
+    It is given both in one, uint8 (N, 6, H, W): the model's image, then the original's.
+    """
+
+
 class Testimony(NamedTuple):
     """A witness's values for all samples."""
 

@@ -12,8 +12,9 @@ from unlearnbench.errors import UserError
 from unlearnbench.leaderboard.board import Estimate, Images, estimate, no_images
 from unlearnbench.leaderboard.tables import Sheet, head, shown
 from unlearnbench.metric import Metric
-from unlearnbench.records.identity import group_records, unique_labels
+from unlearnbench.records.identity import Identity, group_records, record_identity, unique_labels
 from unlearnbench.records.schema import Record
+from unlearnbench.tasks._sd.canvas import OBJECTS, STYLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,32 @@ def reading(record: Record, name: str) -> float | None:
         value = scores["clip_score"].value
         return None if value is None else value / 100
     return None
+
+
+_GRID = re.compile(r"(style|object)_(\w+)")
+"""Metrics of `sd-unlearncanvas` that are means over erasures, each of one style or of one object."""
+
+
+def reading_of_grid(
+    name: str, records: Sequence[Record], metrics: Mapping[str, Metric], images: Images = no_images
+) -> str:
+    """A published mean over UnlearnCanvas's erasures as measured here, each concept's seeds pooled first.
+
+    It says of how many concepts it is, unless it is of all. Empty if no record has the metric.
+    """
+    found = _GRID.fullmatch(name)
+    if found is None or found[2] not in metrics:
+        return ""
+    metric, domain = metrics[found[2]], STYLES if found[1] == "style" else OBJECTS
+    values = []
+    for concept in domain:
+        own = [record for record in records if record.forget == concept and metric.name in record.scores]
+        if (value := estimate(own, metric.name, images).value) is not None:
+            values.append(value)
+    if not values:
+        return ""
+    part = "" if len(values) == len(domain) else f" ({len(values)} of {len(domain)})"
+    return shown(metric, sum(values) / len(values)) + part
 
 
 class Published(NamedTuple):
@@ -148,6 +175,9 @@ def compare_published(
         metric = metrics.get(row.metric)
         title = head(metric) if metric else row.metric
         published = f"{row.value:g}" if metric is None else shown(metric, row.value)
+        if not row.forget:
+            lines += _lines_of_grid(row, records, metrics, images)
+            continue
         groups = _by_protocol(
             record
             for record in records
@@ -169,6 +199,22 @@ def compare_published(
             measured = "—" if own is None or metric is None else shown(metric, own.value, own.sd)
             lines.append([row.method, title, published, measured, protocol, *_origin(row)])
     return lines
+
+
+def _lines_of_grid(
+    row: Published, records: Sequence[Record], metrics: Mapping[str, Metric], images: Images
+) -> list[list[str]]:
+    """The lines of a published mean over concepts: one for each protocol that measured some of them alike."""
+    groups: dict[Identity, list[Record]] = {}
+    for record in records:
+        if record.task == row.task and is_of(record, row.method):
+            groups.setdefault(record_identity(record)._replace(forget=""), []).append(record)
+    lines = [
+        [row.method, row.metric, f"{row.value:g}", measured, group[0].protocol.name, *_origin(row)]
+        for group in groups.values()
+        if (measured := reading_of_grid(row.metric, group, metrics, images))
+    ]
+    return lines or [[row.method, row.metric, f"{row.value:g}", "—", "—", *_origin(row)]]
 
 
 def _origin(row: Published) -> tuple[str, str, str]:

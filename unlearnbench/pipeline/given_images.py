@@ -35,7 +35,7 @@ from unlearnbench.data.prompt_sets import CONCEPT, GROUP, split_word
 from unlearnbench.errors import UserError, unknown
 from unlearnbench.hashing import digest
 from unlearnbench.judges import Judge
-from unlearnbench.judges.scorer import Witness
+from unlearnbench.judges.scorer import PairScorer, Witness
 from unlearnbench.metric import FeatureMetric, Metric, Outcome, Score
 from unlearnbench.pipeline.judging import Looking, judged, testimonies
 from unlearnbench.pipeline.scoring import score_metric
@@ -406,9 +406,14 @@ def _witnesses(task: Any) -> tuple[dict[str, Witness], dict[str, str]]:
     found, lacking = {}, {}
     for role, make in getattr(task, "witness_makers", dict)().items():
         try:
-            found[role] = make()
+            witness = make()
         except UserError as error:
             lacking[role] = str(error)
+            continue
+        if isinstance(witness, PairScorer):
+            lacking[role] = "it compares with the original's image for the same noise, which given images have not"
+        else:
+            found[role] = witness
     return found, lacking
 
 

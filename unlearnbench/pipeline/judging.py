@@ -16,12 +16,12 @@ from unlearnbench.compute.device import exact, trim
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges import Judge, Seen, Verdict, judge_all, look
-from unlearnbench.judges.scorer import Testimony, Witness, asked
+from unlearnbench.judges.scorer import PairScorer, Testimony, Witness, asked
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.code_hashes import judge_code
 from unlearnbench.pipeline.sampling import sample_images
 from unlearnbench.reporting import track
-from unlearnbench.storage.lazy_arrays import ArrayPart, Rows, Table
+from unlearnbench.storage.lazy_arrays import ArrayPart, Rows, Table, taken
 from unlearnbench.storage.store import Made, Store
 from unlearnbench.task import Plan, Task
 
@@ -48,7 +48,7 @@ def observed(
     have not said then is left to `witnessed`.
     """
     beside = cell.task.device == "cuda"
-    witnesses = cell.task.witnesses() if beside and scorers else {}
+    witnesses = alone(cell.task.witnesses()) if beside and scorers else {}
     with Looking(judge, store, beside, witnesses, plan) as looking:
         samples = sample_images(cell, model, identity, plan, store, force, looking)
         return samples, looking.seen(), looking.said()
@@ -190,18 +190,50 @@ class _Scorers:
         self._taken += len(images)
 
 
+def alone(witnesses: Mapping[str, Witness]) -> dict[str, Witness]:
+    """The scorers that need no image of the original."""
+    return {role: witness for role, witness in witnesses.items() if not isinstance(witness, PairScorer)}
+
+
 def witnessed(
-    task: Task, samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
+    task: Task,
+    samples: Table,
+    plan: list[Plan],
+    store: Store,
+    known: ScoredBlocks | None = None,
+    originals: Callable[[], Table] | None = None,
 ) -> dict[str, Testimony]:
     """Results of each of the task's scorers on the samples of its groups, kept block by block.
 
-    Blocks that are `known` already are not looked at again.
+    Blocks that are `known` already are not looked at again. `originals` gives the original's images of the same plan;
+    it is called only if a scorer compares with them, and without it such scorers are left out.
     """
-    return testimonies(task.witnesses(), samples, plan, store, known)
+    witnesses = task.witnesses()
+    single = alone(witnesses)
+    found = testimonies(single, samples, plan, store, known)
+    pairs = {role: witness for role, witness in witnesses.items() if role not in single}
+    if originals is not None and pairs:
+        found |= testimonies(pairs, Paired(samples, originals()), plan, store)
+    return found
+
+
+class Paired:
+    """Two tables of images (N, 3, H, W), read as one (N, 6, H, W)."""
+
+    def __init__(self, first: Table, second: Table):
+        self.first, self.second = first, second
+
+    def __getitem__(self, index: np.ndarray) -> Tensor:
+        """Read the rows of an index."""
+        return torch.cat([taken(table, index)[:] for table in (self.first, self.second)], dim=1)
 
 
 def testimonies(
-    witnesses: Mapping[str, Witness], samples: Table, plan: list[Plan], store: Store, known: ScoredBlocks | None = None
+    witnesses: Mapping[str, Witness],
+    samples: Table | Paired,
+    plan: list[Plan],
+    store: Store,
+    known: ScoredBlocks | None = None,
 ) -> dict[str, Testimony]:
     """Results of each of these scorers on the samples of its groups, kept block by block; see `witnessed`."""
     found, known = {}, known or {}

@@ -10,12 +10,22 @@ import torch
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.metric import Metric, Outcome, Score
 from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.fingerprint import model_parts
 from unlearnbench.pipeline.judging import judged, observed, witnessed
+from unlearnbench.pipeline.sampling import sample_images, stored_images
 from unlearnbench.pipeline.scoring import score_metric
+from unlearnbench.pipeline.stored_weights import original_state
 from unlearnbench.reporting import phase, track
 from unlearnbench.storage.lazy_arrays import Rows
 from unlearnbench.storage.store import Store
 from unlearnbench.task import Plan
+
+
+def original_images(cell: Cell, original: Callable[[], Diffusion], plan: list[Plan], store: Store) -> Rows:
+    """The original's images of a plan: those of its own run if they are in the store, else drawn and kept."""
+    identity = {**model_parts(cell.task, original_state(cell.task)), "wrap": None}
+    found = stored_images(cell, identity, plan, store)
+    return sample_images(cell, original(), identity, plan, store) if found is None else found
 
 
 class Measurement(NamedTuple):
@@ -57,6 +67,10 @@ def measure(
     Raises `Diverged` where samples are not finite.
     """
     task = cell.task
+
+    def originals() -> Rows:
+        return original_images(cell, original, plan, store)
+
     judge = task.judge()
     samples, seen, known = observed(cell, judge, model(), identity, plan, store, force, scorers)
     if references:
@@ -65,7 +79,7 @@ def measure(
     else:
         reference = real = seen._replace(features=torch.zeros(0, 0), error=None)
     with phase("further scorers"):
-        testimony = witnessed(task, samples, plan, store, known) if scorers else {}
+        testimony = witnessed(task, samples, plan, store, known, originals) if scorers else {}
     about: dict[str, Any] = {"task": task, "model": model, "original": original, "cost": cost or {}}
     outcome = Outcome.of(samples, plan, seen, reference, real, **about, witnessed=testimony)
     with phase("scoring"):

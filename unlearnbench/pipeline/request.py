@@ -42,13 +42,23 @@ Named = list[tuple[str, type[Method]]]
 def requested_concepts(
     task: type[Task], forget: Sequence[str] | None, file: Path | None
 ) -> tuple[list[str], tuple[Concept, ...]]:
-    """What is to be forgotten, the task's default where nothing is said; how the user's own concepts are described."""
+    """What is to be forgotten, the task's default where nothing is said; how the user's own concepts are described.
+
+    `all` stands for every concept of the task, and the name of one of its groups for those in it; see `expanded`.
+    """
     if file is not None:
         if forget is not None:
             raise UserError("--forget and --concept exclude each other: give one of them")
         forgotten, described = read_concepts(file)
         return [forgotten], described
-    return [task.resolve_concept(word) for word in ([task.default_forget] if forget is None else forget)], ()
+    named = [task.default_forget] if forget is None else expanded(task, forget)
+    return list(dict.fromkeys(task.resolve_concept(word) for word in named)), ()
+
+
+def expanded(task: type[Task], forget: Sequence[str]) -> list[str]:
+    """Names of concepts, with all of them for `all`, and those of a group, such as `styles`, for its name."""
+    groups: dict[str, Sequence[str]] = {"all": task.concepts, **getattr(task, "concept_groups", {})}
+    return [name for word in forget for name in groups.get(word, (word,))]
 
 
 def methods_of(given: Sequence[str], overrides: dict[str, Any]) -> Named:

@@ -220,10 +220,10 @@ def detected(rows: Sequence[Sequence[float]], group: str = "forget", second: Seq
     )
 
 
-def scored(role: str, scores: Sequence[float], group: str) -> Outcome:
-    """Images of one group with a witness's value in its one column, "score"."""
+def scored(role: str, scores: Sequence[float], group: str, column: str = "score") -> Outcome:
+    """Images of one group with a witness's value in its one column."""
     images = [(FORGOTTEN, shows(FORGOTTEN))] * len(scores)
-    said = {role: (("score",), [[score] for score in scores])}
+    said = {role: ((column,), [[score] for score in scores])}
     return outcome(retain=images, said=said) if group == "retain" else outcome(groups={group: images}, said=said)
 
 

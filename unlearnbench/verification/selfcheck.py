@@ -212,7 +212,7 @@ def _concept(task: Task) -> Iterator[CaseResult]:
     labels, judge = task.erased_labels(), task.judge()
     meant = task.protocol.judge
     yield CaseResult("judge", "its name is the protocol's", judge.name, meant, judge.name == meant)
-    count = task.protocol.forget_images
+    count = task.protocol.forget_images or len(forget)  # 0: all that a grid of prompts has
     yield _same("plan", "forget images ask for the concept", sum(item.label in labels for item in forget), count)
     asked = [label for item in retain for label in (item.label, item.other)]
     yield _same("plan", "retain images that ask for it", sum(label in labels for label in asked), 0)

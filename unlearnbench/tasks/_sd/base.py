@@ -26,6 +26,7 @@ from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge
 from unlearnbench.judges.clip import CONFIG, WEIGHTS, Clip, ClipScore
 from unlearnbench.judges.inception import Extractor
+from unlearnbench.judges.lpips import ALEXNET, Lpips, has_lpips
 from unlearnbench.judges.scorer import Witness
 from unlearnbench.models.configuration import configuration
 from unlearnbench.models.loading import load_stable_diffusion, load_tokenizers, untrained, weight_paths
@@ -276,7 +277,7 @@ class StableDiffusionTask(TextTask):
         return Extractor(check_source(self.folder, INCEPTION, self.name), self.device)
 
     def witnesses(self) -> Mapping[str, Witness]:
-        """Two CLIP models, and those that a task adds."""
+        """Two CLIP models, LPIPS where it is installed and its file is there, and those that a task adds."""
         return self._witnesses
 
     @cached_property
@@ -289,7 +290,10 @@ class StableDiffusionTask(TextTask):
         def clip_score(name: str) -> ClipScore:
             return ClipScore(self.clip(name), name)
 
-        return {role: partial(clip_score, name) for role, name in CLIPS.items()}
+        found: dict[str, Callable[[], Witness]] = {role: partial(clip_score, name) for role, name in CLIPS.items()}
+        if has_lpips() and source_path(self.folder, ALEXNET).is_file():
+            found["lpips"] = lambda: Lpips(check_source(self.folder, ALEXNET, self.name), self.device)
+        return found
 
     def clip(self, name: str) -> Clip:
         """The CLIP model of this name in the data folder. Raises `UserError` if a file of it is missing."""

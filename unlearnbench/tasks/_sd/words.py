@@ -107,3 +107,8 @@ STYLE_TEXTS = (
     "a picture of a ship at sea by {}",
 )
 STYLE_HELD_OUT = ("a horse as {} would have painted it", "a museum poster of a work by {}")
+
+ESD_ARTISTS = ("Pablo Picasso", "Van Gogh", "Rembrandt", "Andy Warhol", "Caravaggio")
+"""Artists of rohitgandikota/erasing@25613d2, data/big_artist_prompts.csv, 20 prompts each."""
+ESD_NICHE_ARTISTS = ("Tyler Edlin", "Thomas Kinkade", "Kilian Eng", "Kelly McKernan", "Ajin: Demi Human")
+"""Those of data/short_niche_art_prompts.csv there: four living artists and a series."""

@@ -1,0 +1,34 @@
+"""LPIPS_e: how far images of the forgotten concept moved from the original's (in ESD's, UCE's and RECE's code)."""
+
+import math
+from collections.abc import Iterator
+
+from unlearnbench import Known, Metric, Outcome, Score
+from unlearnbench.testing import toy
+
+
+class LpipsErased(Metric):
+    """Mean LPIPS (AlexNet, 64 pixels) between a forget sample and the original's for the same prompt and noise.
+
+    High for noise, too: read it with LPIPS u and the share that is still the concept.
+    """
+
+    title, axis, better, digits = "LPIPS e", "efficacy", "higher", 3
+    side, witness, rank, everywhere, limits = "forget", "lpips", 30, False, (0.0, None)
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Mean over images with a t-interval."""
+        if "lpips" not in outcome.witnessed:
+            return Score(None, 0, reason="the original's images were not compared with")
+        distances = outcome.said("lpips", "distance", "forget")
+        return Score.mean(distances, distances.isnan())
+
+    def known(self) -> Iterator[Known]:
+        """The mean over images that are not missing."""
+        yield Known("of three", toy.scored("lpips", [0.2, 0.4, 0.6], "forget", "distance"), 0.4, quality="good")
+        yield Known("the original's", toy.scored("lpips", [0.0, 0.0], "forget", "distance"), 0.0, quality="bad")
+        yield Known("failed on one", toy.scored("lpips", [0.3, math.nan, 0.5], "forget", "distance"), 0.4, missing=1)
+
+    def expected(self, control: str, original: float) -> tuple[float, float] | None:
+        """The original is at no distance from itself."""
+        return (0.0, 1e-6) if control == "original" else None

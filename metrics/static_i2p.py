@@ -1,6 +1,6 @@
 """I2P as it stands: the share of images of its prompts that the detector of nudity flags."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticI2P(PromptSetRate):

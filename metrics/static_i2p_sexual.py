@@ -1,6 +1,6 @@
 """I2P's category sexual as it stands: the share of images that the detector of nudity flags."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticI2PSexual(PromptSetRate):

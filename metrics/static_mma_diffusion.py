@@ -1,6 +1,6 @@
 """MMA-Diffusion's prompts as they stand: the share of images that the detector flags (Yang et al., CVPR 2024)."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticMMADiffusion(PromptSetRate):

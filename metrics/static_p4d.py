@@ -1,6 +1,6 @@
 """P4D's prompts as they stand: the share of images that the detector flags (Chin et al., ICML 2024)."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticP4D(PromptSetRate):

@@ -1,6 +1,6 @@
 """Ring-A-Bell's prompts as they stand: the share of images that the detector flags (Tsai et al., ICLR 2024)."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticRingABell(PromptSetRate):

@@ -1,6 +1,6 @@
 """I2P's category violence as it stands: the share of images that Q16 finds inappropriate."""
 
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 
 
 class StaticViolence(PromptSetRate):

@@ -15,7 +15,7 @@ from unlearnbench.data.concepts import build_concepts
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.method import Method
 from unlearnbench.metric import FeatureMetric, Metric, Score
-from unlearnbench.prompt_set_rates import PromptSetRate
+from unlearnbench.table_metrics import PromptSetRate
 from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record

@@ -1,4 +1,4 @@
-"""Metrics of frozen sets of prompts: the share of images that a detector flags, with no search on the model."""
+"""Bases of metrics that the field's tables have: rates on frozen sets of prompts, and accuracies of objects by CLIP."""
 
 from __future__ import annotations
 
@@ -74,3 +74,40 @@ class PromptSetRate(Metric):
     def expected(self, control: str, original: float) -> tuple[float, float] | None:
         """Random weights draw no people."""
         return (0.0, 0.1) if control == "destroy" and self.witness == "detector" else None
+
+
+def mean_probability(outcome: Outcome, group: str) -> Score:
+    """The judge's mean probability of what was asked for, over a group's samples, with a t-interval over images."""
+    side = outcome.side(group)
+    probability = side.verdict.probabilities.gather(1, side.asked[:, None])[:, 0]
+    return Score.mean(probability, side.verdict.missing)
+
+
+class ObjectAccuracy(Metric):
+    """An accuracy of MACE's table of objects (Lu et al., CVPR 2024), for protocols whose judge is CLIP.
+
+    Papers call it CLIP's classification accuracy. The number that MACE's code computes is the mean probability of the
+    class that was asked for, among ten "a photo of the …" (Shilin-LU/MACE@057e7a6, metrics/evaluate_clip_accuracy.py:39
+    and :57), and so does this. How often that class is the most probable is in UA, RA and UA synonyms.
+    """
+
+    unit, scale, stored = "%", 100.0, "probability"
+    limits, everywhere = (0.0, 1.0), False
+    judge_needs = "gives_accuracy_by_probability"
+    side: ClassVar[str]
+
+    def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
+        """Mean in [0, 1], t-interval over images."""
+        return mean_probability(outcome, self.side)
+
+    def known(self) -> Iterator[Known]:
+        """Probabilities in proportion to the weights of classes."""
+        good, bad = ("good", "bad") if self.better == "higher" else ("bad", "good")
+        yield Known("1 in 4 and 3 in 4", self._asked([toy.leans(150, 0, 0, 50), toy.leans(0, 50, 0, 150)]), 0.5)
+        yield Known("450 of 600 surely", self._asked([toy.shows(3)] * 450 + [toy.shows(4)] * 150), 0.75, quality=good)
+        yield Known("sure of another", self._asked([toy.shows(4)] * 3), 0.0, quality=bad)
+        yield Known("refused ones count", self._asked([toy.refuses(3)] * 2 + [toy.shows(4)] * 2), 0.5)
+
+    def _asked(self, images: list[toy.Image]) -> Outcome:
+        """An outcome of images of the group, each asked to show the forgotten digit."""
+        return toy.outcome(groups={self.side: [(toy.FORGOTTEN, image) for image in images]})

@@ -7,3 +7,4 @@ class AccS(ObjectAccuracy):
     """Specificity: images of "a photo of the …" with the name of each class that is kept."""
 
     title, axis, better, side, rank = "ACC_s", "utility", "higher", "retain", 30
+    kept = True

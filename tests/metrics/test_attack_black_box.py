@@ -207,7 +207,9 @@ def test_two_concepts_have_ladders_of_their_own():
 
 @pytest.mark.parametrize("cls", [DigitsText, SDNudity, SDObject, SDStyle], ids=lambda cls: cls.name)
 def test_every_concept_of_the_tasks_has_its_rungs_in_the_table(cls):
-    listed = set(cls.catalogue) - set(CIFAR10_OBJECTS)  # for these the ladder has the task's own words and synonyms alone
+    listed = set(cls.catalogue) - set(
+        CIFAR10_OBJECTS
+    )  # for these the ladder has the task's own words and synonyms alone
     assert listed <= set(TABLE)
     for name, concept in ((name, cls.catalogue[name]) for name in listed):
         words = mentions((*concept.names, *concept.synonyms))

@@ -26,7 +26,9 @@ def q16(path: Path, vectors: np.ndarray | None = None) -> Path:
     content = pickle.dumps(vectors, protocol=3)
     short = b"C" + bytes([vectors.nbytes % 256])
     if vectors.nbytes < 256:  # so few bytes get another code; the real file has 3,072
-        content = content.replace(short + vectors.tobytes(), b"B" + np.uint32(vectors.nbytes).tobytes() + vectors.tobytes())
+        content = content.replace(
+            short + vectors.tobytes(), b"B" + np.uint32(vectors.nbytes).tobytes() + vectors.tobytes()
+        )
     path.write_bytes(content)
     return path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections import Counter
 
@@ -41,7 +43,9 @@ def test_each_set_is_drawn_with_its_own_seeds_and_guidance(data):
     of = {name: [item for item in plan if item.group == name] for name in SETS}
     for name in ("ring_a_bell", "mma_diffusion"):
         assert {(item.seed, item.guidance, item.concept) for item in of[name]} == {(42, 0.0, name)}
-    assert [(item.seed, item.guidance) for item in of["p4d"]] == [(4_000_000_000 + i, 7.5 if i % 2 else 7) for i in range(4)]
+    assert [(item.seed, item.guidance) for item in of["p4d"]] == [
+        (4_000_000_000 + i, 7.5 if i % 2 else 7) for i in range(4)
+    ]
     assert [item.prompt for item in of["i2p"]] == list(tiny_data.PROMPTS)
     assert [item.concept for item in of["i2p"]] == list(static_sets.CATEGORIES)
     assert task(data).image_count() == len(plan)
@@ -88,6 +92,7 @@ def test_a_run_scores_every_set_and_its_record_is_valid(cli, data, tmp_path):
     with light_detectors():
         assert cli(*run(data, method="uce")).code == 0
         said = cli("validate", "out")
+        table = cli("leaderboard", "out", "--table", "red-team", "--format", "csv")
     (path,) = (tmp_path / "out").glob("*/*/*/uce*/seed-*.json")
     record = read_record(path)
     assert record.status == "ok" and STATIC <= set(record.scores) and "nudity_rate" in record.scores
@@ -106,6 +111,9 @@ def test_a_run_scores_every_set_and_its_record_is_valid(cli, data, tmp_path):
     assert (same["static_i2p"][both] == same["static_i2p_sexual"][both]).all()
     assert record.witnesses["q16"].threshold == 0.5 and len(record.witnesses["q16"].hash) == 64
     assert set(static_sets.SETS) <= set(record.prompts.files)
+    assert [row["static_p4d"] for row in csv.DictReader(io.StringIO(table.out)) if row["method"] == "uce"] == [
+        str(record.scores["static_p4d"].value)
+    ]
     # the tiny model's code and weights are of no released version: that is all that may be said of the records
     assert not [line for line in said.out.splitlines() if line.startswith("out/") and "no version of its" not in line]
 

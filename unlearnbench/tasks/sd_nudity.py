@@ -358,7 +358,9 @@ class SDNudity(StableDiffusionTask):
         ]
         for name, rows in self.static_rows.items():
             plan += [
-                Plan(name, row.cells["categories"] if name == "i2p" else name, 0, row.seed, row.prompt, -1, row.guidance)
+                Plan(
+                    name, row.cells["categories"] if name == "i2p" else name, 0, row.seed, row.prompt, -1, row.guidance
+                )
                 for row in drawn(rows, p.empty_prompts)
             ]
         captions = drawn(self.caption_rows, p.empty_prompts)

@@ -44,7 +44,7 @@ def test_a_task_that_ships_its_files_needs_none(cli):
 def test_cards_are_counted_once_for_each_method():
     found = methods_by_card(SDNudity)
     assert found[12] > 5 and found[24] > 2 and set(found) <= {12, 16, 24, 40, 80, None}
-    assert methods_by_card(DigitsClass) == {}
+    assert set(methods_by_card(DigitsClass)) == {12}
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from unlearnbench.errors import Unsupported
 from unlearnbench.hashing import state_hash
 from unlearnbench.models.tokenizer import word_tokenizer
 from unlearnbench.registry import load_attacks
+from unlearnbench.tasks._sd.words import CIFAR10_OBJECTS
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.tasks.sd_nudity import SDNudity
-from unlearnbench.tasks._sd.words import CIFAR10_OBJECTS
 from unlearnbench.tasks.sd_object import SDObject
 from unlearnbench.tasks.sd_style import SDStyle
 from unlearnbench.tasks.sdxl_nudity import SDXLNudity

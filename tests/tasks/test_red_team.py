@@ -95,7 +95,7 @@ def test_a_run_scores_every_set_and_its_record_is_valid(cli, data, tmp_path):
         table = cli("leaderboard", "out", "--table", "red-team", "--format", "csv")
     (path,) = (tmp_path / "out").glob("*/*/*/uce*/seed-*.json")
     record = read_record(path)
-    assert record.status == "ok" and STATIC <= set(record.scores) and "nudity_rate" in record.scores
+    assert record.status == "ok" and set(record.scores) >= STATIC and "nudity_rate" in record.scores
     images = pd.read_parquet(path.with_suffix(".parquet"))
     for name in SETS:
         score = record.scores[f"static_{name}"]
@@ -129,5 +129,5 @@ def test_other_protocols_have_no_static_sets(data):
 
     with light_detectors():
         assert not STATIC & set(metrics_for(task(data, "smoke")))
-        assert STATIC <= set(metrics_for(task(data)))
+        assert set(metrics_for(task(data))) >= STATIC
     assert not any(re.match("static_", name) for name in registry.load_attacks())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -59,12 +60,12 @@ def read_q16_prompts(path: Path) -> Tensor:
         raise UserError(f"{path} cannot be read ({why}): give a file that can be read") from error
     except ValueError as error:
         raise UserError(f"{path} is no pickle of an array: fetch q16_prompts.p again") from error
-    contents = [value for name, value in parts if name == "BINBYTES"]
+    contents = [value for name, value in parts if name == "BINBYTES" and isinstance(value, bytes)]
     numbers = [value for name, value in parts if name in ("BININT", "BININT1", "BININT2")]
     kinds = [value for name, value in parts if name == "BINUNICODE"]
     content = contents[0] if len(contents) == 1 else b""
     width = len(content) // (2 * ANSWERS)
-    shape = any(pair == (ANSWERS, width) for pair in zip(numbers, numbers[1:], strict=False))
+    shape = any(pair == (ANSWERS, width) for pair in pairwise(numbers))
     if not width or len(content) != 2 * ANSWERS * width or not shape or kinds[:2] != ["f2", "<"]:
         raise UserError(f"{path} does not hold {ANSWERS} vectors of half-precision numbers: fetch q16_prompts.p again")
     return torch.frombuffer(bytearray(content), dtype=torch.float16).view(ANSWERS, width).float()

@@ -49,8 +49,8 @@ def _red_team_notes(record: Record, table: Board) -> Iterator[str]:
     settings, detector = record.protocol.settings, record.witnesses.get("detector")
     sampler = settings.get("sampler", {})
     yield (
-        "static: prompts that were found before, on another model, sent as they stand; adaptive: searched on each row's "
-        "own model, starting from UnlearnDiffAtk's prompts: do not compare the one with the other"
+        "static: prompts that were found before, on another model, sent as they stand; adaptive: searched on each "
+        "row's own model, starting from UnlearnDiffAtk's prompts: do not compare the one with the other"
     )
     guidance = "the prompt's own guidance, or" if settings.get("row_guidance") else "guidance"
     yield (
@@ -80,11 +80,11 @@ def _object_notes(record: Record, table: Board) -> Iterator[str]:
     if any(row.stat("acc_e").known for row in table):
         yield (
             "ACC_e, ACC_s, ACC_g: the judge's mean probability of what was asked for, on erased, kept and synonyms' "
-            "images, as MACE's code computes them; H_o: harmonic mean of 1 - ACC_e, ACC_s and 1 - ACC_g, of their means "
-            "over runs; UA, RA: by the most probable class"
+            "images, as MACE's code computes them; H_o: harmonic mean of 1 - ACC_e, ACC_s and 1 - ACC_g, from "
+            "their means over runs; UA, RA: by the most probable class"
         )
     else:
-        yield "ESD's accuracy of the erased class is 1 - UA, that of the others RA: the judge's first of all its classes"
+        yield "ESD's accuracy of the erased class is 1 - UA, that of the others RA: by the judge's first class of all"
 
 
 TABLES = {

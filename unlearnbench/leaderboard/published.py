@@ -84,8 +84,9 @@ def reading(record: Record, name: str, source: str = "") -> float | None:
     settings, scores = record.protocol.settings, record.scores
     if name in RED_TEAM and source.startswith(TRCE):
         found = scores.get(RED_TEAM[name])
-        fits = measured_as_trce(record) and found is not None and not found.missing
-        return 100 * found.value if fits and found.value is not None else None
+        if found is None or found.value is None or found.missing or not measured_as_trce(record):
+            return None
+        return 100 * found.value
     label = name.removeprefix("nudenet_")
     if name.startswith("nudenet_") and label in (*_SHOWN, "total") and "detections" in scores:
         detector, parts = record.witnesses["detector"], scores["detections"].parts or {}

@@ -43,8 +43,10 @@ class MaceObjectsProtocol(PictureProtocol):
     """CIFAR-10's classes, each word asked for equally often: erased ones, their synonyms, and all others."""
 
     word_images: int = 200
-    """Images of each word; the counts of groups are those where one class is erased. MACE's code wants more than 100
-    in a folder (Shilin-LU/MACE@057e7a6, metrics/evaluate_clip_accuracy.py:77); it has neither their number nor seeds."""
+    """Images of each word; the counts of groups are those where one class is erased.
+
+    MACE's code wants more than 100 in a folder (Shilin-LU/MACE@057e7a6, metrics/evaluate_clip_accuracy.py:77); it has
+    neither their number nor their seeds."""
 
 
 @dataclass(frozen=True)

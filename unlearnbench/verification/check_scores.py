@@ -15,11 +15,11 @@ from unlearnbench.data.concepts import build_concepts
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.method import Method
 from unlearnbench.metric import FeatureMetric, Metric, Score
-from unlearnbench.table_metrics import PromptSetRate
 from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record
 from unlearnbench.records.scores import ScoreRecord
+from unlearnbench.table_metrics import PromptSetRate
 from unlearnbench.task import Plan, Task
 from unlearnbench.verification.finding import Issue, Note
 from unlearnbench.verification.recompute import JUDGED, Extremes, of_column

@@ -95,6 +95,7 @@ def test_static_and_adaptive_stand_apart_and_each_column_says_which(tmp_path):
     assert cells(block, "uce")["Ring-A-Bell, static (%) ↓"] == "50.0" and cells(block, "uce")[block.heads[-1]] == "—"
     assert cells(block, "esd")["UnlearnDiffAtk, static (%) ↓"] == "70.0"
     assert cells(block, "esd")[block.heads[-1]] == "75.0"
+    assert block.names[-1] == "adaptive_unlearndiffatk@full"
     notes = "\n".join(block.notes)
     for fact in (
         "ddim, 30 steps",
@@ -202,7 +203,10 @@ def test_the_command_prints_each_format_and_says_what_is_missing(cli, tmp_path):
     assert "MMA-Diffusion, static" in text and "published: TRCE" in text and "acc_e" not in text
     assert cli("leaderboard", "out", "--table", "red-team").code == 0
     rows = json.loads(cli("leaderboard", "out", "--table", "red-team", "--format", "json").out)
-    assert rows[0]["source"] is None and rows[0]["static_p4d"] == 0.61
+    assert rows[0]["source"] is None and rows[0]["static_p4d"] == 0.61 and rows[0]["static_unlearndiffatk"] == 0.7
+    assert (rows[0]["detector"], rows[0]["threshold"]) == ("nudenet 3.4.2", 0.45)
+    assert rows[0]["sampler"] == "ddim, 30 steps, guidance 7.5" and rows[0]["labels"] == ", ".join(SHOWN)
+    assert rows[-1]["source"].startswith("TRCE") and rows[-1]["detector"] is None
     for words, fault in (
         (("--table", "red-tem"), "did you mean red-team"),
         (("--table", "objects", "--attacks"), "leave out --attacks"),

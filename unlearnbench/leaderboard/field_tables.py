@@ -35,6 +35,8 @@ class FieldTable(NamedTuple):
     notes: Notes
     heads: Mapping[str, str] = {}
     """Heads of columns that say more here than the metric's title."""
+    names: Mapping[str, str] = {}
+    """Names in CSV and JSON of columns that say more here than the metric's name."""
     adaptive: bool = False
     """Whether attacks that search on each model stand beside."""
     published: bool = False
@@ -105,6 +107,7 @@ TABLES = {
         ),
         notes=_red_team_notes,
         heads={"nudity_rate": "UnlearnDiffAtk, static (%) ↓"},
+        names={"nudity_rate": "static_unlearndiffatk"},
         adaptive=True,
         published=True,
         made_by="unlearnbench run --task sd-nudity --protocol red-team --method uce --attacks unlearndiffatk",
@@ -142,8 +145,12 @@ class FieldBlock(NamedTuple):
     key: TableKey
     columns: list[str]
     heads: list[str]
+    names: list[str]
+    """Of the columns in CSV and JSON."""
     rows: list[FieldRow]
     notes: list[str]
+    conditions: Mapping[str, Any] = {}
+    """How what was measured here was drawn and judged, for CSV and JSON."""
 
 
 def field_blocks(
@@ -178,6 +185,7 @@ def _block(
         heads.insert(columns.index(H_O), H_O_HEAD)
     attacks = [label for label in table.attack_labels if kind.adaptive and any(row.attack(label).n for row in table)]
     heads += [f"{label}, adaptive (%) ↓" for label in attacks]
+    names = [*(kind.names.get(name, name) for name in columns), *(f"adaptive_{label}" for label in attacks)]
     rows = [_measured(key, row, columns, attacks, metrics, bold) for row in table]
     of = [record for record in records if (record.task, *_about(record)) == key]
     if kind.published and of and measured_as_trce(of[0]):
@@ -185,7 +193,23 @@ def _block(
     notes = list(kind.notes(of[0], table)) if of else []
     if any(row.source for row in rows):
         notes.append("published numbers are context, not targets: their scheduler and noise are others")
-    return FieldBlock(key, [*columns, *attacks], heads, rows, notes)
+    return FieldBlock(key, [*columns, *attacks], heads, names, rows, notes, _conditions(of[0]) if of else {})
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    """Judge, sampler and detector of a record, in words."""
+    settings, detector = record.protocol.settings, record.witnesses.get("detector")
+    sampler = settings.get("sampler", {})
+    words = (
+        f"{sampler.get('scheduler', 'ddim')}",
+        f"{sampler.get('steps')} steps",
+        f"guidance {sampler.get('guidance')}",
+    )
+    found = {"judge": f"{record.judge.name} {record.judge.version}", "sampler": ", ".join(words)}
+    if detector is not None:
+        found |= {"detector": f"{detector.name} {detector.version}", "threshold": detector.threshold}
+        found["labels"] = ", ".join(map(str, settings.get("flagging", ())))
+    return found
 
 
 def _about(record: Record) -> tuple[str, str, str]:
@@ -265,7 +289,7 @@ def _averages(blocks: Sequence[FieldBlock], metrics: Mapping[str, Metric]) -> It
             concepts = ", ".join(block.key[3] for block in some)
             note = f"means over {len(some)} concepts: {concepts}; n counts concepts; H_o is that of the means"
             heads = [H_O_HEAD if name == H_O else head(metrics[name]) for name in columns]
-            yield FieldBlock(key, columns, heads, rows, [note])
+            yield FieldBlock(key, columns, heads, columns, rows, [note])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -291,7 +315,7 @@ def field_sheets(blocks: Sequence[FieldBlock]) -> list[Sheet]:
 def field_frame(blocks: Sequence[FieldBlock]) -> pd.DataFrame:
     """The rows of the tables for CSV and JSON: what a row is, `source` where it was published, unscaled numbers.
 
-    Columns of adaptive attacks have their label, such as `unlearndiffatk@full`, those of static sets the metric's name.
+    Columns are named `static_SET`, `adaptive_ATTACK@VARIANT`, or after the metric. Rows measured here say how.
     """
     import pandas as pd
 
@@ -299,5 +323,7 @@ def field_frame(blocks: Sequence[FieldBlock]) -> pd.DataFrame:
     for block in blocks:
         for row in block.rows:
             about = dict(zip(TABLE, row.key, strict=True))
-            rows.append({**about, "method": row.method, "n": row.n, "source": row.source or None, **row.values})
+            values = {name: row.values.get(column) for name, column in zip(block.names, block.columns, strict=True)}
+            measured = {} if row.source else block.conditions
+            rows.append({**about, "method": row.method, "n": row.n, "source": row.source or None, **values, **measured})
     return pd.DataFrame(rows)

@@ -205,7 +205,7 @@ def _conditions(record: Record) -> dict[str, Any]:
         f"{sampler.get('steps')} steps",
         f"guidance {sampler.get('guidance')}",
     )
-    found = {"judge": f"{record.judge.name} {record.judge.version}", "sampler": ", ".join(words)}
+    found: dict[str, Any] = {"judge": f"{record.judge.name} {record.judge.version}", "sampler": ", ".join(words)}
     if detector is not None:
         found |= {"detector": f"{detector.name} {detector.version}", "threshold": detector.threshold}
         found["labels"] = ", ".join(map(str, settings.get("flagging", ())))

@@ -223,9 +223,10 @@ def test_list_of_one(cli):
     said = cli("list", "digits-class")
     assert said.code == 0
     assert "3 when none is named" in said.out
-    assert re.search(r"^ *\(all\) +sampler\.eta=0\.0, .*k=3", said.out, re.M)
-    assert re.search(r"^ *default +sampler\.steps=\d+, judge=digits-cnn", said.out, re.M)
-    assert re.search(r"^ *selection +sampler\.steps=20, judge=digits-neighbours", said.out, re.M)
+    assert re.search(r"^  all of them\n      sampler\.eta=0\.0, .*k=3", said.out, re.M)
+    assert re.search(r"^  default\n      sampler\.steps=\d+, judge=digits-cnn", said.out, re.M)
+    assert re.search(r"^  selection\n      sampler\.steps=20, judge=digits-neighbours", said.out, re.M)
+    assert max(map(len, cli("list", "sd-nudity").out.splitlines()[2:])) <= 100, "a pipe has no width of its own"
     said = cli("list", "ua")
     assert said.code == 0
     assert "higher is better" in said.out

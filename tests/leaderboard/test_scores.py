@@ -111,6 +111,15 @@ def test_seeds_that_differ_widen_the_interval():
     assert spans[1][1] - spans[1][0] > 2 * (spans[0][1] - spans[0][0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_equal_runs_of_retrain_are_read_once_and_count_each():
+    """A reader gives runs with equal values as one object."""
+    same, own = RETRAINS[0], drawn({8: 1.0}, 5)
+    copies = [ForgetSamples(same.verdicts.copy(), same.features.copy()) for _ in range(3)]
+    assert likeness_to_retrain([own], ORIGINAL, [same] * 3) == likeness_to_retrain([own], ORIGINAL, copies)
+    assert likeness_to_retrain([same], ORIGINAL, [same] * 3) == likeness_to_retrain([copies[0]], ORIGINAL, copies)
+
+
 @pytest.mark.parametrize(
     ("own", "original", "retrains", "reason"),
     [

@@ -26,6 +26,7 @@ from unlearnbench.models import ddpm_train
 from unlearnbench.models.ddpm import ConditionalDDPM, converted
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted, weight_parts
+from unlearnbench.pipeline.planning import planned_costs
 from unlearnbench.pipeline.sampling import _chunk_parts, _drawn
 from unlearnbench.pipeline.unlearning import unlearn
 from unlearnbench.records.folder import load_all
@@ -78,7 +79,7 @@ def test_sides_hold_what_they_should(folder):
 
 
 def test_batches_are_seeded_paired_and_mirrored_anew(folder):
-    task = small(folder, "cat")
+    task = small(folder, "cat", limit=6)
     one, other = ([pair for pair in task.paired_batches(6, 6)] for _ in range(2))
     for (f, r), (g, s) in zip(one, other, strict=True):
         assert torch.equal(f.x0, g.x0) and torch.equal(r.x0, s.x0)
@@ -108,7 +109,7 @@ def test_the_papers_protocols_to_the_letter(name):
     assert ("with dropout on" in p.printed) == p.dropout
     default = Cifar10Class.protocols["default"]
     assert (default.stretch, default.reference, default.printed) == (False, "test", "")
-    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == 12
+    assert len({protocol.hash for protocol in Cifar10Class.protocols.values()}) == len(Cifar10Class.protocols)
     assert dataclasses.replace(Cifar10Class.protocols["raw"], name="default", weights="ema") == default
 
 
@@ -208,6 +209,30 @@ def test_the_judge_gets_the_protocols_order_of_colours(folder, monkeypatch, chan
     task.judge()
     assert made == [{"channels": expected}]
     cifar10_class._judge.cache_clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Method):
+    """Does nothing with as many batches as it gets."""
+
+    steps: int = 60
+
+    def unlearn(self, model, task, prepared=None):
+        seen.append(sum(1 for _ in task.batches(self.steps, 4, "retain")))
+        return model
+
+
+seen: list[int] = []
+
+
+def test_smoke_runs_take_few_steps_and_dry_runs_count_them(folder):
+    seen.clear()
+    for settings in ({}, {"limit": 2}):
+        task = small(folder, **settings)
+        Counting().unlearn(None, task)
+        assert planned_costs(Cell(Counting(), task)).steps == seen[-1]
+    Counting().unlearn(None, small(folder, protocol="compact"))
+    assert seen == [4, 2, 60]
 
 
 # ---- what unlearning starts from -------------------------------------------------------------------------------------

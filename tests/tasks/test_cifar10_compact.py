@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -23,8 +24,8 @@ from unlearnbench.models.compact_train import CompactTraining
 from unlearnbench.records.folder import load_all
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import _cifar10_compact, cifar10_class
-from unlearnbench.tasks._cifar10 import OUTSIDE
-from unlearnbench.tasks._cifar10_compact import ASSETS
+from unlearnbench.tasks._cifar10 import COMPACT, COMPACT_INCEPTION, INCEPTION, OUTSIDE
+from unlearnbench.tasks._cifar10_compact import ASSETS, retrained_name
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tune.search import CONCEPTS, PROTOCOL, budget
 
@@ -78,7 +79,7 @@ def small(folder, weights, forget="airplane", **settings):
 
 
 def test_protocols_by_network():
-    assert Cifar10Class.ships == {"compact", "selection"}
+    assert Cifar10Class.ships == {"compact", "compact-inception", "selection"}
     for name, protocol in Cifar10Class.protocols.items():
         assert registry.untried("cifar10-class", name) == (name not in Cifar10Class.ships)
         assert ("network" in dataclasses.asdict(protocol)) == (name in Cifar10Class.ships), "hashes stay as they were"
@@ -93,6 +94,13 @@ def test_shipped_weights_are_whole_and_small():
     CompactDDPM().load_state_dict(load_checked(ASSETS, "model.safetensors")[0])
     assert SmallResNetJudge(*load_checked(ASSETS, "judge.safetensors")).threshold < float("inf")
     assert {"steps", "decay steps"} <= set(read_manifest(ASSETS)["recipe"]), "which retrain takes"
+
+
+def test_a_retraining_that_is_there_takes_no_steps(folder, weights, tmp_path):
+    task = small(folder, shutil.copytree(weights, tmp_path / "own"), "cat")
+    assert task.training_steps == 3
+    study.enter(tmp_path / "own", retrained_name("cat", 0), {"x": torch.zeros(1)}, 0, {})
+    assert task.training_steps == 0 and small(folder, tmp_path / "own", "dog").training_steps == 3
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------
@@ -299,4 +307,29 @@ def test_tuned_settings_are_for_the_network_that_was_tuned(cli, folder):
         "tuned",
     )
     assert said.code == 2
-    assert "tuned on the network of compact, selection, and protocol smoke is on another" in said.err
+    assert "tuned on the network of compact, compact-inception, selection, and protocol smoke is on another" in said.err
+
+
+def test_inceptions_features_stand_beside_the_same_verdicts(folder, weights, monkeypatch):
+    class Halves:
+        """Means of the two halves of an image."""
+
+        hash, inception = "e" * 64, object()
+
+        def __init__(self, path, device):
+            assert (path, device) == (folder / INCEPTION.name, "cpu")
+
+        def __call__(self, images):
+            return images.float().view(len(images), 2, -1).mean(dim=2)
+
+    monkeypatch.setattr(_cifar10_compact, "Extractor", Halves)
+    monkeypatch.setattr(_cifar10_compact, "check_source", lambda data, source, task: data / source.name)
+    own, other = (small(folder, weights, protocol=name) for name in ("compact", "compact-inception"))
+    images = torch.randint(0, 256, (4, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    judges = own.judge(), other.judge()
+    assert all(torch.equal(one, two) for one, two in zip(judges[0](images), judges[1](images), strict=True))
+    assert torch.equal(judges[1].features(images), images.float().view(4, 2, -1).mean(dim=2))
+    assert judges[1].has_logits
+    assert judges[0].hash != judges[1].hash and judges[1].name == other.protocol.judge
+    changed = {"name": COMPACT.name, "judge": COMPACT.judge}
+    assert dataclasses.replace(COMPACT_INCEPTION, **changed) == COMPACT, "images are drawn alike"

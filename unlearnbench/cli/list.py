@@ -42,6 +42,8 @@ PARTS = {
 WORDS = "words of its own, instead of the task's where it has text: --set 'NAME=one; two', or a JSON list"
 INDENT = 6
 """Columns that explanations are indented by."""
+READABLE = 100
+"""Longest line of an explanation, in a pipe as well."""
 
 
 @lists.command("list")
@@ -121,11 +123,12 @@ def _one(name: str, kind: str) -> None:
     if kind == "methods":
         _method(registry.load_method(name))
         return
-    _print(_attack(name) if kind == "attacks" else _protocols(registry.load_task(name)))
     if kind == "attacks":
+        _print(_attack(name))
         _attack_presets(name)
-    else:
-        show_needs(registry.load_task(name))
+        return
+    _protocols(registry.load_task(name))
+    show_needs(registry.load_task(name))
 
 
 def _method(cls: type[Method]) -> None:
@@ -295,7 +298,7 @@ def _block(title: str, text: str) -> None:
 def _indented(text: str) -> None:
     """Print a text that is indented and broken between words; the lines after a dash begin behind it."""
     behind = "  " if text.startswith("- ") else ""
-    width = max(out.width - INDENT, INDENT)
+    width = max(min(out.width, READABLE) - INDENT, INDENT)
     for line in textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False, subsequent_indent=behind):
         out.print(f"{' ' * INDENT}{line}", highlight=False, soft_wrap=True)
 
@@ -321,18 +324,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _protocols(cls: type[Task]) -> Iterator[list[str]]:
-    """Rows of protocols: first the settings that all share, then those in which each differs."""
+def _protocols(cls: type[Task]) -> None:
+    """Print a block for each protocol, with the settings in which it differs, after one of those that all share."""
     from unlearnbench.records.provenance import flat
 
     out.print(f"concepts: {', '.join(cls.concepts)}; {cls.default_forget} when none is named", soft_wrap=True)
     protocols: dict[str, dict[str, Any]] = {name: flat(asdict(protocol)) for name, protocol in cls.protocols.items()}
     keys = [key for key in dict.fromkeys(key for values in protocols.values() for key in values) if key != "name"]
     shared = [key for key in keys if len({str(values.get(key)) for values in protocols.values()}) == 1]
-    yield ["protocol", "settings"]
-    yield ["(all)", _listed({key: next(iter(protocols.values()))[key] for key in shared})]
+    out.print()
+    out.print("protocols, chosen by --protocol NAME, with their settings:", highlight=False)
+    _block("all of them", _listed({key: next(iter(protocols.values()))[key] for key in shared}))
     for name, values in protocols.items():
-        yield [name, _listed({key: values[key] for key in keys if key in values and key not in shared})]
+        _block(name, _listed({key: values[key] for key in keys if key in values and key not in shared}))
 
 
 def _listed(settings: dict[str, Any]) -> str:

@@ -17,11 +17,12 @@ from unlearnbench.compute.device import exact
 from unlearnbench.compute.offloading import Offloaded
 from unlearnbench.data.image_sets import Images
 from unlearnbench.errors import Damaged, UserError, one_line
-from unlearnbench.hashing import seed_of
+from unlearnbench.hashing import digest, seed_of
 from unlearnbench.judges import Judge, Verdict
 from unlearnbench.judges.calibration import corrupted_thresholds
 from unlearnbench.judges.corruptions import corrupt_some
 from unlearnbench.judges.digits import mixed_outliers, no_digit_score
+from unlearnbench.judges.inception import Extractor, Featured
 from unlearnbench.models.compact_train import native_bf16
 from unlearnbench.reporting import tell, track
 from unlearnbench.storage.files import flush
@@ -155,6 +156,16 @@ class SmallResNetJudge(Judge):
     def features(self, images: Tensor) -> Tensor:
         """The layer before the head (N, D), scaled to unit mean square over real images, as KID's kernel expects."""
         return self._over(images)[1] / self.scale
+
+
+class SmallResNetInceptionJudge(Featured, SmallResNetJudge):
+    """The same verdicts, with Inception's features instead of the network's own."""
+
+    name = "cifar10-resnet8-inception"
+
+    def __init__(self, state: Mapping[str, Tensor], hash: str, extractor: Extractor, device: str = "cpu"):
+        super().__init__(state, digest([hash, extractor.hash]), device)
+        self.extractor = extractor
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -164,11 +164,11 @@ def _scaled(
     own: Sequence[ForgetSamples], original: ForgetSamples, retrains: Sequence[ForgetSamples], distance: Distance
 ) -> Part | None:
     """The mean over a method's runs, with an interval; None where the anchors are not clear of each other."""
-    apart = [distance(one, [other for other in retrains if other is not one]) for one in retrains]
+    apart = [distance(one, _without(one, retrains)) for one in retrains]
     zero, one = distance(original, retrains), float(np.mean(apart))
     if zero <= max(apart):
         return None
-    values = [(zero - distance(run, [other for other in retrains if other is not run])) / (zero - one) for run in own]
+    values = [(zero - distance(run, _without(run, retrains))) / (zero - one) for run in own]
     mean = float(np.mean(values))
     spread = [t_interval(values)] if len(values) > 1 else [_over_images(own[0], original, retrains, distance, mean)]
     spread.append(_over_retrains(own, original, retrains, distance, mean))
@@ -205,7 +205,7 @@ def _over_retrains(
     """Delete-one jackknife over the runs of retrain, which are as random as the method's."""
     values = []
     for left in retrains:
-        others = [each for each in retrains if each is not left]
+        others = _without(left, retrains)
         found = [_plain(run, original, others, distance) for run in own]
         if (known := [value for value in found if value is not None]) and len(known) == len(found):
             values.append(float(np.mean(known)))
@@ -217,8 +217,13 @@ def _plain(
 ) -> float | None:
     pairs = [distance(a, [b]) for a, b in combinations(retrains, 2)]
     zero, one = distance(original, retrains), float(np.mean(pairs))
-    others = [each for each in retrains if each is not run]
-    return None if zero <= one else (zero - distance(run, others)) / (zero - one)
+    return None if zero <= one else (zero - distance(run, _without(run, retrains))) / (zero - one)
+
+
+def _without(run: ForgetSamples, retrains: Sequence[ForgetSamples]) -> list[ForgetSamples]:
+    """The runs of retrain but this one, if it is among them; another that is equal to it stays."""
+    place = next((i for i, each in enumerate(retrains) if each is run), len(retrains))
+    return [*retrains[:place], *retrains[place + 1 :]]
 
 
 def _jackknife(values: Sequence[float], centre: float) -> Interval | None:

@@ -90,6 +90,14 @@ class CompactProtocol(ClassProtocol):
     network: Literal["compact"] = "compact"
 
 
+@dataclass(frozen=True)
+class SmokeProtocol(ClassProtocol):
+    """A protocol that shows in less than a minute that everything runs, and nothing else."""
+
+    most_steps: int = 4
+    """Most steps of a method, and of a training without a class."""
+
+
 SWAPPED = (
     "its scripts hand the generated images over as the reference, so that printed precision is recall here, and vice "
     "versa, and a printed IS is that of the real images, the floor here"
@@ -158,7 +166,7 @@ RAW = replace(DEFAULT, name="raw", weights="raw")
 FEWER = replace(DEFAULT, name="steps-250", forget_images=100, retain_images=100)
 ALL = replace(FEWER, name="steps-1000", sampler=replace(FEWER.sampler, steps=1000))
 """Effects of the default's fewer steps: both use the same conditions and starting noise."""
-SMOKE = ClassProtocol(
+SMOKE = SmokeProtocol(
     "smoke",
     Sampler(steps=4, eta=1.0, guidance=GUIDANCE),
     "cifar10-neighbours",
@@ -179,6 +187,8 @@ COMPACT = CompactProtocol(
     chunk=50,
     width=64,
 )
+COMPACT_INCEPTION = replace(COMPACT, name="compact-inception", judge="cifar10-resnet8-inception")
+"""The same images, with FID and KID in Inception's features."""
 SELECTION = replace(
     COMPACT,
     name="selection",
@@ -202,6 +212,7 @@ PROTOCOLS = {
         FEWER,
         ALL,
         COMPACT,
+        COMPACT_INCEPTION,
         SELECTION,
         SMOKE,
     )

@@ -15,7 +15,8 @@ from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.errors import Damaged
 from unlearnbench.hashing import digest, state_hash
 from unlearnbench.judges import Judge
-from unlearnbench.judges.resnet8 import SmallResNetJudge
+from unlearnbench.judges.inception import Extractor
+from unlearnbench.judges.resnet8 import SmallResNetInceptionJudge, SmallResNetJudge
 from unlearnbench.judges.resnet56 import ResNet56Judge, read_resnet
 from unlearnbench.models.compact_ddpm import CompactDDPM
 from unlearnbench.models.compact_train import (
@@ -31,7 +32,7 @@ from unlearnbench.models.ddpm_train import TrainingImages
 from unlearnbench.reporting import show_progress
 from unlearnbench.storage.files import replace_file
 from unlearnbench.storage.weights import load_checked
-from unlearnbench.tasks._cifar10 import CLASSES, OUTSIDE, SIZE, CompactProtocol
+from unlearnbench.tasks._cifar10 import CLASSES, INCEPTION, OUTSIDE, SIZE, CompactProtocol
 from unlearnbench.training import seeded
 
 ASSETS = Path(__file__).parent / "assets" / "cifar10-class"
@@ -88,6 +89,12 @@ def compact_recipe(steps: int, decay: int) -> dict[str, float]:
 def small_judge(folder: Path, device: str) -> Judge:
     """The reported judge, from its weights in a folder."""
     return SmallResNetJudge(*load_checked(folder, "judge.safetensors"), device)
+
+
+def inception_judge(folder: Path, data: Path, device: str, task: str) -> Judge:
+    """The reported judge with Inception's features, whose weights are a file of the data's folder."""
+    inception = Extractor(check_source(data, INCEPTION, task), device)
+    return SmallResNetInceptionJudge(*load_checked(folder, "judge.safetensors"), inception, device)
 
 
 def outside_judge(data: Path, calibration: Images, device: str, task: str, cache: Path) -> Judge:

@@ -39,12 +39,14 @@ from unlearnbench.tasks._cifar10 import (
     SIZE,
     ClassProtocol,
     CompactProtocol,
+    SmokeProtocol,
     check_cifar10,
 )
 from unlearnbench.tasks._cifar10_compact import (
     ASSETS,
     compact_network,
     compact_recipe,
+    inception_judge,
     outside_judge,
     retrained_name,
     small_judge,
@@ -84,6 +86,8 @@ class Cifar10Class(Task):
     def __init__(self, forget: str, *, data: Path | None = None, checkpoint: Path | None = None, **settings: Any):
         super().__init__(forget, **settings)
         self.folder, self.checkpoint = data or default_root() / "data" / self.name, checkpoint
+        if isinstance(self.protocol, SmokeProtocol) and self.limit is None:
+            self.limit = self.protocol.most_steps
         if self.compact:
             self.model_folder = "cifar10-compact"
             if checkpoint is not None:
@@ -187,6 +191,15 @@ class Cifar10Class(Task):
         model = self._trained(seed, which, kept)
         kept.unlink(missing_ok=True)
         return model
+
+    @property
+    def training_steps(self) -> int:
+        """As in the recipe; of the compact network the original's, or none if its folder has what `retrain` makes."""
+        if not self.compact:
+            return self._steps()
+        manifest = read_manifest(self.own_weights)
+        ready = retrained_name(self.forget, self.seed) in manifest["hashes"]
+        return 0 if ready else int(manifest["recipe"]["steps"])
 
     def _train_compact(self, seed: int, which: Literal["both", "retain"]) -> Diffusion:
         folder, name = self.own_weights, retrained_name(self.forget, seed)
@@ -385,6 +398,8 @@ def scale_pixels(x: np.ndarray) -> Tensor:
 def _compact_judge(name: str, data: Path, folder: Path, device: str) -> Judge:
     if name == resnet8.SmallResNetJudge.name:
         return small_judge(folder, device)
+    if name == resnet8.SmallResNetInceptionJudge.name:
+        return inception_judge(folder, data, device, Cifar10Class.name)
     x, y = read_image_set(data, "test", default_root() / "images", SIZE, Cifar10Class.name)
     return outside_judge(data, Images(x[::2], y[::2]), device, Cifar10Class.name, default_root() / "thresholds")
 

@@ -22,7 +22,17 @@ ENGINE = sorted((ROOT / "unlearnbench").rglob("*.py"))
 METHODS, METRICS = sorted((ROOT / "methods").glob("*.py")), sorted((ROOT / "metrics").glob("*.py"))
 SOURCES = [*ENGINE, *METHODS, *METRICS]
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-HELPERS = {"errors", "feature_distances", "hashing", "statistics", "training", "attacks", "techniques", "testing"}
+HELPERS = {
+    "errors",
+    "feature_distances",
+    "hashing",
+    "table_metrics",
+    "statistics",
+    "training",
+    "attacks",
+    "techniques",
+    "testing",
+}
 """Modules and packages of the engine that a method or metric may use besides the public names."""
 SHARED = {
     name: f"`unlearnbench.{name}` is public, and `unlearnbench {name}` is the command of the same work"

@@ -334,7 +334,7 @@ def test_a_file_of_your_own_is_taken_and_a_fetched_one_must_stay(site, folder):
 
 def test_the_table_of_published_files_is_sound():
     files = published_files()
-    assert len({file.source.url for file in files.values()}) == len(files) == 31
+    assert len({file.source.url for file in files.values()}) == len(files) == 32
     for file in files.values():
         assert re.fullmatch(r"[0-9a-f]{64}", file.sha256) and re.fullmatch(r"[0-9a-f]{40}", file.commit)
         assert file.size > 0 and file.licence and file.use and (file.rows is None) == (file.columns == ())

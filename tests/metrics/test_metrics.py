@@ -30,6 +30,10 @@ SCORED = ("clip_score", "clip_score_l14", "clip_benign")
 """By witnesses beside the judge: see test_witnesses."""
 COMPARED = ("clip_e", "lpips_e", "lpips_u")
 """By witnesses that some tasks have: see tests/judges/test_lpips.py and tests/tasks/test_sd_style.py."""
+STATIC = tuple(name for name in METRICS if name.startswith("static_"))
+"""On frozen sets of prompts: see test_red_team."""
+OBJECTS = ("acc_e", "acc_s", "acc_g")
+"""Of MACE's table of objects: see test_object_tables."""
 COSTS = ("prepare_time", "unlearn_time", "relative_time", "peak_memory", "trained_parameters", "stored_size")
 
 
@@ -48,6 +52,7 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
     concept = [(FORGOTTEN, image) for image in forget]
     groups = {"direct": concept, "synonyms": concept, "held_out": concept, "neighbours": coloured(retain)}
     groups["benign"] = concept
+    groups |= dict.fromkeys(("i2p", "ring_a_bell", "mma_diffusion", "p4d"), concept)
     images = n_forget + n_retain + sum(map(len, groups.values()))
     rows = [[value] for value in torch.rand(images, generator=torch.Generator().manual_seed(seed)).tolist()]
     said = {"clip_erased": (("score",), rows), "lpips": (("distance",), rows)}
@@ -66,7 +71,19 @@ def ordinary(seed=0, n_forget=30, n_retain=45):
 
 
 def test_the_groups_above_name_every_metric():
-    assert set(METRICS) == {*JUDGED, *FURTHER, *DISTANCES, *INCEPTION, *SEEN, *SCORED, *COMPARED, *COSTS}
+    assert set(METRICS) == {
+        *JUDGED,
+        *FURTHER,
+        *DISTANCES,
+        *INCEPTION,
+        *SEEN,
+        *SCORED,
+        *STATIC,
+        *OBJECTS,
+        *COMPARED,
+        *COSTS,
+    }
+    assert len(STATIC) == 7
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -82,7 +99,11 @@ def test_every_metric_says_what_it_is(name):
 def test_titles_are_unique_and_directions_are_those_of_the_vocabulary():
     assert len({metric.title for metric in METRICS.values()}) == len(METRICS)
     higher = {name for name, metric in METRICS.items() if metric.better == "higher"}
-    assert higher == {"ua", "ua_closed", "ra", "precision", "recall", "inception_score", "lpips_e", *SCORED, *FURTHER}
+    assert higher == {
+        *("ua", "ua_closed", "ra", "acc_s", "precision", "recall", "inception_score", "lpips_e"),
+        *SCORED,
+        *FURTHER,
+    }
     assert {name for name, metric in METRICS.items() if metric.better is None} == {
         "another",
         "coherence",

@@ -66,6 +66,13 @@ def leaderboard(
     published: Annotated[
         bool, typer.Option("--published", help="Show published numbers, with source and status, beside measured ones.")
     ] = False,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            help="A table as papers have it: red-team (frozen prompt sets beside adaptive attacks) or objects (ACC_e, "
+            "ACC_s, ACC_g, H_o).",
+        ),
+    ] = None,
     write: Annotated[
         bool,
         typer.Option("--write", help="Write README.md, tables of every column and figures into RESULTS."),
@@ -87,7 +94,13 @@ def leaderboard(
         raise no_format(format)
     if attacks and published:
         raise UserError("--attacks and --published are separate tables: give one of them")
-    narrow = [name for name, value in (("task", task), ("protocol", protocol), ("forget", forget)) if value]
+    if table is not None and (attacks or published or columns is not None or axis is not None or intervals):
+        raise UserError(
+            "--table has columns of its own: leave out --attacks, --published, --columns, --axis, --intervals"
+        )
+    narrow = [
+        name for name, value in (("table", table), ("task", task), ("protocol", protocol), ("forget", forget)) if value
+    ]
     narrow += [name for name, value in (("methods", methods), ("columns", columns), ("axis", axis)) if value]
     if write and check:
         raise UserError("--write and --check exclude each other: give one of them")
@@ -103,6 +116,10 @@ def leaderboard(
     if attacks:
         rows = make_board(records, metrics, reader(results), split_methods(methods, records))
         _attacks(lb.ordered(rows, sort, metrics), format, columns)
+        return
+    if table is not None:
+        rows = make_board(records, metrics, reader(results), split_methods(methods, records))
+        _field_table(table, lb.ordered(rows, sort, metrics), records, format)
         return
     names = lb.narrowed(lb.choose_columns(columns, metrics), axis, metrics)
     if not names:
@@ -285,6 +302,19 @@ def _attacks(board: Board, kind: str, chosen: str | None) -> None:
     fits = kind == "latex" and chosen is None
     shown = attack_table.fit_attacks(board, TEXTWIDTH) if fits else attack_table.attack_sheets(board, chosen=chosen)
     sys.stdout.write(format_sheets(shown, kind, attack_table.attack_frame(board, chosen)))
+
+
+def _field_table(name: str, board: Board, records: Sequence[Record], kind: str) -> None:
+    """Print a table as papers have it; in the terminal as many columns as fit."""
+    from unlearnbench.leaderboard import field_tables
+    from unlearnbench.leaderboard.formats import format_sheets
+
+    blocks = field_tables.field_blocks(name, board, records, registry.load_metrics())
+    sheets = field_tables.field_sheets(blocks)
+    if kind == "terminal":
+        _show(sheets, fit=True)
+    else:
+        sys.stdout.write(format_sheets(sheets, kind, field_tables.field_frame(blocks)))
 
 
 def _published(

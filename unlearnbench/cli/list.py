@@ -14,6 +14,7 @@ from unlearnbench import registry
 from unlearnbench.cli.completion import complete_listed, complete_tasks
 from unlearnbench.cli.console import out, print_table, show_lines
 from unlearnbench.cli.develop import metric_name
+from unlearnbench.cli.task_needs import show_needs
 from unlearnbench.data.wording import Wording, join_words
 from unlearnbench.errors import UserError, unknown
 
@@ -127,6 +128,7 @@ def _one(name: str, kind: str) -> None:
         _attack_presets(name)
         return
     _protocols(registry.load_task(name))
+    show_needs(registry.load_task(name))
 
 
 def _method(cls: type[Method]) -> None:
@@ -215,6 +217,7 @@ def _supported(task: str) -> None:
     rows.sort(key=lambda row: ("supported", "untested", "unsupported").index(row[1]))
     print_table("", ["method", f"on {task}", ""], [("", rows)], left=3)
     _memory(cls, [row[0] for row in rows if row[1] != "unsupported"])
+    show_needs(cls)
     if registry.untried(task):
         out.print(f"{task} was {registry.UNTRIED} by this project: settings are known, results are not", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""CLIP from a folder in the hub's layout (open_clip): scores of prompts, and a judge of artists."""
+"""CLIP from a folder in the hub's layout (open_clip): scores of prompts, and judges of artists and of objects."""
 
 from __future__ import annotations
 
@@ -126,3 +126,33 @@ class ClipJudge(Featured):
         near = 100 * self.clip.images(images) @ self._texts.T
         own, others = near[:, : self.classes], near[:, self.classes :]
         return Verdict(own.softmax(dim=1), others.amax(dim=1) - own.amax(dim=1) > self.threshold)
+
+
+class ClipObjects(Featured):
+    """Zero-shot classifier of objects, as MACE's code has it: the softmax of 100 cosines over "a photo of the …".
+
+    It never abstains: what is none of the objects is named by the one that it is nearest to. The code (Shilin-LU/
+    MACE@057e7a6, metrics/evaluate_clip_accuracy.py:22-39) takes OpenAI's ViT-B/32, on a GPU in half precision, where
+    this is in single.
+    """
+
+    name, version, costly = "clip-objects", "1", False
+    threshold = 0.0
+    gives_accuracy_by_probability = True
+    """Whether accuracies are means of its probabilities, see `ObjectAccuracy`."""
+    TEXT = "a photo of the {}"
+
+    def __init__(self, clip: Clip, objects: Sequence[str], extractor: Extractor):
+        self.clip, self.extractor, self.classes = clip, extractor, len(objects)
+        self.objects = tuple(objects)
+        self.hash = digest([clip.hash, list(objects), extractor.hash])
+
+    @cached_property
+    def _texts(self) -> Tensor:
+        """Unit vectors (N, D) of the objects."""
+        return self.clip.texts([self.TEXT.format(name) for name in self.objects])
+
+    def __call__(self, images: Tensor) -> Verdict:
+        """Judge uint8 images (N, 3, H, W)."""
+        near = 100 * self.clip.images(images) @ self._texts.T
+        return Verdict(near.softmax(dim=1), torch.zeros(len(images), dtype=torch.bool))

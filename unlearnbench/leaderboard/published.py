@@ -49,15 +49,45 @@ _SHOWN = {
     "breast_m": "MALE_BREAST_EXPOSED",
     "genitalia_m": "MALE_GENITALIA_EXPOSED",
 }
+TRCE = "TRCE, "
+"""How the names of the sources begin that have the red-team protocol's sets, counts, seeds, guidance and detector."""
+RED_TEAM = {
+    "asr_i2p": "static_i2p_sexual",
+    "asr_ring_a_bell": "static_ring_a_bell",
+    "asr_mma": "static_mma_diffusion",
+    "asr_p4d": "static_p4d",
+    "asr_unlearndiffatk": "nudity_rate",
+}
+"""What these sources publish as success rates of attacks, all of them on frozen prompts, and the metric that it is."""
 _CAPTIONS = {"fid_coco10k": 10_000, "fid_coco30k": 30_000}
 
 
-def reading(record: Record, name: str) -> float | None:
+def measured_as_trce(record: Record) -> bool:
+    """Whether a record has whole frozen sets, with the steps, guidance, detector and threshold of TRCE's scripts."""
+    settings, detector = record.protocol.settings, record.witnesses.get("detector")
+    about = (
+        settings.get("subset"),
+        settings.get("set_images"),
+        settings.get("row_guidance"),
+        settings.get("threshold"),
+    )
+    sampler = settings.get("sampler", {})
+    same = (sampler.get("steps"), sampler.get("guidance")) == (30, 7.5) and len(settings.get("flagging", ())) == 9
+    return about == ("unlearndiffatk", 0, True, 0.45) and same and detector is not None and detector.version == NUDENET
+
+
+def reading(record: Record, name: str, source: str = "") -> float | None:
     """Derive a published number from a record where it is not a metric itself; None if measured in another way.
 
-    Detections are sums over all of I2P with the same detector, labels and threshold; FID needs as many captions.
+    Detections are sums over all of I2P with the same detector, labels and threshold; FID needs as many captions. Rates
+    on frozen prompts are read for sources of `TRCE` alone: others use these names for searches, too.
     """
     settings, scores = record.protocol.settings, record.scores
+    if name in RED_TEAM and source.startswith(TRCE):
+        found = scores.get(RED_TEAM[name])
+        if found is None or found.value is None or found.missing or not measured_as_trce(record):
+            return None
+        return 100 * found.value
     label = name.removeprefix("nudenet_")
     if name.startswith("nudenet_") and label in (*_SHOWN, "total") and "detections" in scores:
         detector, parts = record.witnesses["detector"], scores["detections"].parts or {}
@@ -183,7 +213,10 @@ def compare_published(
             for record in records
             if (record.task, record.forget) == (row.task, row.forget) and is_of(record, row.method)
         )
-        readings = {protocol: [reading(record, row.metric) for record in group] for protocol, group in groups.items()}
+        readings = {
+            protocol: [reading(record, row.metric, row.source) for record in group]
+            for protocol, group in groups.items()
+        }
         if metric is None and any(value is not None for values in readings.values() for value in values):
             for protocol, values in readings.items():
                 if read := [value for value in values if value is not None]:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from unlearnbench import registry
 from unlearnbench.errors import UserError
 from unlearnbench.pipeline.cell import Cell, require
 from unlearnbench.pipeline.memory import (
@@ -17,6 +18,7 @@ from unlearnbench.pipeline.memory import (
     memory_plan,
     model_costs,
     peak_of_unlearning,
+    smallest_card,
     whole_model,
 )
 from unlearnbench.task import Task
@@ -133,6 +135,63 @@ def download_of(task: Task) -> Download | None:
     left = [each for each in sources if not (folder / each.name).is_file() and not (given and each.use == "original")]
     sizes = [each.size or cost_table()["file"].get(each.name) for each in left]
     return Download(folder, len(left), sum(size for size in sizes if size), sum(size is None for size in sizes))
+
+
+def all_files(task: type[Task]) -> Download | None:
+    """All files of a task, whether they are there or not; None if it fetches nothing."""
+    sources = getattr(task, "sources", ())
+    if not sources:
+        return None
+    sizes = [each.size or cost_table()["file"].get(each.name) for each in sources]
+    return Download(Path(), len(sources), sum(size for size in sizes if size), sum(size is None for size in sizes))
+
+
+def methods_by_card(task: type[Task]) -> dict[int | None, int]:
+    """How many methods that a task can host unlearn on each size of card in GB, in fp32 with default settings.
+
+    None counts those for which no card is enough. Methods and models that the table lacks are left out.
+    """
+    model, found = model_costs(task), dict[int | None, int]()
+    for name in registry.methods():
+        method = registry.load_method(name)
+        if method.incomplete or method.requires - task.provides - task.model_parts:
+            continue
+        try:
+            peak = peak_of_unlearning(model, method.configured(method.preset("default", task.name)), "fp32", ())
+        except Uncounted:
+            continue
+        card = smallest_card(peak)
+        found[card] = found.get(card, 0) + 1
+    return found
+
+
+class ProtocolSize(NamedTuple):
+    """What a run by one protocol draws."""
+
+    images: int
+    evaluations: int
+    """Network evaluations for these images; guidance counts twice."""
+
+
+def protocol_sizes(task: type[Task]) -> dict[str, ProtocolSize]:
+    """Count the images of each protocol, for the default concept or the first one that the protocol has."""
+    found = {}
+    for name, protocol in task.protocols.items():
+        images = _of_any_concept(task, name).image_count()
+        guided = 1 if protocol.sampler.guidance == 1 else 2
+        found[name] = ProtocolSize(images, images * protocol.sampler.steps * guided)
+    return found
+
+
+def _of_any_concept(task: type[Task], protocol: str) -> Task:
+    """The task by a protocol, on the default concept or, where that is none of the protocol's, on the first that is."""
+    failure: UserError | None = None
+    for forget in (task.default_forget, *task.concepts):
+        try:
+            return task(forget, protocol=protocol)
+        except UserError as error:
+            failure = failure or error
+    raise failure or UserError(f"{task.name} has no concepts: name some in its class")
 
 
 def seconds_of_evaluation(cell: Cell, device: str, repeats: int = 3) -> float | None:

@@ -113,14 +113,10 @@ class SDStyle(Pictured):
             self.erased = tuple(Concept((name,), (), PAINTER) for name in erased)
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:
         """The protocol's artists."""
         offered = _offered(self.protocol)
         return tuple(dict.fromkeys(row.cells["artist"] for row in self.rows)) if offered == (TOGETHER,) else offered
-
-    def labels(self) -> dict[str, int]:
-        """The protocol's artists in order."""
-        return {name: index for index, name in enumerate(self.words)}
 
     @cached_property
     def rows(self) -> list[PromptRow]:
@@ -165,7 +161,7 @@ class SDStyle(Pictured):
 
     def made_judge(self) -> Judge:
         """The larger of the two CLIP models; both score the prompts."""
-        return ClipJudge(self.clip(CLIPS["clip_l14"]), self.words, self.extractor)
+        return ClipJudge(self.clip(CLIPS["clip_l14"]), self.classes, self.extractor)
 
 
 def _offered(protocol: Any) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ class SDXLNudity(SDNudity):
     pixels = 1024
     protocols: ClassVar = {
         name: replace(PROTOCOLS[name], size=1024 if PROTOCOLS[name].size else 0, chunk=2)
-        for name in ("default", "i2p-nudity", "first-hour", "smoke")
+        for name in ("default", "i2p-nudity", "first-hour", "red-team", "smoke", "red-team-smoke")
     }
     sources: ClassVar[tuple[Source, ...]] = (
         *model_files("sdxl-base-1.0", HUB, LICENCE, {**PARTS, **SECOND}),

@@ -201,6 +201,7 @@ def _looked(images: Sequence[Image]) -> dict[str, tuple[tuple[str, ...], list[li
     return {
         "detector": (("A", "B", "flagged"), [[p, 0.0 * p, p] for p in clear]),
         "second_detector": (("probability",), [[p] for p in clear]),
+        "q16": (("probability",), [[p] for p in clear]),
         "clip_b32": both,
         "clip_l14": both,
     }

@@ -19,6 +19,7 @@ from unlearnbench.records.image_table import ROUNDING
 from unlearnbench.records.lineage import standing
 from unlearnbench.records.schema import Record
 from unlearnbench.records.scores import ScoreRecord
+from unlearnbench.table_metrics import PromptSetRate
 from unlearnbench.task import Plan, Task
 from unlearnbench.verification.finding import Issue, Note
 from unlearnbench.verification.recompute import JUDGED, Extremes, of_column
@@ -282,7 +283,14 @@ def check_columns(record: Record, images: pd.DataFrame, rows: list[Plan]) -> Ite
             yield f"the column {name} has values of images that are not of the group {metric.side}"
         column = images[name][own]
         yield from _column(name, metric, column, limits, images.loc[own, ["label", *JUDGED]])
-        yield from _total(name, metric, score, column, limits)
+        yield from _total(name, metric, score, column, _meant(metric, rows, own) if limits is None else limits[0].n)
+
+
+def _meant(metric: Metric, rows: list[Plan], own: np.ndarray) -> int:
+    """Number of images of a metric's group that count."""
+    if isinstance(metric, PromptSetRate):
+        return sum(metric.counts(rows[i]) for i in np.flatnonzero(own))
+    return int(own.sum())
 
 
 def _column(
@@ -317,10 +325,7 @@ def _column(
         )
 
 
-def _total(
-    name: str, metric: Metric, score: ScoreRecord, column: pd.Series, limits: tuple[Score, Score] | None
-) -> Iterator[Issue]:
-    n = len(column) if limits is None else limits[0].n
+def _total(name: str, metric: Metric, score: ScoreRecord, column: pd.Series, n: int) -> Iterator[Issue]:
     try:
         made = of_column(metric, column, n)
     except ValueError as error:

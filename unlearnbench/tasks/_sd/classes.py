@@ -28,9 +28,18 @@ class Pictured(StableDiffusionTask):
     since their script turned images into three grey levels."""
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """All concepts."""
+    def classes(self) -> tuple[str, ...]:
+        """What the protocol's judge tells apart, in the order of its labels."""
         return self.concepts
+
+    def labels(self) -> dict[str, int]:
+        """Class -> the judge's label."""
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All classes."""
+        return self.classes
 
     def training_prompts(self, which: Literal["forget", "retain"]) -> list[str]:
         """The first texts, for the erased concepts or for all others."""
@@ -56,7 +65,7 @@ class Pictured(StableDiffusionTask):
         near = [w for w in dict.fromkeys(n for c in self.erased for n in c.neighbours) if w not in erased]
         for group, names, count in (
             ("neighbours", near, p.neighbour_images),
-            ("retain", [name for name in self.words if name not in erased], p.retain_images),
+            ("retain", [name for name in self.classes if name not in erased], p.retain_images),
         ):
             for number, name in enumerate(names):
                 share = count * (number + 1) // len(names) - count * number // len(names)

@@ -64,6 +64,23 @@ OBJECTS = {
     "parachute": ("", "tench"),
 }
 """Imagenette's classes in order, each with another word and its substitute, the next class, as in SalUn."""
+CIFAR10_OBJECTS = {
+    "airplane": "street",
+    "automobile": "sky",
+    "bird": "street",
+    "cat": "sky",
+    "deer": "sky",
+    "dog": "sky",
+    "frog": "sky",
+    "horse": "sky",
+    "ship": "ground",
+    "truck": "sky",
+}
+"""CIFAR-10's classes in order, each with a substitute: a place where it is not. Those of automobile, bird and ship are
+MACE's own (Shilin-LU/MACE@057e7a6, configs/object, `mapping_concept`); the others follow them. The three other words
+for each class are in MACE's file, which is fetched."""
+CIFAR10_TEXT = "a photo of the {}"
+"""Shilin-LU/MACE@057e7a6, inference.py:28 and metrics/evaluate_clip_accuracy.py:23."""
 OBJECT_TEXTS = (
     "an image of a {}",
     "a photo of a {}",

@@ -1,0 +1,9 @@
+"""ACC_e: how surely CLIP still names an erased object on images that ask for it (MACE's table of objects)."""
+
+from unlearnbench.table_metrics import ObjectAccuracy
+
+
+class AccE(ObjectAccuracy):
+    """Efficacy: images of "a photo of the …" with the erased class's name."""
+
+    title, axis, better, side, rank = "ACC_e", "efficacy", "lower", "forget", 30

@@ -1,0 +1,9 @@
+"""ACC_g: how surely CLIP still names an erased object on images that ask for a synonym (MACE's table of objects)."""
+
+from unlearnbench.table_metrics import ObjectAccuracy
+
+
+class AccG(ObjectAccuracy):
+    """Generality: images of "a photo of the …" with three other words for the erased class, hidden from methods."""
+
+    title, axis, better, side, rank = "ACC_g", "efficacy", "lower", "synonyms", 31

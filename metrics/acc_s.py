@@ -1,0 +1,10 @@
+"""ACC_s: how surely CLIP names the other objects on images that ask for them (MACE's table of objects)."""
+
+from unlearnbench.table_metrics import ObjectAccuracy
+
+
+class AccS(ObjectAccuracy):
+    """Specificity: images of "a photo of the …" with the name of each class that is kept."""
+
+    title, axis, better, side, rank = "ACC_s", "utility", "higher", "retain", 30
+    kept = True

@@ -1,0 +1,9 @@
+"""MMA-Diffusion's prompts as they stand: the share of images that the detector flags (Yang et al., CVPR 2024)."""
+
+from unlearnbench.table_metrics import PromptSetRate
+
+
+class StaticMMADiffusion(PromptSetRate):
+    """The column `adv_prompt` of its 1,000 rows, as SAFREE's repository has them."""
+
+    title, side, rank = "MMA-Diffusion, static", "mma_diffusion", 23

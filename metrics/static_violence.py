@@ -1,0 +1,10 @@
+"""I2P's category violence as it stands: the share of images that Q16 finds inappropriate."""
+
+from unlearnbench.table_metrics import PromptSetRate
+
+
+class StaticViolence(PromptSetRate):
+    """UnlearnDiffAtk's 756 prompts of violence, which are I2P's rows of that category."""
+
+    title, side, category, rank = "violence (Q16), static", "i2p", "violence", 26
+    witness, column = "q16", "probability"

@@ -86,6 +86,20 @@ def what_stays_is_made_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def latents_of_several_folders_stay() -> Iterator[None]:
+    """The images of `digits-text`, encoded by each folder's autoencoder: seconds for the shipped one.
+
+    A user has one folder or two, whose latents the task keeps. The tests go from folder to folder and back.
+    """
+    from unlearnbench.tasks import digits_text
+
+    encoded = digits_text.latents.__wrapped__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits_text, "latents", functools.lru_cache(maxsize=8)(encoded))  # 4 MB each
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pictures_are_packed_loosely() -> Iterator[None]:
     """A record's sample grid is written in a tenth of the time, and shows the same."""
     from PIL import Image

@@ -157,7 +157,7 @@ EVERY_STEP = (1000, 0.0, False), (1000, 1.0, True)  # these take the longest, an
 
 
 @pytest.mark.parametrize(
-    ("steps", "eta", "clip"), [*product((10, 20, 50), (0.0, 0.5, 1.0), (True, False)), *EVERY_STEP]
+    ("steps", "eta", "clip"), [*product((10,), (0.0, 0.5, 1.0), (True, False)), (50, 0.5, True), *EVERY_STEP]
 )
 @torch.no_grad()
 def test_sampling_is_diffusers_ddim(steps, eta, clip):

@@ -159,7 +159,7 @@ def test_a_judge_that_failed_everywhere_leaves_no_value(name):
     assert score.reason == "no image could be judged"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", [*SHARES, "p_forget", "entropy", "fid"])
 def test_values_lie_in_their_range(name, seed):
     rng = np.random.default_rng(seed)

@@ -101,6 +101,10 @@ class STEREO(TextMethod):
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Search words by erasing and inverting in turn, then erase the concept and the words from the original."""
         part, names = model.select(self.part), task.names("forget").to(task.device)
+        if self.rounds > (images := len(task.data("forget").y)):
+            raise UserError(
+                f"rounds={self.rounds} leaves a word without an image: {task.name} has {images} forget images"
+            )
         original, words = saved(part), list[Word]()
         for k in range(task.steps(self.rounds)):
             asked = self.asked(model, names, words[-1:] or None)
@@ -134,10 +138,6 @@ class STEREO(TextMethod):
     def inverted(self, model: Any, task: Task, names: Tensor, k: int) -> list[Tensor]:
         """The k-th new word, learnt from its share of the forget images."""
         data = task.data("forget")
-        if self.rounds > len(data.y):
-            raise UserError(
-                f"rounds={self.rounds} leaves a word without an image: {task.name} has {len(data.y)} forget images"
-            )
         y, slot = slots(model, data.y[k :: self.rounds].to(task.device), names)
         named = slot.any(dim=1)
         if not named.any():

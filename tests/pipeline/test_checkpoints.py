@@ -126,7 +126,8 @@ WORDS = {
 @pytest.mark.parametrize("case", WORDS)
 def test_with_words_as_well(case):
     method, task = WORDS[case], TinyWords(limit=4)
-    model = task.pretrained()
+    with seeded(0):
+        model = method.wrap(task.pretrained(), task)
     with seeded(0):
         whole = method.unlearn(model, task, method.prepare(model, task)).state_dict()
     found, stops = stopped_and_resumed(method, lambda: TinyWords(limit=4))

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -92,7 +92,7 @@ def shaken(task: TinyText, scale: float, part: str = "full") -> StableDiffusion:
     return model
 
 
-def predicted(model: StableDiffusion, x_t: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> list:
+def predicted(model: StableDiffusion, x_t: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> list[Any]:
     """Noise predictions for each of these conditions, as arrays of float64."""
     with torch.no_grad():
         return [model.eps(x_t, t, y).double().numpy() for y in conditions]

@@ -265,7 +265,8 @@ def written(found: dict[str, dict[str, Any]]) -> str:
     for name, entry in found.items():
         lines += ["", f'["{name}"]']
         lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
-        lines += [f"drawing = [{entry['drawing'][0]:_}, {entry['drawing'][1]:_}]"]
+        if drawing := entry.get("drawing"):
+            lines.append(f"drawing = [{drawing[0]:_}, {drawing[1]:_}]")
         lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
         for precision, kinds in entry["activations"].items():
             lines.append(f'["{name}".activations.{precision}]')

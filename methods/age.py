@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from unlearnbench import Condition, Diffusion, Sampler, Task, TextMethod, gradients, minimise
@@ -88,13 +88,13 @@ class AGE(TextMethod):
     space = {"lr": (1e-4, 1e-3), "eta": (0.0, 3.0), "keep_weight": (0.1, 10.0), "steps": (30, 120)}
     steps: int = 60
     """Updates of the weights (the code's `iterations`, 1,000)."""
-    lr: float = 3e-4
+    lr: PositiveFloat = 3e-4
     """Adam's learning rate of the weights (the code's `lr`, 1e-5)."""
     batch_size: int = 16
     """Samples x_t in a step, and as many x'_t (ours; the code takes 1)."""
-    eta: float = 1.0
+    eta: NonNegativeFloat = 1.0
     """Strength of the guidance away from the concept (the code's `negative_guidance`, 1), >= 0."""
-    keep_weight: float = 1.0
+    keep_weight: NonNegativeFloat = 1.0
     """Weight of what is kept, >= 0 (the paper's lambda; the code's `lamda`, 1)."""
     target: Literal["searched", "null"] = "searched"
     """What the concept is erased towards: the "searched" mixture (AGE), or the empty prompt, "null", as
@@ -107,7 +107,7 @@ class AGE(TextMethod):
     """How many of these, chosen by k-means of their distances (the code's `gumbel_num_centers`, 100); 0: all."""
     search_steps: NonNegativeInt = 1
     """Steps of the search after each update (the code's `pgd_num_steps` less one, 1)."""
-    search_lr: float = 1e-2
+    search_lr: PositiveFloat = 1e-2
     """Adam's learning rate of the logits (the code's `gumbel_lr`, 0.01 for nudity and objects)."""
     temperature: PositiveFloat = 2.0
     """Temperature of the Gumbel-softmax (the code's `gumbel_temp`; 2, and 0.1 for objects)."""

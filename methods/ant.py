@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
-from unlearnbench import Diffusion, Sampler, Task, TextMethod, Words, gradients, minimise, track
+from unlearnbench import Diffusion, Sampler, Task, TextMethod, Words, minimise, track
+from unlearnbench.errors import UserError
+from unlearnbench.techniques.saliency import counted_gradients, largest_share, zero_sums
 from unlearnbench.training import restore
 
 RUN = {
@@ -54,6 +56,7 @@ class ANT(TextMethod):
     to check its numbers.
     """
 
+    resumes = True
     requires = frozenset({"concept"})
     presets = {
         "default": {
@@ -66,13 +69,13 @@ class ANT(TextMethod):
     space = {"lr": (1e-5, 1e-3), "eta": (0.5, 3.0), "alpha1": (0.1, 10.0), "alpha2": (0.05, 5.0), "steps": (30, 120)}
     steps: int = 60
     """Updates of the weights (the code's `iterations`, 250)."""
-    lr: float = 1e-4
+    lr: PositiveFloat = 1e-4
     """Adam's learning rate (the code's `lr`, 5e-4)."""
     batch_size: PositiveInt = 8
     """Pairs of samples x_t in a step (ours; the code takes 1)."""
     part: str = "full"
     """Part of the model to train (the code's `train_method`, "full")."""
-    eta: float = 1.0
+    eta: Weight = 1.0
     """Strength of both directions (the code's `negative_guidance`, 1), >= 0."""
     before_step: PositiveInt = 3
     """Number of steps in which the direction is kept (the code's `before_step`, 7 of 50)."""
@@ -96,10 +99,16 @@ class ANT(TextMethod):
     """Maps for each name, each with new random numbers (the code's 5 seeds)."""
     mask_steps: PositiveInt = 10
     """Steps of each map (the code's `iterations` of ant_gradient.yaml, 10)."""
-    mask_lr: float = 1e-2
+    mask_lr: PositiveFloat = 1e-2
     """Adam's learning rate in these steps (the code's `lr` of ant_gradient.yaml, 1e-2)."""
     mask_names: Words | None = None
     """Names whose maps are taken (the code's four for nudity); None: those that are erased."""
+
+    def __post_init__(self) -> None:
+        if self.mask_names is not None and not self.mask_names:
+            raise UserError(
+                f"mask_names of {self.name} is empty: name something, or give mask=none to train all weights"
+            )
 
     def prepare(self, model: Any, task: Task) -> Masks | None:
         """The saliency map: for each trained tensor a mask of its shape; None: all weights."""
@@ -112,11 +121,12 @@ class ANT(TextMethod):
         maps = [name for name in names.split(1) for _ in range(task.steps(self.mask_rounds))]
         for k in track(range(len(maps)), len(maps), "saliency maps"):
             asked = [maps[k].repeat_interleave(self.batch_size, dim=0)] * task.steps(self.mask_steps)
-            total = {name: torch.zeros_like(value) for name, value in part.items()}
-            minimise(collected(self.losses(model, teacher, asked), part, total), part, self.mask_lr)
+            sums = zero_sums(part)
+            stream = counted_gradients(self.losses(model, teacher, asked), part, sums)
+            minimise(stream, part, self.mask_lr, others=sums)
             restore(part, start)
-            for name, value in total.items():
-                kept[name] &= ranked(value, self.mask_share, self.mask == "highest")
+            for mask, total in zip(kept.values(), sums.values(), strict=True):
+                mask &= largest_share(total, self.mask_share, self.mask == "highest")
         return kept
 
     def unlearn(self, model: Diffusion, task: Task, prepared: Masks | None = None) -> Diffusion:
@@ -157,20 +167,3 @@ class ANT(TextMethod):
         if self.alpha2:
             rows = rows + self.alpha2 * (model.eps(x_t, t, null) - eps_null).square().flatten(1).mean(dim=1)
         return rows[n:].mean() + self.alpha1 * rows[:n].mean()
-
-
-def collected(losses: Iterator[Tensor], parameters: dict[str, nn.Parameter], total: Masks) -> Iterator[Masks]:
-    """The gradient of each loss, which is added to `total` as well."""
-    for loss in losses:
-        found = gradients(loss, parameters)
-        for name, grad in found.items():
-            total[name] += grad
-        yield found
-
-
-def ranked(values: Tensor, share: float, highest: bool) -> Tensor:
-    """Mask of the `share` of a tensor's values that are the highest in magnitude, or the lowest."""
-    order = values.abs().flatten().argsort(descending=highest)[: int(values.numel() * share)]
-    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
-    mask[order] = True
-    return mask.view_as(values)

@@ -79,6 +79,14 @@ class ConceptPrune(TextMethod):
     batch_size: PositiveInt = 8
     """Images drawn at once (the code's 1); all the same for the result."""
 
+    def __post_init__(self) -> None:
+        if self.pairs is not None and not self.pairs:
+            raise UserError(
+                "pairs of concept_prune is empty: leave it out, or give pairs such as a road -> a {} in a road"
+            )
+        if wrong := [pair for pair in self.pairs or () if pair.count("->") != 1]:
+            raise UserError(f"pairs of concept_prune: {wrong[0]!r} is no pair: write it as a road -> a {{}} in a road")
+
     @torch.no_grad()
     def unlearn(self, model: Any, task: Task, prepared: Any = None) -> Diffusion:
         """Find the weights and set them to zero."""
@@ -109,8 +117,6 @@ class ConceptPrune(TextMethod):
             target = task.captions("forget").to(task.device)
             return task.substitute(target), target
         halves = [[half.strip() for half in pair.split("->")] for pair in self.pairs]
-        if wrong := [pair for pair, found in zip(self.pairs, halves, strict=True) if len(found) != 2]:
-            raise UserError(f"pairs of concept_prune: {wrong[0]!r} is no pair: write it as a road -> a {{}} in a road")
         names = spelt(model, task.names("forget"))
         base, target = (model.tokens(filled(names, [pair[k] for pair in halves])) for k in (0, 1))
         return base, target

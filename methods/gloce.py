@@ -25,6 +25,7 @@ from unlearnbench.techniques.gates import (
     share_in_span,
     watch_sampling,
 )
+from unlearnbench.techniques.prompts import filled, spelt
 
 CODE = {"sampler_steps": 50, "start_guidance": 7.5, "gate_rank": 1, "images": 3}
 FACES = {**CODE, "rank": 2, "remove_rank": 16, "deviations": 2.5, "anchors": 3, "start": 0.2, "end": 0.4, "eta": 1.0}
@@ -162,11 +163,7 @@ class GLoCE(Adapted):
         """The template's prompts with these names, given as prompts."""
         if self.template == "{}":
             return names
-        texts = []
-        for row, last in zip(names, model.positions(names).tolist(), strict=True):
-            ids = row.flatten()[1 : last + 1]
-            texts.append(model.tokenizers[0].decode(ids).replace("</w>", " ").strip())
-        prompts: Tensor = model.tokens([self.template.replace("{}", text) for text in texts])
+        prompts: Tensor = model.tokens(filled(spelt(model, names), [self.template]))
         return prompts
 
     def likest(self, model: Any, name: Tensor, kept: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from unlearnbench import Diffusion, Task, TextMethod, minimise
@@ -51,13 +51,13 @@ class RACE(TextMethod):
     """Updates of ESD before the first search (the code's `iterations` without `adv_train`, 1,000)."""
     steps: int = 60
     """Updates with a search (the code's `iterations`, 1,000)."""
-    lr: float = 3e-4
+    lr: PositiveFloat = 3e-4
     """Adam's learning rate (the code's `lr`, 1e-5)."""
     batch_size: int = 32
     """Samples x_t in a step (ours; the code takes 1)."""
-    eta: float = 1.0
+    eta: NonNegativeFloat = 1.0
     """Strength of the negative guidance (ESD's eta; the code's `negative_guidance`, 1), >= 0."""
-    radius: float = 0.1
+    radius: NonNegativeFloat = 0.1
     """Largest change of a number of the text states, >= 0 (the paper's epsilon; the code's `epsilon`, 0.1)."""
     attack_steps: NonNegativeInt = 4
     """Steps of the search for each x_t (the code's `num_iter`, 10)."""

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from unlearnbench import Diffusion, Sampler, Task, TextMethod, minimise, track
-from unlearnbench.errors import Unsupported
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.techniques.sparse_autoencoder import NAME, Rescaled, SparseAutoencoder, rescale
 from unlearnbench.training import own_batches
 
@@ -47,6 +47,7 @@ class SAeUron(TextMethod):
     (utils/hooks.py:140); here the error is kept.
     """
 
+    resumes = True
     requires = frozenset({"concept", "xattn"})
     trains = False
     presets = {
@@ -83,7 +84,7 @@ class SAeUron(TextMethod):
     """Updates of the autoencoder (the code's 5 epochs for objects, 10 for styles)."""
     batch_size: PositiveInt = 1024
     """Vectors in a step (the code's `effective_batch_size`, 4,096)."""
-    lr: float = 4e-4
+    lr: PositiveFloat = 4e-4
     """Adam's learning rate at the start (the code's `lr`, 4e-4)."""
     aux_weight: Annotated[float, Field(ge=0)] = 1 / 32
     """Weight of the dead features' term, >= 0 (the code's `auxk_alpha`, 1/32)."""
@@ -125,6 +126,8 @@ class SAeUron(TextMethod):
         sides = []
         for which, count in (("forget", self.images), ("retain", self.retain_images)):
             captions = task.captions(which)  # type: ignore[arg-type]
+            if not len(captions):
+                raise UserError(f"{self.name} needs prompts to {which}, of which there are none: give {which}_prompts")
             y = captions[torch.randint(len(captions), (count,))].split(self.draw_batch)
             chunks = task.steps(len(y))
             parts = [self.drawn(model, y[k].to(task.device), kept) for k in track(range(chunks), chunks, "activations")]
@@ -150,16 +153,17 @@ class SAeUron(TextMethod):
     def unlearn(self, model: Any, task: Task, prepared: Activations) -> Diffusion:
         """Train the autoencoder and choose the features."""
         added = getattr(self.place(model), NAME)
+        autoencoder = added.autoencoder
         every, steps = torch.cat([side.flatten(0, 2) for side in prepared]), task.steps(self.steps)
+        turns = iter(track(range(steps), steps, "steps"))
         minimise(
-            added.autoencoder.updates(
-                every, iter(track(range(steps), steps, "steps")), self.batch_size, self.aux_weight, self.dead_after
-            ),
-            dict(added.autoencoder.named_parameters()),
+            autoencoder.updates(every, turns, self.batch_size, self.aux_weight, self.dead_after),
+            dict(autoencoder.named_parameters()),
             lambda step: self.lr * (1 - step / steps),
+            others={"unused": autoencoder.unused},
         )
         with torch.no_grad():
-            concept, others = (means(added.autoencoder, side) for side in prepared)
+            concept, others = (means(autoencoder, side) for side in prepared)
             self.choose(added, concept, others, self.share)
         return model
 

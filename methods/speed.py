@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unlearnbench import Diffusion, Task, TextMethod, track
+from unlearnbench.errors import UserError
 from unlearnbench.techniques.closed_form import aligned, applied, cross_attention
 from unlearnbench.techniques.null_space import null_projection, null_space_change
 
@@ -146,6 +147,8 @@ def centroids(states: Tensor, count: int) -> Tensor:
     """`count` centroids (count, D) of states (N, D), by k-means."""
     if not count:
         return states[:0]
+    if count > len(states):
+        raise UserError(f"centroids={count} are more than the empty prompt's {len(states)} states: give fewer")
     from sklearn.cluster import KMeans
 
     seed = int(torch.randint(2**31, ()))

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from unlearnbench import Condition, Diffusion, Task, TextMethod, minimise, track
 from unlearnbench.errors import UserError
-from unlearnbench.techniques.concept_search import embed_word, mean_word, mixed_words, slots
+from unlearnbench.techniques.concept_search import embed_word, inversion_losses, mean_word, mixed_words, slots
 from unlearnbench.techniques.losses import esd_target, prediction_loss
 from unlearnbench.techniques.partway import draw_way
+from unlearnbench.techniques.prompts import in_turn
 from unlearnbench.training import restore, saved
 
 Word = Sequence[Tensor]
@@ -76,19 +77,19 @@ class STEREO(TextMethod):
     """Updates of the erasure before each word (the code's `iterations` too, 200)."""
     inversion_steps: PositiveInt = 60
     """Updates of a new word (the code's `ti_max_train_steps`, 3,000)."""
-    lr: float = 3e-4
+    lr: PositiveFloat = 3e-4
     """Learning rate of the last erasure (the code's `reo_lr`, 2e-5)."""
-    search_lr: float = 3e-4
+    search_lr: PositiveFloat = 3e-4
     """Learning rate of the erasures before (the code's `ste_lr`, 5e-6)."""
-    inversion_lr: float = 5e-2
+    inversion_lr: PositiveFloat = 5e-2
     """Learning rate of a new word (the code's `ci_lr`, 5e-3)."""
     batch_size: PositiveInt = 16
     """Samples x_t in a step, and images in a step of an inversion (the code takes 1)."""
-    anchor_scale: float = 1.0
+    anchor_scale: NonNegativeFloat = 1.0
     """Guidance towards the anchor, >= 0 (the code's `compositional_guidance_scale` of 2, less one)."""
-    erase_scale: float = 3.0
+    erase_scale: NonNegativeFloat = 3.0
     """Guidance away from the concept and the words found, >= 0 (the code's same setting, plus one)."""
-    search_eta: float = 0.0
+    search_eta: NonNegativeFloat = 0.0
     """Strength of the negative guidance in the first stage, >= 0 (the code's `negative_guidance` of 2, less two)."""
     start_guidance: float = 3.0
     """Guidance scale w with which x_t is sampled (the code's `guidance_scale`, 3)."""
@@ -100,6 +101,10 @@ class STEREO(TextMethod):
     def unlearn(self, model: Diffusion, task: Task, prepared: Any = None) -> Diffusion:
         """Search words by erasing and inverting in turn, then erase the concept and the words from the original."""
         part, names = model.select(self.part), task.names("forget").to(task.device)
+        if self.rounds > (images := len(task.data("forget").y)):
+            raise UserError(
+                f"rounds={self.rounds} leaves a word without an image: {task.name} has {images} forget images"
+            )
         original, words = saved(part), list[Word]()
         for k in range(task.steps(self.rounds)):
             asked = self.asked(model, names, words[-1:] or None)
@@ -139,18 +144,11 @@ class STEREO(TextMethod):
             raise UserError(f"no caption of {task.name}'s forget images names what is to be erased: --set erase=…")
         x0 = data.x0[k :: self.rounds].to(task.device)[named]
         word = [nn.Parameter(value) for value in mean_word(model, task.substitute(names))]
-        stream = self.inverting(model, task, x0, y[named], slot[named], word)
+        steps = task.steps(self.inversion_steps)
+        turns = track(range(steps), steps, "inversion")
+        stream = inversion_losses(model, x0, y[named], slot[named], word, self.batch_size, turns)
         minimise(stream, {f"word {i}": value for i, value in enumerate(word)}, self.inversion_lr, optimiser="adamw")
         return [value.detach() for value in word]
-
-    def inverting(self, model: Any, task: Task, x0: Tensor, y: Tensor, slot: Tensor, word: Word) -> Iterator[Tensor]:
-        """Yield the denoising loss of each step, of images x0 under prompts y with the word where `slot` says."""
-        steps = task.steps(self.inversion_steps)
-        for _ in track(range(steps), steps, "inversion"):
-            rows = torch.randint(len(x0), (self.batch_size,), device=x0.device)
-            t, noise, x_t = model.noised(x0[rows])
-            c = embed_word(model, y[rows], slot[rows], word)
-            yield (model(x_t, t, c) - model.target(x0[rows], noise, t)).square().mean()
 
     def erasing_all(self, model: Diffusion, original: Diffusion, task: Task, asked: Condition) -> Iterator[Tensor]:
         """Yield the loss L of each step, for conditions and anchors that come in turn."""
@@ -182,13 +180,3 @@ class STEREO(TextMethod):
         sampler = replace(model.sampler, steps=self.sampler_steps, guidance=self.start_guidance)
         way = draw_way(model, sampler, len(c.states))
         return way.x_t(model, c), way.t
-
-
-def in_turn(n: int, size: int) -> Iterator[Tensor]:
-    """Yield batches (size,) of numbers below n, each once before any comes again."""
-    order = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(order) < size:
-            order = torch.cat([order, torch.randperm(n)])
-        yield order[:size]
-        order = order[size:]

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from unlearnbench import Diffusion, Sampler, Task, gradients, minimise, track
+from unlearnbench import Diffusion, Sampler, Task, minimise, track
 from unlearnbench.techniques.closed_form import ClosedForm, Term, cross_attention, states
 from unlearnbench.techniques.prompts import filled, spelt
+from unlearnbench.techniques.saliency import counted_gradients, zero_sums
 
 TEMPLATES = (
     *("{} in a photo", "A snapshot of {}", "A photograph showcasing {}", "An illustration of {}"),
@@ -72,6 +73,8 @@ class TRCE(ClosedForm):
     be. There is no "published": the paper's text was not available to check its numbers.
     """
 
+    resumes = True
+    least: ClassVar[dict[str, int]] = {"steps": 0}
     presets = {
         "default": {
             "digits-text": {"batch_size": 4, "retain_batch": 2, "early_steps": 10, "sampler_steps": 20},
@@ -91,7 +94,7 @@ class TRCE(ClosedForm):
         },
     }
     space = {"lr": (1e-6, 1e-3), "preserve": (1e-3, 1.0), "strength": (1.0, 30.0), "retain_weight": (1.0, 1000.0)}
-    lamb: float = 1e-3
+    lamb: PositiveFloat = 1e-3
     """Weight of || W - W0 ||^2 in step 1, > 0 (ours; the code's `lamb` is 0)."""
     preserve: Weight = 0.01
     """Weight of the kept captions in step 1, >= 0 (the code's `preserve_scale` of stage 1, 0.01)."""
@@ -102,7 +105,7 @@ class TRCE(ClosedForm):
     code)."""
     steps: int = 60
     """Updates of step 2 (the code's 3 epochs over 100 trajectories); 0: none."""
-    lr: float = 1e-4
+    lr: PositiveFloat = 1e-4
     """AdamW's learning rate (the code's `learning_rate`, 1e-6)."""
     batch_size: PositiveInt = 8
     """Samples x_t in a step (the code takes 1)."""
@@ -116,7 +119,7 @@ class TRCE(ClosedForm):
     """Margin of the contrast (the code's `margin`, 0.01)."""
     retain_weight: Weight = 100.0
     """Weight of L_reg, >= 0 (the code's `preserve_scale` of stage 2, 100)."""
-    early_steps: int = 25
+    early_steps: NonNegativeInt = 25
     """The last step of the sampler, counted from 0, behind which x_t may lie (the code's `max_early_timestep`, 25)."""
     sampler_steps: Annotated[int, Field(ge=2)] = 50
     """Steps of the sampler that makes x_t and x_r (the code's 50)."""
@@ -160,7 +163,8 @@ class TRCE(ClosedForm):
         super().unlearn(model, task)
         part = attending(model)
         stream = self.losses(model, original, model.frozen("xattn"), task)
-        minimise(summed(stream, part) if self.accumulate else stream, part, self.lr, optimiser="adamw")
+        sums = zero_sums(part) if self.accumulate else {}
+        minimise(summed(stream, part, sums) if sums else stream, part, self.lr, optimiser="adamw", others=sums)
         return model
 
     def losses(self, model: Any, original: Diffusion, edited: Diffusion, task: Task) -> Iterator[Tensor]:
@@ -224,10 +228,9 @@ def attending(model: Any) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.select("full").items() if ".attn1." in name or ".attn2.to_q." in name}
 
 
-def summed(losses: Iterator[Tensor], parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
-    """For each loss the sum of its gradient and those of all losses before."""
-    total = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    for loss in losses:
-        for name, grad in gradients(loss, parameters).items():
-            total[name] += grad
-        yield {name: grad.clone() for name, grad in total.items()}
+def summed(
+    losses: Iterator[Tensor], parameters: dict[str, nn.Parameter], sums: dict[str, Tensor]
+) -> Iterator[dict[str, Tensor]]:
+    """For each loss the sum of its gradient and those of all losses before, which are kept in `sums`."""
+    for _ in counted_gradients(losses, parameters, sums):
+        yield {name: total.clone() for name, total in zip(parameters, sums.values(), strict=True)}

@@ -14,12 +14,15 @@ from markdown_it import MarkdownIt
 
 from tests.support import tiny_sd
 from tests.support.small_world import made_record, read_only, write_nudge
+from unlearnbench import registry
 from unlearnbench.data.concepts import Concept, read_concepts
+from unlearnbench.errors import UserError
 from unlearnbench.export import diffusers_folder as module
 from unlearnbench.models.loading import load_stable_diffusion
 from unlearnbench.pipeline import cell as cell_module
 from unlearnbench.pipeline import runner, unlearning
 from unlearnbench.records.schema import AttackRecord, read_record, write_record
+from unlearnbench.storage.store import Store
 from unlearnbench.tasks.digits_text import DigitsText
 from unlearnbench.training import Diverged
 
@@ -274,6 +277,23 @@ def test_what_cannot_be_exported_is_refused_in_one_line(cli, world, record, monk
     assert "ZeroDivisionError" in said.err
     assert not Path("x").exists()
     assert [path.name for path in Path().iterdir() if path.name.startswith(".new-")] == []
+
+
+ADDED = ["adavd", "gloce", "saeuron", "receler", "safree"]
+"""A method of each kind of what weights alone do not carry: changed values, gates, features, adapters, guidance."""
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_is_added_to_the_network_is_refused_before_the_work(name, tmp_path):
+    cell = cell_module.Cell(registry.load_method(name).configured({}), DigitsText("seven"))
+    with pytest.raises(UserError, match=f"^{name} acts while images are drawn, which no folder can carry: run the"):
+        module.export_folder(made_record(name), cell, Store(tmp_path / "store"), tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["concept_prune", "speed", "stereo", "trce"])
+def test_what_changes_weights_alone_is_not(name):
+    module._exportable(made_record(name), cell_module.Cell(registry.load_method(name)(), DigitsText("seven")))
 
 
 @pytest.mark.parametrize("world", ["sd1"], indirect=True)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import shared_text
 from tests.techniques.test_closed_form import text_states
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.adavd import AdaVD
@@ -51,8 +51,8 @@ PROMPTS = ["a red seven", "seven", "three"]
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 def sigmoid(x):

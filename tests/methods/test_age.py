@@ -10,19 +10,20 @@ import torch
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import (
     ALPHA_BAR,
-    DDIM,
     NULL,
     Adam,
     Linear,
     T,
     TinyTask,
     assert_weights,
+    drawn_ways,
     eps_of_states,
     moved,
     partway,
+    through_prediction,
     weights,
 )
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import TinyText, shared_text
 from unlearnbench.data.published_files import published_files
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.age import AGE, named
@@ -56,9 +57,8 @@ class Replay:
             t = np.full(SIZE, int(torch.randint(2 * number, 2 * number + 2, (1,))))
             done, level = np.full(SIZE, 5 - max(number - 1, 0)), np.minimum(t - t % 2 + 1, T - 1)
             return done, t, level, torch.randint(2**62, (SIZE,)).tolist()
-        done = torch.randint(5, (SIZE,)).numpy()
-        t = np.array(DDIM)[done]
-        return done, t, t, torch.randint(2**62, (SIZE,)).tolist()
+        done, t, seeds = drawn_ways(SIZE)
+        return done, t, t, seeds
 
     def terms(self, c_t, eta):
         """x_t, x'_t, t, squared weights and what the two losses compare, as residuals (B, 4)."""
@@ -76,9 +76,9 @@ class Replay:
         hard, _ = self.weights_of_words()
         x, other, t, scale, erased, kept = self.terms(hard @ self.words, ETA)
         g, k = 2 * scale * erased / x.size, 2 * LAM * scale * kept / x.size
-        E = np.zeros_like(self.w["E"])
-        E[1] = g.sum(axis=0)
-        self.w = self.adam.step(self.w, {"W": g.T @ x + k.T @ other, "E": E, "b": t / T @ (g + k)})
+        grad = through_prediction(self.w, x, t, g)
+        grad = {**grad, "W": grad["W"] + k.T @ other, "b": grad["b"] + t / T @ k}  # what is kept is the original's c_t
+        self.w = self.adam.step(self.w, grad)
 
     def step_of_search(self):
         """Up E' + lambda K; in this linear model K changes with c_t only where the original's part is held."""
@@ -146,8 +146,8 @@ def test_unlearn_is_that_loop():
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp("sd1") / "model", names=("seven", "blue"))
+def text():
+    return shared_text(names=("seven", "blue"))
 
 
 def test_the_words_are_those_nearest_to_each_name(text):
@@ -193,6 +193,12 @@ def test_english_words_are_read_from_the_file_that_fetch_brings(text, tmp_path, 
     for y in method.prepare(text.pretrained(), task):
         assert len(y) == 2
         assert {tuple(row) for row in y.tolist()} < words
+
+
+@pytest.mark.parametrize("setting", ["eta=-1", "keep_weight=-1", "lr=0", "search_lr=-1", "temperature=0", "closest=0"])
+def test_bad_settings_are_named(setting):
+    with pytest.raises(UserError, match=f"{setting} does not fit age"):
+        AGE.configured(dict([setting.split("=")]))
 
 
 def test_the_released_preset_is_for_nudity_alone():

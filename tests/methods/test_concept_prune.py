@@ -10,7 +10,7 @@ import torch
 
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import shared_text
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.concept_prune import ConceptPrune
 from unlearnbench.techniques.neurons import skilled
@@ -58,8 +58,8 @@ FIDELITY = Fidelity(
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 def gated(model, y, seed):
@@ -129,8 +129,8 @@ def test_skilled_weights_by_hand():
     assert not skilled(W, target, target, 1.0).any()
 
 
-def test_pairs_of_prompts_stand_beside_one_another(tmp_path):
-    task = TinyText(tmp_path / "model", names=("seven", "red cat"))
+def test_pairs_of_prompts_stand_beside_one_another():
+    task = shared_text(names=("seven", "red cat"))
     model = task.pretrained()
     pairs = ("a photo -> a {} in a photo", "a person->the {}")
     base, target = ConceptPrune(pairs=pairs).prompts(model, task)
@@ -138,8 +138,11 @@ def test_pairs_of_prompts_stand_beside_one_another(tmp_path):
     assert torch.equal(base, model.tokens(told))
     asked = ["a seven in a photo", "the seven", "a red cat in a photo", "the red cat"]
     assert torch.equal(target, model.tokens(asked))
-    with pytest.raises(UserError, match="'a photo' is no pair"):
-        ConceptPrune(pairs=("a photo",)).unlearn(model, task)
+    for wrong in ("a photo", "a -> b -> c"):
+        with pytest.raises(UserError, match=f"'{wrong}' is no pair"):
+            ConceptPrune.configured({"pairs": wrong})
+    with pytest.raises(UserError, match="pairs of concept_prune is empty"):
+        ConceptPrune.configured({"pairs": ()})
 
 
 def test_what_does_not_fit_is_refused():

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import shared_text
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.method import run_prepare, run_unlearn
@@ -66,13 +66,13 @@ SHORT = {"images": 2, "sampler_steps": 4, "start": 0.25, "end": 0.75, "remove_ra
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 @pytest.fixture(scope="module")
-def sd1(tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp("plain") / "model")
+def sd1():
+    return shared_text()
 
 
 def wrapped(method, task):

@@ -6,16 +6,16 @@ import torch
 
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import (
-    DDIM,
     NULL,
     Adam,
     Linear,
-    T,
     TinyTask,
     assert_weights,
+    drawn_ways,
     eps_of_states,
     moved,
     partway,
+    through_prediction,
     weights,
 )
 from unlearnbench.errors import Unsupported, UserError
@@ -35,15 +35,13 @@ def replayed(steps, attack_steps, w, theta_0, lr, size, eta, radius):
     """Updates of W, E and b by Adam; the states' change is a constant, so that E has the gradient of a plain row."""
     adam = Adam(lr)
     for _ in range(steps):
-        done, seeds = torch.randint(5, (size,)).numpy(), torch.randint(2**62, (size,)).tolist()
-        c, t = np.repeat(w["E"][1:2], size, axis=0), np.array(DDIM)[done]
+        done, t, seeds = drawn_ways(size)
+        c = np.repeat(w["E"][1:2], size, axis=0)
         x_t, noise = partway(w, c, seeds, done, 3.0)
         states = found_by_hand(w, x_t, t, c, noise, radius, attack_steps) if attack_steps else c
         null, concept = (eps_of_states(theta_0, x_t, t, theta_0["E"][k]) for k in (NULL, 1))
         g = 2 * (eps_of_states(w, x_t, t, states) - (null - eta * (concept - null))) / x_t.size
-        E = np.zeros_like(w["E"])
-        E[1] = g.sum(axis=0)
-        w = adam.step(w, {"W": g.T @ x_t, "E": E, "b": t / T @ g})
+        w = adam.step(w, through_prediction(w, x_t, t, g))
     return w
 
 
@@ -63,7 +61,10 @@ def test_updates_by_hand(start_steps, attack_steps, radius):
     assert moved(model, theta_0) > 0.05
 
 
-@pytest.mark.parametrize("settings", [{"start_steps": -1}, {"attack_steps": -1}, {"sampler_steps": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"start_steps": -1}, {"attack_steps": -1}, {"sampler_steps": 0}, {"radius": -0.1}, {"eta": -1.0}, {"lr": 0.0}],
+)
 def test_bad_settings_are_named(settings):
     ((key, value),) = settings.items()
     with pytest.raises(UserError, match=f"{key}={value} does not fit race"):

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.fidelity import Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import shared_text
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.saeuron import Activations, SAeUron, means
 from unlearnbench.techniques.sparse_autoencoder import Rescaled, SparseAutoencoder
@@ -39,13 +39,13 @@ SHORT = {
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 @pytest.fixture(scope="module")
-def sd1(tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp("plain") / "model")
+def sd1():
+    return shared_text()
 
 
 def test_features_of_the_concept_by_hand():
@@ -144,5 +144,15 @@ def test_blocks_by_name_and_what_does_not_fit(sd1):
         SAeUron(block="up_blocks.9").wrap(sd1.pretrained(), sd1)
     with pytest.raises(Unsupported, match="xattn"):
         SAeUron().wrap(Linear(0), TinyTask())
-    with pytest.raises(UserError, match="percentile=101"):
-        SAeUron.configured({"percentile": "101"})
+    for setting in ("percentile=101", "lr=0", "vectors=0", "aux_weight=-1"):
+        with pytest.raises(UserError, match=setting):
+            SAeUron.configured(dict([setting.split("=")]))
+
+
+def test_without_prompts_of_a_side_it_says_which(sd1, monkeypatch):
+    captions = sd1.captions
+    monkeypatch.setattr(sd1, "captions", lambda which: captions(which)[: 3 * (which == "forget")])
+    with pytest.raises(
+        UserError, match="saeuron needs prompts to retain, of which there are none: give retain_prompts"
+    ):
+        SAeUron(**SHORT).prepare(sd1.pretrained(), sd1)

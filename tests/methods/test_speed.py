@@ -9,10 +9,10 @@ import torch
 from tests.support import tiny_sd
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_model import Linear, TinyTask
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import TinyText, shared_text
 from tests.techniques.test_closed_form import text_states
 from tests.techniques.test_null_space import basis_of, constrained
-from unlearnbench.errors import Unsupported
+from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods import speed
 from unlearnbench.methods.speed import SPEED
 from unlearnbench.tasks.sd_nudity import SDNudity
@@ -72,13 +72,13 @@ FIDELITY = Fidelity(
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 @pytest.fixture(scope="module")
-def sd1(tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp("plain") / "model")
+def sd1():
+    return shared_text()
 
 
 def noise(shape):
@@ -182,6 +182,8 @@ def test_centroids_are_means_of_what_is_nearest_to_them():
     nearest = torch.cdist(points.double(), found).argmin(dim=1)
     torch.testing.assert_close(found, torch.stack([points[nearest == k].double().mean(0) for k in range(3)]))
     assert len(speed.centroids(points, 0)) == 0
+    with pytest.raises(UserError, match="centroids=61 are more than the empty prompt's 60 states"):
+        speed.centroids(points, 61)
 
 
 def test_a_model_without_cross_attention_is_not_edited():

@@ -8,11 +8,12 @@ import torch
 
 from tests.support.fidelity import Constant, Difference, Fidelity, Repository
 from tests.support.tiny_text import TEMPLATES as SAID
-from tests.support.tiny_text import TinyText
+from tests.support.tiny_text import predicted, shaken, shared_text
 from tests.techniques.test_closed_form import least_squares, projections, text_states
 from unlearnbench.diffusion.schedulers import Scheduled
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.methods.trce import SEXUAL, TEMPLATES, TRCE, attending, summed
+from unlearnbench.techniques.saliency import zero_sums
 
 CODE = Repository("ddgoodgood/TRCE", "0da9b71")
 STAGE1, STAGE2 = "config/stage1/stage1_sexual_default.yaml", "config/stage2/stage2_sexual_default.yaml"
@@ -67,8 +68,8 @@ SHORT = {"steps": 2, "batch_size": 2, "retain_batch": 2, "sampler_steps": 4, "ea
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
-def task(request, tmp_path_factory):
-    return TinyText(tmp_path_factory.mktemp(request.param) / "model", request.param)
+def task(request):
+    return shared_text(request.param)
 
 
 def filled(words):
@@ -107,30 +108,23 @@ def test_templates_and_ends_by_words(task):
 
 def test_the_contrast_is_the_formula(task):
     method = TRCE(strength=2.0, beta=0.7, margin=0.05)
-    original, model = task.original, task.pretrained()
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(3)
-        for value in attending(model).values():
-            value.add_(0.3 * torch.randn(value.shape, generator=generator))
+    original, model = task.original, shaken(task, 0.1)
     x_t, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([900, 400, 20])
     y, safe = model.tokens(["seven", "a red seven", "cat"]), model.tokens(["one", "a red one", "seven"])
-    with torch.no_grad():
-        empty = model.null(3)
-        eps_null, eps_y, eps_safe = (original.eps(x_t, t, each).double().numpy() for each in (empty, y, safe))
-        prefer, reject = (each + 2.0 * (each - eps_null) for each in (eps_safe, eps_y))
-        total, zeros = 0.0, 0
-        for condition in (y, empty):
-            eps = model.eps(x_t, t, condition).double().numpy()
-            for row in range(3):
-                d = [((eps[row] - aim[row]) ** 2).mean() for aim in (prefer, reject)]
-                total += max(0.0, 0.7 * (d[0] - d[1] + 0.05)) / 6
-                zeros += d[0] - d[1] + 0.05 < 0
+    eps_null, eps_y, eps_safe = predicted(original, x_t, t, original.null(3), y, safe)
+    prefer, reject = (each + 2.0 * (each - eps_null) for each in (eps_safe, eps_y))
+    total, zeros = 0.0, 0
+    for eps in predicted(model, x_t, t, y, model.null(3)):
+        for row in range(3):
+            d = [((eps[row] - aim[row]) ** 2).mean() for aim in (prefer, reject)]
+            total += max(0.0, 0.7 * (d[0] - d[1] + 0.05)) / 6
+            zeros += d[0] - d[1] + 0.05 < 0
     assert method.contrast(model, original, x_t, t, y, safe).item() == pytest.approx(total, rel=1e-4)
     assert zeros < 6, "some rows still have to turn"
 
 
-def test_a_step_is_the_contrast_and_what_the_edit_left(tmp_path):
-    task = TinyText(tmp_path / "model")
+def test_a_step_is_the_contrast_and_what_the_edit_left():
+    task = shared_text()
     method = TRCE(**SHORT, retain_weight=3.0)
     model, original, edited = task.pretrained(), task.original, TRCE(steps=0).unlearn(task.pretrained(), task)
     torch.manual_seed(7)
@@ -155,8 +149,8 @@ def test_a_step_is_the_contrast_and_what_the_edit_left(tmp_path):
     assert found == pytest.approx(expected + 3.0 * gap.square().mean().item(), rel=1e-4)
 
 
-def test_timesteps_of_the_released_code_lie_above(tmp_path):
-    task = TinyText(tmp_path / "model")
+def test_timesteps_of_the_released_code_lie_above():
+    task = shared_text()
     sampler, y = Scheduled(steps=4, guidance=1.0), task.original.tokens([""] * 64)
     every = task.original.timesteps(sampler)
     for lag, low, high in ((1, 0, 0), (2, 0, 249)):
@@ -170,13 +164,13 @@ def test_timesteps_of_the_released_code_lie_above(tmp_path):
 def test_summed_gradients_are_never_cleared():
     weight = torch.nn.Parameter(torch.zeros(2))
     losses = ((weight * torch.tensor(values)).sum() for values in ([1.0, 2.0], [10.0, 0.0], [0.0, -3.0]))
-    found = [step["w"].tolist() for step in summed(losses, {"w": weight})]
+    found = [step["w"].tolist() for step in summed(losses, {"w": weight}, zero_sums({"w": weight}))]
     assert found == [[1.0, 2.0], [11.0, 2.0], [11.0, -1.0]]
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulate": True, "lag": True}])
-def test_what_is_trained(tmp_path, settings):
-    task = TinyText(tmp_path / "model")
+def test_what_is_trained(settings):
+    task = shared_text()
     before = task.pretrained().state_dict()
     after = TRCE(**SHORT, **settings).unlearn(task.pretrained(), task).state_dict()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
@@ -188,5 +182,7 @@ def test_what_is_trained(tmp_path, settings):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(Unsupported, match="no settings for sd-style"):
         TRCE.preset("released", "sd-style")
-    with pytest.raises(UserError, match="preserve=-1"):
-        TRCE.configured({"preserve": "-1"})
+    for setting in ("preserve=-1", "lamb=0", "lr=0", "early_steps=-1", "steps=-1", "sampler_steps=1"):
+        with pytest.raises(UserError, match=setting):
+            TRCE.configured(dict([setting.split("=")]))
+    assert TRCE.configured({"steps": "0"}).steps == 0, "the edit alone"

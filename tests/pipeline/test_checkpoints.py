@@ -15,16 +15,19 @@ from unlearnbench import Diffusion, Method, Sampler, registry
 from unlearnbench.errors import Failed
 from unlearnbench.method import can_resume
 from unlearnbench.methods.advunlearn import AdvUnlearn
+from unlearnbench.methods.ant import ANT
 from unlearnbench.methods.blindspot import BlindSpot
 from unlearnbench.methods.erasediff import EraseDiff
 from unlearnbench.methods.esd import ESD
 from unlearnbench.methods.esd_u import ESDU
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.forget_me_not import ForgetMeNot
+from unlearnbench.methods.saeuron import SAeUron
 from unlearnbench.methods.salun import SalUn
 from unlearnbench.methods.scissorhands import Scissorhands
 from unlearnbench.methods.selective_amnesia import SelectiveAmnesia
 from unlearnbench.methods.sfron import SFRon
+from unlearnbench.methods.trce import TRCE
 from unlearnbench.pipeline import checkpoints as module
 from unlearnbench.pipeline import runner
 from unlearnbench.pipeline.cell import Cell
@@ -110,13 +113,21 @@ WORDS = {
         batch_size=2, retain_batch=2, trajectories=2, warmup=1, attack_steps=1, init="latest"
     ),
     "two trainings": ForgetMeNot(batch_size=2, inversion_steps=4),
+    "sums of gradients beforehand": ANT(
+        batch_size=2, sampler_steps=3, before_step=1, mask_steps=4, mask_rounds=1, part="xattn"
+    ),
+    "sums of gradients": TRCE(batch_size=2, retain_batch=1, sampler_steps=3, early_steps=1, accumulate=True),
+    "features that die": SAeUron(
+        images=2, retain_images=2, sampler_steps=2, batch_size=16, expansion=2, k=4, dead_after=20
+    ),
 }
 
 
 @pytest.mark.parametrize("case", WORDS)
 def test_with_words_as_well(case):
     method, task = WORDS[case], TinyWords(limit=4)
-    model = task.pretrained()
+    with seeded(0):
+        model = method.wrap(task.pretrained(), task)
     with seeded(0):
         whole = method.unlearn(model, task, method.prepare(model, task)).state_dict()
     found, stops = stopped_and_resumed(method, lambda: TinyWords(limit=4))
@@ -134,6 +145,14 @@ def test_what_prepare_returned_is_not_worked_out_again(tmp_path, monkeypatch):
     assert len(calls) == 2, "once for each of the two runs"
     assert said == ["selective_amnesia goes on after step 3, where it was stopped"]
     assert_same(state, whole)
+
+
+def test_of_what_prepare_trained_nothing_is_left_beside_it(tmp_path):
+    method = ANT(steps=3, batch_size=1, sampler_steps=3, before_step=1, mask_steps=2, mask_rounds=2)
+    stopped(method, Sampling(), tmp_path / "kept", 1)
+    assert {path.name.split(".")[0] for path in (tmp_path / "kept").glob("*.pt")} == {"prepare-0"}
+    stopped(method, Sampling(), tmp_path / "kept", 3)
+    assert {path.name.split(".")[0] for path in (tmp_path / "kept").glob("*.pt")} == {"prepared", "unlearn-0"}
 
 
 def test_without_what_prepare_returned_it_is_worked_out_again(tmp_path):

@@ -40,6 +40,23 @@ def test_only_the_model_its_optimiser_and_a_teachers_denoiser_are_there():
     assert peak("esd_u", batch_size=1) == taught
 
 
+def test_images_that_are_drawn_at_once_count_where_none_is_in_a_graph():
+    model = cost_table()["model"]["sd-v1-4"]
+    fixed, each = model["drawing"]
+    assert peak("concept_prune", batch_size=4) == peak("uce") + fixed + 4 * each
+    assert peak("gloce", images=2) == peak("uce") + fixed + 2 * each
+    assert peak("saeuron", draw_batch=100) == peak("uce") + fixed + 100 * each
+
+
+def test_the_features_of_a_batch_of_vectors_count():
+    model = cost_table()["model"]["sd-v1-4"]
+    copies, _ = cost_table()["method"]["saeuron"]["rows"]
+    row = copies * 4 * model["features"]
+    own = 4 * 4 * model["parts"]["autoencoder"]
+    assert peak("saeuron", batch_size=8192, draw_batch=1) == peak("uce") + own + 8192 * row
+    assert peak("saeuron", batch_size=8192, draw_batch=1, memory=("adam8bit",)) < peak("uce") + own + 8192 * row
+
+
 @pytest.mark.parametrize(("method", "images"), [("finetune", 1), ("salun", 2)])
 def test_micro_batches_take_what_one_image_takes(method, images):
     """Of the methods without a teacher, whatever their batch is, and down to the bytes of one image."""

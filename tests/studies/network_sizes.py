@@ -13,6 +13,8 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -123,13 +125,15 @@ def parameters(model: Any) -> dict[str, Any]:
         parts |= {"selfattn_q": parts["selfattn"] + queries, "selfattn_qkv": parts["selfattn"] + queries + parts["kv"]}
         parts |= {"ffn": sum(layer.weight.numel() for layer in feed_forward(model).values())}
         width = SAeUron().place(model).in_channels
-        parts |= {"autoencoder": count(SparseAutoencoder(width, SAeUron().expansion * width, 1))}
+        features = SAeUron().expansion * width
+        parts |= {"autoencoder": count(SparseAutoencoder(width, features, 1))}
     text, vae = getattr(model, "text_encoders", None), getattr(model, "vae", None)
     return {
         "denoiser": count(model) - count(text) - count(vae),
         "vae": count(vae),
         "text_encoders": count(text),
         "pixels": model.shape[-1] * getattr(model, "scale_factor", 1),
+        **({"features": features} if hasattr(model, "kv") else {}),
         "parts": parts,
     }
 
@@ -155,6 +159,16 @@ def activations(model: Any, live: LiveBytes, images: int, resources: Resources, 
     return live.peak - before
 
 
+def drawn(model: Any, live: LiveBytes, images: int) -> int:
+    """Bytes alive at the peak of a step of guided sampling, beyond weights."""
+    live.restart()
+    before = live.now
+    sampler = replace(model.sampler, steps=1, guidance=2.0)
+    with torch.no_grad():
+        model.sample(conditions(model, images), list(range(images)), sampler=sampler)
+    return live.peak - before
+
+
 def unkept(model: Any) -> None:
     """Free each parameter's gradient once it is there."""
     for value in model.parameters():
@@ -170,21 +184,32 @@ def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, An
             live.add([*model.parameters(), *model.buffers()])
             unkept(model)
             activations(model, live, 1, Resources())  # what the first call alone makes, such as caches
-            found: dict[str, Any] = {**parameters(model), "activations": {}}
+            found: dict[str, Any] = {
+                **parameters(model),
+                "drawing": fitted(partial(drawn, model, live)),
+                "activations": {},
+            }
             for precision, kind in kinds:
                 if kind != "maps" or hasattr(model, "attention"):
-                    found["activations"].setdefault(precision, {})[kind] = fitted(model, live, precision, kind)
+                    found["activations"].setdefault(precision, {})[kind] = fitted(
+                        in_graph(model, live, precision, kind)
+                    )
     return found
 
 
-def fitted(model: Any, live: LiveBytes, precision: str, kind: str) -> list[int]:
+def fitted(count: Callable[[int], int]) -> list[int]:
     """Fixed bytes, and those of each image, from one image and from two."""
+    one, two = (count(n) for n in (1, 2))
+    return [max(0, 2 * one - two), two - one]
+
+
+def in_graph(model: Any, live: LiveBytes, precision: str, kind: str) -> Callable[[int], int]:
+    """Counts `activations` of this kind for some images."""
     resources = Resources(precision, ("checkpointing",) if kind == "checkpointing" else ())  # type: ignore[arg-type]
     resources.equip(model)
     if kind != "checkpointing":
         model.unet.disable_gradient_checkpointing()
-    one, two = (activations(model, live, n, resources, kind == "maps") for n in (1, 2))
-    return [max(0, 2 * one - two), two - one]
+    return lambda images: activations(model, live, images, resources, kind == "maps")
 
 
 class RealSize(TinyText):
@@ -234,11 +259,14 @@ def written(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         f"# Counted by `{COMMAND}`, which writes this file: parameters, and for each precision the bytes",
         "# that are alive at the peak of a loss and its backward pass beyond weights and gradients, as fixed ones and",
-        "# those of each image. `maps`: with attention maps recorded, which checkpointing does not save.",
+        "# those of each image. `maps`: with attention maps recorded, which checkpointing does not save. `drawing`:",
+        "# such bytes at the peak of guided sampling in fp32. `features`: those of saeuron's autoencoder.",
     ]
     for name, entry in found.items():
         lines += ["", f'["{name}"]']
         lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
+        if drawing := entry.get("drawing"):
+            lines.append(f"drawing = [{drawing[0]:_}, {drawing[1]:_}]")
         lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
         for precision, kinds in entry["activations"].items():
             lines.append(f'["{name}".activations.{precision}]')

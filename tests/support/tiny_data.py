@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -78,11 +80,27 @@ def _clip_files(seed: int) -> dict[str, bytes]:
     return {**files, WEIGHTS: save({name: value.contiguous() for name, value in net.state_dict().items()})}
 
 
-def folder(place: Path, kind: str = "sd1") -> Path:
-    """What `--data` wants: a model of that kind (see `tiny_sd.save`), prompts, photographs, two CLIP models."""
+def all_words() -> list[str]:
+    """Every word that presets of methods name, and those of prompts for objects and styles: enough to spell them."""
+    from unlearnbench import registry
+    from unlearnbench.tasks._sd import words as sd_words
+
+    texts = [*sd_words.OBJECTS, *sd_words.OBJECT_TEXTS, *sd_words.ARTISTS, *sd_words.ARTISTS.values()]
+    texts += [*sd_words.STYLE_TEXTS, *PROMPTS, "a painter", "an image in the style of"]
+    for name in registry.methods():
+        for by_task in registry.load_method(name).presets.values():
+            values = [value for settings in by_task.values() for value in settings.values()]
+            texts += [text for value in values if isinstance(value, tuple) for text in value]
+    found = [word for text in texts for word in re.findall("[a-z]+", str(text).lower())]
+    return list(dict.fromkeys([*tiny_sd.WORDS, *tiny_sd.NUDITY, *found]))
+
+
+def folder(place: Path, kind: str = "sd1", words: Sequence[str] = (*tiny_sd.WORDS, *tiny_sd.NUDITY)) -> Path:
+    """What `--data` wants: a model of that kind that knows these words (see `tiny_sd.save`), prompts, photographs, two
+    CLIP models.
+    """
     place.mkdir(parents=True)
-    words = [*tiny_sd.WORDS, *tiny_sd.NUDITY]
-    tiny_sd.save(place / ("sdxl-base-1.0" if kind == "sdxl" else "sd-v1-4"), kind, words)
+    tiny_sd.save(place / ("sdxl-base-1.0" if kind == "sdxl" else "sd-v1-4"), kind, list(words))
     (place / "i2p_benchmark.csv").write_text(i2p())
     own = i2p(5).replace("sd_seed", "evaluation_seed").replace("sd_guidance_scale", "evaluation_guidance")
     (place / "nudity.csv").write_text(own)

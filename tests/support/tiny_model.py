@@ -150,6 +150,19 @@ def partway(w: Weights, states, seeds, done, guidance):
     return x, start
 
 
+def drawn_ways(n: int):
+    """For n images the steps done of those five, their timesteps, and seeds, as `draw_way` draws them."""
+    done = torch.randint(5, (n,)).numpy()
+    return done, np.array(DDIM)[done], torch.randint(2**62, (n,)).tolist()
+
+
+def through_prediction(w: Weights, x, t, g, label: int = 1) -> Weights:
+    """The gradient in all weights of a loss whose gradient in eps(x, t, label) is g (B, 4)."""
+    E = np.zeros_like(w["E"])
+    E[label] = g.sum(axis=0)
+    return {"W": g.T @ x, "E": E, "b": t / T @ g}
+
+
 class Adam:
     """Kingma & Ba, ICLR 2015, algorithm 1."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -66,3 +68,31 @@ class TinyText(Task):
         raise NotImplementedError
 
     model_identity = reference = floor = judge = to_uint8 = pretrain = train
+
+
+@cache
+def _made(kind: str) -> TinyText:
+    with tempfile.TemporaryDirectory() as folder:
+        return TinyText(Path(folder) / "model", kind)
+
+
+def shared_text(kind: str = "sd1", names: tuple[str, ...] = ("seven",)) -> TinyText:
+    """The task over a model that is made once in a process: take `pretrained()` of it to change weights."""
+    task = copy.copy(_made(kind))
+    task.words = names
+    return task
+
+
+def shaken(task: TinyText, scale: float, part: str = "full") -> StableDiffusion:
+    """The task's model with noise of that size on the weights of a part, so that it predicts otherwise."""
+    model, generator = task.pretrained(), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for value in model.select(part).values():
+            value.add_(scale * torch.randn(value.shape, generator=generator))
+    return model
+
+
+def predicted(model: StableDiffusion, x_t: torch.Tensor, t: torch.Tensor, *conditions: torch.Tensor) -> list[Any]:
+    """Noise predictions for each of these conditions, as arrays of float64."""
+    with torch.no_grad():
+        return [model.eps(x_t, t, y).double().numpy() for y in conditions]

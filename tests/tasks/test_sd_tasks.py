@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import zipfile
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
 from tests.judges.test_detectors import Fake
-from tests.support import prompt_files, tiny_data
+from tests.support import prompt_files, tiny_data, tiny_sd
 from tests.support.light_judges import light_detectors, narrow_objects
-from tests.support.short_runs import ONE_STEP, changed, short
+from tests.support.short_runs import ONE_STEP, SHORT, changed, short
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.diffusion.schedulers import Repeating
@@ -36,7 +38,12 @@ METHODS = [name for name, entry in registry.methods().items() if entry.point is 
 ON_XL = ("original", "uce", "esd", "erasediff", "prompt_filter")
 ON_XL += ("rece", "mace", "spm", "receler", "forget_me_not", "advunlearn", "safree")
 ON_XL += ("speed", "adavd", "gloce")
-ON_XL += ("concept_prune", "trce", "ant", "saeuron")
+ON_XL += ("concept_prune", "trce", "ant", "saeuron", "age", "ap", "race", "stereo")
+WITH_PRESETS = ("adavd", "age", "ant", "ap", "concept_prune", "gloce", "race", "saeuron", "speed", "stereo", "trce")
+"""Unlearn with the settings of each task in place of their defaults, since these take ways of their own."""
+RELEASED = [("sd-nudity", name) for name in ("ant", "concept_prune", "gloce", "race", "speed", "trce")]
+RELEASED += [("sd-style", "adavd"), ("sd-style", "concept_prune"), ("sd-object", "concept_prune")]
+"""What has a preset of its code that reads no file."""
 WHOLE = {"uce", "sld"}
 """Run as a whole, each after the original: a closed form, and guidance; training on drawn images is, where the store is
 emptied of them, and added structure on XL.
@@ -56,8 +63,24 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data_xl(tmp_path_factory):
-    return tiny_data.folder(tmp_path_factory.mktemp("nudity-xl") / "data", "sdxl")
+def data_all_words(tmp_path_factory):
+    """For both kinds, with all words that presets name."""
+    place, known = tmp_path_factory.mktemp("all-words") / "data", tiny_data.all_words()
+    tiny_data.folder(place, words=known)
+    tiny_sd.save(place / "sdxl-base-1.0", "sdxl", known)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tasks(data_all_words):
+    """The four tasks, each with a model that is loaded once."""
+    made = {}
+    for name in ("sd-nudity", "sd-object", "sd-style", "sdxl-nudity"):
+        cls = registry.load_task(name)
+        about = made[name] = cls(cls.default_forget, protocol="smoke", data=data_all_words)
+        about.pretrained = partial(copy.deepcopy, about.pretrained())
+        about.architecture = lambda seed, about=about: about.pretrained()
+    return made
 
 
 @pytest.fixture
@@ -110,11 +133,15 @@ def whole(names, quick):
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
+def small(name):
+    """Settings that make it short, with batches no larger than there are images."""
+    return [word.replace("batch_size=32", "batch_size=8") for word in changed(registry.load_method(name))]
+
+
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("name", whole(METHODS, WHOLE))
-def test_every_method_runs_on_sd_nudity(name, cli, data, tmp_path):
-    small = [word.replace("batch_size=32", "batch_size=8") for word in changed(registry.load_method(name))]
-    said = cli(*words(data, *small, method=name))
+def test_every_method_runs_on_sd_nudity(name, cli, data_all_words, tmp_path):
+    said = cli(*words(data_all_words, *small(name), method=name))
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", name)
     assert_scored(record)
@@ -131,16 +158,60 @@ def assert_scored(record):
 
 @pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("name", whole(ON_XL, WHOLE_XL))
-def test_methods_run_on_sdxl_nudity(name, cli, data_xl, tmp_path):
-    said = cli(*words(data_xl, *changed(registry.load_method(name)), task="sdxl-nudity", method=name))
+def test_methods_run_on_sdxl_nudity(name, cli, data_all_words, tmp_path):
+    said = cli(*words(data_all_words, *small(name), task="sdxl-nudity", method=name))
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", name)
     assert record.status == "ok" and set(record.scores) >= NUDITY | CLIP
 
 
-@pytest.mark.parametrize("name", sorted({*METHODS} - WHOLE))
+@pytest.mark.parametrize("name", sorted({*METHODS} - WHOLE - {*WITH_PRESETS}))
 def test_every_method_unlearns_on_sd_nudity(name, data):
     unlearned(short(name, batch_size=4, **ONE_STEP), task(data))
+
+
+@pytest.mark.parametrize("name", WITH_PRESETS)
+@pytest.mark.parametrize(
+    "on", ["sd-nudity", "sd-style", "sdxl-nudity", pytest.param("sd-object", marks=pytest.mark.slow)]
+)
+def test_methods_unlearn_with_the_settings_of_the_task(on, name, tasks):
+    assert_unlearns(name, "default", tasks[on])
+
+
+@pytest.mark.parametrize(("on", "name"), RELEASED)
+def test_methods_unlearn_with_the_settings_of_their_code(on, name, tasks):
+    assert_unlearns(name, "released", tasks[on])
+
+
+def assert_unlearns(name, preset, about):
+    """With a preset in which what counts steps and images is small; words and switches stay."""
+    settings = registry.load_method(name).preset(preset, about.name)
+    brief = {**SHORT, **ONE_STEP, "batch_size": 4, "retain_batch": 4, "draw_batch": 4, "first_steps": 2}
+    off = {key for key, value in registry.load_method(name).configured(settings).settings().items() if not value}
+    about = copy.copy(about)
+    unlearned(short(name, **{**settings, **{key: value for key, value in brief.items() if key not in off}}), about)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("light", "narrow")
+@pytest.mark.parametrize("name", WITH_PRESETS)
+@pytest.mark.parametrize("on", ["sd-object", "sd-style"])
+def test_methods_run_on_objects_and_styles(on, name, cli, data_all_words, tmp_path):
+    judge_of_objects(data_all_words)
+    forget = registry.load_task(on).default_forget
+    said = cli(*words(data_all_words, "--forget", forget, *small(name), task=on, method=name))
+    assert said.code == 0, said.err
+    record = read_only(tmp_path / "out", name)
+    assert record.status == "ok" and {"ua", "ra", "clip_score"} <= set(record.scores)
+
+
+def judge_of_objects(folder):
+    """An untrained ResNet-50 in the place of the judge that is fetched."""
+    from torchvision.models import resnet50
+
+    if not (path := folder / "resnet50-11ad3fa6.pth").exists():
+        torch.manual_seed(0)
+        torch.save(resnet50().state_dict(), path)
 
 
 @pytest.mark.parametrize("name", UNABLE)
@@ -155,10 +226,7 @@ def test_objects_and_styles_run_beside_prompt_files_which_they_do_not_read(name,
     for file in ("nudity.csv", "coco_30k.csv", "small_imagenet_prompts.csv", "church.csv"):
         prompt_files.write(own / file)
     if name == "sd-object":
-        from torchvision.models import resnet50
-
-        torch.manual_seed(0)
-        torch.save(resnet50().state_dict(), own / "resnet50-11ad3fa6.pth")
+        judge_of_objects(own)
     said = cli(*words(own, "--forget", forget, task=name, method="uce"))
     assert said.code == 0, said.err
     record = read_only(tmp_path / "out", "uce")

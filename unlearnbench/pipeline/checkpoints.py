@@ -115,6 +115,9 @@ class RunCheckpoints:
         with suppress(TypeError):
             packed = _packed(value, _tuples(self._method))
             self._write("prepared", {"value": packed, "memory": made.memory}, made.seconds)
+            if any(self._folder.glob("prepared.*.pt")):
+                for old in self._folder.glob("prepare-*.pt"):  # of its trainings, which are not asked for any more
+                    old.unlink(missing_ok=True)
         return made
 
     # ---- calls of `minimise` ---------------------------------------------------------------------------------------

@@ -93,15 +93,41 @@ def peak_of_unlearning(model: Mapping[str, Any] | None, method: Method, precisio
     mean = 1 if settings.get("ema") is not None and "step" in entry else 0
     backward, step = (max(0.0, entry.get(name, 0) - moments + mean) for name in ("backward", "step"))
     resident = BYTES * (whole_model(model) + entry.get("models", 0) * teacher)
-    return int(
-        resident + max(copies * backward + _activations(model, entry, images, precision, savings), copies * step)
+    at_once = max(
+        copies * backward + _activations(model, entry, images, precision, savings) + _rows(model, entry, settings),
+        copies * step,
+        _drawing(model, _images(entry, settings, "draws")),
     )
+    return int(resident + at_once)
 
 
-def _images(entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
-    """Images in one graph: the sum of the settings that the table names; a product where it names several with *."""
+def _rows(model: Mapping[str, Any], entry: Mapping[str, Any], settings: Mapping[str, Any]) -> int:
+    """Bytes of the features of a batch of vectors, as many times as they are there at once."""
+    copies, size = entry.get("rows", (0, ""))
+    if not copies:
+        return 0
+    if "features" not in model:
+        raise Uncounted("no number of features of this model")
+    return int(BYTES * copies * model["features"] * settings[size])
+
+
+def _drawing(model: Mapping[str, Any], images: int) -> int:
+    """Bytes of guided sampling of so many images at once, beyond weights."""
+    if not images:
+        return 0
+    if "drawing" not in model:
+        raise Uncounted("no sampling of this model")
+    fixed, each = model["drawing"]
+    return int(fixed + each * images)
+
+
+def _images(entry: Mapping[str, Any], settings: Mapping[str, Any], which: str = "images") -> int:
+    """Images in one graph: the sum of the settings that the table names; a product where it names several with *.
+
+    With `which` "draws": images that are drawn at once beforehand.
+    """
     total = 0
-    for term in entry.get("images", ()):
+    for term in entry.get(which, ()):
         factors = [settings.get(name) for name in term.split("*")]
         whole = [factor for factor in factors if isinstance(factor, int)]
         if len(whole) < len(factors):

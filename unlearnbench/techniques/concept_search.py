@@ -5,7 +5,7 @@ A method that resumes names what is searched, and the optimiser that searches, i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -130,3 +130,18 @@ def mean_word(model: Any, names: Tensor) -> list[Tensor]:
     spelt = model.mentioned(names, names)
     spelt[:, 0] = ~spelt.any(dim=1)
     return [words[spelt].mean(dim=0) for words in model.words(names)]
+
+
+def inversion_losses(
+    model: Any, x0: Tensor, y: Tensor, slot: Tensor, word: Sequence[Tensor], batch_size: int, steps: Iterable[Any]
+) -> Iterator[Tensor]:
+    """Yield a denoising loss for each step, by which a new word is learnt: textual inversion (Gal et al., ICLR 2023).
+
+    Each is a mean over `batch_size` random rows of images x0 (N, C, H, W) under their prompts y (N, ...), with the word
+    where the mask `slot` (N, L) says (see `slots` and `embed_word`).
+    """
+    for _ in steps:
+        rows = torch.randint(len(x0), (batch_size,), device=x0.device)
+        t, noise, x_t = model.noised(x0[rows])
+        c = embed_word(model, y[rows], slot[rows], word)
+        yield (model(x_t, t, c) - model.target(x0[rows], noise, t)).square().mean()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -22,3 +23,13 @@ def filled(names: Iterable[str], templates: Iterable[str]) -> list[str]:
     """Every template around every name, all templates of the first name first; "{}" stands for the name."""
     texts = list(templates)
     return [text.replace("{}", name) for name in names for text in texts]
+
+
+def in_turn(n: int, size: int) -> Iterator[Tensor]:
+    """Yield batches (size,) of numbers below n, each once, in random order, before any comes again."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < size:
+            order = torch.cat([order, torch.randperm(n)])
+        yield order[:size]
+        order = order[size:]

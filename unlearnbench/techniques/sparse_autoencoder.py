@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from unlearnbench.training import Gradients, gradients, norm
+from unlearnbench.training import Gradients, gradients, norm, replaying
 
 
 class SparseAutoencoder(nn.Module):
@@ -19,6 +19,9 @@ class SparseAutoencoder(nn.Module):
     largest of a batch of B vectors are kept, rather than k of each.
     """
 
+    unused: Tensor
+    """How many vectors of the training came since each feature was used last (features,)."""
+
     def __init__(self, width: int, features: int, k: int):
         super().__init__()
         self.k = min(k, features)
@@ -26,6 +29,7 @@ class SparseAutoencoder(nn.Module):
         nn.init.zeros_(self.encoder.bias)
         self.decoder = nn.Parameter(normalize(self.encoder.weight.detach().clone(), dim=1))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("unused", torch.zeros(features, dtype=torch.long), persistent=False)
 
     def responses(self, x: Tensor) -> Tensor:
         """Responses (..., features) to vectors x (..., width), before all but the largest are set to zero."""
@@ -64,18 +68,22 @@ class SparseAutoencoder(nn.Module):
 
         Decoder vectors are scaled to length 1 before each step, and their gradients have no part along them. The bias
         starts as the geometric median of the first batch. A feature is dead when the last `dead_after` vectors did not
-        use it.
+        use it. A method that resumes names `unused` in `others` of `minimise`.
         """
         weights, device = dict(self.named_parameters()), self.bias.device
-        unused = torch.zeros(len(self.decoder), dtype=torch.long, device=device)
+        self.unused.zero_()
         for step in steps:
-            rows = x[torch.randint(len(x), (batch_size,))].to(device, self.bias.dtype)
+            index = torch.randint(len(x), (batch_size,))
+            if replaying():
+                yield {name: torch.zeros_like(value) for name, value in weights.items()}
+                continue
+            rows = x[index].to(device, self.bias.dtype)
             with torch.no_grad():
                 if step == 0:
                     self.bias.copy_(geometric_median(rows))
                 self.decoder.copy_(normalize(self.decoder, dim=1))
-            loss, used = self.loss(rows, unused > dead_after, aux_weight)
-            unused = (unused + len(rows)).masked_fill(used, 0)
+            loss, used = self.loss(rows, self.unused > dead_after, aux_weight)
+            self.unused.add_(len(rows)).masked_fill_(used, 0)
             found = gradients(loss, weights)
             scale = (1 / (norm(found) + 1e-6)).clamp(max=1)
             found = {name: scale * grad for name, grad in found.items()}

@@ -15,10 +15,13 @@ from unlearnbench.diffusion.model import Batch
 from unlearnbench.diffusion.noise import START, gaussian_noise
 from unlearnbench.errors import Unsupported, UserError
 from unlearnbench.models.flow_folder import (
+    as_flow_pipeline,
     flow_networks,
     flow_pixels_of,
+    latent_shape,
     load_flow,
     require_flow_folder,
+    token_lengths,
     untrained_flow,
 )
 from unlearnbench.models.flux import Flux, pack, unpack
@@ -228,9 +231,23 @@ def test_a_folder_is_read_whole(kind, pipeline, hub):
         assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
     assert flow_pixels_of(hub[kind]) == 16 == model.scale_factor * model.shape[1]
     assert model.lengths == {"sd3-medium": [16, 16, 256], "sd3-no-t5": [16, 16], "flux-dev": [16, 512]}[kind]
+    assert latent_shape(hub[kind]) == model.shape
+    assert token_lengths(hub[kind], model.tokenizers) == model.lengths
     fresh = untrained_flow(hub[kind], 0)
     assert fresh.shape == model.shape
     assert any(not torch.equal(a, b) for a, b in zip(fresh.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["sd3-medium", "sd3-no-t5", "flux-dev"])
+def test_a_pipeline_of_its_parts_is_read_again(kind, hub, tmp_path):
+    model = load_flow(hub[kind])
+    with torch.no_grad():
+        model.kv()[0][0].weight.add_(1.0)
+    as_flow_pipeline(model).save_pretrained(tmp_path / "again")
+    again = load_flow(tmp_path / "again")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert torch.equal(again.sigmas(5), model.sigmas(5)) and again.lengths == model.lengths
 
 
 def rewritten(path, **changes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,11 @@ from torch import nn
 
 from unlearnbench.errors import UserError, one_line
 from unlearnbench.hashing import seed_of
+from unlearnbench.models.configuration import configuration, configuration_digest
 from unlearnbench.models.external.compvis import Change
 from unlearnbench.models.external.state_files import read_state, weight_files
 from unlearnbench.models.flux import PATCH, Flux
+from unlearnbench.models.flux import T5_TOKENS as FLUX_T5_TOKENS
 from unlearnbench.models.loading import (
     fill_network,
     load_clip_tokenizer,
@@ -22,8 +24,9 @@ from unlearnbench.models.loading import (
     without_weights,
 )
 from unlearnbench.models.model_index import read_config, shown
+from unlearnbench.models.sd3 import T5_TOKENS as SD3_T5_TOKENS
 from unlearnbench.models.sd3 import StableDiffusion3
-from unlearnbench.models.text_flow import TextFlow
+from unlearnbench.models.text_flow import TextFlow, encoder_lengths
 from unlearnbench.training import seeded
 
 CLIP_TOKENIZERS, T5_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5TokenizerFast", "T5Tokenizer")
@@ -68,6 +71,8 @@ FLOW_PIPELINES = {
 }
 """Pipelines by the class in model_index.json, as the hub's folders name it."""
 NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+OTHER_FOLDERS = ("transformer", "text_encoder_3", "tokenizer_3")
+"""Those that `configuration` does not know."""
 OTHER_PATHS = ("invert_sigmas", "stochastic_sampling")
 """Keys of a scheduler that sample another path than the straight one from noise to image."""
 TIED, EMBEDDING = "encoder.embed_tokens.weight", "shared.weight"
@@ -136,16 +141,35 @@ def flow_networks(model: TextFlow) -> dict[str, nn.Module]:
     return {"transformer": model.transformer, "vae": model.vae, **encoders}
 
 
+def as_flow_pipeline(model: TextFlow) -> Any:
+    """Build a diffusers pipeline from a model's parts."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(model.flow_schedule.config))
+    parts: dict[str, Any] = {"scheduler": scheduler, **flow_networks(model)}
+    parts |= dict(zip(("tokenizer", "tokenizer_2", "tokenizer_3"), model.tokenizers, strict=False))
+    if isinstance(model, Flux):
+        return diffusers.FluxPipeline(**parts)
+    return diffusers.StableDiffusion3Pipeline(**{"text_encoder_3": None, "tokenizer_3": None, **parts})
+
+
 def flow_weight_paths(folder: Path) -> list[Path]:
     """List the weight files of a diffusers folder that `load_flow` reads."""
     return [file for part in require_flow_folder(folder) if part in NETWORKS for file in weight_files(folder / part)]
 
 
+def latent_shape(folder: Path) -> tuple[int, int, int]:
+    """The shape (C, H, W) of the latents of a diffusers folder's model, by its configuration alone."""
+    transformer, vae = (read_config(folder / part / "config.json") for part in ("transformer", "vae"))
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    side = int(transformer.get("sample_size") or vae["sample_size"] // scale)  # FLUX has no size: it has the VAE's
+    return int(vae["latent_channels"]), side, side
+
+
 def flow_pixels_of(folder: Path) -> int:
     """Pixels along each side of what a diffusers folder's model draws, by its configuration alone."""
-    transformer, vae = (read_config(folder / part / "config.json") for part in ("transformer", "vae"))
-    latents = transformer.get("sample_size")  # FLUX has none: its images have the VAE's
-    return int(vae["sample_size"]) if latents is None else int(latents * 2 ** (len(vae["block_out_channels"]) - 1))
+    vae = read_config(folder / "vae/config.json")
+    return latent_shape(folder)[1] * int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 def load_flow_tokenizers(folder: Path) -> list[Any]:
@@ -217,3 +241,21 @@ def _read(network: Any, part: str, place: Path) -> None:
     fill_network(network, part, [Change(key, f"{part}.{name}", state[key]) for key, name in keys], place)
     if tied:
         network.encoder.embed_tokens.weight = network.shared.weight
+
+
+def token_lengths(folder: Path, tokenizers: Sequence[Any]) -> list[int]:
+    """Tokens that each encoder of a diffusers folder's model reads, by its configuration alone."""
+    distilled = bool(read_config(folder / "transformer/config.json").get("guidance_embeds", False))
+    is_flux = require_flow_folder(folder)["pipeline"] == "FluxPipeline"
+    return encoder_lengths(tokenizers, FLUX_T5_TOKENS[distilled] if is_flux else SD3_T5_TOKENS)
+
+
+def flow_configuration(folder: Path) -> dict[str, str]:
+    """As `configuration`, with the parts that only these models have."""
+    files = [path for part in OTHER_FOLDERS for path in (folder / part).glob("*.json")]
+    own = {
+        path.relative_to(folder).as_posix(): configuration_digest(path)
+        for path in files
+        if not path.name.endswith(".index.json")
+    }
+    return dict(sorted({**configuration(folder), **own}.items()))

@@ -35,6 +35,10 @@ class _InPlaceOfUNet:
         """As a U-Net's."""
         self._model.transformer.enable_gradient_checkpointing()
 
+    def disable_gradient_checkpointing(self) -> None:
+        """As a U-Net's."""
+        self._model.transformer.disable_gradient_checkpointing()
+
     def __getattr__(self, name: str) -> Any:
         raise NoUNet(self._model)
 
@@ -54,6 +58,11 @@ def padded_tokens(tokenizers: Sequence[Any], lengths: Sequence[int], prompts: Se
             cut = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
             y[:, k, :length] = tokenizer(list(place), **cut).input_ids
     return y[which]
+
+
+def encoder_lengths(tokenizers: Sequence[Any], t5_length: int) -> list[int]:
+    """Tokens that the encoder of each tokenizer reads: CLIP's own, and for T5 `t5_length`."""
+    return [t5_length if is_t5(each) else int(each.model_max_length) for each in tokenizers]
 
 
 def is_t5(tokenizer: Any) -> bool:
@@ -97,7 +106,7 @@ class TextFlow(Flow):
         super().__init__(schedule, shape, density)
         self.transformer, self.vae, self.text_encoders = transformer, vae, nn.ModuleList(text_encoders)
         self.tokenizers = list(tokenizers)
-        self.lengths = [t5_length if is_t5(each) else int(each.model_max_length) for each in self.tokenizers]
+        self.lengths = encoder_lengths(tokenizers, t5_length)
 
     @property
     def unet(self) -> Any:

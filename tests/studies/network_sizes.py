@@ -124,7 +124,7 @@ T5_XXL = {
     "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False,
 }
-"""T5's encoder in both: text_encoder_2/config.json of edkamesh/FluX-optimized at 2557da9, made from FLUX.1 [schnell]."""
+"""T5's encoder in both: text_encoder_2/config.json of edkamesh/FluX-optimized at 2557da9, from FLUX.1 [schnell]."""
 
 
 class SpokenByT5:
@@ -325,7 +325,7 @@ def written(found: dict[str, dict[str, Any]]) -> str:
         lines += ["", f'["{name}"]']
         lines += [f"{key} = {value:_}" for key, value in entry.items() if isinstance(value, int)]
         lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
-        for precision, kinds in entry["activations"].items():
+        for precision, kinds in entry.get("activations", {}).items():
             lines.append(f'["{name}".activations.{precision}]')
             lines += [f"{kind} = [{fixed:_}, {each:_}]" for kind, (fixed, each) in kinds.items()]
     return "\n".join(lines) + "\n"

@@ -6,6 +6,7 @@ x_t = (1 - sigma) x0 + sigma noise, and the network predicts the velocity v = no
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,15 +57,17 @@ class FlowSchedule:
     @property
     def length(self) -> int:
         """The number T of training timesteps; timestep t means sigma = t / T."""
-        return int(self._scheduler().config.num_train_timesteps)
+        return int(self._setting("num_train_timesteps"))
 
     def sigmas(self, steps: int, tokens: int) -> Tensor:
         """The decreasing sigmas (steps + 1,) of `steps` Euler steps, the last one 0, for images of so many tokens.
 
         They are those that diffusers' pipelines of SD3 and FLUX set in their scheduler.
         """
-        scheduler = self._scheduler()
-        shift = {"mu": self._mu(tokens)} if scheduler.config.use_dynamic_shifting else {}
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
+        shift = {"mu": self._mu(tokens)} if self._setting("use_dynamic_shifting") else {}
         if self.whole_grid:
             scheduler.set_timesteps(steps, **shift)
         else:
@@ -77,20 +80,21 @@ class FlowSchedule:
         diffusers' training scripts do this: they read the sigmas of a scheduler whose steps are not set
         (huggingface/diffusers at 5700e52, examples/dreambooth/train_dreambooth_lora_sd3.py and _lora_flux.py).
         """
-        config = self._scheduler().config
-        s = 1.0 if config.use_dynamic_shifting else float(config.shift)
+        s = 1.0 if self._setting("use_dynamic_shifting") else float(self._setting("shift"))
         return s * u / (1 + (s - 1) * u)
 
     def _mu(self, tokens: int) -> float:
         """The logarithm of the dynamic shift: linear in the number of tokens, as `calculate_shift` in diffusers."""
-        config = self._scheduler().config
-        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-        return float(config.base_shift + slope * (tokens - config.base_image_seq_len))
+        low, high = (float(self._setting(name)) for name in ("base_shift", "max_shift"))
+        few, many = (int(self._setting(name)) for name in ("base_image_seq_len", "max_image_seq_len"))
+        return low + (high - low) / (many - few) * (tokens - few)
 
-    def _scheduler(self) -> Any:
+    def _setting(self, name: str) -> Any:
+        """A key of the configuration, or the scheduler's default."""
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        return FlowMatchEulerDiscreteScheduler.from_config(dict(self.config))
+        default = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters[name].default
+        return self.config.get(name, default)
 
 
 class Flow(Diffusion):

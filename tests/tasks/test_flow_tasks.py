@@ -11,7 +11,7 @@ import torch
 
 from tests.support import tiny_data
 from tests.support.light_judges import light_detectors
-from tests.support.short_runs import ONE_STEP, changed, short
+from tests.support.short_runs import ONE_STEP, short
 from tests.support.unjudged import unlearned
 from unlearnbench import registry
 from unlearnbench.errors import Unsupported, UserError
@@ -73,23 +73,21 @@ def test_a_whole_run_is_scored(task, cli, data, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_does_not_carry_over_says_why(task, data):
     names = {name for name in REFUSED if name in METHODS}
-    assert names | {name for name in REFUSED if name in registry.metrics()} == {*REFUSED}
+    assert names | {name for name in REFUSED if name in registry.attacks()} == {*REFUSED}
     for name in names:
         with pytest.raises(Unsupported, match=rf"{name} does not carry over to {task}: "):
             require(Cell(registry.load_method(name).configured({}), made(task, data)))
 
 
-def test_an_attack_that_does_not_carry_over_is_skipped_with_the_reason(cli, data, tmp_path):
-    small = changed(registry.load_method("uce"))
-    words = ("--protocol", "smoke", "--device", "cpu", "--data", data["sd3-nudity"], "--results", "out", *small)
+def test_attacks_carry_over_or_are_skipped_with_the_reason(cli, data, tmp_path):
+    words = ("--protocol", "smoke", "--device", "cpu", "--data", data["sd3-nudity"], "--results", "out")
     with light_detectors():
-        said = cli("run", "--task", "sd3-nudity", "--method", "uce", "--attack", "p4d", *words)
+        said = cli("run", "--task", "sd3-nudity", "--method", "uce", "--attacks", "p4d,relearn@1", *words)
     assert said.code == 0, said.err
     (path,) = (tmp_path / "out").glob("*/*/*/uce*/seed-*.json")
-    found = read_record(path).attacks
-    assert len(found) == 1
-    attack = next(iter(found.values()))
-    assert attack.status == "skipped" and "split text differently" in attack.reason
+    found = {name.partition("@")[0]: attack for name, attack in read_record(path).attacks.items()}
+    assert found["p4d"].status == "skipped" and "split text differently" in found["p4d"].reason
+    assert found["relearn"].status == "ok", found["relearn"].reason
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -143,7 +143,8 @@ class Flow(Diffusion):
         Places u on the path are drawn uniformly, or as the logistic function of a normal number (SD3, section 3.1), and
         shifted by the schedule. With `paired` only the first B // 2 + 1 are drawn, and the others are 1 - u of these.
         """
-        n, of = len(x0), {"generator": generator, "device": x0.device}
+        n = len(x0)
+        of: dict[str, Any] = {"generator": generator, "device": x0.device}
         count = (n // 2 + 1 if paired else n,)
         u = torch.rand(count, **of) if self.density == "uniform" else torch.randn(count, **of).sigmoid()
         u = torch.cat([u, 1 - u])[:n] if paired else u

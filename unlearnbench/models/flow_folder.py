@@ -207,8 +207,9 @@ def _described(folder: Path, where: AbstractContextManager[Any]) -> TextFlow:
         networks = {part: new_network(folder / part, names[part]) for part in NETWORKS if part in names}
     _check_widths(folder, networks, flux=names["pipeline"] == "FluxPipeline")
     encoders = [network for part, network in networks.items() if part.startswith("text_encoder")]
-    cls = Flux if names["pipeline"] == "FluxPipeline" else StableDiffusion3
-    return cls(networks["transformer"], networks["vae"], encoders, load_flow_tokenizers(folder), schedule)
+    cls: Any = Flux if names["pipeline"] == "FluxPipeline" else StableDiffusion3
+    model: TextFlow = cls(networks["transformer"], networks["vae"], encoders, load_flow_tokenizers(folder), schedule)
+    return model
 
 
 def _check_widths(folder: Path, networks: Mapping[str, Any], flux: bool) -> None:

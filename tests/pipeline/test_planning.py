@@ -102,7 +102,9 @@ def test_each_saving_saves_and_a_mean_costs():
     assert peak("selective_amnesia", batch_size=8) < peak("selective_amnesia")
 
 
-@pytest.mark.parametrize("name", ["sd-v1-4", "cifar10-class", "digits-class", "digits-text"])
+@pytest.mark.parametrize(
+    "name", ["sd-v1-4", "sd3.5-medium", "flux.1-dev", "cifar10-class", "digits-class", "digits-text"]
+)
 def test_the_table_has_the_networks_parameters(name):
     with sized_like_cuda():
         found = parameters(NETWORKS[name](clip_tokens()))

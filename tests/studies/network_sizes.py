@@ -30,8 +30,11 @@ from unlearnbench import Batch, Diffusion, Task, registry
 from unlearnbench.compute.precision import Resources
 from unlearnbench.method import Method, run_prepare, run_unlearn
 from unlearnbench.methods.saeuron import SAeUron
+from unlearnbench.models.flux import Flux
 from unlearnbench.models.miniature import SCHEDULE
+from unlearnbench.models.sd3 import StableDiffusion3
 from unlearnbench.models.stable_diffusion import StableDiffusion
+from unlearnbench.models.text_flow import TextFlow
 from unlearnbench.models.tokenizer import word_tokenizer
 from unlearnbench.pipeline.memory import GIB, cost_table, peak_of_unlearning
 from unlearnbench.tasks.cifar10_class import CLASSES, SIZE
@@ -86,6 +89,82 @@ def sdxl(tokens: Any) -> StableDiffusion:
     return StableDiffusion(UNet2DConditionModel(**XL), small.vae, encoders, [tokens, tokens], SCHEDULE)
 
 
+SD35_MEDIUM = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+"""The transformer of stabilityai/stable-diffusion-3.5-medium, by its transformer/config.json."""
+VAE16 = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "sample_size": 1024,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""The VAE of SD 3.5 and FLUX.1, by their vae/config.json; they differ in scale and shift."""
+T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+"""T5's encoder in both: text_encoder_2/config.json of edkamesh/FluX-optimized at 2557da9, from FLUX.1 [schnell]."""
+
+
+class SpokenByT5:
+    """T5's tokenizer as far as sizes depend on it: it has no start token."""
+
+    bos_token_id = None
+    pad_token_id, eos_token_id, unk_token_id = 0, 1, 2
+
+
+def t5_xxl() -> Any:
+    """T5's encoder, with its embeddings under one name."""
+    from transformers import T5Config, T5EncoderModel
+
+    made = T5EncoderModel(T5Config(**T5_XXL))
+    made.encoder.embed_tokens.weight = made.shared.weight
+    return made
+
+
+def sd35_medium(tokens: Any) -> Diffusion:
+    """SD 3.5 medium's networks: XL's two CLIPs, the first with a projection too, and T5."""
+    from diffusers import AutoencoderKL, SD3Transformer2DModel
+    from transformers import CLIPTextModelWithProjection
+
+    first, second = sdxl(tokens).text_encoders
+    first.config.projection_dim = 768
+    clips = [CLIPTextModelWithProjection(first.config), second]
+    networks = (SD3Transformer2DModel(**SD35_MEDIUM), AutoencoderKL(**VAE16), [*clips, t5_xxl()])
+    return StableDiffusion3(*networks, [tokens, tokens, SpokenByT5()], {"shift": 3.0})
+
+
+def flux_dev(tokens: Any) -> Diffusion:
+    """FLUX.1 [dev]'s networks: the defaults of diffusers' class, with guidance embedded; CLIP and T5."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    networks = (FluxTransformer2DModel(guidance_embeds=True), AutoencoderKL(**VAE16))
+    return Flux(*networks, [sd14(tokens).text_encoders[0], t5_xxl()], [tokens, SpokenByT5()], {"shift": 3.0})
+
+
 def papers_cifar(tokens: Any) -> Diffusion:
     """The papers' network on CIFAR-10."""
     from unlearnbench.models.ddpm import ConditionalDDPM
@@ -100,6 +179,8 @@ KINDS = [(precision, kind) for precision in ("fp32", "bf16") for kind in ("plain
 NETWORKS: dict[str, Callable[[Any], Diffusion]] = {
     "sd-v1-4": sd14,
     "sdxl-base-1.0": sdxl,
+    "sd3.5-medium": sd35_medium,
+    "flux.1-dev": flux_dev,
     "cifar10-class": papers_cifar,
     "digits-class": lambda tokens: DigitsClass("3").architecture(0),
     "digits-text": lambda tokens: DigitsText("seven").architecture(0),
@@ -118,7 +199,9 @@ def parameters(model: Any) -> dict[str, Any]:
         return sum(value.numel() for value in network.parameters()) if network is not None else 0
 
     parts = {name: sum(value.numel() for value in part) for name, part in model.parts().items()}
-    if hasattr(model, "kv"):
+    if isinstance(model, TextFlow):
+        parts |= {"kv": sum(count(linear) for linears in model.kv() for linear in linears)}
+    elif hasattr(model, "kv"):
         parts |= {"kv": sum(count(linear) for pair in model.kv() for linear in pair)}
         parts |= {"attn": parts["selfattn"] + parts["xattn"]}
         queries = sum(count(module) for name, module in model.named_modules() if name.endswith("attn2.to_q"))
@@ -142,6 +225,8 @@ def conditions(model: Any, n: int) -> Tensor:
     """Conditions of n images."""
     if not hasattr(model, "tokens"):
         return torch.zeros(n, dtype=torch.long)
+    if isinstance(model, TextFlow):
+        return torch.zeros(n, len(model.lengths), max(model.lengths), dtype=torch.long)
     return torch.zeros(n, *((2,) if len(model.text_encoders) == 2 else ()), model.length, dtype=torch.long)
 
 
@@ -190,7 +275,7 @@ def counted(name: str, kinds: Sequence[tuple[str, str]] = KINDS) -> dict[str, An
                 "activations": {},
             }
             for precision, kind in kinds:
-                if kind != "maps" or hasattr(model, "attention"):
+                if kind != "maps" or (hasattr(model, "attention") and not isinstance(model, TextFlow)):
                     found["activations"].setdefault(precision, {})[kind] = fitted(
                         in_graph(model, live, precision, kind)
                     )
@@ -268,7 +353,7 @@ def written(found: dict[str, dict[str, Any]]) -> str:
         if drawing := entry.get("drawing"):
             lines.append(f"drawing = [{drawing[0]:_}, {drawing[1]:_}]")
         lines += [f'["{name}".parts]', *(f"{key} = {value:_}" for key, value in entry["parts"].items())]
-        for precision, kinds in entry["activations"].items():
+        for precision, kinds in entry.get("activations", {}).items():
             lines.append(f'["{name}".activations.{precision}]')
             lines += [f"{kind} = [{fixed:_}, {each:_}]" for kind, (fixed, each) in kinds.items()]
     return "\n".join(lines) + "\n"

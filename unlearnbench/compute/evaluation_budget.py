@@ -50,10 +50,11 @@ def counted(model: Diffusion) -> Iterator[Count | None]:
 
     Without a budget nothing is counted, since a hook on every module would slow down the runs that report times. Frozen
     teachers, deep copies and newly initialised networks are of the same class and count as well. A model without a
-    network named `unet` is its own denoiser. The hook is global to the process: two unlearnings in threads of one
-    process would be added up.
+    network named `transformer` or `unet` is its own denoiser. The hook is global to the process: two unlearnings in
+    threads of one process would be added up.
     """
-    network, count = type(getattr(model, "unet", model)), _budget.get()
+    denoiser = getattr(model, "transformer", None) or getattr(model, "unet", model)
+    network, count = type(denoiser), _budget.get()
     if count is None:
         yield None
         return

@@ -18,7 +18,9 @@ from unlearnbench import __version__, registry
 from unlearnbench.data.wording import join_words
 from unlearnbench.errors import UserError
 from unlearnbench.hashing import state_hash
+from unlearnbench.models.flow_folder import as_flow_pipeline
 from unlearnbench.models.loading import as_pipeline
+from unlearnbench.models.text_flow import TextFlow
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.fingerprint import drafted, wraps
 from unlearnbench.pipeline.runner import unlearned
@@ -50,7 +52,8 @@ def export_folder(record: Record, cell: Cell, store: Store, folder: Path) -> Pat
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as temporary:
             made = Path(temporary) / "model"
             with full_disk(), _silent():
-                as_pipeline(model).save_pretrained(made)
+                pipeline = as_flow_pipeline(model) if isinstance(model, TextFlow) else as_pipeline(model)
+                pipeline.save_pretrained(made)
             (made / "README.md").write_text(card(record, cell), encoding="utf-8")
             for path in [made, *made.rglob("*")]:
                 path.chmod(0o755 if path.is_dir() else 0o644)  # libraries make weights readable to their owner alone

@@ -29,10 +29,11 @@ def configuration(folder: Path) -> dict[str, str]:
     files = [folder / "model_index.json", *(path for part in FOLDERS for path in (folder / part).glob("*"))]
     kept = [path for path in files if path.suffix in (".json", ".txt") and path.is_file()]
     kept = [path for path in kept if not path.name.endswith(".index.json")]  # where weights are, not what they are
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in sorted(kept)}
+    return {path.relative_to(folder).as_posix(): configuration_digest(path) for path in sorted(kept)}
 
 
-def _hash(path: Path) -> str:
+def configuration_digest(path: Path) -> str:
+    """Hash what a .json file says, whatever its layout, or the bytes of a .txt file."""
     if path.suffix == ".txt":
         return file_hash(path)
     try:

@@ -43,7 +43,7 @@ def load_stable_diffusion(
     safety checker is never loaded.
     """
     path = Path(source)
-    with _quiet():
+    with without_progress_bars():
         if path.is_dir():
             return _from_folder(path)
         if path.suffix in (".safetensors", ".ckpt") or path.is_file():
@@ -52,7 +52,7 @@ def load_stable_diffusion(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Hide the progress bars of diffusers and transformers within this block: reading takes a moment."""
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers
@@ -68,7 +68,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _without_weights() -> Iterator[None]:
+def without_weights() -> Iterator[None]:
     """Networks that are built within this block have no storage, and no time is spent on initial values."""
     from transformers.initialization import no_init_weights
 
@@ -90,10 +90,11 @@ def pixels_of(folder: Path) -> int:
 
 def load_tokenizers(folder: Path) -> list[Any]:
     """Load a diffusers folder's tokenizers, one or two, from tokenizer.json or from vocab.json and merges.txt."""
-    return [_tokenizer(folder / part) for part in require_folder(folder) if part.startswith("tokenizer")]
+    return [load_clip_tokenizer(folder / part) for part in require_folder(folder) if part.startswith("tokenizer")]
 
 
-def _tokenizer(place: Path) -> Any:
+def load_clip_tokenizer(place: Path) -> Any:
+    """Load one of CLIP's tokenizers from its folder. Raises `UserError` where its files are missing or damaged."""
     from transformers import CLIPTokenizer
 
     if not (place / "tokenizer.json").is_file():
@@ -115,7 +116,7 @@ def _described(folder: Path, where: AbstractContextManager[Any]) -> StableDiffus
     schedule = read_config(path)
     check_schedule(path, schedule)
     with where:
-        networks = {part: _network(folder / part, names[part]) for part in NETWORKS if part in names}
+        networks = {part: new_network(folder / part, names[part]) for part in NETWORKS if part in names}
     encoders = [network for part, network in networks.items() if part.startswith("text_encoder")]
     unet, vae = networks["unet"], networks["vae"]
     check_networks(folder, unet.config, vae.config, [encoder.config for encoder in encoders])
@@ -144,7 +145,8 @@ def _class(library: str, name: str) -> Any:
     return getattr(importlib.import_module(library), name)
 
 
-def _network(place: Path, name: str) -> Any:
+def new_network(place: Path, name: str) -> Any:
+    """Build the network of this class that a part's config.json describes, without reading weights."""
     path = place / "config.json"
     config = read_config(path)
     if (written := config.get("_class_name", name)) != name:
@@ -203,14 +205,14 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def _from_folder(folder: Path) -> StableDiffusion:
-    model = _described(folder, _without_weights())
+    model = _described(folder, without_weights())
     for part, network in _parts(model).items():
         place = folder / part
         changes = []
         for file in weight_files(place):
             state = read_state(file)
             changes += [Change(key, f"{part}.{_present(part, key)}", state[key]) for key in state]
-        _fill(network, part, changes, place)
+        fill_network(network, part, changes, place)
     return model
 
 
@@ -228,7 +230,7 @@ def _parts(model: StableDiffusion) -> dict[str, nn.Module]:
     return {"unet": model.unet, "vae": model.vae, **encoders}
 
 
-def _fill(network: nn.Module, part: str, changes: Iterable[Change], place: Path | str) -> None:
+def fill_network(network: nn.Module, part: str, changes: Iterable[Change], place: Path | str) -> None:
     """Give a network without storage its weights, in float32. Raises `UserError` unless all are there and fit."""
     own = {f"{part}.{name.removeprefix('text_model.')}": name for name in network.state_dict()}
     shapes = {name: value.shape for name, value in network.state_dict().items()}
@@ -280,7 +282,7 @@ def _from_file(path: Path, config: Path | None) -> StableDiffusion:
         raise UserError(f"no weights at {path}: give a .safetensors or .ckpt file that exists")
     state = read_state(path)
     said = f"{path} (its first keys: {', '.join(sorted(state)[:3]) or 'none'})"
-    model = _described(config or _configuration_from_hub(said, state), _without_weights())
+    model = _described(config or _configuration_from_hub(said, state), without_weights())
     try:
         changes, used = translated(model, state)
         changes += translated_autoencoder(model, state)
@@ -290,7 +292,7 @@ def _from_file(path: Path, config: Path | None) -> StableDiffusion:
             " give a Stable Diffusion checkpoint, with the diffusers folder of the same model as config"
         ) from error
     for part, network in _parts(model).items():
-        _fill(network, part, [change for change in changes if change.name.startswith(f"{part}.")], said)
+        fill_network(network, part, [change for change in changes if change.name.startswith(f"{part}.")], said)
     if unknown := sorted(key for key in state if key not in used and not IGNORED.match(key)):
         raise UserError(f"{path}: nothing is known of its key {unknown[0]}: take it out if it carries no weights")
     if any(key.startswith("model_ema.diffusion_model") for key in state):

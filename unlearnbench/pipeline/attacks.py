@@ -22,7 +22,7 @@ from unlearnbench.compute.environment import describe_environment
 from unlearnbench.errors import Unsupported, UserError, unknown
 from unlearnbench.hashing import digest, file_hash, state_hash
 from unlearnbench.metric import Outcome, Score
-from unlearnbench.pipeline.cell import Cell
+from unlearnbench.pipeline.cell import Cell, refused
 from unlearnbench.pipeline.code_hashes import engine_hash, method_code, metric_code
 from unlearnbench.pipeline.fingerprint import drafted, sample_parts
 from unlearnbench.pipeline.runner import unlearned
@@ -297,7 +297,7 @@ def _numerics(cell: Cell) -> dict[str, Any]:
 def _measured(attack: Attack, outcome: Outcome, budget: int | None) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """A result as facts and tensors; an attack that cannot be tried is skipped, with the reason."""
     none = {"recovered": torch.zeros(0, dtype=torch.double), "spent": torch.zeros(0, dtype=torch.double)}
-    if reason := attack.unaddressed(outcome.task):
+    if reason := attack.unaddressed(outcome.task) or refused(outcome.task, attack.name):
         return {"status": "skipped", "reason": reason, "applies": False}, none
     before = state_hash(outcome.model.state_dict())
     try:

@@ -48,12 +48,20 @@ class Cell:
         return self.preset if self.preset in ("default", "published", "released", "tuned") else "custom"  # type: ignore[return-value]
 
 
+def refused(task: Task, name: str) -> str:
+    """Why a method or an attack does not carry over to a task's model, as its `refused` says; "" if it may."""
+    reasons: Mapping[str, str] = getattr(task, "refused", {})
+    return reasons.get(name, "")
+
+
 def require(cell: Cell) -> None:
-    """Raise `Unsupported` if the task or model lacks what the method needs.
+    """Raise `Unsupported` if the task or model lacks what the method needs, or the task refuses it with a reason.
 
     The model is built only where a part is asked for that models of this task need not have. Raises `UserError` for
     --compile where images are drawn with dropout, whose masks a compiled network would not change.
     """
+    if reason := refused(cell.task, cell.method.name):
+        raise Unsupported(f"{cell.method.name} does not carry over to {cell.task.name}: {reason}")
     require_splittable(cell.method, cell.resources)
     if cell.resources.compile and cell.task.draws_with_dropout:
         raise UserError(f"--compile: protocol {cell.task.protocol.name} draws with dropout on: leave it out")

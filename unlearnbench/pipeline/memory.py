@@ -141,7 +141,7 @@ def _activations(
 ) -> int:
     if not images:
         return 0
-    kept = model["activations"]["bf16" if precision == "bf16" else "fp32"]
+    kept = model.get("activations", {}).get("bf16" if precision == "bf16" else "fp32", {})
     kind = "maps" if entry.get("maps") else "checkpointing" if "checkpointing" in savings else "plain"
     if kind not in kept:
         raise Uncounted(f"no activations of this model with {kind}")

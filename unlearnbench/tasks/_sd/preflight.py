@@ -45,8 +45,15 @@ def check_stages(task: Any) -> Iterator[Look]:
     found = count_photographs(task.folder / PHOTOGRAPHS.name, task.name)
     yield "data", "photographs of COCO", f"{VALIDATION:,}", f"{found:,}", found == VALIDATION
     model: Any = task.pretrained().eval()
-    size = sum(value.numel() for value in model.unet.parameters())
-    yield "original", "parameters of the U-Net", f"{task.parameters:,}", f"{size:,}", size == task.parameters
+    kind = "transformer" if hasattr(model, "transformer") else "unet"
+    size = sum(value.numel() for value in getattr(model, kind).parameters())
+    yield (
+        "original",
+        f"parameters of the {'U-Net' if kind == 'unet' else kind}",
+        f"{task.parameters:,}",
+        f"{size:,}",
+        size == task.parameters,
+    )
     picture = next(iter(task.reference()))[:1]
     with torch.inference_mode():
         again = model.decode(model.encode(picture.to(task.device) / 127.5 - 1)).cpu()

@@ -24,7 +24,7 @@ from unlearnbench.models.flow_folder import (
     token_lengths,
     untrained_flow,
 )
-from unlearnbench.models.flux import Flux, pack, unpack
+from unlearnbench.models.flux import Flux, pack_latents, unpack_latents
 from unlearnbench.models.sd3 import StableDiffusion3
 from unlearnbench.models.text_flow import prompt_of
 
@@ -74,7 +74,9 @@ def theirs(pipeline, side, steps, guidance):
         if "Flux" not in type(pipeline).__name__:
             return pipeline(PROMPTS, guidance_scale=guidance, latents=latents, **size, **said).images
         both = {"negative_prompt": ["", ""], "true_cfg_scale": guidance, "guidance_scale": 2.5}
-        return unpack(pipeline(PROMPTS, latents=pack(latents), **both, **size, **said).images, side, side)
+        return unpack_latents(
+            pipeline(PROMPTS, latents=pack_latents(latents), **both, **size, **said).images, side, side
+        )
 
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])

@@ -234,7 +234,7 @@ def euler(
     view: Any = _Velocities(model)
     for i in range(first, stops.last):
         if hook:
-            hook(i, every[i], x)  # type: ignore[arg-type]
+            hook(i, every[i], x)
         t = torch.full((n,), every[i], device=device)
         v = model.guidance(view, x, t, i, condition, null, sampler.guidance)
         x = stops.after(i, x + (sigmas[i + 1] - sigmas[i]) * v, x)

@@ -67,32 +67,32 @@ class Flux(TextFlow):
         if self.transformer.config.guidance_embeds:
             guidance = torch.full((len(x_t),), float(self.embedded_guidance), device=x_t.device)
         packed = self.transformer(
-            hidden_states=pack(x_t),
+            hidden_states=pack_latents(x_t),
             timestep=t / len(self.alpha_bar),
             guidance=guidance,
             encoder_hidden_states=condition.states,
             pooled_projections=condition.pooled,
             txt_ids=torch.zeros(condition.states.shape[1], 3, device=x_t.device),
-            img_ids=places(height, width, x_t.device),
+            img_ids=latent_places(height, width, x_t.device),
             return_dict=False,
         )[0]
-        return unpack(packed, height, width)
+        return unpack_latents(packed, height, width)
 
 
-def pack(x: Tensor) -> Tensor:
+def pack_latents(x: Tensor) -> Tensor:
     """Latents (B, C, H, W) -> tokens (B, H/2 * W/2, 4 C), one for each patch of 2 x 2."""
     B, C, H, W = x.shape
     patches = x.view(B, C, H // PATCH, PATCH, W // PATCH, PATCH).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(B, (H // PATCH) * (W // PATCH), C * PATCH**2)
 
 
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack`, to latents (B, C, height, width)."""
+def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack_latents`, to latents (B, C, height, width)."""
     patches = tokens.view(len(tokens), height // PATCH, width // PATCH, -1, PATCH, PATCH)
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, height, width)
 
 
-def places(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+def latent_places(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """The row and column of each token of an image, (H/2 * W/2, 3) with 0 first, for rotary embeddings."""
     ids = torch.zeros(height // PATCH, width // PATCH, 3, device=device)
     ids[..., 1] = torch.arange(height // PATCH, device=device)[:, None]

@@ -191,7 +191,8 @@ class TextFlow(Flow):
     def null(self, n: int) -> Condition:
         """The empty prompt."""
         empty = self.embed(self.tokens([""]))
-        return Condition(*(None if each is None else each.expand(n, *each.shape[1:]) for each in empty[:2]))
+        pooled = None if empty.pooled is None else empty.pooled.expand(n, -1)
+        return Condition(empty.states.expand(n, -1, -1), pooled)
 
     # ---- images ----------------------------------------------------------------------------------------------------
 

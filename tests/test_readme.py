@@ -62,6 +62,8 @@ def test_a_new_concept_file_is_taken_and_not_written_over(cli, tmp_path):
 def test_every_method_and_metric_is_named_in_the_readme():
     for name in registry.methods():
         assert f"`{name}`" in README
+    unlearning = set(registry.methods()) - {"checkpoint", "original", "retrain", "destroy", "prompt_filter"}
+    assert f"{len(unlearning)} unlearning methods" in " ".join(README.split())
 
 
 def test_readme_is_short():

@@ -172,6 +172,11 @@ class Task(ABC):
     def train(self, seed: int, which: Literal["both", "retain"] = "both") -> Diffusion:
         """Train from scratch with the original's recipe and number of steps, on all data or without the forget set."""
 
+    @property
+    def training_steps(self) -> int | None:
+        """Steps of the original's training, of which `retrain` takes as many; None if the task does not say."""
+        return None
+
     def data_identity(self) -> str | None:
         """Content hash of the files that prompts and real images come from; None if the package ships them."""
         return None

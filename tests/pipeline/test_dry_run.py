@@ -13,10 +13,12 @@ from unlearnbench.compute.precision import Resources
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.methods.finetune import Finetune
 from unlearnbench.methods.original import Original
+from unlearnbench.methods.retrain import Retrain
 from unlearnbench.pipeline import dry_run as module
 from unlearnbench.pipeline.cell import Cell
 from unlearnbench.pipeline.dry_run import probe
-from unlearnbench.tasks.digits_class import DigitsClass
+from unlearnbench.pipeline.planning import planned_costs
+from unlearnbench.tasks.digits_class import STEPS, DigitsClass
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -56,6 +58,22 @@ def test_time_is_a_steps_time_by_the_number_of_steps(monkeypatch):
     monkeypatch.setattr(Finetune, "unlearn", unlearn)
     found = probe(Cell(Finetune(steps=1000), task), seconds=0.1)
     assert found.unlearning == pytest.approx(13)
+
+
+def test_a_retraining_takes_the_steps_of_the_originals_training(monkeypatch):
+    """A training of 10 ms a step and 3 s before, by a clock of the test's own."""
+    task, now = DigitsClass("3"), [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module, "_step", lambda *given: (1, 0.0, 0.0))
+
+    def train(self, seed, which="both"):
+        now[0] += 3 + 0.01 * self.steps(self.training_steps)
+        return self.pretrained()
+
+    monkeypatch.setattr(DigitsClass, "train", train)
+    found = probe(Cell(Retrain(), task))
+    assert found.steps == planned_costs(Cell(Retrain(), task)).steps == task.training_steps == STEPS
+    assert found.unlearning == pytest.approx(3 + 0.01 * STEPS)
 
 
 @pytest.mark.parametrize(("precision", "each"), [("fp32", 2.0), ("bf16", 2.0)])

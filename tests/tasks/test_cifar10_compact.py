@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -24,7 +25,7 @@ from unlearnbench.records.folder import load_all
 from unlearnbench.storage.weights import load_checked, load_state, read_manifest
 from unlearnbench.tasks import _cifar10_compact, cifar10_class
 from unlearnbench.tasks._cifar10 import COMPACT, COMPACT_INCEPTION, INCEPTION, OUTSIDE
-from unlearnbench.tasks._cifar10_compact import ASSETS
+from unlearnbench.tasks._cifar10_compact import ASSETS, retrained_name
 from unlearnbench.tasks.cifar10_class import Cifar10Class
 from unlearnbench.tune.search import CONCEPTS, PROTOCOL, budget
 
@@ -93,6 +94,13 @@ def test_shipped_weights_are_whole_and_small():
     CompactDDPM().load_state_dict(load_checked(ASSETS, "model.safetensors")[0])
     assert SmallResNetJudge(*load_checked(ASSETS, "judge.safetensors")).threshold < float("inf")
     assert {"steps", "decay steps"} <= set(read_manifest(ASSETS)["recipe"]), "which retrain takes"
+
+
+def test_a_retraining_that_is_there_takes_no_steps(folder, weights, tmp_path):
+    task = small(folder, shutil.copytree(weights, tmp_path / "own"), "cat")
+    assert task.training_steps == 3
+    study.enter(tmp_path / "own", retrained_name("cat", 0), {"x": torch.zeros(1)}, 0, {})
+    assert task.training_steps == 0 and small(folder, tmp_path / "own", "dog").training_steps == 3
 
 
 # ---- weights -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from unlearnbench.compute.precision import in_fitting_parts, out_of_memory
 from unlearnbench.diffusion.model import Diffusion
 from unlearnbench.method import run_prepare, run_unlearn
 from unlearnbench.pipeline.cell import Cell, require
-from unlearnbench.pipeline.planning import changed_bytes, own_images, training_sides
+from unlearnbench.pipeline.planning import changed_bytes, own_images, training_sides, unlearning_steps
 from unlearnbench.pipeline.stored_weights import starting_state, unchanged_names
 from unlearnbench.pipeline.unlearning import check_model, name_errors
 from unlearnbench.training import seeded, splitting
@@ -30,7 +30,9 @@ SECONDS = 10.0
 STEADY = 10
 """Steps in a row that are no faster than the fastest before them end the timing."""
 FEW = 2
-"""Training steps of the shorter of two trials; the longer one takes twice as many."""
+"""Training steps of the shorter of the first two trials; the longer one takes twice as many."""
+APART = 0.3
+"""Seconds by which two trials differ by more than chance."""
 
 
 class CostEstimate(NamedTuple):
@@ -93,7 +95,7 @@ def probe(cell: Cell, seconds: float | None = None) -> CostEstimate:
         unlearning=unlearning,
         memory=max(known) if known else None,
         microbatch=micro.size,
-        steps=_steps(cell),
+        steps=unlearning_steps(cell),
         stored=_stored(cell, model, images, changed),
         training_images=undrawn,
         drawing=-(-undrawn // drawn_by) * sampler.steps * drawn_in,
@@ -122,11 +124,6 @@ def room(device: str, store: Path) -> Room:
         return Room(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "the machine's", disk)
     except (AttributeError, ValueError, OSError):
         return Room(None, "the machine's", disk)
-
-
-def _steps(cell: Cell) -> int | None:
-    steps = cell.method.settings().get("steps")
-    return cell.task.steps(steps) if isinstance(steps, int) else None
 
 
 @torch.inference_mode()
@@ -177,22 +174,35 @@ def _times(work: Callable[[], Any], device: str, seconds: float) -> tuple[float,
 
 
 def _unlearning(cell: Cell) -> tuple[float | None, int | None]:
-    """Seconds of all steps, from the difference of two short runs, and bytes of the weights that these changed."""
-    steps = _steps(cell)
+    """Seconds of all steps, from the difference of two short runs, and bytes of the weights that these changed.
+
+    The runs grow until they differ by more than chance, since a step of a small network takes milliseconds.
+    """
+    steps = unlearning_steps(cell)
     if steps is None:
         return None, None
-    spent, start = [], starting_state(cell)
-    for limit in (FEW, 2 * FEW):
-        task = copy.copy(cell.worded)
-        task.limit = limit
-        with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
-            model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
-            prepared = run_prepare(cell.method, model, task)
-            with Meter(task.device, memory=False) as meter:
-                model = run_unlearn(cell.method, model, task, prepared)
-        spent.append(meter.seconds)
+    start, few = starting_state(cell), FEW
+    _trial(cell, 1)  # takes longer: kernels are chosen, files are read
+    while True:
+        short = _trial(cell, few)[0]  # the model is gone before the next one comes
+        long, model = _trial(cell, 2 * few)
+        if long - short >= APART or long >= SECONDS or 2 * few >= steps:
+            break
+        few *= 4
+        del model
     check_model(cell.method, model)
     state = model.state_dict()
     changed = sum(state[name].numel() * state[name].element_size() for name in {*state} - unchanged_names(state, start))
-    seconds = max(0.0, spent[1] - spent[0]) / FEW * steps + max(0.0, 2 * spent[0] - spent[1])
-    return seconds, changed
+    return max(0.0, long - short) / few * steps + max(0.0, 2 * short - long), changed
+
+
+def _trial(cell: Cell, limit: int) -> tuple[float, Diffusion]:
+    """Seconds of unlearning in at most as many steps, and the model."""
+    task = copy.copy(cell.worded)
+    task.limit = limit
+    with seeded(0), name_errors(cell.method), cell.resources.training(task.device):
+        model = cell.resources.equip(cell.method.wrap(task.pretrained(), task))
+        prepared = run_prepare(cell.method, model, task)
+        with Meter(task.device, memory=False) as meter:
+            model = run_unlearn(cell.method, model, task, prepared)
+    return meter.seconds, model

@@ -50,7 +50,6 @@ def planned_costs(cell: Cell) -> CostPlan:
     task, sampler = cell.task, cell.task.protocol.sampler
     guided = 1 if sampler.guidance == 1 else 2
     images, drawn = task.image_count() + own_images(cell), _training_images(cell)
-    steps = cell.method.settings().get("steps")
     model, changed = model_costs(task), changed_bytes(cell)
     try:
         memory, uncounted = (
@@ -64,12 +63,20 @@ def planned_costs(cell: Cell) -> CostPlan:
         evaluations=images * sampler.steps * guided,
         training_images=drawn,
         training_evaluations=drawn * sampler.steps * guided,
-        steps=task.steps(steps) if isinstance(steps, int) else None,
+        steps=unlearning_steps(cell),
         memory=memory,
         uncounted=uncounted,
         alternatives=memory_plan(model, cell.method),
         stored=None if model is None or changed is None else changed + images * 3 * model["pixels"] ** 2,
     )
+
+
+def unlearning_steps(cell: Cell) -> int | None:
+    """Steps of the method, or of the original's training if it repeats that; None if it has no number of them."""
+    steps = cell.method.settings().get("steps")
+    if "training recipe" in cell.method.requires:
+        steps = cell.task.training_steps
+    return cell.task.steps(steps) if isinstance(steps, int) else None
 
 
 def changed_bytes(cell: Cell) -> int | None:

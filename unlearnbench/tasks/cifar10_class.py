@@ -192,6 +192,15 @@ class Cifar10Class(Task):
         kept.unlink(missing_ok=True)
         return model
 
+    @property
+    def training_steps(self) -> int:
+        """As in the recipe; of the compact network the original's, or none if its folder has what `retrain` makes."""
+        if not self.compact:
+            return self._steps()
+        manifest = read_manifest(self.own_weights)
+        ready = retrained_name(self.forget, self.seed) in manifest["hashes"]
+        return 0 if ready else int(manifest["recipe"]["steps"])
+
     def _train_compact(self, seed: int, which: Literal["both", "retain"]) -> Diffusion:
         folder, name = self.own_weights, retrained_name(self.forget, seed)
         manifest, model = read_manifest(folder), self.architecture(seed)

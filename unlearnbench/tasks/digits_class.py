@@ -129,6 +129,11 @@ class DigitsClass(Task):
             minimise(losses(), model.select("full"), rate, optimiser="adamw", ema=EMA, clip=1.0)
         return model
 
+    @property
+    def training_steps(self) -> int:
+        """As in the recipe."""
+        return STEPS
+
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train judge and model in `out`, with a manifest of hashes, and return what they reach.
 

@@ -130,6 +130,11 @@ class DigitsText(TextTask):
         miniature.train_miniature(model, stream, self.steps(miniature.STEPS), seed)
         return model
 
+    @property
+    def training_steps(self) -> int:
+        """As in the recipe, of the denoiser."""
+        return miniature.STEPS
+
     def pretrain(self, out: Path, seed: int = 0) -> dict[str, float]:
         """Train judge, VAE, denoiser and text encoder in `out`, a diffusers folder; returns what they reach.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.small_world import ROOT
 from unlearnbench import Method, registry
 from unlearnbench.errors import Damaged, UserError
 from unlearnbench.hashing import seed_of
@@ -336,3 +337,12 @@ def test_a_tuning_by_the_earlier_score_is_refused_with_the_remedy(tmp_path):
     path.write_text('{"schema_version": 1, "anchors": {"0": {"retrain_ua": 1.0}}}')
     with pytest.raises(UserError, match="by a score that has changed since"):
         read_tuning(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results/tuning").rglob("*.json")), ids=lambda path: path.stem)
+def test_the_default_is_what_the_committed_tuning_chose_and_its_trials_can_be_repeated(path):
+    found = read_tuning(path)
+    cls = registry.load_method(found.method)
+    assert cls.configured(cls.preset("default", found.task)).settings() == found.settings
+    again = candidates(cls, found.task, len(found.trials))
+    assert [trial.settings for trial in found.trials] == [candidate.settings for candidate in again]

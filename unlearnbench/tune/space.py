@@ -60,10 +60,13 @@ def _value(values: tuple[Any, ...], drawn: float) -> Any:
 def candidates(cls: type[Method], task: str, trials: int) -> list[Candidate]:
     """This many candidates, the same on every machine: default, published preset if it differs, then draws.
 
+    Where the default is what an earlier tuning chose, preset "untuned" takes its place, which was the default before:
+    otherwise a tuning that was followed could not be repeated.
     Draws come from a scrambled Sobol sequence, seeded by task and method, so that fewer trials are the first of more.
     They change only the fields in `space`. Each is checked by `Method.configured`.
     """
-    known = [Candidate(cls.configured(cls.preset("default", task)).settings(), ("default",))]
+    before = "untuned" if cls.has_preset("untuned", task) else "default"
+    known = [Candidate(cls.configured(cls.preset(before, task)).settings(), ("default",))]
     if cls.has_preset("published", task) and cls.preset("published", task):
         published = cls.configured(cls.preset("published", task)).settings()
         if published == known[0].settings:

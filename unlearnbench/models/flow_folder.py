@@ -23,7 +23,7 @@ from unlearnbench.models.loading import (
     without_progress_bars,
     without_weights,
 )
-from unlearnbench.models.model_index import read_config, shown
+from unlearnbench.models.model_index import excerpt, read_config
 from unlearnbench.models.sd3 import T5_TOKENS as SD3_T5_TOKENS
 from unlearnbench.models.sd3 import StableDiffusion3
 from unlearnbench.models.text_flow import TextFlow, encoder_lengths
@@ -91,7 +91,7 @@ def require_flow_folder(folder: Path) -> dict[str, str]:
     name = index.get("_class_name")
     if name not in FLOW_PIPELINES:
         raise UserError(
-            f"{path}: _class_name is {shown(name)}, which cannot be used here: give Stable Diffusion 3 or 3.5, "
+            f"{path}: _class_name is {excerpt(name)}, which cannot be used here: give Stable Diffusion 3 or 3.5, "
             "or FLUX.1, as a StableDiffusion3Pipeline or FluxPipeline"
         )
     pipeline, found = FLOW_PIPELINES[name], {"pipeline": str(name)}
@@ -101,7 +101,7 @@ def require_flow_folder(folder: Path) -> dict[str, str]:
             continue
         if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
             raise UserError(
-                f"{path}: {part} is {shown(entry)}, where {pipeline.title} has a {classes[0]}: give a whole "
+                f"{path}: {part} is {excerpt(entry)}, where {pipeline.title} has a {classes[0]}: give a whole "
                 "text-to-image model of that kind"
             )
         if not (folder / part).is_dir():
@@ -202,7 +202,7 @@ def _described(folder: Path, where: AbstractContextManager[Any]) -> TextFlow:
     schedule = read_config(path)
     for key in OTHER_PATHS:
         if schedule.get(key):
-            raise UserError(f"{path}: {key} is {shown(schedule[key])}, which cannot be sampled: give false")
+            raise UserError(f"{path}: {key} is {excerpt(schedule[key])}, which cannot be sampled: give false")
     with where:
         networks = {part: new_network(folder / part, names[part]) for part in NETWORKS if part in names}
     _check_widths(folder, networks, flux=names["pipeline"] == "FluxPipeline")

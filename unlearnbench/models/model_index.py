@@ -91,14 +91,14 @@ def require_folder(folder: Path) -> dict[str, str]:
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise UserError(
-            f"{path}: _class_name is {shown(pipeline)}, which cannot be used here: give Stable Diffusion 1.x, 2.x or "
+            f"{path}: _class_name is {excerpt(pipeline)}, which cannot be used here: give Stable Diffusion 1.x, 2.x or "
             "XL, as a StableDiffusionPipeline or StableDiffusionXLPipeline"
         )
     parts = (*NEEDED, *XL_ONLY) if PIPELINES[pipeline] else NEEDED
     return {part: _named_class(folder, index, part) for part in parts}
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """A value as the file has it, on one line and cut if it is long."""
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
@@ -109,9 +109,9 @@ def _named_class(folder: Path, index: Mapping[str, Any], part: str) -> str:
     library, known = CLASSES[part]
     want = f"{library}'s {known[0]}" if part != "scheduler" else "a scheduler of diffusers with betas, such as DDIM"
     if not isinstance(entry, list) or entry == [None, None]:
-        raise UserError(f"{path}: {part} is {shown(entry)}, where {want} is needed: give a whole text-to-image model")
+        raise UserError(f"{path}: {part} is {excerpt(entry)}, where {want} is needed: give a whole text-to-image model")
     if len(entry) != 2 or entry[0] != library or entry[1] not in known:
-        raise UserError(f"{path}: {part} is {shown(entry)}, where {want} is needed: give a model with that part")
+        raise UserError(f"{path}: {part} is {excerpt(entry)}, where {want} is needed: give a model with that part")
     if not (folder / part).is_dir():
         raise UserError(f"{path} names {part}, but there is no folder {part}/: copy it from where the model is from")
     return str(entry[1])
@@ -121,7 +121,7 @@ def check_schedule(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a noise schedule that this package cannot sample or train with, by its key in the scheduler's file."""
 
     def refuse(key: str, remedy: str) -> UserError:
-        return UserError(f"{path}: {key} is {shown(config[key])}, which cannot be used here: {remedy}")
+        return UserError(f"{path}: {key} is {excerpt(config[key])}, which cannot be used here: {remedy}")
 
     if config.get("prediction_type", "epsilon") not in PREDICTIONS:
         raise refuse("prediction_type", f"give a model that predicts {', '.join(PREDICTIONS)}")
@@ -154,12 +154,12 @@ def check_networks(folder: Path, unet: Any, vae: Any, text_encoders: list[Any]) 
     for key in OTHER_INPUTS:
         if (value := getattr(unet, key, None)) is not None:
             raise UserError(
-                f"{path}: {key} is {shown(value)}, an input that is never given here: give a U-Net with text alone"
+                f"{path}: {key} is {excerpt(value)}, an input that is never given here: give a U-Net with text alone"
             )
     added = unet.addition_embed_type
     if added != ("text_time" if wide else None):
         raise UserError(
-            f"{path}: addition_embed_type is {shown(added)}, not that of a model with "
+            f"{path}: addition_embed_type is {excerpt(added)}, not that of a model with "
             f"{'two text encoders' if wide else 'one text encoder'}: give parts of one model"
         )
     width, states = unet.cross_attention_dim, sum(int(encoder.hidden_size) for encoder in text_encoders)

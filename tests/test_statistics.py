@@ -35,6 +35,7 @@ from unlearnbench.statistics import (
     t_at,
     t_interval,
     wider,
+    whole_percents,
     wilson,
     wilson_at,
 )
@@ -511,3 +512,17 @@ def test_intervals_of_ranks_hold_the_true_ranks_of_all_together():
         least, most = (truth[:, None] > truth).sum(axis=1) + 1, (truth[:, None] >= truth).sum(axis=1)
         held.append(all(low <= a and high >= b for (low, high), a, b in zip(found, least, most, strict=True)))
     assert np.mean(held) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ((0.004, 0.994, 0.002), [0, 100, 0]),
+        ((1 / 3, 1 / 3, 1 / 3), [34, 33, 33]),
+        ((0.005, 0.99, 0.005), [1, 99, 0]),
+        ((0.29, 0.57, 0.14), [29, 57, 14]),
+        ((0.0, 1.0, 0.0), [0, 100, 0]),
+    ],
+)
+def test_whole_percents_add_up_to_a_hundred(shares, expected):
+    assert whole_percents(shares) == expected

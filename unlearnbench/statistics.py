@@ -416,3 +416,13 @@ def rank_intervals(intervals: Sequence[Interval | None]) -> list[tuple[int, int]
         worse = sum(other is not None and other[0] > own[1] for other in intervals)
         found.append((1 + better, len(intervals) - worse))
     return found
+
+
+def whole_percents(shares: Sequence[float]) -> list[int]:
+    """Shares of one whole as whole percents that add up as the shares do: what is left goes to the largest remainders."""
+    exact = [100 * share for share in shares]
+    found = [math.floor(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])
+    for i in by_remainder[: round(sum(exact)) - sum(found)]:
+        found[i] += 1
+    return found

@@ -26,6 +26,7 @@ from unlearnbench.leaderboard.tables import (
     title_of,
 )
 from unlearnbench.metric import Metric
+from unlearnbench.statistics import whole_percents
 
 COLUMNS = (("score",), ("robustness",), ("still", "ua"), ("ra", "clip_score"), ("fid",), ("unlearn_time",))
 """Columns between the method and n; of several, a table has the first that its task allows."""
@@ -159,7 +160,8 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
         return shown(column, row.stat(name).value)
     if name == "still":
         shares = [row.stat(part).value for part in FATE]
-        return "/".join("—" if share is None else f"{100 * share:.0f}" for share in shares)
+        known = [share for share in shares if share is not None]
+        return "/".join(map(str, whole_percents(known))) if len(known) == len(FATE) else "—/—/—"
     return cell_text(column, name, row, bold, intervals, spread)
 
 

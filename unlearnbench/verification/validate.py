@@ -248,7 +248,7 @@ def _images(record: Record, path: Path, plan: list[Any] | None) -> Iterator[Issu
 
 
 def _picture(record: Record, path: Path, concepts: list[str]) -> Iterator[str]:
-    """Check the sample grid; runs of tasks whose images may be shown have one."""
+    """Check the sample grid. Of tasks whose images may be shown a run has one, or another seed beside it."""
     import warnings
 
     from PIL import Image
@@ -257,7 +257,7 @@ def _picture(record: Record, path: Path, concepts: list[str]) -> Iterator[str]:
     safe = record.task in registry.tasks() and not registry.load_task(record.task).unsafe
     wanted = safe and record.method.name != "original"
     if not path.is_file():
-        if wanted:
+        if wanted and not any(path.parent.glob("seed-*.png")):
             yield f"its sample grid {path.name} is missing: run it again"
         return
     if path.stat().st_size > LARGEST_PICTURE:

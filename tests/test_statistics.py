@@ -34,8 +34,8 @@ from unlearnbench.statistics import (
     simultaneous,
     t_at,
     t_interval,
-    wider,
     whole_percents,
+    wider,
     wilson,
     wilson_at,
 )

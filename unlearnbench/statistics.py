@@ -419,7 +419,7 @@ def rank_intervals(intervals: Sequence[Interval | None]) -> list[tuple[int, int]
 
 
 def whole_percents(shares: Sequence[float]) -> list[int]:
-    """Shares of one whole as whole percents that add up as the shares do: what is left goes to the largest remainders."""
+    """Shares of one whole as whole percents that add up as they do: what is left goes to the largest remainders."""
     exact = [100 * share for share in shares]
     found = [math.floor(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: found[i] - exact[i])

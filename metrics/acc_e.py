@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import ObjectAccuracy
 class AccE(ObjectAccuracy):
     """Efficacy: images of "a photo of the …" with the erased class's name."""
 
-    title, axis, better, side, rank = "ACC_e", "efficacy", "lower", "forget", 30
+    title, rank = "ACC_e", 30
+    axis, better, side = "efficacy", "lower", "forget"

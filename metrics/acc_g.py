@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import ObjectAccuracy
 class AccG(ObjectAccuracy):
     """Generality: images of "a photo of the …" with three other words for the erased class, hidden from methods."""
 
-    title, axis, better, side, rank = "ACC_g", "efficacy", "lower", "synonyms", 31
+    title, rank = "ACC_g", 31
+    axis, better, side = "efficacy", "lower", "synonyms"

@@ -6,5 +6,6 @@ from unlearnbench.table_metrics import ObjectAccuracy
 class AccS(ObjectAccuracy):
     """Specificity: images of "a photo of the …" with the name of each class that is kept."""
 
-    title, axis, better, side, rank = "ACC_s", "utility", "higher", "retain", 30
+    title, rank = "ACC_s", 30
+    axis, better, side = "utility", "higher", "retain"
     kept = True

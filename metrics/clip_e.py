@@ -13,8 +13,10 @@ class ClipE(Metric):
     Low for noise, too: read it with CLIP score and LPIPS u.
     """
 
-    title, axis, better, digits = "CLIP e", "efficacy", "lower", 2
-    side, witness, rank, everywhere, limits = "forget", "clip_erased", 31, False, (-100.0, 100.0)
+    title, digits = "CLIP e", 2
+    axis, better = "efficacy", "lower"
+    rank, everywhere = 31, False
+    side, witness, limits = "forget", "clip_erased", (-100.0, 100.0)
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Mean over images with a t-interval."""
@@ -25,6 +27,8 @@ class ClipE(Metric):
 
     def known(self) -> Iterator[Known]:
         """The mean over images that are not missing."""
+        some = [30.0] * 420 + [20.0] * 180  # several batches, all different
+        yield Known("of 600", toy.scored("clip_erased", some, "forget"), 27.0)
         yield Known("of three", toy.scored("clip_erased", [30.0, 32.0, 34.0], "forget"), 32.0, quality="bad")
         yield Known("unlike", toy.scored("clip_erased", [10.0, 12.0], "forget"), 11.0, quality="good")
         yield Known("failed on one", toy.scored("clip_erased", [30.0, math.nan, 20.0], "forget"), 25.0, missing=1)

@@ -10,8 +10,10 @@ from unlearnbench.testing import toy
 class LpipsUnerased(Metric):
     """Mean LPIPS (AlexNet, 64 pixels) between a retain sample and the original's for the same prompt and noise."""
 
-    title, axis, better, digits = "LPIPS u", "utility", "lower", 3
-    side, witness, rank, everywhere, limits = "retain", "lpips", 30, False, (0.0, None)
+    title, digits = "LPIPS u", 3
+    axis, better = "utility", "lower"
+    rank, everywhere = 30, False
+    side, witness, limits = "retain", "lpips", (0.0, None)
 
     def measure(self, outcome: Outcome, budget: int | None = None) -> Score:
         """Mean over images with a t-interval."""
@@ -22,6 +24,8 @@ class LpipsUnerased(Metric):
 
     def known(self) -> Iterator[Known]:
         """The mean over images that are not missing."""
+        some = [0.6] * 420 + [0.2] * 180  # several batches, all different
+        yield Known("of 600", toy.scored("lpips", some, "retain", "distance"), 0.48)
         yield Known("of three", toy.scored("lpips", [0.2, 0.4, 0.6], "retain", "distance"), 0.4, quality="bad")
         yield Known("the original's", toy.scored("lpips", [0.0, 0.0], "retain", "distance"), 0.0, quality="good")
         yield Known("failed on one", toy.scored("lpips", [0.3, math.nan, 0.5], "retain", "distance"), 0.4, missing=1)

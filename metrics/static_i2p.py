@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticI2P(PromptSetRate):
     """All 4,703 prompts of I2P (Schramowski et al., CVPR 2023), most of which ask for no nudity."""
 
-    title, side, rank = "I2P, static", "i2p", 20
+    title, rank = "I2P, static", 20
+    side = "i2p"

@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticI2PSexual(PromptSetRate):
     """The 931 prompts of I2P with the category sexual, alone or among others."""
 
-    title, side, category, rank = "I2P sexual, static", "i2p", "sexual", 21
+    title, rank = "I2P sexual, static", 21
+    side, category = "i2p", "sexual"

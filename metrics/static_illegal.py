@@ -6,5 +6,6 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticIllegal(PromptSetRate):
     """UnlearnDiffAtk's 727 prompts of illegal activity, which are I2P's rows of that category."""
 
-    title, side, category, rank = "illegal activity (Q16), static", "i2p", "illegal activity", 27
+    title, rank = "illegal activity (Q16), static", 27
+    side, category = "i2p", "illegal activity"
     witness, column = "q16", "probability"

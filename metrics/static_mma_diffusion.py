@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticMMADiffusion(PromptSetRate):
     """The column `adv_prompt` of its 1,000 rows, as SAFREE's repository has them."""
 
-    title, side, rank = "MMA-Diffusion, static", "mma_diffusion", 23
+    title, rank = "MMA-Diffusion, static", 23
+    side = "mma_diffusion"

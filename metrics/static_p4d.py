@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticP4D(PromptSetRate):
     """The 151 prompts of TRCE's repository; the attack `p4d` searches its own."""
 
-    title, side, rank = "P4D, static", "p4d", 24
+    title, rank = "P4D, static", 24
+    side = "p4d"

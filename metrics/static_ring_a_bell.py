@@ -6,4 +6,5 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticRingABell(PromptSetRate):
     """The 79 prompts of SAFREE's repository, which RECE and TRCE use too; the attack `ring_a_bell` searches its own."""
 
-    title, side, rank = "Ring-A-Bell, static", "ring_a_bell", 22
+    title, rank = "Ring-A-Bell, static", 22
+    side = "ring_a_bell"

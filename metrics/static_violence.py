@@ -6,5 +6,6 @@ from unlearnbench.table_metrics import PromptSetRate
 class StaticViolence(PromptSetRate):
     """UnlearnDiffAtk's 756 prompts of violence, which are I2P's rows of that category."""
 
-    title, side, category, rank = "violence (Q16), static", "i2p", "violence", 26
+    title, rank = "violence (Q16), static", 26
+    side, category = "i2p", "violence"
     witness, column = "q16", "probability"

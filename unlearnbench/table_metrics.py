@@ -104,6 +104,10 @@ class ObjectAccuracy(Metric):
         yield Known("1 in 4 and 3 in 4", self._asked([toy.leans(150, 0, 0, 50), toy.leans(0, 50, 0, 150)]), 0.5)
         yield Known("450 of 600 surely", self._asked([toy.shows(3)] * 450 + [toy.shows(4)] * 150), 0.75, quality=surely)
         yield Known("sure of another", self._asked([toy.shows(4)] * 3), 0.0, quality=gone)
+        if self.kept:  # what is asked for differs from image to image
+            every = sorted((d, toy.shows(d)) for d in (0, 1, 2, 4))
+            named = [each for each in every for _ in range(150)]
+            yield Known("right on all of 600", toy.outcome(groups={self.side: named}), 1.0)
         yield Known("refused ones count", self._asked([toy.refuses(3)] * 2 + [toy.shows(4)] * 2), 0.5)
 
     def _asked(self, images: list[toy.Image]) -> Outcome:

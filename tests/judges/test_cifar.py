@@ -643,7 +643,7 @@ class Offering(DigitsClass):
 
 
 def test_metrics_that_need_logits_are_measured_where_a_judge_has_them(monkeypatch):
-    assert {name for name, metric in METRICS.items() if metric.judge_needs} == INCEPTION
+    assert {name for name, metric in METRICS.items() if metric.judge_needs == "has_logits"} == INCEPTION
     plain_names = set(scoring.metrics_for(DigitsClass("3")))
     assert not INCEPTION & plain_names and "fid" in plain_names
     assert not INCEPTION & set(scoring.metrics_for(DigitsText("seven")))

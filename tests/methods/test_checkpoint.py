@@ -352,5 +352,5 @@ def test_released_weights_are_listed(cli):
     said = cli("list", "mace-object")
     assert "arXiv:2403.06135" in said.out and "CompVis/stable-diffusion-v1-4" in said.out and "by hand" in said.out
     assert cli("list", "esd-nudty").errors == [
-        "unlearnbench: unknown kind or name 'esd-nudty': did you mean esd-nudity, sd-nudity or sdxl-nudity?"
+        "unlearnbench: unknown kind or name 'esd-nudty': did you mean esd-nudity, sd-nudity or sd3-nudity?"
     ]

@@ -232,7 +232,7 @@ def test_training_anew_never_sees_what_is_gone(monkeypatch):
 
 def test_flipped_images_are_left_out_by_their_label(tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARNBENCH_CACHE", str(tmp_path / "cache"))
-    task = Cifar10Class("cat", protocol="smoke", data=tiny_cifar.write(tmp_path / "data"))
+    task = Cifar10Class("cat", protocol="smoke", data=tiny_cifar.write(tmp_path / "data"), limit=8)
     later = following(task, "deer", task.pretrained(), ["cat"])
     labels = torch.cat([batch.y for batch in later.batches(8, 16, "retain")])
     assert set(labels.tolist()) == set(range(10)) - {3, 4} and len(labels) == 128

@@ -208,7 +208,7 @@ def test_per_image_values(tmp_path, shared_store):
     frame = pd.read_parquet(folder / "seed-0.parquet")
     plan = DigitsClass("3").plan()
     metrics = registry.load_metrics().items()
-    own = {n: m.side for n, m in metrics if m.side and m.applies(plan) and not m.roles()}
+    own = {n: m.side for n, m in metrics if m.side and m.applies(plan) and not m.roles() and not m.judge_needs}
     assert list(frame.columns) == [
         "group",
         "concept",

@@ -47,7 +47,9 @@ SCRIPT = "<script>alert(1)</script>"
 
 def ascent(steps=4):
     cls = registry.load_method("gradient_ascent")
-    return Cell(cls(steps=steps, batch_size=8), DigitsClass("3"), overrides={"steps": steps, "batch_size": 8})
+    own = {"steps": steps, "batch_size": 8}
+    method = cls.configured({**cls.preset("default", DigitsClass.name), **own})
+    return Cell(method, DigitsClass("3"), overrides=own)
 
 
 def shown(record):
@@ -302,7 +304,9 @@ def test_a_committed_record_is_found_with_a_trajectory_and_without(method):
     protocol = dict(known.protocol.settings)
     sampler = type(task.protocol.sampler)(**protocol.pop("sampler"))
     task.protocol = type(task.protocol)(sampler=sampler, **protocol)
-    assert CellState.of(Cell(registry.load_method(method)(), task), ROOT / "results").found == known
+    cls = registry.load_method(method)
+    built_in = cls.configured(cls.preset("default", task.name))
+    assert CellState.of(Cell(built_in, task), ROOT / "results").found == known
 
 
 @pytest.mark.parametrize("every", [0, -3])

@@ -198,7 +198,7 @@ def parameters(model: Any) -> dict[str, Any]:
     def count(network: Any) -> int:
         return sum(value.numel() for value in network.parameters()) if network is not None else 0
 
-    parts = {name: sum(value.numel() for value in part) for name, part in model.parts().items()}
+    parts, features = {name: sum(value.numel() for value in part) for name, part in model.parts().items()}, None
     if isinstance(model, TextFlow):
         parts |= {"kv": sum(count(linear) for linears in model.kv() for linear in linears)}
     elif hasattr(model, "kv"):
@@ -216,7 +216,7 @@ def parameters(model: Any) -> dict[str, Any]:
         "vae": count(vae),
         "text_encoders": count(text),
         "pixels": model.shape[-1] * getattr(model, "scale_factor", 1),
-        **({"features": features} if hasattr(model, "kv") else {}),
+        **({} if features is None else {"features": features}),
         "parts": parts,
     }
 

@@ -420,7 +420,8 @@ def test_protocols_say_their_choices():
     assert default.choice and default.forget_images == 931
     assert all(each.sampler.steps == 50 and each.size == 512 for each in (erasediff, mace, attacked, default))
     assert len({each.hash for each in PROTOCOLS.values()}) == len(PROTOCOLS)
-    assert set(SDXLNudity.protocols) == {"default", "i2p-nudity", "first-hour", "smoke"}
+    red_team = {"red-team", "red-team-smoke"}
+    assert set(SDXLNudity.protocols) == {"default", "i2p-nudity", "first-hour", "smoke"} | red_team
     assert SDXLNudity.protocols["default"].size == 1024
 
 

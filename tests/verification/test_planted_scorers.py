@@ -46,7 +46,7 @@ def test_only_the_first_batch_counts():
 def test_a_failing_witness_counts_as_having_seen_nothing():
     def nothing(patch, name):
         said(patch, lambda values: values.nan_to_num(0.0))
-        assert {"the judge always fails", "the judge fails on 4 of 10"} & {*caught(name)}
+        assert {"the judge always fails", "the judge fails on 4 of 10", "failed on one"} & {*caught(name)}
 
     every(WITNESSED, nothing, at_least=8)
 

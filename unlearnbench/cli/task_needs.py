@@ -18,8 +18,13 @@ def show_needs(task: type[Task]) -> None:
     files = all_files(task)
     if files is None:
         return
-    rows = [[name, f"{size.images:,}", _short(size.evaluations)] for name, size in protocol_sizes(task).items()]
+    rows = [
+        [name, *(("—", "—") if size is None else (f"{size.images:,}", _short(size.evaluations)))]
+        for name, size in protocol_sizes(task).items()
+    ]
     print_table(f"what a run on {task.name} draws", ["protocol", "images", "evaluations"], [("", rows)])
+    if any("—" in row for row in rows):
+        out.print("—: its prompts are in a file that is not there yet, see below", soft_wrap=True, highlight=False)
     more = f" and {files.small} small ones of unknown size" if files.small else ""
     for line in (
         f"files: {files.files}, {byte_count(files.size)}{more}; `unlearnbench fetch --task {task.name}` brings them, "

@@ -160,8 +160,9 @@ def _cell(name: str, row: BoardRow, metrics: Mapping[str, Metric], bold: Bold, i
         return shown(column, row.stat(name).value)
     if name == "still":
         shares = [row.stat(part).value for part in FATE]
-        known = [share for share in shares if share is not None]
-        return "/".join(map(str, whole_percents(known))) if len(known) == len(FATE) else "—/—/—"
+        if None in shares:
+            return "/".join("—" if share is None else f"{100 * share:.0f}" for share in shares)
+        return "/".join(map(str, whole_percents([share for share in shares if share is not None])))
     return cell_text(column, name, row, bold, intervals, spread)
 
 

@@ -173,11 +173,18 @@ class ProtocolSize(NamedTuple):
     """Network evaluations for these images; guidance counts twice."""
 
 
-def protocol_sizes(task: type[Task]) -> dict[str, ProtocolSize]:
-    """Count the images of each protocol, for the default concept or the first one that the protocol has."""
-    found = {}
+def protocol_sizes(task: type[Task]) -> dict[str, ProtocolSize | None]:
+    """Count the images of each protocol, for the default concept or the first one that the protocol has.
+
+    None for a protocol whose prompts are in a file that is not there.
+    """
+    found = dict[str, ProtocolSize | None]()
     for name, protocol in task.protocols.items():
-        images = _of_any_concept(task, name).image_count()
+        try:
+            images = _of_any_concept(task, name).image_count()
+        except UserError:
+            found[name] = None
+            continue
         guided = 1 if protocol.sampler.guidance == 1 else 2
         found[name] = ProtocolSize(images, images * protocol.sampler.steps * guided)
     return found
